@@ -1,0 +1,153 @@
+"""The vocabulary every part shares: heads, layers, rows of scores, and errors a user can mend. No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+Kind = Literal["full", "sliding", "chunked", "linear", "none"]
+Mixer = Literal["softmax", "lightning", "gdn", "kda", "ssm", "rglru", "conv"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+class WorkbenchError(Exception):
+    """A mistake the user can mend: the message says what was given, what was expected, and the next step.
+
+    `exit_code` is what the command line ends with.
+    """
+
+    exit_code = 2
+
+
+class BadCheckpoint(WorkbenchError):
+    """A checkpoint that must not be scored: truncated, incomplete, non-finite, unsafe or not a checkpoint."""
+
+    exit_code = 1
+
+
+class NoCheckpoints(WorkbenchError):
+    """A directory with no checkpoints, or with checkpoints that cannot be put in one order."""
+
+    exit_code = 3
+
+
+class StoreTooNew(WorkbenchError):
+    """A run written by a newer version of the workbench."""
+
+    exit_code = 4
+
+
+class StoreNotWritable(WorkbenchError):
+    """A run directory that cannot be written: read-only or full."""
+
+    exit_code = 5
+
+
+class RunLocked(WorkbenchError):
+    """A run directory that another scan is writing."""
+
+    exit_code = 6
+
+
+class Head(NamedTuple):
+    """A query head; prints as `L3H7`."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+    @classmethod
+    def parse(cls, label: str) -> Head:
+        """Read `L3H7`.
+
+        Raises:
+            WorkbenchError: if the label has another form.
+        """
+        match = re.fullmatch(r"[Ll](\d+)[Hh](\d+)", label.strip())
+        if match is None:
+            raise WorkbenchError(f"head {label!r} is not of the form 'L3H7' (layer 3, head 7, both from 0)")
+        return cls(int(match[1]), int(match[2]))
+
+
+class KVHead(NamedTuple):
+    """A key/value head, shared by a group of query heads; prints as `L3KV1`."""
+
+    layer: int
+    kv_head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}KV{self.kv_head}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """What one token mixer of a model is.
+
+    `index` is the model's own layer number; a layer with two mixers has two of these. `window` is in tokens, own
+    position included; None where the layer sees the whole past. `has_sinks`: learned sink logits.
+    """
+
+    index: int
+    kind: Kind
+    mixer: Mixer
+    window: int | None
+    has_sinks: bool
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+    def kv_head(self, head: int) -> int:
+        """The key/value head that query head `head` reads."""
+        return head // (self.n_heads // self.n_kv_heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One detector's score of one head on one probe.
+
+    `score` is the mean over sequences of the mean over rows. `half_a` and `half_b` are the same on the even and the
+    odd sequences, `sd_seq` the standard deviation over sequences, `n` rows, `n_seq` sequences with at least one row.
+    `ci_lo`, `ci_hi`: 95 % percentile bootstrap over sequences, NaN below 5 of them. `head` is None for scores that
+    only exist per key/value head. `flags` holds `key=value` pairs separated by `;`.
+    """
+
+    layer: int
+    head: int | None
+    kv_head: int
+    kind: Kind
+    window: int | None
+    detector: str
+    version: int
+    probe: str
+    score: float
+    half_a: float
+    half_b: float
+    sd_seq: float
+    n_seq: int
+    n: int
+    ci_lo: float
+    ci_hi: float
+    flags: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One model-level number on one probe.
+
+    `distance` (tokens between query and source) and `position` (row) say at which of them it was measured; None means
+    pooled. `n` counts answers. Halves and interval as in `Row`.
+    """
+
+    probe: str
+    metric: str
+    distance: int | None
+    position: int | None
+    value: float
+    half_a: float
+    half_b: float
+    n: int
+    ci_lo: float
+    ci_hi: float
