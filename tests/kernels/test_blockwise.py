@@ -1,0 +1,171 @@
+"""The row-blocked form against the float64 reference, over lengths, groups, windows, sinks, caps and prefixes."""
+
+import pytest
+import torch
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import CausalMask, Cells, Far, Request, blockwise, reference
+
+CASES = {
+    "causal": dict(heads=(2, 2), n=(37, 37)),
+    "gqa": dict(heads=(8, 2), n=(61, 61)),
+    "one kv head": dict(heads=(3, 1), n=(53, 53)),
+    "prefix": dict(heads=(4, 2), n=(17, 71)),
+    "window": dict(heads=(4, 2), n=(67, 67), window=9),
+    "window and prefix": dict(heads=(4, 2), n=(20, 67), window=9),
+    "sinks": dict(heads=(4, 2), n=(41, 41), sinks=True),
+    "sinks and window": dict(heads=(4, 2), n=(41, 41), sinks=True, window=7),
+    "softcap": dict(heads=(4, 4), n=(45, 45), softcap=3.0),
+    "left padding": dict(heads=(4, 2), n=(47, 47), padding=(0, 11)),
+    "wide values": dict(heads=(4, 2), n=(33, 33), d_v=24),
+    "one token": dict(heads=(2, 1), n=(1, 1)),
+}
+
+
+def problem(case, dtype=torch.float32, seed=0):
+    spec = CASES[case]
+    (n_heads, n_kv), (n_q, n_k) = spec["heads"], spec["n"]
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, size=1.0):
+        return (size * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+    padding = torch.tensor(spec.get("padding", (0, 0)))
+    valid = torch.arange(n_k) >= padding[:, None] if padding.any() else None
+    return dict(
+        q=normal(2, n_heads, n_q, 16, size=2.0),
+        k=normal(2, n_kv, n_k, 16, size=2.0),
+        v=normal(2, n_kv, n_k, spec.get("d_v", 16)),
+        mask=CausalMask(n_k, offset=n_k - n_q, window=spec.get("window"), valid=valid),
+        first=padding,
+        softcap=spec.get("softcap"),
+        sinks=normal(n_heads, size=2.0) if spec.get("sinks") else None,
+    )
+
+
+def everything(p, rows=None, far=Far(window=6, sink=2)):
+    """A request for all statistics, with random visible and hidden cells on the requested rows."""
+    n_q, n_k = p["q"].shape[2], p["k"].shape[2]
+    generator = torch.Generator().manual_seed(1)
+    picked = torch.arange(n_q) if rows is None else rows
+    sequence = torch.randint(2, (200,), generator=generator)
+    row = picked[torch.randint(len(picked), (200,), generator=generator)]
+    key = (torch.rand(200, generator=generator) * (row + n_k - n_q + 1)).long()
+    order = (sequence * n_q + row).argsort(stable=True)
+    cells = Cells(sequence[order], row[order], key[order])
+    top = torch.unique(torch.stack([cells.sequence, cells.row], -1), dim=0)
+    return Request(
+        entropy=True, distance=True, far=far, first=p["first"], cells=cells, top_rows=top, rows=rows
+    )
+
+
+def assert_equal(fast, exact, p, tolerance=2e-6):
+    (out_fast, fast), (out_exact, exact) = fast, exact
+    seen = exact.mass > 0
+    keep = seen if p["sinks"] is None else torch.ones_like(seen)
+    for name in ("lse", "mass", "entropy", "mean_distance", "far_mass"):
+        a, b = getattr(fast, name).double()[keep], getattr(exact, name)[keep]
+        assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())), name
+    assert (fast.cells.double() - exact.cells).abs().max() <= tolerance
+    assert torch.equal(fast.top_key, exact.top_key)
+    if out_fast is not None:
+        rows_seen = seen[:, 0]
+        assert (out_fast.double() - out_exact)[rows_seen].abs().max() <= 5 * tolerance
+
+
+@pytest.mark.parametrize("tile_bytes", [1 << 12, 1 << 22], ids=["many tiles", "one tile"])
+@pytest.mark.parametrize("case", CASES)
+def test_blockwise_softmax_equals_the_reference(case, tile_bytes):
+    p = problem(case)
+    request = everything(p)
+    args = dict(scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
+    fast = blockwise.attention_statistics(
+        p["q"], p["k"], p["v"], p["mask"], request, tile_bytes=tile_bytes, **args
+    )
+    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, **args)
+    assert_equal(fast, exact, p)
+
+
+@pytest.mark.parametrize("case", ["gqa", "window", "prefix", "left padding"])
+def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case):
+    p = problem(case)
+    n_q = p["q"].shape[2]
+    rows = torch.arange(n_q - 1, -1, -3).flip(0)
+    request = everything(p, rows)
+    fast = blockwise.attention_statistics(
+        p["q"], p["k"], p["v"], p["mask"], request, scale=0.25, tile_bytes=1 << 12
+    )
+    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)
+    assert fast[0].shape[1] == len(rows)
+    assert_equal(fast, exact, p)
+
+
+@pytest.mark.parametrize("tile_bytes", [1 << 12, 1 << 22], ids=["many tiles", "one tile"])
+@pytest.mark.parametrize("case", ["causal", "prefix", "left padding"])
+def test_blockwise_decay_equals_the_reference(case, tile_bytes):
+    p = problem(case)
+    n_heads = p["q"].shape[1]
+    k = p["k"].repeat_interleave(n_heads // p["k"].shape[1], 1)
+    slopes = torch.tensor([0.9, 0.25, 0.05, 0.0])[:n_heads]
+    request = everything(p)
+    fast = blockwise.decay_statistics(p["q"], k, p["mask"], request, slopes=slopes, tile_bytes=tile_bytes)
+    exact = reference.decay_statistics(p["q"], k, p["mask"], request, slopes=slopes)
+    assert_equal((None, fast), (None, exact), p, tolerance=5e-6)
+
+
+def test_steep_decay_over_a_long_block_stays_inside_float32():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 2, 300, 8, generator=generator) for _ in range(2))
+    slopes = torch.tensor([0.99, 0.7])
+    request = Request(entropy=True, distance=True)
+    fast = blockwise.decay_statistics(q, k, CausalMask(300), request, slopes=slopes)
+    exact = reference.decay_statistics(q, k, CausalMask(300), request, slopes=slopes)
+    assert torch.isfinite(fast.entropy).all()
+    assert (fast.mean_distance.double() - exact.mean_distance).abs().max() < 1e-4
+
+
+def test_a_row_that_sees_nothing_has_zero_output_and_mass():
+    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    valid = torch.tensor([[False, False, True, True, True]])
+    out, stats = blockwise.attention_statistics(
+        q, k, v, CausalMask(5, valid=valid), Request(entropy=True, distance=True), scale=0.5
+    )
+    assert torch.equal(out[0, :2], torch.zeros(2, 2, 4))
+    assert torch.equal(stats.mass[0, :, :2], torch.zeros(2, 2))
+    assert torch.isneginf(stats.lse[0, :, :2]).all()
+    assert torch.isfinite(stats.entropy).all()
+
+
+def test_future_tokens_do_not_change_a_rows_statistics():
+    p = problem("gqa")
+    request = Request(entropy=True, distance=True, far=Far(6))
+    before = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)[1]
+    k, v = p["k"].clone(), p["v"].clone()
+    k[:, :, 40:], v[:, :, 40:] = 7.0, -3.0
+    after = blockwise.attention_statistics(p["q"], k, v, p["mask"], request, scale=0.25)[1]
+    for name in ("lse", "entropy", "mean_distance", "far_mass"):
+        torch.testing.assert_close(getattr(before, name)[..., :40], getattr(after, name)[..., :40])
+
+
+def test_a_window_as_long_as_the_context_changes_nothing():
+    p = problem("gqa")
+    request = everything(p)
+    full = blockwise.attention_statistics(p["q"], p["k"], p["v"], CausalMask(61), request, scale=0.25)
+    wide = blockwise.attention_statistics(
+        p["q"], p["k"], p["v"], CausalMask(61, window=61), request, scale=0.25
+    )
+    torch.testing.assert_close(full[0], wide[0])
+    torch.testing.assert_close(full[1].entropy, wide[1].entropy)
+
+
+def test_far_mass_beyond_a_layers_own_window_is_exactly_zero():
+    p = problem("window")
+    request = Request(far=Far(window=9))
+    stats = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)[1]
+    assert torch.equal(stats.far_mass, torch.zeros_like(stats.far_mass))
+
+
+def test_uneven_groups_are_refused_with_both_numbers():
+    q, k = torch.zeros(1, 3, 4, 2), torch.zeros(1, 2, 4, 2)
+    with pytest.raises(WorkbenchError, match="3 query heads cannot share 2"):
+        blockwise.attention_statistics(q, k, k, CausalMask(4), Request(), scale=1.0)

@@ -1,0 +1,88 @@
+"""Which keys a query may see, asked for block by block so that no T × T mask is ever built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class Hidden(NamedTuple):
+    """A run of key columns starting at `first` in which some cells are hidden; `cells` is True where hidden."""
+
+    first: int
+    cells: Bool[Tensor, "#b q k"]
+
+
+@runtime_checkable
+class TileMask(Protocol):
+    """What a kernel asks of a mask. Rows are query indices, sorted ascending; key indices count from 0."""
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        """Smallest and one past the largest key that any of these rows may see."""
+        ...
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        """Runs of columns of `keys` with hidden cells; columns outside every run are visible to all rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CausalMask:
+    """Causal attention over `n_keys` keys, optionally within the last `window` of them (own position included).
+
+    Query row r stands at key position r + `offset` (a prefix of `offset` keys comes before the first query).
+    `valid` is False on padding keys.
+    """
+
+    n_keys: int
+    offset: int = 0
+    window: int | None = None
+    valid: Bool[Tensor, "b k"] | None = None
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        first, last = int(rows[0]) + self.offset, int(rows[-1]) + self.offset
+        lo = 0 if self.window is None else max(0, first - self.window + 1)
+        return lo, min(self.n_keys, last + 1)
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        k = torch.arange(*keys, device=rows.device)
+        distance = (rows + self.offset)[:, None] - k
+        hidden = distance < 0
+        if self.window is not None:
+            hidden |= distance >= self.window
+        if self.valid is None:
+            return hidden_runs(hidden[None], keys[0])
+        return hidden_runs(hidden[None] | ~self.valid[batch, None, keys[0] : keys[1]], keys[0])
+
+
+def hidden_runs(hidden: Bool[Tensor, "#b q k"], first_key: int) -> list[Hidden]:
+    """Cut a tile into its runs of columns that hide anything: usually one triangle at each edge of the band."""
+    touched = hidden.flatten(0, 1).any(0).nonzero().flatten()
+    if touched.numel() == 0:
+        return []
+    breaks = (touched.diff() > 1).nonzero().flatten() + 1
+    return [
+        Hidden(first_key + int(run[0]), hidden[..., int(run[0]) : int(run[-1]) + 1].clone())
+        for run in touched.tensor_split(breaks.cpu())
+    ]
+
+
+def visible_tile(mask: TileMask, batch: slice, rows: Int[Tensor, " q"], n_keys: int) -> Bool[Tensor, "b q k"]:
+    """The mask of some rows as one dense tile over all keys: for references and crops only."""
+    n_sequences = batch.stop - batch.start
+    visible = torch.zeros(n_sequences, len(rows), n_keys, dtype=torch.bool, device=rows.device)
+    lo, hi = mask.key_range(rows)
+    visible[..., lo:hi] = True
+    for first, cells in mask.hidden(batch, rows, (lo, hi)):
+        visible[..., first : first + cells.shape[-1]] &= ~cells
+    return visible
+
+
+def per_head(cells: Bool[Tensor, "#b q k"]) -> Bool[Tensor, "#b 1 1 q k"]:
+    """Add the axes of key/value head and group, for masking a tile of scores."""
+    return rearrange(cells, "b q k -> b 1 1 q k")

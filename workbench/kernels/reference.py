@@ -1,0 +1,134 @@
+"""Dense float64 definitions of every statistic: the meaning that the fast forms are tested against. T × T: small T."""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.kernels.masks import TileMask, visible_tile
+from workbench.kernels.statistics import Request, RowStatistics
+
+
+def attention_pattern(
+    q: Float[Tensor, "b n_heads q d"],
+    k: Float[Tensor, "b n_kv_heads k d"],
+    mask: TileMask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " n_heads"] | None = None,
+) -> tuple[Float[Tensor, "b n_heads q k"], Float[Tensor, "b n_heads q"]]:
+    """Attention probabilities and the log of their denominator, learned sink included in the denominator only."""
+    scores = scale * einsum(
+        q.double(), _per_query_head(k.double(), q.shape[1]), "b h q d, b h k d -> b h q k"
+    )
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    rows = torch.arange(q.shape[2], device=q.device)
+    visible = visible_tile(mask, slice(0, len(q)), rows, k.shape[2])
+    scores = scores.masked_fill(~rearrange(visible, "b q k -> b 1 q k"), -torch.inf)
+    lse = scores.logsumexp(-1)
+    if sinks is not None:
+        lse = torch.logaddexp(lse, rearrange(sinks.double(), "h -> 1 h 1"))
+    return torch.exp(scores - lse.clamp_min(torch.finfo(torch.float64).min)[..., None]), lse
+
+
+def decay_pattern(
+    q: Float[Tensor, "b n_heads q d"],
+    k: Float[Tensor, "b n_heads k d"],
+    mask: TileMask,
+    *,
+    slopes: Float[Tensor, " n_heads"],
+) -> Float[Tensor, "b n_heads q k"]:
+    """The signed, unnormalised pattern (q_i · k_j) exp(−slope · (i − j)) that a decaying linear layer implies.
+
+    Reference:
+        Qin et al. 2024, Lightning Attention-2, eq. 5, with the output written as a row times v.
+    """
+    rows, keys = torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
+    distance = (rows[:, None] + (k.shape[2] - q.shape[2]) - keys).double().clamp_min(0)
+    decay = torch.exp(-rearrange(slopes.double(), "h -> h 1 1") * distance)
+    visible = visible_tile(mask, slice(0, len(q)), rows, k.shape[2])
+    scores = einsum(q.double(), k.double(), "b h q d, b h k d -> b h q k")
+    return scores * decay * rearrange(visible, "b q k -> b 1 q k")
+
+
+def attention_statistics(
+    q: Float[Tensor, "b n_heads q d"],
+    k: Float[Tensor, "b n_kv_heads k d"],
+    v: Float[Tensor, "b n_kv_heads k d_v"],
+    mask: TileMask,
+    request: Request,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " n_heads"] | None = None,
+) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+    """Softmax attention's output and the statistics of its rows."""
+    pattern, lse = attention_pattern(q, k, mask, scale=scale, softcap=softcap, sinks=sinks)
+    out = einsum(pattern, _per_query_head(v.double(), q.shape[1]), "b h q k, b h k d -> b q h d")
+    if request.rows is not None:
+        out = out[:, request.rows]
+    outcomes = pattern
+    if sinks is not None:
+        sink_mass = torch.exp(rearrange(sinks.double(), "h -> 1 h 1") - lse)
+        outcomes = torch.cat([pattern, sink_mass[..., None]], -1)
+    entropy = torch.special.entr(outcomes).sum(-1)
+    return out, _statistics(pattern, pattern, lse, entropy, request)
+
+
+def decay_statistics(
+    q: Float[Tensor, "b n_heads q d"],
+    k: Float[Tensor, "b n_heads k d"],
+    mask: TileMask,
+    request: Request,
+    *,
+    slopes: Float[Tensor, " n_heads"],
+) -> RowStatistics:
+    """The statistics of a decaying linear layer's implied rows, normalised by Σ|A|."""
+    pattern = decay_pattern(q, k, mask, slopes=slopes)
+    norm = pattern.abs().sum(-1)
+    signed = pattern / torch.where(norm > 0, norm, 1)[..., None]
+    entropy = torch.special.entr(signed.abs()).sum(-1)
+    return _statistics(signed.abs(), signed, norm.log(), entropy, request)
+
+
+def _statistics(
+    weights: Float[Tensor, "b n_heads q k"],
+    signed: Float[Tensor, "b n_heads q k"],
+    lse: Float[Tensor, "b n_heads q"],
+    entropy: Float[Tensor, "b n_heads q"],
+    request: Request,
+) -> RowStatistics:
+    n_rows, n_keys = weights.shape[2:]
+    rows = torch.arange(n_rows, device=weights.device)
+    distance = rows[:, None] + (n_keys - n_rows) - torch.arange(n_keys, device=weights.device)
+    far = cells = top = None
+    if request.far is not None:
+        first = torch.zeros(len(weights)) if request.first is None else request.first
+        after_sink = (
+            torch.arange(n_keys, device=weights.device)
+            >= first[:, None].to(weights.device) + request.far.sink
+        )
+        is_far = (distance >= request.far.window) & rearrange(after_sink, "b k -> b 1 1 k")
+        far = (weights * is_far).sum(-1)
+    if request.cells is not None:
+        cells = signed[request.cells.sequence, :, request.cells.row, request.cells.key]
+    if request.top_rows is not None:
+        top = weights[request.top_rows[:, 0], :, request.top_rows[:, 1]].argmax(-1)
+    picked = rows if request.rows is None else request.rows
+    return RowStatistics(
+        lse=lse[..., picked],
+        mass=weights.sum(-1)[..., picked],
+        entropy=entropy[..., picked] if request.entropy else None,
+        mean_distance=(weights * distance).sum(-1)[..., picked] if request.distance else None,
+        far_mass=None if far is None else far[..., picked],
+        cells=cells,
+        top_key=top,
+    )
+
+
+def _per_query_head(x: Float[Tensor, "b n_kv_heads k d"], n_heads: int) -> Float[Tensor, "b n_heads k d"]:
+    return repeat(x, "b kv k d -> b (kv g) k d", g=n_heads // x.shape[1])
