@@ -1,0 +1,126 @@
+"""Head scores the slow way: from full patterns that the model itself returns, one row and one cell at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tests.families import tiny
+
+
+def eager_patterns(family: str, tokens, attention_mask=None):
+    """Per layer a float64 pattern [b, h, t, t], learned sinks included in its denominator; linear layers by recurrence."""
+    model = tiny(family, "eager")
+    attended: dict[int, torch.Tensor] = {}
+    handles = []
+    for layer in getattr(model, "model", model).layers if hasattr(model, "model") else []:
+        mixer = layer.self_attn
+        if type(mixer).__name__ == "MiniMaxLightningAttention":
+            handles.append(mixer.register_forward_pre_hook(_recurrent(attended, attention_mask), with_kwargs=True))
+    with torch.no_grad():
+        out = model(input_ids=tokens, attention_mask=attention_mask, output_attentions=True, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    patterns = [attended.get(i, a).double() for i, a in enumerate(out.attentions)]
+    return patterns, out.logits, sorted(attended)
+
+
+def _recurrent(attended, attention_mask):
+    """The lightning layer token by token: feed one-hot values through its state and read the weights off."""
+
+    def hook(module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        b, t, _ = hidden.shape
+        h, d = module.num_attention_heads, module.head_dim
+        qkv = module.act_fn(module.qkv_proj(hidden))
+        if attention_mask is not None:
+            qkv = qkv * attention_mask[:, :, None]
+        q, k, _ = qkv.reshape(b, t, h, 3 * d).transpose(1, 2).double().split(d, -1)
+        ratio = torch.exp(-module.slope_rate.double())
+        state = torch.zeros(b, h, d, t, dtype=torch.float64)
+        rows = []
+        for i in range(t):
+            one_hot = torch.zeros(t, dtype=torch.float64)
+            one_hot[i] = 1
+            state = ratio * state + k[:, :, i, :, None] * one_hot
+            rows.append(torch.einsum("bhd,bhdt->bht", q[:, :, i], state))
+        attended[module.layer_idx] = torch.stack(rows, 2)
+
+    return hook
+
+
+def scores(family: str, tokens, *, attention_mask=None, far_window: int, targets=None) -> dict[tuple[str, int, int], float]:
+    """Every score of DESIGN's table by (detector, layer, head), from loops over sequences, rows and cells."""
+    model: PreTrainedModel = tiny(family, "eager")
+    patterns, _, linear = eager_patterns(family, tokens, attention_mask)
+    found: dict[tuple[str, int, int], float] = {}
+    for layer, pattern in enumerate(patterns):
+        has_sinks = family == "gpt_oss"
+        for head in range(pattern.shape[1]):
+            per_sequence: dict[str, list[float]] = {}
+            for b in range(len(tokens)):
+                valid = np.ones(tokens.shape[1], bool) if attention_mask is None else attention_mask[b].numpy().astype(bool)
+                keep = np.flatnonzero(valid)
+                rows = pattern[b, head].numpy()[np.ix_(keep, keep)]
+                values = _sequence(
+                    tokens[b].numpy()[keep],
+                    rows,
+                    is_linear=layer in linear,
+                    has_sinks=has_sinks,
+                    far_window=far_window,
+                    targets=None if targets is None else [(r, k) for s, r, k in targets.tolist() if s == b],
+                )
+                for name, row_values in values.items():
+                    if row_values:
+                        per_sequence.setdefault(name, []).append(float(np.mean(row_values)))
+                    else:
+                        per_sequence.setdefault(name, [])
+            for name, means in per_sequence.items():
+                found[name, layer, head] = float(np.mean(means)) if means else math.nan
+    del model
+    return found
+
+
+def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
+    names = "previous_token current_token duplicate_token induction sink learned_sink entropy mean_distance far_mass"
+    values: dict[str, list[float]] = {name: [] for name in names.split()}
+    for i in range(len(x)):
+        row = pattern[i, : i + 1]
+        if is_linear:
+            norm = np.abs(row).sum()
+            if norm == 0:
+                continue
+            row = row / norm
+        weights = np.abs(row)
+        sink_share = max(0.0, 1 - weights.sum()) if has_sinks else 0.0
+        if i >= 1:
+            values["previous_token"].append(row[i - 1])
+        values["current_token"].append(row[i])
+        values["sink"].append(row[0])
+        same = [j for j in range(i) if x[j] == x[i]]
+        if same:
+            values["duplicate_token"].append(sum(row[j] for j in same))
+        after = [j for j in range(1, i + 1) if x[j - 1] == x[i] and j - 1 < i]
+        if after:
+            values["induction"].append(sum(row[j] for j in after))
+        outcomes = [*weights, sink_share]
+        values["entropy"].append(-sum(p * math.log(p) for p in outcomes if p > 0))
+        values["mean_distance"].append(sum(weights[j] * (i - j) for j in range(i + 1)))
+        if i >= far_window:
+            values["far_mass"].append(sum(weights[j] for j in range(i - far_window + 1)))
+        if has_sinks:
+            values["learned_sink"].append(sink_share)
+    if targets is not None:
+        by_row: dict[int, list[int]] = {}
+        for r, k in targets:
+            by_row.setdefault(r, []).append(k)
+        values["retrieval"], values["retrieval_top1"] = [], []
+        for r, keys in by_row.items():
+            row = pattern[r, : r + 1]
+            norm = np.abs(row).sum() if is_linear else 1.0
+            values["retrieval"].append(sum(row[k] for k in keys) / norm)
+            values["retrieval_top1"].append(float(np.abs(row).argmax() in keys))
+    return values

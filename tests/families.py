@@ -1,0 +1,107 @@
+"""Tiny random models of every mechanism, with queries and keys enlarged so that their patterns are far from uniform."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from transformers import (
+    CwmConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MiniMaxConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen3NextConfig,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+VOCABULARY, WIDTH, HEADS, GROUPS, WINDOW = 97, 32, 4, 2, 8
+_MIXED = ["sliding_attention", "full_attention"]
+_COMMON = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=WIDTH,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=HEADS,
+    max_position_embeddings=8192,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+    tie_word_embeddings=False,
+)
+_GROUPED = dict(**_COMMON, num_key_value_heads=GROUPS, head_dim=16)
+
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**_GROUPED),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=HEADS,
+        n_positions=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**_COMMON, rotary_pct=0.25),
+    "mistral": lambda: MistralConfig(**_GROUPED, sliding_window=WINDOW),
+    "gemma2": lambda: Gemma2Config(
+        **_GROUPED,
+        sliding_window=WINDOW,
+        layer_types=_MIXED,
+        query_pre_attn_scalar=16,
+        attn_logit_softcapping=5.0,
+    ),
+    "gpt_oss": lambda: GptOssConfig(
+        **_GROUPED, sliding_window=WINDOW, layer_types=_MIXED, num_local_experts=2, num_experts_per_tok=1
+    ),
+    "cwm": lambda: CwmConfig(**_GROUPED, sliding_window=WINDOW, layer_types=_MIXED),
+    "minimax": lambda: MiniMaxConfig(
+        **_GROUPED,
+        layer_types=["linear_attention", "full_attention"],
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        block_size=16,
+    ),
+}
+SOFTMAX = [name for name in CONFIGS if name != "minimax"]
+
+
+def gated_delta_config() -> Qwen3NextConfig:
+    """A hybrid whose linear layers cannot be recorded."""
+    return Qwen3NextConfig(
+        **_GROUPED,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
+
+
+@cache
+def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
+    """The model of a family; the same weights whatever the attention implementation."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation=implementation)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                is_attention = any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key", "c_attn"))
+                parameter.normal_(0, 0.4 if is_attention else 0.15, generator=generator)
+            elif "sinks" in name:
+                parameter.normal_(0, 1, generator=generator)
+    return model.eval()
+
+
+def random_tokens(n_sequences: int, n_tokens: int, *, seed: int = 0, vocabulary: int = 23) -> torch.Tensor:
+    """Few distinct ids, so that tokens recur."""
+    return torch.randint(3, 3 + vocabulary, (n_sequences, n_tokens), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,184 @@
+"""Measure a model on a probe: one recording pass for all detectors together, scores of heads and of the model out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.detectors.registry import Detector, find_detectors
+from workbench.detectors.scoring import bootstrap, concatenate, score_rows
+from workbench.heads import Metric, Row, WorkbenchError
+from workbench.hooks import Answers, HookedModel, Recording
+from workbench.hooks.model import Rows
+from workbench.kernels import Far
+from workbench.probes import Probe, default, make_probe, part
+
+# Tokens of a batch: enough to keep the matrix products busy, few enough to keep its activations in hundreds of MB.
+_BATCH_TOKENS = 4096
+_BATCH_LOGITS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The scores of every head by detector name, and the model-level numbers, of one probe."""
+
+    rows: dict[str, list[Row]]
+    metrics: list[Metric]
+
+
+def measure(
+    model: HookedModel,
+    probe: Probe,
+    detectors: Sequence[Detector],
+    *,
+    far: Far,
+    seed: int = 0,
+    rows: Rows = "all",
+) -> Measured:
+    """One pass over the probe for all detectors; sequences go through in batches of a few thousand tokens."""
+    needs = frozenset().union(*(d.needs for d in detectors))
+    parts = _parts(probe, model.vocab_size)
+    recordings = [model.record(p, needs, rows=rows, far=far) for p in parts]
+    flags = f"far_window={far.window};far_sink={far.sink}"
+    scores = {
+        d.name: score_rows(
+            concatenate([d.function(r) for r in recordings]),
+            model.layers,
+            detector=d.name,
+            version=d.version,
+            probe=probe.name,
+            seed=seed,
+            flags=flags if "far_mass" in d.needs else "",
+        )
+        for d in detectors
+    }
+    return Measured(scores, _metrics(probe, parts, recordings, seed=seed))
+
+
+def score(
+    m: HookedModel,
+    detectors: Iterable[str] | None = None,
+    tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | None = None,
+    attention_mask: Tensor | None = None,
+    probes: Probe | Iterable[Probe] | None = None,
+    rows: Rows = "all",
+    seed: int = 0,
+    *,
+    far: Far | None = None,
+) -> pd.DataFrame:
+    """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
+
+    Args:
+        detectors: names; default all. On `tokens`, detectors that need answers are refused if named, skipped if not.
+        tokens: given sequences to score on, with `attention_mask`; else `probes`; else `probes.default(m)`.
+        rows: all query rows, or how many to sample; see `HookedModel.record`.
+        far: window and sink of `far_mass`; default 256 and 0.
+
+    Raises:
+        WorkbenchError: for unknown detectors, both tokens and probes, or a named detector without its answers.
+    """
+    chosen = find_detectors(detectors)
+    if tokens is not None and probes is not None:
+        raise WorkbenchError("both tokens and probes were given; pass one of them")
+    if tokens is not None:
+        without = [d.name for d in chosen if d.needs_answers]
+        if detectors is not None and without:
+            raise WorkbenchError(f"{without} need a probe with answers, not bare tokens; pass probes=")
+        chosen = tuple(d for d in chosen if not d.needs_answers)
+        batch = tokens if tokens.ndim == 2 else tokens[None]
+        mask = None if attention_mask is None else attention_mask.reshape(batch.shape).bool().cpu()
+        chosen_probes = [make_probe("tokens", batch.cpu(), attention_mask=mask)]
+    elif probes is None:
+        chosen_probes = default(m)
+    else:
+        chosen_probes = [probes] if isinstance(probes, Probe) else list(probes)
+    table = [
+        asdict(row)
+        for probe in chosen_probes
+        for scored in measure(m, probe, chosen, far=far or Far(256), seed=seed, rows=rows).rows.values()
+        for row in scored
+    ]
+    first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
+    frame = pd.DataFrame(table)
+    return frame[first + [c for c in frame.columns if c not in first]]
+
+
+def series_far(model: HookedModel, probe: Probe) -> Far:
+    """The window of `far_mass` in a scan: the model's smallest, else 256 or a quarter of the probe, at least 1."""
+    windows = [info.window for info in model.layers if info.window is not None]
+    return Far(window=min(windows) if windows else max(1, min(256, probe.tokens.shape[1] // 4)))
+
+
+def _parts(probe: Probe, vocab_size: int) -> list[Probe]:
+    n_sequences, n_tokens = probe.tokens.shape
+    kept = 1 if probe.answer_rows is None else len(torch.unique(probe.answer_rows[:, 1]))
+    step = max(1, min(_BATCH_TOKENS // n_tokens, _BATCH_LOGITS // max(1, kept * vocab_size)))
+    return [part(probe, start, min(n_sequences, start + step)) for start in range(0, n_sequences, step)]
+
+
+def _metrics(probe: Probe, parts: Sequence[Probe], recordings: Sequence[Recording], *, seed: int) -> list[Metric]:
+    """Loss and share of right answers, pooled and by class."""
+    if probe.answer_rows is None or len(probe.answer_rows) == 0:
+        return []
+    answers = [r.answers for r in recordings if r.answers is not None]
+    sequence = _sequence_of(parts, recordings)
+    values = {"loss_nats": torch.cat([a.loss_nats for a in answers]).double().numpy()}
+    if probe.metric is not None:
+        values[probe.metric] = torch.cat([a.is_right for a in answers]).double().numpy()
+    n_sequences = len(probe.tokens)
+    classes = None if probe.classes is None else probe.classes.numpy()
+    metrics = []
+    for name, value in values.items():
+        metrics.append(_metric(probe, name, None, value, sequence, n_sequences, seed))
+        for c in [] if classes is None else np.unique(classes):
+            mine = classes == c
+            metrics.append(_metric(probe, name, int(c), value[mine], sequence[mine], n_sequences, seed))
+    return metrics
+
+
+def _sequence_of(parts: Sequence[Probe], recordings: Sequence[Recording]) -> Int[np.ndarray, " n"]:
+    start, found = 0, []
+    for piece, recording in zip(parts, recordings, strict=True):
+        answers: Answers | None = recording.answers
+        if answers is not None:
+            found.append(answers.at[:, 0].numpy() + start)
+        start += len(piece.tokens)
+    return np.concatenate(found)
+
+
+def _metric(
+    probe: Probe,
+    name: str,
+    label: int | None,
+    value: Float[np.ndarray, " n"],
+    sequence: Int[np.ndarray, " n"],
+    n_sequences: int,
+    seed: int,
+) -> Metric:
+    n = np.bincount(sequence, minlength=n_sequences)
+    means = np.bincount(sequence, weights=value, minlength=n_sequences) / np.maximum(n, 1)
+    counted = n > 0
+    low, high = bootstrap(means[:, None], counted[:, None], seed=seed)
+    by_half = [_average(means[h::2], counted[h::2]) for h in (0, 1)]
+    return Metric(
+        probe=probe.name,
+        metric=name,
+        distance=label if probe.class_name == "distance" else None,
+        position=label if probe.class_name == "position" else None,
+        value=_average(means, counted),
+        half_a=by_half[0],
+        half_b=by_half[1],
+        n=int(n.sum()),
+        ci_lo=float(low[0]),
+        ci_hi=float(high[0]),
+    )
+
+
+def _average(means: Float[np.ndarray, " n"], counted: np.ndarray) -> float:
+    return float(means[counted].mean()) if counted.any() else float("nan")

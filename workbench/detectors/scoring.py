@@ -1,0 +1,109 @@
+"""From totals per sequence to a score: the mean over sequences, its halves, spread and bootstrap interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from workbench.heads import LayerInfo, Row
+from workbench.hooks import PerSequence
+
+RESAMPLES = 1000
+MIN_SEQUENCES = 5
+_LEVELS = (2.5, 97.5)
+
+
+def concatenate(parts: Sequence[PerSequence]) -> PerSequence:
+    """The measurements of several batches as one, in their order."""
+    return PerSequence(torch.cat([p.total for p in parts]), torch.cat([p.rows for p in parts]))
+
+
+def score_rows(
+    measured: PerSequence,
+    layers: Sequence[LayerInfo],
+    *,
+    detector: str,
+    version: int,
+    probe: str,
+    seed: int,
+    flags: str = "",
+) -> list[Row]:
+    """One Row per query head.
+
+    A sequence's value is its total over its rows; sequences without a row count nowhere. The bootstrap resamples
+    sequences with `seed`, 1000 times; a head's interval depends on its own values alone.
+    """
+    total = measured.total.double().numpy()
+    rows = measured.rows.numpy()
+    has_rows = rows > 0
+    value = np.where(has_rows, total / np.maximum(rows, 1), np.nan)
+    n_seq = has_rows.sum(0)
+    mean, sd = _mean(value, has_rows), _spread(value, has_rows)
+    half_a, half_b = _mean(value[0::2], has_rows[0::2]), _mean(value[1::2], has_rows[1::2])
+    low, high = bootstrap(value, has_rows, seed=seed)
+    return [
+        Row(
+            layer=info.index,
+            head=head,
+            kv_head=info.kv_head(head),
+            kind=info.kind,
+            window=info.window,
+            detector=detector,
+            version=version,
+            probe=probe,
+            score=float(mean[place, head]),
+            half_a=float(half_a[place, head]),
+            half_b=float(half_b[place, head]),
+            sd_seq=float(sd[place, head]),
+            n_seq=int(n_seq[place, head]),
+            n=int(rows[:, place, head].sum()),
+            ci_lo=float(low[place, head]),
+            ci_hi=float(high[place, head]),
+            flags=flags,
+        )
+        for place, info in enumerate(layers)
+        for head in range(info.n_heads)
+    ]
+
+
+def bootstrap(
+    value: Float[np.ndarray, "n_seq ..."], counted: Bool[np.ndarray, "n_seq ..."], *, seed: int
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """The 95 % percentile interval of the mean over the first axis; NaN where fewer than 5 entries are counted.
+
+    Reference:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+    """
+    shape = value.shape[1:]
+    flat, flags = value.reshape(len(value), -1), counted.reshape(len(value), -1)
+    low, high = np.full(flat.shape[1], np.nan), np.full(flat.shape[1], np.nan)
+    # Columns counted on the same sequences share their resamples, so that nearly always one product does them all.
+    patterns, member = np.unique(flags, axis=1, return_inverse=True)
+    for p in range(patterns.shape[1]):
+        columns = np.flatnonzero(member.reshape(-1) == p)
+        kept = np.flatnonzero(patterns[:, p])
+        if len(kept) >= MIN_SEQUENCES:
+            means = _resampling(len(kept), seed) @ flat[np.ix_(kept, columns)] / len(kept)
+            low[columns], high[columns] = np.percentile(means, _LEVELS, axis=0)
+    return low.reshape(shape), high.reshape(shape)
+
+
+def _resampling(n: int, seed: int) -> Float[np.ndarray, "resamples n"]:
+    """How often each of n entries is drawn in each resample."""
+    draws: Int[np.ndarray, "r n"] = np.random.default_rng([seed, n]).integers(n, size=(RESAMPLES, n))
+    codes = draws + n * np.arange(RESAMPLES)[:, None]
+    return np.bincount(codes.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
+
+
+def _mean(value: Float[np.ndarray, "n ..."], counted: Bool[np.ndarray, "n ..."]) -> Float[np.ndarray, "..."]:
+    n = counted.sum(0)
+    return np.where(n > 0, np.where(counted, value, 0).sum(0) / np.maximum(n, 1), np.nan)
+
+
+def _spread(value: Float[np.ndarray, "n ..."], counted: Bool[np.ndarray, "n ..."]) -> Float[np.ndarray, "..."]:
+    n = counted.sum(0)
+    squares = np.where(counted, (value - _mean(value, counted)) ** 2, 0).sum(0)
+    return np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)

@@ -1,0 +1,17 @@
+"""Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
+
+from workbench.hooks.cells import CellSum, Sequences
+from workbench.hooks.model import DEFAULT_FAR, HookedModel, open_model
+from workbench.hooks.recording import NEEDS, Answers, PerSequence, Recording
+
+__all__ = [
+    "DEFAULT_FAR",
+    "NEEDS",
+    "Answers",
+    "CellSum",
+    "HookedModel",
+    "PerSequence",
+    "Recording",
+    "Sequences",
+    "open_model",
+]

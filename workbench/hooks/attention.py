@@ -1,0 +1,226 @@
+"""The one attention function and the one mask function that every Hugging Face family calls while it is being recorded.
+
+transformers looks both up by name: `attn_implementation="workbench"` sends every softmax layer here, with the queries,
+keys and values as the model itself made them (rotated, normalised, not repeated over the group) and with the mask as a
+function of positions, which is evaluated tile by tile. What happens with a layer is the business of the handler that
+is in force; without one the layer is computed and nothing is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from transformers.modeling_utils import AttentionInterface
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import CausalMask, Hidden, Request, TileMask, attention_statistics, hidden_runs
+
+IMPLEMENTATION = "workbench"
+# What the families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
+_HARMLESS_TENSORS = {"position_ids", "cache_position", "position_embeddings"}
+
+
+@dataclass(frozen=True, slots=True)
+class LazyMask:
+    """A model's own mask as a function of (sequence, head, query, key) positions: nothing is built until a tile asks.
+
+    `window` is what the model hands over as the local size of the layer: a sliding window or a chunk, in tokens.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    n_sequences: int
+    n_queries: int
+    n_keys: int
+    query_offset: int
+    key_offset: int
+    window: int | None
+    valid: Bool[Tensor, "b k"] | None
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        ahead = self.query_offset - self.key_offset
+        lo = 0 if self.window is None else max(0, int(rows[0]) + ahead - self.window + 1)
+        return lo, min(self.n_keys, int(rows[-1]) + ahead + 1)
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        device = rows.device
+        k = torch.arange(*keys, device=device) + self.key_offset
+        visible = self.function(
+            rearrange(torch.arange(batch.start, batch.stop, device=device), "b -> b 1 1 1"),
+            torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device),
+            rearrange(rows + self.query_offset, "q -> 1 1 q 1"),
+            rearrange(k, "k -> 1 1 1 k"),
+        )
+        hidden = ~rearrange(visible, "b 1 q k -> b q k")
+        if self.valid is not None:
+            hidden = hidden | ~self.valid[batch, None, keys[0] : keys[1]]
+        return hidden_runs(hidden, keys[0])
+
+    def __getitem__(self, index: Any) -> LazyMask:
+        """The mask of a run of query rows, `mask[:, :, a:b, :]`: families that share keys across layers cut it so."""
+        if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
+            raise WorkbenchError(f"the model cuts its attention mask as {index!r}; only rows can be cut: [:, :, a:b, :]")
+        start, stop, _ = index[2].indices(self.n_queries)
+        return replace(self, n_queries=stop - start, query_offset=self.query_offset + start)
+
+    @property
+    def is_plain_causal(self) -> bool:
+        """True if every query sees its whole past and nothing is padding."""
+        return self.function is causal_mask_function and self.window is None and self.valid is None
+
+    def simplest(self) -> TileMask:
+        """The same mask without a function call per tile, where the model's mask is plain causal."""
+        if self.function is not causal_mask_function or self.window is not None:
+            return self
+        return CausalMask(self.n_keys, offset=self.query_offset - self.key_offset, valid=self.valid)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One softmax layer at the moment it attends. `layer` is the model's own layer number."""
+
+    layer: int
+    q: Float[Tensor, "b n_heads q d"]
+    k: Float[Tensor, "b n_kv_heads k d"]
+    v: Float[Tensor, "b n_kv_heads k d_v"]
+    mask: LazyMask
+    scale: float
+    softcap: float | None
+    sinks: Float[Tensor, " n_heads"] | None
+
+    def output(self) -> Float[Tensor, "b q n_heads d_v"]:
+        """The layer's attention output, computed the cheapest exact way and with no statistics."""
+        is_stock = self.softcap is None and self.sinks is None and self.q.shape[2] == self.k.shape[2]
+        if is_stock and self.mask.is_plain_causal:
+            out = scaled_dot_product_attention(
+                self.q, self.k, self.v, is_causal=True, scale=self.scale, enable_gqa=True
+            )
+            return rearrange(out, "b h q d -> b q h d")
+        return self.statistics(Request())[0]
+
+    def statistics(self, request: Request):
+        """The output and the statistics of the layer's rows; see `workbench.kernels`."""
+        return attention_statistics(
+            self.q,
+            self.k,
+            self.v,
+            self.mask.simplest(),
+            request,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
+
+
+# What is done with a softmax layer: read it if you like, and return its output.
+Handler = Callable[[AttentionCall], Tensor]
+
+_handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
+
+
+@contextmanager
+def handling(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
+    """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    training = [m for m in model.modules() if m.training]
+    token = _handler.set(handler)
+    try:
+        model.eval()
+        for config in configs.values():
+            config._attn_implementation_internal = IMPLEMENTATION
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+        for module in training:
+            module.training = True
+        _handler.reset(token)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The registered attention function: turn transformers' arguments into an AttentionCall."""
+    name = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', None)}"
+    unknown = sorted(k for k, x in others.items() if isinstance(x, Tensor) and k not in _HARMLESS_TENSORS)
+    if unknown:
+        raise WorkbenchError(
+            f"{name} hands its attention the tensors {unknown}, which may select keys; this version cannot record it "
+            "exactly, so it is refused"
+        )
+    if not isinstance(attention_mask, LazyMask):
+        raise WorkbenchError(
+            f"{name} brings a mask of type {type(attention_mask).__name__} of its own making; expected the mask that "
+            "transformers builds from token positions: pass attention_mask as [batch, tokens]"
+        )
+    if (attention_mask.n_queries, attention_mask.n_keys) != (query.shape[2], key.shape[2]):
+        raise WorkbenchError(
+            f"{name} has {query.shape[2]} queries and {key.shape[2]} keys but a mask of {attention_mask.n_queries} × "
+            f"{attention_mask.n_keys}; run it without a cache"
+        )
+    call = AttentionCall(
+        layer=int(module.layer_idx),  # type: ignore[arg-type]
+        q=query,
+        k=key,
+        v=value,
+        mask=attention_mask,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=softcap,
+        sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
+    )
+    handler = _handler.get()
+    return (call.output() if handler is None else handler(call)), None
+
+
+def _lazy_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Tensor] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **_: Any,
+) -> LazyMask:
+    """The registered mask function: keep the function and the padding, build nothing."""
+    valid = None
+    if attention_mask is not None:
+        valid = attention_mask[:, int(kv_offset) : int(kv_offset) + kv_length].bool()
+        valid = None if bool(valid.all()) else valid
+    return LazyMask(
+        function=mask_function,
+        n_sequences=batch_size,
+        n_queries=int(q_length),
+        n_keys=int(kv_length),
+        query_offset=int(q_offset),
+        key_offset=int(kv_offset),
+        window=local_size,
+        valid=valid,
+    )
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, _lazy_mask)

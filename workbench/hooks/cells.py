@@ -1,0 +1,159 @@
+"""Which cells of the attention matrix a measurement sums: lists computed from the tokens, never a T × T mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from workbench.heads import WorkbenchError
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """The tokens of one recording. `valid` is False on padding; `first` is each sequence's first valid token.
+
+    `targets`: (sequence, row, key) of the cells that hold the answers, sorted; `answers`: (sequence, row) of the rows
+    that predict them. Both absent where the tokens came without answers.
+    """
+
+    tokens: Int[Tensor, "b t"]
+    valid: Bool[Tensor, "b t"]
+    first: Int[Tensor, " b"]
+    answers: Int[Tensor, "n_rows 2"] | None = None
+    targets: Int[Tensor, "n_cells 3"] | None = None
+
+
+CellRule = Callable[[Sequences], Int[Tensor, "n_cells 3"]]
+
+
+@dataclass(frozen=True, slots=True)
+class CellSum:
+    """A need of one's own: per row, the attention on the (sequence, row, key) cells that `cells` lists.
+
+    Rows are those with at least one cell. Cells on padding do not count.
+    """
+
+    name: str
+    cells: CellRule
+
+
+def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) -> Sequences:
+    """Tokens and their padding as every measurement sees them.
+
+    Raises:
+        WorkbenchError: if the mask has another shape, a sequence has no valid token, or its valid tokens are not one
+            run (padding may stand left or right, not between).
+    """
+    if attention_mask is None:
+        valid = torch.ones_like(tokens, dtype=torch.bool)
+    elif attention_mask.shape != tokens.shape:
+        raise WorkbenchError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected that of the tokens, {tuple(tokens.shape)}"
+        )
+    else:
+        valid = attention_mask.to(tokens.device).bool()
+    first = valid.int().argmax(-1)
+    runs = (valid[:, 1:] & ~valid[:, :-1]).sum(-1) + valid[:, 0]
+    if bool((runs != 1).any()):
+        bad = int((runs != 1).nonzero()[0, 0])
+        raise WorkbenchError(
+            f"sequence {bad} has {int(runs[bad])} runs of valid tokens; expected one, with padding left or right of it"
+        )
+    return Sequences(tokens=tokens, valid=valid, first=first)
+
+
+def previous_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """(i, i − 1) for every row but the first."""
+    b, i = (batch.valid[:, 1:] & batch.valid[:, :-1]).nonzero(as_tuple=True)
+    return torch.stack([b, i + 1, i], -1)
+
+
+def current_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """(i, i)."""
+    b, i = batch.valid.nonzero(as_tuple=True)
+    return torch.stack([b, i, i], -1)
+
+
+def sink_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """(i, first valid token)."""
+    b, i = batch.valid.nonzero(as_tuple=True)
+    return torch.stack([b, i, batch.first[b]], -1)
+
+
+def duplicate_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """(i, j) with j < i and x_j = x_i."""
+    pairs = _equal_pairs(batch)
+    return pairs[pairs[:, 2] < pairs[:, 1]]
+
+
+def induction(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """(i, j) with j ≤ i and x_{j−1} = x_i, j − 1 < i: the tokens that followed this one before."""
+    cells = duplicate_token(batch)
+    after = cells[:, 2] + 1
+    return torch.stack([cells[:, 0], cells[:, 1], after], -1)
+
+
+def answer_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """The probe's own target cells."""
+    if batch.targets is None:
+        return torch.zeros(0, 3, dtype=torch.long, device=batch.tokens.device)
+    return batch.targets
+
+
+CELL_RULES: dict[str, CellRule] = {
+    "previous_token": previous_token,
+    "current_token": current_token,
+    "sink_mass": sink_token,
+    "duplicate_token": duplicate_token,
+    "induction": induction,
+    "answer_mass": answer_token,
+}
+
+
+def _equal_pairs(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """Every (sequence, i, j), j ≤ i, whose tokens are equal, sorted: by sorting tokens, not by comparing all pairs."""
+    n_tokens = batch.tokens.shape[1]
+    b, i = batch.valid.nonzero(as_tuple=True)
+    vocabulary = int(batch.tokens.max()) + 1
+    key = b * vocabulary + batch.tokens[b, i]
+    order = torch.argsort(key, stable=True)
+    _, counts = torch.unique_consecutive(key[order], return_counts=True)
+    # Within a group of equal tokens in order of position, the m-th has m + 1 partners: itself and those before it.
+    start = counts.cumsum(0) - counts
+    place = torch.arange(len(order), device=order.device) - start.repeat_interleave(counts)
+    row = torch.arange(len(order), device=order.device).repeat_interleave(place + 1)
+    ends = (place + 1).cumsum(0)
+    offset = torch.arange(len(row), device=order.device) - (ends - place - 1).repeat_interleave(place + 1)
+    partner = row - place[row] + offset
+    cells = torch.stack([b[order[row]], i[order[row]], i[order[partner]]], -1)
+    return cells[((cells[:, 0] * n_tokens + cells[:, 1]) * n_tokens + cells[:, 2]).argsort()]
+
+
+def rows_of(cells: Int[Tensor, "n_cells 3"]) -> Int[Tensor, "n_rows 2"]:
+    """The distinct (sequence, row) pairs of a sorted list of cells."""
+    return torch.unique_consecutive(cells[:, :2], dim=0)
+
+
+def merge(sets: list[Int[Tensor, "_ 3"]], n_tokens: int) -> tuple[Int[Tensor, "n_cells 3"], Int[Tensor, " n_cells"]]:
+    """All sets as one list sorted by (sequence, row), and for each cell the set it belongs to."""
+    cells = torch.cat(sets)
+    lengths = torch.tensor([len(s) for s in sets], device=cells.device)
+    member = torch.arange(len(sets), device=cells.device).repeat_interleave(lengths)
+    order = (cells[:, 0] * n_tokens + cells[:, 1]).argsort(stable=True)
+    return cells[order], member[order]
+
+
+def on_rows(cells: Int[Tensor, "n_cells w"], rows: Int[Tensor, " r"]) -> Int[Tensor, "m w"]:
+    """The cells that lie on some rows; `cells` carries (sequence, row, …)."""
+    return cells[torch.isin(cells[:, 1], rows)]
+
+
+def on_valid(cells: Int[Tensor, "n_cells 3"], valid: Bool[Tensor, "b t"]) -> Int[Tensor, "m 3"]:
+    """The cells whose row and key are both tokens, not padding."""
+    b, i, j = rearrange(cells, "n three -> three n")
+    return cells[valid[b, i] & valid[b, j]]

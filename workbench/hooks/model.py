@@ -1,0 +1,272 @@
+"""HookedModel: a Hugging Face causal language model whose attention can be recorded and looked at."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from workbench.heads import LayerInfo, WorkbenchError
+from workbench.hooks.attention import AttentionCall, handling
+from workbench.hooks.cells import Sequences, sequences
+from workbench.hooks.layers import survey
+from workbench.hooks.lightning import LightningCall, reading_lightning
+from workbench.hooks.loading import load_pretrained
+from workbench.hooks.recording import Answers, Need, Recording, Reduction
+from workbench.kernels import Far, attention_crop, decay_crop
+from workbench.probes.probe import Probe
+
+DEFAULT_FAR = Far(window=256)
+Rows = Literal["all"] | int | Tensor
+
+
+class HookedModel:
+    """A model, its tokenizer if it has one, and what its layers are.
+
+    The model itself is never changed: attention is switched to the recorder for the length of one call and switched
+    back, whatever happens in it.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, tokenizer: Any = None, name: str = ""):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+        self._layers = survey(model)
+
+    def __repr__(self) -> str:
+        kinds = "".join(layer.kind[0].upper() for layer in self._layers)
+        return f"HookedModel({self.name}: {len(self._layers)} layers {kinds}, {self._layers[0].n_heads} heads)"
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The token mixers of the model in order."""
+        return self._layers
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def record(
+        self,
+        tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe,
+        needs: set[Need] | frozenset[Need] | tuple[Need, ...] | list[Need],
+        attention_mask: Tensor | None = None,
+        rows: Rows = "all",
+        *,
+        far: Far = DEFAULT_FAR,
+    ) -> Recording:
+        """One forward pass with the statistics that `needs` names, summed per sequence; memory is O(tokens).
+
+        Args:
+            tokens: token ids, or a probe; with a probe its answers are scored too.
+            rows: all query rows; a number of them, drawn evenly at random (seed 0); or their indices. Answer
+                rows are always recorded in full.
+            far: the window and sink of `far_mass`, in tokens.
+
+        Raises:
+            WorkbenchError: for tokens outside the vocabulary or longer than the model takes, an unknown need, or a
+                mask that does not fit.
+        """
+        batch = self._batch(tokens, attention_mask)
+        reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=_rows(rows, batch))
+        place = {layer.index: i for i, layer in enumerate(self._layers)}
+
+        def attend(call: AttentionCall) -> Tensor:
+            if reduction.request.rows is not None:
+                _, statistics = call.statistics(reduction.request)
+                reduction.take(place[call.layer], statistics)
+                return call.output()
+            out, statistics = call.statistics(reduction.request)
+            reduction.take(place[call.layer], statistics)
+            return out
+
+        def read(call: LightningCall) -> None:
+            reduction.take(place[call.layer], call.statistics(reduction.request))
+
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(handling(self.model, attend))
+            stack.enter_context(reading_lightning(self.model, batch.valid, read))
+            answers = self._answers(batch)
+        return reduction.finish(answers)
+
+    def pattern(
+        self,
+        tokens: Int[Tensor, " t"],
+        layer: int,
+        head: int,
+        queries: slice | Int[Tensor, " q"] = slice(None),
+        keys: slice | Int[Tensor, " k"] = slice(None),
+    ) -> Float[Tensor, "q k"]:
+        """Exact attention probabilities of one head on one sequence, float32, on the queries and keys asked for.
+
+        Linear layers give their implied pattern: signed, not normalised. Only the crop is ever built.
+
+        Raises:
+            WorkbenchError: if the model has no such head.
+        """
+        info = next((i for i in self._layers if i.index == layer), None)
+        if info is None or not 0 <= head < info.n_heads:
+            raise WorkbenchError(f"there is no head L{layer}H{head}; {self!r} has {_heads_of(self._layers)}")
+        batch = self._batch(tokens, None)
+        every = torch.arange(batch.tokens.shape[1], device=self.device)
+        picked = [every[x] if isinstance(x, slice) else x.to(self.device) for x in (queries, keys)]
+
+        def attend(call: AttentionCall) -> Tensor:
+            if call.layer != layer:
+                return call.output()
+            crop = attention_crop(
+                call.q[0, head],
+                call.k[0, info.kv_head(head)],
+                call.mask.simplest(),
+                queries=picked[0],
+                keys=picked[1],
+                scale=call.scale,
+                softcap=call.softcap,
+                sink=None if call.sinks is None else call.sinks[head],
+            )
+            raise _FoundError(crop)
+
+        def read(call: LightningCall) -> None:
+            if call.layer == layer:
+                crop = decay_crop(
+                    call.q[0, head],
+                    call.k[0, head],
+                    call.mask,
+                    queries=picked[0],
+                    keys=picked[1],
+                    slope=call.slopes[head],
+                )
+                raise _FoundError(crop)
+
+        try:
+            with (
+                torch.no_grad(),
+                handling(self.model, attend),
+                reading_lightning(self.model, batch.valid, read),
+            ):
+                self._logits(batch, every[-1:])
+        except _FoundError as found:
+            return found.crop
+        raise AssertionError(f"layer {layer} did not attend")
+
+    def _batch(self, tokens: Tensor | Probe, attention_mask: Tensor | None) -> Sequences:
+        if isinstance(tokens, Probe):
+            batch = sequences(tokens.tokens.to(self.device), tokens.attention_mask)
+            answers, targets = tokens.answer_rows, tokens.target_cells
+            batch = replace(
+                batch,
+                answers=None if answers is None else answers.to(self.device),
+                targets=None if targets is None else targets.to(self.device),
+            )
+        else:
+            ids = tokens if tokens.ndim == 2 else tokens[None]
+            mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else attention_mask[None]
+            batch = sequences(ids.to(self.device), mask)
+        self._check(batch.tokens)
+        return batch
+
+    def _check(self, tokens: Int[Tensor, "b t"]) -> None:
+        if tokens.numel() == 0:
+            raise WorkbenchError(f"tokens have shape {tuple(tokens.shape)}; expected at least one token")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            raise WorkbenchError(
+                f"token ids run from {low} to {high}; this model's vocabulary is 0 … {self.vocab_size - 1}"
+            )
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and tokens.shape[1] > longest:
+            raise WorkbenchError(
+                f"{tokens.shape[1]} tokens exceed the {longest} positions of this model; pass shorter sequences"
+            )
+
+    def _answers(self, batch: Sequences) -> Answers | None:
+        """Run the model; score the answer rows, for which alone logits are made."""
+        if batch.answers is None or len(batch.answers) == 0:
+            self._logits(batch, torch.tensor([batch.tokens.shape[1] - 1], device=self.device))
+            return None
+        sequence, row = batch.answers.unbind(-1)
+        kept = torch.unique(row)
+        logits = self._logits(batch, kept)
+        answer = batch.tokens[sequence, row + 1]
+        place = torch.searchsorted(kept, row.contiguous())
+        loss = torch.empty(len(row))
+        is_right = torch.empty(len(row), dtype=torch.bool)
+        for b in range(len(batch.tokens)):  # one sequence at a time: float32 logits of a batch may not fit
+            mine = sequence == b
+            scores = logits[b, place[mine]].float()
+            loss[mine.cpu()] = cross_entropy(scores, answer[mine], reduction="none").cpu()
+            is_right[mine.cpu()] = (scores.argmax(-1) == answer[mine]).cpu()
+        return Answers(at=batch.answers.cpu(), loss_nats=loss, is_right=is_right)
+
+    def _logits(self, batch: Sequences, kept: Int[Tensor, " kept"]) -> Float[Tensor, "b kept vocab"]:
+        given: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
+        if not bool(batch.valid.all()):
+            given["attention_mask"] = batch.valid.long()
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            return self.model(**given, logits_to_keep=kept).logits
+        return self.model(**given).logits[:, kept]
+
+
+class _FoundError(Exception):
+    """Ends a forward pass at the layer that was asked for."""
+
+    def __init__(self, crop: Float[Tensor, "q k"]):
+        super().__init__("the layer that was asked for has been read")
+        self.crop = crop
+
+
+def open_model(
+    source: str | Path | PreTrainedModel, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> HookedModel:
+    """Open a model for recording: a Hugging Face directory (strictly checked, offline) or a model already in memory.
+
+    Args:
+        device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
+        dtype: default float32 on the CPU, the checkpoint's own on CUDA. A model in memory keeps its own.
+
+    Raises:
+        BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
+        WorkbenchError: if a layer's attention cannot be recorded exactly, or a model in memory came with a device or
+            dtype.
+    """
+    if isinstance(source, PreTrainedModel):
+        if device is not None or dtype is not None:
+            raise WorkbenchError("device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it")
+        return HookedModel(source)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = load_pretrained(Path(source), device=target, dtype=dtype)
+    return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
+
+
+def _rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:
+    n_tokens, device = batch.tokens.shape[1], batch.tokens.device
+    if isinstance(rows, Tensor):
+        picked = torch.unique(rows.to(device))
+        if len(picked) == 0 or int(picked[0]) < 0 or int(picked[-1]) >= n_tokens:
+            raise WorkbenchError(f"rows= must hold indices from 0 to {n_tokens - 1}, at least one")
+        return picked
+    if rows == "all" or (isinstance(rows, int) and rows >= n_tokens):
+        return None
+    if not isinstance(rows, int) or rows < 1:
+        raise WorkbenchError(f"rows is {rows!r}; expected 'all', a positive number of rows, or a tensor of indices")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(n_tokens, generator=generator)[:rows].sort().values.to(device)
+
+
+def _heads_of(layers: tuple[LayerInfo, ...]) -> str:
+    return f"layers {layers[0].index} … {layers[-1].index} with {max(i.n_heads for i in layers)} heads"
+
+

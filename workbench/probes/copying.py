@@ -1,0 +1,114 @@
+"""Probes of copying: repeated random tokens, and a needle of eight words copied at a chosen distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.heads import WorkbenchError
+from workbench.probes.probe import Probe, make_probe
+from workbench.probes.words import HasVocabulary, Vocabulary, draw, vocabulary, with_bos
+
+NEEDLE = 8
+# Of the copy, the rows that follow enough of it to know what is being copied and still have a next word.
+_ANSWERING = (3, 4, 5, 6)
+
+
+def repeats(
+    source: HasVocabulary | Vocabulary | int,
+    *,
+    n: int = 50,
+    copies: int = 2,
+    n_sequences: int = 20,
+    seed: int = 0,
+    name: str = "repeats",
+) -> Probe:
+    """`copies` copies of `n` random tokens, all different within a copy, after the beginning-of-sequence token.
+
+    Answers: every token of the later copies but the first of the second copy, which nothing announces. Classes: the
+    distance to the source, n − 1.
+
+    Raises:
+        WorkbenchError: if the vocabulary has fewer than n ordinary tokens, or copies < 2.
+    """
+    if copies < 2:
+        raise WorkbenchError(f"copies is {copies}; expected at least 2")
+    words = vocabulary(source)
+    generator = torch.Generator().manual_seed(seed)
+    once = draw(words, (n_sequences, n), generator, what=f"a repeat of n = {n}")
+    tokens = with_bos(words, repeat(once, "b n -> b (c n)", c=copies))
+    first = tokens.shape[1] - (copies - 1) * n
+    rows = torch.arange(first, tokens.shape[1] - 1)
+    return _copying(name, tokens, repeat(rows, "r -> b r", b=n_sequences), n)
+
+
+def copy_needle(
+    source: HasVocabulary | Vocabulary | int,
+    distance: int | Sequence[int] = 32,
+    *,
+    length: int | None = None,
+    n_sequences: int = 20,
+    filler: Int[Tensor, "b t"] | None = None,
+    seed: int = 0,
+    name: str = "copy_needle",
+) -> Probe:
+    """Eight random words in filler, said again at the end: does the copy go on, and who looks at the source?
+
+    The answers are the words after positions 3 to 6 of the copy; `distance` is from each word of the copy to the same
+    word of the needle, so that the source of an answer lies distance − 1 tokens behind its row. Several distances share
+    the sequences evenly, `n_sequences` each.
+
+    Args:
+        length: tokens per sequence; default: the largest distance and half as much again, at least 24.
+        filler: sequences to write needle and copy into, beginning-of-sequence token included; default: random words.
+
+    Raises:
+        WorkbenchError: if a distance leaves no room for the needle, or filler has the wrong number of sequences.
+    """
+    distances = [distance] if isinstance(distance, int) else list(distance)
+    words = vocabulary(source)
+    generator = torch.Generator().manual_seed(seed)
+    total = n_sequences * len(distances)
+    if filler is None:
+        length = length or max(24, max(distances) * 3 // 2, max(distances) + NEEDLE + 1)
+        n_filler = length - (words.bos is not None)
+        picks = torch.randint(len(words.ids), (total, n_filler), generator=generator)
+        filler = with_bos(words, words.ids[picks])
+    if len(filler) != total:
+        raise WorkbenchError(f"filler has {len(filler)} sequences; expected {n_sequences} for each distance: {total}")
+    t = filler.shape[1]
+    start = t - NEEDLE
+    for d in distances:
+        if not NEEDLE <= d <= start - 1:
+            raise WorkbenchError(
+                f"distance {d} does not fit: expected {NEEDLE} to {start - 1} in sequences of {t} tokens; pass length="
+            )
+    needle = draw(words, (total, NEEDLE), generator, what=f"a needle of {NEEDLE} words")
+    each = repeat(torch.tensor(distances), "d -> (d n)", n=n_sequences)
+    tokens = filler.clone()
+    place = torch.arange(NEEDLE)
+    tokens[torch.arange(total)[:, None], start - each[:, None] + place] = needle
+    tokens[:, start:] = needle
+    rows = repeat(start + torch.tensor(_ANSWERING), "r -> b r", b=total)
+    return _copying(name, tokens, rows, each)
+
+
+def _copying(name: str, tokens: Int[Tensor, "b t"], rows: Int[Tensor, "b r"], period: int | Tensor) -> Probe:
+    """Rows whose answer stands `period` tokens before the answer itself."""
+    n_sequences, n_rows = rows.shape
+    period = torch.as_tensor(period).expand(n_sequences)
+    sequence = repeat(torch.arange(n_sequences), "b -> (b r)", r=n_rows)
+    row = rearrange(rows, "b r -> (b r)")
+    back = period[sequence]
+    return make_probe(
+        name,
+        tokens,
+        answer_rows=torch.stack([sequence, row], -1),
+        target_cells=torch.stack([sequence, row, row + 1 - back], -1),
+        classes=back,
+        metric="copy_accuracy",
+    )

@@ -1,0 +1,111 @@
+"""A Probe: token sequences whose answers are known, with the cells of the attention matrix that hold them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from workbench.heads import WorkbenchError
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Sequences of tokens, the rows that predict an answer, and the cells that hold the answers.
+
+    `answer_rows`: (sequence, row), sorted; row r predicts the token at r + 1. None: no answers.
+    `target_cells`: (sequence, row, key), sorted; key holds a copy of the token that row predicts. None: none known.
+    `classes`: of each answer row, the number that `class_name` names: `distance` in tokens between the row and its
+    source, or `position` of the row. `metric` is the name under which the share of right answers is stored; None: only
+    the loss is.
+    `digest` identifies tokens and answers; two probes with equal digests measure the same.
+    """
+
+    tokens: Int[Tensor, "b t"]
+    attention_mask: Bool[Tensor, "b t"] | None
+    answer_rows: Int[Tensor, "n_rows 2"] | None
+    target_cells: Int[Tensor, "n_cells 3"] | None
+    classes: Int[Tensor, " n_rows"] | None
+    class_name: str
+    metric: str | None
+    name: str
+    digest: str
+
+
+def make_probe(
+    name: str,
+    tokens: Int[Tensor, "b t"],
+    *,
+    attention_mask: Bool[Tensor, "b t"] | None = None,
+    answer_rows: Int[Tensor, "n_rows 2"] | None = None,
+    target_cells: Int[Tensor, "n_cells 3"] | None = None,
+    classes: Int[Tensor, " n_rows"] | None = None,
+    class_name: str = "distance",
+    metric: str | None = None,
+) -> Probe:
+    """Check the parts against each other, sort the answers, and add the digest.
+
+    Raises:
+        WorkbenchError: if an answer row has no next token, a target cell lies in the future or holds another token than
+            the row's answer, or `class_name` is neither `distance` nor `position`.
+    """
+    if class_name not in ("distance", "position"):
+        raise WorkbenchError(f"class_name is {class_name!r}; expected 'distance' or 'position'")
+    if answer_rows is not None:
+        order = torch.argsort(answer_rows[:, 0] * tokens.shape[1] + answer_rows[:, 1], stable=True)
+        answer_rows = answer_rows[order]
+        classes = None if classes is None else classes[order]
+        if len(answer_rows) and int(answer_rows[:, 1].max()) > tokens.shape[1] - 2:
+            raise WorkbenchError(f"probe {name!r} has an answer row at the last token, which predicts nothing")
+    if target_cells is not None:
+        sequence, row, key = target_cells.unbind(-1)
+        target_cells = target_cells[torch.argsort(sequence * tokens.shape[1] + row, stable=True)]
+        if bool((key > row).any()):
+            raise WorkbenchError(f"probe {name!r} has a target cell in the future of its row")
+        if bool((tokens[sequence, key] != tokens[sequence, row + 1]).any()):
+            raise WorkbenchError(f"probe {name!r} has a target cell that does not hold the answer of its row")
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([name, list(tokens.shape), class_name, metric]).encode())
+    for part in (tokens, attention_mask, answer_rows, target_cells, classes):
+        digest.update(b"-" if part is None else part.to(torch.int64).contiguous().numpy().tobytes())
+    return Probe(
+        tokens=tokens,
+        attention_mask=attention_mask,
+        answer_rows=answer_rows,
+        target_cells=target_cells,
+        classes=classes,
+        class_name=class_name,
+        metric=metric,
+        name=name,
+        digest=digest.hexdigest(),
+    )
+
+
+def part(probe: Probe, start: int, stop: int) -> Probe:
+    """Sequences start … stop − 1 of a probe, as a probe of the same name and digest: for passes over batches."""
+
+    def cut(x: Int[Tensor, "n w"] | None) -> Int[Tensor, "m w"] | None:
+        if x is None:
+            return None
+        kept = x[(x[:, 0] >= start) & (x[:, 0] < stop)].clone()
+        kept[:, 0] -= start
+        return kept
+
+    inside = None
+    if probe.answer_rows is not None and probe.classes is not None:
+        inside = probe.classes[(probe.answer_rows[:, 0] >= start) & (probe.answer_rows[:, 0] < stop)]
+    return Probe(
+        tokens=probe.tokens[start:stop],
+        attention_mask=None if probe.attention_mask is None else probe.attention_mask[start:stop],
+        answer_rows=cut(probe.answer_rows),
+        target_cells=cut(probe.target_cells),
+        classes=inside,
+        class_name=probe.class_name,
+        metric=probe.metric,
+        name=probe.name,
+        digest=probe.digest,
+    )

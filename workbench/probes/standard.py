@@ -1,0 +1,67 @@
+"""Probes by name: what is used when nobody chooses, and how a command line or a job file writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from workbench.heads import WorkbenchError
+from workbench.probes.copying import NEEDLE, copy_needle, repeats
+from workbench.probes.natural import text_file
+from workbench.probes.probe import Probe
+from workbench.probes.recall import key_value
+from workbench.probes.words import HasVocabulary, vocabulary
+
+_BY_NAME: dict[str, Callable[..., Probe]] = {
+    "repeats": repeats,
+    "copy_needle": copy_needle,
+    "key_value": key_value,
+    "text": text_file,
+}
+
+
+def default(source: HasVocabulary) -> list[Probe]:
+    """Repeated random tokens, and needles copied over 16, 32 and 64 tokens: as much as vocabulary and context allow."""
+    words = vocabulary(source)
+    longest = getattr(source.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    n = min(50, len(words.ids), (longest - 1) // 2)
+    distances = [d for d in (16, 32, 64) if d + NEEDLE + 2 <= longest]
+    probes = [repeats(source, n=n)] if n >= 2 else []
+    if distances and len(words.ids) >= NEEDLE:
+        probes.append(copy_needle(source, distances, length=min(longest, 96)))
+    if not probes:
+        raise WorkbenchError(
+            f"no default probe fits {len(words.ids)} ordinary tokens and {longest} positions; pass probes="
+        )
+    return probes
+
+
+def build(source: HasVocabulary, written: str) -> Probe:
+    """Make the probe that `written` names: `repeats`, `copy_needle:distance=8+32,n_sequences=12`, `text:path=FILE`.
+
+    Values are whole numbers, lists of them joined by `+`, or text.
+
+    Raises:
+        WorkbenchError: for an unknown name, an unknown or missing argument, or what the probe itself refuses.
+    """
+    name, _, arguments = written.partition(":")
+    maker = _BY_NAME.get(name)
+    if maker is None:
+        raise WorkbenchError(f"unknown probe {name!r}; expected one of {', '.join(_BY_NAME)}")
+    given: dict[str, Any] = {}
+    for piece in filter(None, arguments.split(",")):
+        key, is_pair, value = piece.partition("=")
+        if not is_pair:
+            raise WorkbenchError(f"probe {written!r}: {piece!r} is not of the form key=value")
+        given[key.strip()] = _value(value.strip())
+    try:
+        return maker(source, **given)
+    except TypeError as error:
+        raise WorkbenchError(f"probe {written!r}: {error}") from error
+
+
+def _value(written: str) -> int | list[int] | str:
+    parts = written.split("+")
+    if all(p.isdigit() for p in parts):
+        return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
+    return written

@@ -1,0 +1,96 @@
+"""Which token ids a probe may draw: ordinary tokens only, from any tokenizer, model or bare vocabulary size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.heads import WorkbenchError
+
+
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """What a probe needs of a model: its vocabulary's size, its configuration, and a tokenizer if it has one."""
+
+    tokenizer: Any
+    model: Any
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """`ids`: the ordinary tokens, ascending. `bos`: the token that starts a sequence, if there is one."""
+
+    ids: Int[Tensor, " n_ids"]
+    bos: int | None
+
+
+def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
+    """The ordinary tokens of a model, or of a vocabulary given by its size.
+
+    Left out: special and added tokens, byte-fallback tokens, and ids that the tokenizer does not know. Of a model
+    without a tokenizer, its beginning, end and padding tokens. Of ids that a tokenizer orders by merge rank, also the
+    first and last hundredth, the most and least frequent.
+
+    Raises:
+        WorkbenchError: if fewer than two ordinary tokens remain.
+    """
+    if isinstance(source, Vocabulary):
+        return source
+    if isinstance(source, int):
+        return _checked(list(range(source)), None)
+    config = source.model.config.get_text_config()
+    bos = getattr(config, "bos_token_id", None)
+    bos = bos[0] if isinstance(bos, list) else bos
+    bos = bos if isinstance(bos, int) and 0 <= bos < source.vocab_size else None
+    if source.tokenizer is None:
+        special = set()
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(config, name, None)
+            special |= set(value) if isinstance(value, list) else {value}
+        return _checked([i for i in range(source.vocab_size) if i not in special], bos)
+    known: dict[str, int] = source.tokenizer.get_vocab()
+    special = set(source.tokenizer.all_special_ids) | set(source.tokenizer.added_tokens_decoder)
+    ids = sorted(
+        i for token, i in known.items() if i < source.vocab_size and i not in special and not _is_byte(token)
+    )
+    cut = len(ids) // 100
+    return _checked(ids[cut : len(ids) - cut], bos)
+
+
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _checked(ids: list[int], bos: int | None) -> Vocabulary:
+    if len(ids) < 2:
+        raise WorkbenchError(f"the vocabulary has {len(ids)} ordinary tokens; a probe needs at least 2")
+    return Vocabulary(torch.tensor(ids), bos)
+
+
+def draw(
+    words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, *, what: str
+) -> Int[Tensor, "b n"]:
+    """Rows of ordinary tokens, all different within a row.
+
+    Raises:
+        WorkbenchError: if a row is longer than the vocabulary.
+    """
+    n_sequences, n = shape
+    if n > len(words.ids):
+        raise WorkbenchError(f"{what} needs {n} different tokens; the vocabulary has {len(words.ids)} ordinary ones")
+    picks = [torch.randperm(len(words.ids), generator=generator)[:n] for _ in range(n_sequences)]
+    return words.ids[torch.stack(picks)] if picks else torch.zeros(0, n, dtype=torch.long)
+
+
+def with_bos(words: Vocabulary, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b t2"]:
+    """Put the beginning-of-sequence token first, where there is one."""
+    if words.bos is None:
+        return tokens
+    return torch.cat([torch.full((len(tokens), 1), words.bos), tokens], 1)
