@@ -12,7 +12,7 @@ from tests.families import tiny
 
 
 def eager_patterns(family: str, tokens, attention_mask=None):
-    """Per layer a float64 pattern [b, h, t, t], learned sinks included in its denominator; linear layers by recurrence."""
+    """Per layer a float64 pattern [b, h, t, t], learned sinks in its denominator; linear layers by recurrence."""
     model = tiny(family, "eager")
     attended: dict[int, torch.Tensor] = {}
     handles = []
@@ -52,7 +52,9 @@ def _recurrent(attended, attention_mask):
     return hook
 
 
-def scores(family: str, tokens, *, attention_mask=None, far_window: int, targets=None) -> dict[tuple[str, int, int], float]:
+def scores(
+    family: str, tokens, *, attention_mask=None, far_window: int, targets=None
+) -> dict[tuple[str, int, int], float]:
     """Every score of DESIGN's table by (detector, layer, head), from loops over sequences, rows and cells."""
     model: PreTrainedModel = tiny(family, "eager")
     patterns, _, linear = eager_patterns(family, tokens, attention_mask)
@@ -62,7 +64,9 @@ def scores(family: str, tokens, *, attention_mask=None, far_window: int, targets
         for head in range(pattern.shape[1]):
             per_sequence: dict[str, list[float]] = {}
             for b in range(len(tokens)):
-                valid = np.ones(tokens.shape[1], bool) if attention_mask is None else attention_mask[b].numpy().astype(bool)
+                valid = (
+                    np.ones(tokens.shape[1], bool) if attention_mask is None else attention_mask[b].numpy().astype(bool)
+                )
                 keep = np.flatnonzero(valid)
                 rows = pattern[b, head].numpy()[np.ix_(keep, keep)]
                 values = _sequence(

@@ -1,1 +1,66 @@
 """Which attention heads need the whole context, since when in pretraining, and which may get a window."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench import probes
+    from workbench.detectors import detector, score
+    from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
+    from workbench.hooks import HookedModel, Recording, open_model
+    from workbench.kernels import Far
+    from workbench.run import Run, open_run
+    from workbench.scanning import scan
+
+# Where each public name lives; it is imported when it is first asked for.
+_HOMES = {
+    "Far": "workbench.kernels",
+    "Head": "workbench.heads",
+    "HookedModel": "workbench.hooks",
+    "KVHead": "workbench.heads",
+    "LayerInfo": "workbench.heads",
+    "Recording": "workbench.hooks",
+    "Run": "workbench.run",
+    "WorkbenchError": "workbench.heads",
+    "detector": "workbench.detectors",
+    "open_model": "workbench.hooks",
+    "open_run": "workbench.run",
+    "probes": "workbench.probes",
+    "scan": "workbench.scanning",
+    "score": "workbench.detectors",
+}
+
+__all__ = [
+    "Far",
+    "Head",
+    "HookedModel",
+    "KVHead",
+    "LayerInfo",
+    "Recording",
+    "Run",
+    "WorkbenchError",
+    "detector",
+    "open_model",
+    "open_run",
+    "probes",
+    "scan",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("attention-workbench")
+    if name not in _HOMES:
+        installed = __getattr__("__version__")
+        raise AttributeError(f"attention-workbench {installed} has no {name!r}; it has {', '.join(__all__)}")
+    home = import_module(_HOMES[name])
+    return home if home.__name__ == f"workbench.{name}" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -106,7 +106,7 @@ def score(
     ]
     first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
     frame = pd.DataFrame(table)
-    return frame[first + [c for c in frame.columns if c not in first]]
+    return frame.reindex(columns=first + [c for c in frame.columns if c not in first])
 
 
 def series_far(model: HookedModel, probe: Probe) -> Far:

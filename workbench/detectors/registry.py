@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Literal
 
@@ -89,8 +90,7 @@ def all_detectors() -> dict[str, Detector]:
     Raises:
         WorkbenchError: if two packages register the same name.
     """
-    import workbench.detectors.builtin  # noqa: F401, PLC0415  # registers; a checkout without entry points has ours too
-
+    import_module("workbench.detectors.builtin")  # registers ours where the package is not installed, too
     _load_entry_points()
     return dict(_registered)
 

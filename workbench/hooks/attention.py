@@ -8,7 +8,7 @@ is in force; without one the layer is computed and nothing is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -69,7 +69,9 @@ class LazyMask:
     def __getitem__(self, index: Any) -> LazyMask:
         """The mask of a run of query rows, `mask[:, :, a:b, :]`: families that share keys across layers cut it so."""
         if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
-            raise WorkbenchError(f"the model cuts its attention mask as {index!r}; only rows can be cut: [:, :, a:b, :]")
+            raise WorkbenchError(
+                f"the model cuts its attention mask as {index!r}; only rows can be cut: [:, :, a:b, :]"
+            )
         start, stop, _ = index[2].indices(self.n_queries)
         return replace(self, n_queries=stop - start, query_offset=self.query_offset + start)
 
@@ -129,20 +131,22 @@ _handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler",
 
 
 @contextmanager
-def handling(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
+def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
     """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included."""
+    # The implementation's name is looked up in the configuration at every call; the public setter also rewrites what
+    # from_pretrained will do, and warns of families that ignore it.
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    before = {key: config._attn_implementation for key, config in configs.items()}
+    before = {k: c._attn_implementation for k, c in configs.items()}  # pyright: ignore[reportPrivateUsage]
     training = [m for m in model.modules() if m.training]
     token = _handler.set(handler)
     try:
         model.eval()
         for config in configs.values():
-            config._attn_implementation_internal = IMPLEMENTATION
+            config._attn_implementation_internal = IMPLEMENTATION  # pyright: ignore[reportPrivateUsage]
         yield
     finally:
         for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
+            config._attn_implementation_internal = before[key]  # pyright: ignore[reportPrivateUsage]
         for module in training:
             module.training = True
         _handler.reset(token)
@@ -200,7 +204,7 @@ def _lazy_mask(
     kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Tensor] = causal_mask_function,
+    mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
     **_: Any,

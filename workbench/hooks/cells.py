@@ -53,7 +53,7 @@ def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) 
         valid = torch.ones_like(tokens, dtype=torch.bool)
     elif attention_mask.shape != tokens.shape:
         raise WorkbenchError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; expected that of the tokens, {tuple(tokens.shape)}"
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected the tokens' {tuple(tokens.shape)}"
         )
     else:
         valid = attention_mask.to(tokens.device).bool()

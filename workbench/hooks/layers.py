@@ -85,6 +85,6 @@ def _refusal(model: PreTrainedModel, silent: list[int], twice: list[int]) -> str
     if twice:
         parts.append(f"layers {twice} attend more than once per pass")
     return (
-        f"{type(model).__name__} cannot be recorded exactly: {'; '.join(parts)}. Expected one softmax attention through "
-        "transformers' AttentionInterface, or one lightning attention, per layer"
+        f"{type(model).__name__} cannot be recorded exactly: {'; '.join(parts)}. Expected one softmax attention "
+        "through transformers' AttentionInterface, or one lightning attention, per layer"
     )

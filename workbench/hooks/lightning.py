@@ -6,7 +6,7 @@ The layer computes o_i = Σ_{j ≤ i} (q_i · k_j) exp(−slope · (i − j)) v_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,9 +56,7 @@ def lightning_slopes(module: nn.Module) -> Float[Tensor, " n_heads"]:
 
 
 @contextmanager
-def reading_lightning(
-    model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: LightningReader
-) -> Iterator[None]:
+def reading_lightning(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: LightningReader) -> Generator[None]:
     """Call `reader` for every lightning layer of each forward pass; the layers themselves run unchanged."""
 
     def tap(module: nn.Module) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:

@@ -51,6 +51,11 @@ class HookedModel:
         return self._layers
 
     @property
+    def config(self) -> Any:
+        """The model's Hugging Face configuration."""
+        return self.model.config
+
+    @property
     def vocab_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
 
@@ -229,7 +234,9 @@ class _FoundError(Exception):
 
 
 def open_model(
-    source: str | Path | PreTrainedModel, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    source: str | Path | PreTrainedModel,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> HookedModel:
     """Open a model for recording: a Hugging Face directory (strictly checked, offline) or a model already in memory.
 
@@ -244,7 +251,9 @@ def open_model(
     """
     if isinstance(source, PreTrainedModel):
         if device is not None or dtype is not None:
-            raise WorkbenchError("device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it")
+            raise WorkbenchError(
+                "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
+            )
         return HookedModel(source)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = load_pretrained(Path(source), device=target, dtype=dtype)
@@ -258,15 +267,15 @@ def _rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:
         if len(picked) == 0 or int(picked[0]) < 0 or int(picked[-1]) >= n_tokens:
             raise WorkbenchError(f"rows= must hold indices from 0 to {n_tokens - 1}, at least one")
         return picked
-    if rows == "all" or (isinstance(rows, int) and rows >= n_tokens):
+    if rows == "all":
         return None
-    if not isinstance(rows, int) or rows < 1:
+    if isinstance(rows, str) or rows < 1:
         raise WorkbenchError(f"rows is {rows!r}; expected 'all', a positive number of rows, or a tensor of indices")
+    if rows >= n_tokens:
+        return None
     generator = torch.Generator().manual_seed(0)
     return torch.randperm(n_tokens, generator=generator)[:rows].sort().values.to(device)
 
 
 def _heads_of(layers: tuple[LayerInfo, ...]) -> str:
     return f"layers {layers[0].index} … {layers[-1].index} with {max(i.n_heads for i in layers)} heads"
-
-

@@ -18,7 +18,13 @@ from workbench.hooks.cells import CELL_RULES, CellSum, Sequences, merge, on_rows
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
 ROW_NEEDS = ("learned_sink_mass", "entropy", "mean_distance", "far_mass")
-PER_ROW_NEEDS = ("lse_per_row", "mass_per_row", "entropy_per_row", "mean_distance_per_row", "far_mass_per_row")
+PER_ROW_NEEDS = (
+    "lse_per_row",
+    "mass_per_row",
+    "entropy_per_row",
+    "mean_distance_per_row",
+    "far_mass_per_row",
+)
 NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *PER_ROW_NEEDS)
 Need = str | CellSum
 
@@ -216,6 +222,4 @@ class Reduction:
             kept[:, place, : values.shape[1], self._picked.cpu()] = values.float().cpu()
 
     def finish(self, answers: Answers | None) -> Recording:
-        return Recording(
-            layers=self._layers, sums=self._sums, per_row=self._per_row, far=self._far, answers=answers
-        )
+        return Recording(layers=self._layers, sums=self._sums, per_row=self._per_row, far=self._far, answers=answers)

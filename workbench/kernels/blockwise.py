@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.kernels.masks import TileMask, per_head
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tiles import TILE_BYTES, Collector, Columns, batches
+from workbench.kernels.tiles import TILE_BYTES, Collector, Columns, Tile, batches
 
 # Hidden scores are finite: exp gives an exact 0 and 0 · hidden stays 0, where −inf would give NaN in the entropy.
 _HIDDEN = -1e30
@@ -54,7 +54,7 @@ def attention_statistics(
     for batch, heads, tiles in batches(n_sequences, k.shape[1], group, rows, n_keys, tile_bytes):
         queries = rearrange(q[batch], "b (kv g) q d -> b kv g q d", g=group)[:, heads]
         keys_t = _turned(k[batch, heads].float())
-        columns = Columns(v[batch, heads], (*keys_t.shape[:2], n_keys), request, batch, q)
+        columns = Columns(v[batch, heads], (keys_t.shape[0], keys_t.shape[1], n_keys), request, batch, q)
         sink = None if sinks is None else rearrange(sinks.float(), "(kv g) -> 1 kv g 1", g=group)[:, heads]
         for tile in tiles:
             span = mask.key_range(tile.rows)
@@ -77,9 +77,7 @@ def attention_statistics(
             total = seen if sink is None else seen + torch.exp(sink - top)
             total = torch.where(is_empty, torch.inf, total)
             value = sums[..., : columns.width_v] / total[..., None]
-            out[batch, tile.span, tile.heads(group)] = rearrange(value, "b kv g q d -> b q (kv g) d").to(
-                out.dtype
-            )
+            out[batch, tile.span, tile.heads(group)] = rearrange(value, "b kv g q d -> b q (kv g) d").to(out.dtype)
             collector.put(collector.lse, tile, torch.where(is_empty, -torch.inf, top + total.log()))
             if request.entropy:
                 dot = torch.linalg.vecdot(weights, shifted)
@@ -116,7 +114,7 @@ def decay_statistics(
     for batch, heads, tiles in batches(n_sequences, n_heads, group, rows, n_keys, tile_bytes):
         queries = rearrange(q[batch, heads].float(), "b h q d -> b h 1 q d")
         keys = k[batch, heads].float()
-        columns = Columns(None, (*keys.shape[:2], n_keys), request, batch, q)
+        columns = Columns(None, (keys.shape[0], keys.shape[1], n_keys), request, batch, q)
         for tile in tiles:
             span = mask.key_range(tile.rows)
             positions = tile.rows + offset
@@ -128,19 +126,13 @@ def decay_statistics(
                 fade_q = torch.exp(-slope[:, heads] * rearrange(positions - middle, "q -> 1 1 q 1"))
                 fade_k = torch.exp(-slope[:, heads] * rearrange(middle - key_positions, "k -> 1 1 k 1"))
                 picked = picked * rearrange(fade_q, "b h q d -> b h 1 q d")
-                signed = _scores(
-                    picked, _turned(seen_keys * fade_k), everywhere, (0, len(key_positions)), 1.0, scratch
-                )
+                signed = _scores(picked, _turned(seen_keys * fade_k), everywhere, (0, len(key_positions)), 1.0, scratch)
             else:
-                signed = _scores(
-                    picked, _turned(seen_keys), everywhere, (0, len(key_positions)), 1.0, scratch
-                )
+                signed = _scores(picked, _turned(seen_keys), everywhere, (0, len(key_positions)), 1.0, scratch)
                 distance = (positions[:, None] - key_positions).clamp_min(0)
                 signed.mul_(torch.exp(-rearrange(slope[:, heads], "b h 1 1 -> b h 1 1 1") * distance))
             for first, hidden in mask.hidden(batch, tile.rows, span):
-                signed[..., first - span[0] : first - span[0] + hidden.shape[-1]].masked_fill_(
-                    per_head(hidden), 0
-                )
+                signed[..., first - span[0] : first - span[0] + hidden.shape[-1]].masked_fill_(per_head(hidden), 0)
             weights = torch.abs(signed, out=scratch.second(signed))
             sums = _product(weights, columns.aim(int(positions[0]), span))
             seen = sums[..., 0]
@@ -157,10 +149,10 @@ def decay_statistics(
 def _collect_linear(
     collector: Collector,
     columns: Columns,
-    tile,
-    weights,
-    sums,
-    total,
+    tile: Tile,
+    weights: Float[Tensor, "b kv g q k"],
+    sums: Float[Tensor, "b kv g q c"],
+    total: Float[Tensor, "b kv g q"],
     positions: Int[Tensor, " q"],
     span: tuple[int, int],
 ) -> None:
@@ -217,9 +209,7 @@ def _turned(k: Float[Tensor, "b kv k d"]) -> Float[Tensor, "b kv d k"]:
     return rearrange(k, "b kv k d -> b kv d k")
 
 
-def _product(
-    weights: Float[Tensor, "b kv g q k"], columns: Float[Tensor, "b kv k c"]
-) -> Float[Tensor, "b kv g q c"]:
+def _product(weights: Float[Tensor, "b kv g q k"], columns: Float[Tensor, "b kv k c"]) -> Float[Tensor, "b kv g q c"]:
     group = weights.shape[2]
     product = rearrange(weights, "b kv g q k -> b kv (g q) k") @ columns
     return rearrange(product, "b kv (g q) c -> b kv g q c", g=group)

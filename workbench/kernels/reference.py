@@ -21,9 +21,7 @@ def attention_pattern(
     sinks: Float[Tensor, " n_heads"] | None = None,
 ) -> tuple[Float[Tensor, "b n_heads q k"], Float[Tensor, "b n_heads q"]]:
     """Attention probabilities and the log of their denominator, learned sink included in the denominator only."""
-    scores = scale * einsum(
-        q.double(), _per_query_head(k.double(), q.shape[1]), "b h q d, b h k d -> b h q k"
-    )
+    scores = scale * einsum(q.double(), _per_query_head(k.double(), q.shape[1]), "b h q d, b h k d -> b h q k")
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     rows = torch.arange(q.shape[2], device=q.device)
@@ -108,10 +106,7 @@ def _statistics(
     far = cells = top = None
     if request.far is not None:
         first = torch.zeros(len(weights)) if request.first is None else request.first
-        after_sink = (
-            torch.arange(n_keys, device=weights.device)
-            >= first[:, None].to(weights.device) + request.far.sink
-        )
+        after_sink = torch.arange(n_keys, device=weights.device) >= first[:, None].to(weights.device) + request.far.sink
         is_far = (distance >= request.far.window) & rearrange(after_sink, "b k -> b 1 1 k")
         far = (weights * is_far).sum(-1)
     if request.cells is not None:

@@ -82,9 +82,7 @@ class Columns:
         self._first = None if request.first is None else request.first[batch].to(like.device)
         self.width_v = 0 if v is None else v.shape[-1]
         n_columns = self.width_v + 1 + request.distance + (request.far is not None)
-        self.table = torch.empty(
-            n_sequences, n_kv_heads, n_keys, n_columns, dtype=torch.float32, device=like.device
-        )
+        self.table = torch.empty(n_sequences, n_kv_heads, n_keys, n_columns, dtype=torch.float32, device=like.device)
         if v is not None:
             self.table[..., : self.width_v] = v
         self.table[..., self.width_v] = 1
@@ -127,9 +125,7 @@ class Columns:
 class Collector:
     """The row statistics of one layer while its tiles are being worked through."""
 
-    def __init__(
-        self, request: Request, n_sequences: int, n_heads: int, n_queries: int, rows: Int[Tensor, " q"]
-    ):
+    def __init__(self, request: Request, n_sequences: int, n_heads: int, n_queries: int, rows: Int[Tensor, " q"]):
         def empty(wanted: bool = True) -> Float[Tensor, "b h q"] | None:
             return torch.empty(n_sequences, n_heads, len(rows), device=rows.device) if wanted else None
 
@@ -148,9 +144,7 @@ class Collector:
     def put(self, buffer: Tensor | None, tile: Tile, values: Float[Tensor, "b kv g q"]) -> None:
         """Store one statistic of a tile's rows."""
         assert buffer is not None
-        buffer[tile.batch, tile.heads(values.shape[2]), tile.span] = rearrange(
-            values, "b kv g q -> b (kv g) q"
-        )
+        buffer[tile.batch, tile.heads(values.shape[2]), tile.span] = rearrange(values, "b kv g q -> b (kv g) q")
 
     def read_cells(
         self,

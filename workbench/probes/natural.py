@@ -65,7 +65,7 @@ def text_file(
 def token_sequences(
     tokens: Int[Tensor, "b t"], attention_mask: Bool[Tensor, "b t"] | None = None, *, name: str = "tokens"
 ) -> Probe:
-    """Given sequences as a probe: every valid row whose next token is valid predicts it. Classes: the row's position."""
+    """Given sequences as a probe: each valid row with a valid next token predicts it. Classes: the row's position."""
     valid = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
     sequence, row = (valid[:, :-1] & valid[:, 1:]).nonzero(as_tuple=True)
     return make_probe(

@@ -23,7 +23,7 @@ _BY_NAME: dict[str, Callable[..., Probe]] = {
 def default(source: HasVocabulary) -> list[Probe]:
     """Repeated random tokens, and needles copied over 16, 32 and 64 tokens: as much as vocabulary and context allow."""
     words = vocabulary(source)
-    longest = getattr(source.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    longest = getattr(source.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
     n = min(50, len(words.ids), (longest - 1) // 2)
     distances = [d for d in (16, 32, 64) if d + NEEDLE + 2 <= longest]
     probes = [repeats(source, n=n)] if n >= 2 else []

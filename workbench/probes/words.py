@@ -14,13 +14,13 @@ from workbench.heads import WorkbenchError
 
 @runtime_checkable
 class HasVocabulary(Protocol):
-    """What a probe needs of a model: its vocabulary's size, its configuration, and a tokenizer if it has one."""
-
-    tokenizer: Any
-    model: Any
+    """What a probe needs of a model: its configuration, and its tokenizer if it has one (else None)."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def config(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,20 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
         return source
     if isinstance(source, int):
         return _checked(list(range(source)), None)
-    config = source.model.config.get_text_config()
+    config = source.config.get_text_config()
+    vocab_size = int(config.vocab_size)
     bos = getattr(config, "bos_token_id", None)
     bos = bos[0] if isinstance(bos, list) else bos
-    bos = bos if isinstance(bos, int) and 0 <= bos < source.vocab_size else None
+    bos = bos if isinstance(bos, int) and 0 <= bos < vocab_size else None
     if source.tokenizer is None:
         special = set()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(config, name, None)
             special |= set(value) if isinstance(value, list) else {value}
-        return _checked([i for i in range(source.vocab_size) if i not in special], bos)
+        return _checked([i for i in range(vocab_size) if i not in special], bos)
     known: dict[str, int] = source.tokenizer.get_vocab()
     special = set(source.tokenizer.all_special_ids) | set(source.tokenizer.added_tokens_decoder)
-    ids = sorted(
-        i for token, i in known.items() if i < source.vocab_size and i not in special and not _is_byte(token)
-    )
+    ids = sorted(i for token, i in known.items() if i < vocab_size and i not in special and not _is_byte(token))
     cut = len(ids) // 100
     return _checked(ids[cut : len(ids) - cut], bos)
 
@@ -74,9 +73,7 @@ def _checked(ids: list[int], bos: int | None) -> Vocabulary:
     return Vocabulary(torch.tensor(ids), bos)
 
 
-def draw(
-    words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, *, what: str
-) -> Int[Tensor, "b n"]:
+def draw(words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, *, what: str) -> Int[Tensor, "b n"]:
     """Rows of ordinary tokens, all different within a row.
 
     Raises:

@@ -1,0 +1,104 @@
+"""Every naming scheme in the wild is read; every other text is read as saying nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.checkpoints import CheckpointName, parse_name
+
+B = 10**9
+WILD = {
+    "step0": CheckpointName(step=0),
+    "step143000": CheckpointName(step=143000),
+    "step1000-tokens4B": CheckpointName(step=1000, tokens=4 * B, tokens_lo=3 * B, tokens_hi=5 * B),
+    "step737000-unsharded": CheckpointName(step=737000),
+    "step556000-tokens2460B": CheckpointName(step=556000, tokens=2460 * B, tokens_lo=2459 * B, tokens_hi=2461 * B),
+    "stage1-step1000-tokens3B": CheckpointName(
+        step=1000, stage="stage1", tokens=3 * B, tokens_lo=2 * B, tokens_hi=4 * B
+    ),
+    "stage2-ingredient3-step11931-tokens51B": CheckpointName(
+        step=11931, stage="stage2", branch="ingredient3", tokens=51 * B, tokens_lo=50 * B, tokens_hi=52 * B
+    ),
+    "stage1-step1413814": CheckpointName(step=1413814, stage="stage1"),
+    "stage2-step47684": CheckpointName(step=47684, stage="stage2"),
+    "stage2-step47684-mix-round5-from-2T-ckpt": CheckpointName(
+        step=47684, stage="stage2", branch="mix-round5-from-2T-ckpt"
+    ),
+    "stage3-step11921": CheckpointName(step=11921, stage="stage3"),
+    "step-160000": CheckpointName(step=160000),
+    "stage1-step-3440000": CheckpointName(step=3440000, stage="stage1"),
+    "step-001000-2BT": CheckpointName(step=1000, tokens=2 * B, tokens_lo=B, tokens_hi=3 * B),
+    "ckpt_100": CheckpointName(index=100),
+    "pretrain_iter_0373000": CheckpointName(step=373000, stage="pretrain"),
+    "anneal_iter_0023841": CheckpointName(step=23841, stage="anneal"),
+    "checkpoint-10000step": CheckpointName(step=10000),
+    "checkpoint-500": CheckpointName(step=500),
+    "global_step626": CheckpointName(step=626),
+    "iter_0001000": CheckpointName(step=1000),
+    "step-500": CheckpointName(step=500),
+    "checkpoint/step-500": CheckpointName(step=500),
+    "step_1000": CheckpointName(step=1000),
+    "hf/step-10000": CheckpointName(step=10000),
+    "epoch=0-step=3919.ckpt": CheckpointName(step=3919),
+    "ep0-ba1000-rank0.pt": CheckpointName(step=1000),
+    "iter_ckpt_rank_10-17000": CheckpointName(step=17000),
+    "0507_1235_checkpoint_step_1000_epoch_1": CheckpointName(step=1000),
+    "tokens-20B": CheckpointName(tokens=20 * B, tokens_lo=19 * B, tokens_hi=21 * B),
+    "main": CheckpointName(),
+    "final": CheckpointName(),
+    "release": CheckpointName(),
+}
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_names_in_the_wild_are_read(name):
+    assert parse_name(name) == WILD[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("run7/checkpoint-500/", CheckpointName(step=500)),
+        ("step-100k", CheckpointName(step=100_000)),
+        ("1000", CheckpointName(step=1000)),
+        ("step1000-seed2", CheckpointName(step=1000, branch="seed2")),
+        ("epoch=1-step=100-val_loss=0.23.ckpt", CheckpointName(step=100)),
+        (
+            "step1000-tokens2097152000",
+            CheckpointName(step=1000, tokens=2097152000, tokens_lo=2097152000, tokens_hi=2097152000),
+        ),
+        (
+            "step3-1.5Btokens",
+            CheckpointName(step=3, tokens=1500 * 10**6, tokens_lo=1400 * 10**6, tokens_hi=1600 * 10**6),
+        ),
+        ("long_context-step-5", CheckpointName(step=5, stage="long-context")),
+        ("timestep5", CheckpointName()),
+        ("models-70b", CheckpointName()),
+        ("e3a9bb0f1c2d4e5f60718293a4b5c6d7e8f9ba12", CheckpointName()),
+    ],
+)
+def test_variants_of_those_schemes_are_read(name, expected):
+    assert parse_name(name) == expected
+
+
+@given(st.text() | st.from_regex(r"(stage|step|ckpt_|tokens|iter|-|_|[0-9]{1,30}|[KMBT])+", fullmatch=True))
+def test_any_text_is_read_without_an_error(name):
+    said = parse_name(name)
+    assert said.step is None or 0 <= said.step < 2**63
+    if said.tokens is not None:
+        assert 0 <= said.tokens_lo <= said.tokens <= said.tokens_hi < 2**63
+
+
+@given(st.integers(0, 10**12), st.integers(1, 9), st.integers(0, 10**6))
+def test_a_name_made_of_parts_gives_the_parts_back(step, stage, billions):
+    said = parse_name(f"stage{stage}-step{step}-tokens{billions}B")
+    assert (said.step, said.stage, said.tokens) == (step, f"stage{stage}", billions * B)
+    assert said.tokens_hi - said.tokens_lo == (2 * B if billions else B)
+
+
+def test_names_of_equal_meaning_are_told_apart_from_those_that_give_no_place():
+    assert parse_name("ckpt_7").gives_place
+    assert parse_name("tokens-20B").gives_place
+    assert not parse_name("stage2").gives_place

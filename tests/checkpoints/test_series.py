@@ -1,0 +1,503 @@
+"""A directory of checkpoints becomes one order, with steps and tokens counted from the beginning of training."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.checkpoints.folders import CONFIG, checkpoint, trainer_state
+from workbench.checkpoints import find_checkpoints
+from workbench.heads import NoCheckpoints, WorkbenchError
+
+B = 10**9
+
+
+def folder(root, names):
+    """Checkpoints of these names, each with weights of its own; modification times in reverse."""
+    for i, name in enumerate(names):
+        checkpoint(root / name, seed=i)
+        os.utime(root / name, (10**9 - i * 10**6, 10**9 - i * 10**6))
+    return root
+
+
+def names(series):
+    return [c.name for c in series.checkpoints]
+
+
+def by_name(series):
+    return {c.name: c for c in series.checkpoints}
+
+
+def test_order_is_by_step_not_by_text_or_time(tmp_path):
+    folder(tmp_path, ["step512", "step1000", "step2", "step143000", "step64", "step0"])
+    series = find_checkpoints(tmp_path)
+    assert names(series) == ["step0", "step2", "step64", "step512", "step1000", "step143000"]
+    assert [c.step_total for c in series.checkpoints] == [0, 2, 64, 512, 1000, 143000]
+    assert series.stages == ()
+
+
+@pytest.mark.parametrize("years", [1970, 2099])
+def test_clock_skew_changes_nothing(tmp_path, years):
+    folder(tmp_path, ["step2", "step10"])
+    before = find_checkpoints(tmp_path).records()
+    for path in tmp_path.rglob("*"):
+        os.utime(path, ((years - 1970) * 31_556_952,) * 2)
+    assert find_checkpoints(str(tmp_path)).records() == before
+
+
+def test_unknown_tokens_stay_unknown(tmp_path):
+    folder(tmp_path, ["step2", "step10"])
+    for c in find_checkpoints(tmp_path).checkpoints:
+        assert (c.tokens, c.tokens_lo, c.tokens_hi, c.tokens_source, c.lr) == (None, None, None, "unknown", None)
+
+
+def test_labels_of_a_series_give_the_tokens_that_one_label_hides(tmp_path):
+    true = 2_097_152
+    steps = (1000, 2000, 10000, 100000)
+    folder(tmp_path, [f"step{s}-tokens{math.ceil(s * true / B)}B" for s in steps])
+    for c in find_checkpoints(tmp_path).checkpoints:
+        assert c.tokens_source == "labels_fit"
+        assert c.tokens == c.step * true
+        assert c.tokens_lo <= c.tokens <= c.tokens_hi
+        assert c.tokens_hi - c.tokens_lo < 0.02 * c.tokens
+
+
+def test_a_coarse_label_alone_stays_an_interval(tmp_path):
+    folder(tmp_path, ["step1000-tokens3B"])
+    (c,) = find_checkpoints(tmp_path).checkpoints
+    assert (c.tokens, c.tokens_lo, c.tokens_hi, c.tokens_source) == (None, 2 * B, 4 * B, "label")
+
+
+def test_a_fine_label_alone_is_a_count(tmp_path):
+    folder(tmp_path, ["step5-tokens10490880"])
+    (c,) = find_checkpoints(tmp_path).checkpoints
+    assert c.tokens == c.tokens_lo == c.tokens_hi == 10490880
+
+
+def test_a_label_is_taken_at_its_word_where_nothing_else_places_the_checkpoint(tmp_path):
+    folder(tmp_path, ["tokens-100B", "tokens-20B", "tokens-0B"])
+    series = find_checkpoints(tmp_path)
+    assert [(c.name, c.tokens, c.tokens_source) for c in series.checkpoints] == [
+        ("tokens-0B", 0, "label"),
+        ("tokens-20B", 20 * B, "label"),
+        ("tokens-100B", 100 * B, "label"),
+    ]
+
+
+def test_an_index_orders_and_is_no_step(tmp_path):
+    folder(tmp_path, ["ckpt_100", "ckpt_20", "main"])
+    series = find_checkpoints(tmp_path)
+    assert [(c.name, c.index, c.step, c.step_total) for c in series.checkpoints] == [
+        ("ckpt_20", 20, None, None),
+        ("ckpt_100", 100, None, None),
+        ("main", None, None, None),
+    ]
+
+
+def test_the_trainer_says_tokens_and_the_learning_rate_just_before(tmp_path):
+    folder(tmp_path, ["checkpoint-500", "checkpoint-1000"])
+    trainer_state(tmp_path / "checkpoint-500", 500, 8_000, {100: 1e-3, 490: 5e-4, 510: 4e-4})
+    trainer_state(tmp_path / "checkpoint-1000", 1000, 0)
+    early, late = find_checkpoints(tmp_path).checkpoints
+    assert (early.tokens, early.tokens_source) == (8_000, "trainer_state")
+    assert (early.lr, early.lr_source) == (5e-4, "trainer_state")
+    assert (late.tokens, late.tokens_source, late.lr_source) == (None, "unknown", "unknown")
+
+
+def test_no_tokens_at_step_zero_is_a_count(tmp_path):
+    trainer_state(checkpoint(tmp_path / "checkpoint-0"), 0, 0)
+    (c,) = find_checkpoints(tmp_path).checkpoints
+    assert (c.tokens, c.tokens_source) == (0, "trainer_state")
+
+
+def test_the_trainer_places_a_checkpoint_whose_name_does_not(tmp_path):
+    folder(tmp_path, ["checkpoint-500", "best", "checkpoint-1500"])
+    trainer_state(tmp_path / "best", 900)
+    assert names(find_checkpoints(tmp_path)) == ["checkpoint-500", "best", "checkpoint-1500"]
+
+
+@pytest.mark.parametrize(
+    ("written", "remark"),
+    [("{", "not JSON"), ('{"global_step": "x"}', "global_step"), ('{"global_step": 7}', "step 7")],
+)
+def test_a_trainer_state_that_is_not_this_checkpoints_is_not_used_and_said(tmp_path, written, remark):
+    folder(tmp_path, ["checkpoint-500"])
+    (tmp_path / "checkpoint-500" / "trainer_state.json").write_text(written)
+    series = find_checkpoints(tmp_path)
+    assert series.checkpoints[0].step == 500
+    assert any("trainer_state.json" in r and remark in r for r in series.remarks)
+
+
+# Stages
+
+
+OLMO = [
+    "stage1-step1000",
+    "stage1-step9000",
+    "stage2-ingredient1-step0",
+    "stage2-ingredient1-step500",
+    "stage2-ingredient2-step500",
+    "stage3-step100",
+]
+
+
+def test_steps_that_restart_per_stage_are_added_up(tmp_path):
+    series = find_checkpoints(folder(tmp_path, reversed(OLMO)))
+    assert [(c.name, c.step_total) for c in series.checkpoints] == list(
+        zip(OLMO, [1000, 9000, 9000, 9500, 9500, 9600], strict=True)
+    )
+    assert series.stages == ("stage1", "stage2", "stage3")
+
+
+def test_steps_that_go_on_over_stages_are_kept(tmp_path):
+    folder(tmp_path, ["stage2-step-4200000", "stage1-step-3440000", "stage1-step-40000", "stage3-step-4720000"])
+    series = find_checkpoints(tmp_path)
+    assert [c.step_total for c in series.checkpoints] == [40000, 3440000, 4200000, 4720000]
+
+
+def test_annealing_restarts_after_pretraining(tmp_path):
+    series = find_checkpoints(folder(tmp_path, ["anneal_iter_0023841", "pretrain_iter_0373000"]))
+    assert [(c.stage, c.step_total) for c in series.checkpoints] == [("pretrain", 373000), ("anneal", 396841)]
+
+
+def test_token_labels_of_a_later_stage_count_from_its_start(tmp_path):
+    first = [f"stage1-step{s}-tokens{math.ceil(s * 4_194_304 / B)}B" for s in (1000, 10000, 100000, 900000)]
+    second = [f"stage2-ingredient1-step{s}-tokens{math.ceil(s * 4_194_304 / B)}B" for s in (1000, 5000, 11931)]
+    *_, end = find_checkpoints(folder(tmp_path, first + second)).checkpoints
+    assert end.step_total == 900000 + 11931
+    assert end.tokens_lo <= (900000 + 11931) * 4_194_304 <= end.tokens_hi
+    assert end.tokens == pytest.approx((900000 + 11931) * 4_194_304, rel=0.005)
+
+
+def test_token_labels_that_go_on_over_stages_are_not_added_up(tmp_path):
+    folder(tmp_path, ["stage1-step1000-tokens1000B", "stage2-step100-tokens1100B"])
+    late = find_checkpoints(tmp_path).checkpoints[-1]
+    assert (late.step_total, late.tokens) == (1100, 1100 * B)
+
+
+def test_a_later_stage_alone_has_no_total_tokens(tmp_path):
+    folder(tmp_path, ["stage2-ingredient3-step11931-tokens500B"])
+    (c,) = find_checkpoints(tmp_path).checkpoints
+    assert (c.tokens, c.tokens_lo, c.tokens_source) == (None, None, "unknown")
+
+
+def test_names_that_lost_their_stage_belong_to_the_first(tmp_path):
+    series = find_checkpoints(folder(tmp_path, ["stage1-step1000", "step2000", "stage2-step10", "main"]))
+    assert [(c.name, c.stage, c.step_total) for c in series.checkpoints] == [
+        ("stage1-step1000", "stage1", 1000),
+        ("step2000", "stage1", 2000),
+        ("stage2-step10", "stage2", 2010),
+        ("main", None, None),
+    ]
+
+
+def test_siblings_of_one_step_are_told_apart_by_branch(tmp_path):
+    folder(tmp_path, ["stage2-step47684", "stage2-step47684-mix-round5-from-2T-ckpt"])
+    assert [c.branch for c in find_checkpoints(tmp_path).checkpoints] == [None, "mix-round5-from-2T-ckpt"]
+
+
+# Duplicates
+
+
+def test_one_step_twice_with_different_weights_is_refused_with_both_names(tmp_path):
+    folder(tmp_path, ["step1000", "checkpoint-1000"])
+    with pytest.raises(NoCheckpoints, match="checkpoint-1000 and step1000 are both step 1000") as refused:
+        find_checkpoints(tmp_path)
+    assert refused.value.exit_code == 3
+
+
+def test_one_step_twice_with_equal_weights_is_an_alias(tmp_path):
+    checkpoint(tmp_path / "step1000")
+    checkpoint(tmp_path / "checkpoint-1000")
+    assert {c.name: c.alias_of for c in find_checkpoints(tmp_path).checkpoints} == {
+        "checkpoint-1000": None,
+        "step1000": "checkpoint-1000",
+    }
+
+
+def test_a_final_folder_is_the_last_or_an_alias_of_it(tmp_path):
+    folder(tmp_path, ["step10", "step20", "main"])
+    *_, last = find_checkpoints(tmp_path).checkpoints
+    assert (last.name, last.step, last.alias_of) == ("main", None, None)
+    checkpoint(tmp_path / "final", seed=1)
+    found = by_name(find_checkpoints(tmp_path))
+    assert found["final"].alias_of == "step20"
+    assert found["main"].alias_of is None
+
+
+def test_a_link_to_the_latest_is_an_alias(tmp_path):
+    folder(tmp_path, ["step10", "step20"])
+    (tmp_path / "latest").symlink_to("step20")
+    assert by_name(find_checkpoints(tmp_path))["latest"].alias_of == "step20"
+
+
+def test_two_folders_that_say_nothing_of_their_place_are_refused(tmp_path):
+    folder(tmp_path, ["main", "final"])
+    with pytest.raises(NoCheckpoints, match="final and main"):
+        find_checkpoints(tmp_path)
+
+
+def test_steps_beside_token_labels_cannot_be_ordered(tmp_path):
+    folder(tmp_path, ["step10", "tokens-20B"])
+    with pytest.raises(NoCheckpoints, match="step10 is at step 10, tokens-20B at token 20000000000"):
+        find_checkpoints(tmp_path)
+
+
+# What is a checkpoint
+
+
+def test_nothing_there_says_what_was_looked_for(tmp_path):
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(NoCheckpoints, match=r"Looked for .*step1000.*logs: no weights in it"):
+        find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_path_that_is_no_directory_is_refused(tmp_path, made):
+    path = tmp_path / "model.safetensors"
+    if made:
+        path.write_text("")
+    with pytest.raises(NoCheckpoints, match="is a file" if made else "no such directory"):
+        find_checkpoints(path)
+
+
+def test_other_folders_are_listed_with_the_reason_and_hidden_ones_are_not(tmp_path):
+    folder(tmp_path, ["step10"])
+    for name in ("tensorboard", ".cache", "half"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "step20.safetensors").write_bytes(b"")
+    ignored = find_checkpoints(tmp_path).ignored
+    assert set(ignored) == {"tensorboard", "half", "step20.safetensors"}
+    assert "no weights" in ignored["tensorboard"]
+    assert "config.json" in ignored["half"]
+
+
+def test_a_named_checkpoint_without_weights_stays_to_be_seen(tmp_path):
+    folder(tmp_path, ["step10"])
+    (tmp_path / "step20").mkdir()
+    assert [(c.name, c.format) for c in find_checkpoints(tmp_path).checkpoints] == [
+        ("step10", "safetensors"),
+        ("step20", "none"),
+    ]
+
+
+def test_outputs_of_a_step_do_not_compete_with_its_checkpoint(tmp_path):
+    folder(tmp_path, ["step_10"])
+    (tmp_path / "eval_step_10").mkdir()
+    series = find_checkpoints(tmp_path)
+    assert names(series) == ["step_10"]
+    assert "step_10 is the checkpoint" in series.ignored["eval_step_10"]
+
+
+def test_a_checkpoint_is_a_series_of_one(tmp_path):
+    path = checkpoint(tmp_path / "checkpoint-500")
+    (path / "global_step500").mkdir()
+    (path / "global_step500" / "mp_rank_00_model_states.pt").write_bytes(b"")
+    (c,) = find_checkpoints(path).checkpoints
+    assert (c.name, c.step, c.path, c.format) == ("checkpoint-500", 500, path, "safetensors")
+
+
+def test_a_trainers_output_folder_ends_with_its_own_weights(tmp_path):
+    run = checkpoint(tmp_path / "run", seed=7)
+    folder(run, ["checkpoint-500", "checkpoint-1000"])
+    assert names(find_checkpoints(run)) == ["checkpoint-500", "checkpoint-1000", "run"]
+
+
+def test_a_trainer_that_kept_the_best_weights_makes_no_duplicate_of_the_last_step(tmp_path):
+    run = checkpoint(tmp_path / "run", seed=0)
+    folder(run, ["checkpoint-500", "checkpoint-1000"])
+    trainer_state(run, 1000)
+    assert by_name(find_checkpoints(run))["run"].alias_of == "checkpoint-500"
+
+
+def test_checkpoints_that_lost_their_weights_stay_beside_the_runs_own(tmp_path):
+    run = checkpoint(tmp_path / "run")
+    (checkpoint(run / "checkpoint-500") / "model.safetensors").unlink()
+    assert [(c.name, c.format) for c in find_checkpoints(run).checkpoints] == [
+        ("checkpoint-500", "none"),
+        ("run", "safetensors"),
+    ]
+
+
+@pytest.mark.parametrize("inner", ["checkpoint", "hf"])
+def test_a_run_with_one_folder_of_checkpoints_is_looked_into(tmp_path, inner):
+    folder(tmp_path / inner, ["step-500", "step-1000"])
+    (tmp_path / "logs").mkdir()
+    direct, through = find_checkpoints(tmp_path / inner), find_checkpoints(tmp_path)
+    assert names(direct) == names(through) == ["step-500", "step-1000"]
+
+
+def test_a_folder_of_several_runs_is_refused_with_their_names(tmp_path):
+    folder(tmp_path / "a", ["step1"])
+    folder(tmp_path / "b", ["step1"])
+    with pytest.raises(NoCheckpoints, match="a, b"):
+        find_checkpoints(tmp_path)
+
+
+def test_revisions_in_a_hub_cache_carry_their_names(tmp_path):
+    cache = tmp_path / "models--org--name"
+    for i, (ref, commit) in enumerate({"step10": "e3ba12", "step2": "0f", "main": "77"}.items()):
+        (cache / "refs").mkdir(parents=True, exist_ok=True)
+        (cache / "refs" / ref).write_text(commit)
+        checkpoint(cache / "snapshots" / commit, seed=i)
+    series = find_checkpoints(cache)
+    assert names(series) == ["step2", "step10", "main"]
+    assert series.checkpoints[0].path == cache / "snapshots" / "0f"
+
+
+FORMATS = {
+    "bin": ["pytorch_model.bin"],
+    "pt": ["model.pt"],
+    "dcp": [".metadata", "__0_0.distcp"],
+    "deepspeed": ["mp_rank_00_model_states.pt", "zero_to_fp32.py"],
+    "megatron": ["mp_rank_00/model_optim_rng.pt"],
+    "none": ["optimizer.pt", "training_args.bin", "rng_state_0.pth"],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_are_told_by_file_names(tmp_path, kind):
+    for name in FORMATS[kind]:
+        path = tmp_path / "step10" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (c,) = find_checkpoints(tmp_path).checkpoints
+    assert c.format == kind
+
+
+def test_lightning_files_are_checkpoints(tmp_path):
+    for name in ("epoch=0-step=100.ckpt", "epoch=0-step=3919.ckpt"):
+        (tmp_path / name).write_bytes(name.encode())
+    series = find_checkpoints(tmp_path)
+    assert [(c.step, c.format) for c in series.checkpoints] == [(100, "pt"), (3919, "pt")]
+
+
+# series.toml
+
+
+def test_tokens_per_step_count_tokens_through_stages(tmp_path):
+    folder(tmp_path, ["stage1-step1000", "stage2-step10"])
+    (tmp_path / "series.toml").write_text("tokens_per_step = 2048\n")
+    found = find_checkpoints(tmp_path).checkpoints
+    assert [(c.tokens, c.tokens_source) for c in found] == [
+        (1000 * 2048, "tokens_per_step"),
+        (1010 * 2048, "tokens_per_step"),
+    ]
+
+
+def test_tokens_per_step_may_differ_between_stages(tmp_path):
+    folder(tmp_path, ["stage1-step1000", "stage2-step1010"])
+    (tmp_path / "series.toml").write_text("[tokens_per_step]\nstage1 = 10\nstage2 = 100\n")
+    assert [c.tokens for c in find_checkpoints(tmp_path).checkpoints] == [10_000, 11_000]
+
+
+def test_the_user_may_say_how_steps_count(tmp_path):
+    folder(tmp_path, ["stage1-step1000", "stage2-step2000"])
+    assert [c.step_total for c in find_checkpoints(tmp_path).checkpoints] == [1000, 2000]
+    (tmp_path / "series.toml").write_text('steps = "per_stage"\n')
+    assert [c.step_total for c in find_checkpoints(tmp_path).checkpoints] == [1000, 3000]
+
+
+def test_rows_place_and_skip_checkpoints(tmp_path):
+    folder(tmp_path, ["alpha", "beta", "step30", "broken"])
+    (tmp_path / "series.toml").write_text(
+        'stage_order = ["warm", "cold"]\n'
+        '[checkpoints.alpha]\nstep = 5\nstage = "cold"\n'
+        '[checkpoints.beta]\nstep = 7\ntokens = 99\nstage = "warm"\nbranch = "b"\n'
+        '[checkpoints.step30]\nstage = "warm"\n'
+        "[checkpoints.broken]\nskip = true\n"
+    )
+    series = find_checkpoints(tmp_path)
+    assert names(series) == ["beta", "step30", "alpha"]
+    assert series.stages == ("warm", "cold")
+    beta = by_name(series)["beta"]
+    assert (beta.step, beta.tokens, beta.tokens_source, beta.branch) == (7, 99, "user", "b")
+    assert "skip" in series.ignored["broken"]
+
+
+def test_a_row_resolves_a_duplicate(tmp_path):
+    folder(tmp_path, ["step1000", "checkpoint-1000"])
+    (tmp_path / "series.toml").write_text('[checkpoints."checkpoint-1000"]\nbranch = "rerun"\n')
+    assert names(find_checkpoints(tmp_path)) == ["step1000", "checkpoint-1000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tokens_per_stp = 5", "tokens_per_stp: unknown key"),
+        ("[checkpoints.step10]\nstpe = 5", "checkpoints.step10.stpe: unknown key"),
+        ("tokens_per_step = 0", "tokens_per_step"),
+        ('steps = "both"', "steps"),
+        ("[checkpoints.step10]\nskip = 'yes'", "checkpoints.step10.skip"),
+        ("[checkpoints.step11]\nstep = 5", "no checkpoint step11"),
+        ("steps = ", "not TOML"),
+        ("[checkpoints.step10]\nskip = true", "skips every checkpoint"),
+    ],
+)
+def test_a_mistake_in_series_toml_is_named(tmp_path, text, told):
+    folder(tmp_path, ["step10"])
+    (tmp_path / "series.toml").write_text(text)
+    with pytest.raises(WorkbenchError, match=told):
+        find_checkpoints(tmp_path)
+
+
+def test_stages_of_unknown_order_need_an_order(tmp_path):
+    folder(tmp_path, ["step10", "step20"])
+    rows = '[checkpoints.step10]\nstage = "x"\n[checkpoints.step20]\nstage = "y"\n'
+    (tmp_path / "series.toml").write_text(rows)
+    with pytest.raises(WorkbenchError, match="stage_order"):
+        find_checkpoints(tmp_path)
+    (tmp_path / "series.toml").write_text('stage_order = ["y"]\n' + rows)
+    with pytest.raises(WorkbenchError, match="lacks x"):
+        find_checkpoints(tmp_path)
+
+
+# Records and configs
+
+
+def test_records_are_json(tmp_path):
+    folder(tmp_path, ["step10", "step20"])
+    records = find_checkpoints(tmp_path).records()
+    assert json.loads(json.dumps(records)) == records
+    assert [r["path"] for r in records] == [str(tmp_path / "step10"), str(tmp_path / "step20")]
+
+
+def test_another_head_count_within_a_stage_is_reported_as_fatal(tmp_path):
+    folder(tmp_path, ["step10", "step20"])
+    checkpoint(tmp_path / "step30", seed=9, config={**CONFIG, "num_attention_heads": 8})
+    (change,) = find_checkpoints(tmp_path).config_changes
+    assert (change.checkpoint, change.setting, change.value, change.usual) == ("step30", "n_heads", "8", "4")
+    assert change.is_fatal
+    assert "step30" in str(change)
+    assert "series.toml" in str(change)
+
+
+def test_another_rope_is_reported_and_not_fatal(tmp_path):
+    folder(tmp_path, ["step10", "step20"])
+    checkpoint(tmp_path / "step30", seed=9, config={**CONFIG, "rope_theta": 1e6})
+    (change,) = find_checkpoints(tmp_path).config_changes
+    assert (change.setting, change.is_fatal) == ("rope_theta", False)
+
+
+def test_an_architecture_may_change_with_the_stage(tmp_path):
+    folder(tmp_path, ["stage1-step10"])
+    checkpoint(tmp_path / "stage2-step10", seed=9, config={**CONFIG, "sliding_window": 128})
+    assert find_checkpoints(tmp_path).config_changes == ()
+
+
+def test_a_series_is_read_without_torch(tmp_path):
+    folder(tmp_path, ["step10"])
+    code = (
+        "import sys; from workbench.checkpoints import find_checkpoints, fingerprint, inspect_weights\n"
+        "path = find_checkpoints(sys.argv[1]).checkpoints[0].path; inspect_weights(path); fingerprint(path)\n"
+        "print(sorted({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

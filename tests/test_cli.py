@@ -1,0 +1,156 @@
+"""The command line: exit codes, one JSON document on stdout, messages a user can act on, a quick start."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.series import STEPS, write_series
+
+FAST = ["--detector", "sink", "--detector", "induction", "--probe", "repeats:n=10,n_sequences=5"]
+
+
+def workbench(*arguments):
+    """Run the command as a user does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    return write_series(tmp_path_factory.mktemp("series"))
+
+
+@pytest.fixture(scope="module")
+def run(series, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    done = workbench("scan", series, "--out", out, *FAST)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_series_lists_the_checkpoints_in_order(series):
+    table, document = workbench("series", series), workbench("series", series, "--json")
+    names = [f"checkpoint-{s}" for s in STEPS]
+    assert [line.split()[0] for line in table.stdout.splitlines()[1:]] == names
+    assert [c["name"] for c in json.loads(document.stdout)["checkpoints"]] == names
+
+
+def test_scan_shows_progress_on_stderr_and_its_end_on_stdout(series, tmp_path):
+    done = workbench("scan", series, "--out", tmp_path / "run", *FAST, "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert (document["planned"], document["done"], document["failed"]) == (12, 12, 0)
+    assert "checkpoint-16 repeats: " in done.stderr
+
+
+def test_top_gives_the_best_heads_with_interval_and_onset(run):
+    document = json.loads(workbench("top", run, "--detector", "sink", "-n", 3, "--json").stdout)
+    assert len(document) == 3
+    assert document[0]["score"] >= document[1]["score"] >= document[2]["score"]
+    assert document[0]["ci_lo"] <= document[0]["score"] <= document[0]["ci_hi"]
+    assert {"n", "onset_step", "onset_tokens"} <= document[0].keys()
+    assert "L0H" in workbench("top", run).stdout
+
+
+def test_status_and_check_agree_that_a_whole_run_is_whole(run):
+    status = workbench("status", run, "--json")
+    assert json.loads(status.stdout)["done"] == 12
+    check = workbench("check", run, "--json")
+    assert (check.returncode, json.loads(check.stdout)) == (0, [])
+
+
+def test_check_names_a_damaged_part_and_scan_makes_it_anew(series, run):
+    part = next(run.glob("scores/*/*.parquet"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-7])
+    check = workbench("check", run)
+    assert check.returncode == 1
+    assert part.name in check.stdout
+    reading = workbench("top", run)
+    assert reading.returncode != 0
+    assert part.name in reading.stderr
+    part.unlink()
+    assert workbench("scan", series, "--out", run, *FAST).returncode == 0
+    assert workbench("check", run).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["scan", "EMPTY", "--out", "NEW"], 3, "no checkpoints"),
+        (["scan", "MISSING", "--out", "NEW"], 3, "no such directory"),
+        (["series", "EMPTY"], 3, "no checkpoints"),
+        (["scan", "SERIES"], 2, "--out"),
+        (["scan", "SERIES", "--out", "NEW", "--detector", "inductoin"], 2, "known: "),
+        (["scan", "SERIES", "--out", "NEW", "--probe", "repeats:n=9999"], 2, "9999 different tokens"),
+        (["scan", "SERIES", "--out", "NEW", "--rows", "0"], 2, "rows"),
+        (["status", "EMPTY"], 2, "no run.json"),
+        (["top", "RUN", "--detector", "nothing"], 2, "induction"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_a_mistake_has_its_exit_code_and_a_message_without_a_traceback(series, run, tmp_path, arguments, code, told):
+    (tmp_path / "empty").mkdir()
+    places = {
+        "EMPTY": tmp_path / "empty",
+        "MISSING": tmp_path / "missing",
+        "NEW": tmp_path / "new",
+        "SERIES": series,
+        "RUN": run,
+    }
+    done = workbench(*(places.get(a, a) for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert told.lower() in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_run_of_a_newer_version_is_refused_with_exit_four(run, tmp_path):
+    newer = tmp_path / "run"
+    newer.mkdir()
+    description = json.loads((run / "run.json").read_text())
+    (newer / "run.json").write_text(json.dumps({**description, "schema": 99}))
+    assert workbench("status", newer).returncode == 4
+
+
+def test_detectors_lists_every_registered_detector_with_its_units():
+    listed = json.loads(workbench("detectors", "--json").stdout)
+    units = {d["name"]: d["units"] for d in listed}
+    assert units["entropy"] == "nats"
+    assert units["mean_distance"] == "tokens"
+    assert len(units) == 11
+
+
+def test_doctor_says_which_kernel_each_operation_uses_and_why():
+    report = json.loads(workbench("doctor", "--json").stdout)
+    assert report["versions"]["torch"].startswith("2.")
+    assert "row-blocked" in report["kernels"]["attention_statistics"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "RUN"], ["top", "RUN"]])
+def test_looking_never_imports_torch(run, arguments):
+    arguments = [str(run) if a == "RUN" else a for a in arguments]
+    code = (
+        "import sys\nfrom workbench.cli import main\n"
+        f"sys.argv = ['workbench', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "bad = [m for m in ('torch', 'transformers', 'transformer_lens') if m in sys.modules]\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_reading_half_and_the_package_itself_never_import_torch():
+    names = ["workbench", "heads", "checkpoints", "store", "emergence", "run"]
+    package = Path(__import__("workbench").__file__).parent
+    names += [n for n in ("plans", "figures", "app") if (package / n).exists() or (package / f"{n}.py").exists()]
+    modules = ", ".join(n if n == "workbench" else f"workbench.{n}" for n in names)
+    code = f"import sys\nimport {modules}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

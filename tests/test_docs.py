@@ -1,0 +1,50 @@
+"""What the documents say exists, and what exists is in them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from workbench.detectors import all_detectors
+
+ROOT = Path(__file__).parent.parent
+TREE = re.search(r"## The tree\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_the_documentation_lists_every_registered_detector_and_its_units():
+    table = (ROOT / "docs" / "detectors.md").read_text()
+    rows = {m[1]: m[2] for m in re.finditer(r"^\| `(\w+)` \|(.*)\|$", table, re.M)}
+    for name, found in all_detectors().items():
+        if found.function.__module__.startswith("workbench."):
+            assert name in rows
+            assert f"| {found.units} |" in f"|{rows[name]}|"
+
+
+def test_every_module_of_the_package_stands_in_the_readmes_tree():
+    assert TREE is not None
+    listed = set(re.findall(r"[\w]+(?:\.py|/)", TREE[1]))
+    package = ROOT / "workbench"
+    there = {p.name for p in package.glob("*.py")} | {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
+    assert there <= listed, there - listed
+    assert {name for name in listed if name not in ("tests/", "benchmarks/", "docs/", "examples/", "workbench/")} <= there
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/detectors.md"])
+def test_python_blocks_are_python(document):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S):
+        compile(block, document, "exec")
+
+
+def test_a_detector_written_as_the_documentation_shows_can_be_scored():
+    from tests.families import random_tokens, tiny
+    from workbench import open_model, score
+    from workbench.detectors import registry
+
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "detectors.md").read_text(), re.S)[0]
+    try:
+        exec(compile(block, "docs/detectors.md", "exec"), {"__name__": "mine"})  # noqa: S102
+        table = score(open_model(tiny("llama")), ["two_back"], random_tokens(2, 12))
+        assert table.score.between(0, 1).all()
+        assert table.n.eq(20).all()
+    finally:
+        registry._registered.pop("two_back", None)

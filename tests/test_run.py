@@ -1,0 +1,243 @@
+"""A run read back: filters with helpful refusals, best heads, how far a scan is, what is still coming in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from tests.synthetic_run import DEMO, DISTANCES, STEPS, Shape, write_run
+from workbench.heads import Head, Row, WorkbenchError
+from workbench.run import open_run
+from workbench.store import Failure, Origin, Store, canonical_digest
+
+FEW = (0, 8, 64, 256, 1024, 3072)
+SMALL = replace(DEMO["hybrid"], steps=FEW, detectors=("induction", "retrieval", "learned_sink"))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "hybrid", SMALL)
+
+
+@pytest.fixture
+def run(path):
+    return open_run(path)
+
+
+def test_a_run_is_named_after_its_folder(run, path):
+    assert run.name == "hybrid"
+    assert run.path == path
+    assert run.detectors == ("induction", "learned_sink", "retrieval")
+    assert run.probes == ("copy_needle", "repeats", "text")
+
+
+def test_scores_come_with_step_and_tokens_in_series_order(run):
+    scores = run.scores(detector="induction")
+    assert list(scores["step"].unique()) == list(FEW)
+    assert (scores["tokens"] == scores["step"] * 8192).all()
+    assert len(scores) == 6 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        ({"layer": 1}, 3 * 6 * 4),
+        ({"head": Head(1, 2)}, 3 * 6),
+        ({"head": 2}, 3 * 6 * 3),
+        ({"step": 8}, 3 * 12),
+        ({"step": "last"}, 3 * 12),
+        ({"kind": "full"}, 3 * 6 * 4),
+        ({"probe": "repeats"}, 6 * 12),
+        ({"detector": "retrieval", "step": 0, "head": Head(0, 0)}, 1),
+    ],
+)
+def test_filters_narrow_the_rows(run, filters, rows):
+    assert len(run.scores(**filters)) == rows
+
+
+def test_last_is_the_last_checkpoint_that_has_such_scores(tmp_path):
+    store = Store.open(write_run(tmp_path / "run", SMALL))
+    last = [part for part in store.parts() if part.label.detector == "retrieval"][-1]
+    last.path.unlink()
+    run = open_run(tmp_path / "run")
+    assert set(run.scores(detector="induction", step="last")["step"]) == {FEW[5]}
+    assert set(run.scores(detector="retrieval", step="last")["step"]) == {FEW[4]}
+
+
+@pytest.mark.parametrize(
+    ("filters", "known"),
+    [
+        ({"detector": "inductoin"}, "induction, learned_sink, retrieval"),
+        ({"probe": "needle"}, "copy_needle, repeats, text"),
+        ({"step": 99}, "0, 8, 64"),
+        ({"kind": "linear"}, "full, sliding"),
+        ({"layer": 7}, "0, 1, 2"),
+        ({"stage": "stage2"}, "none yet"),
+    ],
+)
+def test_names_that_are_not_there_are_refused_with_those_that_are(run, filters, known):
+    with pytest.raises(WorkbenchError, match=known):
+        run.scores(**filters)
+
+
+def test_metrics_can_be_had_by_distance(run):
+    accuracy = run.metrics(metric="copy_accuracy", step="last")
+    assert list(accuracy["distance"].dropna()) == list(DISTANCES)
+    assert len(run.metrics(metric="copy_accuracy", distance=64)) == 6
+    assert set(run.metrics(probe="text")["metric"]) == {"loss_nats"}
+    with pytest.raises(WorkbenchError, match="copy_accuracy, loss_nats"):
+        run.metrics(metric="loss")
+
+
+def test_checkpoints_are_the_series_with_what_is_committed(run):
+    table = run.checkpoints()
+    assert list(table["ckpt"]) == [f"step{step}" for step in FEW]
+    assert list(table["parts"]) == [5] * 6
+    assert table["tokens"].dtype == pd.Int64Dtype()
+    assert not table["failed"].any()
+
+
+def test_a_series_nobody_wrote_is_read_from_the_scores(tmp_path):
+    write_run(tmp_path / "run", SMALL)
+    (tmp_path / "run" / "checkpoints.json").unlink()
+    run = open_run(tmp_path / "run")
+    assert list(run.checkpoints()["step"]) == list(FEW)
+    assert list(run.scores(detector="induction")["step"].unique()) == list(FEW)
+
+
+def test_series_order_is_that_of_the_scan_where_steps_restart(tmp_path):
+    store = Store.create(tmp_path / "run", job={}, versions={})
+    names = [("pre-100", "pre", 100, 100), ("pre-200", "pre", 200, 200), ("anneal-50", "anneal", 50, 250)]
+    store.write_checkpoints(
+        [
+            {"name": n, "stage": s, "branch": None, "step": a, "step_total": b, "tokens": None}
+            for n, s, a, b in names
+        ]
+    )
+    for name, stage, step, total in reversed(names):
+        origin = Origin("run", name, canonical_digest(name), "c" * 32, stage, None, step, total, None)
+        row = Row(0, 0, 0, "full", None, "sink", 1, "text", step / 1000, 0.0, 0.0, 0.0, 8, 64, 0.0, 0.0)
+        store.commit_scores(origin, canonical_digest([name]), [row], probe_digest="p", seq_len=64)
+    run = open_run(tmp_path / "run")
+    assert list(run.scores()["step"]) == [100, 200, 50]
+    assert list(run.scores(step="last")["stage"]) == ["anneal"]
+    assert list(run.scores(stage="pre")["step"]) == [100, 200]
+    assert run.emergence("sink", probe="text").iloc[0].final == 0.05
+
+
+def test_top_lists_the_best_heads_at_the_last_checkpoint(run):
+    best = run.top("induction", n=3)
+    last = run.scores(detector="induction", step="last").sort_values("score", ascending=False)
+    assert list(best["score"]) == list(last["score"].head(3))
+    assert list(best.columns) == [
+        *("detector", "layer", "head", "kv_head", "kind", "window", "probe"),
+        *("score", "ci_lo", "ci_hi", "n", "n_seq", "onset_step", "onset_tokens"),
+    ]
+    onsets = run.emergence("induction").set_index(["layer", "head"])["onset_step"]
+    first = best.iloc[0]
+    assert first.onset_step == onsets[first.layer, first["head"]]
+
+
+def test_top_of_all_detectors_gives_as_many_of_each_and_skips_heads_without_a_score(run):
+    best = run.top(n=4)
+    assert best.groupby("detector").size().to_dict() == {"induction": 4, "learned_sink": 4, "retrieval": 4}
+    sinks = best[best["detector"] == "learned_sink"]
+    assert set(sinks["kind"]) == {"sliding"}
+    assert sinks["score"].notna().all()
+
+
+def test_top_lists_a_head_once_with_its_best_probe(tmp_path):
+    store = Store.create(tmp_path / "run", job={}, versions={})
+    origin = Origin("run", "step1", "a" * 32, "c" * 32, None, None, 1, 1, None)
+    for probe, score in (("repeats", 0.3), ("text", 0.6)):
+        row = Row(0, 0, 0, "full", None, "sink", 1, probe, score, 0.0, 0.0, 0.0, 8, 64, 0.0, 0.0)
+        store.commit_scores(origin, canonical_digest(probe), [row], probe_digest=probe, seq_len=64)
+    run = open_run(tmp_path / "run")
+    assert list(run.top("sink")["probe"]) == ["text"]
+    assert list(run.top("sink", probe="repeats")["score"]) == [0.3]
+
+
+def test_layers_say_kind_window_and_heads(run):
+    table = run.layers()
+    assert list(table["kind"]) == ["sliding", "sliding", "full"]
+    assert list(table["n_heads"]) == [4, 4, 4]
+    assert list(table["window"].fillna(0)) == [64, 64, 0]
+
+
+def test_status_counts_parts_on_disk_against_the_plan(tmp_path):
+    path = write_run(tmp_path / "run", SMALL, upto=2)
+    run, store = open_run(path), Store.open(path)
+    status = run.status()
+    assert (status.planned, status.done, status.failed) == (30, 10, 0)
+    assert (status.checkpoints, status.checkpoints_done) == (6, 2)
+    assert not status.is_complete
+
+    store.parts()[0].path.unlink()
+    store.fail(Failure("step0", "0" * 32, "oom", "no memory", ""))
+    for step in FEW[2:]:
+        store.fail(Failure(f"step{step}", None, "bad_checkpoint", "truncated", ""))
+    status = run.status()
+    assert (status.done, status.failed, status.checkpoints_failed) == (9, 21, 5)
+    assert status.is_complete
+    assert list(run.failures()["kind"]).count("bad_checkpoint") == 4
+    assert list(run.checkpoints()["failed"]) == [True, False, True, True, True, True]
+
+
+def test_status_counts_only_what_the_present_plan_names(tmp_path):
+    path = write_run(tmp_path / "run", SMALL)
+    plan = Store.open(path).plan()
+    narrow = [unit for unit in plan["units"] if unit["detector"] == "induction"]
+    Store.open(path).write_plan({"checkpoints": plan["checkpoints"], "units": narrow})
+    status = open_run(path).status()
+    assert (status.planned, status.done) == (6, 6)
+
+
+def test_an_empty_run_has_empty_tables_and_no_errors(tmp_path):
+    Store.create(tmp_path / "run", job={}, versions={})
+    run = open_run(tmp_path / "run")
+    assert run.scores().empty
+    assert run.metrics().empty
+    assert run.checkpoints().empty
+    assert run.failures().empty
+    assert run.layers().empty
+    assert run.top().empty
+    assert run.scores(step="last").empty
+    assert run.status().planned == 0
+    assert run.detectors == ()
+    with pytest.raises(WorkbenchError, match="none yet"):
+        run.scores(detector="induction")
+
+
+def test_refresh_brings_in_what_was_written_since(tmp_path):
+    path = write_run(tmp_path / "run", SMALL, upto=3)
+    run = open_run(path)
+    assert run.scores(step="last")["step"].iloc[0] == FEW[2]
+    assert not run.refresh()
+    write_run(path, SMALL)
+    assert run.scores(step="last")["step"].iloc[0] == FEW[2]
+    assert run.refresh()
+    assert run.scores(step="last")["step"].iloc[0] == FEW[5]
+
+
+def test_reading_a_run_imports_no_torch(path):
+    code = f"""
+import sys
+from workbench.run import open_run
+run = open_run({str(path)!r})
+run.top(), run.status(), run.metrics()
+print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_scan_without_known_tokens_still_has_onsets_by_step(tmp_path):
+    shape = Shape(steps=STEPS, tokens_per_step=None, detectors=("induction",), seed=1)
+    run = open_run(write_run(tmp_path / "run", shape))
+    best = run.top("induction", n=1).iloc[0]
+    assert best.onset_step > 0
+    assert best.onset_tokens is pd.NA

@@ -1,0 +1,296 @@
+"""A scan: the same scores as `score`, resumable, every failure a stored row, nothing done twice."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.families import random_tokens
+from tests.series import STEPS, write_series
+from workbench import open_model, open_run, probes, scan, score
+from workbench.heads import NoCheckpoints, RunLocked, WorkbenchError
+from workbench.scanning import read_job
+from workbench.store import Store
+
+FAST = {"detectors": ["induction", "sink", "far_mass"], "probes": ["repeats:n=12,n_sequences=6"]}
+SCORES = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
+KEYS = ["ckpt", "detector", "probe", "layer", "head"]
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    return write_series(tmp_path_factory.mktemp("series"))
+
+
+@pytest.fixture(scope="module")
+def run(series, tmp_path_factory):
+    return scan(series, tmp_path_factory.mktemp("runs") / "run", **FAST)
+
+
+def parts(run):
+    return {p.path: p.path.stat().st_mtime_ns for p in Store.open(run.path).parts()}
+
+
+def sorted_scores(run):
+    return run.scores().drop(columns="run").sort_values(KEYS).reset_index(drop=True)
+
+
+def test_stored_scores_are_those_that_score_gives(series, run):
+    m = open_model(series / "checkpoint-16")
+    probe = probes.build(m, FAST["probes"][0])
+    expected = score(m, FAST["detectors"], probes=probe, far=None)
+    expected = expected[expected.detector != "far_mass"]
+    stored = run.scores(step=16)
+    stored = stored[stored.detector != "far_mass"]
+    order = ["detector", "layer", "head"]
+    a = stored.sort_values(order)[SCORES].reset_index(drop=True)
+    b = expected.sort_values(order)[SCORES].reset_index(drop=True)
+    pd.testing.assert_frame_equal(a, b, check_dtype=False, rtol=1e-6)
+
+
+def test_a_scan_measures_far_mass_beyond_the_models_smallest_window_and_stores_it(run):
+    far = run.scores(detector="far_mass")
+    assert far["flags"].unique().tolist() == ["far_window=8;far_sink=0"]
+    assert far[far.kind == "sliding"].score.eq(0).all()
+
+
+def test_every_checkpoint_has_its_step_and_tokens(run):
+    table = run.scores()
+    assert sorted(table.step.unique()) == list(STEPS)
+    assert (table.tokens == table.step * 2048).all()
+
+
+def test_metrics_stand_beside_the_scores(run):
+    metrics = run.metrics(metric="copy_accuracy")
+    assert set(metrics.step) == set(STEPS)
+    assert set(metrics[metrics.distance.notna()].distance) == {12}
+    assert (run.metrics(metric="loss_nats").value > 0).all()
+
+
+def test_the_same_command_again_does_nothing(series, run):
+    before = parts(run)
+    again = scan(series, run.path, **FAST)
+    assert parts(again) == before
+    assert again.status().is_complete
+
+
+def test_more_detectors_and_probes_add_their_own_parts_only(series, run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    before = set(p.name for p in (tmp_path / "run" / "scores").glob("*/*.parquet"))
+    wider = scan(
+        series,
+        tmp_path / "run",
+        detectors=[*FAST["detectors"], "entropy"],
+        probes=[*FAST["probes"], "key_value:n_pairs=4,n_queries=2"],
+    )
+    after = set(p.name for p in (tmp_path / "run" / "scores").glob("*/*.parquet"))
+    assert before < after
+    assert len(after) == len(STEPS) * 4 * 2
+    assert set(wider.metrics().metric) == {"loss_nats", "copy_accuracy", "recall"}
+
+
+def test_a_retrained_checkpoint_is_scored_anew(series, tmp_path):
+    copy = tmp_path / "series"
+    shutil.copytree(series, copy)
+    first = scan(copy, tmp_path / "run", **FAST)
+    n = len(parts(first))
+    tensors = load_file(copy / "checkpoint-2" / "model.safetensors")
+    save_file({k: v + 0.01 for k, v in tensors.items()}, copy / "checkpoint-2" / "model.safetensors", {"format": "pt"})
+    second = scan(copy, tmp_path / "run", **FAST)
+    assert len(parts(second)) == n + 4
+
+
+def test_probes_made_in_python_are_scanned_as_they_are(series, tmp_path):
+    probe = probes.token_sequences(random_tokens(6, 20), name="mine")
+    run = scan(series, tmp_path / "run", ["entropy", "retrieval"], probe)
+    assert run.probes == ("mine",)
+    assert run.detectors == ("entropy",)  # no known target cells: retrieval is not defined
+    assert set(run.metrics().metric) == {"loss_nats"}
+    assert run.metrics().position.max() == 18
+
+
+def break_truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def break_missing_tensor(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.self_attn.k_proj.weight"]
+    save_file(tensors, file, {"format": "pt"})
+
+
+def break_nan(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.self_attn.k_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+
+
+def break_config(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["num_hidden_layers"] = 3
+    config["layer_types"].append("full_attention")
+    file.write_text(json.dumps(config))
+
+
+def break_no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def break_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
+
+
+BREAKS = {
+    "truncated": (break_truncated, "model.safetensors"),
+    "missing tensor": (break_missing_tensor, "layers.1.self_attn.k_proj"),
+    "nan": (break_nan, "layers.1.self_attn.k_proj"),
+    "one layer too many": (break_config, "config.json"),
+    "no config": (break_no_config, "config.json"),
+    "pickle": (break_pickle, "pytorch_model.bin"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_bad_checkpoint_is_a_stored_failure_and_the_others_are_scored(series, tmp_path, name):
+    breaks, told = BREAKS[name]
+    copy = tmp_path / "series"
+    shutil.copytree(series, copy)
+    breaks(copy / "checkpoint-16")
+    run = scan(copy, tmp_path / "run", **FAST)
+    (failure,) = run.failures().to_dict("records")
+    assert failure["ckpt"] == "checkpoint-16"
+    assert told in failure["message"]
+    assert sorted(run.scores().step.unique()) == [0, 2, 100]
+    assert run.status().checkpoints_failed == 1
+    shutil.rmtree(copy / "checkpoint-16")
+    shutil.copytree(series / "checkpoint-16", copy / "checkpoint-16")
+    mended = scan(copy, tmp_path / "run", **FAST)
+    assert mended.failures().empty
+    assert mended.status().is_complete
+
+
+def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, monkeypatch):
+    from workbench import scanning
+
+    real = scanning.measure
+
+    def failing(model, probe, detectors, **kwargs):
+        if probe.name == "broken":
+            raise RuntimeError("the kernel fell over")
+        return real(model, probe, detectors, **kwargs)
+
+    monkeypatch.setattr(scanning, "measure", failing)
+    run = scan(series, tmp_path / "run", ["entropy"], ["repeats:n=12", "repeats:n=10,name=broken"])
+    failures = run.failures()
+    assert set(failures.message) == {"the kernel fell over"}
+    assert failures.traceback.str.contains("RuntimeError").all()
+    assert set(run.scores().probe) == {"repeats"}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda s, o: scan(s / "none", o), NoCheckpoints, "no such directory"),
+        (lambda s, o: scan(s, o, ["inductoin"]), WorkbenchError, "unknown detectors .*known: .*induction"),
+        (lambda s, o: scan(s, o, engine="slurm"), WorkbenchError, "engine: .*'inline'"),
+        (lambda s, o: scan(s, o, tokens=3), WorkbenchError, "tokens: .*[Ee]xtra"),
+        (lambda s, o: scan(s, o, dtype="int7"), WorkbenchError, "'int7' is not a floating-point torch dtype"),
+        (lambda s, o: scan(s, o, probes=["repeats:n=12", "repeats:n=13"]), WorkbenchError, "two probes are called"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_before_any_model_is_loaded(series, tmp_path, call, error, message):
+    with pytest.raises(error, match=message):
+        call(series, tmp_path / "run")
+
+
+def test_a_job_file_is_the_same_job(series, tmp_path):
+    (tmp_path / "job.toml").write_text(
+        f'checkpoints = "{series}"\nout = "run"\ndetectors = ["sink"]\nprobes = ["repeats:n=9"]\n'
+    )
+    job = read_job(tmp_path / "job.toml", seed=3, rows=None)
+    assert (job.out, job.seed, job.rows, job.detectors) == (tmp_path / "run", 3, None, ("sink",))
+    with pytest.raises(WorkbenchError, match="cannot read the job file"):
+        read_job(tmp_path / "none.toml")
+
+
+def test_a_second_scan_of_the_same_run_is_refused_while_the_first_writes(series, run):
+    with Store.open(run.path).locked(), pytest.raises(RunLocked):
+        scan(series, run.path, **FAST)
+
+
+COMMAND = [
+    *("scan", "--detector", "induction", "--detector", "sink", "--detector", "far_mass"),
+    *("--probe", "repeats:n=12,n_sequences=6"),
+]
+
+
+def start_scan(series, out):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "workbench.cli", *COMMAND, str(series), "--out", str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for_parts(process, out, n):
+    while process.poll() is None and len(list(out.glob("scores/*/*.parquet"))) < n:
+        time.sleep(0.005)
+
+
+def kill_until_done(series, out, seed, kills):
+    """Scan in processes that are killed at random moments, then once to the end."""
+    chance = random.Random(seed)
+    for _ in range(kills):
+        process = start_scan(series, out)
+        wait_for_parts(process, out, len(list(out.glob("scores/*/*.parquet"))) + chance.randint(0, 3))
+        time.sleep(chance.random() * 0.05)
+        process.kill()
+        process.communicate()
+        for part in out.glob("scores/*/*.parquet"):
+            pd.read_parquet(part)
+    process = start_scan(series, out)
+    _, told = process.communicate()
+    assert process.returncode == 0, told.decode()
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_scans_end_with_the_same_rows_as_an_undisturbed_one(series, run, tmp_path, seed):
+    kill_until_done(series, tmp_path / "run", seed, kills=3)
+    killed = open_run(tmp_path / "run")
+    assert Store.open(killed.path).check() == []
+    pd.testing.assert_frame_equal(sorted_scores(killed), sorted_scores(run))
+    assert not list((tmp_path / "run" / ".tmp").glob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_many_kills_change_nothing(series, run, tmp_path, seed):
+    kill_until_done(series, tmp_path / "run", seed, kills=6)
+    pd.testing.assert_frame_equal(sorted_scores(open_run(tmp_path / "run")), sorted_scores(run))
+
+
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(series, tmp_path):
+    out = tmp_path / "run"
+    process = start_scan(series, out)
+    wait_for_parts(process, out, 1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert b"same command goes on" in told
+    assert b"Traceback" not in told
+    n = len(list(out.glob("scores/*/*.parquet")))
+    assert 3 <= n < 12
+    assert n % 3 == 0
+    assert not list((out / ".tmp").glob("*"))

@@ -1,0 +1,128 @@
+"""A checkpoint's config.json: read it, and notice where the architecture changes along a series."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from workbench.heads import BadCheckpoint
+
+CONFIG = "config.json"
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+# What each is called in config.json, most common name first. A wrong value often loads without an error,
+# because the shapes agree: 8 heads of 16 and 4 heads of 32 have the same projections.
+_ARCHITECTURE = {
+    "model_type": ("model_type",),
+    "n_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "n_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "n_kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
+    "d_head": ("head_dim", "kv_channels"),
+    "d_model": ("hidden_size", "n_embd", "d_model"),
+    "vocab_size": ("vocab_size",),
+    "window": ("sliding_window", "window_size", "attention_chunk_size"),
+    "layer_types": ("layer_types",),
+}
+# These change in an honest long-context stage, so a change is reported and does not refuse the checkpoint.
+_POSITIONS = {
+    "rope": ("rope_parameters", "rope_scaling"),
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "max_positions": ("max_position_embeddings", "n_positions"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """One setting of one checkpoint's config.json that its siblings of the same stage do not share.
+
+    `is_fatal`: with this value the weights mean another model than at the siblings, so the checkpoint must
+    not be scored as one of them.
+    """
+
+    checkpoint: str
+    setting: str
+    value: str
+    usual: str
+    is_fatal: bool
+
+    def __str__(self) -> str:
+        step = "give it a stage of its own in series.toml, or mend the file" if self.is_fatal else "recorded"
+        differs = f"config.json has {self.setting} {self.value}, its siblings {self.usual}"
+        return f"{self.checkpoint}: {differs}; {step}"
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The object in a JSON file.
+
+    Raises:
+        BadCheckpoint: if the file is missing, is a git-lfs pointer, or holds no JSON object.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
+    if content.startswith(_LFS):
+        raise BadCheckpoint(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in the checkpoint")
+    try:
+        parsed: object = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: is not JSON ({len(content)} bytes): {error}") from error
+    if not isinstance(parsed, dict):
+        raise BadCheckpoint(f"{path}: holds {type(parsed).__name__}, expected a JSON object")
+    return cast("dict[str, object]", parsed)
+
+
+def read_config(checkpoint: Path) -> dict[str, object]:
+    """The checkpoint's config.json.
+
+    Raises:
+        BadCheckpoint: if it is missing or no JSON object.
+    """
+    path = checkpoint / CONFIG
+    if not path.exists():
+        raise BadCheckpoint(f"{path}: is missing, expected a Hugging Face checkpoint with a config.json")
+    return read_json_object(path)
+
+
+def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChange]:
+    """Compare the configs of each stage's checkpoints, given as (name, path), with the most common values.
+
+    A change between stages is not reported. Checkpoints without a readable config.json are passed over: they
+    are refused when they are opened.
+    """
+    return [change for checkpoints in stages for change in _stage_changes(checkpoints)]
+
+
+def _stage_changes(checkpoints: list[tuple[str, Path]]) -> list[ConfigChange]:
+    settings = {name: _settings(path) for name, path in checkpoints if (path / CONFIG).exists()}
+    settings = {name: values for name, values in settings.items() if values}
+    changes: list[ConfigChange] = []
+    for setting in _ARCHITECTURE | _POSITIONS:
+        values = {name: values[setting] for name, values in settings.items()}
+        if len(set(values.values())) < 2:
+            continue
+        usual = Counter(values.values()).most_common(1)[0][0]
+        changes += [
+            ConfigChange(name, setting, value, usual, is_fatal=setting in _ARCHITECTURE)
+            for name, value in values.items()
+            if value != usual
+        ]
+    return changes
+
+
+def _settings(checkpoint: Path) -> dict[str, str]:
+    """Each setting as JSON, `null` where the config does not name it; empty for an unreadable config."""
+    try:
+        config = read_config(checkpoint)
+    except BadCheckpoint:
+        return {}
+    inner = config.get("text_config")
+    text = {**config, **cast("dict[str, object]", inner)} if isinstance(inner, dict) else config
+    return {
+        setting: json.dumps(next((text[name] for name in names if text.get(name) is not None), None), sort_keys=True)
+        for setting, names in (_ARCHITECTURE | _POSITIONS).items()
+    }

@@ -1,0 +1,106 @@
+"""Which program wrote a checkpoint folder, told by file names alone, and how to convert what is not read."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+Format = Literal["safetensors", "bin", "pt", "dcp", "deepspeed", "megatron", "none"]
+
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_HF_PICKLE = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
+# Beside the weights, not weights.
+_NO_WEIGHTS = re.compile(
+    r"(optim|scheduler|scaler|rng|random_states|training_args|sampler|dataloader|common|trainer).*"
+    r"|.*optim_states"
+)
+_MEGATRON_RANK = re.compile(r"mp_rank_\d\d(_\d+)*")
+
+_SAVE = "then AutoModelForCausalLM.from_config(config), load_state_dict, save_pretrained"
+HINTS: dict[Format, str] = {
+    "safetensors": "",
+    "bin": "convert if you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+    "pt": f"convert if you trust it: torch.load(FILE, weights_only=True), {_SAVE}",
+    "dcp": f"convert: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt, {_SAVE}",
+    "deepspeed": "convert: python zero_to_fp32.py DIR OUT --safe_serialization (it lies in DIR)",
+    "megatron": "convert to safetensors with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge",
+    "none": "",
+}
+
+
+def checkpoint_format(path: Path) -> Format:
+    """The format of a checkpoint folder or file; "none" if nothing in it looks like weights.
+
+    Safetensors win over anything beside them, as they are what is loaded.
+    """
+    if not path.is_dir():
+        return "pt" if path.suffix in _PICKLES else "none"
+    files, folders = _listing(path)
+    if any(
+        name.endswith(".safetensors") or name == SAFETENSORS_INDEX for name in files - {"adapter_model.safetensors"}
+    ):
+        return "safetensors"
+    if any(_HF_PICKLE.fullmatch(name) for name in files):
+        return "bin"
+    ranks = [name for name in folders if _MEGATRON_RANK.fullmatch(name)]
+    if ranks or "latest_checkpointed_iteration.txt" in files or (_is_dcp(files) and "common.pt" in files):
+        return "megatron"
+    if _is_deepspeed(files) or any(
+        name.startswith("global_step") and _is_deepspeed(_listing(path / name)[0]) for name in folders
+    ):
+        return "deepspeed"
+    if _is_dcp(files) or any(_is_dcp(_listing(path / name)[0]) for name in folders):
+        return "dcp"
+    return "pt" if any(_is_pickled_weights(name) for name in files) else "none"
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Every file that holds weights, in a stable order: what a fingerprint covers."""
+    if not path.is_dir():
+        return [path]
+    kind = checkpoint_format(path)
+    names = sorted(_listing(path)[0])
+    if kind == "safetensors":
+        if SAFETENSORS in names:
+            return [path / SAFETENSORS]
+        shards = [name for name in names if _SHARD.fullmatch(name)]
+        return [path / name for name in shards or names if name.endswith(".safetensors")]
+    if kind == "bin":
+        return [path / name for name in names if _HF_PICKLE.fullmatch(name)]
+    if kind == "pt":
+        return [path / name for name in names if _is_pickled_weights(name)]
+    if kind == "none":
+        return []
+    return sorted(file for file in path.rglob("*") if file.suffix in (*_PICKLES, ".distcp") and file.is_file())
+
+
+def _listing(path: Path) -> tuple[set[str], set[str]]:
+    """Names of files and of folders; a folder that may not be listed has neither."""
+    files: set[str] = set()
+    folders: set[str] = set()
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).add(entry.name)
+    except PermissionError:
+        return set(), set()
+    return files, folders
+
+
+def _is_dcp(files: set[str]) -> bool:
+    return ".metadata" in files or any(name.endswith(".distcp") for name in files)
+
+
+def _is_deepspeed(files: set[str]) -> bool:
+    return any(name.endswith("_model_states.pt") or "zero_pp_rank_" in name for name in files)
+
+
+def _is_pickled_weights(name: str) -> bool:
+    stem, ending = os.path.splitext(name)
+    return ending in _PICKLES and _NO_WEIGHTS.fullmatch(stem) is None

@@ -1,0 +1,172 @@
+"""A directory of checkpoints as one series: stages in order, steps and tokens counted from the beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from workbench.checkpoints.configs import ConfigChange, config_changes
+from workbench.checkpoints.counting import Counted, TokensSource, count_from_start
+from workbench.checkpoints.entries import place_entries, settle_duplicates, stage_order
+from workbench.checkpoints.finding import find_candidates
+from workbench.checkpoints.formats import Format
+from workbench.checkpoints.overrides import SERIES_FILE
+from workbench.heads import NoCheckpoints
+
+LrSource = Literal["trainer_state", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint and where it stands in training. None is "not known", never 0.
+
+    `step` is as its maker counts, perhaps from the start of `stage`; `step_total` and `tokens` count from the
+    beginning of training. `tokens_lo`, `tokens_hi` bound the tokens wherever anything does; `tokens` is given
+    where they are known within 1 %, or where a label is all that places the checkpoint. `tokens_source`:
+    counted by the trainer ("trainer_state"), the user's own ("user") or steps times the user's
+    ("tokens_per_step"), the name's ("label"), or what all labels of the stage allow together ("labels_fit").
+    `index` numbers checkpoints and is no step. `lr` is the learning rate logged last before the step.
+    `format` "none" has no weights: it stays in the series so that the failure to open it is seen. `alias_of`
+    names a checkpoint with the same weights.
+    """
+
+    name: str
+    path: Path
+    format: Format
+    stage: str | None
+    branch: str | None
+    step: int | None
+    index: int | None
+    step_total: int | None
+    tokens: int | None
+    tokens_lo: int | None
+    tokens_hi: int | None
+    tokens_source: TokensSource
+    lr: float | None
+    lr_source: LrSource
+    alias_of: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The checkpoints in order, and what else was seen.
+
+    `stages` are the named ones, in order. `ignored` maps what is no checkpoint to the reason. `remarks` are
+    sentences for people. `config_changes` within a stage: a fatal one means that the checkpoint must not be
+    scored.
+    """
+
+    root: Path
+    checkpoints: tuple[Checkpoint, ...]
+    stages: tuple[str, ...]
+    ignored: Mapping[str, str]
+    remarks: tuple[str, ...]
+    config_changes: tuple[ConfigChange, ...]
+
+    def records(self) -> list[dict[str, object]]:
+        """The checkpoints as plain dictionaries in order, ready for JSON."""
+        return [{**asdict(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints]
+
+
+def find_checkpoints(directory: str | Path) -> Series:
+    """Order the checkpoints of a directory; of one checkpoint's own directory, a series of one.
+
+    Order is by stage, then by tokens or steps, branch and name; never by time or by text. A checkpoint that
+    says nothing of its place (`main`, `final`) is the last; one that says no stage where others do is of the
+    first. Steps restart per stage unless every stage begins at or after the end of the one before, and token
+    labels likewise. `series.toml` beside the checkpoints overrides: `tokens_per_step` (a number, or a table by
+    stage), `steps = "cumulative" | "per_stage"`, `stage_order`, and rows `[checkpoints."NAME"]` with `step`,
+    `tokens`, `stage`, `branch` or `skip`.
+
+    Raises:
+        NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different
+            weights, steps beside token labels); names them.
+        WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
+    """
+    found = find_candidates(Path(directory))
+    skipped = {name: f"skip = true in {SERIES_FILE}" for name, row in found.overrides.checkpoints.items() if row.skip}
+    entries, remarks = place_entries(found)
+    if not entries:
+        raise NoCheckpoints(f"{directory}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
+    entries, aliases, outputs = settle_duplicates(entries)
+    order = stage_order(entries, found.overrides)
+    counted = _ordered(count_from_start(entries, order, found.overrides), order)
+    stages = [[(each.entry.name, each.entry.path) for each in counted if each.entry.stage == stage] for stage in order]
+    return Series(
+        root=found.root,
+        checkpoints=tuple(_checkpoint(each, aliases.get(each.entry.name)) for each in counted),
+        stages=tuple(stage for stage in order if stage is not None),
+        ignored=found.ignored | outputs | skipped,
+        remarks=tuple(remarks),
+        config_changes=tuple(config_changes(stages)),
+    )
+
+
+def _ordered(counted: list[Counted], order: list[str | None]) -> list[Counted]:
+    """Sort by stage and, within a stage, by the first measure that all its placed checkpoints have."""
+    ordered: list[Counted] = []
+    for stage in order:
+        members = [each for each in counted if each.entry.stage == stage]
+        placed = [each for each in members if each.entry.place is not None]
+        for measure in (_tokens, _step, _index, _label):
+            if all(measure(each) is not None for each in placed):
+                placed.sort(key=lambda each: (measure(each), each.entry.branch or "", each.entry.name))
+                break
+        else:
+            a = placed[0].entry
+            b = next((each.entry for each in placed if _kind(each) != _kind(placed[0])), placed[-1].entry)
+            raise NoCheckpoints(
+                f"{a.name} is at {a.place}, {b.name} at {b.place}: they cannot be put in one order; give steps"
+                f" or tokens_per_step in {SERIES_FILE}"
+            )
+        ordered += [*placed, *sorted((each for each in members if each.entry.place is None), key=_name)]
+    # What has no stage where others have one, such as `main`, is the end of training, not its beginning.
+    return sorted(ordered, key=lambda each: each.entry.place is None and each.entry.stage is None)
+
+
+def _tokens(each: Counted) -> int | None:
+    return each.tokens
+
+
+def _step(each: Counted) -> int | None:
+    return each.step_total
+
+
+def _index(each: Counted) -> int | None:
+    return each.entry.index
+
+
+def _label(each: Counted) -> int | None:
+    return each.entry.label[0] if each.entry.label else None
+
+
+def _name(each: Counted) -> str:
+    return each.entry.name
+
+
+def _kind(each: Counted) -> str:
+    """step, index or token"""
+    return (each.entry.place or "").split(" ")[0]
+
+
+def _checkpoint(counted: Counted, alias_of: str | None) -> Checkpoint:
+    entry = counted.entry
+    return Checkpoint(
+        name=entry.name,
+        path=entry.path,
+        format=entry.format,
+        stage=entry.stage,
+        branch=entry.branch,
+        step=entry.step,
+        index=entry.index,
+        step_total=counted.step_total,
+        tokens=counted.tokens,
+        tokens_lo=counted.tokens_lo,
+        tokens_hi=counted.tokens_hi,
+        tokens_source=counted.source,
+        lr=entry.lr,
+        lr_source="unknown" if entry.lr is None else "trainer_state",
+        alias_of=alias_of,
+    )

@@ -1,0 +1,213 @@
+"""The command line: one verb per question. What a verb needs is imported when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.console import say_json, say_table, showing_progress, warn
+from workbench.heads import Head, WorkbenchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Which attention heads need the whole context, since when in pretraining, and which may get a window.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `workbench scan` wrote.")]
+
+
+def main() -> None:
+    """Run the command line; exit codes are those of the README."""
+    try:
+        app()
+    except WorkbenchError as error:
+        warn(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def series(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of checkpoints.")],
+    as_json: Json = False,
+) -> None:
+    """Show the checkpoints of a directory in training order, and how their steps and tokens are known."""
+    from workbench.checkpoints import find_checkpoints
+
+    found = find_checkpoints(directory)
+    records = found.records()
+    if as_json:
+        say_json({"checkpoints": records, "ignored": found.ignored})
+        return
+    columns = (
+        "name",
+        "stage",
+        "branch",
+        "step",
+        "step_total",
+        "tokens",
+        "tokens_source",
+        "lr",
+        "format",
+        "alias_of",
+    )
+    say_table(columns, [[r.get(c) for c in columns] for r in records])
+    for name, reason in dict(found.ignored).items():
+        warn(f"ignored {name}: {reason}")
+
+
+@app.command()
+def scan(
+    source: Annotated[Path, typer.Argument(metavar="DIR|job.toml", help="Checkpoints, or a job file.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder to write; made if missing.")] = None,
+    detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: all.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Query rows per sequence to sample. Default: all.")] = None,
+    far_window: Annotated[int | None, typer.Option(help="Window of far_mass in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the bootstrap.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score every head of every checkpoint; run the same command again to resume."""
+    from workbench.scanning import make_job, read_job, run_job
+
+    given = {
+        "out": out,
+        "detectors": tuple(detector) if detector else None,
+        "probes": tuple(probe) if probe else None,
+        "rows": rows,
+        "far_window": far_window,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    if source.suffix == ".toml":
+        job = read_job(source, **given)
+    else:
+        if out is None:
+            raise WorkbenchError("no run folder was given; pass --out RUN")
+        job = make_job({"checkpoints": source, **{k: v for k, v in given.items() if v is not None}})
+    try:
+        with showing_progress() as show:
+            run = run_job(job, on_progress=show)
+    except KeyboardInterrupt:
+        warn("interrupted; what is done is kept, and the same command goes on from there")
+        raise
+    _tell_status(run, as_json)
+    if run.status().failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(run: RunFolder, as_json: Json = False) -> None:
+    """How far a scan is, and what failed."""
+    from workbench.run import open_run
+
+    _tell_status(open_run(run), as_json)
+
+
+@app.command()
+def top(
+    run: RunFolder,
+    detector: Annotated[str | None, typer.Option(help="One detector. Default: each.")] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per detector.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The highest-scoring heads at the last checkpoint, with interval, n, and onset."""
+    from workbench.run import open_run
+
+    table = open_run(run).top(detector, n, probe=probe)
+    if as_json:
+        say_json(table.to_dict("records"))
+        return
+    columns = (
+        "detector",
+        "probe",
+        "head",
+        "kind",
+        "score",
+        "ci_lo",
+        "ci_hi",
+        "n",
+        "onset_step",
+        "onset_tokens",
+    )
+    rows = []
+    for record in table.to_dict("records"):
+        label = str(Head(record["layer"], record["head"])) if record["head"] == record["head"] else "–"
+        rows.append([{**record, "head": label}[c] for c in columns])
+    say_table(columns, rows)
+
+
+@app.command()
+def check(run: RunFolder, as_json: Json = False) -> None:
+    """Re-read every stored part; exit 1 if one is damaged."""
+    from workbench.store import Store
+
+    store = Store.open(run)
+    problems = store.check()
+    if as_json:
+        say_json([{"path": p.path, "reason": p.reason} for p in problems])
+    else:
+        for problem in problems:
+            print(f"{problem.path}: {problem.reason}")
+        warn(f"{len(problems)} damaged parts" if problems else "every part is whole")
+    if problems:
+        warn("delete the damaged parts and run the scan again: it makes just those anew")
+        raise typer.Exit(1)
+
+
+@app.command()
+def detectors(as_json: Json = False) -> None:
+    """The registered detectors: what each measures, in which units."""
+    from workbench.detectors import all_detectors
+
+    columns = ("name", "version", "units", "direction", "needs_answers", "summary")
+    rows = [[getattr(d, c) for c in columns] for d in all_detectors().values()]
+    if as_json:
+        say_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        say_table(columns, rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine offers: versions, devices, and which kernel each operation will use."""
+    from workbench.doctor import examine
+
+    report = examine()
+    if as_json:
+        say_json(report)
+        return
+    for heading, facts in report.items():
+        say_table(("", ""), list(facts.items()), title=heading)
+
+
+def _tell_status(run: Any, as_json: bool) -> None:
+    found = run.status()
+    failures = run.failures()
+    if as_json:
+        document = {name: getattr(found, name) for name in found.__dataclass_fields__}
+        say_json({"run": run.path, **document, "failures": failures.drop(columns="traceback").to_dict("records")})
+        return
+    print(
+        f"{run.path}: {found.done} of {found.planned} units done, {found.failed} failed; "
+        f"{found.checkpoints_done} of {found.checkpoints} checkpoints complete"
+    )
+    for failure in failures.to_dict("records"):
+        warn(f"failed {failure['ckpt']}: {failure['message']}")
+
+
+if __name__ == "__main__":
+    main()

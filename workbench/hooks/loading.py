@@ -1,0 +1,250 @@
+"""Open a checkpoint strictly: every weight in its place and finite, or a BadCheckpoint that says why not.
+
+Hugging Face's own loading fills a missing tensor with random numbers, casts int8 to float, drops layers that
+the config does not count, and passes NaN. Here each of them is refused. Nothing is executed, downloaded or
+asked: no code beside the weights, no pickle, no network, no prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from workbench.checkpoints import WeightsInfo, inspect_weights
+from workbench.heads import BadCheckpoint
+from workbench.hooks.lightning import lightning_modules, lightning_slopes
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Buffers that older releases saved and none reads back: causal masks, rotary frequencies, positions.
+_UNREAD = (".attn.bias", ".attention.bias", ".masked_bias", ".bias_mask", "position_ids")
+_ROTARY = "rotary_emb.inv_freq"
+# Buffers that follow from the config; `_restore_decay` computes them.
+_DECAY = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+)
+# What transformers raises on a broken config or weight file; a config of odd numbers fails in a model's
+# arithmetic.
+_FAILURES = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checkpoint in memory, in evaluation mode.
+
+    `tokenizer` is None where the folder has none or it cannot be read; `no_tokenizer` then says why.
+    `weights` is what the files' headers say, the dtype on disk among it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    no_tokenizer: str
+    weights: WeightsInfo
+
+
+def load_pretrained(path: Path, *, device: torch.device | str, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Load a Hugging Face folder with safetensors weights.
+
+    Args:
+        dtype: None is float32 on the CPU and the weights' own elsewhere. The state and the decay of lightning
+            attention are float32 whatever it is: in bfloat16 slow heads would never forget.
+
+    Raises:
+        BadCheckpoint: naming the file or tensors and the reason.
+    """
+    path, device = Path(path), torch.device(device)
+    weights = inspect_weights(path)
+    dtype_or_auto = _dtype(weights, device) if dtype is None else dtype
+    with quiet():
+        config = load_config(path)
+        if getattr(config, "quantization_config", None) is None:
+            # Without data first, so that a config of enormous numbers is refused before memory is taken for it.
+            _load(path, config, torch.device("meta"), dtype_or_auto)
+        model = _load(path, config, device, dtype_or_auto)
+        tokenizer, no_tokenizer = load_tokenizer(path)
+    _refuse_nonfinite(path, model)
+    _restore_decay(model)
+    return LoadedModel(model.eval(), tokenizer, no_tokenizer, weights)
+
+
+def _dtype(weights: WeightsInfo, device: torch.device) -> torch.dtype | str:
+    """The dtype to load in where none was asked for; the config says what float8 weights unpack to."""
+    return torch.float32 if device.type == "cpu" else _DTYPES.get(weights.dtype, "auto")
+
+
+def _load(path: Path, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The model with all of its weights and no other; any error of transformers as BadCheckpoint."""
+    config.fusion_config = None
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            # A config may ask for kernels from the hub, as for fused modules: other code for the same model.
+            attn_implementation=None,
+            experts_implementation=None,
+            use_safetensors=True,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # so that they are reported by name; they are refused below
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )  # type: ignore[misc]
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        raise BadCheckpoint(f"{path}: config.json and weights make no model: {_reason(error)}") from error
+    _refuse_misfits(path, report)
+    return model
+
+
+def load_config(path: Path) -> PreTrainedConfig:
+    """The configuration of a checkpoint's folder.
+
+    Raises:
+        BadCheckpoint: if config.json is missing or describes no known model.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except _FAILURES as error:
+        raise BadCheckpoint(f"{path / 'config.json'}: describes no known model: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first lines of a message that may run to pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}"
+
+
+def _refuse_misfits(path: Path, report: dict[str, Any]) -> None:
+    """Refuse a model that has other weights than its files. Tied weights are not in the report."""
+    missing = [key for key in report["missing_keys"] if not key.endswith(_DECAY)]
+    unexpected = [key for key in report["unexpected_keys"] if not (key.endswith(_UNREAD) or _ROTARY in key)]
+    mismatched = [
+        f"{key} ({list(disk)} in the file, {list(model)} by config.json)"
+        for key, disk, model in report["mismatched_keys"]
+    ]
+    wrong = {
+        "tensors missing from the files": missing,
+        "tensors that config.json has no place for": unexpected,
+        "tensors of another shape": mismatched,
+        "tensors that cannot be converted": report["error_msgs"],
+    }
+    told = "; ".join(f"{what}: {_some(keys)}" for what, keys in wrong.items() if keys)
+    if told:
+        raise BadCheckpoint(f"{path}: {told}. Fetch the checkpoint again, or mend config.json")
+
+
+def _refuse_nonfinite(path: Path, model: PreTrainedModel) -> None:
+    """Refuse NaN and infinity in a parameter or saved buffer: an infinite v leaves attention finite."""
+    bad = [name for name, tensor in _saved_tensors(model) if not _is_finite(tensor)]
+    if bad:
+        raise BadCheckpoint(f"{path}: non-finite numbers in {_some(bad)}; a diverged run or a damaged file")
+
+
+def _saved_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the state, a tied one once."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield name, tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The extremes carry NaN and infinity and need no mask the size of the tensor; float8 has no aminmax.
+    lo, hi = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+    return bool(torch.isfinite(lo) & torch.isfinite(hi))
+
+
+def _some(names: Iterable[str], shown: int = 3) -> str:
+    """A few names and the count of the rest."""
+    names = sorted(map(str, names))
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
+
+
+def _restore_decay(model: PreTrainedModel) -> None:
+    """Run lightning attention with float32 decay and state, between projections in the model's dtype.
+
+    At MiniMax-Text-01's size bfloat16 rounds exp(-slope) to exactly 1 for 9 % of the heads.
+    """
+    for module in lightning_modules(model).values():
+        slopes = lightning_slopes(module)[:, None, None]
+        query_decay, key_decay, diagonal_decay = module.decay_factors(slopes)  # type: ignore[operator]
+        module.slope_rate = slopes
+        module.query_decay = query_decay
+        module.key_decay = key_decay
+        module.diagonal_decay = diagonal_decay
+        module.act_fn.register_forward_hook(_to_float32)  # type: ignore[union-attr, arg-type]
+        module.out_proj.register_forward_pre_hook(_to_weight_dtype)  # type: ignore[union-attr, arg-type]
+
+
+def _to_float32(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.float()
+
+
+def _to_weight_dtype(module: nn.Linear, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(module.weight.dtype), *inputs[1:])
+
+
+def load_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer, or None and the reason: attention can be scored without one."""
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        return None, "there are no tokenizer files in the folder"
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False), ""
+    except Exception as error:  # the tokenizers library raises no narrower one; the reason is kept
+        return None, f"the tokenizer cannot be read: {_reason(error)}"
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """No progress bars, log lines or warnings of transformers, whose settings are restored."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_bars = not are_progress_bars_disabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        (enable_progress_bars if hub_bars else disable_progress_bars)()

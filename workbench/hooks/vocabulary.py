@@ -1,0 +1,35 @@
+"""What probes need of a checkpoint without its weights: configuration and tokenizer, so that resuming is quick."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.hooks.loading import TOKENIZER_FILES, load_config, load_tokenizer, quiet
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWords:
+    """A checkpoint's configuration and tokenizer (None if it has none); equal digests make equal probes."""
+
+    config: Any
+    tokenizer: Any
+    digest: str
+
+
+def model_words(path: Path) -> ModelWords:
+    """Read configuration and tokenizer of a checkpoint's folder, offline and without running any code in it.
+
+    Raises:
+        BadCheckpoint: if config.json is missing or describes no known model.
+    """
+    with quiet():
+        config = load_config(path)
+        tokenizer, _ = load_tokenizer(path)
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("config.json", *TOKENIZER_FILES):
+        file = path / name
+        digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
+    return ModelWords(config, tokenizer, digest.hexdigest())

@@ -1,0 +1,299 @@
+"""A run as tables: scores and metrics with step and tokens, the series, what is done, failed and emerged."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from workbench.emergence import LINEAGE, onsets
+from workbench.heads import Head, WorkbenchError
+from workbench.store import Label, Part, Reader, Store, Table, plain_text
+
+Step = int | Literal["last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a scan has come, counted from the parts on disk.
+
+    `planned`, `done` and `failed` count units; where a checkpoint could not be loaded, all units that it
+    lacks are failed. The others count checkpoints: done when all units are, failed when some unit is.
+    """
+
+    planned: int
+    done: int
+    failed: int
+    checkpoints: int
+    checkpoints_done: int
+    checkpoints_failed: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left that could still be tried."""
+        return self.done + self.failed >= self.planned
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run's folder for reading; what is still being written to it comes in with `refresh`.
+
+    Raises:
+        WorkbenchError: if it holds no run.
+        StoreTooNew: if a newer workbench wrote it.
+    """
+    return Run(Store.open(path))
+
+
+class Run:
+    """The tables of one run. Rows come in series order, then by detector, probe, layer and head."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lazy_reader: Reader | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._store.path
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.path.resolve().name
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """The detectors that have scores, by name."""
+        return self._names("detector", self._reader.parts("scores"))
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The probes that have scores or metrics, by name."""
+        return self._names("probe", self._reader.parts())
+
+    def refresh(self) -> bool:
+        """Look at the disk again; whether there was anything new."""
+        return bool(self._reader.refresh())
+
+    def scores(
+        self,
+        *,
+        detector: str | None = None,
+        probe: str | None = None,
+        layer: int | None = None,
+        head: int | Head | None = None,
+        step: Step | None = None,
+        kind: str | None = None,
+        stage: str | None = None,
+        branch: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The scores, one row per head, checkpoint, detector and probe; the columns are those of the store.
+
+        `step` counts within its stage; `"last"` is the last checkpoint in series order that has such scores.
+        A filter that is None lets all through. `columns` picks columns, which is faster on large runs.
+
+        Raises:
+            WorkbenchError: if a name or step is not there; it lists what is.
+        """
+        parts = self._parts("scores", detector=detector, probe=probe)
+        if isinstance(head, Head):
+            layer, head = head
+        wanted = {"layer": layer, "head": head, "kind": kind, "stage": stage, "branch": branch}
+        frame = self._frame("scores", parts, step=step, wanted=wanted)
+        return plain_text(frame if columns is None else frame.loc[:, list(columns)])
+
+    def metrics(
+        self,
+        *,
+        probe: str | None = None,
+        metric: str | None = None,
+        step: Step | None = None,
+        distance: int | None = None,
+    ) -> pd.DataFrame:
+        """The model-level numbers, one row each; filters as in `scores`.
+
+        Raises:
+            WorkbenchError: if a name, step or distance is not there; it lists what is.
+        """
+        parts = self._parts("metrics", detector=None, probe=probe)
+        wanted = {"metric": metric, "distance": distance}
+        return plain_text(self._frame("metrics", parts, step=step, wanted=wanted))
+
+    def checkpoints(self) -> pd.DataFrame:
+        """The series in order: ckpt, stage, branch, step, step_total, tokens, committed parts, failed.
+
+        Whatever else the series says about a checkpoint follows in columns of its own.
+        """
+        committed = Counter(part.label.ckpt for part in self._reader.parts())
+        records = [{"ckpt": record["name"], **record} for record in self._store.checkpoints()]
+        records += self._origins(without={record["ckpt"] for record in records})
+        failed = {failure.ckpt for failure in self._store.failures()}
+        table = pd.DataFrame(records).drop(columns="name", errors="ignore")
+        for column, dtype in _CHECKPOINT_DTYPES.items():
+            table[column] = pd.array([record.get(column) for record in records], dtype=dtype)
+        table["parts"] = np.array([committed[record["ckpt"]] for record in records], dtype=np.int64)
+        table["failed"] = np.array([record["ckpt"] in failed for record in records], dtype=bool)
+        first = [*_CHECKPOINT_DTYPES, "parts", "failed"]
+        return table.loc[:, [*first, *(column for column in table.columns if column not in first)]]
+
+    def failures(self) -> pd.DataFrame:
+        """What failed: ckpt, unit (missing for a whole checkpoint), kind, message, traceback, attempts."""
+        found = self._store.failures()
+        names = ("ckpt", "unit", "kind", "message", "traceback", "attempts")
+        return pd.DataFrame({name: [getattr(failure, name) for failure in found] for name in names})
+
+    def emergence(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+        """The half-rise onset, peak and transience of every head; see `workbench.emergence.onsets`."""
+        parts = self._parts("scores", detector=detector, probe=probe)
+        return plain_text(onsets(self._frame("scores", parts)))
+
+    def top(self, detector: str | None = None, n: int = 10, *, probe: str | None = None) -> pd.DataFrame:
+        """The `n` highest scores at the last checkpoint, one row per head, for one detector or each.
+
+        A head that several probes scored is listed with its highest score; heads without a score are not.
+
+        Returns:
+            detector, layer, head, kv_head, kind, window, probe, score, ci_lo, ci_hi, n, n_seq, onset_step,
+            onset_tokens; best first within each detector.
+        """
+        tables = [self._top(name, n, probe) for name in (self.detectors if detector is None else [detector])]
+        if not tables:
+            return self.scores().assign(onset_step=[], onset_tokens=[]).loc[:, list(_TOP)]
+        return pd.concat(tables, ignore_index=True)
+
+    def status(self) -> Status:
+        """How far the scan has come; reads the disk anew."""
+        self._reader.refresh()
+        plan = self._store.plan()
+        units = Counter(_planned(unit) for unit in plan["units"])
+        committed: dict[str, Counter[tuple[Any, ...]]] = {name: Counter() for name in plan["checkpoints"]}
+        for part in self._reader.parts():
+            committed.get(part.label.ckpt, Counter())[_committed(part.label)] += 1
+        done = {name: (units & parts).total() for name, parts in committed.items()}
+        failures = self._store.failures()
+        unloadable = {failure.ckpt for failure in failures if failure.unit is None}
+        failed_units = Counter(failure.ckpt for failure in failures if failure.unit is not None)
+        per_checkpoint = units.total()
+        failed = {
+            name: per_checkpoint - done[name] if name in unloadable else min(per_checkpoint - done[name], count)
+            for name, count in ((name, failed_units[name]) for name in committed)
+        }
+        return Status(
+            planned=per_checkpoint * len(committed),
+            done=sum(done.values()),
+            failed=sum(failed.values()),
+            checkpoints=len(committed),
+            checkpoints_done=sum(count == per_checkpoint for count in done.values()),
+            checkpoints_failed=sum(count > 0 for count in failed.values()),
+        )
+
+    def layers(self) -> pd.DataFrame:
+        """What each layer is at the last checkpoint that has scores: layer, kind, window, n_heads."""
+        names = ["layer", "kind", "window"]
+        parts = self._reader.parts("scores")
+        ranks = self._series_rank()
+        last = max((ranks[part.label.ckpt] for part in parts if part.label.rows), default=-1)
+        frame = self._reader.frame("scores", [part for part in parts if ranks[part.label.ckpt] == last])
+        heads = plain_text(frame).loc[lambda f: f["head"].notna(), [*names, "head"]].drop_duplicates()
+        return heads.groupby(names, dropna=False).size().rename("n_heads").reset_index()
+
+    @property
+    def _reader(self) -> Reader:
+        if self._lazy_reader is None:
+            self._lazy_reader = Reader(self.path)
+        return self._lazy_reader
+
+    def _names(self, what: str, parts: Sequence[Part]) -> tuple[str, ...]:
+        return tuple(sorted({getattr(part.label, what) for part in parts} - {""}))
+
+    def _parts(self, table: Table, *, detector: str | None, probe: str | None) -> tuple[Part, ...]:
+        every = self._reader.parts(table)
+        for what, name in (("detector", detector), ("probe", probe)):
+            if name is not None and name not in self._names(what, every):
+                raise WorkbenchError(_missing(what, name, self._names(what, every), self.path))
+        return self._reader.parts(table, detector=detector, probe=probe)
+
+    def _frame(
+        self,
+        table: Table,
+        parts: Sequence[Part],
+        *,
+        step: Step | None = None,
+        wanted: Mapping[str, Any] = MappingProxyType({}),
+    ) -> pd.DataFrame:
+        """The rows of these parts in series order, filtered; text as categories."""
+        ranks = self._series_rank()
+        parts = sorted(parts, key=lambda part: (ranks[part.label.ckpt], part.label.detector, part.label.probe))
+        if step == "last":
+            scored = [part.label.ckpt for part in parts if part.label.rows]
+            parts = [part for part in parts if part.label.ckpt == (scored or [""])[-1]]
+        else:
+            wanted = {"step": step, **wanted}
+        frame = self._reader.frame(table, parts)
+        for column, value in wanted.items():
+            if value is None:
+                continue
+            kept = frame.loc[(frame[column] == value).fillna(False).astype(bool)]
+            if kept.empty and not frame.empty:
+                raise WorkbenchError(_missing(column, value, frame[column].dropna().unique(), self.path))
+            frame = kept
+        return frame.reset_index(drop=True)
+
+    def _top(self, detector: str, n: int, probe: str | None) -> pd.DataFrame:
+        rows = self.scores(detector=detector, probe=probe, step="last")
+        best = rows.loc[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
+        best = best.drop_duplicates(["layer", "head", "kv_head"]).head(n)
+        onset = self.emergence(detector, probe=probe).loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
+        return best.merge(onset, on=list(LINEAGE), how="left").loc[:, list(_TOP)]
+
+    def _series_rank(self) -> dict[str, int]:
+        """Each checkpoint's place in the series; those the series does not know follow by step."""
+        names = [record["name"] for record in self._store.checkpoints()]
+        names += [part.label.ckpt for part in self._reader.parts()]
+        return {name: rank for rank, name in enumerate(dict.fromkeys(names))}
+
+    def _origins(self, *, without: set[str]) -> list[dict[str, Any]]:
+        """What the scores say about the checkpoints they come from."""
+        first = {part.label.ckpt: part for part in self._reader.parts("scores") if part.label.rows}
+        first = {ckpt: part for ckpt, part in first.items() if ckpt not in without}
+        frame = plain_text(self._reader.frame("scores", first.values()))
+        found = frame.drop_duplicates("ckpt").loc[:, list(_CHECKPOINT_DTYPES)].astype(object)
+        return found.where(found.notna(), None).to_dict("records")
+
+
+_CHECKPOINT_DTYPES = {
+    "ckpt": "str",
+    "stage": "str",
+    "branch": "str",
+    "step": "Int64",
+    "step_total": "Int64",
+    "tokens": "Int64",
+}
+_TOP = (
+    *("detector", "layer", "head", "kv_head", "kind", "window", "probe"),
+    *("score", "ci_lo", "ci_hi", "n", "n_seq", "onset_step", "onset_tokens"),
+)
+
+
+def _planned(unit: dict[str, Any]) -> tuple[Any, ...]:
+    return unit["table"], unit["probe"], unit["detector"], unit["version"]
+
+
+def _committed(label: Label) -> tuple[Any, ...]:
+    return label.table, label.probe, label.detector, label.version
+
+
+def _missing(what: str, given: object, there: Any, path: Path) -> str:
+    known = ", ".join(str(value) for value in sorted(there)) or "none yet"
+    return f"{what} {given!r} is not in {path}; there is: {known}"

@@ -1,0 +1,22 @@
+"""The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
+
+from workbench.store.folder import Failure, Store
+from workbench.store.parts import Part, Problem
+from workbench.store.reader import Reader, plain_text
+from workbench.store.schema import METRICS, SCHEMA, SCORES, Label, Origin, Table, canonical_digest
+
+__all__ = [
+    "METRICS",
+    "SCHEMA",
+    "SCORES",
+    "Failure",
+    "Label",
+    "Origin",
+    "Part",
+    "Problem",
+    "Reader",
+    "Store",
+    "Table",
+    "canonical_digest",
+    "plain_text",
+]

@@ -1,0 +1,142 @@
+"""One committed unit on disk: find it, read it, and tell whether it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.heads import StoreTooNew, WorkbenchError
+from workbench.store.schema import COLUMNS, SCHEMA, VARYING, Label, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A committed unit and where it lies."""
+
+    path: Path
+    label: Label
+
+    @property
+    def step_total(self) -> int | None:
+        """Steps since the start of the lineage, as the folder's name says; None where it is not known."""
+        digits = self.path.parent.name[1:11]
+        return int(digits) if digits.isdigit() else None
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """A part's rows: one value for each column that all rows share, a table for the others."""
+
+    part: Part
+    shared: dict[str, Any]
+    varying: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file among the parts that is not a whole part, and why."""
+
+    path: Path
+    reason: str
+
+
+def part_files(root: Path, table: Table) -> Iterator[Path]:
+    """Every file that is in the place of a part, in series order."""
+    for folder in sorted((root / table).glob("s*-*")):
+        if folder.is_dir():
+            yield from sorted(path for path in folder.iterdir() if path.suffix == ".parquet")
+
+
+def read_label(root: Path, path: Path) -> Part:
+    """Read what a part is from the end of its file, without its rows.
+
+    Raises:
+        FileNotFoundError: if it is no longer there.
+        WorkbenchError: if it is not a whole part.
+        StoreTooNew: if a newer workbench wrote it.
+    """
+    try:
+        metadata = pq.read_metadata(path).metadata
+        label = Label.from_metadata(metadata or {})
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise _corrupt(root, path, _first_line(error)) from error
+    if label.schema > SCHEMA:
+        raise StoreTooNew(
+            f"{path} has schema {label.schema}, this version reads up to {SCHEMA}; "
+            "pip install --upgrade attention-workbench"
+        )
+    if label.unit != path.stem:
+        raise _corrupt(root, path, f"holds unit {label.unit}, not the one it is named after")
+    if label.table != path.parent.parent.name:
+        raise _corrupt(root, path, f"holds {label.table} but lies among {path.parent.parent.name}")
+    return Part(path, label)
+
+
+def read_rows(root: Path, part: Part) -> PartRows:
+    """Read a part's rows.
+
+    Raises:
+        FileNotFoundError: if it is no longer there.
+        WorkbenchError: if it is not whole.
+    """
+    try:
+        with pq.ParquetFile(part.path, memory_map=False) as file:
+            table = file.read(use_threads=False)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _corrupt(root, part.path, _first_line(error)) from error
+    if table.num_rows != part.label.rows:
+        raise _corrupt(root, part.path, f"has {table.num_rows} rows where {part.label.rows} were written")
+    schema = COLUMNS[part.label.table]
+    if table.schema.names != schema.names or table.schema.types != schema.types:
+        raise _corrupt(root, part.path, "has other columns than schema 1")
+    varying = VARYING[part.label.table]
+    names = [name for name in schema.names if name not in varying] if table.num_rows else []
+    shared = {name: table[name][0].as_py() for name in names}
+    return PartRows(part, shared, table.select(varying).replace_schema_metadata(None))
+
+
+def check_parts(root: Path) -> list[Problem]:
+    """Read every part again and list what is not one."""
+    problems: list[Problem] = []
+    for table in COLUMNS:
+        folder = root / table
+        if not folder.is_dir():
+            continue
+        for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
+            reason = _fault(root, path, folder)
+            if reason is not None:
+                problems.append(Problem(path, reason))
+    return problems
+
+
+def _fault(root: Path, path: Path, folder: Path) -> str | None:
+    if path.suffix != ".parquet" or path.parent.parent != folder or not path.parent.name.startswith("s"):
+        return "not a part: foreign files do not belong here"
+    try:
+        read_rows(root, read_label(root, path))
+    except FileNotFoundError:
+        return None
+    except WorkbenchError as error:
+        return str(error).removeprefix(f"{path} ").partition("; ")[0]
+    return None
+
+
+def _corrupt(root: Path, path: Path, reason: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"{path} is not a whole part ({reason}); `workbench check {root}` lists all such files: "
+        "delete them and run the scan again"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = f"no {error.args[0]} in its metadata" if isinstance(error, KeyError) else str(error)
+    return text.splitlines()[0] if text else type(error).__name__

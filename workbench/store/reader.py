@@ -1,0 +1,151 @@
+"""The parts of a run as data frames, each part read once: what a look at a run still being written needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from workbench.store.parts import Part, PartRows, part_files, read_label, read_rows
+from workbench.store.schema import COLUMNS, VARYING, Table
+
+_Stamp = tuple[int, int]
+_ADDED = (  # what the columns of metrics do not say, from each part's label
+    pa.field("ckpt", pa.string()),
+    pa.field("step_total", pa.int64()),
+    pa.field("probe_digest", pa.string()),
+    pa.field("seq_len", pa.int64(), nullable=False),
+)
+_DUPLICATE = {
+    "scores": ["layer", "head", "kv_head"],
+    "metrics": ["metric", "distance", "position"],
+}
+
+
+class Reader:
+    """Keeps the rows it has read and, at `refresh`, looks only at files whose (name, time, size) is another.
+
+    Frames have one row per head (scores) or number (metrics), by step_total, with text as categories;
+    `plain_text` makes it strings. That of metrics also says ckpt, step_total, probe_digest and seq_len.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stamps: dict[Path, _Stamp] = {}
+        self._parts: dict[Path, Part] = {}
+        self._rows: dict[Path, PartRows] = {}
+        self.refresh()
+
+    def refresh(self) -> tuple[Part, ...]:
+        """Look at the disk again and return the parts that are new or replaced.
+
+        Raises:
+            WorkbenchError: if a file among the parts is not whole.
+        """
+        stamps: dict[Path, _Stamp] = {}
+        changed: list[Part] = []
+        for table in ("scores", "metrics"):
+            for path in part_files(self.root, table):
+                try:
+                    stat = path.stat()
+                    stamp = stat.st_mtime_ns, stat.st_size
+                    if self._stamps.get(path) != stamp:
+                        self._rows.pop(path, None)
+                        self._parts[path] = read_label(self.root, path)
+                        changed.append(self._parts[path])
+                except FileNotFoundError:
+                    continue
+                stamps[path] = stamp
+        for path in self._stamps.keys() - stamps.keys():
+            self._parts.pop(path, None)
+            self._rows.pop(path, None)
+        self._stamps = stamps
+        return tuple(changed)
+
+    def parts(
+        self, table: Table | None = None, *, detector: str | None = None, probe: str | None = None
+    ) -> tuple[Part, ...]:
+        """The parts there are, in series order; a filter that is None lets all through."""
+        return tuple(
+            self._parts[path]
+            for path in self._stamps
+            if (table is None or self._parts[path].label.table == table)
+            and (detector is None or self._parts[path].label.detector == detector)
+            and (probe is None or self._parts[path].label.probe == probe)
+        )
+
+    def frame(self, table: Table, parts: Iterable[Part]) -> pd.DataFrame:
+        """The rows of these parts of one table, exact duplicates dropped: the first part given stays."""
+        read: list[PartRows] = []
+        for part in parts:
+            if part.path not in self._rows:
+                try:
+                    self._rows[part.path] = read_rows(self.root, part)
+                except FileNotFoundError:
+                    continue
+            read.append(self._rows[part.path])
+        return _drop_duplicates(_joined(table, [rows for rows in read if rows.part.label.rows]), table, read)
+
+
+def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame with its categories as strings."""
+    return frame.astype(
+        {name: "str" for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)}
+    )
+
+
+def _joined(table: Table, read: Sequence[PartRows]) -> pd.DataFrame:
+    schema = COLUMNS[table]
+    empty = schema.empty_table().select(VARYING[table])
+    varying = pa.concat_tables([empty, *(rows.varying for rows in read)])
+    part = np.repeat(np.arange(len(read)), [rows.part.label.rows for rows in read])
+    columns: dict[str, Any] = {}
+    for field in schema:
+        if field.name in VARYING[table]:
+            columns[field.name] = _column(varying[field.name], field)
+        else:
+            columns[field.name] = _spread([rows.shared[field.name] for rows in read], part, field)
+    if table == "metrics":
+        for field in _ADDED:
+            columns[field.name] = _spread([_of_part(rows.part, field.name) for rows in read], part, field)
+    return pd.DataFrame(columns)
+
+
+def _of_part(part: Part, name: str) -> str | int | None:
+    return part.step_total if name == "step_total" else getattr(part.label, name)
+
+
+def _column(values: pa.ChunkedArray, field: pa.Field) -> Any:
+    if field.type == pa.string():
+        return pd.Categorical(values.dictionary_encode().to_pandas())
+    if field.type == pa.int64() and field.nullable:
+        return values.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return values.to_pandas()
+
+
+def _spread(values: Sequence[Any], part: np.ndarray, field: pa.Field) -> Any:
+    """Each part's value on each of the part's rows."""
+    if field.type == pa.string():
+        return pd.Categorical(values, categories=sorted({v for v in values if v is not None})).take(part)
+    return pd.array(list(values), dtype="Int64" if field.nullable else "int64").take(part)
+
+
+def _drop_duplicates(frame: pd.DataFrame, table: Table, read: Sequence[PartRows]) -> pd.DataFrame:
+    """Rows can only repeat where two parts share their identity; rows of one part never repeat each other."""
+    held = [rows.part.label for rows in read if rows.part.label.rows]
+    shared = Counter(label.identity for label in held)
+    if all(count == 1 for count in shared.values()):
+        return frame
+    lengths = [label.rows for label in held]
+    identity = np.repeat([label.identity for label in held], lengths)
+    part = np.repeat(np.arange(len(held)), lengths)
+    key = frame[_DUPLICATE[table]].assign(_identity=identity, _part=part)
+    names = [*_DUPLICATE[table], "_identity"]
+    key["_occurrence"] = key.groupby(["_part", *names], dropna=False, observed=True).cumcount()
+    repeats = key.duplicated([*names, "_occurrence"])
+    return frame.loc[~repeats].reset_index(drop=True)
