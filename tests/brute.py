@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tests.families import tiny
 
-
-def eager_patterns(family: str, tokens, attention_mask=None):
-    """Per layer a float64 pattern [b, h, t, t], learned sinks in its denominator; linear layers by recurrence."""
-    model = tiny(family, "eager")
+def eager_patterns(model: PreTrainedModel, tokens, attention_mask=None):
+    """Per layer of an eager model a float64 pattern [b, h, t, t], sinks in its denominator, linear by recurrence."""
     attended: dict[int, torch.Tensor] = {}
     handles = []
     for layer in getattr(model, "model", model).layers if hasattr(model, "model") else []:
@@ -53,14 +50,13 @@ def _recurrent(attended, attention_mask):
 
 
 def scores(
-    family: str, tokens, *, attention_mask=None, far_window: int, targets=None
+    model: PreTrainedModel, tokens, *, attention_mask=None, far_window: int, targets=None
 ) -> dict[tuple[str, int, int], float]:
     """Every score of DESIGN's table by (detector, layer, head), from loops over sequences, rows and cells."""
-    model: PreTrainedModel = tiny(family, "eager")
-    patterns, _, linear = eager_patterns(family, tokens, attention_mask)
+    patterns, _, linear = eager_patterns(model, tokens, attention_mask)
     found: dict[tuple[str, int, int], float] = {}
     for layer, pattern in enumerate(patterns):
-        has_sinks = family == "gpt_oss"
+        has_sinks = model.config.model_type == "gpt_oss"
         for head in range(pattern.shape[1]):
             per_sequence: dict[str, list[float]] = {}
             for b in range(len(tokens)):
@@ -84,7 +80,6 @@ def scores(
                         per_sequence.setdefault(name, [])
             for name, means in per_sequence.items():
                 found[name, layer, head] = float(np.mean(means)) if means else math.nan
-    del model
     return found
 
 

@@ -24,9 +24,10 @@ def test_every_module_of_the_package_stands_in_the_readmes_tree():
     assert TREE is not None
     listed = set(re.findall(r"[\w]+(?:\.py|/)", TREE[1]))
     package = ROOT / "workbench"
-    there = {p.name for p in package.glob("*.py")} | {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
+    there = {p.name for p in package.glob("*.py")}
+    there |= {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
     assert there <= listed, there - listed
-    assert {name for name in listed if name not in ("tests/", "benchmarks/", "docs/", "examples/", "workbench/")} <= there
+    assert listed - {"tests/", "benchmarks/", "docs/", "examples/", "workbench/"} <= there
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/detectors.md"])
@@ -42,7 +43,7 @@ def test_a_detector_written_as_the_documentation_shows_can_be_scored():
 
     block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "detectors.md").read_text(), re.S)[0]
     try:
-        exec(compile(block, "docs/detectors.md", "exec"), {"__name__": "mine"})  # noqa: S102
+        exec(compile(block, "docs/detectors.md", "exec"), {"__name__": "mine"})
         table = score(open_model(tiny("llama")), ["two_back"], random_tokens(2, 12))
         assert table.score.between(0, 1).all()
         assert table.n.eq(20).all()

@@ -21,7 +21,8 @@ def test_every_public_name_resolves(name):
 
 
 def test_a_name_that_is_not_built_is_an_attribute_error_with_the_installed_version():
-    with pytest.raises(AttributeError, match=f"attention-workbench {version('attention-workbench')} has no 'telepathy'"):
+    installed = version("attention-workbench")
+    with pytest.raises(AttributeError, match=f"attention-workbench {installed} has no 'telepathy'"):
         workbench.telepathy  # noqa: B018
 
 

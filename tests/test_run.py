@@ -113,10 +113,7 @@ def test_series_order_is_that_of_the_scan_where_steps_restart(tmp_path):
     store = Store.create(tmp_path / "run", job={}, versions={})
     names = [("pre-100", "pre", 100, 100), ("pre-200", "pre", 200, 200), ("anneal-50", "anneal", 50, 250)]
     store.write_checkpoints(
-        [
-            {"name": n, "stage": s, "branch": None, "step": a, "step_total": b, "tokens": None}
-            for n, s, a, b in names
-        ]
+        [{"name": n, "stage": s, "branch": None, "step": a, "step_total": b, "tokens": None} for n, s, a, b in names]
     )
     for name, stage, step, total in reversed(names):
         origin = Origin("run", name, canonical_digest(name), "c" * 32, stage, None, step, total, None)

@@ -85,14 +85,14 @@ def test_the_same_command_again_does_nothing(series, run):
 
 def test_more_detectors_and_probes_add_their_own_parts_only(series, run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
-    before = set(p.name for p in (tmp_path / "run" / "scores").glob("*/*.parquet"))
+    before = {p.name for p in (tmp_path / "run" / "scores").glob("*/*.parquet")}
     wider = scan(
         series,
         tmp_path / "run",
         detectors=[*FAST["detectors"], "entropy"],
         probes=[*FAST["probes"], "key_value:n_pairs=4,n_queries=2"],
     )
-    after = set(p.name for p in (tmp_path / "run" / "scores").glob("*/*.parquet"))
+    after = {p.name for p in (tmp_path / "run" / "scores").glob("*/*.parquet")}
     assert before < after
     assert len(after) == len(STEPS) * 4 * 2
     assert set(wider.metrics().metric) == {"loss_nats", "copy_accuracy", "recall"}

@@ -152,9 +152,7 @@ def test_parts_lie_in_a_folder_per_checkpoint_that_sorts_by_step(store):
 
 def test_dtypes_do_not_depend_on_what_is_missing(store):
     before = store.scores().dtypes, store.metrics().dtypes
-    commit(
-        store, rows=[row(head=None, window=None)], origin=replace(ORIGIN, step=None, tokens=None, stage=None)
-    )
+    commit(store, rows=[row(head=None, window=None)], origin=replace(ORIGIN, step=None, tokens=None, stage=None))
     commit_metric(store, metrics=[metric(distance=None)])
     assert store.scores().dtypes.equals(before[0])
     assert store.metrics().dtypes.equals(before[1])

@@ -118,6 +118,37 @@ def showing_progress() -> Generator[Any]:
         yield show
 
 
+@contextmanager
+def showing_phases() -> Generator[Any]:
+    """Yield a callback `(name, phase, done, total)`: a bar per name on a terminal, a line per quarter elsewhere."""
+    if not STDERR.is_terminal:
+        yield _Quarters()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=STDERR) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, phase: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], description=f"{name:8} {phase:9}", completed=done, total=total or None)
+
+        yield show
+
+
+class _Quarters:
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str, int]] = set()
+
+    def __call__(self, name: str, phase: str, done: int, total: int) -> None:
+        quarter = 4 * done // total if total else 0
+        if (name, phase, quarter) not in self._told:
+            self._told.add((name, phase, quarter))
+            warn(f"{name} {phase}: {done}/{total}")
+
+
 class _Lines:
     """One line when a checkpoint's probe starts or a failure comes, at most one a second otherwise."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -81,6 +81,14 @@ class Run:
         """The probes that have scores or metrics, by name."""
         return self._names("probe", self._reader.parts())
 
+    def probes_of(self, detector: str) -> tuple[str, ...]:
+        """The probes that one detector has scores on, by name."""
+        return self._names("probe", self._reader.parts("scores", detector=detector))
+
+    def fingerprint(self, table: Table, *, detector: str | None = None, probe: str | None = None) -> str:
+        """A digest that changes when, since the last `refresh`, such parts were added or replaced."""
+        return self._reader.fingerprint(self._reader.parts(table, detector=detector, probe=probe))
+
     def refresh(self) -> bool:
         """Look at the disk again; whether there was anything new."""
         return bool(self._reader.refresh())
@@ -93,6 +101,7 @@ class Run:
         layer: int | None = None,
         head: int | Head | None = None,
         step: Step | None = None,
+        ckpt: str | None = None,
         kind: str | None = None,
         stage: str | None = None,
         branch: str | None = None,
@@ -109,7 +118,14 @@ class Run:
         parts = self._parts("scores", detector=detector, probe=probe)
         if isinstance(head, Head):
             layer, head = head
-        wanted = {"layer": layer, "head": head, "kind": kind, "stage": stage, "branch": branch}
+        wanted = {
+            "layer": layer,
+            "head": head,
+            "kind": kind,
+            "ckpt": ckpt,
+            "stage": stage,
+            "branch": branch,
+        }
         frame = self._frame("scores", parts, step=step, wanted=wanted)
         return plain_text(frame if columns is None else frame.loc[:, list(columns)])
 
@@ -264,12 +280,9 @@ class Run:
         return {name: rank for rank, name in enumerate(dict.fromkeys(names))}
 
     def _origins(self, *, without: set[str]) -> list[dict[str, Any]]:
-        """What the scores say about the checkpoints they come from."""
-        first = {part.label.ckpt: part for part in self._reader.parts("scores") if part.label.rows}
-        first = {ckpt: part for ckpt, part in first.items() if ckpt not in without}
-        frame = plain_text(self._reader.frame("scores", first.values()))
-        found = frame.drop_duplicates("ckpt").loc[:, list(_CHECKPOINT_DTYPES)].astype(object)
-        return found.where(found.notna(), None).to_dict("records")
+        """What the parts say about the checkpoints they come from."""
+        origins = {part.label.ckpt: asdict(part.label.origin) for part in self._reader.parts()}
+        return [origin for ckpt, origin in origins.items() if ckpt not in without]
 
 
 _CHECKPOINT_DTYPES = {

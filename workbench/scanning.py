@@ -257,9 +257,9 @@ class _Work:
                     self._interrupts.check()
             else:
                 self._store.forgive(checkpoint.name, None)
-        except (StoreNotWritable, KeyboardInterrupt):
+        except StoreNotWritable:
             raise
-        except WorkbenchError as error:
+        except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
             self._fail(checkpoint.name, [None], error)
         self._passed += 1
         self._report(checkpoint.name, "")
@@ -393,5 +393,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
         return None
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise WorkbenchError(f"dtype {name!r} is not a floating-point torch dtype; expected float32, bfloat16 or float16")
+        raise WorkbenchError(
+            f"dtype {name!r} is not a floating-point torch dtype; expected float32, bfloat16 or float16"
+        )
     return dtype

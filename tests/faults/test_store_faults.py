@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.faults.store_writer import UNITS, is_whole, origin_of, rows_of, write
 from workbench.heads import RunLocked, StoreTooNew, WorkbenchError
-from workbench.store import Reader, Store
+from workbench.store import SCORES, Reader, Store
 
 WRITER = [sys.executable, str(Path(__file__).with_name("store_writer.py"))]
 
@@ -31,9 +32,7 @@ def writer(verb, path, *arguments):
 def small_disk(folder, options):
     """A file system of its own, where this process may mount one."""
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
     try:
@@ -132,11 +131,19 @@ def flip(path):
     path.write_bytes(payload)
 
 
+def turn_one_bit(path):
+    """In the page of scores, which the format itself would read without complaint."""
+    column = pq.read_metadata(path).row_group(0).column(SCORES.get_field_index("score"))
+    payload = bytearray(path.read_bytes())
+    payload[column.data_page_offset + column.total_compressed_size // 2] ^= 0x40
+    path.write_bytes(payload)
+
+
 def swap(path):
     path.write_bytes(path.with_name(f"{UNITS[1]}.parquet").read_bytes())
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, swap])
+@pytest.mark.parametrize("damage", [cut, empty, flip, turn_one_bit, swap])
 def test_a_damaged_part_is_named_by_check_and_never_read_as_less(tmp_path, damage):
     write(tmp_path, UNITS[:2])
     store = Store.open(tmp_path)

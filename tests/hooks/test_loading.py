@@ -207,10 +207,15 @@ def test_a_name_that_is_no_folder_is_not_looked_for_on_the_hub():
         load_pretrained(Path("openai-community/gpt2"), device="cpu")
 
 
-def test_running_out_of_memory_is_not_the_checkpoints_fault(saved, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_running_out_of_memory_is_not_the_checkpoints_fault(saved, monkeypatch, error):
     def exhausted(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", exhausted)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error), match="memory") as raised:
         load_pretrained(saved / "llama", device="cpu")
+    assert raised.value is error

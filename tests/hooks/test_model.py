@@ -36,7 +36,7 @@ def test_layers_are_what_the_model_does(family):
 def test_a_pattern_equals_the_models_own_on_any_crop(family):
     tokens = random_tokens(1, 53)
     m = open_model(tiny(family))
-    expected, _, _ = eager_patterns(family, tokens)
+    expected, _, _ = eager_patterns(tiny(family, "eager"), tokens)
     queries, keys = torch.tensor([52, 7, 31]), slice(3, 40)
     for layer, head in ((0, 1), (1, 3)):
         whole = m.pattern(tokens[0], layer, head)
@@ -102,7 +102,7 @@ def test_a_need_of_ones_own_sums_the_cells_it_lists():
         return torch.cat([torch.stack([torch.full_like(i, b), i, i - 2], -1) for b in range(len(batch.tokens))])
 
     recording = m.record(tokens, {CellSum("two_back", two_back)})
-    expected, _, _ = eager_patterns("llama", tokens)
+    expected, _, _ = eager_patterns(tiny("llama", "eager"), tokens)
     diagonal = torch.stack([p.diagonal(-2, dim1=2, dim2=3).sum(-1) for p in expected], 1)
     assert torch.allclose(recording["two_back"].total.double(), diagonal, atol=1e-5)
     assert recording["two_back"].rows.eq(28).all()

@@ -21,6 +21,8 @@ CASES = {
     "one token": dict(heads=(2, 1), n=(1, 1)),
 }
 
+FAR = Far(window=6, sink=2)
+
 
 def problem(case, dtype=torch.float32, seed=0):
     spec = CASES[case]
@@ -43,7 +45,7 @@ def problem(case, dtype=torch.float32, seed=0):
     )
 
 
-def everything(p, rows=None, far=Far(window=6, sink=2)):
+def everything(p, rows=None, far=FAR):
     """A request for all statistics, with random visible and hidden cells on the requested rows."""
     n_q, n_k = p["q"].shape[2], p["k"].shape[2]
     generator = torch.Generator().manual_seed(1)
@@ -54,9 +56,7 @@ def everything(p, rows=None, far=Far(window=6, sink=2)):
     order = (sequence * n_q + row).argsort(stable=True)
     cells = Cells(sequence[order], row[order], key[order])
     top = torch.unique(torch.stack([cells.sequence, cells.row], -1), dim=0)
-    return Request(
-        entropy=True, distance=True, far=far, first=p["first"], cells=cells, top_rows=top, rows=rows
-    )
+    return Request(entropy=True, distance=True, far=far, first=p["first"], cells=cells, top_rows=top, rows=rows)
 
 
 def assert_equal(fast, exact, p, tolerance=2e-6):
@@ -79,9 +79,7 @@ def test_blockwise_softmax_equals_the_reference(case, tile_bytes):
     p = problem(case)
     request = everything(p)
     args = dict(scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
-    fast = blockwise.attention_statistics(
-        p["q"], p["k"], p["v"], p["mask"], request, tile_bytes=tile_bytes, **args
-    )
+    fast = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, tile_bytes=tile_bytes, **args)
     exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, **args)
     assert_equal(fast, exact, p)
 
@@ -92,9 +90,7 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case):
     n_q = p["q"].shape[2]
     rows = torch.arange(n_q - 1, -1, -3).flip(0)
     request = everything(p, rows)
-    fast = blockwise.attention_statistics(
-        p["q"], p["k"], p["v"], p["mask"], request, scale=0.25, tile_bytes=1 << 12
-    )
+    fast = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25, tile_bytes=1 << 12)
     exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)
     assert fast[0].shape[1] == len(rows)
     assert_equal(fast, exact, p)
@@ -151,9 +147,7 @@ def test_a_window_as_long_as_the_context_changes_nothing():
     p = problem("gqa")
     request = everything(p)
     full = blockwise.attention_statistics(p["q"], p["k"], p["v"], CausalMask(61), request, scale=0.25)
-    wide = blockwise.attention_statistics(
-        p["q"], p["k"], p["v"], CausalMask(61, window=61), request, scale=0.25
-    )
+    wide = blockwise.attention_statistics(p["q"], p["k"], p["v"], CausalMask(61, window=61), request, scale=0.25)
     torch.testing.assert_close(full[0], wide[0])
     torch.testing.assert_close(full[1].entropy, wide[1].entropy)
 

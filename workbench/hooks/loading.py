@@ -123,9 +123,9 @@ def _load(path: Path, config: PreTrainedConfig, device: torch.device, dtype: tor
             local_files_only=True,
             trust_remote_code=False,
         )  # type: ignore[misc]
-    except torch.OutOfMemoryError:
-        raise
     except _FAILURES as error:
+        if _is_out_of_memory(error):
+            raise
         raise BadCheckpoint(f"{path}: config.json and weights make no model: {_reason(error)}") from error
     _refuse_misfits(path, report)
     return model
@@ -141,6 +141,11 @@ def load_config(path: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except _FAILURES as error:
         raise BadCheckpoint(f"{path / 'config.json'}: describes no known model: {_reason(error)}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine is too small, which is not the checkpoint's fault."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _reason(error: Exception) -> str:

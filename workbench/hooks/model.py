@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from workbench.heads import LayerInfo, WorkbenchError
+from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
 from workbench.hooks.attention import AttentionCall, handling
 from workbench.hooks.cells import Sequences, sequences
+from workbench.hooks.interventions import (
+    Ablation,
+    Interventions,
+    check_how,
+    check_window,
+    intervened_output,
+    intervened_statistics,
+    mean_output,
+    one_head,
+)
 from workbench.hooks.layers import survey
 from workbench.hooks.lightning import LightningCall, reading_lightning
 from workbench.hooks.loading import load_pretrained
@@ -40,6 +51,7 @@ class HookedModel:
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self._layers = survey(model)
+        self._interventions = Interventions()
 
     def __repr__(self) -> str:
         kinds = "".join(layer.kind[0].upper() for layer in self._layers)
@@ -89,13 +101,9 @@ class HookedModel:
         place = {layer.index: i for i, layer in enumerate(self._layers)}
 
         def attend(call: AttentionCall) -> Tensor:
-            if reduction.request.rows is not None:
-                _, statistics = call.statistics(reduction.request)
-                reduction.take(place[call.layer], statistics)
-                return call.output()
-            out, statistics = call.statistics(reduction.request)
+            out, statistics = intervened_statistics(call, self._interventions, reduction.request)
             reduction.take(place[call.layer], statistics)
-            return out
+            return out if reduction.request.rows is None else intervened_output(call, self._interventions)
 
         def read(call: LightningCall) -> None:
             reduction.take(place[call.layer], call.statistics(reduction.request))
@@ -131,16 +139,17 @@ class HookedModel:
 
         def attend(call: AttentionCall) -> Tensor:
             if call.layer != layer:
-                return call.output()
+                return intervened_output(call, self._interventions)
+            alone, mask = one_head(call, self._interventions, head)
             crop = attention_crop(
-                call.q[0, head],
-                call.k[0, info.kv_head(head)],
-                call.mask.simplest(),
+                alone.q[0, 0],
+                alone.k[0, 0],
+                mask,
                 queries=picked[0],
                 keys=picked[1],
                 scale=call.scale,
                 softcap=call.softcap,
-                sink=None if call.sinks is None else call.sinks[head],
+                sink=None if alone.sinks is None else alone.sinks[0],
             )
             raise _FoundError(crop)
 
@@ -166,6 +175,78 @@ class HookedModel:
         except _FoundError as found:
             return found.crop
         raise AssertionError(f"layer {layer} did not attend")
+
+    @contextmanager
+    def restrict(self, kv_heads: Iterable[KVHead], window: int, sink: int = 0) -> Generator[HookedModel]:
+        """Inside the block, these key/value heads see only the first `sink` and the last `window` keys, in tokens.
+
+        The own position is one of the `window`; a layer's own narrower mask stays. Holds for `record`, `pattern`,
+        `score` and the model's own forward and generate. Nested restrictions of one head leave what all allow.
+
+        Raises:
+            WorkbenchError: for heads the model does not have, or in a linear layer.
+        """
+        heads = list(kv_heads)
+        for head in heads:
+            self._check_head(head.layer, head.kv_head, "key/value head", lambda info: info.n_kv_heads)
+        with self._intervening(self._interventions.restricting(heads, check_window(window, sink))):
+            yield self
+
+    @contextmanager
+    def ablate(
+        self, heads: Iterable[Head], how: str = "zero", *, reference: Int[Tensor, "b t"] | Probe | None = None
+    ) -> Generator[HookedModel]:
+        """Inside the block, the outputs of these query heads, before the output projection, are replaced.
+
+        Args:
+            how: `zero`; `mean`, the head's mean output over the valid positions of `reference`, or of each batch itself
+                where that is None; `uniform`, equal weight on every key its mask allows and none on a learned sink.
+
+        Raises:
+            WorkbenchError: for heads the model does not have, or in a linear layer.
+        """
+        chosen = list(heads)
+        for head in chosen:
+            self._check_head(head.layer, head.head, "head", lambda info: info.n_heads)
+        check_how(how)
+        means: dict[Head, Tensor] = {}
+        if how == "mean" and reference is not None:
+            means = self._mean_outputs(chosen, reference)
+        with self._intervening(self._interventions.ablating({head: Ablation(how, means.get(head)) for head in chosen})):
+            yield self
+
+    @contextmanager
+    def _intervening(self, interventions: Interventions) -> Generator[None]:
+        before, self._interventions = self._interventions, interventions
+        try:
+            with handling(self.model, lambda call: intervened_output(call, self._interventions)):
+                yield
+        finally:
+            self._interventions = before
+
+    def _mean_outputs(self, heads: list[Head], reference: Int[Tensor, "b t"] | Probe) -> dict[Head, Tensor]:
+        batch = self._batch(reference, None)
+        means: dict[Head, Tensor] = {}
+
+        def attend(call: AttentionCall) -> Tensor:
+            out = intervened_output(call, self._interventions)
+            for head in heads:
+                if head.layer == call.layer:
+                    means[head] = mean_output(out[:, :, head.head], batch.valid)
+            return out
+
+        with torch.no_grad(), handling(self.model, attend):
+            self._logits(batch, torch.tensor([batch.tokens.shape[1] - 1], device=self.device))
+        return means
+
+    def _check_head(self, layer: int, number: int, what: str, count: Callable[[LayerInfo], int]) -> None:
+        infos = [info for info in self._layers if info.index == layer]
+        if not infos or not 0 <= number < max(count(info) for info in infos):
+            raise WorkbenchError(f"layer {layer} has no {what} {number}; {self!r} has {_heads_of(self._layers)}")
+        if all(info.mixer != "softmax" for info in infos):
+            raise WorkbenchError(
+                f"layer {layer} is {infos[0].mixer} attention; only softmax heads can be intervened on"
+            )
 
     def _batch(self, tokens: Tensor | Probe, attention_mask: Tensor | None) -> Sequences:
         if isinstance(tokens, Probe):

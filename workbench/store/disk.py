@@ -171,8 +171,7 @@ def _refusals_named(path: Path) -> Generator[None]:
         number = error.errno or 0
         if number in _FULL:
             raise StoreNotWritable(
-                f"{path}: {_FULL[number]}; free some space and run the same command again: "
-                "finished units are kept"
+                f"{path}: {_FULL[number]}; free some space and run the same command again: finished units are kept"
             ) from error
         if number in _REFUSED:
             raise StoreNotWritable(

@@ -21,7 +21,7 @@ from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.store.disk import append_line, exclusive_lock, prove_writable, replace_file, sweep_temporaries
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text
-from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, part_identity, part_table
+from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, part_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,7 @@ class Store:
     path: Path
 
     @classmethod
-    def create(
-        cls, path: str | os.PathLike[str], *, job: Mapping[str, Any], versions: Mapping[str, Any]
-    ) -> Store:
+    def create(cls, path: str | os.PathLike[str], *, job: Mapping[str, Any], versions: Mapping[str, Any]) -> Store:
         """Make a run's folder, or open the one that is there, for writing.
 
         `job` and `versions` are stored as JSON, the first time only; `versions["workbench"]` is what a reader
@@ -127,15 +125,14 @@ class Store:
             table="scores",
             unit=unit,
             rows=len(rows),
-            ckpt=origin.ckpt,
+            origin=origin,
             probe=probe,
             probe_digest=probe_digest,
             seq_len=seq_len,
             detector=detector,
             version=version,
-            identity=part_identity(origin, "scores", (detector, version), probe_digest),
         )
-        return self._commit(origin, rows, label)
+        return self._commit(rows, label)
 
     def commit_metrics(
         self,
@@ -163,15 +160,14 @@ class Store:
             table="metrics",
             unit=unit,
             rows=len(metrics),
-            ckpt=origin.ckpt,
+            origin=origin,
             probe=named.pop(),
             probe_digest=probe_digest,
             seq_len=seq_len,
             detector=detector,
             version=version,
-            identity=part_identity(origin, "metrics", (detector, version), probe_digest),
         )
-        return self._commit(origin, metrics, label)
+        return self._commit(metrics, label)
 
     def fail(self, failure: Failure) -> Failure:
         """Record a failure; attempts add up over repeats. Returns what is stored."""
@@ -254,10 +250,10 @@ class Store:
     def _failure_path(self, ckpt: str, unit: str | None) -> Path:
         return self.path / "failures" / f"{canonical_digest(ckpt)[:8]}-{unit or 'load'}.json"
 
-    def _commit(self, origin: Origin, rows: Sequence[Row] | Sequence[Metric], label: Label) -> Path:
-        path = self._part_path(label.table, origin, label.unit)
+    def _commit(self, rows: Sequence[Row] | Sequence[Metric], label: Label) -> Path:
+        path = self._part_path(label.table, label.origin, label.unit)
         buffer = pa.BufferOutputStream()
-        pq.write_table(part_table(origin, rows, label), buffer, compression="zstd")
+        pq.write_table(part_table(rows, label), buffer, compression="zstd", write_page_checksum=True)
         replace_file(path, buffer.getvalue().to_pybytes(), temporaries=self._temporaries)
         return path
 
@@ -276,8 +272,7 @@ class Store:
             version = description.get("versions", {}).get("workbench")
             wanted = f"attention-workbench=={version}" if version else "--upgrade attention-workbench"
             raise StoreTooNew(
-                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; "
-                f"pip install {wanted}"
+                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; pip install {wanted}"
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,21 +19,6 @@ class Part:
 
     path: Path
     label: Label
-
-    @property
-    def step_total(self) -> int | None:
-        """Steps since the start of the lineage, as the folder's name says; None where it is not known."""
-        digits = self.path.parent.name[1:11]
-        return int(digits) if digits.isdigit() else None
-
-
-@dataclass(frozen=True, slots=True)
-class PartRows:
-    """A part's rows: one value for each column that all rows share, a table for the others."""
-
-    part: Part
-    shared: dict[str, Any]
-    varying: pa.Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +49,7 @@ def read_label(root: Path, path: Path) -> Part:
         label = Label.from_metadata(metadata or {})
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise _corrupt(root, path, _first_line(error)) from error
     if label.schema > SCHEMA:
         raise StoreTooNew(
@@ -79,29 +63,14 @@ def read_label(root: Path, path: Path) -> Part:
     return Part(path, label)
 
 
-def read_rows(root: Path, part: Part) -> PartRows:
-    """Read a part's rows.
+def read_rows(root: Path, part: Part) -> pa.Table:
+    """Read the columns in which a part's rows differ; the label says the others.
 
     Raises:
         FileNotFoundError: if it is no longer there.
         WorkbenchError: if it is not whole.
     """
-    try:
-        with pq.ParquetFile(part.path, memory_map=False) as file:
-            table = file.read(use_threads=False)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _corrupt(root, part.path, _first_line(error)) from error
-    if table.num_rows != part.label.rows:
-        raise _corrupt(root, part.path, f"has {table.num_rows} rows where {part.label.rows} were written")
-    schema = COLUMNS[part.label.table]
-    if table.schema.names != schema.names or table.schema.types != schema.types:
-        raise _corrupt(root, part.path, "has other columns than schema 1")
-    varying = VARYING[part.label.table]
-    names = [name for name in schema.names if name not in varying] if table.num_rows else []
-    shared = {name: table[name][0].as_py() for name in names}
-    return PartRows(part, shared, table.select(varying).replace_schema_metadata(None))
+    return _read(root, part, list(VARYING[part.label.table])).replace_schema_metadata(None)
 
 
 def check_parts(root: Path) -> list[Problem]:
@@ -122,12 +91,30 @@ def _fault(root: Path, path: Path, folder: Path) -> str | None:
     if path.suffix != ".parquet" or path.parent.parent != folder or not path.parent.name.startswith("s"):
         return "not a part: foreign files do not belong here"
     try:
-        read_rows(root, read_label(root, path))
+        part = read_label(root, path)
+        _read(root, part, COLUMNS[part.label.table].names)
     except FileNotFoundError:
         return None
     except WorkbenchError as error:
         return str(error).removeprefix(f"{path} ").partition("; ")[0]
     return None
+
+
+def _read(root: Path, part: Part, columns: list[str]) -> pa.Table:
+    schema = COLUMNS[part.label.table]
+    try:
+        with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
+            found = file.schema_arrow
+            if found.names != schema.names or found.types != schema.types:
+                raise _corrupt(root, part.path, f"has other columns than schema {part.label.schema}")
+            table = file.read(columns, use_threads=False)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _corrupt(root, part.path, _first_line(error)) from error
+    if table.num_rows != part.label.rows:
+        raise _corrupt(root, part.path, f"has {table.num_rows} rows where {part.label.rows} were written")
+    return table
 
 
 def _corrupt(root: Path, path: Path, reason: str) -> WorkbenchError:
@@ -138,5 +125,5 @@ def _corrupt(root: Path, path: Path, reason: str) -> WorkbenchError:
 
 
 def _first_line(error: Exception) -> str:
-    text = f"no {error.args[0]} in its metadata" if isinstance(error, KeyError) else str(error)
+    text = f"no {error.args[0].decode()} in its metadata" if isinstance(error, KeyError) else str(error)
     return text.splitlines()[0] if text else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from workbench.store.parts import Part, PartRows, part_files, read_label, read_rows
-from workbench.store.schema import COLUMNS, VARYING, Table
+from workbench.store.parts import Part, part_files, read_label, read_rows
+from workbench.store.schema import COLUMNS, SCORES, VARYING, Table, canonical_digest
 
 _Stamp = tuple[int, int]
-_ADDED = (  # what the columns of metrics do not say, from each part's label
-    pa.field("ckpt", pa.string()),
-    pa.field("step_total", pa.int64()),
-    pa.field("probe_digest", pa.string()),
-    pa.field("seq_len", pa.int64(), nullable=False),
-)
+_ADDED = {  # what the files' columns leave to the label
+    "scores": (),
+    "metrics": tuple(SCORES.field(name) for name in ("ckpt", "step_total", "probe_digest", "seq_len")),
+}
 _DUPLICATE = {
     "scores": ["layer", "head", "kv_head"],
     "metrics": ["metric", "distance", "position"],
@@ -38,7 +35,7 @@ class Reader:
         self.root = root
         self._stamps: dict[Path, _Stamp] = {}
         self._parts: dict[Path, Part] = {}
-        self._rows: dict[Path, PartRows] = {}
+        self._rows: dict[Path, pa.Table] = {}
         self.refresh()
 
     def refresh(self) -> tuple[Part, ...]:
@@ -79,45 +76,42 @@ class Reader:
             and (probe is None or self._parts[path].label.probe == probe)
         )
 
+    def fingerprint(self, parts: Iterable[Part]) -> str:
+        """A digest that changes when one of these parts is replaced, or others are given."""
+        return canonical_digest([(part.path.name, *self._stamps[part.path]) for part in parts])
+
     def frame(self, table: Table, parts: Iterable[Part]) -> pd.DataFrame:
         """The rows of these parts of one table, exact duplicates dropped: the first part given stays."""
-        read: list[PartRows] = []
+        read: list[tuple[Part, pa.Table]] = []
         for part in parts:
+            if part.label.rows == 0:
+                continue
             if part.path not in self._rows:
                 try:
                     self._rows[part.path] = read_rows(self.root, part)
                 except FileNotFoundError:
                     continue
-            read.append(self._rows[part.path])
-        return _drop_duplicates(_joined(table, [rows for rows in read if rows.part.label.rows]), table, read)
+            read.append((part, self._rows[part.path]))
+        return _drop_duplicates(_joined(table, read), table, [part for part, _ in read])
 
 
 def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The same frame with its categories as strings."""
-    return frame.astype(
-        {name: "str" for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)}
-    )
+    return frame.astype({name: "str" for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)})
 
 
-def _joined(table: Table, read: Sequence[PartRows]) -> pd.DataFrame:
-    schema = COLUMNS[table]
-    empty = schema.empty_table().select(VARYING[table])
-    varying = pa.concat_tables([empty, *(rows.varying for rows in read)])
-    part = np.repeat(np.arange(len(read)), [rows.part.label.rows for rows in read])
+def _joined(table: Table, read: Sequence[tuple[Part, pa.Table]]) -> pd.DataFrame:
+    schema, varying = COLUMNS[table], VARYING[table]
+    rows = pa.concat_tables([schema.empty_table().select(varying), *(rows for _, rows in read)])
+    shared = [part.label.shared() for part, _ in read]
+    part = np.repeat(np.arange(len(read)), [part.label.rows for part, _ in read])
     columns: dict[str, Any] = {}
-    for field in schema:
-        if field.name in VARYING[table]:
-            columns[field.name] = _column(varying[field.name], field)
+    for field in [*schema, *_ADDED[table]]:
+        if field.name in varying:
+            columns[field.name] = _column(rows[field.name], field)
         else:
-            columns[field.name] = _spread([rows.shared[field.name] for rows in read], part, field)
-    if table == "metrics":
-        for field in _ADDED:
-            columns[field.name] = _spread([_of_part(rows.part, field.name) for rows in read], part, field)
+            columns[field.name] = _spread([values[field.name] for values in shared], part, field)
     return pd.DataFrame(columns)
-
-
-def _of_part(part: Part, name: str) -> str | int | None:
-    return part.step_total if name == "step_total" else getattr(part.label, name)
 
 
 def _column(values: pa.ChunkedArray, field: pa.Field) -> Any:
@@ -135,17 +129,16 @@ def _spread(values: Sequence[Any], part: np.ndarray, field: pa.Field) -> Any:
     return pd.array(list(values), dtype="Int64" if field.nullable else "int64").take(part)
 
 
-def _drop_duplicates(frame: pd.DataFrame, table: Table, read: Sequence[PartRows]) -> pd.DataFrame:
+def _drop_duplicates(frame: pd.DataFrame, table: Table, parts: Sequence[Part]) -> pd.DataFrame:
     """Rows can only repeat where two parts share their identity; rows of one part never repeat each other."""
-    held = [rows.part.label for rows in read if rows.part.label.rows]
-    shared = Counter(label.identity for label in held)
-    if all(count == 1 for count in shared.values()):
+    identities = [part.label.identity for part in parts]
+    if len(set(identities)) == len(identities):
         return frame
-    lengths = [label.rows for label in held]
-    identity = np.repeat([label.identity for label in held], lengths)
-    part = np.repeat(np.arange(len(held)), lengths)
-    key = frame[_DUPLICATE[table]].assign(_identity=identity, _part=part)
-    names = [*_DUPLICATE[table], "_identity"]
+    lengths = [part.label.rows for part in parts]
+    same = np.repeat([identities.index(identity) for identity in identities], lengths)
+    part = np.repeat(np.arange(len(parts)), lengths)
+    key = frame[_DUPLICATE[table]].assign(_same=same, _part=part)
+    names = [*_DUPLICATE[table], "_same"]
     key["_occurrence"] = key.groupby(["_part", *names], dropna=False, observed=True).cumcount()
     repeats = key.duplicated([*names, "_occurrence"])
     return frame.loc[~repeats].reset_index(drop=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -111,24 +111,42 @@ class Label:
     table: Table
     unit: str
     rows: int
-    ckpt: str
+    origin: Origin
     probe: str
     probe_digest: str
     seq_len: int
     detector: str
     version: int
-    identity: str
+
+    @property
+    def ckpt(self) -> str:
+        """The checkpoint's name."""
+        return self.origin.ckpt
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What two parts share when their rows may be duplicates of each other."""
+        where = self.origin
+        checkpoint = (where.weights, where.config, where.stage, where.branch, where.step)
+        return (*checkpoint, self.table, self.detector, self.version, self.probe_digest)
+
+    def shared(self) -> dict[str, Any]:
+        """The values that all rows of the part have in common."""
+        names = ("unit", "probe", "probe_digest", "seq_len", "detector", "version")
+        return asdict(self.origin) | {name: getattr(self, name) for name in names}
 
     def metadata(self) -> dict[bytes, bytes]:
         """As the `wb.*` metadata of a file."""
-        return {f"wb.{f.name}".encode(): str(getattr(self, f.name)).encode() for f in fields(self)}
+        text = {f.name: str(getattr(self, f.name)) for f in fields(self)}
+        text |= {"ckpt": self.ckpt, "origin": json.dumps(asdict(self.origin))}
+        return {f"wb.{name}".encode(): value.encode() for name, value in text.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes]) -> Label:
         """Read the `wb.*` metadata.
 
         Raises:
-            KeyError, ValueError: if some of it is missing or not of its type.
+            KeyError, TypeError, ValueError: if some of it is missing or not of its type.
         """
         text = {f.name: metadata[f"wb.{f.name}".encode()].decode() for f in fields(cls)}
         table = text["table"]
@@ -139,13 +157,12 @@ class Label:
             table=table,
             unit=text["unit"],
             rows=int(text["rows"]),
-            ckpt=text["ckpt"],
+            origin=Origin(**json.loads(text["origin"])),
             probe=text["probe"],
             probe_digest=text["probe_digest"],
             seq_len=int(text["seq_len"]),
             detector=text["detector"],
             version=int(text["version"]),
-            identity=text["identity"],
         )
 
 
@@ -155,24 +172,14 @@ def canonical_digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def part_identity(origin: Origin, table: Table, detector: tuple[str, int], probe_digest: str) -> str:
-    """Digest of what two parts share when their rows may be duplicates of each other."""
-    where = (origin.weights, origin.config, origin.stage, origin.branch, origin.step)
-    return canonical_digest([*where, table, *detector, probe_digest])
-
-
-def part_table(origin: Origin, rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table:
+def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table:
     """The rows of one unit with the columns of its table, and the label as file metadata."""
-    schema = COLUMNS[label.table]
-    constants = dict(zip((f.name for f in fields(origin)), astuple(origin), strict=True))
-    constants |= {"unit": label.unit, "probe_digest": label.probe_digest, "seq_len": label.seq_len}
+    schema, shared, varying = COLUMNS[label.table], label.shared(), VARYING[label.table]
     columns = [
         pa.array(
-            [constants[f.name]] * len(rows)
-            if f.name in constants
-            else [getattr(row, f.name) for row in rows],
-            type=f.type,
+            [getattr(row, field.name) for row in rows] if field.name in varying else [shared[field.name]] * len(rows),
+            type=field.type,
         )
-        for f in schema
+        for field in schema
     ]
     return pa.table(columns, schema=schema.with_metadata(label.metadata()))

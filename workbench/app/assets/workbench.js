@@ -1,0 +1,320 @@
+// What must not wait for the server: the address, the keys, and another checkpoint.
+(function () {
+  "use strict";
+
+  const MISSING = 65535;
+  const LEVELS = 65534;
+  const SVG = "http://www.w3.org/2000/svg";
+  const CURSORS = ["emergence", "figure-left", "figure-right", "strips", "history"];
+  const GRIDS = ["grid", "head-grid"];
+  const GRAPHS = ["emergence", "figure-left", "figure-right", "strips", "grid", "history", "place", "head-grid"];
+
+  // the checkpoint that is shown: the slider's position and the scores that came with it
+  let shown = { position: null, planes: null };
+  const decoded = new WeakMap();
+
+  /* the address */
+
+  function prefix() {
+    const config = document.getElementById("_dash-config");
+    return (config && JSON.parse(config.textContent).requests_pathname_prefix) || "/";
+  }
+
+  function here() {
+    return { pathname: window.location.pathname, search: window.location.search };
+  }
+
+  function currentStep() {
+    const { position, planes } = shown;
+    if (!planes || position === null || position >= planes.stops.length - 1) return null;
+    const first = Object.values(planes.runs)[0];
+    const column = first ? first.columns[position] : -1;
+    return column < 0 ? null : first.steps[column];
+  }
+
+  function addressWithStep(address) {
+    const [page, query] = address.split("?");
+    const parameters = new URLSearchParams(query);
+    const step = currentStep();
+    parameters.delete("step");
+    if (step !== null) parameters.set("step", step);
+    return page + "?" + parameters.toString();
+  }
+
+  function located() {
+    return here();
+  }
+
+  function navigated(to, view) {
+    if (!to) return;
+    const address = prefix() + (shown.planes ? addressWithStep(to.address) : keepStep(to.address));
+    if (address !== window.location.pathname + window.location.search) {
+      if (to.replace) window.history.replaceState(null, "", address);
+      else window.history.pushState(null, "", address);
+    }
+    const page = to.address.split("?")[0];
+    document.title = page === "head" && view && view.head ? view.head + " · attention workbench" : "attention workbench";
+  }
+
+  function keepStep(address) {
+    const step = new URLSearchParams(window.location.search).get("step");
+    return step === null ? address : address + "&step=" + step;
+  }
+
+  let writing = null;
+  function writeStep() {
+    clearTimeout(writing);
+    writing = setTimeout(() => {
+      const page = window.location.pathname.slice(prefix().length);
+      const address = prefix() + addressWithStep(page + "?" + window.location.search.slice(1));
+      if (address !== window.location.pathname + window.location.search) {
+        window.history.replaceState(null, "", address);
+      }
+    }, 150);
+  }
+
+  window.addEventListener("popstate", () => window.dash_clientside.set_props("location", { data: here() }));
+
+  /* theme and page */
+
+  function themed(dark, view) {
+    const page = view ? view.page : "overview";
+    document.documentElement.classList.toggle("dark", Boolean(dark));
+    return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}`];
+  }
+
+  /* another checkpoint */
+
+  function unpack(text) {
+    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    return new Uint16Array(bytes.buffer);
+  }
+
+  function plane(run) {
+    if (!decoded.has(run)) {
+      const span = run.high - run.low || 1;
+      const values = (text) =>
+        Float64Array.from(unpack(text), (level) => (level === MISSING ? NaN : run.low + (level / LEVELS) * span));
+      decoded.set(run, { score: values(run.score), ci_lo: values(run.ci_lo), ci_hi: values(run.ci_hi) });
+    }
+    return decoded.get(run);
+  }
+
+  function stepped(position, planes, dark, view) {
+    const same = window.dash_clientside.no_update;
+    if (!planes || !planes.stops.length) return [[], "", same];
+    position = Math.min(position, planes.stops.length - 1);
+    shown = { position, planes };
+    GRAPHS.forEach((id) => update(graph(id), id));
+    window.dash_clientside.set_props("at", { data: currentStep() });
+    writeStep();
+    // what follows on the Head page asks the server: say nothing elsewhere
+    const names = view && view.page === "head" ? checkpointNames(position, planes) : same;
+    return [cards(position, planes, dark), label(position, planes), names];
+  }
+
+  function checkpointNames(position, planes) {
+    const here = Object.entries(planes.runs).filter(([, run]) => run.columns[position] >= 0);
+    return Object.fromEntries(here.map(([name, run]) => [name, run.names[run.columns[position]]]));
+  }
+
+  function label(position, planes) {
+    const at = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
+    const same = at.every((text) => text === at[0]);
+    return (same && at[0]) || planes.stops[position].label;
+  }
+
+  // Arguments: the figures, in the order of GRAPHS.
+  function drawn(...figures) {
+    GRAPHS.forEach((id, i) => {
+      const height = figures[i] && figures[i].layout && figures[i].layout.height;
+      if (height) document.getElementById(id).style.height = `${height}px`;
+      watch(id, 100);
+    });
+  }
+
+  function graph(id) {
+    const holder = document.getElementById(id);
+    return holder && holder.querySelector(".js-plotly-plot");
+  }
+
+  function watch(id, tries) {
+    const plot = graph(id);
+    if (!plot || !plot.on || !window.Plotly) {
+      if (tries > 0) setTimeout(() => watch(id, tries - 1), 50);
+      return;
+    }
+    if (!plot.isWatched) {
+      plot.isWatched = true;
+      plot.on("plotly_afterplot", () => update(plot, id));
+      plot.on("plotly_click", (event) => clicked(event.points[0]));
+    }
+    update(plot, id);
+  }
+
+  // Bring a plot to the checkpoint that is shown. `plot.data` is another array once the server sent another figure.
+  function update(plot, id) {
+    const { position, planes } = shown;
+    if (!plot || !plot.layout || position === null || !planes || !plot.offsetParent) return;
+    const key = `${planes.detector} ${planes.probe} ${position}`;
+    if (CURSORS.includes(id)) return drawCursors(plot, planes.stops[position].x);
+    if (plot.broughtTo === key && plot.broughtData === plot.data) return;
+    const meta = plot.layout.meta || {};
+    if (!GRIDS.includes(id) || meta.detector !== planes.detector || meta.probe !== planes.probe) return;
+    plot.broughtTo = key;
+    plot.broughtData = plot.data;
+    fill(plot, position, planes);
+  }
+
+  function fill(plot, position, planes) {
+    const traces = plot.data.map((trace, i) => [i, planes.runs[trace.name]]).filter(([, run]) => run);
+    const cells = traces.map(([, run]) => filled(run, position, planes));
+    const values = { z: cells.map((cell) => cell.z), text: cells.map((cell) => cell.text) };
+    window.Plotly.restyle(plot, values, traces.map(([i]) => i));
+  }
+
+  // Lines of our own over the plot: `Plotly.relayout` would send the whole figure through Dash and draw it again.
+  function drawCursors(plot, x) {
+    const svg = plot.querySelector(".main-svg");
+    const layout = plot._fullLayout;
+    let group = svg.querySelector(".cursors");
+    if (!group) {
+      group = document.createElementNS(SVG, "g");
+      group.setAttribute("class", "cursors");
+    }
+    const axes = Object.keys(layout).filter((name) => /^xaxis\d*$/.test(name) && layout[name].type === "log");
+    const lines = axes.map((name) => {
+      const across = layout[name];
+      const up = layout["yaxis" + across.anchor.slice(1)];
+      const at = across._offset + across.d2p(x);
+      const line = document.createElementNS(SVG, "line");
+      const ends = { x1: at, x2: at, y1: up._offset, y2: up._offset + up._length };
+      for (const [end, value] of Object.entries(ends)) line.setAttribute(end, value);
+      return line;
+    });
+    group.replaceChildren(...lines);
+    svg.appendChild(group);
+  }
+
+  function filled(run, position, planes) {
+    const rows = 1 + Math.max(...run.cells.map((cell) => cell[0]));
+    const z = Array.from({ length: rows }, () => new Array(run.width).fill(null));
+    const text = Array.from({ length: rows }, () => new Array(run.width).fill("no such head"));
+    const column = run.columns[position];
+    const scores = plane(run);
+    run.cells.forEach(([row, at], head) => {
+      const i = column * run.heads.length + head;
+      const score = column < 0 ? NaN : scores.score[i];
+      z[row][at] = Number.isNaN(score) ? null : score;
+      const where = column < 0 ? "no checkpoint yet" : run.checkpoints[column];
+      text[row][at] = `<b>${run.heads[head]}</b> · ${run.kinds[head]} · ${where}<br>` + said(run, scores, i, head, column, planes);
+    });
+    return { z, text };
+  }
+
+  function said(run, scores, i, head, column, planes) {
+    if (column < 0 || Number.isNaN(scores.score[i])) return `${planes.detector}: no score (no such row here)`;
+    const unit = planes.unit ? " " + planes.unit : "";
+    const [low, high] = [scores.ci_lo[i], scores.ci_hi[i]];
+    const interval = Number.isNaN(low) ? "" : ` · 95 % CI ${low.toFixed(4)} to ${high.toFixed(4)}`;
+    return `${planes.detector} ${scores.score[i].toFixed(4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
+  }
+
+  /* the cards: how many heads, now and so far */
+
+  function cards(position, planes, dark) {
+    const colours = dark
+      ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
+      : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
+    return Object.entries(planes.runs).map(([name, run], i) => {
+      const [value, about] = planes.threshold === null ? extremes(run, position, planes) : counted(run, position, planes);
+      return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
+        borderLeftColor: colours[i % colours.length],
+      });
+    });
+  }
+
+  function counted(run, position, planes) {
+    const { score } = plane(run);
+    const last = run.columns[position];
+    let now = 0;
+    let ever = 0;
+    for (let head = 0; head < run.heads.length; head++) {
+      let reached = false;
+      for (let column = 0; column <= last; column++) {
+        reached = score[column * run.heads.length + head] >= planes.threshold;
+        if (reached) break;
+      }
+      if (reached) ever += 1;
+      if (last >= 0 && score[last * run.heads.length + head] >= planes.threshold) now += 1;
+    }
+    const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
+    const rule = ` of ${run.heads.length} heads at ${planes.detector} ≥ ${planes.threshold}`;
+    return [[`${now}`, span("of", rule)], `${ever} so far · ${ever - now} lost · ${onset}`];
+  }
+
+  function extremes(run, position, planes) {
+    const { score } = plane(run);
+    const column = run.columns[position];
+    const rows = run.heads.map((head, i) => [column < 0 ? NaN : score[column * run.heads.length + i], head]);
+    const there = rows.filter(([value]) => !Number.isNaN(value)).sort((a, b) => a[0] - b[0]);
+    if (!there.length) return ["–", `${planes.detector}: no score`];
+    const mean = there.reduce((sum, [value]) => sum + value, 0) / there.length;
+    const [lowest, highest] = [there[0], there[there.length - 1]];
+    const ends = `lowest ${lowest[0].toFixed(2)} (${lowest[1]}) · highest ${highest[0].toFixed(2)} (${highest[1]})`;
+    return [[mean.toFixed(2), span("of", ` ${planes.unit}, mean ${planes.detector}`)], ends];
+  }
+
+  function component(type, className, children, style) {
+    return { namespace: "dash_html_components", type, props: { className, children, style } };
+  }
+  const div = (className, children, style) => component("Div", className, children, style);
+  const span = (className, children) => component("Span", className, children);
+
+  /* pointing and keys */
+
+  let jumps = 0;
+  function jump(to) {
+    window.dash_clientside.set_props("jump", { data: { ...to, count: ++jumps } });
+  }
+
+  function clicked(point) {
+    const head = point.customdata;
+    if (typeof head !== "string" || !head) return;
+    const run = [point.data.legendgroup, point.data.name].find((name) => name && name in shown.planes.runs);
+    jump(run ? { page: "head", head, run } : { page: "head", head });
+  }
+
+  function pressed(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (/^(input|textarea|select)$/i.test(event.target.tagName) && event.target.type !== "search") return;
+    if (event.key === "[" || event.key === "]") step(event.key === "]" ? 1 : -1);
+    else if (event.key === "d") toggleTheme();
+    else if ("hjkl".includes(event.key) && event.key.length === 1) jump({ key: event.key });
+  }
+
+  function step(by) {
+    const { position, planes } = shown;
+    if (!planes) return;
+    const next = Math.min(Math.max(position + by, 0), planes.stops.length - 1);
+    if (next !== position) window.dash_clientside.set_props("checkpoint", { value: next });
+  }
+
+  function toggleTheme() {
+    window.dash_clientside.set_props("theme", { data: !document.documentElement.classList.contains("dark") });
+  }
+
+  document.addEventListener("keydown", pressed);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#dark")) toggleTheme();
+    const link = event.target.closest("a[data-page]");
+    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+      event.preventDefault();
+      jump({ page: link.dataset.page });
+    }
+  });
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    workbench: { located, navigated, themed, stepped, drawn },
+  });
+})();

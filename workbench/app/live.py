@@ -1,0 +1,114 @@
+"""The runs the app shows, each still growing on disk: what is read once is kept until its parts change."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.heads import WorkbenchError
+from workbench.run import Run, Status, Table, open_run
+
+_KEPT_TABLES = 48
+
+
+class LiveRun:
+    """A run whose tables are cached; the figures take it in place of a `Run`, under the name the app shows."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.name = name
+        self._run = run
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._run.path
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """The detectors that have scores."""
+        with self._lock:
+            return self._run.detectors
+
+    def probes_of(self, detector: str) -> tuple[str, ...]:
+        """The probes that a detector has scores on."""
+        with self._lock:
+            return self._run.probes_of(detector)
+
+    def scores(self, **filters: Any) -> pd.DataFrame:
+        """As `Run.scores`."""
+        of = {"detector": filters.get("detector"), "probe": filters.get("probe")}
+        return self._once("scores", of, sorted(filters.items()), lambda: self._run.scores(**filters))
+
+    def metrics(self, **filters: Any) -> pd.DataFrame:
+        """As `Run.metrics`."""
+        of = {"probe": filters.get("probe")}
+        return self._once("metrics", of, sorted(filters.items()), lambda: self._run.metrics(**filters))
+
+    def emergence(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+        """As `Run.emergence`."""
+        of = {"detector": detector, "probe": probe}
+        return self._once("scores", of, "emergence", lambda: self._run.emergence(detector, probe=probe))
+
+    def layers(self) -> pd.DataFrame:
+        """As `Run.layers`."""
+        return self._once("scores", {}, "layers", self._run.layers)
+
+    def metric_names(self) -> list[tuple[str, str]]:
+        """The (metric, probe) pairs that were measured."""
+        pairs = self.metrics().loc[:, ["metric", "probe"]].drop_duplicates()
+        return sorted((str(metric), str(probe)) for metric, probe in pairs.itertuples(index=False))
+
+    def status(self) -> Status:
+        """Read the disk anew and count what is done."""
+        with self._lock:
+            return self._run.status()
+
+    def fingerprint(self, table: Table, *, detector: str | None = None, probe: str | None = None) -> str:
+        """As `Run.fingerprint`."""
+        with self._lock:
+            return self._run.fingerprint(table, detector=detector, probe=probe)
+
+    def _once(self, table: Table, of: dict[str, Any], what: object, read: Callable[[], Any]) -> Any:
+        """Read a table, or take what was read while the parts it comes from were the same."""
+        with self._lock:
+            key = (self._run.fingerprint(table, **of), str(what))
+            if key not in self._kept:
+                self._kept[key] = read()
+                while len(self._kept) > _KEPT_TABLES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+
+def live_runs(paths: Sequence[str | Path]) -> dict[str, LiveRun]:
+    """Open runs, and the runs inside folders that are none themselves, each under a name of its own.
+
+    Raises:
+        WorkbenchError: if a path holds no run, or a run holds a part that is not whole.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(Path(path))))
+    if not folders:
+        raise WorkbenchError("there is no run to show; pass the folder of one: `workbench app RUN...`")
+    names = [folder.name for folder in folders]
+    unique = [
+        name if names.count(name) == 1 else f"{folder.parent.name}/{name}"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    unique = [name if unique.count(name) == 1 else str(folder) for name, folder in zip(unique, folders, strict=True)]
+    shown = {name: LiveRun(open_run(folder), name) for name, folder in zip(unique, folders, strict=True)}
+    for run in shown.values():
+        run.status()
+    return shown
+
+
+def _run_folders(path: Path) -> list[Path]:
+    path = path.resolve()
+    inside = sorted(child.parent for child in path.glob("*/run.json"))
+    return inside if inside and not (path / "run.json").exists() else [path]

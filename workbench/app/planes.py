@@ -1,0 +1,96 @@
+"""All scores of one detector as small integers, sent once, so that another checkpoint needs no server."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from workbench.figures.axis import TrainingAxis, amount_of, training_axis
+from workbench.figures.style import LETTERS
+from workbench.figures.trajectories import RunLike, Trajectories, score_scale, short_count, trajectories
+
+THRESHOLD = 0.3
+_LEVELS, _MISSING = 65534, 65535
+
+
+def planes(runs: Sequence[RunLike], detector: str, probe: str) -> dict[str, Any]:
+    """The scores of all runs at all checkpoints, and the positions in training that the slider stops at.
+
+    Scores and intervals are unsigned 16-bit integers over their range: an error below 1e-5 of it. `threshold` is
+    null for detectors with a unit of their own, whose heads are not counted.
+    """
+    each = [trajectories(run, detector, probe) for run in runs]
+    axis = training_axis([found.checkpoints for found in each], "tokens")
+    scale = score_scale(detector, [found.score for found in each])
+    stops = sorted({amount_of(at, axis.unit) for found in each for at in found.checkpoints})
+    return {
+        "detector": detector,
+        "unit": scale.unit,
+        "threshold": None if scale.unit else THRESHOLD,
+        "stops": [_stop(amount, axis) for amount in stops],
+        "runs": {run.name: _plane(run, found, stops, axis) for run, found in zip(runs, each, strict=True)},
+    }
+
+
+def stop_of(data: dict[str, Any], step: int | None) -> int:
+    """The slider position of a step of the first run, the last position for None or an unknown later step."""
+    first = next(iter(data["runs"].values()), None)
+    last = len(data["stops"]) - 1
+    if first is None or step is None:
+        return last
+    for position, column in enumerate(first["columns"]):
+        if column >= 0 and first["steps"][column] >= step:
+            return position
+    return last
+
+
+def _stop(amount: float, axis: TrainingAxis) -> dict[str, Any]:
+    return {
+        "x": amount if amount > 0 else axis.zero,
+        "label": f"{short_count(amount)} tokens" if axis.unit == "tokens" else f"step {int(amount):,}",
+    }
+
+
+def _plane(run: RunLike, found: Trajectories, stops: Sequence[float], axis: TrainingAxis) -> dict[str, Any]:
+    arrays = found.score, found.ci_lo, found.ci_hi
+    low = min((float(np.nanmin(a)) for a in arrays if not np.isnan(a).all()), default=0.0)
+    high = max((float(np.nanmax(a)) for a in arrays if not np.isnan(a).all()), default=1.0)
+    layers = [layer.layer for layer in found.layers]
+    onsets = run.emergence(found.detector, probe=found.probe).loc[
+        :, "onset_tokens" if axis.unit == "tokens" else "onset_step"
+    ]
+    amounts = np.array([amount_of(at, axis.unit) for at in found.checkpoints])
+    return {
+        "low": low,
+        "high": high,
+        "score": _packed(found.score, low, high),
+        "ci_lo": _packed(found.ci_lo, low, high),
+        "ci_hi": _packed(found.ci_hi, low, high),
+        "n": found.n.max(1).tolist(),
+        "heads": [str(head) for head in found.heads],
+        "cells": [[layers.index(head.layer), head[1]] for head in found.heads],
+        "width": found.width,
+        "kinds": [found.layer_of(head).kind for head in found.heads],
+        "layers": _layers_in_words(found),
+        "checkpoints": [str(at) for at in found.checkpoints],
+        "names": [at.name for at in found.checkpoints],
+        "steps": [at.step if at.step_total is None else at.step_total for at in found.checkpoints],
+        # at every stop the last checkpoint so far; -1 before the first
+        "columns": (np.searchsorted(amounts, stops, side="right") - 1).tolist(),
+        "first_onset": "" if onsets.isna().all() else short_count(float(onsets.min())) + f" {axis.unit}",
+    }
+
+
+def _packed(values: Float[np.ndarray, "heads ckpts"], low: float, high: float) -> str:
+    """By checkpoint, then head; little-endian."""
+    levels = np.where(np.isnan(values), _MISSING, np.round((values - low) / ((high - low) or 1.0) * _LEVELS))
+    return base64.b64encode(levels.T.astype("<u2").tobytes()).decode()
+
+
+def _layers_in_words(found: Trajectories) -> str:
+    kinds = [layer.kind for layer in found.layers]
+    return " · ".join(f"{kinds.count(kind)} {LETTERS[kind]}" for kind in LETTERS if kind in kinds)

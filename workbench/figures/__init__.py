@@ -1,0 +1,7 @@
+"""Tables as plotly figures, the same in a notebook and in the app. Each function returns a plain `go.Figure`."""
+
+from workbench.figures.curves import emergence, history, metrics
+from workbench.figures.panels import heads, place, strips
+from workbench.figures.trajectories import RunLike
+
+__all__ = ["RunLike", "emergence", "heads", "history", "metrics", "place", "strips"]

@@ -1,0 +1,318 @@
+"""Interventions on heads: a sliding window for chosen key/value heads, an output of zero, mean or uniform for others.
+
+Both act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
+restricted twice sees what both allow; of two ablations of a head the inner one holds; a uniform head is uniform over
+what its restriction leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.heads import Head, KVHead, WorkbenchError
+from workbench.hooks.attention import AttentionCall
+from workbench.kernels import Hidden, Request, RowStatistics, TileMask, attention_statistics, hidden_runs
+from workbench.kernels.masks import visible_tile
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a restricted head sees: the first `sink` and the last `window` keys, own position included, in tokens."""
+
+    window: int
+    sink: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """How a head's output is replaced; `mean`: by this vector, or by the batch's own mean where it is None."""
+
+    how: str
+    mean: Float[Tensor, " d_v"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interventions:
+    """Everything in force at a moment."""
+
+    windows: Mapping[KVHead, tuple[Window, ...]] = field(default_factory=dict)
+    ablations: Mapping[Head, Ablation] = field(default_factory=dict)
+
+    def restricting(self, heads: list[KVHead], window: Window) -> Interventions:
+        """These and a window on some key/value heads."""
+        more = {head: (*self.windows.get(head, ()), window) for head in heads}
+        return replace(self, windows={**self.windows, **more})
+
+    def ablating(self, ablations: Mapping[Head, Ablation]) -> Interventions:
+        """These and some ablations, which take the place of earlier ones of the same heads."""
+        return replace(self, ablations={**self.ablations, **ablations})
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictedMask:
+    """A mask with a window: keys from `sink` on that lie `window` or more tokens back are hidden as well.
+
+    `first`: each sequence's first valid key, from which the sink counts. Rows stand at key position row + `offset`.
+    """
+
+    base: TileMask
+    window: Window
+    first: Int[Tensor, " b"]
+    offset: int
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        lo, hi = self.base.key_range(rows)
+        if self.window.sink == 0:
+            lo = max(lo, int(rows[0]) + self.offset - self.window.window + 1)
+        return lo, hi
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        k = torch.arange(*keys, device=rows.device)
+        hidden = self._beyond(batch, rows, k)
+        for first, cells in self.base.hidden(batch, rows, keys):
+            columns = slice(first - keys[0], first - keys[0] + cells.shape[-1])
+            if len(cells) > len(hidden):
+                hidden = hidden.expand(len(cells), -1, -1).clone()
+            hidden[..., columns] |= cells
+        return hidden_runs(hidden, keys[0])
+
+    def _beyond(self, batch: slice, rows: Int[Tensor, " q"], k: Int[Tensor, " k"]) -> Bool[Tensor, "b q k"]:
+        is_back = (rows + self.offset)[:, None] - k >= self.window.window
+        is_after_sink = k >= self.first[batch, None] + self.window.sink
+        return is_back & rearrange(is_after_sink, "b k -> b 1 k")
+
+
+@dataclass(frozen=True, slots=True)
+class _GatheredMask:
+    """A restricted mask over the few keys that a block of rows can see: the sinks, then a band."""
+
+    visible: Bool[Tensor, "b q k"]
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        assert len(rows) <= self.visible.shape[1]
+        return 0, self.visible.shape[-1]
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        return hidden_runs(~self.visible[batch, rows][..., slice(*keys)], keys[0])
+
+
+def intervened_output(call: AttentionCall, interventions: Interventions) -> Float[Tensor, "b q n_heads d_v"]:
+    """A layer's output under interventions; heads with a window cost as much as their window is wide."""
+    return _attend(call, interventions, None)[0]
+
+
+def intervened_statistics(
+    call: AttentionCall, interventions: Interventions, request: Request
+) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics]:
+    """A layer's output and the statistics of its rows under interventions.
+
+    A head whose output is zeroed or averaged keeps its pattern; a uniform head's pattern is the uniform one. With
+    `request.rows` the output is of those rows, before any replacement.
+    """
+    out, statistics = _attend(call, interventions, request)
+    assert statistics is not None
+    return out, statistics
+
+
+def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
+    """The call of one query head alone, and the mask it has under interventions."""
+    ablation = interventions.ablations.get(Head(call.layer, head))
+    kv_head = head // (call.q.shape[1] // call.k.shape[1])
+    windows = interventions.windows.get(KVHead(call.layer, kv_head), ())
+    is_uniform = ablation is not None and ablation.how == "uniform"
+    part = _part(call, _Group((head,), windows, is_uniform=is_uniform, is_whole=False))
+    return part, _restricted(part, windows)
+
+
+def _attend(
+    call: AttentionCall, interventions: Interventions, request: Request | None
+) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics | None]:
+    uniform = [
+        h for h in _ablated(call, interventions) if interventions.ablations[Head(call.layer, h)].how == "uniform"
+    ]
+    groups = _groups(call, interventions, uniform)
+    if len(groups) == 1 and groups[0].is_whole:
+        out, statistics = (call.output(), None) if request is None else call.statistics(request)
+    else:
+        out, statistics = _by_group(call, groups, request)
+    if request is None or request.rows is None:
+        out = _replaced(call, interventions, out)
+    return out, statistics
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Query heads of one layer that are computed together, and how."""
+
+    heads: tuple[int, ...]
+    windows: tuple[Window, ...]
+    is_uniform: bool
+    is_whole: bool
+
+
+def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
+    n_heads, size = call.q.shape[1], call.q.shape[1] // call.k.shape[1]
+    members: dict[tuple[tuple[Window, ...], bool], list[int]] = {}
+    for head in range(n_heads):
+        windows = interventions.windows.get(KVHead(call.layer, head // size), ())
+        members.setdefault((windows, head in uniform), []).append(head)
+    return [
+        _Group(tuple(heads), windows, is_uniform, len(heads) == n_heads and not windows and not is_uniform)
+        for (windows, is_uniform), heads in members.items()
+    ]
+
+
+def _by_group(
+    call: AttentionCall, groups: list[_Group], request: Request | None
+) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics | None]:
+    n_b, n_heads, n_q, _ = call.q.shape
+    n_rows = n_q if request is None or request.rows is None else len(request.rows)
+    out = torch.empty(n_b, n_rows, n_heads, call.v.shape[-1], dtype=call.v.dtype, device=call.v.device)
+    collected: list[tuple[tuple[int, ...], RowStatistics]] = []
+    for group in groups:
+        part = _part(call, group)
+        if request is None and not group.windows and not group.is_uniform:
+            out[:, :, list(group.heads)] = part.output()
+        elif request is None:
+            out[:, :, list(group.heads)] = _banded_output(part, group.windows)
+        else:
+            mask = _restricted(part, group.windows)
+            out[:, :, list(group.heads)], statistics = _statistics(part, mask, request)
+            collected.append((group.heads, statistics))
+    return out, _merged(collected, n_heads) if collected else None
+
+
+def _part(call: AttentionCall, group: _Group) -> AttentionCall:
+    """The call of some heads, each with its own copy of its keys and values; uniform heads score every key alike."""
+    size = call.q.shape[1] // call.k.shape[1]
+    heads = torch.tensor(group.heads, device=call.q.device)
+    kv_heads = torch.unique(heads // size)
+    shared = len(kv_heads) * size == len(heads)
+    kv = kv_heads if shared else heads // size
+    q = call.q[:, heads]
+    return replace(
+        call,
+        q=torch.zeros_like(q) if group.is_uniform else q,
+        k=call.k[:, kv],
+        v=call.v[:, kv],
+        sinks=None if call.sinks is None or group.is_uniform else call.sinks[heads],
+    )
+
+
+def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:
+    mask = call.mask.simplest()
+    first = torch.zeros(len(call.q), dtype=torch.long, device=call.q.device)
+    if call.mask.valid is not None:
+        first = call.mask.valid.to(call.q.device).int().argmax(-1)
+    for window in windows:
+        mask = RestrictedMask(mask, window, first, call.mask.query_offset - call.mask.key_offset)
+    return mask
+
+
+def _statistics(call: AttentionCall, mask: TileMask, request: Request) -> tuple[Tensor, RowStatistics]:
+    return attention_statistics(
+        call.q, call.k, call.v, mask, request, scale=call.scale, softcap=call.softcap, sinks=call.sinks
+    )
+
+
+def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Tensor, "b q n_heads d_v"]:
+    """Attention of blocks of rows on their sinks and band alone."""
+    mask = _restricted(call, windows)
+    n_q, n_k = call.q.shape[2], call.k.shape[2]
+    if not windows:
+        return _statistics(call, mask, Request())[0]
+    # What every window allows lies within the narrowest band or among the most sinks.
+    band, sink = min(w.window for w in windows), max(w.sink for w in windows)
+    start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
+    sinks_end = start + sink
+    offset = call.mask.query_offset - call.mask.key_offset
+    block = max(128, band)
+    blocks = []
+    for r in range(0, n_q, block):
+        rows = torch.arange(r, min(n_q, r + block), device=call.q.device)
+        hi = min(n_k, int(rows[-1]) + offset + 1)
+        lo = min(hi, max(sinks_end if sink else 0, r + offset - band + 1))
+        keys = torch.arange(lo, hi, device=call.q.device)
+        if sink:
+            keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
+        visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
+        piece = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
+        blocks.append(_statistics(piece, _GatheredMask(visible), Request())[0])
+    return torch.cat(blocks, 1)
+
+
+def _merged(parts: list[tuple[tuple[int, ...], RowStatistics]], n_heads: int) -> RowStatistics:
+    """The statistics of groups of heads as those of the layer."""
+    order = torch.tensor([h for heads, _ in parts for h in heads]).argsort()
+    axis = {"cells": -1, "top_key": -1}
+    merged: dict[str, Any] = {}
+    for name in (f.name for f in fields(RowStatistics)):
+        values = [getattr(statistics, name) for _, statistics in parts]
+        dim = axis.get(name, 1)
+        merged[name] = (
+            None if values[0] is None else torch.cat(values, dim).index_select(dim, order.to(values[0].device))
+        )
+    assert len(order) == n_heads
+    return RowStatistics(**merged)
+
+
+def _ablated(call: AttentionCall, interventions: Interventions) -> list[int]:
+    return [h for h in range(call.q.shape[1]) if Head(call.layer, h) in interventions.ablations]
+
+
+def _replaced(
+    call: AttentionCall, interventions: Interventions, out: Float[Tensor, "b q n_heads d_v"]
+) -> Float[Tensor, "b q n_heads d_v"]:
+    heads = [h for h in _ablated(call, interventions) if interventions.ablations[Head(call.layer, h)].how != "uniform"]
+    if not heads:
+        return out
+    valid = None if call.mask.valid is None else call.mask.valid[:, -call.mask.n_queries :].to(out.device)
+    return replaced(out, {h: interventions.ablations[Head(call.layer, h)] for h in heads}, valid)
+
+
+def replaced(
+    out: Float[Tensor, "b q n_heads d_v"],
+    ablations: Mapping[int, Ablation],
+    valid: Bool[Tensor, "b q"] | None,
+) -> Float[Tensor, "b q n_heads d_v"]:
+    """Head outputs with some set to zero or to their mean over the valid positions."""
+    out = out.clone()
+    for head, ablation in ablations.items():
+        mean = ablation.mean if ablation.how == "mean" else None
+        if ablation.how == "mean" and mean is None:
+            mean = mean_output(out[:, :, head], valid)
+        out[:, :, head] = 0 if mean is None else mean.to(out.dtype)
+    return out
+
+
+def mean_output(out: Float[Tensor, "b q d_v"], valid: Bool[Tensor, "b q"] | None) -> Float[Tensor, " d_v"]:
+    """A head's mean output over valid positions."""
+    if valid is None:
+        return reduce(out.float(), "b q d -> d", "mean")
+    return (out.float() * valid[..., None]).sum((0, 1)) / valid.sum()
+
+
+def check_how(how: str) -> None:
+    """Raises:
+    WorkbenchError: if there is no such ablation.
+    """
+    if how not in ("zero", "mean", "uniform"):
+        raise WorkbenchError(f"how is {how!r}; expected 'zero', 'mean' or 'uniform'")
+
+
+def check_window(window: int, sink: int) -> Window:
+    """Raises:
+    WorkbenchError: if the window is shorter than one token or the sink negative.
+    """
+    if window < 1 or sink < 0:
+        raise WorkbenchError(
+            f"window {window}, sink {sink}: expected a window of at least 1 token and a sink of at least 0"
+        )
+    return Window(window, sink)

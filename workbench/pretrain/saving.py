@@ -1,0 +1,98 @@
+"""A checkpoint on disk: an ordinary Hugging Face directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, TrainerState
+from transformers.utils import logging as transformers_logging
+
+from workbench.pretrain.language import N_RESERVED, Language
+from workbench.pretrain.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PARTIAL = ".partial-"  # readers of checkpoint folders pass over hidden ones
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return out / f"checkpoint-{step}"
+
+
+def save_checkpoint(
+    model: PreTrainedModel, recipe: Recipe, out: Path, *, step: int, log_history: list[dict[str, float]]
+) -> Path:
+    """Write out/checkpoint-<step>: weights, configuration, tokenizer and trainer state; renamed into place at the end.
+
+    A checkpoint that is there already stays: the same recipe writes the same bytes.
+    """
+    path = checkpoint_path(out, step)
+    if path.exists():
+        return path
+    partial = out / f"{_PARTIAL}{path.name}"
+    with _without_progress_bars():
+        model.save_pretrained(partial)
+    word_tokenizer(recipe.length).save_pretrained(partial)
+    _trainer_state(recipe, step, log_history).save_to_json(str(partial / "trainer_state.json"))
+    os.rename(partial, path)
+    return path
+
+
+def remove_partial_checkpoints(out: Path) -> None:
+    """Delete what a killed run left half-written."""
+    for folder in out.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(folder)
+
+
+def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
+    """Words parted by spaces, `w00` to `w31`, with `<bos>` put first; a word outside the language is an error."""
+    language = Language()
+    reserved = [f"<reserved{i}>" for i in range(1, N_RESERVED)]
+    words = [f"w{i:02d}" for i in range(len(language.words))]
+    tokens = ["<bos>", *reserved, *words]
+    tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", language.bos)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        additional_special_tokens=reserved,
+        model_max_length=length,
+    )
+
+
+def _trainer_state(recipe: Recipe, step: int, log_history: list[dict[str, float]]) -> TrainerState:
+    return TrainerState(
+        epoch=step / recipe.steps,
+        global_step=step,
+        max_steps=recipe.steps,
+        num_train_epochs=1,
+        train_batch_size=recipe.batch,
+        num_input_tokens_seen=step * recipe.tokens_per_step,
+        log_history=log_history,
+    )
+
+
+@contextmanager
+def _without_progress_bars() -> Generator[None]:
+    """Keep save_pretrained from drawing one bar per checkpoint."""
+
+    def silent(_factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return transformers_logging.EmptyTqdm(*args, **kwargs)
+
+    previous = transformers_logging.set_tqdm_hook(silent)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)

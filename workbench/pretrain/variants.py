@@ -1,0 +1,78 @@
+"""The four models: stock Hugging Face configurations, one per kind of attention, and the initialisation they need.
+
+| variant | class | layers | parameters |
+|---|---|---|---|
+| full | Llama | full, full | 120,128 |
+| sliding | Mistral | window of 16, window of 16 | 120,128 |
+| hybrid | CWM | window of 16, full | 120,128 |
+| linear | MiniMax | full, lightning, full | 186,112 |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, CwmConfig, LlamaConfig, MiniMaxConfig, MistralConfig
+
+from workbench.pretrain.language import VOCABULARY, Language
+from workbench.pretrain.recipes import Recipe, Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+WINDOW = 16
+_SHARED_EMBEDDING = 0.5
+_ZERO = ("o_proj", "out_proj", "down_proj", "lm_head")
+
+
+def variant_config(variant: Variant, *, length: int = 64) -> PreTrainedConfig:
+    """The stock configuration of a variant; positions end at the length it is trained on."""
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "max_position_embeddings": length,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "tie_word_embeddings": False,
+        "bos_token_id": Language().bos,
+        "eos_token_id": Language().bos,
+        "pad_token_id": None,
+    }
+    match variant:
+        case "full":
+            return LlamaConfig(num_hidden_layers=2, **shape)
+        case "sliding":
+            return MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **shape)
+        case "hybrid":
+            kinds = ["sliding_attention", "full_attention"]
+            return CwmConfig(num_hidden_layers=2, sliding_window=WINDOW, layer_types=kinds, **shape)
+        case "linear":
+            kinds = ["full_attention", "linear_attention", "full_attention"]
+            experts = {"num_local_experts": 1, "num_experts_per_tok": 1}
+            return MiniMaxConfig(num_hidden_layers=3, layer_types=kinds, block_size=64, **experts, **shape)
+
+
+def build_model(recipe: Recipe) -> PreTrainedModel:
+    """The untrained model of a recipe, in training mode; the global random state is left as it is.
+
+    Embeddings are N(0, 1) plus one vector of N(0, ¼) shared by all tokens; matrices are N(0, 1/fan-in); what writes
+    into the residual stream, and the unembedding, begins at zero.
+    """
+    config = variant_config(recipe.variant, length=recipe.length)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.removesuffix(".weight").endswith(_ZERO):
+                weight.zero_()
+            elif "embed_tokens" in name:
+                weight.normal_(generator=generator)
+                weight += _SHARED_EMBEDDING * torch.randn(weight.shape[-1], generator=generator)
+            elif weight.ndim >= 2:
+                weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+    return model.train()
