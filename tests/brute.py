@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.models.granite_swa import modeling_granite_swa
 
 
 def eager_patterns(model: PreTrainedModel, tokens, attention_mask=None):
     """Per layer of an eager model a float64 pattern [b, h, t, t], sinks in its denominator, linear by recurrence."""
     attended: dict[int, torch.Tensor] = {}
-    handles = []
-    for layer in getattr(model, "model", model).layers if hasattr(model, "model") else []:
-        mixer = layer.self_attn
-        if type(mixer).__name__ == "MiniMaxLightningAttention":
-            handles.append(mixer.register_forward_pre_hook(_recurrent(attended, attention_mask), with_kwargs=True))
-    with torch.no_grad():
+    handles = [
+        mixer.register_forward_pre_hook(_recurrent(attended, attention_mask), with_kwargs=True)
+        for mixer in model.modules()
+        if type(mixer).__name__ == "MiniMaxLightningAttention"
+    ]
+    with torch.no_grad(), _granite_with_its_sink():
         out = model(input_ids=tokens, attention_mask=attention_mask, output_attentions=True, use_cache=False)
     for handle in handles:
         handle.remove()
     patterns = [attended.get(i, a).double() for i, a in enumerate(out.attentions)]
     return patterns, out.logits, sorted(attended)
+
+
+@contextmanager
+def _granite_with_its_sink():
+    """granite_swa returns patterns whose rows sum to 1; its output is scaled by the learned sink afterwards."""
+    plain = modeling_granite_swa.eager_attention_forward
+
+    def attend(module, query, key, value, attention_mask, scaling, **kwargs):
+        out, weights = plain(module, query, key, value, attention_mask, scaling, **kwargs)
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        scores = query.double() @ keys.double().transpose(2, 3) * scaling + attention_mask.double()
+        share = torch.sigmoid(scores.logsumexp(-1) - module.sinks.double()[None, :, None])
+        return out, weights * share[..., None]
+
+    modeling_granite_swa.eager_attention_forward = attend
+    try:
+        yield
+    finally:
+        modeling_granite_swa.eager_attention_forward = plain
+
+
+def _sink_layers(model):
+    return {m.layer_idx for m in model.modules() if isinstance(getattr(m, "sinks", None), torch.Tensor)}
 
 
 def _recurrent(attended, attention_mask):
@@ -56,7 +81,7 @@ def scores(
     patterns, _, linear = eager_patterns(model, tokens, attention_mask)
     found: dict[tuple[str, int, int], float] = {}
     for layer, pattern in enumerate(patterns):
-        has_sinks = model.config.model_type == "gpt_oss"
+        has_sinks = layer in _sink_layers(model)
         for head in range(pattern.shape[1]):
             per_sequence: dict[str, list[float]] = {}
             for b in range(len(tokens)):

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import probes
+    from workbench import figures, probes
+    from workbench.app import show
     from workbench.detectors import detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
     from workbench.hooks import HookedModel, Recording, open_model
@@ -25,11 +26,13 @@ _HOMES = {
     "Run": "workbench.run",
     "WorkbenchError": "workbench.heads",
     "detector": "workbench.detectors",
+    "figures": "workbench.figures",
     "open_model": "workbench.hooks",
     "open_run": "workbench.run",
     "probes": "workbench.probes",
     "scan": "workbench.scanning",
     "score": "workbench.detectors",
+    "show": "workbench.app",
 }
 
 __all__ = [
@@ -42,11 +45,13 @@ __all__ = [
     "Run",
     "WorkbenchError",
     "detector",
+    "figures",
     "open_model",
     "open_run",
     "probes",
     "scan",
     "score",
+    "show",
 ]
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.families import SOFTMAX, random_tokens, tiny
+from tests.more_families import MORE_CONFIGS
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
 from workbench.kernels import Far
 
@@ -22,7 +23,7 @@ def eager_logits(family, tokens, mask=None, *, windows=(), zeroed=()):
     """Logits of eager attention with an extra mask for each head, and head outputs zeroed before the projection."""
     model = tiny(family, "eager")
     n_heads = model.config.num_attention_heads
-    n_kv = getattr(model.config, "num_key_value_heads", n_heads)
+    n_kv = {info.index: info.n_kv_heads for info in open_model(tiny(family)).layers}
     t = tokens.shape[1]
     first = torch.zeros(len(tokens), 1, 1) if mask is None else mask.int().argmax(-1)[:, None, None]
     i, j = torch.arange(t)[None, :, None], torch.arange(t)[None, None, :]
@@ -31,7 +32,7 @@ def eager_logits(family, tokens, mask=None, *, windows=(), zeroed=()):
         extra = torch.zeros(len(tokens), n_heads, t, t)
         for head, window, sink in windows:
             if head.layer == layer:
-                group = n_heads // n_kv
+                group = n_heads // n_kv[layer]
                 hidden = (i - j >= window) & (j >= first + sink)
                 extra[:, head.kv_head * group : (head.kv_head + 1) * group].masked_fill_(hidden[:, None], -1e30)
 
@@ -71,7 +72,7 @@ def logits(m, tokens, mask=None):
         return m.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
 
-@pytest.mark.parametrize("family", SOFTMAX)
+@pytest.mark.parametrize("family", [*SOFTMAX, *MORE_CONFIGS])
 def test_restricted_heads_equal_eager_attention_under_an_explicit_mask(family):
     tokens = random_tokens(2, 41)
     m = open_model(tiny(family))
@@ -96,7 +97,7 @@ def test_the_sinks_of_padded_sequences_are_their_own_first_tokens(family):
     assert ((changed - expected)[mask.bool()]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("family", SOFTMAX)
+@pytest.mark.parametrize("family", [*SOFTMAX, *MORE_CONFIGS])
 def test_zeroed_heads_equal_eager_attention_without_their_output(family):
     tokens = random_tokens(2, 33)
     m = open_model(tiny(family))

@@ -195,12 +195,15 @@ def _prints(view: View, chosen: list[LiveRun]) -> dict[str, Any]:
         "scores": [run.fingerprint("scores", detector=view.detector, probe=view.probe) for run in chosen],
         "metrics": [run.fingerprint("metrics") for run in chosen],
         "head": [run.fingerprint("scores") for run in chosen if run.name == view.run],
-        "names": sorted({(name, probe) for run in chosen for name in run.detectors for probe in run.probes_of(name)}),
+        "names": sorted(
+            {f"{name} on {probe}" for run in chosen for name in run.detectors for probe in run.probes_of(name)}
+        ),
     }
 
 
 def _register_overview(app: Dash, runs: Runs) -> None:
     @app.callback(
+        Output(p.SENT, "data"),
         Output(p.PLANES, "data"),
         Output(p.CHECKPOINT, "max"),
         Output(p.CHECKPOINT, "marks"),
@@ -209,21 +212,25 @@ def _register_overview(app: Dash, runs: Runs) -> None:
         Input(p.SCORES_CHANGED, "data"),
         Input(p.WANTED, "data"),
         State(p.AT, "data"),
+        State(p.SENT, "data"),
         prevent_initial_call=True,
     )
-    def send_planes(kept: Any, _: Any, wanted: Any, at: Any) -> Any:
+    def send_planes(kept: Any, changed: Any, wanted: Any, at: Any, sent_before: Any) -> Any:
         view = View.from_json(kept)
+        asked = [list(view.runs), view.detector, view.probe, changed, wanted]
+        if asked == sent_before:
+            return (no_update,) * 5
         try:
             sent = planes(scored(view, runs), view.detector, view.probe)
         except WorkbenchError:
-            return {"runs": {}, "stops": [], "detector": "", "probe": ""}, 0, [], 0
+            return asked, {"runs": {}, "stops": [], "detector": "", "probe": ""}, 0, [], 0
         by_address = any(change["prop_id"].startswith(f"{p.WANTED}.") for change in ctx.triggered)
         step = (wanted or {}).get("step") if by_address else at
         stops = len(sent["stops"])
         every = max(1, (stops - 1) // 5)
         shown = range(stops - 1, -1, -every)
         marks = [{"value": i, "label": sent["stops"][i]["label"].removesuffix(" tokens")} for i in reversed(shown)]
-        return {**sent, "probe": view.probe}, max(stops - 1, 0), marks, stop_of(sent, step)
+        return asked, {**sent, "probe": view.probe}, max(stops - 1, 0), marks, stop_of(sent, step)
 
     @app.callback(
         Output(p.EMERGENCE, "figure"),

@@ -15,7 +15,7 @@ POLL_MS = 2000
 
 # what the browser keeps
 LOCATION, NAVIGATE, VIEW, WANTED, JUMP, THEME = "location", "navigate", "view", "wanted", "jump", "theme"
-PLANES, AT, STEPS, SEEN = "planes", "at", "steps", "seen"
+PLANES, SENT, AT, STEPS, SEEN = "planes", "sent", "at", "steps", "seen"
 SCORES_CHANGED, METRICS_CHANGED, HEAD_CHANGED, NAMES_CHANGED = (
     "scores-changed",
     "metrics-changed",
@@ -52,7 +52,7 @@ _GRAPH: Any = {
 def page(runs: Sequence[str]) -> dmc.MantineProvider:
     """The whole document: stores, header, controls and both pages, of which one is shown."""
     stores = [
-        *(LOCATION, NAVIGATE, VIEW, WANTED, JUMP, PLANES, AT, STEPS, SEEN),
+        *(LOCATION, NAVIGATE, VIEW, WANTED, JUMP, PLANES, SENT, AT, STEPS, SEEN),
         *(SCORES_CHANGED, METRICS_CHANGED, HEAD_CHANGED, NAMES_CHANGED),
     ]
     body = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qs, urlencode
 
 import pandas as pd
@@ -15,6 +15,7 @@ PAGES = ("overview", "head")
 _PREFERRED = ("induction", "retrieval", "window_gates")
 
 
+@runtime_checkable
 class Shown(Protocol):
     """What choices are made from: a `LiveRun` is one."""
 

@@ -93,7 +93,10 @@ def strips(
         _add_ticks(figure, found, axis, [marks.get(row) for row in order], panel=i + 1)
         figure.update_traces(name=one.name, col=i + 1)
     styled(figure, theme, height=80 + int(np.clip(rows * 18, 120, 520)))
-    figure.update_layout(coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing)
+    longest = max(len(str(head)) for found in each for head in found.heads)
+    figure.update_layout(
+        margin={"l": 24 + 8 * longest}, coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing
+    )
     figure.update_yaxes(showgrid=False, ticks="", range=[rows - 0.5, -0.5])
     figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
     return draw_axis(figure, axis, theme)

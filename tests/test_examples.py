@@ -1,0 +1,26 @@
+"""Every notebook in examples/ runs to its end on a real demo, without an error and with its figures drawn."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
+
+
+def test_there_are_examples():
+    assert [p.name for p in EXAMPLES] == ["01_one_model.ipynb", "02_checkpoints.ipynb"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_a_notebook_runs_as_it_stands(path, demo, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_DEMO", str(demo))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are kept without outputs"
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert "application/vnd.plotly.v1+json" in kinds
