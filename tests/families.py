@@ -15,7 +15,6 @@ from transformers import (
     MiniMaxConfig,
     MistralConfig,
     PreTrainedModel,
-    Qwen3NextConfig,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -68,22 +67,6 @@ CONFIGS = {
     ),
 }
 SOFTMAX = [name for name in CONFIGS if name != "minimax"]
-
-
-def gated_delta_config() -> Qwen3NextConfig:
-    """A hybrid whose linear layers cannot be recorded."""
-    return Qwen3NextConfig(
-        **_GROUPED,
-        layer_types=["linear_attention", "full_attention"],
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-    )
 
 
 @cache

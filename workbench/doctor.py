@@ -53,6 +53,6 @@ def _kernels() -> dict[str, str]:
     why = "exact, any device; the only form of this operation in this version"
     return {
         "attention_statistics": f"row-blocked torch ({why})",
-        "decay_statistics": f"row-blocked torch ({why})",
+        "signed_statistics": f"row-blocked torch ({why})",
         "attention output without statistics": "torch sdpa for plain causal layers, else row-blocked torch",
     }

@@ -50,6 +50,10 @@ class RunLocked(WorkbenchError):
     exit_code = 6
 
 
+class RoundedDecayWarning(UserWarning):
+    """Heads whose decay per token is rounded away by the precision that a model in memory holds it in."""
+
+
 class Head(NamedTuple):
     """A query head; prints as `L3H7`."""
 

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.checkpoints import WeightsInfo, inspect_weights
 from workbench.heads import BadCheckpoint
-from workbench.hooks.lightning import lightning_modules, lightning_slopes
+from workbench.hooks.linear.lightning import lightning_modules, lightning_slopes
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Buffers that older releases saved and none reads back: causal masks, rotary frequencies, positions.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
+from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.attention import AttentionCall, handling
 from workbench.hooks.cells import Sequences, sequences
 from workbench.hooks.interventions import (
@@ -29,10 +29,10 @@ from workbench.hooks.interventions import (
     one_head,
 )
 from workbench.hooks.layers import survey
-from workbench.hooks.lightning import LightningCall, reading_lightning
+from workbench.hooks.linear import LinearCall, reading_linear
 from workbench.hooks.loading import load_pretrained
 from workbench.hooks.recording import Answers, Need, Recording, Reduction
-from workbench.kernels import Far, attention_crop, decay_crop
+from workbench.kernels import Far, attention_crop
 from workbench.probes.probe import Probe
 
 DEFAULT_FAR = Far(window=256)
@@ -98,20 +98,20 @@ class HookedModel:
         """
         batch = self._batch(tokens, attention_mask)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=_rows(rows, batch))
-        place = {layer.index: i for i, layer in enumerate(self._layers)}
+        place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
 
         def attend(call: AttentionCall) -> Tensor:
             out, statistics = intervened_statistics(call, self._interventions, reduction.request)
-            reduction.take(place[call.layer], statistics)
+            reduction.take(place[call.layer, False], statistics)
             return out if reduction.request.rows is None else intervened_output(call, self._interventions)
 
-        def read(call: LightningCall) -> None:
-            reduction.take(place[call.layer], call.statistics(reduction.request))
+        def read(call: LinearCall) -> None:
+            reduction.take(place[call.layer, True], call.statistics(reduction.request))
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(handling(self.model, attend))
-            stack.enter_context(reading_lightning(self.model, batch.valid, read))
+            stack.enter_context(reading_linear(self.model, batch.valid, read))
             answers = self._answers(batch)
         return reduction.finish(answers)
 
@@ -122,15 +122,21 @@ class HookedModel:
         head: int,
         queries: slice | Int[Tensor, " q"] = slice(None),
         keys: slice | Int[Tensor, " k"] = slice(None),
+        *,
+        mixer: Mixer | None = None,
     ) -> Float[Tensor, "q k"]:
         """Exact attention probabilities of one head on one sequence, float32, on the queries and keys asked for.
 
-        Linear layers give their implied pattern: signed, not normalised. Only the crop is ever built.
+        Linear layers give their implied pattern: signed, not normalised. Only the crop and a block of rows are ever
+        built.
+
+        Args:
+            mixer: which mixer of a layer that has two; the softmax one where not given.
 
         Raises:
             WorkbenchError: if the model has no such head.
         """
-        info = next((i for i in self._layers if i.index == layer), None)
+        info = next((i for i in self._layers if i.index == layer and mixer in (None, i.mixer)), None)
         if info is None or not 0 <= head < info.n_heads:
             raise WorkbenchError(f"there is no head L{layer}H{head}; {self!r} has {_heads_of(self._layers)}")
         batch = self._batch(tokens, None)
@@ -138,7 +144,7 @@ class HookedModel:
         picked = [every[x] if isinstance(x, slice) else x.to(self.device) for x in (queries, keys)]
 
         def attend(call: AttentionCall) -> Tensor:
-            if call.layer != layer:
+            if call.layer != layer or info.kind == "linear":
                 return intervened_output(call, self._interventions)
             alone, mask = one_head(call, self._interventions, head)
             crop = attention_crop(
@@ -153,23 +159,15 @@ class HookedModel:
             )
             raise _FoundError(crop)
 
-        def read(call: LightningCall) -> None:
-            if call.layer == layer:
-                crop = decay_crop(
-                    call.q[0, head],
-                    call.k[0, head],
-                    call.mask,
-                    queries=picked[0],
-                    keys=picked[1],
-                    slope=call.slopes[head],
-                )
-                raise _FoundError(crop)
+        def read(call: LinearCall) -> None:
+            if call.layer == layer and info.kind == "linear":
+                raise _FoundError(call.crop(head, *picked))
 
         try:
             with (
                 torch.no_grad(),
                 handling(self.model, attend),
-                reading_lightning(self.model, batch.valid, read),
+                reading_linear(self.model, batch.valid, read),
             ):
                 self._logits(batch, every[-1:])
         except _FoundError as found:

@@ -17,12 +17,10 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.kernels.masks import TileMask, per_head
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tiles import TILE_BYTES, Collector, Columns, Tile, batches
+from workbench.kernels.tiles import TILE_BYTES, Collector, Columns, Scratch, Tile, batches, weighted_columns
 
 # Hidden scores are finite: exp gives an exact 0 and 0 · hidden stays 0, where −inf would give NaN in the entropy.
 _HIDDEN = -1e30
-# Largest slope · positions of a block whose decay is folded into q and k: factors stay within e^±30.
-_FOLDABLE = 60.0
 
 
 def attention_statistics(
@@ -50,7 +48,7 @@ def attention_statistics(
     rows = _rows(request, n_queries, q)
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
     collector = Collector(request, n_sequences, n_heads, n_queries, rows)
-    scratch = _Scratch(q.device)
+    scratch = Scratch(q.device)
     for batch, heads, tiles in batches(n_sequences, k.shape[1], group, rows, n_keys, tile_bytes):
         queries = rearrange(q[batch], "b (kv g) q d -> b kv g q d", g=group)[:, heads]
         keys_t = _turned(k[batch, heads].float())
@@ -72,7 +70,7 @@ def attention_statistics(
                 top = torch.maximum(top, sink)
             shifted = scores.sub_(top[..., None])
             weights = torch.exp(shifted, out=scratch.second(shifted) if request.entropy else shifted)
-            sums = _product(weights, columns.aim(int(positions[0]), span))
+            sums = weighted_columns(weights, columns.aim(int(positions[0]), span))
             seen = sums[..., columns.width_v]
             total = seen if sink is None else seen + torch.exp(sink - top)
             total = torch.where(is_empty, torch.inf, total)
@@ -87,63 +85,6 @@ def attention_statistics(
             _collect_linear(collector, columns, tile, weights, sums, total, positions, span)
             collector.read_cells(tile, weights, total, span)
     return out, collector.finish()
-
-
-def decay_statistics(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_heads k d"],
-    mask: TileMask,
-    request: Request,
-    *,
-    slopes: Float[Tensor, " n_heads"],
-    tile_bytes: int = TILE_BYTES,
-) -> RowStatistics:
-    """Statistics of the signed rows (q_i · k_j) exp(−slope · (i − j)) implied by a decaying linear layer, over Σ|A|.
-
-    The decay is folded into q and k of each block, exp(−slope · (i − i0)) and exp(−slope · (i0 − j)), so that no pass
-    over the tile is spent on it; where a block spans so many positions that the factors would leave float32, it is
-    multiplied onto the tile instead.
-    """
-    group = _group(q, k)
-    n_sequences, n_heads, n_queries, _ = q.shape
-    n_keys, offset = k.shape[2], k.shape[2] - n_queries
-    rows = _rows(request, n_queries, q)
-    collector = Collector(request, n_sequences, n_heads, n_queries, rows)
-    scratch = _Scratch(q.device)
-    slope = rearrange(slopes.float(), "h -> 1 h 1 1")
-    for batch, heads, tiles in batches(n_sequences, n_heads, group, rows, n_keys, tile_bytes):
-        queries = rearrange(q[batch, heads].float(), "b h q d -> b h 1 q d")
-        keys = k[batch, heads].float()
-        columns = Columns(None, (keys.shape[0], keys.shape[1], n_keys), request, batch, q)
-        for tile in tiles:
-            span = mask.key_range(tile.rows)
-            positions = tile.rows + offset
-            everywhere = torch.arange(len(tile.rows), device=q.device)
-            picked, seen_keys = queries[:, :, :, tile.rows], keys[:, :, slice(*span)]
-            key_positions = torch.arange(*span, device=q.device)
-            if float(slopes.max()) * int(positions[-1] - positions[0]) < _FOLDABLE:
-                middle = (positions[0] + positions[-1]) // 2
-                fade_q = torch.exp(-slope[:, heads] * rearrange(positions - middle, "q -> 1 1 q 1"))
-                fade_k = torch.exp(-slope[:, heads] * rearrange(middle - key_positions, "k -> 1 1 k 1"))
-                picked = picked * rearrange(fade_q, "b h q d -> b h 1 q d")
-                signed = _scores(picked, _turned(seen_keys * fade_k), everywhere, (0, len(key_positions)), 1.0, scratch)
-            else:
-                signed = _scores(picked, _turned(seen_keys), everywhere, (0, len(key_positions)), 1.0, scratch)
-                distance = (positions[:, None] - key_positions).clamp_min(0)
-                signed.mul_(torch.exp(-rearrange(slope[:, heads], "b h 1 1 -> b h 1 1 1") * distance))
-            for first, hidden in mask.hidden(batch, tile.rows, span):
-                signed[..., first - span[0] : first - span[0] + hidden.shape[-1]].masked_fill_(per_head(hidden), 0)
-            weights = torch.abs(signed, out=scratch.second(signed))
-            sums = _product(weights, columns.aim(int(positions[0]), span))
-            seen = sums[..., 0]
-            total = torch.where(seen > 0, seen, torch.inf)
-            collector.put(collector.lse, tile, seen.log())
-            if request.entropy:
-                entropy = total.log() - torch.xlogy(weights, weights).sum(-1) / total
-                collector.put(collector.entropy, tile, torch.where(seen > 0, entropy, 0))
-            _collect_linear(collector, columns, tile, weights, sums, total, positions, span)
-            collector.read_cells(tile, signed, total, span)
-    return collector.finish()
 
 
 def _collect_linear(
@@ -168,31 +109,13 @@ def _collect_linear(
         collector.put(collector.far_mass, tile, far / total)
 
 
-class _Scratch:
-    """Two reused buffers for tiles: a fresh allocation per tile costs as much as a pass over it."""
-
-    def __init__(self, device: torch.device):
-        self._buffers = [torch.empty(0, device=device), torch.empty(0, device=device)]
-
-    def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
-        size = 1
-        for n in shape:
-            size *= n
-        if self._buffers[which].numel() < size:
-            self._buffers[which] = torch.empty(size, device=self._buffers[which].device)
-        return self._buffers[which][:size].view(shape)
-
-    def second(self, like: Tensor) -> Tensor:
-        return self.take(1, tuple(like.shape))
-
-
 def _scores(
     queries: Float[Tensor, "b kv g q d"],
     keys_t: Float[Tensor, "b kv d k"],
     rows: Int[Tensor, " q2"],
     span: tuple[int, int],
     scale: float,
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> Float[Tensor, "b kv g q2 k2"]:
     picked = queries[:, :, :, rows].float() * scale
     n_b, n_kv, group, n_rows, _ = picked.shape
@@ -207,12 +130,6 @@ def _scores(
 
 def _turned(k: Float[Tensor, "b kv k d"]) -> Float[Tensor, "b kv d k"]:
     return rearrange(k, "b kv k d -> b kv d k")
-
-
-def _product(weights: Float[Tensor, "b kv g q k"], columns: Float[Tensor, "b kv k c"]) -> Float[Tensor, "b kv g q c"]:
-    group = weights.shape[2]
-    product = rearrange(weights, "b kv g q k -> b kv (g q) k") @ columns
-    return rearrange(product, "b kv (g q) c -> b kv g q c", g=group)
 
 
 def _group(q: Tensor, k: Tensor) -> int:

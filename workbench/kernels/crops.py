@@ -46,23 +46,3 @@ def attention_crop(
         lse = rearrange(statistics.lse[0, 0], "q -> q 1")
         crop[first + place] = torch.where(visible, torch.exp(scores - lse), 0)
     return crop
-
-
-def decay_crop(
-    q: Float[Tensor, "q d"],
-    k: Float[Tensor, "k d"],
-    mask: TileMask,
-    *,
-    queries: Int[Tensor, " rows"],
-    keys: Int[Tensor, " columns"],
-    slope: Float[Tensor, ""],
-) -> Float[Tensor, "rows columns"]:
-    """The signed, unnormalised pattern (q_i · k_j) exp(−slope · (i − j)) of one head on one sequence."""
-    crop = torch.empty(len(queries), len(keys), device=q.device)
-    for first in range(0, len(queries), _ROWS):
-        rows, place = torch.sort(queries[first : first + _ROWS])
-        distance = (rows[:, None] + (len(k) - len(q)) - keys).clamp_min(0)
-        signed = einsum(q[rows].float(), k[keys].float(), "q d, k d -> q k") * torch.exp(-slope * distance)
-        visible = visible_tile(mask, slice(0, 1), rows, len(k))[0][:, keys]
-        crop[first + place] = torch.where(visible, signed, 0)
-    return crop

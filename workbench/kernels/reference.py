@@ -33,24 +33,35 @@ def attention_pattern(
     return torch.exp(scores - lse.clamp_min(torch.finfo(torch.float64).min)[..., None]), lse
 
 
-def decay_pattern(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_heads k d"],
-    mask: TileMask,
+def linear_pattern(
+    q: Float[Tensor, "b n_kv_heads t d"],
+    k: Float[Tensor, "b n_kv_heads t d"],
+    log_decay: Float[Tensor, "#b n_heads t rates"],
+    strength: Float[Tensor, "#b n_heads t"],
     *,
-    slopes: Float[Tensor, " n_heads"],
-) -> Float[Tensor, "b n_heads q k"]:
-    """The signed, unnormalised pattern (q_i · k_j) exp(−slope · (i − j)) that a decaying linear layer implies.
+    erases: bool,
+) -> Float[Tensor, "b n_heads t t"]:
+    """The signed, unnormalised pattern of a linear layer whose state takes in one token after another.
+
+    The state is S_t = M_t S_{t−1} + b_t k_t v_tᵀ and the output S_tᵀ q_t, with M_t = diag(exp(log_decay_t)), or
+    (I − b_t k_t k_tᵀ) diag(exp(log_decay_t)) where the layer erases what it overwrites; b is `strength`. The weight of
+    v_j in row i is read off by carrying q_i back from token i to token j.
 
     Reference:
-        Qin et al. 2024, Lightning Attention-2, eq. 5, with the output written as a row times v.
+        Yang et al. 2025, Gated Delta Networks, eq. 10; without erasing, Qin et al. 2024, Lightning Attention-2, eq. 5.
     """
-    rows, keys = torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
-    distance = (rows[:, None] + (k.shape[2] - q.shape[2]) - keys).double().clamp_min(0)
-    decay = torch.exp(-rearrange(slopes.double(), "h -> h 1 1") * distance)
-    visible = visible_tile(mask, slice(0, len(q)), rows, k.shape[2])
-    scores = einsum(q.double(), k.double(), "b h q d, b h k d -> b h q k")
-    return scores * decay * rearrange(visible, "b q k -> b 1 q k")
+    n_heads, n_tokens = log_decay.shape[1:3]
+    q, k = _per_query_head(q.double(), n_heads), _per_query_head(k.double(), n_heads)
+    decay, strength = torch.exp(log_decay.double()), strength.double().expand(len(q), -1, -1)
+    pattern = q.new_zeros(len(q), n_heads, n_tokens, n_tokens)
+    carried = q.clone()  # of row i, q_i carried back to the token at hand; rows before it have not started
+    for j in reversed(range(n_tokens)):
+        seen = strength[:, :, j, None] * einsum(carried[:, :, j:], k[:, :, j], "b h i d, b h d -> b h i")
+        pattern[:, :, j:, j] = seen
+        if erases:
+            carried[:, :, j:] -= einsum(seen, k[:, :, j], "b h i, b h d -> b h i d")
+        carried[:, :, j:] *= decay[:, :, j, None]
+    return pattern
 
 
 def attention_statistics(
@@ -77,16 +88,8 @@ def attention_statistics(
     return out, _statistics(pattern, pattern, lse, entropy, request)
 
 
-def decay_statistics(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_heads k d"],
-    mask: TileMask,
-    request: Request,
-    *,
-    slopes: Float[Tensor, " n_heads"],
-) -> RowStatistics:
-    """The statistics of a decaying linear layer's implied rows, normalised by Σ|A|."""
-    pattern = decay_pattern(q, k, mask, slopes=slopes)
+def signed_statistics(pattern: Float[Tensor, "b n_heads q k"], request: Request) -> RowStatistics:
+    """The statistics of a signed, unnormalised pattern, over Σ|A|."""
     norm = pattern.abs().sum(-1)
     signed = pattern / torch.where(norm > 0, norm, 1)[..., None]
     entropy = torch.special.entr(signed.abs()).sum(-1)

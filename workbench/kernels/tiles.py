@@ -197,3 +197,29 @@ class Collector:
 
     def _place(self, row: Int[Tensor, " n"], tile: Tile) -> Int[Tensor, " n"]:
         return torch.searchsorted(tile.rows, row.contiguous())
+
+
+def weighted_columns(
+    weights: Float[Tensor, "b kv g q k"], columns: Float[Tensor, "b kv k c"]
+) -> Float[Tensor, "b kv g q c"]:
+    """Every linear row statistic of a tile, and the output where v is among the columns, as one matrix product."""
+    product = rearrange(weights, "b kv g q k -> b kv (g q) k") @ columns
+    return rearrange(product, "b kv (g q) c -> b kv g q c", g=weights.shape[2])
+
+
+class Scratch:
+    """Two reused buffers for tiles: a fresh allocation per tile costs as much as a pass over it."""
+
+    def __init__(self, device: torch.device):
+        self._buffers = [torch.empty(0, device=device), torch.empty(0, device=device)]
+
+    def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
+        size = 1
+        for n in shape:
+            size *= n
+        if self._buffers[which].numel() < size:
+            self._buffers[which] = torch.empty(size, device=self._buffers[which].device)
+        return self._buffers[which][:size].view(shape)
+
+    def second(self, like: Tensor) -> Tensor:
+        return self.take(1, tuple(like.shape))
