@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from tests.families import CONFIGS, GROUPS, HEADS, VOCABULARY, WIDTH, WINDOW
+from tests.families import GROUPS, HEADS, VOCABULARY, WIDTH, WINDOW
 
 _MIXED = ["sliding_attention", "full_attention"]
 _BASE = {
@@ -72,4 +72,3 @@ MORE_CONFIGS = {
         **{**_BASE, "num_key_value_heads": HEADS}, **_LATENT, head_dim=8
     ),
 }
-CONFIGS.update(MORE_CONFIGS)

@@ -197,7 +197,9 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where checkpoints and runs go.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where checkpoints and runs go. Default: runs/demo, or runs/demo-quick.")
+    ] = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the app at the end.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Full and sliding attention only, fewer steps.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and data.")] = 0,
@@ -210,7 +212,10 @@ def demo(
     try:
         with showing_phases() as show:
             runs = run_demo(
-                out, quick=quick, seed=seed, on_progress=lambda p: show(p.variant, p.phase, p.done, p.total)
+                out or Path("runs/demo-quick" if quick else "runs/demo"),
+                quick=quick,
+                seed=seed,
+                on_progress=lambda p: show(p.variant, p.phase, p.done, p.total),
             )
     except KeyboardInterrupt:
         warn("interrupted; what is finished is kept, and the same command goes on from there")

@@ -84,9 +84,7 @@ def fill(path: Path) -> dict[str, object]:
     for i in range(10_000):
         unit = UNITS[i % len(UNITS)]
         try:
-            store.commit_scores(
-                origin_of(unit), canonical_digest([i]), rows_of(unit), probe_digest=str(i), seq_len=64
-            )
+            store.commit_scores(origin_of(unit), canonical_digest([i]), rows_of(unit), probe_digest=str(i), seq_len=64)
         except StoreNotWritable as error:
             return {"error": str(error), "exit_code": error.exit_code, "committed": i}
     return {"error": None, "committed": 10_000}

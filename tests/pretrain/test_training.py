@@ -117,13 +117,13 @@ def test_a_kill_while_writing_leaves_no_visible_checkpoint_and_the_next_call_cle
 
 
 def test_a_killed_process_leaves_only_whole_checkpoints_and_the_next_call_ends_as_if_nothing_happened(tmp_path):
-    chosen = Recipe("full", steps=150, batch=1, n_checkpoints=30)
+    chosen = Recipe("full", steps=80, batch=1, n_checkpoints=20)
     code = (
         "import sys; from pathlib import Path; from workbench.pretrain import Recipe, pretrain_run;"
         f" pretrain_run({chosen!r}, Path(sys.argv[1]))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")])
-    awaited = tmp_path / "killed" / f"checkpoint-{chosen.checkpoint_steps[5]}"
+    awaited = tmp_path / "killed" / f"checkpoint-{chosen.checkpoint_steps[4]}"
     while not awaited.exists() and child.poll() is None:
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)

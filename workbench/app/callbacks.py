@@ -353,7 +353,7 @@ def _register_head(app: Dash, runs: Runs) -> None:
         run, head = runs[view.run], Head.parse(view.head)
         grid = _overview_figure(figures.heads, {**kept, "page": "overview", "runs": [view.run]}, dark, runs)
         facts = p.badges(facts_of(run, run.layers(), head))
-        return view.head, facts, figures.history(run, head, theme=theme), framed(grid, run, head)
+        return view.head, facts, figures.history(run, head, probe=view.probe, theme=theme), framed(grid, run, head)
 
     @app.callback(
         Output(p.PLACE, "figure"),
@@ -370,10 +370,10 @@ def _register_head(app: Dash, runs: Runs) -> None:
         view, theme = View.from_json(kept), theme_of(dark)
         run, head, step = runs[view.run], Head.parse(view.head), (steps or {}).get(view.run, "last")
         try:
-            figure = figures.place(run, head, step=step, theme=theme)
+            figure = figures.place(run, head, probe=view.probe, step=step, theme=theme)
         except WorkbenchError as error:
             return p.message(str(error), theme), []
-        return figure, score_table(head_scores(run, head, step))
+        return figure, score_table(head_scores(run, head, step, probe=view.probe))
 
 
 def framed(grid: go.Figure, run: LiveRun, head: Head) -> go.Figure:

@@ -179,8 +179,16 @@ def _head(runs: list[str]) -> html.Div:
     )
     lines = html.Div(
         [
-            _card("Score history", "all detectors, this head; entropy and distance in their units", _graph(HISTORY)),
-            _card("Among the other heads", "at this checkpoint · click opens the head", _graph(PLACE, "clickable")),
+            _card(
+                "Score history",
+                "all detectors on the chosen probe; entropy and distance in their units",
+                _graph(HISTORY),
+            ),
+            _card(
+                "Among the other heads",
+                "on this probe, at this checkpoint · click opens the head",
+                _graph(PLACE, "clickable"),
+            ),
         ],
         className="row two",
     )

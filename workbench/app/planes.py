@@ -48,7 +48,7 @@ def stop_of(data: dict[str, Any], step: int | None) -> int:
     return last
 
 
-def _stop(amount: float, axis: TrainingAxis) -> dict[str, Any]:
+def _stop(amount: float | int, axis: TrainingAxis) -> dict[str, Any]:
     return {
         "x": amount if amount > 0 else axis.zero,
         "label": f"{short_count(amount)} tokens" if axis.unit == "tokens" else f"step {int(amount):,}",
@@ -85,7 +85,7 @@ def _plane(run: RunLike, found: Trajectories, stops: Sequence[float], axis: Trai
     }
 
 
-def _packed(values: Float[np.ndarray, "heads ckpts"], low: float, high: float) -> str:
+def _packed(values: Float[np.ndarray, "heads ckpts"], low: float | int, high: float | int) -> str:
     """By checkpoint, then head; little-endian."""
     levels = np.where(np.isnan(values), _MISSING, np.round((values - low) / ((high - low) or 1.0) * _LEVELS))
     return base64.b64encode(levels.T.astype("<u2").tobytes()).decode()

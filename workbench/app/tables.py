@@ -13,10 +13,10 @@ from workbench.heads import Head
 _COLUMNS = ("detector", "probe", "layer", "head", "score", "ci_lo", "ci_hi", "n", "n_seq")
 
 
-def head_scores(run: RunLike, head: Head, step: int | str) -> list[dict[str, Any]]:
-    """One row per detector and probe: the score, its ranks in the layer and in the model, and its onset."""
+def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str) -> list[dict[str, Any]]:
+    """One row per detector on a probe: the score, its ranks in the layer and in the model, and its onset."""
     scores = run.scores(**at_step(step), columns=_COLUMNS)
-    scores = scores.loc[scores["score"].notna()]
+    scores = scores.loc[scores["score"].notna() & (scores["probe"] == probe)]
     by_probe = scores.groupby(["detector", "probe"])["score"]
     by_layer = scores.groupby(["detector", "probe", "layer"])["score"]
     ranked = scores.assign(

@@ -13,6 +13,7 @@ from workbench.heads import Head, WorkbenchError
 
 PAGES = ("overview", "head")
 _PREFERRED = ("induction", "retrieval", "window_gates")
+_PREFERRED_PROBES = ("repeats", "copy_needle")
 
 
 @runtime_checkable
@@ -91,7 +92,7 @@ def settled(view: View, runs: Mapping[str, Shown]) -> View:
     chosen = tuple(name for name in view.runs if name in runs) or tuple(runs)
     detectors = choices_of_detector(runs, chosen)
     detector = _first([view.detector, *_PREFERRED], detectors)
-    probe = _first([view.probe], choices_of_probe(runs, chosen, detector))
+    probe = _first([view.probe, *_PREFERRED_PROBES], choices_of_probe(runs, chosen, detector))
     run = _first([view.run], chosen)
     page = view.page if view.page in PAGES else PAGES[0]
     settled_view = View(page, chosen, detector, probe, run, view.head)

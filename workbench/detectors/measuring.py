@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.detectors.registry import Detector, find_detectors
 from workbench.detectors.scoring import bootstrap, concatenate, score_rows
 from workbench.heads import Metric, Row, WorkbenchError
-from workbench.hooks import Answers, HookedModel, Recording
+from workbench.hooks import Answers, HookedModel, Recording, open_model
 from workbench.hooks.model import Rows
 from workbench.kernels import Far
 from workbench.probes import Probe, default, make_probe, part
@@ -62,7 +62,7 @@ def measure(
 
 
 def score(
-    m: HookedModel,
+    m: HookedModel | nn.Module,
     detectors: Iterable[str] | None = None,
     tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | None = None,
     attention_mask: Tensor | None = None,
@@ -75,6 +75,7 @@ def score(
     """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
 
     Args:
+        m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
         detectors: names; default all. On `tokens`, detectors that need answers are refused if named, skipped if not.
         tokens: given sequences to score on, with `attention_mask`; else `probes`; else `probes.default(m)`.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
@@ -84,6 +85,7 @@ def score(
         WorkbenchError: for unknown detectors, both tokens and probes, or a named detector without its answers.
     """
     chosen = find_detectors(detectors)
+    model = m if isinstance(m, HookedModel) else open_model(m)
     if tokens is not None and probes is not None:
         raise WorkbenchError("both tokens and probes were given; pass one of them")
     if tokens is not None:
@@ -95,13 +97,13 @@ def score(
         mask = None if attention_mask is None else attention_mask.reshape(batch.shape).bool().cpu()
         chosen_probes = [make_probe("tokens", batch.cpu(), attention_mask=mask)]
     elif probes is None:
-        chosen_probes = default(m)
+        chosen_probes = default(model)
     else:
         chosen_probes = [probes] if isinstance(probes, Probe) else list(probes)
     table = [
         asdict(row)
         for probe in chosen_probes
-        for scored in measure(m, probe, chosen, far=far or Far(256), seed=seed, rows=rows).rows.values()
+        for scored in measure(model, probe, chosen, far=far or Far(256), seed=seed, rows=rows).rows.values()
         for row in scored
     ]
     first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]

@@ -26,9 +26,9 @@ class TrainingAxis:
     """
 
     unit: AxisUnit
-    first: float
-    last: float
-    zero: float | None
+    first: float | int
+    last: float | int
+    zero: float | int | None
 
     @property
     def title(self) -> str:

@@ -100,13 +100,23 @@ def metrics(
     return draw_axis(figure, axis, theme)
 
 
-def history(run: RunLike, head: Head | KVHead, *, x: AxisUnit = "tokens", theme: Theme = "light") -> go.Figure:
+def history(
+    run: RunLike,
+    head: Head | KVHead,
+    *,
+    probe: str | None = None,
+    x: AxisUnit = "tokens",
+    theme: Theme = "light",
+) -> go.Figure:
     """One head under all detectors over training; detectors with a unit of their own have their own panel.
+
+    On one probe, where that is given: a detector that was not scored on it is drawn on another, and says so. Else on
+    every probe.
 
     Raises:
         WorkbenchError: if the run has no such head.
     """
-    lines = _detector_lines(run, head)
+    lines = _detector_lines(run, head, probe)
     units = sorted({scale.unit for _, _, scale in lines})
     axis = training_axis([[checkpoint_of(row) for row in rows] for _, rows, _ in lines], x)
     heights, colours = [1 if unit else 3 for unit in units], COLOURS[theme]
@@ -263,8 +273,10 @@ def _metric_line(rows: list[dict[str, Any]], metric: str, where: str) -> dict[st
     }
 
 
-def _detector_lines(run: RunLike, head: Head | KVHead) -> list[tuple[str, list[dict[str, Any]], Scale]]:
-    """Name, rows and scale of every detector, on every probe, that scored this head."""
+def _detector_lines(
+    run: RunLike, head: Head | KVHead, probe: str | None
+) -> list[tuple[str, list[dict[str, Any]], Scale]]:
+    """Name, rows and scale of every detector that scored this head: on one probe if it can be, else on every probe."""
     scores = run.scores(layer=head.layer)
     column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
     mine = scores.loc[scores[column] == number]
@@ -273,13 +285,16 @@ def _detector_lines(run: RunLike, head: Head | KVHead) -> list[tuple[str, list[d
         raise WorkbenchError(f"{head} has no scores in {run.name}; layer {head.layer} has heads {there}")
     found = records(mine, *_WHERE, *_INTERVAL, "detector", "probe", "score")
     keys = sorted({(row["detector"], row["probe"]) for row in found})
+    if probe is not None:
+        on = {detector: [one for name, one in keys if name == detector] for detector, _ in keys}
+        keys = [(detector, probe if probe in probes else probes[0]) for detector, probes in on.items()]
     lines: list[tuple[str, list[dict[str, Any]], Scale]] = []
-    for detector, probe in keys:
-        these = [row for row in found if (row["detector"], row["probe"]) == (detector, probe)]
+    for detector, of in keys:
+        these = [row for row in found if (row["detector"], row["probe"]) == (detector, of)]
         values = np.array([row["score"] for row in these], dtype=np.float64)
         alone = sum(name == detector for name, _ in keys) == 1
         if not np.isnan(values).all():
-            name = detector if alone else f"{detector} on {probe}"
+            name = detector if of == probe or (probe is None and alone) else f"{detector} on {of}"
             lines.append((name, these, score_scale(detector, [values])))
     return lines
 
@@ -288,7 +303,7 @@ def _said_row(what: str, row: dict[str, Any], value: str, unit: str) -> str:
     return said(what, (row[value], row["ci_lo"], row["ci_hi"]), row["n"], unit=unit)
 
 
-def _shade(at: float, theme: Theme) -> str:
+def _shade(at: float | int, theme: Theme) -> str:
     """From strong to pale, nearest to farthest."""
     ends = {"light": ((8, 48, 107), (150, 190, 225)), "dark": ((253, 246, 178), (60, 110, 160))}
     near, far = ends[theme]

@@ -102,8 +102,12 @@ def strips(
     return draw_axis(figure, axis, theme)
 
 
-def place(run: RunLike, head: Head, *, step: int | str = "last", theme: Theme = "light") -> go.Figure:
+def place(
+    run: RunLike, head: Head, *, probe: str | None = None, step: int | str = "last", theme: Theme = "light"
+) -> go.Figure:
     """A head among the others: under each detector its layer's heads as dots, the rest of the model faint.
+
+    On one probe, where that is given; else with a dot for every probe.
 
     Detectors with a unit of their own are left out: their numbers do not share an axis with shares.
 
@@ -112,6 +116,8 @@ def place(run: RunLike, head: Head, *, step: int | str = "last", theme: Theme = 
     """
     scores = run.scores(**at_step(step))
     scores = scores.loc[scores["score"].notna() & scores["head"].notna() & ~scores["detector"].isin(list(UNITS))]
+    if probe is not None:
+        scores = scores.loc[scores["probe"] == probe]
     rows = records(scores, "layer", "head", "kind", "detector", "score", "ci_lo", "ci_hi", "n")
     chosen = [row for row in rows if (row["layer"], row["head"]) == head]
     if not chosen:
@@ -149,7 +155,7 @@ def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: 
     )
 
 
-def _panels(runs: Sequence[RunLike], *, spacing: float) -> go.Figure:
+def _panels(runs: Sequence[RunLike], *, spacing: float | int) -> go.Figure:
     """One row of panels titled with the runs' names."""
     titles = [one.name for one in runs]
     figure = make_subplots(1, len(runs), horizontal_spacing=spacing if len(runs) > 1 else 0, subplot_titles=titles)

@@ -51,8 +51,8 @@ PALETTES: dict[str, Palette] = {
 class Scale(NamedTuple):
     """The fixed range of a score, in its unit ("" for a share or a signed share)."""
 
-    low: float
-    high: float
+    low: float | int
+    high: float | int
     unit: str
 
     @property

@@ -215,7 +215,7 @@ def said(what: str, values: tuple[float | None, float | None, float | None], n: 
     return f"{what} {value:.4f}{' ' if unit else ''}{unit}{interval} · n = {n:,}"
 
 
-def short_count(count: float) -> str:
+def short_count(count: float | int) -> str:
     """A count in three digits: 950, 8.19K, 25.2M, 1.5T."""
     for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if count >= size:

@@ -6,17 +6,19 @@ import inspect
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.attention import AttentionCall, handling
+from workbench.hooks.bridge import bridge_twin, is_bridge, unbridged
 from workbench.hooks.cells import Sequences, sequences
 from workbench.hooks.interventions import (
     Ablation,
@@ -61,6 +63,15 @@ class HookedModel:
     def layers(self) -> tuple[LayerInfo, ...]:
         """The token mixers of the model in order."""
         return self._layers
+
+    @cached_property
+    def bridge(self) -> nn.Module:
+        """A TransformerLens TransformerBridge on a twin that shares the weights; `record` is the same before and after.
+
+        Raises:
+            WorkbenchError: if TransformerLens does not know the architecture.
+        """
+        return bridge_twin(self.model, self.tokenizer)
 
     @property
     def config(self) -> Any:
@@ -313,11 +324,14 @@ class _FoundError(Exception):
 
 
 def open_model(
-    source: str | Path | PreTrainedModel,
+    source: str | Path | nn.Module,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> HookedModel:
-    """Open a model for recording: a Hugging Face directory (strictly checked, offline) or a model already in memory.
+    """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
+
+    In memory: a transformers model, or a TransformerBridge of TransformerLens, which is read through a copy of its
+    model that shares its weights.
 
     Args:
         device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
@@ -328,15 +342,26 @@ def open_model(
         WorkbenchError: if a layer's attention cannot be recorded exactly, or a model in memory came with a device or
             dtype.
     """
-    if isinstance(source, PreTrainedModel):
+    if isinstance(source, nn.Module):
         if device is not None or dtype is not None:
             raise WorkbenchError(
                 "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
             )
-        return HookedModel(source)
+        return _in_memory(source)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = load_pretrained(Path(source), device=target, dtype=dtype)
     return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
+
+
+def _in_memory(model: Any) -> HookedModel:
+    if is_bridge(model):
+        return HookedModel(unbridged(model), tokenizer=model.tokenizer)
+    if not isinstance(model, PreTrainedModel):
+        raise WorkbenchError(
+            f"cannot record a {type(model).__name__}; expected a transformers PreTrainedModel, a TransformerBridge, or "
+            "the path of a checkpoint"
+        )
+    return HookedModel(model)
 
 
 def _rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:

@@ -1,0 +1,84 @@
+"""Runs to show, an app served over them, and a browser where this machine has one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.synthetic_run import DEMO, write_run
+
+CHROMIUM = os.environ.get("WORKBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+LEFT = "net::ERR_ABORTED"  # what a request ends with when the page is left before its answer
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="session")
+def synthetic_runs(tmp_path_factory):
+    """The folders of four finished runs: full, hybrid, linear, sliding."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [write_run(folder / name, DEMO[name]) for name in sorted(DEMO)]
+
+
+@pytest.fixture(scope="session")
+def served():
+    """Serve the app over some runs in a process of its own: `with served(paths) as address`."""
+
+    @contextlib.contextmanager
+    def serving(paths):
+        code = f"from workbench.app import serve; serve({[str(path) for path in paths]}, port=0)"
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as server:
+            try:
+                yield re.search(r"http://\S+", server.stderr.readline())[0].rstrip("/")
+            finally:
+                server.send_signal(signal.SIGINT)
+                said = server.communicate(timeout=20)[1]
+        assert server.returncode == 0, said
+        assert said == ""
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path; set WORKBENCH_CHROMIUM to one to run the browser tests")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def window(chromium):
+    """One window for all tests: what is served is loaded once."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def tab(window):
+    """A page that must load everything and say nothing on its console; `tab.said` is what it said."""
+    page = window.new_page()
+    page.set_default_timeout(10_000)
+    page.said = []
+    page.on("console", lambda message: message.type in ("error", "warning") and page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("requestfailed", lambda request: request.failure != LEFT and page.said.append(request.failure))
+    page.on(
+        "response", lambda response: response.status >= 400 and page.said.append(f"{response.status} {response.url}")
+    )
+    yield page
+    page.close()

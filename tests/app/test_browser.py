@@ -1,0 +1,232 @@
+"""The app in a real browser: pages, links, keys, clicks and a scan that is still writing, without one complaint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.synthetic_run import DEMO, STEPS, write_run
+from workbench.store import Store
+
+pytestmark = pytest.mark.browser
+
+STEP = """key => new Promise(done => {
+  const plot = document.querySelector('#grid .js-plotly-plot');
+  const before = plot.broughtTo;
+  const start = performance.now();
+  const twoFramesLater = then => requestAnimationFrame(() => requestAnimationFrame(then));
+  const look = () => {
+    if (plot.broughtTo !== before) twoFramesLater(() => done(performance.now() - start));
+    else if (performance.now() - start > 5000) done(-1);
+    else setTimeout(look, 1);
+  };
+  document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+  look();
+})"""
+
+
+def query(tab):
+    return parse_qs(urlsplit(tab.url).query)
+
+
+def drawn(tab, *graphs):
+    """Wait until these figures show data and the grid is at the slider's checkpoint."""
+    for graph in graphs:
+        tab.wait_for_function(
+            "id => { const plot = document.querySelector(`#${id} .js-plotly-plot`);"
+            " return plot && plot.data && plot.data.length > 0 && plot.offsetParent; }",
+            arg=graph,
+        )
+
+
+def arrive(tab, address, page="overview"):
+    tab.goto(address)
+    if page == "overview":
+        drawn(tab, "emergence", "strips", "grid", "figure-left", "figure-right")
+        tab.wait_for_function("document.querySelector('#grid .js-plotly-plot').broughtTo")
+    else:
+        drawn(tab, "history", "place", "head-grid")
+
+
+@pytest.fixture(scope="module")
+def address(served, synthetic_runs):
+    with served(synthetic_runs) as address:
+        yield address
+
+
+def test_the_overview_opens_without_a_complaint_and_says_what_it_shows(tab, address):
+    arrive(tab, address)
+    assert query(tab)["detector"] == ["induction"]
+    assert query(tab)["run"] == ["full", "hybrid", "linear", "sliding"]
+    assert tab.locator(".kpi").count() == 4
+    assert "of 12 heads at induction ≥ 0.3" in tab.locator(".kpi").first.inner_text()
+    assert "scan complete" in tab.inner_text("#status")
+    assert tab.said == []
+
+
+def test_a_deep_link_opens_the_same_view(tab, address):
+    arrive(tab, f"{address}/overview?run=hybrid&run=full&detector=retrieval&probe=copy_needle&step=256")
+    assert tab.inner_text("#checkpoint-label") == "step 256 · 2.1M tokens"
+    assert tab.locator("#detector").input_value() == "retrieval"
+    assert tab.locator(".kpi").count() == 2
+    assert query(tab)["step"] == ["256"]
+    arrive(tab, f"{address}/head?of=linear&head=L0H1&detector=sink&step=256", "head")
+    assert tab.inner_text("#head-title") == "L0H1"
+    assert tab.title() == "L0H1 · attention workbench"
+    assert tab.locator("#head-run").input_value() == "linear"
+    tab.wait_for_selector("#head-scores tbody tr")
+    assert tab.said == []
+
+
+def test_a_link_to_what_is_not_there_opens_the_nearest_view(tab, address):
+    arrive(tab, f"{address}/nowhere?run=other&detector=typo&step=99999999")
+    assert query(tab)["detector"] == ["induction"]
+    arrive(tab, f"{address}/head?of=other&head=L99H99&detector=<script>", "head")
+    assert tab.inner_text("#head-title").startswith("L")
+    assert tab.said == []
+
+
+def test_another_checkpoint_is_shown_without_asking_the_server(tab, address):
+    arrive(tab, f"{address}/overview?detector=retrieval")
+    tab.wait_for_timeout(500)
+    asked = []
+    tab.on("request", lambda request: asked.append(request.post_data or ""))
+    times = [tab.evaluate(STEP, "[") for _ in range(8)]
+    print(f"checkpoint step: median {sorted(times)[4]:.0f} ms of", [round(ms) for ms in times])
+    assert min(times) > 0
+    assert tab.inner_text("#checkpoint-label").startswith(f"step {STEPS[-9]}")
+    about_figures = [body for body in asked if ".figure" in body or "planes" in body]
+    assert about_figures == []
+    tab.wait_for_function(f"new URLSearchParams(location.search).get('step') === '{STEPS[-9]}'")
+    assert tab.evaluate(STEP, "]") > 0
+    assert tab.said == []
+
+
+def test_the_grid_shows_the_scores_of_the_checkpoint(tab, address, synthetic_runs):
+    arrive(tab, f"{address}/overview?run=full&detector=retrieval&step=256")
+    shown = tab.evaluate("document.querySelector('#grid .js-plotly-plot').data[0].z")
+    scores = Store.open(synthetic_runs[0]).scores()
+    wanted = scores[(scores["detector"] == "retrieval") & (scores["step"] == 256)].sort_values(["layer", "head"])
+    assert [value for row in shown for value in row] == pytest.approx(list(wanted["score"]), abs=1e-4)
+
+
+def test_a_click_on_a_cell_opens_the_head_and_back_returns(tab, address):
+    arrive(tab, f"{address}/overview?detector=retrieval&step=512")
+    tab.wait_for_selector(".kpi")
+    tab.locator("#grid").scroll_into_view_if_needed()
+    box = tab.locator("#grid .nsewdrag").nth(2).bounding_box()
+    tab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
+    pointed = tab.wait_for_function("document.querySelector('#grid .js-plotly-plot')._hoverdata?.[0].customdata")
+    head = pointed.json_value()
+    tab.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
+    drawn(tab, "history", "place")
+    assert urlsplit(tab.url).path == "/head"
+    assert (query(tab)["of"], query(tab)["head"], query(tab)["step"]) == (["linear"], [head], ["512"])
+    tab.go_back()
+    tab.wait_for_selector("#overview", state="visible")
+    assert query(tab)["step"] == ["512"]
+    tab.go_forward()
+    tab.wait_for_selector("#head", state="visible")
+    assert tab.inner_text("#head-title") == head
+    assert tab.said == []
+
+
+def test_keys_move_between_heads_without_filling_the_history(tab, address):
+    arrive(tab, f"{address}/head?of=full&head=L0H0", "head")
+    for key, head in (("l", "L0H1"), ("j", "L1H1"), ("h", "L1H0"), ("k", "L0H0"), ("h", "L0H0")):
+        tab.keyboard.press(key)
+        tab.wait_for_function(f"document.querySelector('#head-title').textContent === '{head}'")
+    tab.click("#nav-overview")
+    tab.wait_for_selector("#overview", state="visible")
+    tab.go_back()
+    tab.wait_for_selector("#head", state="visible")
+    assert query(tab)["head"] == ["L0H0"]
+    assert tab.said == []
+
+
+def test_dark_is_remembered(tab, address):
+    arrive(tab, address)
+    tab.keyboard.press("d")
+    tab.wait_for_selector(".wb.dark")
+    arrive(tab, address)
+    tab.wait_for_selector(".wb.dark")
+    assert tab.said == []
+
+
+def test_another_detector_is_a_new_entry_in_the_history(tab, address):
+    arrive(tab, f"{address}/overview?detector=retrieval")
+    tab.click("#detector")
+    tab.get_by_role("option", name="entropy").click()
+    tab.wait_for_function("location.search.includes('detector=entropy')")
+    tab.wait_for_function("document.querySelector('.kpi').textContent.includes('nats, mean entropy')")
+    tab.go_back()
+    tab.wait_for_function("document.querySelector('.kpi').textContent.includes('retrieval')")
+    assert tab.locator("#detector").input_value() == "retrieval"
+    assert tab.said == []
+
+
+def test_a_scan_that_is_still_writing_is_followed(tab, served, tmp_path):
+    shape = replace(DEMO["full"], detectors=("induction", "sink"))
+    path = write_run(tmp_path / "growing", shape, upto=4)
+    with served([path]) as address:
+        arrive(tab, address)
+        assert "scan 20 %" in tab.inner_text("#status")
+        assert tab.inner_text("#checkpoint-label").startswith(f"step {STEPS[3]} ")
+        write_run(path, shape, upto=9)
+        tab.wait_for_function(f"document.querySelector('#checkpoint-label').textContent.startsWith('step {STEPS[8]} ')")
+        assert "scan 45 %" in tab.inner_text("#status")
+        assert tab.evaluate("document.querySelector('#strips .js-plotly-plot')._fullData[0].x.length") == 9 + 1
+        assert tab.said == []
+        tab.goto("about:blank")
+
+
+def test_an_empty_run_says_what_to_run_and_fills_when_the_scan_starts(tab, served, tmp_path):
+    Store.create(tmp_path / "new", job={}, versions={})
+    with served([tmp_path / "new"]) as address:
+        tab.goto(address)
+        tab.wait_for_function(
+            "document.querySelector('#emergence').textContent.includes('workbench scan DIR --out new')"
+        )
+        write_run(tmp_path / "new", replace(DEMO["full"], detectors=("induction",)), upto=3)
+        drawn(tab, "emergence", "grid")
+        tab.wait_for_selector(".kpi")
+        assert tab.said == []
+        tab.goto("about:blank")
+
+
+def test_a_part_that_is_not_whole_is_named_and_the_page_stays(tab, served, tmp_path):
+    path = write_run(tmp_path / "run", replace(DEMO["full"], detectors=("induction",)), upto=3)
+    with served([path]) as address:
+        arrive(tab, address)
+        torn = Store.open(path).parts()[0].path.with_name("f" * 32 + ".parquet")
+        torn.write_bytes(b"half")
+        tab.wait_for_function("document.querySelector('#status').textContent.includes('workbench check')")
+        assert tab.locator(".kpi").count() == 1
+        torn.unlink()
+        tab.wait_for_function("document.querySelector('#status').textContent.includes('checkpoints')")
+        assert tab.said == []
+        tab.goto("about:blank")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_text_of_a_page_lies_over_another_or_outside_the_window(tab, address, theme):
+    for page in ("overview", "head"):
+        arrive(tab, f"{address}/{page}?detector=retrieval", page)
+        if (theme == "dark") != (tab.locator(".wb.dark").count() == 1):
+            tab.keyboard.press("d")
+        tab.wait_for_timeout(800)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
+        cards = tab.evaluate(
+            "[...document.querySelectorAll('.page .card')].filter(e => e.offsetParent)"
+            ".map(e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
+        )
+        for i, (left, top, right, bottom) in enumerate(cards):
+            for other in cards[i + 1 :]:
+                assert right <= other[0] or left >= other[2] or bottom <= other[1] or top >= other[3]
+        inside = tab.evaluate(
+            "[...document.querySelectorAll('.card .js-plotly-plot')].filter(e => e.offsetParent)"
+            ".every(e => e.getBoundingClientRect().bottom <= e.closest('.card').getBoundingClientRect().bottom + 1)"
+        )
+        assert inside

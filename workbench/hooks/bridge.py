@@ -1,0 +1,117 @@
+"""TransformerLens both ways: a bridge on a twin of a model, and a plain model out of somebody's bridge.
+
+A TransformerBridge replaces the attention of the model it is booted on, and the recorder is never called again. So the
+bridge gets a twin: modules of its own, the same parameters. The other way round, a bridge's own model is copied the
+same way and its wrappers are taken off the copy; the bridge stays as it is. TransformerLens is imported only here.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from workbench.heads import WorkbenchError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# A bridge computes in eager attention; the same model in sdpa differs by rounding, another model by far more.
+_SAME = 1e-3
+
+
+def is_bridge(source: object) -> bool:
+    """True for a TransformerBridge; TransformerLens is not imported to find out."""
+    return any(
+        kind.__name__ == "TransformerBridge" and kind.__module__.startswith("transformer_lens")
+        for kind in type(source).__mro__
+    )
+
+
+def bridge_twin(model: PreTrainedModel, tokenizer: Any) -> TransformerBridge:
+    """A TransformerBridge on a twin of the model that shares its parameters.
+
+    A model without a tokenizer gets a placeholder one, whose token i is called `i`.
+
+    Raises:
+        WorkbenchError: if TransformerLens does not know the architecture.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    twin = _twin(model)
+    twin.config.architectures = [type(model).__name__]
+    try:
+        # TransformerLens looks up configuration and tokenizer by the model's name: a folder keeps it off the network.
+        with tempfile.TemporaryDirectory() as folder:
+            twin.config.save_pretrained(folder)
+            bridge = TransformerBridge.boot_transformers(
+                folder,
+                hf_model=twin,
+                tokenizer=_local_tokenizer(tokenizer, int(model.config.get_text_config().vocab_size), folder),
+                device=str(model.device),
+                dtype=model.dtype,
+            )
+        bridge.cfg.model_name = model.config.name_or_path or type(model).__name__
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WorkbenchError(
+            f"TransformerLens cannot open a {type(model).__name__}: {str(error)[:200]}. Recording, scores and "
+            "interventions of the workbench do not need it"
+        ) from error
+    return bridge.eval()
+
+
+def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
+    """The Hugging Face model inside a bridge, as a copy without wrappers that shares the bridge's parameters.
+
+    Raises:
+        WorkbenchError: if the copy does not compute what the bridge does, as after `enable_compatibility_mode`, which
+            rewrites the weights.
+    """
+    plain = _twin(bridge.original_model)
+    if not isinstance(plain, PreTrainedModel):
+        raise WorkbenchError(f"the bridge holds a {type(plain).__name__}; expected a transformers model")
+    _unwrap(plain)
+    tokens = torch.arange(5, device=plain.device)[None] % int(plain.config.get_text_config().vocab_size)
+    with torch.no_grad():
+        inside, outside = bridge(tokens), plain(input_ids=tokens, use_cache=False).logits
+    if inside.shape != outside.shape or float((inside - outside).abs().max()) > _SAME:
+        raise WorkbenchError(
+            "the model inside this bridge does not compute what the bridge does; expected a bridge with the weights as "
+            "Hugging Face has them: boot it again without enable_compatibility_mode() or process_weights()"
+        )
+    return plain
+
+
+def _twin(model: Any) -> Any:
+    """A deep copy that shares every parameter and buffer."""
+    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _unwrap(module: nn.Module) -> None:
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    for name, child in list(module.named_children()):
+        inner: Any = child
+        while isinstance(inner, GeneralizedComponent):
+            inner = inner.original_component
+        module._modules[name] = inner  # pyright: ignore[reportPrivateUsage]  # setattr would run the wrapper's own
+        _unwrap(inner)
+
+
+def _local_tokenizer(tokenizer: Any, n: int, folder: str) -> Any:
+    """A tokenizer that lies in `folder`, from which TransformerLens loads it anew to set its special tokens."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+        return type(tokenizer).from_pretrained(folder)
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = Tokenizer(WordLevel({str(i): i for i in range(n)}, unk_token="0"))
+    special = {"unk_token": "0", "bos_token": "0", "eos_token": "0", "pad_token": "0"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
