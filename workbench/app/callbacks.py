@@ -28,7 +28,7 @@ from workbench.figures.style import Theme
 from workbench.heads import Head, WorkbenchError
 
 Runs = Mapping[str, LiveRun]
-_WAITING = "no scores yet; make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
+_WAITING = "no scores yet<br>make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
 
 
 def register(app: Dash, runs: Runs) -> None:
@@ -53,11 +53,11 @@ def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: Runs) ->
     if trigger == p.RUNS:
         return settled(replace(view, runs=tuple(given[p.RUNS] or ())), runs)
     if trigger == p.DETECTOR:
-        return settled(replace(view, detector=given[p.DETECTOR]), runs)
+        return settled(replace(view, detector=given[p.DETECTOR] or ""), runs)
     if trigger == p.PROBE:
-        return settled(replace(view, probe=given[p.PROBE]), runs)
+        return settled(replace(view, probe=given[p.PROBE] or ""), runs)
     if trigger == p.FOCUS:
-        return settled(replace(view, run=given[p.FOCUS]), runs)
+        return settled(replace(view, run=given[p.FOCUS] or ""), runs)
     if trigger == p.JUMP:
         jump = given[p.JUMP]
         if "key" in jump:
@@ -138,6 +138,8 @@ def _register_view(app: Dash, runs: Runs) -> None:
             p.JUMP: jump,
         }
         new = next_view(view, trigger, given, runs)
+        if new == view and trigger in {p.DETECTOR, p.PROBE, p.FOCUS}:  # a control repeats what it was told
+            return (no_update,) * 10
         by_address = trigger == p.LOCATION
         replaces = by_address or (trigger == p.JUMP and "key" in jump) or trigger == p.NAMES_CHANGED
         return (
@@ -146,11 +148,11 @@ def _register_view(app: Dash, runs: Runs) -> None:
             {"step": view_of(location)[1]} if by_address else no_update,
             list(new.runs),
             choices_of_detector(runs, new.runs),
-            new.detector,
+            new.detector or None,
             choices_of_probe(runs, new.runs, new.detector),
-            new.probe,
+            new.probe or None,
             list(new.runs),
-            new.run,
+            new.run or None,
         )
 
 

@@ -43,7 +43,6 @@ HEAD, TITLE, BADGES, FOCUS, HISTORY, PLACE, SCORES, HEAD_GRID = (
 
 _GRAPH: Any = {
     "displaylogo": False,
-    "responsive": True,
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
     "toImageButtonOptions": {"format": "svg", "filename": "workbench"},
 }
@@ -151,7 +150,7 @@ def _overview() -> html.Div:
                 _graph(EMERGENCE),
             ),
             _card(_metric_select(LEFT_METRIC), "dotted: farthest distance", _graph(LEFT_FIGURE)),
-            _card(_metric_select(RIGHT_METRIC), "", _graph(RIGHT_FIGURE)),
+            _card(_metric_select(RIGHT_METRIC), "dotted: farthest distance", _graph(RIGHT_FIGURE)),
         ],
         className="row three",
     )
@@ -181,12 +180,12 @@ def _head(runs: list[str]) -> html.Div:
         [
             _card(
                 "Score history",
-                "all detectors on the chosen probe; entropy and distance in their units",
+                "all detectors, on the chosen probe where they were scored on it",
                 _graph(HISTORY),
             ),
             _card(
                 "Among the other heads",
-                "on this probe, at this checkpoint · click opens the head",
+                "at this checkpoint · click opens the head",
                 _graph(PLACE, "clickable"),
             ),
         ],
@@ -218,4 +217,4 @@ def _extra(**attributes: str) -> dict[str, Any]:
 
 
 def _graph(name: str, class_name: str = "") -> dcc.Graph:
-    return dcc.Graph(id=name, config=_GRAPH, className=class_name, figure=message("", "light"))
+    return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=message("", "light"))

@@ -7,16 +7,19 @@ from typing import Any
 import pandas as pd
 from dash import html
 
-from workbench.figures.trajectories import DESCRIPTIVE, UNITS, RunLike, at_step, records, short_count
+from workbench.figures.trajectories import DESCRIPTIVE, UNITS, RunLike, at_step, chosen_probes, records, short_count
 from workbench.heads import Head
 
 _COLUMNS = ("detector", "probe", "layer", "head", "score", "ci_lo", "ci_hi", "n", "n_seq")
 
 
 def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str) -> list[dict[str, Any]]:
-    """One row per detector on a probe: the score, its ranks in the layer and in the model, and its onset."""
+    """One row per detector: the score, its ranks in the layer and in the model, and its onset.
+
+    On this probe, or on another where a detector was not scored on it.
+    """
     scores = run.scores(**at_step(step), columns=_COLUMNS)
-    scores = scores.loc[scores["score"].notna() & (scores["probe"] == probe)]
+    scores = scores.loc[scores["score"].notna()]
     by_probe = scores.groupby(["detector", "probe"])["score"]
     by_layer = scores.groupby(["detector", "probe", "layer"])["score"]
     ranked = scores.assign(
@@ -25,8 +28,10 @@ def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str) -> lis
         rank_in_layer=by_layer.rank(ascending=False, method="min").astype("Int64"),
         of_layer=by_layer.transform("size"),
     )
-    mine = ranked.loc[(ranked["layer"] == head.layer) & (ranked["head"] == head.head)]
+    mine = ranked.loc[(ranked["layer"] == head.layer) & (ranked["head"] == head.head)].sort_values("detector")
     rows = records(mine, *_COLUMNS, "rank", "of", "rank_in_layer", "of_layer")
+    shown = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
+    rows = [row for row in rows if (row["detector"], row["probe"]) in shown]
     return [{**row, "onset": _onset(run, head, row["detector"], row["probe"])} for row in rows]
 
 

@@ -21,6 +21,8 @@ from workbench.figures.trajectories import (
     RunLike,
     Trajectories,
     checkpoint_of,
+    chosen_probes,
+    labelled,
     records,
     said,
     score_scale,
@@ -110,8 +112,7 @@ def history(
 ) -> go.Figure:
     """One head under all detectors over training; detectors with a unit of their own have their own panel.
 
-    On one probe, where that is given: a detector that was not scored on it is drawn on another, and says so. Else on
-    every probe.
+    With `probe` on that one; a detector that was not scored on it is drawn on another, and says so. Else on all.
 
     Raises:
         WorkbenchError: if the run has no such head.
@@ -276,7 +277,7 @@ def _metric_line(rows: list[dict[str, Any]], metric: str, where: str) -> dict[st
 def _detector_lines(
     run: RunLike, head: Head | KVHead, probe: str | None
 ) -> list[tuple[str, list[dict[str, Any]], Scale]]:
-    """Name, rows and scale of every detector that scored this head: on one probe if it can be, else on every probe."""
+    """Name, rows and scale of every detector that scored this head, on the wanted probe or on all."""
     scores = run.scores(layer=head.layer)
     column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
     mine = scores.loc[scores[column] == number]
@@ -284,18 +285,13 @@ def _detector_lines(
         there = ", ".join(str(value) for value in sorted(scores.loc[:, column].dropna().unique()))
         raise WorkbenchError(f"{head} has no scores in {run.name}; layer {head.layer} has heads {there}")
     found = records(mine, *_WHERE, *_INTERVAL, "detector", "probe", "score")
-    keys = sorted({(row["detector"], row["probe"]) for row in found})
-    if probe is not None:
-        on = {detector: [one for name, one in keys if name == detector] for detector, _ in keys}
-        keys = [(detector, probe if probe in probes else probes[0]) for detector, probes in on.items()]
+    keys = chosen_probes(((row["detector"], row["probe"]) for row in found), probe)
     lines: list[tuple[str, list[dict[str, Any]], Scale]] = []
-    for detector, of in keys:
+    for detector, of in sorted(keys):
         these = [row for row in found if (row["detector"], row["probe"]) == (detector, of)]
         values = np.array([row["score"] for row in these], dtype=np.float64)
-        alone = sum(name == detector for name, _ in keys) == 1
         if not np.isnan(values).all():
-            name = detector if of == probe or (probe is None and alone) else f"{detector} on {of}"
-            lines.append((name, these, score_scale(detector, [values])))
+            lines.append((labelled(detector, of, keys, probe), these, score_scale(detector, [values])))
     return lines
 
 

@@ -18,6 +18,8 @@ from workbench.figures.trajectories import (
     RunLike,
     Trajectories,
     at_step,
+    chosen_probes,
+    labelled,
     records,
     said,
     score_scale,
@@ -97,7 +99,7 @@ def strips(
     figure.update_layout(
         margin={"l": 24 + 8 * longest}, coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing
     )
-    figure.update_yaxes(showgrid=False, ticks="", range=[rows - 0.5, -0.5])
+    figure.update_yaxes(showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
     return draw_axis(figure, axis, theme)
 
@@ -107,8 +109,7 @@ def place(
 ) -> go.Figure:
     """A head among the others: under each detector its layer's heads as dots, the rest of the model faint.
 
-    On one probe, where that is given; else with a dot for every probe.
-
+    With `probe` on that one; a detector that was not scored on it is shown on another, and says so. Else on all.
     Detectors with a unit of their own are left out: their numbers do not share an axis with shares.
 
     Raises:
@@ -116,9 +117,13 @@ def place(
     """
     scores = run.scores(**at_step(step))
     scores = scores.loc[scores["score"].notna() & scores["head"].notna() & ~scores["detector"].isin(list(UNITS))]
-    if probe is not None:
-        scores = scores.loc[scores["probe"] == probe]
-    rows = records(scores, "layer", "head", "kind", "detector", "score", "ci_lo", "ci_hi", "n")
+    rows = records(scores, "layer", "head", "kind", "detector", "probe", "score", "ci_lo", "ci_hi", "n")
+    shown = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
+    rows: list[dict[str, Any]] = [
+        {**row, "label": labelled(row["detector"], row["probe"], shown, probe)}
+        for row in rows
+        if (row["detector"], row["probe"]) in shown
+    ]
     chosen = [row for row in rows if (row["layer"], row["head"]) == head]
     if not chosen:
         raise WorkbenchError(f"{head} has no scores at {step if step == 'last' else f'step {step}'} in {run.name}")
@@ -129,10 +134,10 @@ def place(
     _add_dots(figure, "other layers", others, {"color": PALETTES[theme].muted, "size": 5, "opacity": 0.28})
     _add_dots(figure, f"layer {head.layer}", beside, dots)
     _add_dots(figure, str(head), chosen, {"color": COLOURS[theme][1], "size": 12, "symbol": "diamond"})
-    names = sorted({row["detector"] for row in rows}, reverse=True)
+    names = sorted({row["label"] for row in rows}, reverse=True)
     styled(figure, theme, height=110 + 34 * len(names))
     low = min(0.0, math.floor(10 * min(row["score"] for row in rows)) / 10)
-    figure.update_layout(margin={"l": 118})
+    figure.update_layout(margin={"l": 24 + 7 * max(map(len, names))})
     figure.update_xaxes(range=[low - 0.03, 1.03], title_text="score")
     figure.update_yaxes(categoryorder="array", categoryarray=names, ticks="")
     return figure
@@ -141,14 +146,14 @@ def place(
 def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: dict[str, Any]) -> None:
     figure.add_scatter(
         x=[row["score"] for row in rows],
-        y=[row["detector"] for row in rows],
+        y=[row["label"] for row in rows],
         mode="markers",
         name=name,
         marker={**marker, "line": {"width": 0}},
         customdata=[str(Head(row["layer"], row["head"])) for row in rows],
         text=[
             f"<b>{Head(row['layer'], row['head'])}</b> · {row['kind']}<br>"
-            + said(row["detector"], (row["score"], row["ci_lo"], row["ci_hi"]), row["n"], unit="")
+            + said(row["label"], (row["score"], row["ci_lo"], row["ci_hi"]), row["n"], unit="")
             for row in rows
         ],
         hovertemplate="%{text}<extra></extra>",
@@ -239,7 +244,11 @@ def _strip_ticks(found: Trajectories, order: list[int], theme: Theme) -> dict[st
     every = max(1, len(order) // 24)
     heads_shown = [found.heads[row] for row in order[::every]]
     labels = [f"{head} {letter(found.layer_of(head).kind, theme)}" for head in heads_shown]
-    return {"tickvals": list(range(0, len(order), every)), "ticktext": labels}
+    return {
+        "tickvals": list(range(0, len(order), every)),
+        "ticktext": labels,
+        "range": [max(len(order), 1) - 0.5, -0.5],
+    }
 
 
 def _add_ticks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -168,6 +168,25 @@ def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories
         ci_hi=array("ci_hi", math.nan),
         n=array("n", 0),
     )
+
+
+def chosen_probes(pairs: Iterable[tuple[str, str]], probe: str | None) -> set[tuple[str, str]]:
+    """Of (detector, probe) pairs those to show: all, or with a wanted probe one for each detector.
+
+    A detector that was not scored on the wanted probe is shown on the first of those that it was scored on.
+    """
+    of: dict[str, list[str]] = {}
+    for detector, scored in sorted(set(pairs)):
+        of.setdefault(detector, []).append(scored)
+    if probe is None:
+        return {(detector, one) for detector, probes in of.items() for one in probes}
+    return {(detector, probe if probe in probes else probes[0]) for detector, probes in of.items()}
+
+
+def labelled(detector: str, on: str, shown: set[tuple[str, str]], probe: str | None) -> str:
+    """A detector's name, with its probe where that is not the wanted one or not the only one shown."""
+    only = sum(name == detector for name, _ in shown) == 1
+    return detector if on == probe or (probe is None and only) else f"{detector} on {on}"
 
 
 def at_step(step: int | str) -> dict[str, int | str]:

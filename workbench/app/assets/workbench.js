@@ -124,13 +124,8 @@
     return (same && at[0]) || planes.stops[position].label;
   }
 
-  // Arguments: the figures, in the order of GRAPHS.
-  function drawn(...figures) {
-    GRAPHS.forEach((id, i) => {
-      const height = figures[i] && figures[i].layout && figures[i].layout.height;
-      if (height) document.getElementById(id).style.height = `${height}px`;
-      watch(id, 100);
-    });
+  function drawn() {
+    GRAPHS.forEach((id) => watch(id, 100));
   }
 
   function graph(id) {
@@ -144,12 +139,20 @@
       if (tries > 0) setTimeout(() => watch(id, tries - 1), 50);
       return;
     }
+    fit(plot);
     if (!plot.isWatched) {
       plot.isWatched = true;
       plot.on("plotly_afterplot", () => update(plot, id));
       plot.on("plotly_click", (event) => clicked(event.points[0]));
+      new ResizeObserver(() => fit(plot)).observe(plot.parentElement);
     }
     update(plot, id);
+  }
+
+  // Figures know their height; the width is that of the card.
+  function fit(plot) {
+    const width = plot.parentElement.clientWidth;
+    if (width > 0 && plot._fullLayout && Math.abs(plot._fullLayout.width - width) > 1) window.Plotly.Plots.resize(plot);
   }
 
   // Bring a plot to the checkpoint that is shown. `plot.data` is another array once the server sent another figure.

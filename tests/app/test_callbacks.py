@@ -1,0 +1,178 @@
+"""The callbacks through the wire, as the browser calls them: only what changed is answered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.synthetic_run import DEMO, write_run
+from workbench.app import build_app
+from workbench.app.live import live_runs
+from workbench.app.tables import facts_of, head_scores
+from workbench.app.view import View
+from workbench.heads import Head, WorkbenchError
+
+FEW = replace(DEMO["hybrid"], steps=(0, 64, 1024), detectors=("induction", "retrieval", "entropy", "learned_sink"))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "hybrid", FEW)
+
+
+@pytest.fixture(scope="module")
+def app(path):
+    return build_app([path])
+
+
+def view(**changes):
+    return replace(View("overview", ("hybrid",), "induction", "repeats", "hybrid", ""), **changes).as_json()
+
+
+def call(app, output, changed, **values):
+    """Send what the browser would for the callback with this output; the outputs it answers with."""
+    name, callback = next((name, one) for name, one in app.callback_map.items() if output in name)
+
+    def filled(parts):
+        return [{**part, "value": values.get(part["id"].replace("-", "_"))} for part in parts]
+
+    outputs = [dict(zip(("id", "property"), one.split("."), strict=True)) for one in name.strip(".").split("...")]
+    answer = app.server.test_client().post(
+        "/_dash-update-component",
+        headers={"Host": "127.0.0.1"},
+        json={
+            "output": name,
+            "outputs": outputs if name.startswith("..") else outputs[0],
+            "inputs": filled(callback["inputs"]),
+            "state": filled(callback["state"]),
+            "changedPropIds": changed,
+        },
+    )
+    return json.loads(answer.data)["response"] if answer.status_code == 200 else {}
+
+
+def test_an_address_sets_the_controls_and_is_completed(app):
+    location = {"pathname": "/", "search": "?step=64"}
+    answer = call(app, "navigate.data", ["location.data"], location=location)
+    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"]}
+    assert answer["navigate"]["data"] == {
+        "address": "overview?run=hybrid&detector=induction&probe=repeats",
+        "replace": True,
+    }
+    assert answer["wanted"]["data"] == {"step": 64}
+    assert answer["detector"] == {"data": ["entropy", "induction", "learned_sink", "retrieval"], "value": "induction"}
+
+
+def test_another_detector_takes_its_probe_along_and_is_an_entry_of_the_history(app):
+    answer = call(app, "navigate.data", ["detector.value"], detector="retrieval", view=view())
+    assert answer["view"]["data"]["probe"] == "copy_needle"
+    assert answer["navigate"]["data"]["replace"] is False
+    assert "wanted" not in answer
+
+
+def test_a_control_that_repeats_what_it_was_told_changes_nothing(app):
+    assert call(app, "navigate.data", ["detector.value"], detector="induction", view=view()) == {}
+
+
+@pytest.mark.parametrize("figure", ["emergence.figure", "strips.figure", "grid.figure"])
+def test_the_overview_draws_while_it_is_shown_and_only_then(app, figure):
+    graph = figure.split(".")[0]
+    answer = call(app, figure, ["view.data"], view=view())
+    assert answer[graph]["figure"]["data"]
+    assert answer[graph]["figure"]["layout"]["meta"] == {"detector": "induction", "probe": "repeats"}
+    assert call(app, figure, ["view.data"], view=view(page="head", head="L0H0")) == {}
+
+
+def test_planes_are_sent_once_for_a_view(app):
+    first = call(app, "planes.data", ["view.data", "wanted.data"], view=view(), wanted={"step": 64})
+    assert first["checkpoint"]["max"] == 2
+    assert first["checkpoint"]["value"] == 1
+    assert [mark["label"] for mark in first["checkpoint"]["marks"]] == ["0", "524K", "8.39M"]
+    sent = first["sent"]["data"]
+    assert call(app, "planes.data", ["view.data"], view=view(page="head"), wanted={"step": 64}, sent=sent) == {}
+    other = call(app, "planes.data", ["view.data"], view=view(detector="entropy", probe="text"), sent=sent, at=64)
+    assert other["planes"]["data"]["unit"] == "nats"
+    assert other["checkpoint"]["value"] == 1
+
+
+def test_metrics_are_offered_and_drawn(app):
+    offered = call(app, "metric-left.data", ["view.data"], view=view())
+    assert offered["metric-left"]["value"] == "copy_accuracy on copy_needle"
+    assert offered["metric-right"]["value"] == "loss_nats on text"
+    drawn = call(app, "figure-right.figure", ["metric-right.value"], view=view(), metric_right="loss_nats on text")
+    assert drawn["figure-right"]["figure"]["data"][0]["name"] == "hybrid"
+
+
+def test_the_head_page_shows_history_place_and_numbers(app):
+    head = view(page="head", head="L0H1")
+    answer = call(app, "head-title.children", ["view.data"], view=head)
+    assert answer["head-title"]["children"] == "L0H1"
+    badges = [one["props"]["children"] for one in answer["head-badges"]["children"]]
+    assert badges == ["sliding attention · window 64", "4 heads in layer 0", "reads KV head 0"]
+    assert [shape["name"] for shape in answer["head-grid"]["figure"]["layout"]["shapes"]] == ["chosen"]
+    place = call(app, "place.figure", ["steps.data"], view=head, steps={"hybrid": "step64"})
+    assert place["place"]["figure"]["data"][2]["name"] == "L0H1"
+    rows = place["head-scores"]["children"]["props"]["children"][1]["props"]["children"]
+    assert len(rows) == 4
+
+
+def test_numbers_of_a_head_come_with_ranks_and_onset(path):
+    run = live_runs([path])["hybrid"]
+    rows = {row["detector"]: row for row in head_scores(run, Head(0, 1), "step1024", probe="repeats")}
+    scores = run.scores(detector="induction", step=1024)["score"]
+    mine = run.scores(detector="induction", step=1024, head=Head(0, 1))["score"].iloc[0]
+    assert rows["induction"]["score"] == mine
+    assert rows["induction"]["rank"] == 1 + (scores > mine).sum()
+    assert (rows["induction"]["of"], rows["induction"]["of_layer"], rows["learned_sink"]["of"]) == (12, 4, 8)
+    assert rows["entropy"]["onset"] == "–"
+    assert facts_of(run, run.layers(), Head(2, 3)) == {
+        "full attention": "kind of the layer, and its window in tokens",
+        "4 heads in layer 2": "query heads of the layer",
+        "reads KV head 1": "the key/value head it shares",
+    }
+
+
+def test_a_growing_run_says_which_parts_of_the_page_changed(tmp_path):
+    path = write_run(tmp_path / "run", FEW, upto=1)
+    app = build_app([path])
+    shown = {**view(), "runs": ["run"], "run": "run"}
+    first = call(app, "status.children", ["tick.n_intervals"], view=shown)
+    assert "scan 33 %" in json.dumps(first["status"]["children"])
+    assert "scores-changed" not in first
+    again = call(app, "status.children", ["tick.n_intervals"], view=shown, seen=first["seen"]["data"])
+    assert set(again) == {"status", "seen"}
+    write_run(path, FEW, upto=2)
+    grown = call(app, "status.children", ["tick.n_intervals"], view=shown, seen=again["seen"]["data"])
+    assert {"scores-changed", "metrics-changed", "head-changed"} <= set(grown)
+    assert "names-changed" not in grown
+    assert len(call(app, "planes.data", ["view.data"], view=shown)["planes"]["data"]["stops"]) == 2
+
+
+def test_a_torn_part_is_told_in_the_header(tmp_path):
+    path = write_run(tmp_path / "run", FEW, upto=1)
+    app = build_app([path])
+    (next((path / "scores").iterdir()) / f"{'f' * 32}.parquet").write_bytes(b"half")
+    answer = call(app, "status.children", ["tick.n_intervals"], view={**view(), "runs": ["run"]})
+    assert "workbench check" in answer["status"]["children"]
+
+
+def test_runs_of_the_same_name_are_told_apart_and_folders_of_runs_are_opened(tmp_path):
+    small = replace(FEW, steps=(0,), detectors=("induction",))
+    for name in ("a/run", "b/run", "b/other"):
+        write_run(tmp_path / name, small)
+    assert set(live_runs([tmp_path / "a", tmp_path / "b"])) == {"a/run", "b/run", "other"}
+    assert set(live_runs([tmp_path / "a" / "run", tmp_path / "a" / "run"])) == {"run"}
+
+
+def test_tables_are_read_once_until_their_parts_change(tmp_path):
+    path = write_run(tmp_path / "run", FEW, upto=1)
+    (run,) = live_runs([path]).values()
+    first = run.scores(detector="induction")
+    assert run.scores(detector="induction") is first
+    write_run(path, FEW, upto=2)
+    run.status()
+    assert len(run.scores(detector="induction")) == 2 * len(first)
+    with pytest.raises(WorkbenchError):
+        run.scores(detector="typo")

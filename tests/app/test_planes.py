@@ -1,0 +1,82 @@
+"""The integers sent once are the scores, at the right checkpoint of every run."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.synthetic_run import DEMO, write_run
+from workbench.app.planes import planes, stop_of
+from workbench.run import open_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    every = write_run(folder / "linear", replace(DEMO["linear"], steps=(0, 8, 64, 1024)))
+    some = write_run(folder / "hybrid", replace(DEMO["hybrid"], steps=(8, 512)))
+    return [open_run(every), open_run(some)]
+
+
+def unpacked(run, name):
+    levels = np.frombuffer(base64.b64decode(run[name]), dtype="<u2").astype(float)
+    levels[levels == 65535] = np.nan
+    values = run["low"] + levels / 65534 * (run["high"] - run["low"])
+    return values.reshape(len(run["checkpoints"]), len(run["heads"])).T
+
+
+@pytest.mark.parametrize("detector", ["induction", "entropy", "learned_sink"])
+def test_scores_and_intervals_come_back_within_a_hundred_thousandth(runs, detector):
+    probe = {"induction": "repeats"}.get(detector, "text")
+    sent = planes(runs, detector, probe)["runs"]["hybrid"]
+    table = (
+        runs[1]
+        .scores(detector=detector)
+        .pivot_table(index=["layer", "head"], columns="step", values="score", dropna=False)
+    )
+    span = sent["high"] - sent["low"]
+    assert unpacked(sent, "score") == pytest.approx(table.to_numpy(), abs=1e-5 * span, nan_ok=True)
+    assert len(unpacked(sent, "ci_hi")) == 12
+
+
+def test_every_stop_shows_the_last_checkpoint_so_far(runs):
+    sent = planes(runs, "induction", "repeats")
+    assert [stop["label"] for stop in sent["stops"]] == [
+        *("0 tokens", "65.5K tokens", "524K tokens", "4.19M tokens", "8.39M tokens")
+    ]
+    assert sent["runs"]["linear"]["columns"] == [0, 1, 2, 2, 3]
+    assert sent["runs"]["hybrid"]["columns"] == [-1, 0, 0, 1, 1]
+
+
+def test_step_zero_is_at_the_place_where_the_figures_draw_it(runs):
+    from workbench import figures
+
+    sent = planes(runs, "induction", "repeats")
+    drawn = figures.emergence(runs, detector="induction")
+    assert sent["stops"][0]["x"] == drawn.layout.xaxis.tickvals[0] > 0
+
+
+def test_a_step_finds_its_stop_and_no_step_the_last(runs):
+    sent = planes(runs, "induction", "repeats")
+    assert stop_of(sent, 64) == 2
+    assert stop_of(sent, 65) == 4
+    assert stop_of(sent, None) == stop_of(sent, 99_999) == 4
+    assert stop_of({"runs": {}, "stops": []}, 64) == -1
+
+
+def test_heads_are_only_counted_where_a_threshold_means_something(runs):
+    assert planes(runs, "induction", "repeats")["threshold"] == 0.3
+    assert planes(runs, "entropy", "text")["threshold"] is None
+    assert planes(runs, "entropy", "text")["unit"] == "nats"
+
+
+def test_a_run_says_its_layers_and_first_onset(runs):
+    sent = planes(runs, "induction", "repeats")["runs"]
+    assert sent["hybrid"]["layers"] == "1 F · 2 W"
+    assert sent["linear"]["layers"] == "1 F · 2 L"
+    earliest = int(runs[0].emergence("induction")["onset_tokens"].min())
+    assert sent["linear"]["first_onset"].endswith(" tokens")
+    assert float(sent["linear"]["first_onset"][:-8].rstrip("KM")) == pytest.approx(earliest / 1e6, rel=0.01)

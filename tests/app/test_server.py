@@ -1,0 +1,125 @@
+"""The server: this machine only, known names only, no torch, and errors before it starts."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from workbench.app import build_app, serve, show
+from workbench.heads import WorkbenchError
+from workbench.run import open_run
+from workbench.store import Store
+
+
+@pytest.fixture(scope="module")
+def client(synthetic_runs):
+    return build_app(synthetic_runs[:1]).server.test_client()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8050", "localhost:8050", "localhost", "[::1]:8050"])
+def test_this_machine_is_answered(client, host):
+    assert client.get("/overview", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8050", "127.0.0.1.evil.example", "localhost.evil.example", ""]
+)
+def test_another_host_name_is_refused(client, host):
+    assert client.get("/", headers={"Host": host}).status_code == 421
+    assert client.post("/_dash-update-component", headers={"Host": host}, json={}).status_code == 421
+    assert client.get("/assets/workbench.js", headers={"Host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1.evil.example", "http://[broken"])
+def test_another_origin_is_refused(client, origin):
+    headers = {"Host": "127.0.0.1:8050", "Origin": origin}
+    assert client.post("/_dash-update-component", headers=headers, json={}).status_code == 403
+
+
+def test_its_own_origin_is_answered(client):
+    headers = {"Host": "127.0.0.1:8050", "Origin": "http://127.0.0.1:8050"}
+    assert client.get("/_dash-layout", headers=headers).status_code == 200
+
+
+def test_answers_say_how_they_may_be_used(client):
+    headers = client.get("/", headers={"Host": "127.0.0.1"}).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert "frame-ancestors 'self'" in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/assets/../server.py", "/assets/%2e%2e/server.py", "/assets/..%2fserver.py", "/assets//etc/passwd"]
+)
+def test_no_file_outside_the_assets_is_served(client, path):
+    answer = client.get(path, headers={"Host": "127.0.0.1"})
+    assert answer.status_code == 404 or b"import" not in answer.data
+    assert b"root:" not in answer.data
+
+
+def test_everything_is_served_from_here(client):
+    page = client.get("/", headers={"Host": "127.0.0.1"}).get_data(as_text=True)
+    assert "workbench.js" in page
+    assert "workbench.css" in page
+    assert "https://" not in page.replace("https://dash.plotly.com", "")
+    assert "cdn" not in page
+
+
+def test_no_debugger_and_no_protocol_for_models_is_open(synthetic_runs):
+    app = build_app(synthetic_runs[:1])
+    assert not app.server.debug
+    assert not [rule.rule for rule in app.server.url_map.iter_rules() if "mcp" in rule.rule]
+
+
+def test_a_host_that_others_can_reach_is_refused(synthetic_runs):
+    with pytest.raises(WorkbenchError, match=r"has no password.*ssh -L"):
+        serve(synthetic_runs, host="0.0.0.0")
+
+
+def test_a_port_that_is_taken_is_said_to_be(synthetic_runs):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(WorkbenchError, match=r"taken.*--port"):
+            serve(synthetic_runs[:1], port=holder.getsockname()[1])
+
+
+def test_what_is_no_run_is_refused_before_anything_is_served(tmp_path):
+    with pytest.raises(WorkbenchError, match="workbench scan DIR --out"):
+        build_app([tmp_path])
+    with pytest.raises(WorkbenchError, match="no run to show"):
+        build_app([])
+
+
+def test_a_torn_part_is_named_before_anything_is_served(tmp_path):
+    store = Store.create(tmp_path / "run", job={}, versions={})
+    folder = store.path / "scores" / "s0000000001-abababab"
+    folder.mkdir(parents=True)
+    (folder / f"{'0' * 32}.parquet").write_bytes(b"half")
+    with pytest.raises(WorkbenchError, match="workbench check"):
+        build_app([tmp_path / "run"])
+
+
+def test_the_process_that_serves_imports_no_torch(synthetic_runs):
+    code = f"""
+import sys
+from workbench.app import build_app
+build_app([{str(synthetic_runs[0])!r}]).server.test_client().get("/_dash-layout", headers={{"Host": "localhost"}})
+print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_notebook_shows_the_app_of_a_run_on_this_machine(synthetic_runs, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("dash.Dash.run", lambda app, **options: asked.update(options))
+    show(open_run(synthetic_runs[0]))
+    assert asked["host"] == "127.0.0.1"
+    assert asked["jupyter_mode"] == "inline"
+    assert asked["debug"] is False
+    show([synthetic_runs[0], open_run(synthetic_runs[1])], height=500)
+    assert asked["jupyter_height"] == 500
