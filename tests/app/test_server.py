@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from workbench.app import build_app, serve, show
+from workbench.app import build_app
+from workbench.app.live import live_runs, serve, show
 from workbench.heads import WorkbenchError
 from workbench.run import open_run
 from workbench.store import Store
@@ -94,13 +95,14 @@ def test_what_is_no_run_is_refused_before_anything_is_served(tmp_path):
         build_app([])
 
 
-def test_a_torn_part_is_named_before_anything_is_served(tmp_path):
+def test_a_torn_part_does_not_keep_the_app_from_opening_and_is_named_when_the_run_is_read(tmp_path):
     store = Store.create(tmp_path / "run", job={}, versions={})
     folder = store.path / "scores" / "s0000000001-abababab"
     folder.mkdir(parents=True)
     (folder / f"{'0' * 32}.parquet").write_bytes(b"half")
+    build_app([tmp_path / "run"])
     with pytest.raises(WorkbenchError, match="workbench check"):
-        build_app([tmp_path / "run"])
+        live_runs([tmp_path / "run"])["run"].status()
 
 
 def test_the_process_that_serves_imports_no_torch(synthetic_runs):

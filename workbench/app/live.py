@@ -90,8 +90,10 @@ class LiveRun:
 def live_runs(paths: Sequence[str | Path]) -> dict[str, LiveRun]:
     """Open runs, and the runs inside folders that are none themselves, each under a name of its own.
 
+    Their parts are read when first asked for.
+
     Raises:
-        WorkbenchError: if a path holds no run, or a run holds a part that is not whole.
+        WorkbenchError: if a path holds no run.
     """
     folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(Path(path))))
     if not folders:
@@ -102,10 +104,7 @@ def live_runs(paths: Sequence[str | Path]) -> dict[str, LiveRun]:
         for name, folder in zip(names, folders, strict=True)
     ]
     unique = [name if unique.count(name) == 1 else str(folder) for name, folder in zip(unique, folders, strict=True)]
-    shown = {name: LiveRun(open_run(folder), name) for name, folder in zip(unique, folders, strict=True)}
-    for run in shown.values():
-        run.status()
-    return shown
+    return {name: LiveRun(open_run(folder), name) for name, folder in zip(unique, folders, strict=True)}
 
 
 def _run_folders(path: Path) -> list[Path]:
