@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from workbench.app import build_app
-from workbench.app.live import live_runs, serve, show
+from workbench.app import build_app, serve, show
+from workbench.app.live import live_runs
 from workbench.heads import WorkbenchError
 from workbench.run import open_run
 from workbench.store import Store
@@ -108,7 +108,7 @@ def test_a_torn_part_does_not_keep_the_app_from_opening_and_is_named_when_the_ru
 def test_the_process_that_serves_imports_no_torch(synthetic_runs):
     code = f"""
 import sys
-from workbench.app import build_app
+from workbench.app import build_app, serve, show
 build_app([{str(synthetic_runs[0])!r}]).server.test_client().get("/_dash-layout", headers={{"Host": "localhost"}})
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
 """
