@@ -159,8 +159,8 @@ def _register_refresh(app: Dash, runs: Runs) -> None:
     def look_again(_: Any, kept: Any, seen: Any) -> Any:
         view = View() if kept is None else View.from_json(kept)
         chosen = [runs[name] for name in view.runs if name in runs] or list(runs.values())
-        before = seen if seen and seen["of"] == [*view.runs, view.detector, view.probe] else _prints(view, chosen)
         try:
+            before = seen if seen and seen["of"] == [*view.runs, view.detector, view.probe] else _prints(view, chosen)
             every = [run.status() for run in chosen]
         except WorkbenchError as error:
             return str(error), *(no_update,) * 5
