@@ -1,0 +1,118 @@
+"""Cost of attention statistics against attention without them: ratios on a CPU, kernels against floors on a GPU.
+
+All ways run interleaved in one process on one thread; the minimum of process time over the rounds is reported.
+
+    python benchmarks/bench_attention_stats.py [--tokens 1024 2048 4096] [--rounds 3] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from machine import describe, keep
+
+from workbench.kernels import ops
+from workbench.kernels.intervals import intervals
+from workbench.kernels.profiles import ProfileRequest
+
+PEAK_FLOPS = 790e12
+WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
+EVERYTHING = ProfileRequest(entropy=True, top=True, distance=True, windows=WINDOWS)
+
+
+def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, with_statistics: bool) -> object:
+    """T × T attention, as one would write it down."""
+    n = q.shape[2]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
+    pattern = scores.softmax(-1)
+    out = pattern @ v
+    if not with_statistics:
+        return out
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    far = [(pattern * (distance >= w)).sum(-1) for w in WINDOWS]
+    return out, torch.special.entr(pattern).sum(-1), pattern.max(-1), (pattern * distance).sum(-1), far
+
+
+def ways(n: int, device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    heads, kv, d = shape
+    q, k, v = (torch.randn(1, h, n, d, device=device, dtype=dtype) for h in (heads, kv, kv))
+    seen = intervals(n, n, device=device)
+    lse = ops.attention_profile(q, k, v, seen, ProfileRequest()).lse
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    found: dict[str, Callable[[], object]] = {
+        "sdpa": lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True),
+        "output and lse": lambda: ops.attention_profile(q, k, v, seen, ProfileRequest()),
+        "all statistics": lambda: ops.attention_profile(q, k, v, seen, EVERYTHING),
+        "statistics, no output": lambda: ops.attention_profile(q, k, None, seen, EVERYTHING),
+        "column sums": lambda: ops.attention_column_sums(q, k, lse, seen),
+    }
+    if device == "cpu" and n <= 4096:
+        found["eager"] = lambda: eager(q, k, v, with_statistics=False)
+        found["eager and statistics"] = lambda: eager(q, k, v, with_statistics=True)
+    return found
+
+
+def on_cpu(lengths: list[int], rounds: int) -> list[str]:
+    shape = (2, 1, 64)
+    lines = ["CPU, float32, 1 thread, B1 H2 Hkv1 D64; seconds of process time (ratio to sdpa)", ""]
+    for n in lengths:
+        best: dict[str, float] = {}
+        functions = ways(n, "cpu", torch.float32, shape)
+        for _ in range(rounds):
+            for name, function in functions.items():
+                started = time.process_time()
+                function()
+                best[name] = min(best.get(name, 1e9), time.process_time() - started)
+        lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
+    return lines
+
+
+def on_gpu(lengths: list[int], rounds: int) -> list[str]:
+    if not torch.cuda.is_available():
+        return ["CUDA: not run"]
+    shape = (32, 8, 128)
+    lines = [
+        f"{torch.cuda.get_device_name()}, bfloat16, B1 H32 Hkv8 D128 causal; ms (ratio to sdpa, to output and lse)",
+        "",
+    ]
+    for n in lengths:
+        best: dict[str, float] = {}
+        functions = ways(n, "cuda", torch.bfloat16, shape)
+        for round_ in range(rounds + 1):
+            for name, function in functions.items():
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                function()
+                stop.record()
+                torch.cuda.synchronize()
+                if round_:  # the first round compiles
+                    best[name] = min(best.get(name, 1e9), start.elapsed_time(stop))
+        floor = 1e3 * 4 * shape[2] * shape[0] * n * n / 2 / PEAK_FLOPS
+        cells = (f"{x} {s:.3f} ({s / best['sdpa']:.2f}x, {s / best['output and lse']:.2f}x)" for x, s in best.items())
+        lines.append(f"- T {n}, floor {floor:.3f} ms: " + ", ".join(cells))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--gpu-tokens", type=int, nargs="+", default=[8192, 32768, 131072])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        lines = [describe(), "", *on_cpu(given.tokens, given.rounds), "", *on_gpu(given.gpu_tokens, given.rounds)]
+    if given.write:
+        keep(Path(__file__), "Cost of attention statistics", lines)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

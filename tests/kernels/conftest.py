@@ -1,0 +1,41 @@
+"""Kernels run in Triton's interpreter here, on poisoned memory and fresh random inputs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+os.environ["TRITON_INTERPRET"] = "1"
+if find_spec("triton") is not None:
+    # The choice is made when Triton's own library is imported, and transformers imports it while other folders are
+    # collected: import it once more, keeping the compiled half, which cannot be loaded twice.
+    for name in [m for m in sys.modules if m.partition(".")[0] == "triton" and not m.startswith("triton._C")]:
+        del sys.modules[name]
+    from tests.kernels import interpreted_bf16
+
+    interpreted_bf16.install()
+else:
+    collect_ignore = ["interpreted_bf16.py"]
+
+
+@pytest.fixture
+def poisoned():
+    """Every torch.empty holds NaN (or the largest integer), so that what a kernel leaves unwritten is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def generator():
+    """Fresh random numbers; the seed is printed with a failure. WORKBENCH_SEED repeats a run."""
+    seed = int(os.environ.get("WORKBENCH_SEED") or secrets.randbits(32))
+    print(f"WORKBENCH_SEED={seed}")
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,60 @@
+"""Every shipped kernel compiles for three architectures with no GPU: pipelined, on tensor cores, without atomics."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import aot
+from workbench.kernels.dialect import HAS_TRITON
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
+
+# The interpreter is chosen for a whole process: compile in another one.
+GATE = """
+import json
+from workbench.kernels import aot
+found = []
+for case in aot.shipped(ARCH, everything=EVERYTHING):
+    resources = aot.compile_case(case, ARCH)
+    found.append([case.name, resources.complaints(case, ARCH), resources.mma, resources.pipelined_loads])
+print(json.dumps(found))
+"""
+
+
+def gate(arch, everything):
+    environment = {x: y for x, y in os.environ.items() if x != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", GATE.replace("ARCH", str(arch)).replace("EVERYTHING", str(everything))]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("arch", [90, *(pytest.param(x, marks=pytest.mark.slow) for x in (80, 100))])
+def test_one_shape_of_each_kernel_may_be_shipped(arch):
+    found = gate(arch, everything=False)
+    kernels = {name.partition(":")[0] for name, *_ in found}
+    assert kernels >= {"profile_forward", "window_edges", "column_sums", "segment_state", "segment_rows"}
+    assert {name: complaints for name, complaints, *_ in found if complaints} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_every_shape_of_each_kernel_may_be_shipped(arch):
+    assert {name: complaints for name, complaints, *_ in gate(arch, everything=True) if complaints} == {}
+
+
+def test_a_kernel_without_its_pipeline_or_with_atomics_is_complained_of():
+    case = next(iter(aot.shipped(90)))
+    bad = aot.Resources(255, 1 << 20, 900, 9, 0, 0, 0, 2)
+    found = " ".join(bad.complaints(case, 90))
+    for words in ("spilled in a loop", "shared memory", "atomics", "tensor-core", "warp-group", "load pipeline is off"):
+        assert words in found
+
+
+def test_compiling_under_the_interpreter_is_refused():
+    with pytest.raises(WorkbenchError, match="TRITON_INTERPRET=1 is set"):
+        aot.compile_case(next(iter(aot.shipped(90))), 90)

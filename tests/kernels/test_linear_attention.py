@@ -1,0 +1,205 @@
+"""Linear attention, chunked torch and interpreted Triton, forward and backward, against the recurrence in float64."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import linear_attention
+from workbench.kernels.dialect import HAS_TRITON
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
+CASES = {
+    "per head": dict(n=(1, 2, 131), d=(32, 32)),
+    "per head, wide": dict(n=(1, 1, 37), d=(128, 128)),
+    "per head, values narrower than keys": dict(n=(1, 2, 45), d=(64, 32)),
+    "per token": dict(n=(2, 1, 101), d=(32, 32), gated=True),
+    "per token, odd widths": dict(n=(1, 2, 45), d=(24, 40), gated=True),
+    "packed": dict(n=(1, 2, 113), d=(32, 32), cu_seqlens=[0, 1, 40, 40, 113]),
+    "packed and gated": dict(n=(1, 2, 97), d=(32, 32), gated=True, cu_seqlens=[0, 64, 97]),
+    "one token": dict(n=(2, 2, 1), d=(32, 32)),
+}
+FORMS = {"triton": pytest.param("triton", marks=needs_triton), "torch": "torch"}
+
+
+def forward(form, **more):
+    if form == "torch":
+        return lambda *a, **k: linear_attention.chunked(*a, chunk=16, **k)
+    return lambda *a, **k: linear_attention.launched(*a, segment=64, **k)
+
+
+def backward(form):
+    if form == "torch":
+        return linear_attention.chunked_backward
+    return lambda *a, **k: linear_attention.launched_backward(*a, segment=64, **k)
+
+
+def problem(case, generator, dtype=torch.float32):
+    spec = CASES[case]
+    (b, h, t), (d, d_v) = spec["n"], spec["d"]
+    cu = spec.get("cu_seqlens")
+    n = b if cu is None else len(cu) - 1
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    if spec.get("gated"):
+        log_decay = torch.nn.functional.logsigmoid(2 + 2 * normal(b, h, t))
+    else:
+        log_decay = -torch.logspace(0, -2.5, h)[None, :, None]
+    silu = torch.nn.functional.silu
+    return dict(
+        q=silu(normal(b, h, t, d)).to(dtype),
+        k=silu(normal(b, h, t, d)).to(dtype),
+        v=normal(b, h, t, d_v).to(dtype),
+        log_decay=log_decay,
+        options=dict(scale=d**-0.5, initial_state=normal(n, h, d, d_v), cu_seqlens=cu),
+        d_out=normal(b, h, t, d_v).to(dtype),
+        d_state=normal(n, h, d, d_v),
+    )
+
+
+def recurrence(q, k, v, log_decay, *, scale, initial_state=None, cu_seqlens=None, snapshots=()):
+    """Token by token, as defined; differentiable."""
+    b, h, t, _ = q.shape
+    bounds = [(i, 0, t) for i in range(b)] if cu_seqlens is None else [(0, *x) for x in pairwise(cu_seqlens)]
+    gate = log_decay.expand(b, h, t)
+    outs, finals, taken = {}, [], []
+    for n, (row, t0, t1) in enumerate(bounds):
+        state = initial_state[n]
+        kept = []
+        for i in range(t0, t1):
+            state = torch.exp(gate[row, :, i])[:, None, None] * state + k[row, :, i, :, None] * v[row, :, i, None, :]
+            outs[row, i] = scale * torch.einsum("hd,hde->he", q[row, :, i], state)
+            if i + 1 - t0 in snapshots:
+                kept.append(state)
+        finals.append(state)
+        taken.append(torch.stack(kept) if kept else state.new_empty(0, *state.shape))
+    out = torch.stack([torch.stack([outs[row, i] for i in range(t)], 1) for row in range(b)])
+    return linear_attention.LinearOutput(out, torch.stack(finals), torch.stack(taken))
+
+
+def exactly(p):
+    """Inputs in float64 that ask for gradients, and the recurrence's results on them."""
+    leaves = [p[x].double().requires_grad_() for x in ("q", "k", "v", "log_decay")]
+    initial = p["options"]["initial_state"].double().requires_grad_()
+    options = {**p["options"], "initial_state": initial}
+    return [*leaves, initial], recurrence(*leaves, **options)
+
+
+def rms(found, exact):
+    return float((found.double() - exact.detach()).norm() / exact.detach().norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("case", CASES)
+def test_rows_and_state_equal_the_recurrence(case, form, generator, poisoned):
+    p = problem(case, generator)
+    found = forward(form)(p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    _, exact = exactly(p)
+    assert rms(found.out, exact.out) <= 2e-6
+    assert rms(found.state, exact.state) <= 2e-6
+    assert found.state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_the_recurrences(case, form, generator, poisoned):
+    p = problem(case, generator)
+    leaves, exact = exactly(p)
+    wanted = torch.autograd.grad([exact.out, exact.state], leaves, [p["d_out"].double(), p["d_state"].double()])
+    found = backward(form)(p["d_out"], p["d_state"], p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    for name, a, b in zip(("q", "k", "v", "log_decay", "state"), found, wanted, strict=True):
+        assert a.shape == b.shape
+        if name != "log_decay":
+            assert rms(a, b) <= 2e-6, name
+        else:  # a sum of terms of both signs: its error is that of the terms, not of what is left of them
+            flow = (p["q"].double() * wanted[0]).sum(-1).abs() + (p["k"].double() * wanted[1]).sum(-1).abs()
+            assert (a.double() - b).abs().max() <= 1e-5 * flow.sum(-1).max(), name
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("case", ["per head", "per token"])
+def test_bfloat16_inputs_keep_a_float32_state(case, form, generator, poisoned):
+    p = problem(case, generator, torch.bfloat16)
+    leaves, exact = exactly(p)
+    found = forward(form)(p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    assert found.out.dtype == torch.bfloat16
+    assert found.state.dtype == torch.float32
+    assert rms(found.out, exact.out) <= 5e-3
+    assert rms(found.state, exact.state) <= 5e-3
+    wanted = torch.autograd.grad([exact.out, exact.state], leaves, [p["d_out"].double(), p["d_state"].double()])
+    got = backward(form)(p["d_out"], p["d_state"], p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    for name, a, b in zip(("q", "k", "v"), got, wanted, strict=False):
+        assert a.dtype == torch.bfloat16
+        assert rms(a, b) <= 1e-2, name
+    assert rms(got.state, wanted[4]) <= 1e-2
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("case", ["per head", "per token"])
+def test_two_calls_with_the_state_between_them_equal_one(case, form, generator, poisoned):
+    p = problem(case, generator)
+    call, at, options = forward(form), 37, p["options"]
+    whole = call(p["q"], p["k"], p["v"], p["log_decay"], **options)
+    gates = (p["log_decay"],) * 2 if case == "per head" else (p["log_decay"][..., :at], p["log_decay"][..., at:])
+    one = call(*(p[x][:, :, :at] for x in "qkv"), gates[0], **options)
+    two = call(*(p[x][:, :, at:] for x in "qkv"), gates[1], **{**options, "initial_state": one.state})
+    assert rms(torch.cat([one.out, two.out], 2), whole.out.double()) <= 4e-6
+    assert rms(two.state, whole.state.double()) <= 4e-6
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize(("case", "at"), [("per head", (1, 64, 100, 131)), ("packed and gated", (7, 33))])
+def test_snapshots_are_the_states_on_the_way(case, at, form, generator, poisoned):
+    p = problem(case, generator)
+    found = forward(form)(p["q"], p["k"], p["v"], p["log_decay"], snapshots=at, **p["options"])
+    inputs = [p[x].double() for x in ("q", "k", "v", "log_decay")]
+    options = {**p["options"], "initial_state": p["options"]["initial_state"].double()}
+    exact = recurrence(*inputs, snapshots=at, **options)
+    assert found.snapshots.shape == exact.snapshots.shape
+    assert rms(found.snapshots, exact.snapshots) <= 2e-6
+    assert rms(found.out, exact.out) <= 2e-6
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+def test_steps_equal_the_chunked_form(form, generator, poisoned):
+    p = problem("per head", generator)
+    step = linear_attention.step if form == "torch" else linear_attention.launched_step
+    state, scale = p["options"]["initial_state"], p["options"]["scale"]
+    for i in range(3):
+        out, state = step(*(p[x][:, :, i] for x in "qkv"), state, p["log_decay"][..., 0], scale=scale)
+    exact = recurrence(*(p[x][:, :, :3].double() for x in "qkv"), p["log_decay"].double(), scale=scale,
+                       initial_state=p["options"]["initial_state"].double())  # fmt: skip
+    assert rms(out, exact.out[:, :, -1]) <= 2e-6
+    assert rms(state, exact.state) <= 2e-6
+
+
+@pytest.mark.parametrize("form", FORMS.values())
+def test_the_steepest_decay_neither_overflows_nor_underflows_to_nan(form, poisoned):
+    q = k = v = torch.ones(1, 1, 130, 32)
+    found = forward(form)(q, k, v, torch.full((1, 1, 1), -50.0))
+    torch.testing.assert_close(found.out, torch.full_like(found.out, 32.0))
+
+
+def test_torch_chunks_are_differentiable_in_float64(generator):
+    inputs = [torch.randn(1, 1, 7, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    gate = -torch.rand(1, 1, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, g: tuple(linear_attention.chunked(q, k, v, g, chunk=3)[:2]), (*inputs, gate)
+    )
+
+
+@needs_triton
+def test_a_second_launch_gives_the_same_bits(generator, poisoned):
+    p = problem("per token", generator)
+    runs = [forward("triton")(p["q"], p["k"], p["v"], p["log_decay"], **p["options"]) for _ in range(2)]
+    assert torch.equal(runs[0].out, runs[1].out)
+    assert torch.equal(runs[0].state, runs[1].state)
+
+
+def test_bounds_that_do_not_cover_the_tokens_are_refused():
+    x = torch.zeros(1, 1, 8, 4)
+    with pytest.raises(WorkbenchError, match=r"cu_seqlens \[0, 5\] do not cut a batch of 1 × 8 tokens"):
+        linear_attention.chunked(x, x, x, torch.zeros(1, 1, 1), cu_seqlens=[0, 5])

@@ -1,0 +1,163 @@
+"""The operations as one calls them: forms are chosen openly, gradients are right, and torch.compile takes them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import ops, profiles
+from workbench.kernels.intervals import intervals
+from workbench.kernels.profiles import ProfileRequest
+
+
+def attention_inputs(generator, dtype=torch.float32):
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    return normal(1, 4, 21, 16), normal(1, 2, 33, 16), normal(1, 2, 33, 16), normal(4)
+
+
+def linear_inputs(generator):
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return normal(1, 2, 19, 8), normal(1, 2, 19, 8), normal(1, 2, 19, 8), -torch.rand(1, 2, 19, generator=generator)
+
+
+def test_attention_gradients_through_output_and_lse_equal_autograds(generator):
+    q, k, v, sinks = (x.requires_grad_() for x in attention_inputs(generator))
+    seen, options = intervals(21, 33, window=9), dict(scale=0.3, softcap=5.0, sinks=sinks)
+    fast = ops.attention_profile(q, k, v, seen, ProfileRequest(entropy=True), **options)
+    exact = profiles.attention_profile(q, k, v, seen, ProfileRequest(), **options)
+    weights = torch.randn(fast.out.shape, generator=generator), torch.randn(fast.lse.shape, generator=generator)
+    found = torch.autograd.grad([fast.out, fast.lse], [q, k, v, sinks], weights)
+    wanted = torch.autograd.grad([exact.out, exact.lse], [q, k, v, sinks], [w.double() for w in weights])
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() <= 2e-6 * b.norm()
+
+
+def test_statistics_pass_no_gradient_and_say_so(generator):
+    q, k, v, _ = (x.requires_grad_() for x in attention_inputs(generator))
+    profile = ops.attention_profile(q, k, v, intervals(21, 33), ProfileRequest(entropy=True, distance=True))
+    assert profile.out.requires_grad
+    assert not profile.entropy.requires_grad
+    assert not profile.mean_distance.requires_grad
+
+
+def test_linear_attention_gradients_flow_into_every_input(generator):
+    inputs = [x.requires_grad_() for x in linear_inputs(generator)]
+    out, state, _ = ops.linear_attention(*inputs[:3], log_decay=inputs[3])
+    found = torch.autograd.grad(out.sum() + state.square().sum(), inputs)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    from workbench.kernels import linear_attention
+
+    out, state, _ = linear_attention.chunked(*wide)
+    wanted = torch.autograd.grad(out.sum() + state.square().sum(), wide)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_one_slope_per_head_is_a_gate_that_never_changes(generator):
+    q, k, v, _ = linear_inputs(generator)
+    slopes = torch.tensor([0.5, 0.1])
+    one = ops.linear_attention(q, k, v, log_decay=-slopes)
+    two = ops.linear_attention(q, k, v, log_decay=-slopes[None, :, None].expand(1, 2, 19))
+    torch.testing.assert_close(one.out, two.out)
+    torch.testing.assert_close(one.state, two.state)
+
+
+def test_opcheck_passes_for_every_op(generator):
+    q, k, v, sinks = (x.requires_grad_() for x in attention_inputs(generator))
+    seen = intervals(21, 33)
+    bounds = (seen.position, seen.low, seen.high, True)
+    tags = torch.zeros(1, 21, dtype=torch.int32), torch.zeros(1, 33, dtype=torch.int32)
+    wanted = ([4, 8], *tags, True, True, True, "torch")
+    torch.library.opcheck(ops._attention_profile, (q, k, v, *bounds, sinks, 0.25, None, *wanted))
+    nothing = ([], None, None, False, False, False, "torch")
+    torch.library.opcheck(ops._attention_profile, (q, k, None, *bounds, None, 0.25, 30.0, *nothing))
+    lse = torch.zeros(1, 4, 21)
+    torch.library.opcheck(ops._attention_column_sums, (q.detach(), k.detach(), lse, *bounds, 0.25, None, "torch"))
+    x = [x.requires_grad_() for x in linear_inputs(generator)]
+    state = torch.randn(1, 2, 8, 8, generator=generator).requires_grad_()
+    torch.library.opcheck(ops._linear_attention, (*x, 0.5, state, None, [3, 19], "torch"))
+    torch.library.opcheck(ops._linear_attention, (*x, 0.5, None, [0, 7, 19], [], "torch"))
+    token = [y[:, :, 0].detach() for y in x]
+    torch.library.opcheck(ops._linear_attention_step, (*token[:3], state.detach(), token[3], 0.5, "torch"))
+
+
+COMPILED = """
+import torch
+torch.set_num_threads(1)
+from workbench.kernels import ops
+from workbench.kernels.intervals import intervals
+from workbench.kernels.profiles import ProfileRequest
+q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+seen = intervals(16, 16)
+
+def attend(q, k, v):
+    profile = ops.attention_profile(q, k, v, seen, ProfileRequest(entropy=True, windows=(4,)))
+    return profile.out.sum() + profile.lse.sum(), profile.entropy, profile.beyond
+
+def mix(q, k, v):
+    out, state, _ = ops.linear_attention(q, k, v, log_decay=torch.tensor([-0.1, -0.2]))
+    return out.sum() + state.sum(), out
+
+def erase(q, k, v):
+    gate = -torch.ones(1, 2, 16)
+    out, state = ops.gated_delta_rule(q, torch.nn.functional.normalize(k, dim=-1), v, g=gate, beta=-gate)
+    return out.sum() + state.sum(), out
+
+for function in (attend, mix, erase):
+    eager = function(q, k, v)
+    wanted = torch.autograd.grad(eager[0], [q, k, v])
+    compiled = torch.compile(function, backend="BACKEND", fullgraph=True)(q, k, v)
+    found = torch.autograd.grad(compiled[0], [q, k, v])
+    for a, b in zip((*eager, *wanted), (*compiled, *found)):
+        torch.testing.assert_close(a, b)
+print("compiled")
+"""
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile_takes_whole_graphs_forward_and_backward(backend):
+    environment = {x: y for x, y in os.environ.items() if x != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", COMPILED.replace("BACKEND", backend)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.stdout == "compiled\n", ran.stderr[-2000:]
+
+
+def test_a_cpu_takes_torch_and_says_why():
+    found = ops.explain("cpu")
+    assert found["attention_profile"].startswith("row-blocked torch (cpu: exact")
+    assert set(found) >= {"attention_profile", "linear_attention", "linear_attention_step", "gated_delta_rule"}
+
+
+def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):
+    monkeypatch.setattr(ops, "HAS_TRITON", True)
+    assert ops.choose("linear_attention", "cuda").form == "triton"
+    monkeypatch.setattr(ops, "HAS_TRITON", False)
+    choice = ops.choose("linear_attention", "cuda")
+    assert choice.form == "torch"
+    assert "triton is not installed" in choice.why
+    with pytest.raises(WorkbenchError, match="backend='triton' was asked for, but triton is not installed"):
+        ops.choose("linear_attention", "cuda", "triton")
+
+
+def test_a_form_that_cannot_run_is_refused_not_replaced(monkeypatch):
+    monkeypatch.setattr(ops, "is_interpreted", lambda: False)
+    monkeypatch.setattr(ops, "HAS_TRITON", True)
+    with pytest.raises(WorkbenchError, match="backend='triton' was asked for on cpu; expected cuda"):
+        ops.choose("attention_profile", "cpu", "triton")
+    with pytest.raises(WorkbenchError, match="serves gated_delta_rule only"):
+        ops.choose("attention_profile", "cpu", "fla")
+    with pytest.raises(WorkbenchError, match="no operation 'softmax'"):
+        ops.choose("softmax", "cpu")
+
+
+def test_uneven_groups_are_refused_with_both_numbers():
+    q, k = torch.zeros(1, 3, 4, 16), torch.zeros(1, 2, 4, 16)
+    with pytest.raises(WorkbenchError, match="3 query heads cannot share 2"):
+        ops.attention_profile(q, k, k, intervals(4, 4), ProfileRequest())

@@ -1,0 +1,53 @@
+"""The recorder's statistics by the profile's way, against the float64 reference of the same signature."""
+
+import pytest
+import torch
+
+from tests.kernels.test_blockwise import assert_equal, everything, problem
+from workbench.heads import WorkbenchError
+from workbench.kernels import CausalMask, Request, recorded, reference
+from workbench.kernels.dialect import HAS_TRITON
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("case", ["gqa", "prefix", "sinks and window", "softcap", "left padding", "wide values"])
+def test_recorded_statistics_equal_the_reference(case, backend, poisoned):
+    p = problem(case)
+    request = everything(p)
+    args = dict(scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
+    fast = recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, backend=backend, **args)
+    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, **args)
+    assert_equal(fast, exact, p, tolerance=5e-6)  # far mass is a difference here, cells a second score product
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("case", ["gqa", "window", "left padding"])
+def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case, backend, poisoned):
+    p = problem(case)
+    rows = torch.arange(p["q"].shape[2] - 1, -1, -3).flip(0)
+    request = everything(p, rows)
+    given = (p["q"], p["k"], p["v"], p["mask"], request)
+    fast = recorded.attention_statistics(*given, scale=0.25, backend=backend)
+    assert_equal(fast, reference.attention_statistics(*given, scale=0.25), p, tolerance=5e-6)
+
+
+def test_padding_between_valid_keys_is_refused():
+    q = torch.zeros(1, 1, 4, 16)
+    mask = CausalMask(4, valid=torch.tensor([[True, False, True, True]]))
+    with pytest.raises(WorkbenchError, match="padding between valid keys"):
+        recorded.attention_statistics(q, q, q, mask, Request(), scale=1.0)
+
+
+def test_a_mask_of_another_kind_is_refused_by_its_name():
+    class Checkerboard:
+        def key_range(self, rows):
+            return 0, 4
+
+        def hidden(self, batch, rows, keys):
+            return []
+
+    q = torch.zeros(1, 1, 4, 16)
+    with pytest.raises(WorkbenchError, match="a Checkerboard was given; expected a CausalMask"):
+        recorded.attention_statistics(q, q, q, Checkerboard(), Request(), scale=1.0)

@@ -1,0 +1,289 @@
+"""Compile every shipped kernel for a GPU that need not be there, and read back what the compiler made of it.
+
+A kernel can turn slow without turning wrong: registers spill, the load pipeline switches off, tensor cores go unused.
+The wheel of Triton carries the assembler and the disassembler, so all of that can be seen on any Linux machine:
+
+    python -m workbench.kernels.aot [--arch 80 90 100] [--all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import attention_stats, delta_triton, linear_triton
+from workbench.kernels.configs import Launch, attention_config, column_config, delta_config, linear_config, step_config
+from workbench.kernels.dialect import HAS_TRITON, is_interpreted
+
+ARCHITECTURES = (80, 90, 100)
+# Bytes of shared memory that one program may have.
+_SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+# Spills outside loops, once per program: a bound against the absurd.
+_SPILLS_LIMIT = 128
+# Stores per tile, among thousands of instructions.
+_LOOP_SPILLS_LIMIT = 8
+_SASS = {
+    "hgmma": r"\bHGMMA\b",
+    "mma": r"\b(?:HGMMA|HMMA|UTC\w*MMA)\b",
+    "pipelined_loads": r"\bLDGSTS\b",
+    # Tensor memory is allocated by bit operations on shared memory; sums never are.
+    "atomics": r"\b(?:RED|REDG|ATOM|ATOMG|ATOMS(?!\.(?:OR|AND)\b))\b",
+}
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kernel as it is launched: run-time argument types, compile-time arguments, and the launch shape.
+
+    `uses_tensor_cores`, `is_pipelined`: what the compiler is expected to do with it.
+    """
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    launch: Launch
+    uses_tensor_cores: bool = True
+    is_pipelined: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one compiled kernel needs: registers per thread, bytes of shared memory, and counts of instructions.
+
+    A register spilled once before a loop costs nothing; spilled in it, it costs every tile: `loop_spills`.
+    """
+
+    registers: int
+    shared: int
+    spills: int
+    loop_spills: int
+    hgmma: int
+    mma: int
+    pipelined_loads: int
+    atomics: int
+
+    def complaints(self, case: Case, arch: int) -> list[str]:
+        """What keeps this kernel from being shipped; nothing if it may be."""
+        found: list[str] = []
+        if self.loop_spills > _LOOP_SPILLS_LIMIT:
+            found.append(f"{self.loop_spills} registers spilled in a loop, {_LOOP_SPILLS_LIMIT} at most")
+        if self.spills > _SPILLS_LIMIT:
+            found.append(f"{self.spills} spilling stores, {_SPILLS_LIMIT} at most")
+        if self.shared > _SHARED_LIMIT[arch]:
+            found.append(f"{self.shared} bytes of shared memory, {_SHARED_LIMIT[arch]} at most")
+        if self.atomics:
+            found.append(f"{self.atomics} memory atomics: sums would depend on their order")
+        if case.uses_tensor_cores and not self.mma:
+            found.append("no tensor-core instruction")
+        if case.uses_tensor_cores and arch == 90 and not self.hgmma:
+            found.append("no warp-group matrix instruction")
+        if case.is_pipelined and not self.pipelined_loads:
+            found.append("no asynchronous load: the load pipeline is off")
+        return found
+
+
+def compile_case(case: Case, arch: int) -> Resources:
+    """Compile one case for one architecture and disassemble it.
+
+    Raises:
+        WorkbenchError: if Triton is missing or interprets its kernels in this process.
+    """
+    if not HAS_TRITON:
+        raise WorkbenchError("triton is not installed; expected it for compiling kernels: pip install triton")
+    if is_interpreted():
+        raise WorkbenchError("TRITON_INTERPRET=1 is set, so kernels cannot be compiled here; unset it in this process")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in case.types if _is_aligned(name, case.types)}
+    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
+    source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.launch.options())
+    usage, sass = _disassemble(compiled.asm["cubin"], Path(triton.__file__).parent / "backends/nvidia/bin")
+    registers = re.search(r"REG:(\d+)", usage)
+    counts = {name: len(re.findall(pattern, sass)) for name, pattern in _SASS.items()}
+    assert registers is not None
+    spills, loop_spills = _spills(sass)
+    return Resources(int(registers[1]), compiled.metadata.shared, spills, loop_spills, **counts)
+
+
+def shipped(arch: int, *, everything: bool = False) -> Iterator[Case]:
+    """The kernels in the shapes they are launched in: one each, or all head widths, types and sets of statistics."""
+    yield from _attention_cases(arch, everything=everything)
+    yield from _linear_cases(arch, everything=everything)
+    yield from _delta_cases(arch, everything=everything)
+
+
+def _attention_cases(arch: int, *, everything: bool) -> Iterator[Case]:
+    widths = (64, 128, 256) if everything else (128,)
+    dtypes = (torch.bfloat16, torch.float16) if everything else (torch.bfloat16,)
+    sets = {
+        "output": {},
+        "entropy": {"ENTROPY": True},
+        "entropy, top, distance": {"ENTROPY": True, "TOP": True, "DISTANCE": True},
+        "all": {"ENTROPY": True, "TOP": True, "DISTANCE": True, "N_EDGES": 16, "HAS_TAGS": True},
+        "all, window, sink, cap": {
+            "ENTROPY": True,
+            "TOP": True,
+            "DISTANCE": True,
+            "N_EDGES": 16,
+            "HAS_TAGS": True,
+            "HAS_LOW": True,
+            "HAS_SINK": True,
+            "HAS_CAP": True,
+        },
+        "all, no output": {
+            "ENTROPY": True,
+            "TOP": True,
+            "DISTANCE": True,
+            "N_EDGES": 16,
+            "HAS_TAGS": True,
+            "HAS_OUT": False,
+        },
+    }
+    off = {"HAS_LOW": False, "HAS_SINK": False, "HAS_CAP": False, "N_EDGES": 0, "HAS_TAGS": False}
+    off |= {"ENTROPY": False, "TOP": False, "DISTANCE": False, "HAS_OUT": True}
+    for dtype in dtypes:
+        for d in widths:
+            heads = {"HEADS": 32, "GROUP": 4, "PRECISION": "tf32"}
+            for name, flags in sets.items():
+                if not everything and name not in ("output", "all"):
+                    continue
+                flags = off | flags
+                n_statistics = sum(bool(flags[x]) for x in ("ENTROPY", "TOP", "DISTANCE", "N_EDGES", "HAS_TAGS"))
+                launch = attention_config(arch, d, dtype, n_statistics=n_statistics)
+                tile = {"BM": launch.rows, "BN": launch.columns}
+                constants = heads | tile | flags | {"D": d, "DV": d, "DP": d, "DVP": d}
+                yield _case(
+                    f"profile_forward: {name}, d {d}", attention_stats.profile_forward, dtype, constants, launch
+                )
+            launch = attention_config(arch, d, dtype, n_statistics=1)
+            tile = {"BM": launch.rows, "BN": launch.columns, "D": d, "DP": d, "HAS_CAP": False}
+            yield _case(
+                f"window_edges: d {d}", attention_stats.window_edges, dtype, heads | tile | {"N_EDGES": 16}, launch
+            )
+            launch = column_config(arch, d, dtype)
+            tile = {"BM": launch.columns, "BN": launch.rows, "D": d, "DP": d, "HAS_CAP": False}
+            yield _case(f"column_sums: d {d}", attention_stats.column_sums, dtype, heads | tile, launch)
+
+
+def _linear_cases(arch: int, *, everything: bool) -> Iterator[Case]:
+    widths = (64, 128, 256) if everything else (128,)
+    dtypes = (torch.bfloat16, torch.float16) if everything else (torch.bfloat16,)
+    for dtype in dtypes:
+        for d in widths:
+            launch = linear_config(arch, d, dtype)
+            tile = {"D": d, "DV": d, "DP": d, "BV": min(launch.columns, d), "C": launch.rows, "PRECISION": "tf32"}
+            for per_token in (False, True) if everything else (False,):
+                for is_reversed in (False, True):
+                    flags = {"PER_TOKEN": per_token, "REVERSE": is_reversed}
+                    name = f"d {d}{', per token' * per_token}{', reversed' * is_reversed}"
+                    for kernel in (linear_triton.segment_state, linear_triton.segment_rows):
+                        yield _case(f"{kernel.__name__}: {name}", kernel, dtype, tile | flags, launch)
+        step = step_config(arch)
+        tile = {"HEADS": 64, "D": 128, "DV": 128, "DP": 128, "BV": step.columns}
+        plain = {"uses_tensor_cores": False, "is_pipelined": False}
+        yield _case("recurrent_step: d 128", linear_triton.recurrent_step, dtype, tile, step, **plain)
+
+
+def _delta_cases(arch: int, *, everything: bool) -> Iterator[Case]:
+    widths = (64, 128) if everything else (128,)
+    dtypes = (torch.bfloat16, torch.float16) if everything else (torch.bfloat16,)
+    for dtype in dtypes:
+        for d in widths:
+            launch = delta_config(arch, d, dtype)
+            tile = {"HEADS": 32, "D": d, "DV": d, "DP": d, "BV": min(launch.columns, d), "C": launch.rows}
+            tile |= {"PRECISION": "tf32"}
+            # Chunks are prepared one per program, without a loop over memory: there is nothing to pipeline.
+            yield _case(f"delta_chunks: d {d}", delta_triton.delta_chunks, dtype, tile, launch, is_pipelined=False)
+            yield _case(f"delta_rows: d {d}", delta_triton.delta_rows, dtype, tile, launch)
+
+
+def _case(
+    name: str, kernel: Any, dtype: torch.dtype, constants: dict[str, Any], launch: Launch, **expected: bool
+) -> Case:
+    types = {x: _type_of(x, _TYPES[dtype]) for x in kernel.arg_names if x not in constants}
+    return Case(f"{name}, {_TYPES[dtype]}", kernel, types, constants, launch, **expected)
+
+
+def _spills(sass: str) -> tuple[int, int]:
+    """Spilling stores in all, and those between a label and a branch back to it."""
+    lines = sass.splitlines()
+    labels = {m[1]: n for n, line in enumerate(lines) if (m := re.match(r"\s*\.(L_x_\d+):", line))}
+    stores = [n for n, line in enumerate(lines) if re.search(r"\bSTL\b", line)]
+    jumps = ((n, m[1]) for n, line in enumerate(lines) if (m := re.search(r"\bBRA\b.*`\(\.(L_x_\d+)\)", line)))
+    loops = [(labels[label], n) for n, label in jumps if label in labels and labels[label] < n]
+    return len(stores), sum(any(first < n < last for first, last in loops) for n in stores)
+
+
+# What the arguments are by their names: kernels name pointers in capitals, and element types follow the model's.
+_MODEL_POINTERS = {"Q", "K", "V", "OUT", "UPDATES", "ERASED"}
+_INTEGER_POINTERS = {
+    "POSITION", "LOW", "HIGH", "EDGES", "QUERY_TAG", "KEY_TAG", "TOP_KEY", "FIRST_ROW", "LAST_ROW",
+    "SEGMENTS", "BOUNDS",
+}  # fmt: skip
+_WHOLE_STRIDES = {"stride_q", "stride_k", "stride_v", "stride_o"}
+_FLOATS = {"scale", "softcap", "state_scale", "update_scale"}
+
+
+def _type_of(name: str, element: str) -> str:
+    if name in _MODEL_POINTERS:
+        return f"*{element}"
+    if name in _INTEGER_POINTERS:
+        return "*i32"
+    if name.isupper():
+        return "*fp32"
+    return "fp32" if name in _FLOATS else "i32"
+
+
+def _is_aligned(name: str, types: dict[str, str]) -> bool:
+    """True for what is divisible by 16 at run time: pointers, and the strides of whole heads and tokens."""
+    return types[name].startswith("*") or name[:-1] in _WHOLE_STRIDES
+
+
+def _disassemble(cubin: bytes, tools: Path) -> tuple[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.cubin")
+        Path(path).write_bytes(cubin)
+        commands = [[tools / "cuobjdump", "--dump-resource-usage", path], [tools / "nvdisasm", "-c", path]]
+        usage, sass = (subprocess.run(c, check=True, capture_output=True, text=True).stdout for c in commands)
+    return usage, sass
+
+
+def main() -> None:
+    """Print one line per kernel and architecture; exit with 1 if any may not be shipped."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--all", action="store_true", help="the full matrix instead of one shape per kernel")
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    given = parser.parse_args()
+    is_good = True
+    for arch in given.arch:
+        for case in shipped(arch, everything=given.all):
+            if given.only not in case.name:
+                continue
+            resources = compile_case(case, arch)
+            complaints = resources.complaints(case, arch)
+            is_good &= not complaints
+            counts = f"regs {resources.registers} smem {resources.shared >> 10} KiB spills {resources.spills} "
+            counts += f"mma {resources.mma} hgmma {resources.hgmma} loads {resources.pipelined_loads}"
+            print(f"sm_{arch} {case.name}: {counts} {'; '.join(complaints) or 'ok'}", flush=True)
+    raise SystemExit(0 if is_good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The launch shape of each kernel: a static table by architecture, head width, element type and what is asked for.
+
+Every row has been compiled for its architecture and read back by `aot`: next to no spills in loops, pipelined loads,
+and tensor cores.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Launch(NamedTuple):
+    """Rows and columns of a tile, warps per program, depth of the load pipeline."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int | bool]:
+        """Launch options; fusion into multiply-adds is asked for, because its default changes between releases."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+# Off the GPU kernels are interpreted: tiles so small that short inputs still cross their edges.
+_INTERPRETED = Launch(32, 32, 4, 2)
+
+
+def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int = 0) -> Launch:
+    """Tile of the statistics kernel: `rows` queries against `columns` keys at a time."""
+    if arch == 0:
+        return _INTERPRETED
+    if dtype == torch.float32:
+        return Launch(64, 32, 4, 2) if d <= 64 else Launch(32, 32, 4, 2)
+    if d > 128:
+        return Launch(64 if arch >= 90 else 32, 32, 8, 2)
+    is_loaded = n_statistics > 3
+    if arch < 90:
+        return Launch(64, 32, 8 if is_loaded else 4, 3)
+    is_narrow = arch >= 100 and n_statistics > (3 if d <= 64 else 2)
+    return Launch(128, 32 if is_narrow else 64, 8, 3)
+
+
+def column_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
+    """Tile of the column-sum kernel: `rows` keys against `columns` queries at a time."""
+    if arch == 0:
+        return _INTERPRETED
+    if dtype == torch.float32:
+        return Launch(32, 32, 4, 2)
+    if d > 128:
+        return Launch(64, 32, 4, 2)
+    return Launch(128, 64, 8, 3)
+
+
+def linear_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
+    """Chunk of the linear kernels: `rows` tokens, and `columns` value channels per program."""
+    if arch == 0:
+        return Launch(32, 32, 4, 2)
+    if dtype == torch.float32:
+        return Launch(32, 32, 4, 2)
+    if d > 128 and arch < 90:
+        return Launch(32, 32, 8, 2)
+    return Launch(64, 64, 8, 2)
+
+
+def step_config(arch: int) -> Launch:
+    """Block of the recurrent step: all key channels against `columns` value channels."""
+    return Launch(1, 32 if arch == 0 else 16, 4, 1)
+
+
+def delta_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
+    """Chunk of the delta rule: `rows` tokens, and `columns` value channels per program."""
+    if arch == 0:
+        return Launch(32, 32, 4, 2)
+    if dtype == torch.float32:
+        return Launch(32, 32, 4, 1)
+    return Launch(64, min(64, max(16, d)), 8, 2)

@@ -1,0 +1,79 @@
+"""From which length on linear attention is cheaper than softmax attention: the answer depends on what is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workbench.heads import WorkbenchError
+
+TERMS = ("mixing", "projections", "decode memory")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One attention layer: model width, heads, and the key/value heads of its softmax form."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+
+MINIMAX_TEXT_01 = LayerShape(d_model=6144, n_heads=64, n_kv_heads=8, d_head=128)
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """Cost per token as softmax_per_key · keys + softmax_fixed against linear_fixed; in FLOP, or in bytes for decoding.
+
+    `tokens`: the context length at which both cost the same.
+    """
+
+    unit: str
+    softmax_per_token_of_context: float
+    softmax_fixed: float
+    linear_fixed: float
+
+    @property
+    def tokens(self) -> float:
+        return (self.linear_fixed - self.softmax_fixed) / self.softmax_per_token_of_context
+
+
+def crossover(
+    shape: LayerShape,
+    terms: tuple[str, ...] = ("mixing",),
+    *,
+    chunk: int = 256,
+    skips_upper_half: bool = False,
+    state_bytes: int = 4,
+    cache_bytes: int = 2,
+) -> Crossover:
+    """The break-even context length of one layer, counting the named terms.
+
+    Args:
+        terms: "mixing", scores and values: causal softmax 2·D·T FLOP per token and head on average, linear 4·C·D + 4·D²
+            (2·C·D if the upper half of the chunk's square is skipped). "projections", the layer's matrices: softmax q
+            and out and grouped k, v; linear q, k, v, gate and out, none grouped. "decode memory", alone, bytes per
+            decoded token: the key/value cache read once against the state read and written.
+
+    Raises:
+        WorkbenchError: if a term is unknown, or FLOP and bytes are to be added.
+    """
+    unknown = [x for x in terms if x not in TERMS]
+    if unknown or not terms:
+        raise WorkbenchError(f"terms {terms} were given; expected some of {', '.join(TERMS)}")
+    d, heads, kv = shape.d_head, shape.n_heads, shape.n_kv_heads
+    if "decode memory" in terms:
+        if len(terms) > 1:
+            raise WorkbenchError("'decode memory' counts bytes and the other terms FLOP; ask for it alone")
+        return Crossover("bytes", 2.0 * kv * d * cache_bytes, 0.0, 2.0 * heads * d * d * state_bytes)
+    per_key = softmax = linear = 0.0
+    if "mixing" in terms:
+        per_key = 2.0 * d * heads
+        linear += heads * ((2.0 if skips_upper_half else 4.0) * chunk * d + 4.0 * d * d)
+    if "projections" in terms:
+        softmax += 2.0 * shape.d_model * d * (2 * heads + 2 * kv)
+        linear += 2.0 * shape.d_model * d * 5 * heads
+    if not per_key:
+        raise WorkbenchError("terms ('projections',) do not depend on the length; add 'mixing'")
+    return Crossover("FLOP", per_key, softmax, linear)
