@@ -8,12 +8,11 @@ All ways run interleaved in one process on one thread; the minimum of process ti
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import describe, keep
+from machine import cpu_seconds, describe, gpu_milliseconds, keep
 
 from workbench.kernels import ops
 from workbench.kernels.intervals import intervals
@@ -62,13 +61,7 @@ def on_cpu(lengths: list[int], rounds: int) -> list[str]:
     shape = (2, 1, 64)
     lines = ["CPU, float32, 1 thread, B1 H2 Hkv1 D64; seconds of process time (ratio to sdpa)", ""]
     for n in lengths:
-        best: dict[str, float] = {}
-        functions = ways(n, "cpu", torch.float32, shape)
-        for _ in range(rounds):
-            for name, function in functions.items():
-                started = time.process_time()
-                function()
-                best[name] = min(best.get(name, 1e9), time.process_time() - started)
+        best = cpu_seconds(ways(n, "cpu", torch.float32, shape), rounds)
         lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
     return lines
 
@@ -82,17 +75,7 @@ def on_gpu(lengths: list[int], rounds: int) -> list[str]:
         "",
     ]
     for n in lengths:
-        best: dict[str, float] = {}
-        functions = ways(n, "cuda", torch.bfloat16, shape)
-        for round_ in range(rounds + 1):
-            for name, function in functions.items():
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                function()
-                stop.record()
-                torch.cuda.synchronize()
-                if round_:  # the first round compiles
-                    best[name] = min(best.get(name, 1e9), start.elapsed_time(stop))
+        best = gpu_milliseconds(ways(n, "cuda", torch.bfloat16, shape), rounds)
         floor = 1e3 * 4 * shape[2] * shape[0] * n * n / 2 / PEAK_FLOPS
         cells = (f"{x} {s:.3f} ({s / best['sdpa']:.2f}x, {s / best['output and lse']:.2f}x)" for x, s in best.items())
         lines.append(f"- T {n}, floor {floor:.3f} ms: " + ", ".join(cells))

@@ -8,13 +8,12 @@ All ways run interleaved in one process on one thread; the minimum of process ti
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from machine import describe, keep
+from machine import cpu_seconds, describe, gpu_milliseconds, keep
 
 from workbench.kernels import ops
 from workbench.kernels.state_precision import lightning_slopes
@@ -62,13 +61,7 @@ def ways(n: int, device: str, dtype: torch.dtype, heads: int, d: int) -> dict[st
 def on_cpu(lengths: list[int], rounds: int) -> list[str]:
     lines = ["CPU, float32, 1 thread, B1 H2 D64; seconds of process time (ratio to softmax sdpa)", ""]
     for n in lengths:
-        best: dict[str, float] = {}
-        functions = ways(n, "cpu", torch.float32, 2, 64)
-        for _ in range(rounds):
-            for name, function in functions.items():
-                started = time.process_time()
-                function()
-                best[name] = min(best.get(name, 1e9), time.process_time() - started)
+        best = cpu_seconds(ways(n, "cpu", torch.float32, 2, 64), rounds)
         lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
     return lines
 
@@ -80,17 +73,7 @@ def on_gpu(lengths: list[int], rounds: int) -> list[str]:
     lines = [f"{torch.cuda.get_device_name()}, bfloat16, B1 H64 D128; ms (ratio to the floor of memory traffic)", ""]
     for n in lengths:
         floor = 1e3 * 8 * n * heads * d / PEAK_BYTES
-        best: dict[str, float] = {}
-        functions = ways(n, "cuda", torch.bfloat16, heads, d)
-        for round_ in range(rounds + 1):
-            for name, function in functions.items():
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                function()
-                stop.record()
-                torch.cuda.synchronize()
-                if round_:  # the first round compiles
-                    best[name] = min(best.get(name, 1e9), start.elapsed_time(stop))
+        best = gpu_milliseconds(ways(n, "cuda", torch.bfloat16, heads, d), rounds)
         cells = ", ".join(f"{x} {s:.3f} ({s / floor:.2f}x)" for x, s in best.items())
         lines.append(f"- T {n}, floor {floor:.3f} ms: {cells}")
     return lines

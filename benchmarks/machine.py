@@ -1,13 +1,41 @@
-"""What a benchmark's numbers belong to: machine, versions and commit; and where they are kept."""
+"""How a benchmark times, what its numbers belong to (machine, versions, commit), and where they are kept."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+
+def cpu_seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Least process time of each way over interleaved rounds."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, function in ways.items():
+            started = time.process_time()
+            function()
+            best[name] = min(best.get(name, 1e9), time.process_time() - started)
+    return best
+
+
+def gpu_milliseconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Least time of each way on the GPU over interleaved rounds, after one that compiles."""
+    best: dict[str, float] = {}
+    for round_ in range(rounds + 1):
+        for name, function in ways.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            stop.record()
+            torch.cuda.synchronize()
+            if round_:
+                best[name] = min(best.get(name, 1e9), start.elapsed_time(stop))
+    return best
 
 
 def describe() -> str:

@@ -23,7 +23,7 @@ from workbench.checkpoints import Checkpoint, find_checkpoints, fingerprint
 from workbench.detectors import Detector, find_detectors, measure, series_far
 from workbench.heads import BadCheckpoint, Row, StoreNotWritable, WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.vocabulary import ModelWords, model_words
+from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
 from workbench.interrupts import Interrupts
 from workbench.kernels import Far
 from workbench.probes import Probe, build, default
@@ -231,10 +231,9 @@ class _Work:
         """Make the probes of the first checkpoint that can be read, so that a bad one stops the job, not each unit."""
         for checkpoint in self._checkpoints:
             try:
-                words = model_words(checkpoint.path)
+                self._probes_for(checkpoint.path)
             except BadCheckpoint:
                 continue
-            self._probes_for(words)
             return
 
     def checkpoint(self, checkpoint: Checkpoint, unlike: str | None) -> None:
@@ -248,15 +247,13 @@ class _Work:
                 raise BadCheckpoint(unlike)
             marks = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
             origin = _origin(self._store.path.name, checkpoint, marks.weights, marks.config)
-            missing = self._missing(origin, model_words(checkpoint.path))
-            if missing:
-                model = open_model(checkpoint.path, self._job.device, self._dtype)
-                self._store.forgive(checkpoint.name, None)
-                for probe, units in missing:
-                    self._probe(origin, model, probe, units)
-                    self._interrupts.check()
-            else:
-                self._store.forgive(checkpoint.name, None)
+            missing = self._missing(origin, checkpoint.path)
+            model = open_model(checkpoint.path, self._job.device, self._dtype) if missing else None
+            self._store.forgive(checkpoint.name, None)
+            for probe, units in missing:
+                assert model is not None
+                self._probe(origin, model, probe, units)
+                self._interrupts.check()
         except StoreNotWritable:
             raise
         except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
@@ -264,9 +261,9 @@ class _Work:
         self._passed += 1
         self._report(checkpoint.name, "")
 
-    def _missing(self, origin: Origin, words: ModelWords) -> list[tuple[Probe, list[_Unit]]]:
+    def _missing(self, origin: Origin, path: Path) -> list[tuple[Probe, list[_Unit]]]:
         missing = []
-        for probe in self._probes_for(words):
+        for probe in self._probes_for(path):
             units = self._units(origin, probe)
             todo = [u for u in units if not self._store.has(u.table, origin, u.key)]
             self._done += len(units) - len(todo)
@@ -274,12 +271,13 @@ class _Work:
                 missing.append((probe, todo))
         return missing
 
-    def _probes_for(self, words: ModelWords) -> list[Probe]:
-        """The probes in this vocabulary, made once for all checkpoints that share it."""
-        if words.digest not in self._probes:
-            self._probes[words.digest] = self._make_probes(words)
-            self._write_plan(self._probes[words.digest])
-        return self._probes[words.digest]
+    def _probes_for(self, path: Path) -> list[Probe]:
+        """The probes in a checkpoint's vocabulary, made once for all checkpoints that share it."""
+        digest = words_digest(path)
+        if digest not in self._probes:
+            self._probes[digest] = self._make_probes(model_words(path))
+            self._write_plan(self._probes[digest])
+        return self._probes[digest]
 
     def _make_probes(self, words: ModelWords) -> list[Probe]:
         made = [build(words, written) for written in self._job.probes or ()]

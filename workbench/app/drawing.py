@@ -54,35 +54,17 @@ def register_overview(app: Dash, runs: Runs) -> None:
         marks = [{"value": i, "label": sent["stops"][i]["label"].removesuffix(" tokens")} for i in reversed(shown)]
         return asked, {**sent, "probe": view.probe}, max(stops - 1, 0), marks, stop_of(sent, step)
 
-    @app.callback(
-        Output(p.EMERGENCE, "figure"),
-        Input(p.VIEW, "data"),
-        Input(p.SCORES_CHANGED, "data"),
-        Input(p.THEME, "data"),
-        prevent_initial_call=True,
-    )
-    def show_emergence(kept: Any, _: Any, dark: Any) -> Any:
-        return _overview_figure(figures.emergence, kept, dark, runs)
+    for graph, draw in ((p.EMERGENCE, figures.emergence), (p.STRIPS, figures.strips), (p.GRID, figures.heads)):
 
-    @app.callback(
-        Output(p.STRIPS, "figure"),
-        Input(p.VIEW, "data"),
-        Input(p.SCORES_CHANGED, "data"),
-        Input(p.THEME, "data"),
-        prevent_initial_call=True,
-    )
-    def show_strips(kept: Any, _: Any, dark: Any) -> Any:
-        return _overview_figure(figures.strips, kept, dark, runs)
-
-    @app.callback(
-        Output(p.GRID, "figure"),
-        Input(p.VIEW, "data"),
-        Input(p.SCORES_CHANGED, "data"),
-        Input(p.THEME, "data"),
-        prevent_initial_call=True,
-    )
-    def show_grid(kept: Any, _: Any, dark: Any) -> Any:
-        return _overview_figure(figures.heads, kept, dark, runs)
+        @app.callback(
+            Output(graph, "figure"),
+            Input(p.VIEW, "data"),
+            Input(p.SCORES_CHANGED, "data"),
+            Input(p.THEME, "data"),
+            prevent_initial_call=True,
+        )
+        def show_figure(kept: Any, _: Any, dark: Any, draw: Any = draw) -> Any:
+            return _overview_figure(draw, kept, dark, runs)
 
 
 def theme_of(dark: bool | None) -> Theme:

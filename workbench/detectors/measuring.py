@@ -15,7 +15,7 @@ from workbench.detectors.registry import Detector, find_detectors
 from workbench.detectors.scoring import bootstrap, concatenate, score_rows
 from workbench.heads import Metric, Row, WorkbenchError
 from workbench.hooks import Answers, HookedModel, Recording, open_model
-from workbench.hooks.model import Rows
+from workbench.hooks.model import DEFAULT_FAR, Rows
 from workbench.kernels import Far
 from workbench.probes import Probe, default, make_probe, part
 
@@ -103,7 +103,7 @@ def score(
     table = [
         asdict(row)
         for probe in chosen_probes
-        for scored in measure(model, probe, chosen, far=far or Far(256), seed=seed, rows=rows).rows.values()
+        for scored in measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows).rows.values()
         for row in scored
     ]
     first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]

@@ -24,7 +24,15 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 from transformers.modeling_utils import AttentionInterface
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, Hidden, Request, TileMask, attention_statistics, hidden_runs
+from workbench.kernels import (
+    CausalMask,
+    Hidden,
+    Request,
+    RowStatistics,
+    TileMask,
+    attention_statistics,
+    hidden_runs,
+)
 
 IMPLEMENTATION = "workbench"
 # What the families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
@@ -39,7 +47,6 @@ class LazyMask:
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    n_sequences: int
     n_queries: int
     n_keys: int
     query_offset: int
@@ -110,13 +117,15 @@ class AttentionCall:
             return rearrange(out, "b h q d -> b q h d")
         return self.statistics(Request())[0]
 
-    def statistics(self, request: Request):
-        """The output and the statistics of the layer's rows; see `workbench.kernels`."""
+    def statistics(
+        self, request: Request, mask: TileMask | None = None
+    ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+        """The output and the statistics of the layer's rows, under its own mask or another; see `workbench.kernels`."""
         return attention_statistics(
             self.q,
             self.k,
             self.v,
-            self.mask.simplest(),
+            self.mask.simplest() if mask is None else mask,
             request,
             scale=self.scale,
             softcap=self.softcap,
@@ -199,7 +208,6 @@ def _attend(
 
 
 def _lazy_mask(
-    batch_size: int,
     q_length: int,
     kv_length: int,
     q_offset: int = 0,
@@ -216,7 +224,6 @@ def _lazy_mask(
         valid = None if bool(valid.all()) else valid
     return LazyMask(
         function=mask_function,
-        n_sequences=batch_size,
         n_queries=int(q_length),
         n_keys=int(kv_length),
         query_offset=int(q_offset),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.attention import AttentionCall
-from workbench.kernels import Hidden, Request, RowStatistics, TileMask, attention_statistics, hidden_runs
+from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_tile
 
 
@@ -184,7 +184,7 @@ def _by_group(
             out[:, :, list(group.heads)] = _banded_output(part, group.windows)
         else:
             mask = _restricted(part, group.windows)
-            out[:, :, list(group.heads)], statistics = _statistics(part, mask, request)
+            out[:, :, list(group.heads)], statistics = part.statistics(request, mask)
             collected.append((group.heads, statistics))
     return out, _merged(collected, n_heads) if collected else None
 
@@ -216,18 +216,12 @@ def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:
     return mask
 
 
-def _statistics(call: AttentionCall, mask: TileMask, request: Request) -> tuple[Tensor, RowStatistics]:
-    return attention_statistics(
-        call.q, call.k, call.v, mask, request, scale=call.scale, softcap=call.softcap, sinks=call.sinks
-    )
-
-
 def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Tensor, "b q n_heads d_v"]:
     """Attention of blocks of rows on their sinks and band alone."""
     mask = _restricted(call, windows)
     n_q, n_k = call.q.shape[2], call.k.shape[2]
     if not windows:
-        return _statistics(call, mask, Request())[0]
+        return call.statistics(Request(), mask)[0]
     # What every window allows lies within the narrowest band or among the most sinks.
     band, sink = min(w.window for w in windows), max(w.sink for w in windows)
     start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
@@ -244,7 +238,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
             keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
         visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
         piece = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
-        blocks.append(_statistics(piece, _GatheredMask(visible), Request())[0])
+        blocks.append(piece.statistics(Request(), _GatheredMask(visible))[0])
     return torch.cat(blocks, 1)
 
 

@@ -12,11 +12,10 @@ from workbench.hooks.loading import TOKENIZER_FILES, load_config, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ModelWords:
-    """A checkpoint's configuration and tokenizer (None if it has none); equal digests make equal probes."""
+    """A checkpoint's configuration and tokenizer (None if it has none)."""
 
     config: Any
     tokenizer: Any
-    digest: str
 
 
 def model_words(path: Path) -> ModelWords:
@@ -28,8 +27,13 @@ def model_words(path: Path) -> ModelWords:
     with quiet():
         config = load_config(path)
         tokenizer, _ = load_tokenizer(path)
+    return ModelWords(config, tokenizer)
+
+
+def words_digest(path: Path) -> str:
+    """Digest of the files that `model_words` reads: equal ones make equal probes, and no tokenizer need be loaded."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", *TOKENIZER_FILES):
         file = path / name
         digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
-    return ModelWords(config, tokenizer, digest.hexdigest())
+    return digest.hexdigest()
