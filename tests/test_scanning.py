@@ -63,6 +63,16 @@ def test_a_scan_measures_far_mass_beyond_the_models_smallest_window_and_stores_i
     assert far[far.kind == "sliding"].score.eq(0).all()
 
 
+def test_a_sink_given_without_a_window_holds_beyond_the_models_own_window(series, run, tmp_path):
+    sunk = scan(series, tmp_path / "run", ["far_mass"], FAST["probes"], far_sink=3)
+    order = ["step", "layer", "head"]
+    with_sink = sunk.scores(detector="far_mass").sort_values(order)
+    without = run.scores(detector="far_mass").sort_values(order)
+    assert with_sink["flags"].unique().tolist() == ["far_window=8;far_sink=3"]
+    is_full = with_sink.kind.to_numpy() == "full"
+    assert (with_sink.score.to_numpy()[is_full] < without.score.to_numpy()[is_full]).all()
+
+
 def test_every_checkpoint_has_its_step_and_tokens(run):
     table = run.scores()
     assert sorted(table.step.unique()) == list(STEPS)

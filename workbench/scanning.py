@@ -330,7 +330,8 @@ class _Work:
         self._report(origin.ckpt, probe.name)
         detectors = [u.detector for u in units if u.detector is not None]
         job = self._job
-        far = series_far(model, probe) if job.far_window is None else Far(job.far_window, job.far_sink)
+        window = series_far(model, probe).window if job.far_window is None else job.far_window
+        far = Far(window, job.far_sink)
         try:
             measured = measure(model, probe, detectors, far=far, seed=job.seed, rows=job.rows or "all")
         except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
