@@ -164,12 +164,17 @@ def break_pickle(folder):
     torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
 
 
+def break_empty_config(folder):
+    (folder / "config.json").write_text("{}")
+
+
 BREAKS = {
     "truncated": (break_truncated, "model.safetensors"),
     "missing tensor": (break_missing_tensor, "layers.1.self_attn.k_proj"),
     "nan": (break_nan, "layers.1.self_attn.k_proj"),
     "one layer too many": (break_config, "config.json"),
     "no config": (break_no_config, "config.json"),
+    "empty config": (break_empty_config, "config.json"),
     "pickle": (break_pickle, "pytorch_model.bin"),
 }
 
@@ -191,6 +196,15 @@ def test_a_bad_checkpoint_is_a_stored_failure_and_the_others_are_scored(series, 
     mended = scan(copy, tmp_path / "run", **FAST)
     assert mended.failures().empty
     assert mended.status().is_complete
+
+
+def test_a_lone_sibling_is_scored_beside_a_checkpoint_whose_config_says_nothing(series, tmp_path):
+    for step in (0, 2):
+        shutil.copytree(series / f"checkpoint-{step}", tmp_path / "series" / f"checkpoint-{step}")
+    break_empty_config(tmp_path / "series" / "checkpoint-0")
+    run = scan(tmp_path / "series", tmp_path / "run", **FAST)
+    assert run.failures().ckpt.tolist() == ["checkpoint-0"]
+    assert run.scores().step.unique().tolist() == [2]
 
 
 def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, monkeypatch):

@@ -91,8 +91,8 @@ def read_config(checkpoint: Path) -> dict[str, object]:
 def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChange]:
     """Compare the configs of each stage's checkpoints, given as (name, path), with the most common values.
 
-    A change between stages is not reported. Checkpoints without a readable config.json are passed over: they
-    are refused when they are opened.
+    A change between stages is not reported. Checkpoints without a config.json that can be read and names a model
+    type are passed over: they are refused when they are opened, and have no say in what is usual.
     """
     return [change for checkpoints in stages for change in _stage_changes(checkpoints)]
 
@@ -115,10 +115,12 @@ def _stage_changes(checkpoints: list[tuple[str, Path]]) -> list[ConfigChange]:
 
 
 def _settings(checkpoint: Path) -> dict[str, str]:
-    """Each setting as JSON, `null` where the config does not name it; empty for an unreadable config."""
+    """Each setting as JSON, `null` where the config does not name it; empty for a config that describes no model."""
     try:
         config = read_config(checkpoint)
     except BadCheckpoint:
+        return {}
+    if not config.get("model_type"):
         return {}
     inner = config.get("text_config")
     text = {**config, **cast("dict[str, object]", inner)} if isinstance(inner, dict) else config
