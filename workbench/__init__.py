@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from workbench.app import show
     from workbench.detectors import detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
-    from workbench.hooks import HookedModel, Recording, open_model
+    from workbench.hooks import HookedModel, Recording, open_model, patch_effects
     from workbench.kernels import Far
     from workbench.run import Run, open_run
     from workbench.scanning import scan
@@ -29,6 +29,7 @@ _HOMES = {
     "figures": "workbench.figures",
     "open_model": "workbench.hooks",
     "open_run": "workbench.run",
+    "patch_effects": "workbench.hooks",
     "probes": "workbench.probes",
     "scan": "workbench.scanning",
     "score": "workbench.detectors",
@@ -48,6 +49,7 @@ __all__ = [
     "figures",
     "open_model",
     "open_run",
+    "patch_effects",
     "probes",
     "scan",
     "score",
