@@ -33,6 +33,7 @@ from workbench.kernels import (
     attention_statistics,
     hidden_runs,
 )
+from workbench.kernels.differentiable import differentiable_attention
 
 IMPLEMENTATION = "workbench"
 # What the families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
@@ -136,15 +137,29 @@ class AttentionCall:
         place = torch.arange(n_keys, device=self.q.device)
         return zeros + torch.where(is_start, place, 0).cummax(-1).values
 
-    def output(self) -> Float[Tensor, "b q n_heads d_v"]:
-        """The layer's attention output, computed the cheapest exact way and with no statistics."""
+    def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
+        """The layer's attention output under its own mask or another, the cheapest exact way and with no statistics.
+
+        Gradients flow where they are asked for.
+        """
         is_stock = self.softcap is None and self.sinks is None and self.q.shape[2] == self.k.shape[2]
-        if is_stock and self.mask.is_plain_causal:
+        if mask is None and is_stock and self.mask.is_plain_causal:
             out = scaled_dot_product_attention(
                 self.q, self.k, self.v, is_causal=True, scale=self.scale, enable_gqa=True
             )
             return rearrange(out, "b h q d -> b q h d")
-        return self.statistics(Request())[0]
+        tensors = (self.q, self.k, self.v, self.sinks)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return differentiable_attention(
+                self.q,
+                self.k,
+                self.v,
+                self.mask.simplest() if mask is None else mask,
+                scale=self.scale,
+                softcap=self.softcap,
+                sinks=self.sinks,
+            )
+        return self.statistics(Request(), mask)[0]
 
     def statistics(
         self, request: Request, mask: TileMask | None = None

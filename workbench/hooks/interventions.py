@@ -218,7 +218,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
     sink = max((w.sink for w in windows), default=0)
     is_packed = isinstance(mask, RestrictedMask) and bool((mask.first.diff(dim=-1) != 0).any())
     if not windows or (is_packed and sink):  # sinks of many documents are no band
-        return call.statistics(Request(), mask)[0]
+        return call.output(mask)
     # What every window allows lies within the narrowest band or among the most sinks.
     band = min(w.window for w in windows)
     start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
@@ -235,7 +235,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
             keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
         visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
         piece = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
-        blocks.append(piece.statistics(Request(), _GatheredMask(visible))[0])
+        blocks.append(piece.output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
 

@@ -68,6 +68,11 @@ class HookedModel:
         """The token mixers of the model in order."""
         return self._layers
 
+    @property
+    def interventions(self) -> Interventions:
+        """What `restrict`, `ablate` and `patch` have in force at this moment."""
+        return self._interventions
+
     @cached_property
     def bridge(self) -> nn.Module:
         """A TransformerLens TransformerBridge on a twin that shares the weights; `record` is the same before and after.
