@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
     from workbench.hooks import HookedModel, Recording, open_model, patch_effects
     from workbench.kernels import Far
+    from workbench.planning import plan, window_gates
+    from workbench.plans import KVBytes, LossTolerance, Plan
     from workbench.run import Run, open_run
     from workbench.scanning import scan
 
@@ -20,8 +22,11 @@ _HOMES = {
     "Far": "workbench.kernels",
     "Head": "workbench.heads",
     "HookedModel": "workbench.hooks",
+    "KVBytes": "workbench.plans",
     "KVHead": "workbench.heads",
     "LayerInfo": "workbench.heads",
+    "LossTolerance": "workbench.plans",
+    "Plan": "workbench.plans",
     "Recording": "workbench.hooks",
     "Run": "workbench.run",
     "WorkbenchError": "workbench.heads",
@@ -30,18 +35,23 @@ _HOMES = {
     "open_model": "workbench.hooks",
     "open_run": "workbench.run",
     "patch_effects": "workbench.hooks",
+    "plan": "workbench.planning",
     "probes": "workbench.probes",
     "scan": "workbench.scanning",
     "score": "workbench.detectors",
     "show": "workbench.app",
+    "window_gates": "workbench.planning",
 }
 
 __all__ = [
     "Far",
     "Head",
     "HookedModel",
+    "KVBytes",
     "KVHead",
     "LayerInfo",
+    "LossTolerance",
+    "Plan",
     "Recording",
     "Run",
     "WorkbenchError",
@@ -50,10 +60,12 @@ __all__ = [
     "open_model",
     "open_run",
     "patch_effects",
+    "plan",
     "probes",
     "scan",
     "score",
     "show",
+    "window_gates",
 ]
 
 

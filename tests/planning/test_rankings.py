@@ -13,8 +13,8 @@ from workbench import Head, KVHead, WorkbenchError, open_model, probes
 from workbench.hooks.gates import gated, windowed_heads
 from workbench.hooks.interventions import Window
 from workbench.planning import METHODS, Game, game, rank, window_gates
+from workbench.planning.integrated import gate_gradients
 from workbench.planning.objectives import Piece
-from workbench.planning.window_gates import gate_gradients
 
 GAP = math.log(VOCABULARY)
 

@@ -40,6 +40,7 @@ from workbench.hooks.reduction import Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
 from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
 from workbench.kernels import Far, attention_crop
+from workbench.plans import Plan
 from workbench.probes.probe import Probe
 
 DEFAULT_FAR = Far(window=256)
@@ -239,6 +240,20 @@ class HookedModel:
         for head in heads:
             check_kv_head(self._layers, head)
         with self._intervening(self._interventions.restricting(heads, check_window(window, sink))):
+            yield self
+
+    @contextmanager
+    def apply(self, plan: Plan) -> Generator[HookedModel]:
+        """Inside the block, the model is what the plan makes of it: only the heads it keeps see the whole context.
+
+        For recording, evaluation, `generate`, and training: gradients flow through windowed heads, and a window costs
+        what it is wide.
+
+        Raises:
+            WorkbenchError: if the plan is for another model.
+        """
+        plan.check(self._layers)
+        with self.restrict(plan.windowed, plan.window, plan.sink):
             yield self
 
     @contextmanager

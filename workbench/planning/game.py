@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,8 +13,16 @@ from workbench.heads import KVHead
 from workbench.hooks import HookedModel
 from workbench.hooks.gates import windowed_heads
 from workbench.hooks.interventions import Window, check_window
-from workbench.planning.objectives import Objective, pieces
+from workbench.planning.objectives import Objective, batches, pieces
 from workbench.probes import Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a model does on a probe: nats per answer, and the share of answers that are right."""
+
+    nats: float
+    accuracy: float
 
 
 class Game:
@@ -47,6 +56,14 @@ class Game:
         with torch.no_grad(), self.m.restrict(windowed, self.limits.window, self.limits.sink):
             found = [piece.nats()[piece.counted].double().cpu() for piece in self.pieces]
         return torch.cat(found).numpy()
+
+    def outcome(self, windowed: Collection[KVHead] = ()) -> Outcome:
+        """Loss and accuracy on the probe's answers with these heads windowed."""
+        self.n_passes += 1
+        with self.m.restrict(windowed, self.limits.window, self.limits.sink):
+            found = [self.m.answers(p) for p in batches(self.probe)]
+        nats = torch.cat([a.loss_nats for a in found]).double().mean()
+        return Outcome(float(nats), float(torch.cat([a.is_right for a in found]).double().mean()))
 
     def without(self, kept: Collection[KVHead]) -> Float[np.ndarray, " n_seq"]:
         """The objective with every head windowed but these."""

@@ -49,10 +49,15 @@ def pieces(m: HookedModel, probe: Probe, objective: Objective) -> list[Piece]:
         raise WorkbenchError(f"objective is {objective!r}; expected 'loss' or 'kl'")
     if probe.answer_rows is None or len(probe.answer_rows) == 0:
         raise WorkbenchError(f"probe {probe.name!r} has no answers; expected one with answer_rows")
+    return [_piece(m, p, objective) for p in batches(probe)]
+
+
+def batches(probe: Probe) -> list[Probe]:
+    """The probe in parts of a few thousand tokens that have answers."""
     n_sequences, n_tokens = probe.tokens.shape
     step = max(1, _BATCH_TOKENS // n_tokens)
     parts = [part(probe, i, min(n_sequences, i + step)) for i in range(0, n_sequences, step)]
-    return [_piece(m, p, objective) for p in parts if p.answer_rows is not None and len(p.answer_rows)]
+    return [p for p in parts if p.answer_rows is not None and len(p.answer_rows)]
 
 
 def _piece(m: HookedModel, probe: Probe, objective: Objective) -> Piece:

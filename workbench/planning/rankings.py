@@ -16,7 +16,7 @@ from jaxtyping import Float
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.kernels import Far
 from workbench.planning.game import Game
-from workbench.planning.window_gates import gate_gradients, integrate
+from workbench.planning.integrated import gate_gradients, integrate
 
 
 @dataclass(frozen=True, slots=True)
