@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
-from workbench.hooks.attention import AttentionCall, handling
+from workbench.hooks.attention import AttentionCall
 from workbench.hooks.bridge import bridge_twin, is_bridge, unbridged
 from workbench.hooks.cells import Sequences, sequences
+from workbench.hooks.eager import handling
 from workbench.hooks.interventions import (
     Ablation,
     Interventions,
@@ -34,7 +35,7 @@ from workbench.hooks.layers import survey
 from workbench.hooks.linear import LinearCall, reading_linear
 from workbench.hooks.loading import load_pretrained
 from workbench.hooks.recording import Answers, Need, Recording, Reduction
-from workbench.kernels import Far, attention_crop
+from workbench.kernels import Far
 from workbench.probes.probe import Probe
 
 DEFAULT_FAR = Far(window=256)
@@ -158,17 +159,7 @@ class HookedModel:
             if call.layer != layer or info.kind == "linear":
                 return intervened_output(call, self._interventions)
             alone, mask = one_head(call, self._interventions, head)
-            crop = attention_crop(
-                alone.q[0, 0],
-                alone.k[0, 0],
-                mask,
-                queries=picked[0],
-                keys=picked[1],
-                scale=call.scale,
-                softcap=call.softcap,
-                sink=None if alone.sinks is None else alone.sinks[0],
-            )
-            raise _FoundError(crop)
+            raise _FoundError(alone.crop(mask, *picked))
 
         def read(call: LinearCall) -> None:
             if call.layer == layer and info.kind == "linear":
