@@ -1,14 +1,17 @@
 """Families without the AttentionInterface: logits, crops, interventions, limits, and a model left as it came."""
 
+import copy
+
 import pytest
 import torch
 
-from tests.brute import eager_patterns
+from tests.brute import eager_patterns, scores
+from tests.detectors.test_exactness import assert_same
 from tests.families import WINDOW, random_tokens, tiny
-from tests.older_families import OLDER_CONFIGS, edited_logits, eager_twin
-from workbench import Head, KVHead, WorkbenchError, open_model, probes
-from workbench.hooks import CellSum
+from tests.older_families import OLDER_CONFIGS, eager_twin, edited_logits
+from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
 from workbench.hooks.eager import MAX_TOKENS, handling
+from workbench.kernels import Far
 
 NEEDS = {"entropy", "mean_distance", "far_mass", "induction", "sink_mass"}
 N_KV_HEADS = {"falcon": 1, "falcon_new": 2}
@@ -167,16 +170,38 @@ def test_sampled_rows_leave_the_answers_whole(family):
     assert torch.allclose(full.answers.loss_nats, sampled.answers.loss_nats, atol=1e-4)
 
 
-def test_low_precision_is_recorded_in_float32():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("family", OLDER_CONFIGS)
+def test_low_precision_scores_equal_brute_force_over_the_models_own_rounding(family, dtype, tolerance):
     tokens = random_tokens(2, 33)
-    for family in ("gptj", "falcon_alibi", "bloom", "mpt"):
-        import copy
+    table = score(open_model(copy.deepcopy(tiny(family)).to(dtype)), tokens=tokens, far=Far(5))
+    assert_same(table, scores(copy.deepcopy(eager_twin(family)).to(dtype), tokens, far_window=5), tolerance)
 
-        exact = open_model(tiny(family)).record(tokens, NEEDS)
-        low = open_model(copy.deepcopy(tiny(family)).bfloat16()).record(tokens, NEEDS)
-        for need in NEEDS:
-            assert low[need].total.dtype == torch.float32
-            assert torch.allclose(low[need].total, exact[need].total, rtol=0.1, atol=3)
+
+def test_a_mean_of_other_tokens_takes_a_heads_place():
+    model = tiny("gptj")
+    m = open_model(model)
+    tokens, reference = random_tokens(2, 21), random_tokens(3, 30, seed=5)
+    seen = {}
+    handle = model.transformer.h[1].attn.out_proj.register_forward_pre_hook(lambda _, x: seen.update(x=x[0]))
+    logits(model, reference)
+    expected = seen["x"][..., 16:24].mean((0, 1))
+    with m.ablate([Head(1, 2)], "mean", reference=reference):
+        logits(model, tokens)
+    handle.remove()
+    assert torch.allclose(seen["x"][..., 16:24], expected.expand(2, 21, 8), atol=1e-5)
+
+
+def test_a_bridge_leaves_recordings_as_they_were():
+    m = open_model(tiny("gptj"))
+    tokens = random_tokens(2, 20)
+    before = m.record(tokens, NEEDS)
+    with torch.no_grad():
+        assert (m.bridge(tokens) - logits(m.model, tokens)).abs().max() < 1e-3
+    after = m.record(tokens, NEEDS)
+    assert all(torch.equal(before[need].total, after[need].total) for need in NEEDS)
+    inside = open_model(m.bridge).record(tokens, NEEDS)
+    assert all(torch.allclose(before[need].total, inside[need].total, atol=1e-4) for need in NEEDS)
 
 
 # A model is left as it came
@@ -241,12 +266,15 @@ def test_a_forward_of_the_users_own_stays():
 
 
 @pytest.mark.parametrize("family", ["falcon", "bloom"])
-def test_too_many_tokens_are_refused_before_anything_is_computed(family):
-    model = tiny(family)
-    m = open_model(model)
-    model.config.max_position_embeddings = 8192
-    with pytest.raises(WorkbenchError, match="4097 tokens are too many for .*score matrix.*at most 4096"):
-        m.record(torch.zeros(1, MAX_TOKENS + 1, dtype=torch.long), {CellSum("none", lambda b: b.tokens.new_zeros(0, 3))})
+def test_too_many_tokens_are_refused_before_anything_is_computed(family, monkeypatch):
+    m = open_model(tiny(family))
+    monkeypatch.setattr(m.config, "max_position_embeddings", 8192, raising=False)
+    tokens = torch.zeros(1, MAX_TOKENS + 1, dtype=torch.long)
+    told = "4097 tokens are too many for .*: .* no interface .* full score matrix.*at most 4096"
+    with pytest.raises(WorkbenchError, match=told):
+        m.record(tokens, {"entropy"})
+    with pytest.raises(WorkbenchError, match=told), m.restrict([KVHead(0, 0)], 4):
+        m.model(input_ids=tokens)
 
 
 def test_mpt_takes_no_more_tokens_than_its_bias_has():

@@ -149,8 +149,9 @@ class _Inputs:
                 )
             valid = None if bool(valid.all()) else valid.bool()
         window = _window(self.config, layer)
+        function: Any = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
         return LazyMask(
-            function=causal_mask_function if window is None else sliding_window_causal_mask_function(window),
+            function=function,
             n_queries=n_queries,
             n_keys=n_keys,
             query_offset=n_keys - n_queries,
@@ -242,13 +243,12 @@ class _Tap(TorchFunctionMode):
         key: Tensor,
         value: Tensor,
         attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
+        *_: Any,
         is_causal: bool = False,
         scale: float | None = None,
-        enable_gqa: bool = False,
+        **__: Any,
     ) -> Tensor:
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = _scores(query, key) * scale
+        scores = _scores(query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from workbench.heads import WorkbenchError
@@ -43,10 +43,10 @@ def refuse_other_models(config: Any, name: str) -> None:
 def why_unknown(config: Mapping[str, object]) -> str:
     """Why the object in a config.json that transformers cannot read describes no known model; empty if it should."""
     kind, code = config.get("model_type"), config.get("auto_map")
-    if kind in CONFIG_MAPPING_NAMES:
+    if kind in CONFIG_MAPPING:
         return ""
     if isinstance(code, dict) and code:
-        files = sorted({f"{str(value).split('.')[0]}.py" for value in code.values()})
+        files = sorted({f"{value.split('.')[0]}.py" for value in code.values() if isinstance(value, str)})
         return (
             f"model type {kind!r} needs code of its own ({', '.join(files)}), which is never run from a checkpoint; "
             "expected a model type that transformers has. If you trust the code, load the model yourself with "

@@ -42,9 +42,7 @@ class ScoredCall(AttentionCall):
             scores = scores.index_select(-1, self.k[0, 0, :, 0].long())
         return scored_statistics(scores, self.v, self.mask.simplest() if mask is None else mask, request)
 
-    def crop(
-        self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]
-    ) -> Float[Tensor, "q k"]:
+    def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The probabilities of the first head on the first sequence, on chosen queries and keys."""
         return scored_crop(self.q[0, 0], mask, queries=queries, keys=keys)
 

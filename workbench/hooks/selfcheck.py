@@ -1,4 +1,4 @@
-"""Does a softmax layer do what is recorded of it? Asked of three tokens when a model is opened, whatever its weights."""
+"""Does a softmax layer do what is recorded of it? Asked when a model is opened, whatever its weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def marker(call: AttentionCall) -> Float[Tensor, "b q n_heads d_v"]:
 
 @contextmanager
 def noting_arrivals(model: PreTrainedModel) -> Generator[set[int]]:
-    """Fill the set it gives with the layers out of which a marker comes; it is taken off there, before the next layer."""
+    """Fill the set it gives with the layers out of which a marker comes; there it is taken off, for the next layer."""
     arrived: set[int] = set()
     handles = [module.register_forward_hook(_taking_off(layer, arrived)) for layer, module in _modules(model)]
     try:

@@ -1,8 +1,8 @@
 """Attention statistics from scores that a model has already made: T × T of one layer, read a block of rows at a time.
 
-For families that form their scores themselves and hand out no queries and keys. Per tile: mask, softmax, one product with
-v, one pass for each statistic. Reads 4·k bytes of scores per query row and head, and v once per block; memory beside the
-scores is O(tile). Accumulators are float32; tested to 2e-6 relative of the float64 reference.
+For families that form their scores themselves and hand out no queries and keys. Per tile: mask, softmax, one product
+with v, one pass for each statistic. Reads 4·k bytes of scores per query row and head, and v once per block; memory
+beside the scores is O(tile). Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 """
 
 from __future__ import annotations
