@@ -34,6 +34,27 @@ OLDER_CONFIGS = {
     "gpt_neox_japanese": lambda: transformers.GPTNeoXJapaneseConfig(
         **_BASE, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS
     ),
+    "xglm": lambda: transformers.XGLMConfig(
+        **_BASE, d_model=WIDTH, num_layers=2, attention_heads=HEADS, ffn_dim=48, max_position_embeddings=512
+    ),
+    "trocr": lambda: transformers.TrOCRConfig(
+        **_BASE,
+        d_model=WIDTH,
+        decoder_layers=2,
+        decoder_attention_heads=HEADS,
+        decoder_ffn_dim=48,
+        max_position_embeddings=512,
+        cross_attention_hidden_size=WIDTH,
+    ),
+    "roformer": lambda: transformers.RoFormerConfig(
+        **_BASE,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=48,
+        max_position_embeddings=512,
+        is_decoder=True,
+    ),
     "openai_gpt": lambda: transformers.OpenAIGPTConfig(**_GPT),
 }
 
@@ -58,7 +79,8 @@ def edited_logits(family, tokens, edit, attention_mask=None):
 
     def softmax(scores, *args, **kwargs):
         p = plain(scores, *args, **kwargs)
-        return edit(next(layer), p.double()).to(p.dtype) if scores.ndim == 4 else p
+        by_head = p.double().reshape(len(tokens), HEADS, *p.shape[-2:])
+        return edit(next(layer), by_head).to(p.dtype).reshape(p.shape)
 
     functional.softmax = softmax
     try:

@@ -1,6 +1,7 @@
 """Families without the AttentionInterface: logits, crops, interventions, limits, and a model left as it came."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,10 +43,12 @@ def test_logits_while_recording_equal_eager_and_the_models_own(family, n_tokens)
     assert (recorded - logits(model, tokens)).abs().max() < 5e-5
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", OLDER_CONFIGS)
-def test_left_padded_logits_equal_the_models_own(family):
+def test_padded_logits_equal_the_models_own(family, side):
     model, tokens = tiny(family), random_tokens(2, 29)
     mask = (torch.arange(29) >= torch.tensor([0, 11])[:, None]).long()
+    mask = mask if side == "left" else mask.flip(1)
     with handling(model, lambda call: call.output()):
         recorded = logits(model, tokens, mask)
     assert (recorded - logits(model, tokens, mask))[mask.bool()].abs().max() < 5e-5
@@ -61,6 +64,23 @@ def test_a_pattern_equals_the_models_own_on_any_crop(family):
         whole = m.pattern(tokens[0], layer, head)
         assert (whole.double() - expected[layer][0, head]).abs().max() <= 1e-5
         assert torch.equal(m.pattern(tokens[0], layer, head, queries, keys), whole[queries][:, keys])
+
+
+@pytest.mark.parametrize("family", ["falcon", "falcon_new", "falcon_alibi"])
+def test_falcon_is_read_in_the_attention_implementation_it_has(family):
+    tokens = random_tokens(2, 37)
+    model = copy.deepcopy(tiny(family, "eager"))  # with ALiBi another function than in sdpa
+    for block in model.transformer.h:
+        block.self_attention._forward_pre_hooks.clear()
+    assert_same(
+        score(open_model(model), tokens=tokens, far=Far(5)),
+        scores(model, tokens, far_window=5),
+        1e-5,
+    )
+    with handling(model, lambda call: call.output()):
+        recorded = logits(model, tokens)
+    assert (recorded - logits(model, tokens)).abs().max() < 5e-5
+    assert open_model(model).layers == open_model(tiny(family)).layers
 
 
 def test_a_window_of_gpt_neo_is_the_one_its_scores_have():
@@ -287,6 +307,11 @@ def test_a_mask_of_ones_own_is_refused():
     own = torch.zeros(1, 1, 9, 9)
     with pytest.raises(WorkbenchError, match=r"shape \(1, 1, 9, 9\) for 9 keys"), m.ablate([Head(0, 0)]):
         logits(m.model, random_tokens(1, 9), own)
+
+
+def test_the_readme_lists_every_family():
+    readme = Path("README.md").read_text()
+    assert [n for n in OLDER_CONFIGS if tiny(n).config.model_type not in readme] == []
 
 
 def test_a_recording_is_the_same_each_time():

@@ -1,7 +1,6 @@
 """Opening a model finds a layer that does not do what would be recorded of it, and refuses no healthy one."""
 
 import copy
-import time
 from dataclasses import replace
 
 import pytest
@@ -55,15 +54,22 @@ def test_an_older_layer_that_ignores_its_product_is_refused(weights):
         open_model(model)
 
 
-def test_an_older_layer_that_changes_its_probabilities_is_refused():
+@pytest.mark.parametrize(
+    "unnormalised",
+    [
+        lambda scores: 2 * functional.softmax(scores, -1),
+        lambda scores: functional.softmax(scores, -1).square(),
+        lambda scores: functional.softmax(scores, -2),
+    ],
+)
+def test_an_older_layer_whose_weights_are_no_probabilities_is_refused(unnormalised):
     def attend(self, query, key, value, attention_mask=None):
-        scores = query.float() @ key.float().transpose(-1, -2) / self.scale_attn + attention_mask
-        weights = 2 * functional.softmax(scores, -1)
+        weights = unnormalised(query.float() @ key.float().transpose(-1, -2) / self.scale_attn + attention_mask)
         return torch.matmul(weights, value), weights
 
     model = copy.deepcopy(tiny("gptj"))
     model.transformer.h[1].attn._attn = attend.__get__(model.transformer.h[1].attn)
-    with pytest.raises(WorkbenchError, match="GPTJBlock of layer 1 does not multiply its values with its attention"):
+    with pytest.raises(WorkbenchError, match="GPTJBlock of layer 1 multiplies its values with something else"):
         open_model(model)
 
 
@@ -165,8 +171,6 @@ def test_opening_costs_two_short_passes():
     handle = model.register_forward_pre_hook(
         lambda _, __, kwargs: passes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    started = time.perf_counter()
     open_model(model)
-    assert time.perf_counter() - started < 5
     handle.remove()
     assert passes == [(1, 3), (1, 3)]

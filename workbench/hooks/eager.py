@@ -112,6 +112,7 @@ class _Inputs:
         self._model = model
         self.config: Any = model.config.get_text_config()
         self._mask: Tensor | None = None
+        self._n_sequences = 0
 
     @contextmanager
     def noting(self) -> Generator[None]:
@@ -127,7 +128,7 @@ class _Inputs:
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         tokens = next((given[x] for x in ("input_ids", "inputs_embeds") if given.get(x) is not None), None)
-        n_tokens = 0 if tokens is None else tokens.shape[1]
+        self._n_sequences, n_tokens = (0, 0) if tokens is None else tokens.shape[:2]
         family = type(self._model).__name__
         if n_tokens > MAX_TOKENS:
             raise WorkbenchError(
@@ -138,6 +139,12 @@ class _Inputs:
         if longest is not None and n_tokens > longest:
             raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; pass fewer")
         self._mask = given.get("attention_mask")
+
+    def by_head(self, scores: Tensor) -> Float[Tensor, "b h q k"] | None:
+        """Scores over [batch, head, query, key], also of families that have batch and head on one axis; else None."""
+        if scores.ndim == 3 and len(scores) == self._n_sequences * getattr(self.config, "num_attention_heads", 0):
+            return rearrange(scores, "(b h) q k -> b h q k", b=self._n_sequences)
+        return scores if scores.ndim == 4 else None
 
     def mask(self, layer: int, n_queries: int, n_keys: int) -> LazyMask:
         """The mask of a layer: causal, in a window where the configuration says so, and without padding."""
@@ -188,14 +195,13 @@ class _Tap(TorchFunctionMode):
         super().__init__()
         self._layer, self._name, self._inputs = layer, name, inputs
         self._scores: Tensor | None = None
-        self._given: Tensor | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _SOFTMAX and args[0].ndim == 4:
-            return self._on_softmax(args[0], lambda: func(*args, **kwargs))
+        if func in _SOFTMAX and (scores := self._inputs.by_head(args[0])) is not None:
+            return self._on_softmax(scores, args[0].shape, lambda: func(*args, **kwargs))
         if func in _PRODUCT and self._scores is not None and args[0].shape[-2:] == self._scores.shape[-2:]:
             return self._on_product(args[0], args[1])
         if func is scaled_dot_product_attention:
@@ -212,27 +218,22 @@ class _Tap(TorchFunctionMode):
                 "it cannot be recorded exactly"
             )
 
-    def _on_softmax(self, scores: Tensor, probabilities: Callable[[], Tensor]) -> Tensor:
+    def _on_softmax(self, scores: Tensor, shape: torch.Size, probabilities: Callable[[], Tensor]) -> Tensor:
         self.finish()
         self._scores = scores
-        if scores.shape[-2] > _CHECKED_ROWS:
-            # Whoever reads these elsewhere than in the product shall notice.
-            return torch.full((), torch.nan, dtype=scores.dtype, device=scores.device).expand_as(scores)
-        self._given = probabilities()
-        return self._given
+        if scores.shape[-2] <= _CHECKED_ROWS:
+            return probabilities()
+        # Whoever reads these elsewhere than in the product shall notice.
+        return torch.full((), torch.nan, dtype=scores.dtype, device=scores.device).expand(shape)
 
     def _on_product(self, used: Tensor, v: Tensor) -> Tensor:
-        scores, given = self._scores, self._given
+        scores, self._scores = self._scores, None
         assert scores is not None
-        self._scores = self._given = None
-        if given is not None:
-            # Rounded to the model's dtype on the way, at most.
-            tolerance = 1e-5 if used.dtype in (torch.float32, torch.float64) else 1e-2
-            if bool((used.float().reshape(given.shape) - given.float()).abs().max() > tolerance):
-                raise WorkbenchError(
-                    f"{self._name} does not multiply its values with its attention probabilities but with something "
-                    "made of them; it cannot be recorded exactly"
-                )
+        if scores.shape[-2] <= _CHECKED_ROWS and not _are_probabilities(used.reshape(scores.shape), scores):
+            raise WorkbenchError(
+                f"{self._name} multiplies its values with something else than the softmax of its scores over the keys; "
+                "it cannot be recorded exactly"
+            )
         is_flat = v.ndim == 3
         out = self._handled(scores, rearrange(v, "(b h) k d -> b h k d", b=len(scores)) if is_flat else v)
         return rearrange(out, "b q h d -> (b h) q d" if is_flat else "b q h d -> b h q d").contiguous()
@@ -268,6 +269,13 @@ class _Tap(TorchFunctionMode):
         )
         handler = _handler.get()
         return (call.output() if handler is None else handler(call)).to(v.dtype)
+
+
+def _are_probabilities(used: Float[Tensor, "b h q k"], scores: Float[Tensor, "b h q k"]) -> bool:
+    """Equal to the softmax of the scores, rounded to the model's dtype at most."""
+    tolerance = 1e-5 if used.dtype in (torch.float32, torch.float64) else 1e-2
+    # A model whose weights are not finite is somebody else's to refuse.
+    return not bool((used.float() - softmax(scores.float(), -1)).abs().max() > tolerance)
 
 
 def _scores(query: Float[Tensor, "b h q d"], key: Float[Tensor, "b kv k d"]) -> Float[Tensor, "b h q k"]:
