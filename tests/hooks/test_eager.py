@@ -66,6 +66,21 @@ def test_a_pattern_equals_the_models_own_on_any_crop(family):
         assert torch.equal(m.pattern(tokens[0], layer, head, queries, keys), whole[queries][:, keys])
 
 
+@pytest.mark.parametrize("family", ["falcon_alibi", "bloom"])
+def test_longer_sequences_are_read_in_many_blocks(family):
+    tokens = random_tokens(1, 700)
+    recording = open_model(tiny(family)).record(tokens, NEEDS, far=Far(256, 4))
+    p = torch.cat(eager_patterns(eager_twin(family), tokens)[0])
+    distance = torch.arange(700)[:, None] - torch.arange(700)
+    expected = {
+        "entropy": torch.special.entr(p),
+        "mean_distance": p * distance,
+        "far_mass": p * ((distance >= 256) & (torch.arange(700) >= 4)),
+    }
+    for need, cells in expected.items():
+        assert torch.allclose(recording[need].total[0].double(), cells.sum((-2, -1)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["falcon", "falcon_new", "falcon_alibi"])
 def test_falcon_is_read_in_the_attention_implementation_it_has(family):
     tokens = random_tokens(2, 37)
@@ -220,6 +235,10 @@ def test_a_bridge_leaves_recordings_as_they_were():
         assert (m.bridge(tokens) - logits(m.model, tokens)).abs().max() < 1e-3
     after = m.record(tokens, NEEDS)
     assert all(torch.equal(before[need].total, after[need].total) for need in NEEDS)
+    again = open_model(tiny("gptj"))
+    with again.restrict([KVHead(0, 0)], 4):
+        bridge = again.bridge  # a copy of a model that is being read
+    assert torch.equal(bridge(tokens), m.bridge(tokens))
     inside = open_model(m.bridge).record(tokens, NEEDS)
     assert all(torch.allclose(before[need].total, inside[need].total, atol=1e-4) for need in NEEDS)
 

@@ -1,4 +1,4 @@
-"""The one attention function and the one mask function that every Hugging Face family calls while it is being recorded.
+"""The one attention function and the one mask function that Hugging Face families call while they are being recorded.
 
 transformers looks both up by name: `attn_implementation="workbench"` sends every softmax layer here, with the queries,
 keys and values as the model itself made them (rotated, normalised, not repeated over the group) and with the mask as a

@@ -10,6 +10,7 @@ One layer's scores exist at a time, T × T: that is why T is limited.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
@@ -140,7 +141,7 @@ class _Inputs:
             raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; pass fewer")
         self._mask = given.get("attention_mask")
 
-    def by_head(self, scores: Tensor) -> Float[Tensor, "b h q k"] | None:
+    def by_head(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "b h q k"] | None:
         """Scores over [batch, head, query, key], also of families that have batch and head on one axis; else None."""
         if scores.ndim == 3 and len(scores) == self._n_sequences * getattr(self.config, "num_attention_heads", 0):
             return rearrange(scores, "(b h) q k -> b h q k", b=self._n_sequences)
@@ -187,6 +188,10 @@ class _TappedForward:
             tap.finish()
         return out
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy made inside a block, as a bridge's twin is, is not tapped.
+        return copy.deepcopy(self._forward, memo)
+
 
 class _Tap(TorchFunctionMode):
     """Waits for a softmax of scores, then for the product of its result with the values, and gives the handler's."""
@@ -218,7 +223,9 @@ class _Tap(TorchFunctionMode):
                 "it cannot be recorded exactly"
             )
 
-    def _on_softmax(self, scores: Tensor, shape: torch.Size, probabilities: Callable[[], Tensor]) -> Tensor:
+    def _on_softmax(
+        self, scores: Float[Tensor, "b h q k"], shape: torch.Size, probabilities: Callable[[], Tensor]
+    ) -> Float[Tensor, "*bh q k"]:
         self.finish()
         self._scores = scores
         if scores.shape[-2] <= _CHECKED_ROWS:
@@ -226,7 +233,7 @@ class _Tap(TorchFunctionMode):
         # Whoever reads these elsewhere than in the product shall notice.
         return torch.full((), torch.nan, dtype=scores.dtype, device=scores.device).expand(shape)
 
-    def _on_product(self, used: Tensor, v: Tensor) -> Tensor:
+    def _on_product(self, used: Float[Tensor, "*bh q k"], v: Float[Tensor, "*bv k d"]) -> Float[Tensor, "*bo q d"]:
         scores, self._scores = self._scores, None
         assert scores is not None
         if scores.shape[-2] <= _CHECKED_ROWS and not _are_probabilities(used.reshape(scores.shape), scores):
@@ -240,15 +247,15 @@ class _Tap(TorchFunctionMode):
 
     def _on_sdpa(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
+        query: Float[Tensor, "b h q d"],
+        key: Float[Tensor, "b kv k d"],
+        value: Float[Tensor, "b kv k d_v"],
+        attn_mask: Shaped[Tensor, "#b #h q k"] | None = None,
         *_: Any,
         is_causal: bool = False,
         scale: float | None = None,
         **__: Any,
-    ) -> Tensor:
+    ) -> Float[Tensor, "b h q d_v"]:
         scores = _scores(query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -258,7 +265,9 @@ class _Tap(TorchFunctionMode):
             scores = scores + attn_mask
         return rearrange(self._handled(scores, value), "b q h d -> b h q d").contiguous()
 
-    def _handled(self, scores: Tensor, v: Tensor) -> Float[Tensor, "b q h d"]:
+    def _handled(
+        self, scores: Float[Tensor, "b h q k"], v: Float[Tensor, "#b n_v_heads k d"]
+    ) -> Float[Tensor, "b q h d"]:
         call = scored_call(
             self._layer,
             scores,
