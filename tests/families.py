@@ -73,9 +73,11 @@ SOFTMAX = [name for name in CONFIGS if name != "minimax"]
 def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
     """The model of a family; the same weights whatever the attention implementation."""
     from tests.more_families import MORE_CONFIGS
+    from tests.older_families import OLDER_CONFIGS
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config({**CONFIGS, **MORE_CONFIGS}[family](), attn_implementation=implementation)
+    config = {**CONFIGS, **MORE_CONFIGS, **OLDER_CONFIGS}[family]()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

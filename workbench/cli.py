@@ -105,7 +105,7 @@ def scan(
         warn("interrupted; what is done is kept, and the same command goes on from there")
         raise
     _tell_status(run, as_json)
-    if run.status().failed:
+    if run.status().checkpoints_failed:
         raise typer.Exit(1)
 
 

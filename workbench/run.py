@@ -205,13 +205,15 @@ class Run:
             name: per_checkpoint - done[name] if name in unloadable else min(per_checkpoint - done[name], count)
             for name, count in ((name, failed_units[name]) for name in committed)
         }
+        # Nothing could be planned where no checkpoint could be read at all.
+        unplanned = unloadable if per_checkpoint == 0 else set[str]()
         return Status(
             planned=per_checkpoint * len(committed),
             done=sum(done.values()),
             failed=sum(failed.values()),
             checkpoints=len(committed),
-            checkpoints_done=sum(count == per_checkpoint for count in done.values()),
-            checkpoints_failed=sum(count > 0 for count in failed.values()),
+            checkpoints_done=sum(count == per_checkpoint for name, count in done.items() if name not in unplanned),
+            checkpoints_failed=sum(count > 0 or name in unplanned for name, count in failed.items()),
         )
 
     def layers(self) -> pd.DataFrame:

@@ -66,6 +66,8 @@ def test_what_cannot_be_packed_is_refused():
     softmax, linear = open_model(tiny("llama")), open_model(tiny_linear(next(iter(LINEAR_CONFIGS))))
     with pytest.raises(WorkbenchError, match="packed documents need a model of softmax layers alone"):
         linear.record(TOKENS, {"entropy"}, DOCUMENTS)
+    with pytest.raises(WorkbenchError, match="BloomForCausalLM cannot be told where packed documents begin"):
+        open_model(tiny("bloom")).record(TOKENS, {"entropy"}, DOCUMENTS)
     with pytest.raises(WorkbenchError, match=r"far.sink is 3; with packed documents expected 0"):
         softmax.record(TOKENS, {"far_mass"}, DOCUMENTS, far=Far(5, 3))
     with pytest.raises(WorkbenchError, match="cannot be run piece by piece"):

@@ -7,13 +7,14 @@ from tests.families import SOFTMAX, random_tokens, tiny
 from tests.linear_families import CONFIGS as LINEAR_CONFIGS
 from tests.linear_families import tiny as tiny_linear
 from tests.more_families import MORE_CONFIGS
+from tests.older_families import OLDER_CONFIGS
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
 from workbench.hooks.recording import NEEDS
 from workbench.kernels import Far
 
 
 @pytest.mark.parametrize("prefill", [1, 7, 48])
-@pytest.mark.parametrize("family", [*SOFTMAX, *MORE_CONFIGS])
+@pytest.mark.parametrize("family", [*SOFTMAX, *MORE_CONFIGS, *(f for f in OLDER_CONFIGS if f != "openai_gpt")])
 def test_pieces_give_the_numbers_of_one_pass(family, prefill):
     if prefill == 1 and family not in ("llama", "cwm", "gpt_oss", "gemma2"):
         prefill = 16
@@ -25,6 +26,8 @@ def test_pieces_give_the_numbers_of_one_pass(family, prefill):
         assert torch.equal(pieces[need].rows, expected.rows), need
         assert torch.allclose(pieces[need].total, expected.total, atol=2e-4, rtol=1e-5, equal_nan=True), need
     for need, expected in whole.per_row.items():
+        if family == "mpt" and need == "lse_per_row":
+            continue  # its bias counts from the last key of a pass, which adds a constant to all scores of a row
         error = (pieces.per_row[need] - expected).abs() / expected.abs().clamp_min(1)
         assert torch.equal(error.isnan(), expected.isnan())
         assert bool((error.nan_to_num(0) <= 4e-5).all()), need
@@ -70,6 +73,11 @@ def test_a_score_is_the_same_piece_by_piece():
 def test_layers_that_transformers_continues_wrongly_are_refused(family):
     with pytest.raises(WorkbenchError, match="pieces through a cache need a model of softmax layers alone; layer 0"):
         open_model(tiny_linear(family)).record(random_tokens(1, 20), {"entropy"}, prefill=8)
+
+
+def test_a_family_without_a_cache_is_refused():
+    with pytest.raises(WorkbenchError, match="kept 0 of 8 tokens in its cache; leave prefill= out"):
+        open_model(tiny("openai_gpt")).record(random_tokens(1, 20), {"entropy"}, prefill=8)
 
 
 def test_impossible_pieces_are_refused():

@@ -50,7 +50,9 @@ def test_in_a_linear_model_gates_are_what_leaving_one_out_costs(monkeypatch):
     assert rank(Game(m, probe, 4), "greedy").order == [KVHead(0, 1), KVHead(0, 0)]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_oss", "gemma2", "cwm", "llama4", "minimax", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt_oss", "gemma2", "cwm", "llama4", "minimax", "deepseek_v3", "gptj", "bloom"]
+)
 @pytest.mark.parametrize("place", [0.3, 1.0])
 def test_a_gates_gradient_is_the_slope_of_the_loss(family, place):
     m = open_model(tiny(family))

@@ -1,4 +1,4 @@
-"""The one attention function and the one mask function that every Hugging Face family calls while it is being recorded.
+"""The one attention function and the one mask function that Hugging Face families call while they are being recorded.
 
 transformers looks both up by name: `attn_implementation="workbench"` sends every softmax layer here, with the queries,
 keys and values as the model itself made them (rotated, normalised, not repeated over the group) and with the mask as a
@@ -30,6 +30,7 @@ from workbench.kernels import (
     Request,
     RowStatistics,
     TileMask,
+    attention_crop,
     attention_statistics,
     hidden_runs,
 )
@@ -174,6 +175,19 @@ class AttentionCall:
             scale=self.scale,
             softcap=self.softcap,
             sinks=self.sinks,
+        )
+
+    def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
+        """The probabilities of the first head on the first sequence, on chosen queries and keys."""
+        return attention_crop(
+            self.q[0, 0],
+            self.k[0, 0],
+            mask,
+            queries=queries,
+            keys=keys,
+            scale=self.scale,
+            softcap=self.softcap,
+            sink=None if self.sinks is None else self.sinks[0],
         )
 
 

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
-from workbench.hooks.attention import AttentionCall, handling
+from workbench.hooks.attention import AttentionCall
+from workbench.hooks.eager import handling
 from workbench.hooks.interventions import Window, intervened_output
 from workbench.hooks.model import HookedModel
 

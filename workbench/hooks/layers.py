@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
-from workbench.hooks.attention import AttentionCall, handling
+from workbench.hooks.attention import AttentionCall
+from workbench.hooks.eager import blocks, handling
 from workbench.hooks.linear import linear_layers
 from workbench.hooks.linear.checking import checking_linear
 from workbench.hooks.linear.lightning import warn_of_rounded_decay
+from workbench.hooks.loading import FAILURES, is_out_of_memory
+from workbench.hooks.refusals import refuse_other_models
+from workbench.hooks.scored import ScoredCall
+from workbench.hooks.selfcheck import is_causal, is_normalised, marker, noting_arrivals
 
 # What configurations call a layer that mixes no tokens.
 _NO_MIXER = ("mlp", "moe")
@@ -22,11 +29,13 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     """The token mixers of a model in order of layers, from what three tokens cause in each.
 
     A layer with two mixers has two entries, the softmax one first; a layer without any (the MLP and MoE layers of
-    Nemotron-H) has none. Linear layers are run against their implied patterns.
+    Nemotron-H) has none. Linear layers are run against their implied patterns; in a second pass a marker takes the
+    place of what softmax layers hand on.
 
     Raises:
-        WorkbenchError: naming the layers that mix tokens in a way that would go unrecorded, attend more than once, or
-            do not give what their implied pattern says.
+        WorkbenchError: if the model is no causal language model, or naming the layers that mix tokens in a way that
+            would go unrecorded, attend more than once, see later tokens, do not use what their attention gives, or do
+            not give what their implied pattern says.
 
     Warns:
         RoundedDecayWarning: if the model holds decay rates in a precision in which some heads never forget.
@@ -37,22 +46,55 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         calls.setdefault(call.layer, []).append(call)
         return call.output()
 
+    refuse_other_models(model.config, type(model).__name__)
     config = model.config.get_text_config()
     tokens = torch.arange(3, device=model.device)[None] % int(config.vocab_size)
     valid = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad(), handling(model, note), checking_linear(model, valid) as is_right:
-        model(input_ids=tokens, use_cache=False)
+        _run(model, tokens)
+    with torch.no_grad(), handling(model, marker), noting_arrivals(model) as arrived:
+        if calls:
+            _run(model, tokens)
     linear = linear_layers(model)
     mute = _without_mixer(config)
-    silent = [i for i in range(int(config.num_hidden_layers)) if not (i in calls or i in is_right or i in mute)]
-    twice = sorted(i for i, made in calls.items() if len(made) != 1)
-    misread = sorted(i for i in linear if not is_right.get(i, False))
-    if silent or twice or misread:
-        raise WorkbenchError(_refusal(model, silent=silent, twice=twice, misread=misread))
+    made = {i: c[0] for i, c in calls.items()}
+    faults = {
+        "no attention call reached the recorder from {}": [
+            i for i in range(int(config.num_hidden_layers)) if not (i in calls or i in is_right or i in mute)
+        ],
+        "{} attend more than once per pass": [i for i, c in calls.items() if len(c) != 1],
+        "{} see later tokens": [i for i, c in made.items() if not is_causal(c)],
+        "the probabilities of {} do not sum to 1": [i for i, c in made.items() if not is_normalised(c)],
+        "{} go on with something else than what their attention gives": [i for i in made if i not in arrived],
+        "the output of {} is not its implied pattern times v in this version of transformers": [
+            i for i in linear if not is_right.get(i, False)
+        ],
+    }
+    if any(faults.values()):
+        raise WorkbenchError(_refusal(model, faults))
     warn_of_rounded_decay(model)
-    infos = [_softmax_layer(config, i, made[0]) for i, made in calls.items()]
+    infos = [_softmax_layer(config, i, call) for i, call in made.items()]
     infos += [layer.info for layer in linear.values()]
+    if not infos:
+        raise WorkbenchError(f"{type(model).__name__} has no layer that mixes tokens: there is nothing to record")
     return tuple(sorted(infos, key=lambda info: info.index))
+
+
+def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
+    """A forward pass of a language model, or the reason why there is none."""
+    name = type(model).__name__
+    try:
+        out = model(input_ids=tokens, use_cache=False)
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        raise WorkbenchError(
+            f"{name} does not run on token ids alone: {type(error).__name__}: {error}. Expected a causal language model"
+        ) from error
+    if getattr(out, "logits", None) is None:
+        raise WorkbenchError(
+            f"{name} gives no logits; expected a causal language model with its head, a …ForCausalLM of the same family"
+        )
 
 
 def _without_mixer(config: Any) -> set[int]:
@@ -74,27 +116,21 @@ def _softmax_layer(config: Any, index: int, call: AttentionCall) -> LayerInfo:
         has_sinks=call.sinks is not None,
         n_heads=call.q.shape[1],
         n_kv_heads=call.k.shape[1],
-        d_head=call.q.shape[-1],
+        d_head=call.v.shape[-1] if isinstance(call, ScoredCall) else call.q.shape[-1],
     )
 
 
-def _refusal(model: PreTrainedModel, *, silent: list[int], twice: list[int], misread: list[int]) -> str:
-    classes = {int(i): type(m).__name__ for m in model.modules() if isinstance(i := getattr(m, "layer_idx", None), int)}
+def _refusal(model: PreTrainedModel, faults: Mapping[str, list[int]]) -> str:
+    classes = {i: type(m).__name__ for i, m in blocks(model)}
+    classes |= {i: type(m).__name__ for m in model.modules() if isinstance(i := getattr(m, "layer_idx", None), int)}
 
     def told(layers: list[int]) -> str:
-        return ", ".join(f"layer {i} ({classes.get(i, 'no module with a layer number')})" for i in layers)
+        return ", ".join(f"layer {i} ({classes.get(i, 'of unknown class')})" for i in sorted(layers))
 
-    parts: list[str] = []
-    if silent:
-        parts.append(f"no attention call reached the recorder from {told(silent)}")
-    if twice:
-        parts.append(f"layers {twice} attend more than once per pass")
-    if misread:
-        parts.append(
-            f"the output of {told(misread)} is not its implied pattern times v in this version of transformers"
-        )
+    parts = "; ".join(fault.format(told(layers)) for fault, layers in faults.items() if layers)
     return (
-        f"{type(model).__name__} cannot be recorded exactly: {'; '.join(parts)}. Expected softmax attention through "
-        "transformers' AttentionInterface, or lightning attention, a gated delta net, Kimi delta attention or Mamba-2, "
-        "in every layer that mixes tokens"
+        f"{type(model).__name__} cannot be recorded exactly: {parts}. Expected, in every layer that mixes tokens, "
+        "causal softmax attention (through transformers' AttentionInterface, or one softmax and one product with the "
+        "values), lightning attention, a gated delta net, Kimi delta attention or Mamba-2; the README lists the "
+        "families. Leave this model out"
     )

@@ -27,8 +27,10 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from workbench.checkpoints import WeightsInfo, inspect_weights
+from workbench.checkpoints.configs import read_config
 from workbench.heads import BadCheckpoint
 from workbench.hooks.linear.lightning import lightning_modules, lightning_slopes
+from workbench.hooks.refusals import why_no_language_model, why_unknown
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Buffers that older releases saved and none reads back: causal masks, rotary frequencies, positions.
@@ -45,7 +47,7 @@ TOKENIZER_FILES = (
 )
 # What transformers raises on a broken config or weight file; a config of odd numbers fails in a model's
 # arithmetic.
-_FAILURES = (
+FAILURES = (
     OSError,
     ValueError,
     RuntimeError,
@@ -123,8 +125,8 @@ def _load(path: Path, config: PreTrainedConfig, device: torch.device, dtype: tor
             local_files_only=True,
             trust_remote_code=False,
         )  # type: ignore[misc]
-    except _FAILURES as error:
-        if _is_out_of_memory(error):
+    except FAILURES as error:
+        if is_out_of_memory(error):
             raise
         raise BadCheckpoint(f"{path}: config.json and weights make no model: {_reason(error)}") from error
     _refuse_misfits(path, report)
@@ -135,15 +137,20 @@ def load_config(path: Path) -> PreTrainedConfig:
     """The configuration of a checkpoint's folder.
 
     Raises:
-        BadCheckpoint: if config.json is missing or describes no known model.
+        BadCheckpoint: if config.json is missing, or describes no causal language model that transformers knows.
     """
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except _FAILURES as error:
-        raise BadCheckpoint(f"{path / 'config.json'}: describes no known model: {_reason(error)}") from error
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except FAILURES as error:
+        why = why_unknown(read_config(path)) or f"describes no known model: {_reason(error)}"
+        raise BadCheckpoint(f"{path / 'config.json'}: {why}") from error
+    why = why_no_language_model(config)
+    if why:
+        raise BadCheckpoint(f"{path / 'config.json'}: {why}")
+    return config
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether the machine is too small, which is not the checkpoint's fault."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 

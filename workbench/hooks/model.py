@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
-from workbench.hooks.attention import AttentionCall, handling
+from workbench.hooks.attention import AttentionCall
 from workbench.hooks.bridge import bridge_twin
 from workbench.hooks.cells import Sequences
 from workbench.hooks.choosing import (
@@ -25,6 +25,7 @@ from workbench.hooks.choosing import (
     heads_of,
     layer_of,
 )
+from workbench.hooks.eager import handling, is_without_interface
 from workbench.hooks.interventions import (
     Interventions,
     check_window,
@@ -39,7 +40,7 @@ from workbench.hooks.recording import Answers, Need, Recording
 from workbench.hooks.reduction import Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
 from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
-from workbench.kernels import Far, attention_crop
+from workbench.kernels import Far
 from workbench.plans import Plan
 from workbench.probes.probe import Probe
 
@@ -199,17 +200,7 @@ class HookedModel:
             if call.layer != layer or info.kind == "linear":
                 return intervened_output(call, self._interventions)
             alone, mask = one_head(call, self._interventions, head)
-            crop = attention_crop(
-                alone.q[0, 0],
-                alone.k[0, 0],
-                mask,
-                queries=picked[0],
-                keys=picked[1],
-                scale=call.scale,
-                softcap=call.softcap,
-                sink=None if alone.sinks is None else alone.sinks[0],
-            )
-            raise _FoundError(crop)
+            raise _FoundError(alone.crop(mask, *picked))
 
         def read(call: LinearCall) -> None:
             if call.layer == layer and info.kind == "linear":
@@ -369,6 +360,11 @@ class HookedModel:
 
     def _check_packed(self, far: Far) -> None:
         check_all_softmax(self._layers, "packed documents", "pass them one to a sequence, padded")
+        if is_without_interface(self.model):
+            raise WorkbenchError(
+                f"{type(self.model).__name__} cannot be told where packed documents begin; pass them one to a "
+                "sequence, padded"
+            )
         if far.sink:
             raise WorkbenchError(f"far.sink is {far.sink}; with packed documents expected 0")
 

@@ -96,8 +96,8 @@ def logits_of(
         logits = _forward(model, batch, mine, queries, use_cache=True, past_key_values=cache).logits
         if cache.get_seq_length() != queries.stop:
             raise WorkbenchError(
-                f"{type(model).__name__} kept {cache.get_seq_length()} of {queries.stop} tokens in its cache, so that "
-                "it cannot be run piece by piece; leave prefill= out"
+                f"{type(model).__name__} kept {cache.get_seq_length()} of {queries.stop} tokens in its cache; leave "
+                "prefill= out"
             )
         pieces.append(logits[:, len(logits[0]) - len(mine) :])
     return torch.cat(pieces, 1)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.attention import handling
+from workbench.hooks.eager import handling
 from workbench.hooks.interventions import intervened_output
 from workbench.hooks.running import batch_of, logits_of
 from workbench.probes import Probe, part

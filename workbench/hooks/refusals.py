@@ -1,0 +1,74 @@
+"""Models that cannot be recorded whatever their weights: told from the configuration, with what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from workbench.heads import WorkbenchError
+
+_EXPECTED = "expected a decoder-only causal language model"
+
+
+def refuse_other_models(config: Any, name: str) -> None:
+    """Raises:
+    WorkbenchError: for an encoder, an encoder-decoder, or a model without a vocabulary or layers.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise WorkbenchError(
+            f"{name} is an encoder-decoder (model type {config.model_type!r}): its layers attend to a second sequence, "
+            f"which has no scores here; {_EXPECTED}. Leave this model out"
+        )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise WorkbenchError(
+            f"{name} is an encoder (model type {config.model_type!r}, is_decoder not set in its configuration): its "
+            f"tokens see later ones, and the scores are of causal attention; {_EXPECTED}. Leave this model out, or set "
+            "is_decoder if it was trained as a decoder"
+        )
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise WorkbenchError(
+            f"{name} (model type {config.model_type!r}) has no vocabulary of tokens; {_EXPECTED}. Leave this model out"
+        )
+    if getattr(config.get_text_config(), "num_hidden_layers", None) is None:
+        raise WorkbenchError(
+            f"the configuration of {name} does not say how many layers it has; expected num_hidden_layers. Set it, or "
+            "leave this model out"
+        )
+
+
+def why_unknown(config: Mapping[str, object]) -> str:
+    """Why the object in a config.json that transformers cannot read describes no known model; empty if it should."""
+    kind, code = config.get("model_type"), config.get("auto_map")
+    if kind in CONFIG_MAPPING:
+        return ""
+    if isinstance(code, dict) and code:
+        files = sorted({f"{value.split('.')[0]}.py" for value in code.values() if isinstance(value, str)})
+        return (
+            f"model type {kind!r} needs code of its own ({', '.join(files)}), which is never run from a checkpoint; "
+            "expected a model type that transformers has. If you trust the code, load the model yourself with "
+            "trust_remote_code=True and pass it to open_model"
+        )
+    if not kind:
+        return "names no model_type; expected one that transformers knows, as in the config.json of the model's origin"
+    return (
+        f"model type {kind!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or convert "
+        "the checkpoint to a model type that it has"
+    )
+
+
+def why_no_language_model(config: Any) -> str:
+    """Why a configuration that transformers knows makes no causal language model; empty if it makes one."""
+    try:
+        refuse_other_models(config, "the model")
+    except WorkbenchError as error:
+        return str(error)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return ""
+    return (
+        f"model type {config.model_type!r} has no causal language model in transformers {transformers.__version__}; "
+        f"{_EXPECTED}. Leave this checkpoint out"
+    )
