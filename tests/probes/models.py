@@ -1,0 +1,42 @@
+"""Models as probes see them, a tokenizer and a configuration: trained here on the documentation that Python carries."""
+
+import pydoc_data.topics
+from functools import cache
+from types import SimpleNamespace
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+TEXT = " ".join(pydoc_data.topics.topics.values())
+
+
+@cache
+def bpe_model(*, splits=True, bos=True, n_positions=1 << 18):
+    """Byte-level BPE of 1500 tokens; without `splits` it merges across spaces and punctuation."""
+    tokenizer = Tokenizer(models.BPE())
+    if splits:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() + [" "],
+        special_tokens=["<s>", "</s>"] if bos else ["</s>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT[:60_000].splitlines(), trainer)
+    named = {"eos_token": "</s>"} | ({"bos_token": "<s>"} if bos else {})
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    config = LlamaConfig(
+        vocab_size=1500,
+        max_position_embeddings=n_positions,
+        bos_token_id=0 if bos else None,
+        eos_token_id=1 if bos else 0,
+    )
+    return SimpleNamespace(tokenizer=fast, config=config)
+
+
+def bare_model(vocab_size=4000, *, n_positions=1 << 18):
+    """A configuration without a tokenizer."""
+    return SimpleNamespace(
+        tokenizer=None, config=LlamaConfig(vocab_size=vocab_size, max_position_embeddings=n_positions)
+    )

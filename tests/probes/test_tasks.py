@@ -1,0 +1,426 @@
+"""Needles, chains and counts: a solver in plain Python, given what stands before the answer, finds the answer."""
+
+import re
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from tests.probes import solvers
+from tests.probes.models import bare_model, bpe_model
+from workbench import probes
+from workbench.heads import WorkbenchError
+from workbench.probes.needles import DEPTHS, RULER_NEEDLES, TEN_DEPTHS
+from workbench.probes.standard import BY_NAME
+
+TEXT_SOLVERS = {
+    "passkey": solvers.passkey_text,
+    "needle": solvers.niah_text,
+    **dict.fromkeys(RULER_NEEDLES, solvers.niah_text),
+    "multi_passkey": solvers.multi_passkey_text,
+    "variable_tracking": solvers.variable_tracking_text,
+    "common_words": solvers.common_words_text,
+    "frequent_words": solvers.frequent_words_text,
+}
+FORMS = {"text": bpe_model, "tokens": bare_model}
+# Answers are several tokens each in text; how many of them one sequence has.
+SMALL = {"multi_passkey": "multi_passkey:n_passkeys=3,n_words=6,n_sequences=4", "majority": "majority:k=1+2+3"}
+TASKS = [*TEXT_SOLVERS, "majority", "mqar", "abfill"]
+
+
+def make(form, name, more=""):
+    written = SMALL.get(name, name)
+    return probes.build(FORMS[form](), written + (("," if ":" in written else ":") + more if more else ""))
+
+
+@pytest.mark.parametrize("name", TEXT_SOLVERS)
+def test_reading_the_text_gives_every_answer(name):
+    probe, decode = make("text", name, "length=1500"), bpe_model().tokenizer.decode
+    for i in range(len(probe.tokens)):
+        context, answers = solvers.asked_and_answered(probe, i)
+        assert [decode(answer).strip() for answer in answers] == TEXT_SOLVERS[name](decode(context))
+
+
+@pytest.mark.parametrize("name", TEXT_SOLVERS)
+def test_the_tokens_of_a_text_probe_are_those_its_tokenizer_gives_the_text(name):
+    probe, tokenizer = make("text", name), bpe_model().tokenizer
+    for i in range(4):
+        first, *tokens = solvers.valid_tokens(probe, i)
+        assert first == tokenizer.bos_token_id
+        question = next(j for j in range(len(tokens)) if tokenizer.decode(tokens[j : j + 9]).startswith(" Question:"))
+        read = [tokenizer.encode(tokenizer.decode(half)) for half in (tokens[:question], tokens[question:])]
+        assert read[1] == tokens[question:]
+        # The haystack may end inside a word.
+        assert read[0][:-10] == tokens[: len(read[0]) - 10]
+        assert abs(len(read[0]) - question) < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "n_key", "n_answer"),
+    [
+        ("passkey", 1, 5),
+        ("needle", 2, 3),
+        ("niah_single_1", 2, 3),
+        ("niah_single_2", 2, 3),
+        ("niah_single_3", 2, 8),
+        ("niah_multikey_1", 2, 3),
+        ("niah_multikey_2", 2, 3),
+        ("niah_multikey_3", 8, 8),
+    ],
+)
+def test_looking_up_the_key_gives_the_value_without_a_tokenizer(name, n_key, n_answer):
+    probe = make("tokens", name)
+    for i in range(len(probe.tokens)):
+        context, [answer] = solvers.asked_and_answered(probe, i)
+        assert solvers.keyed_tokens(context, n_key, n_answer) == answer
+
+
+def test_every_query_gets_its_own_keys_value_and_every_value_of_a_key_comes_in_order():
+    probe = make("tokens", "niah_multiquery")
+    for i in range(len(probe.tokens)):
+        tokens = solvers.valid_tokens(probe, i)
+        *_, answers = solvers.asked_and_answered(probe, i)
+        assert len(answers) == 4
+        for j, answer in enumerate(answers):
+            end = len(tokens) - 5 * (3 - j) - 3
+            assert solvers.keyed_tokens(tokens[:end], 2, 3) == answer
+    probe = make("tokens", "niah_multivalue")
+    for i in range(len(probe.tokens)):
+        context, [answer] = solvers.asked_and_answered(probe, i)
+        places = solvers.after(context, context[-2:])[:-1]
+        assert len(places) == 4
+        assert [token for at in places for token in context[at : at + 3]] == answer
+
+
+def test_other_needles_are_the_haystack_and_have_other_keys():
+    decode = bpe_model().tokenizer.decode
+    probe = make("text", "niah_multikey_2")
+    for i in range(5):
+        text = decode(solvers.asked_and_answered(probe, i)[0])
+        keys = [part.split(" is:")[0] for part in text.split(" One of the special magic numbers for ")[1:]]
+        assert len(keys) > 20
+        assert len(set(keys)) == len(keys)
+
+
+def test_each_passkey_follows_its_ordinal_without_a_tokenizer():
+    probe = probes.multi_passkey(bare_model(), length=2048, n_passkeys=10, n_sequences=3)
+    for i in range(3):
+        tokens = solvers.valid_tokens(probe, i)
+        for j in range(10):
+            end = len(tokens) - 33 * (10 - j) + 1
+            (at,) = solvers.after(tokens[: end - 1], [tokens[end - 1]])
+            assert tokens[at : at + 32] == tokens[end : end + 32]
+    assert len(probe.answer_rows) == 3 * 10 * 32
+    assert probe.tokens[:, -32:].unique().numel() <= 26 * 3
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3, 4])
+def test_a_value_is_as_many_assignments_away_as_its_class_says(hops):
+    probe = probes.variable_tracking(bare_model(), hops=hops, n_sequences=40)
+    for i in range(40):
+        context, [[value]] = solvers.asked_and_answered(probe, i)
+        found, read = solvers.variable_tracking_tokens(context)
+        assert found == value
+        assert len(read) == hops
+        assert probe.target_cells[i].tolist() == [i, len(context) - 1, read[-1] + 1]
+        assert all(abs(one - other) > 2 for one in read for other in read if one != other)
+    assert probe.classes.unique().tolist() == [hops]
+    decode = bpe_model().tokenizer.decode
+    probe = probes.variable_tracking(bpe_model(), hops=hops, n_sequences=10)
+    for i in range(10):
+        context, [answer] = solvers.asked_and_answered(probe, i)
+        assert solvers.variable_tracking_text(decode(context), hops) == [decode(answer).strip()]
+
+
+def test_no_shortcut_leads_over_several_hops():
+    probe = probes.variable_tracking(bare_model(), hops=[2, 3, 4], n_sequences=100)
+    for i in range(300):
+        context, [[value]] = solvers.asked_and_answered(probe, i)
+        (after_name,) = solvers.after(context[:-2], context[-1:])
+        assert context[after_name] != value  # one look-up is not enough
+        (after_value,) = solvers.after(context, [value])  # and the value stands beside another name only
+        assert context[after_value - 2] != context[-1]
+
+
+def test_neither_place_nor_order_tells_which_of_the_values_is_asked():
+    probe, decode = probes.variable_tracking(bpe_model(), hops=[2, 3, 4], n_sequences=100), bpe_model().tokenizer.decode
+    is_first, is_last, is_value_before_name = [], [], []
+    for i in range(300):
+        context, answers = solvers.asked_and_answered(probe, i)
+        text, value = decode(context), decode(answers[0]).strip()
+        numbers = re.findall(r"= (\d{5})\.", text)
+        name = re.search(r"VAR ([A-Z]{5}) is$", text)[1]
+        assert len(set(numbers)) == 4
+        is_first.append(numbers[0] == value)
+        is_last.append(numbers[-1] == value)
+        is_value_before_name.append(text.index(value) < text.index(f"VAR {name} ="))
+    # 4 standard errors
+    assert abs(np.mean(is_first) - 1 / 4) < 0.1
+    assert abs(np.mean(is_last) - 1 / 4) < 0.1
+    assert abs(np.mean(is_value_before_name) - 1 / 2) < 0.12
+
+
+def test_lists_hold_common_words_thirty_times_and_others_three_from_4096_tokens_on():
+    for length, counts in ((1024, (6, 1)), (4096, (30, 3))):
+        probe = probes.common_words(bare_model(4000), length=length, n_sequences=3)
+        for i in range(3):
+            context, [answer] = solvers.asked_and_answered(probe, i)
+            assert solvers.common_words_tokens(context[1:], 10) == answer
+            times = Counter(context[1:-1])
+            assert Counter(times.values())[counts[0]] == 10
+            assert set(times.values()) == set(counts)
+        assert probe.classes.unique().tolist() == list(range(1, 11))
+    decode = bpe_model().tokenizer.decode
+    probe = probes.common_words(bpe_model(), length=6000, n_sequences=1)
+    context, answers = solvers.asked_and_answered(probe, 0)
+    assert [decode(answer).strip() for answer in answers] == solvers.common_words_text(decode(context))
+
+
+def test_frequencies_of_coded_words_are_those_of_the_zeta_law():
+    probe = probes.frequent_words(bare_model(), length=2000, n_sequences=4)
+    for i in range(4):
+        context, [answer] = solvers.asked_and_answered(probe, i)
+        assert solvers.frequent_words_tokens(context[1:]) == answer
+        counts = sorted(Counter(context[1:-1]).values(), reverse=True)
+        n_words = next(n for n in range(2000) if [int(n * 6 / np.pi**2 / k**2) for k in (1, 2, 3, 4)] == counts[:4])
+        expected = [int(n_words * 6 / np.pi**2 / k**2) for k in range(1, len(counts) + 1)]
+        assert counts == expected
+    assert probe.classes.tolist() == [2, 3, 4] * 4
+
+
+def test_the_target_cells_of_a_count_are_all_places_of_the_answer():
+    for name in ("common_words", "frequent_words", "majority"):
+        probe = make("tokens", name)
+        for i in range(0, len(probe.tokens), 7):
+            context, [answer] = solvers.asked_and_answered(probe, i)
+            for j, token in enumerate(answer):
+                mine = (probe.target_cells[:, 0] == i) & (probe.target_cells[:, 1] == len(context) - 1 + j)
+                assert probe.target_cells[mine, 2].tolist() == [at - 1 for at in solvers.after(context, [token])]
+
+
+def test_the_majority_of_the_class_asked_lies_beyond_the_gap():
+    probe = probes.majority(bare_model(200), k=[1, 2], length=300, gap=100, n_sequences=50)
+    ids = torch.tensor([i for i in range(200) if i not in (1, 2)]).tolist()  # Llama's beginning and end
+    cues, classes = ids[:2], [ids[2:26], ids[26:50]]
+    for i in range(100):
+        context, [[answer]] = solvers.asked_and_answered(probe, i)
+        mine = Counter(t for t in context if t in classes[cues.index(context[-1])])
+        ranked = mine.most_common()
+        rank = int(probe.classes[i])
+        assert ranked[rank - 1][0] == answer
+        assert len({n for _, n in ranked}) == len(ranked) == 4
+        assert not set(context[-101:-1]) & {*classes[0], *classes[1]}
+    assert torch.bincount(probe.classes).tolist() == [0, 50, 50]
+
+
+def test_each_key_of_mqar_is_asked_once_and_followed_by_its_value():
+    probe = probes.mqar(200, n_pairs=12, length=64, n_sequences=30)
+    for tokens in probe.tokens.tolist():
+        pairs = dict(zip(tokens[:24:2], tokens[1:24:2], strict=True))
+        assert len(pairs) == len(set(pairs.values())) == 12
+        assert max(pairs) < 100 <= min(pairs.values())
+        asked = [i for i in range(24, 64) if tokens[i] in pairs]
+        assert sorted(tokens[i] for i in asked) == sorted(pairs)
+        assert all(tokens[i + 1] == pairs[tokens[i]] for i in asked)
+    assert torch.equal(probe.target_cells[:, :2], probe.answer_rows)
+    distance = probe.target_cells[:, 1] - probe.target_cells[:, 2]
+    assert ((probe.classes <= distance) & (distance < 2 * probe.classes)).all()
+
+
+def test_the_gaps_of_mqar_follow_the_power_law():
+    probe = probes.mqar(50, n_pairs=1, length=66, n_sequences=4000, power=0.3)
+    slot = (probe.answer_rows[:, 1] - 2) // 2
+    weight = np.arange(1, 33) ** (0.3 - 1.0)
+    found = np.bincount(slot.numpy(), minlength=32) / 4000
+    expected = weight / weight.sum()
+    assert (abs(found - expected) < 4.5 * np.sqrt(expected / 4000)).all()
+
+
+def test_abfill_ends_with_the_pair_that_it_holds_once_before():
+    probe = probes.abfill(bare_model(), n_sequences=100)
+    assert probe.tokens.shape == (100, 257)
+    for i, tokens in enumerate(probe.tokens.tolist()):
+        first = tokens.index(tokens[-2])
+        assert tokens[first + 1] == tokens[-1]
+        assert [tokens.count(t) for t in tokens[-2:]] == [2, 2]
+        assert probe.target_cells[i].tolist() == [i, 255, first + 1]
+
+
+def test_needles_lie_at_the_depths_asked_for():
+    probe = probes.needle(bare_model(), length=1000, n_sequences=3)
+    assert torch.bincount(probe.classes)[list(TEN_DEPTHS)].tolist() == [9] * 10
+    n_hay = 1000 - 1 - 5 - 5  # beginning, needle, question and answer
+    first = probe.target_cells[::3]
+    assert (first[:, 2] == 1 + 2 + (n_hay * probe.classes[::3]) // 100).all()
+    probe = probes.needle(bpe_model(), length=2000, n_sequences=3)
+    share = 100 * probe.target_cells[:, 2] / 1900
+    assert (abs(share - probe.classes) < 12).all()
+
+
+def test_rulers_needles_spread_evenly_over_forty_depths():
+    probe = probes.niah(bare_model(), "niah_multikey_1", length=120, n_sequences=800)
+    counts = torch.bincount(probe.classes[::3], minlength=101)
+    assert counts.nonzero().flatten().tolist() == list(DEPTHS)
+    assert counts[list(DEPTHS)].min() > 2
+    assert counts.max() < 40  # 20 each, 4.5 standard deviations
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_are_the_same_for_the_same_seed_only(form, name):
+    one, again, other = (make(form, name, f"seed={seed}") for seed in (1, 1, 2))
+    assert one.digest == again.digest != other.digest
+    assert torch.equal(one.tokens, again.tokens)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TEXT_SOLVERS)
+def test_sequences_have_the_length_asked_for(form, name):
+    n_tokens = make(form, name, "length=1100").tokens.shape[1]
+    if name in ("common_words", "frequent_words"):  # as many entries as fit
+        assert 1000 <= n_tokens <= 1100
+    else:
+        assert n_tokens == 1100
+
+
+@pytest.mark.parametrize("name", [*TEXT_SOLVERS, "majority", "mqar", "abfill"])
+def test_131072_tokens_take_memory_in_proportion(name):
+    written = f"{SMALL.get(name, name).split(':')[0]}:length=131072,n_sequences=1"
+    written += {"passkey": ",depth=50", "needle": ",depth=50", "variable_tracking": ",hops=4"}.get(name, "")
+    tracemalloc.start()
+    try:
+        probe = probes.build(bare_model(60_000), written)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 130_000 <= probe.tokens.shape[1] <= 131_072
+    assert peak < 131_072 * 500
+
+
+@pytest.mark.parametrize("name", ["niah_single_1", "niah_multikey_2", "common_words", "frequent_words"])
+def test_131072_tokens_of_text_hold_their_answer(name):
+    probe = probes.build(bpe_model(), f"{name}:length=131072,n_sequences=1")
+    decode = bpe_model().tokenizer.decode
+    context, answers = solvers.asked_and_answered(probe, 0)
+    assert len(context) > 130_500
+    assert [decode(answer).strip() for answer in answers] == TEXT_SOLVERS[name](decode(context))
+
+
+def test_a_tokenizer_without_a_beginning_of_sequence_gets_none():
+    model = bpe_model(bos=False)
+    probe = probes.build(model, "niah_single_1:length=600")
+    assert probe.tokens.shape == (20, 600)
+    assert model.tokenizer.decode(probe.tokens[0, :3]).startswith("Some")
+    assert not torch.isin(probe.tokens, torch.tensor(model.tokenizer.all_special_ids)).any()
+
+
+@pytest.mark.parametrize("name", TEXT_SOLVERS)
+def test_a_tokenizer_that_merges_across_boundaries_is_refused(name):
+    with pytest.raises(WorkbenchError, match=r"merges .* across their boundary.*; pass form=tokens"):
+        probes.build(bpe_model(splits=False), SMALL.get(name, name))
+    assert probes.build(bpe_model(splits=False), f"{SMALL.get(name, name)}{',' if name in SMALL else ':'}form=tokens")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_probe_longer_than_the_context_names_both_numbers(name):
+    written = f"{name}:length=600"
+    with pytest.raises(WorkbenchError, match=r"length 600 exceeds the 512 positions of this model; pass length=512"):
+        probes.build(bare_model(n_positions=512), written)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_vocabulary_too_small_says_how_many_tokens_it_has(name):
+    with pytest.raises(WorkbenchError, match=r"vocabulary has \d+|the \d+ ordinary tokens"):
+        probes.build(bare_model(4), name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TEXT_SOLVERS)
+def test_a_length_that_does_not_hold_the_task_is_refused(form, name):
+    with pytest.raises(WorkbenchError, match="length 10 (is too short|does not hold|has no room)"):
+        make(form, name, "length=10")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("needle:depth=50+101", "expected percentages from 0 to 100"),
+        ("needle:length=100+200", r"length is \[100, 200\]|length"),
+        ("needle:form=words", "form"),
+        ("variable_tracking:hops=0", "expected whole numbers of at least 1"),
+        ("variable_tracking:n_chains=30,length=300", "length 300 is too short"),
+        ("majority:k=5", "expected 1 to n_candidates = 4"),
+        ("majority:length=80", "leaves 13 tokens to count in; pass length=107"),
+        ("mqar:n_pairs=40", "length 128 is too short for 40 pairs; pass length=161"),
+        ("mqar:power=0.0", "expected a positive number"),
+        ("frequent_words:alpha=0.5", "expected more than 1"),
+        ("frequent_words:length=30,form=tokens", "too short for ranks 1 to 5 to differ"),
+        ("common_words:times_common=2,times_other=2", "expected more than times_other = 2"),
+        ("multi_passkey:n_passkeys=21", "expected at most 20"),
+        ("abfill:length=5", "take at least 6 tokens"),
+        ("repeated_ngrams:n=1", "expected at least 2"),
+        ("repeated_ngrams:n=200", "no 200-gram"),
+    ],
+)
+def test_a_task_written_wrong_is_refused(written, message):
+    with pytest.raises(WorkbenchError, match=message):
+        probes.build(bpe_model(), written)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(WorkbenchError, match="there is no tokenizer to write it with; pass form=tokens"):
+        probes.build(bare_model(), "needle:form=text")
+
+
+def test_a_needle_task_of_ones_own():
+    task = probes.Niah(haystack="noise", values="uuids", n_keys=3, n_values=2, n_queries=2)
+    probe = probes.niah(bpe_model(), task, length=900, n_sequences=5)
+    decode = bpe_model().tokenizer.decode
+    for i in range(5):
+        context, answers = solvers.asked_and_answered(probe, i)
+        assert [decode(answer).strip() for answer in answers] == solvers.niah_text(decode(context))
+        assert len(answers) == 4
+    with pytest.raises(WorkbenchError, match="no more queries than keys"):
+        probes.niah(64, probes.Niah(n_keys=1, n_queries=2))
+    with pytest.raises(WorkbenchError, match="unknown needle task 'niah'"):
+        probes.niah(64, "niah")
+
+
+def test_repeated_ngrams_are_all_those_of_a_window_by_token_identity():
+    model, n, at_most = bpe_model(), 3, 9
+    probe = probes.repeated_ngrams(model, n=n, at_most=at_most, length=200, n_sequences=6)
+    corpus = model.tokenizer(solvers_text())["input_ids"]
+    counts = Counter(zip(*(corpus[k:] for k in range(n)), strict=False))
+    for i, tokens in enumerate(probe.tokens.tolist()):
+        grams = [tuple(tokens[j : j + n]) for j in range(len(tokens) - n + 1)]
+        expected = {}
+        for j, gram in enumerate(grams):
+            before = [k for k in range(j) if grams[k] == gram]
+            again = any(other == gram for other in grams[j + 1 :])
+            if counts[gram] <= at_most and (before or again):
+                expected[j + n - 2] = [k + n - 1 for k in before]
+        rows = [row for sequence, row in probe.answer_rows.tolist() if sequence == i]
+        cells = [cell[1:] for cell in probe.target_cells.tolist() if cell[0] == i]
+        classes = probe.classes[probe.answer_rows[:, 0] == i].tolist()
+        assert rows == sorted(expected)
+        assert cells == [[row, key] for row in rows for key in expected[row]]
+        for row, distance in zip(rows, classes, strict=True):
+            nearest = row - expected[row][-1] if expected[row] else 0
+            assert distance == (2 ** int(np.log2(max(1, nearest))) if expected[row] else 0)
+
+
+def solvers_text():
+    from workbench.probes.haystack import read_text
+
+    return read_text(None)
+
+
+def test_every_registered_probe_is_built_by_name_and_named_in_the_error():
+    with pytest.raises(WorkbenchError) as error:
+        probes.build(bare_model(), "haystack")
+    assert all(name in str(error.value) for name in BY_NAME)
+    for name in BY_NAME:
+        if name not in ("text", "repeated_ngrams"):
+            assert probes.build(bare_model(), SMALL.get(name, name)).name == name
