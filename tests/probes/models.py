@@ -10,16 +10,26 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 TEXT = " ".join(pydoc_data.topics.topics.values())
 
 
+SPLITS = {
+    "bytes": (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
+    "metaspace": (  # as Llama 2: a space before the first word, digits one by one
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(True), pre_tokenizers.Punctuation()]
+        ),
+        decoders.Metaspace(),
+    ),
+}
+
+
 @cache
-def bpe_model(*, splits=True, bos=True, n_positions=1 << 18):
-    """Byte-level BPE of 1500 tokens; without `splits` it merges across spaces and punctuation."""
+def bpe_model(splits="bytes", *, bos=True, n_positions=1 << 18):
+    """BPE of 1500 tokens. `splits`: how text is cut before merging; None merges across spaces and punctuation."""
     tokenizer = Tokenizer(models.BPE())
     if splits:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = SPLITS[splits]
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() + [" "],
+        initial_alphabet=[*pre_tokenizers.ByteLevel.alphabet(), " ", "▁"],
         special_tokens=["<s>", "</s>"] if bos else ["</s>"],
         show_progress=False,
     )

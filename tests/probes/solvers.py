@@ -28,14 +28,13 @@ def passkey_text(text):
 
 def niah_text(text):
     said = re.findall(r"One of the special magic \w+ for ([\w-]+) is: ([\w-]+)\.", text)
-    keys = re.search(r"Question: What (?:is|are) the special magic \w+ for (.+) in the text above\?", text)[1].split(", ")
-    return [value for key in keys for name, value in said if name == key]
+    keys = re.search(r"Question: What (?:is|are) the special magic \w+ for (.+) in the text above\?", text)[1]
+    return [value for key in keys.split(", ") for name, value in said if name == key]
 
 
 def multi_passkey_text(text):
     said = re.findall(r"it's the (\w+) passkey to the vault: ([a-z ]+)\.", text)
-    order = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-    return [dict(said)[one] for one in order[: len(said)]]
+    return [dict(said)[one] for one in ("first", "second", "third")[: len(said)]]
 
 
 def variable_tracking_text(text, hops=None):
@@ -81,7 +80,7 @@ def keyed_tokens(context, n_key, n_answer):
 
 
 def variable_tracking_tokens(context):
-    """Follow pairs from the last token; a token that stands only where it was read is the value. Also the pairs read."""
+    """Follow pairs from the last token to the one that stands only where it was read; also the places of the pairs."""
     text, token = context[:-2], context[-1]
     read_at, read = None, []
     while places := [i for i, other in enumerate(text) if other == token and i != read_at]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from workbench.heads import WorkbenchError
-from workbench.probes.draft import Draft, Ids, assemble
+from workbench.probes.draft import Draft, Ids, assemble, in_order
 from workbench.probes.forms import Form, speller_of
 from workbench.probes.lexicon import letters
 from workbench.probes.probe import Probe
@@ -137,7 +137,13 @@ def ask_counted(draft: Draft, counted: Ids, question: Ids, answers: Ids, ranks: 
 
 
 def _coded_text(
-    bos: int | None, head: Ids, coded: Sequence[Ids], end: Ids, length: int, alpha: int | float, rng: np.random.Generator
+    bos: int | None,
+    head: Ids,
+    coded: Sequence[Ids],
+    end: Ids,
+    length: int,
+    alpha: int | float,
+    rng: np.random.Generator,
 ) -> Draft:
     draft = Draft(bos)
     draft.add(head)
@@ -148,14 +154,12 @@ def _coded_text(
     counts = _longest_counts(of_word, n_text, alpha)
     if len(counts) < 5 or len(set(counts[:5].tolist())) < 5:
         raise WorkbenchError(f"length {length} is too short for ranks 1 to 5 to differ in frequency; pass a larger one")
-    places: dict[int, list[int]] = {rank: [] for rank in answers}
-    for word in rng.permutation(np.repeat(np.arange(len(counts)), counts)).tolist():
-        at = draft.add(coded[word])
-        if word in places:
-            places[word].append(at)
+    order = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    tokens, starts = in_order(coded, order)
+    starts = starts + draft.add(tokens)
     draft.add(end)
     for rank in answers:
-        draft.answer(coded[rank], places[rank], rank + 1)
+        draft.answer(coded[rank], starts[order == rank].tolist(), rank + 1)
     return draft
 
 

@@ -43,6 +43,12 @@ class Draft:
             self.cells += [(row, source + i) for source in starts]
 
 
+def in_order(pieces: Sequence[Ids], order: Int[np.ndarray, " n_places"]) -> tuple[Ids, Int[np.ndarray, " n_places"]]:
+    """Pieces one after the other in the order of their numbers: the tokens, and where each place starts."""
+    ends = np.cumsum(np.array([len(piece) for piece in pieces])[order])
+    return np.concatenate([pieces[i] for i in order.tolist()]), np.concatenate([[0], ends[:-1]])
+
+
 def assemble(name: str, drafts: Sequence[Draft], *, class_name: str, metric: str = "recall") -> Probe:
     """Drafts as a probe, shorter ones padded on the right."""
     longest = max(draft.n_tokens for draft in drafts)

@@ -120,9 +120,10 @@ def token_needles(words: Vocabulary, keys: Kind, values: Kind, hidden: Hidden) -
 
     def task(n_keys: int, n_values: int, rng: np.random.Generator) -> Task:
         key_pool, value_pool, filler = pools(words, rng)
-        taken: set[tuple[int, ...]] = set()
-        names = [_drawn(keys, key_pool, rng, taken) for _ in range(n_keys)]
-        contents = [_drawn(values, value_pool, rng, taken) for _ in range(n_keys * n_values)]
+        taken_keys: set[tuple[int, ...]] = set()
+        taken_values: set[tuple[int, ...]] = set()
+        names = _drawn(keys, key_pool, n_keys, rng, taken_keys)
+        contents = _drawn(values, value_pool, n_keys * n_values, rng, taken_values)
 
         def question(asked: Sequence[int]) -> list[Ids]:
             keys_asked = [i // n_values for i in asked]
@@ -135,10 +136,9 @@ def token_needles(words: Vocabulary, keys: Kind, values: Kind, hidden: Hidden) -
             if hidden == "documents":
                 return random_tokens(filler, n, rng)
             n_others = 1 + n // (_N_TOKENS[keys] + _N_TOKENS[values])
-            kinds: tuple[tuple[Kind, Ids], ...] = ((keys, key_pool), (values, value_pool))
-            return from_pieces(
-                [np.concatenate([_drawn(kind, pool, rng, taken) for kind, pool in kinds]) for _ in range(n_others)], n
-            )
+            more_names = _drawn(keys, key_pool, n_others, rng, taken_keys)
+            more_contents = _drawn(values, value_pool, n_others, rng, taken_values)
+            return from_pieces([np.concatenate(pair) for pair in zip(more_names, more_contents, strict=True)], n)
 
         needles = [
             Needle(np.concatenate([names[i // n_values], content]), content, (_N_TOKENS[keys],))
@@ -200,17 +200,20 @@ def _written(kind: Kind, rng: np.random.Generator, taken: set[str]) -> str:
             return found
 
 
-def _drawn(kind: Kind, pool: Ids, rng: np.random.Generator, taken: set[tuple[int, ...]]) -> Ids:
-    """Different tokens of a pool in an order that is not among those taken, which it joins."""
-    n = _N_TOKENS[kind]
-    if len(taken) >= perm(len(pool), n):
+def _drawn(kind: Kind, pool: Ids, n: int, rng: np.random.Generator, taken: set[tuple[int, ...]]) -> list[Ids]:
+    """`n` times different tokens of a pool, in orders that are not among those taken, which they join."""
+    n_tokens = _N_TOKENS[kind]
+    if len(taken) + n > perm(len(pool), n_tokens):
         raise WorkbenchError(
-            f"the needles need more different {kind} of {n} tokens than the {len(pool)} ordinary tokens for them make; "
-            "pass a larger vocabulary or a smaller length"
+            f"{len(taken) + n} different {kind} of {n_tokens} tokens cannot be made of the {len(pool)} ordinary tokens "
+            "set aside for them; pass a larger vocabulary or a smaller length"
         )
-    while True:
-        found = pool[rng.choice(len(pool), n, replace=False)]
-        key = tuple(found.tolist())
-        if key not in taken:
-            taken.add(key)
-            return found
+    found: list[tuple[int, ...]] = []
+    while len(found) < n:
+        places = rng.integers(len(pool), size=(n - len(found) + 8, n_tokens))
+        is_different = (np.diff(np.sort(places, axis=1), axis=1) > 0).all(axis=1)
+        new = [key for key in map(tuple, places[is_different].tolist()) if key not in taken]
+        new = list(dict.fromkeys(new))[: n - len(found)]
+        taken.update(new)
+        found += new
+    return list(pool[np.array(found)])

@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.heads import WorkbenchError
 from workbench.probes.counting import ask_counted
-from workbench.probes.draft import Draft, Ids, assemble
+from workbench.probes.draft import Draft, Ids, assemble, in_order
 from workbench.probes.forms import Form, speller_of
 from workbench.probes.lexicon import ADJECTIVES, N_COMPOUNDS, NOUNS, compounds
 from workbench.probes.probe import Probe
@@ -103,12 +103,13 @@ def _written_list(
             "times; pass a larger length, or fewer n_common"
         )
     counts = np.repeat([times[0], times[1]], [n_common, n_other])
-    entries = rng.permutation(np.repeat(np.arange(n_common + n_other), counts)).tolist()
-    places: dict[int, list[int]] = {}
-    for number, word in zip(numbers, entries, strict=False):
-        draft.add(number)
-        places.setdefault(word, []).append(draft.add(spelled[word]))
+    words = rng.permutation(np.repeat(np.arange(n_common + n_other), counts))
+    # Numbers and words by turns: piece i is number i + 1, then come the words.
+    order = np.stack([np.arange(len(words)), len(words) + words], -1).ravel()
+    tokens, starts = in_order([*numbers[: len(words)], *spelled], order)
+    starts = starts[1::2] + draft.add(tokens)
     draft.add(question)
+    places = [starts[words == word].tolist() for word in range(n_common)]
     common = sorted(range(n_common), key=lambda word: places[word][0])
     for rank, (number, word) in enumerate(zip(numbers, common, strict=False), start=1):
         draft.add(number)
