@@ -1,15 +1,17 @@
 """Needles, chains and counts: a solver in plain Python, given what stands before the answer, finds the answer."""
 
+import inspect
 import re
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.probes import solvers
-from tests.probes.models import bare_model, bpe_model
+from tests.probes.models import TEXT, bare_model, bpe_model
 from workbench import probes
 from workbench.heads import WorkbenchError
 from workbench.probes.needles import DEPTHS, RULER_NEEDLES, TEN_DEPTHS
@@ -383,6 +385,13 @@ def test_a_task_written_wrong_is_refused(task, message):
         probes.build(bpe_model(), task)
 
 
+def test_a_tokenizer_that_does_not_know_the_words_is_refused():
+    from tests.probes.test_probes import word_model
+
+    with pytest.raises(WorkbenchError, match=r"the tokenizer does not know all of .*; pass form=tokens"):
+        probes.build(word_model([f"w{i}" for i in range(60)]), "passkey:length=200")
+
+
 def test_text_without_a_tokenizer_is_refused():
     with pytest.raises(WorkbenchError, match="there is no tokenizer to write it with; pass form=tokens"):
         probes.build(bare_model(), "needle:form=text")
@@ -438,3 +447,26 @@ def test_every_registered_probe_is_built_by_name_and_named_in_the_error():
     for name in BY_NAME:
         if name not in ("text", "repeated_ngrams"):
             assert probes.build(bare_model(), f"{name}:n_sequences=1").name == name
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "probes.md"
+TABLE = {m[1]: m[2].split(" | ") for m in re.finditer(r"^\| `(\w+)` \| (.*) \|$", DOCUMENT.read_text(), re.M)}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_documentation_describes_every_probe_with_its_class_metric_and_defaults(name, tmp_path):
+    _, _, class_name, metric, defaults, _ = TABLE[name]
+    (tmp_path / "text").write_text(TEXT[:60_000])
+    built = probes.build(bpe_model(), name + (f":path={tmp_path / 'text'}" if name == "text" else ""))
+    assert re.match(r"`(\w+)`", class_name)[1] == built.class_name
+    assert metric.strip("`") == (built.metric or "loss only")
+    parameters = inspect.signature(BY_NAME[name]).parameters
+    for default in defaults.split(", ") if defaults != "as above" else ():
+        key, _, value = default.partition("=")
+        assert str(parameters[key].default) == value
+
+
+def test_no_probe_is_documented_that_does_not_exist():
+    assert set(TABLE) == set(BY_NAME)
+    for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S):
+        compile(block, "docs/probes.md", "exec")
