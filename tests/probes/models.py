@@ -4,7 +4,7 @@ import pydoc_data.topics
 from functools import cache
 from types import SimpleNamespace
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 TEXT = " ".join(pydoc_data.topics.topics.values())
@@ -18,6 +18,7 @@ SPLITS = {
         ),
         decoders.Metaspace(),
     ),
+    "words": (pre_tokenizers.Split(Regex(r" ?[^ ]+"), "isolated"), decoders.Fuse()),  # full stops stay with their words
 }
 
 
@@ -33,7 +34,8 @@ def bpe_model(splits="bytes", *, bos=True, n_positions=1 << 18):
         special_tokens=["<s>", "</s>"] if bos else ["</s>"],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT[:60_000].splitlines(), trainer)
+    numbers = " ".join(f"{i * 99_991}." for i in range(1, 2000))
+    tokenizer.train_from_iterator([*TEXT[:60_000].splitlines(), numbers], trainer)
     named = {"eos_token": "</s>"} | ({"bos_token": "<s>"} if bos else {})
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
     config = LlamaConfig(

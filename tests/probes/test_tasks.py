@@ -1,44 +1,19 @@
 """Needles, chains and counts: a solver in plain Python, given what stands before the answer, finds the answer."""
 
-import inspect
 import re
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.probes import solvers
-from tests.probes.models import TEXT, bare_model, bpe_model
+from tests.probes.models import bare_model, bpe_model
+from tests.probes.tasks import FORMS, TASKS, TEXT_SOLVERS, make, written
 from workbench import probes
 from workbench.heads import WorkbenchError
-from workbench.probes.needles import DEPTHS, RULER_NEEDLES, TEN_DEPTHS
-from workbench.probes.standard import BY_NAME
-
-TEXT_SOLVERS = {
-    "passkey": solvers.passkey_text,
-    "needle": solvers.niah_text,
-    **dict.fromkeys(RULER_NEEDLES, solvers.niah_text),
-    "multi_passkey": solvers.multi_passkey_text,
-    "variable_tracking": solvers.variable_tracking_text,
-    "common_words": solvers.common_words_text,
-    "frequent_words": solvers.frequent_words_text,
-}
-FORMS = {"text": bpe_model, "tokens": bare_model}
-# Answers are several tokens each in text; how many of them one sequence has.
-SMALL = {"multi_passkey": {"n_passkeys": 3, "n_words": 6}, "majority": {"k": "1+2+3"}}
-TASKS = [*TEXT_SOLVERS, "majority", "mqar", "abfill"]
-
-
-def make(form, name, **more):
-    return probes.build(FORMS[form](), written(name, **more))
-
-
-def written(name, **more):
-    given = {"n_sequences": 2} | SMALL.get(name, {}) | more
-    return f"{name}:" + ",".join(f"{key}={value}" for key, value in given.items())
+from workbench.probes.needles import DEPTHS, TEN_DEPTHS
 
 
 @pytest.mark.parametrize("name", TEXT_SOLVERS)
@@ -278,11 +253,19 @@ def test_needles_lie_at_the_depths_asked_for():
 
 
 def test_rulers_needles_spread_evenly_over_forty_depths():
-    probe = probes.niah(60, "niah_multikey_1", length=120, n_sequences=800)
+    probe = probes.niah(60, "niah_single_2", length=120, n_sequences=800)
     counts = torch.bincount(probe.classes[::3], minlength=101)
     assert counts.nonzero().flatten().tolist() == list(DEPTHS)
     assert counts[list(DEPTHS)].min() > 2
     assert counts.max() < 40  # 20 each, 4.5 standard deviations
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_only_ordinary_tokens_are_drawn(name):
+    words = probes.Vocabulary(torch.arange(7, 3007), bos=2)
+    tokens = probes.build(words, written(name, n_sequences=3)).tokens
+    assert (tokens[:, 0] == 2).all()
+    assert torch.isin(tokens[:, 1:], words.ids).all()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -317,84 +300,23 @@ def test_131072_tokens_take_memory_in_proportion(name):
     assert peak < 131_072 * 500
 
 
-@pytest.mark.parametrize("name", ["niah_single_1", "niah_multikey_2", "common_words", "frequent_words"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "niah_single_1",
+        "niah_multikey_2",
+        "variable_tracking",
+        "frequent_words",
+        pytest.param("common_words", marks=pytest.mark.slow),
+    ],
+)
 def test_131072_tokens_of_text_hold_their_answer(name):
-    probe = probes.build(bpe_model(), f"{name}:length=131072,n_sequences=1")
+    one = {"hops": 3} if name == "variable_tracking" else {}
+    probe = probes.build(bpe_model(), written(name, length=131_072, n_sequences=1, **one))
     decode = bpe_model().tokenizer.decode
     context, answers = solvers.asked_and_answered(probe, 0)
     assert len(context) > 130_500
     assert [decode(answer).strip() for answer in answers] == TEXT_SOLVERS[name](decode(context))
-
-
-def test_a_tokenizer_without_a_beginning_of_sequence_gets_none():
-    model = bpe_model(bos=False)
-    probe = probes.build(model, "niah_single_1:length=600")
-    assert probe.tokens.shape == (20, 600)
-    assert model.tokenizer.decode(probe.tokens[0, :3]).startswith("Some")
-    assert not torch.isin(probe.tokens, torch.tensor(model.tokenizer.all_special_ids)).any()
-
-
-@pytest.mark.parametrize("name", TEXT_SOLVERS)
-def test_a_tokenizer_that_merges_across_boundaries_is_refused(name):
-    with pytest.raises(WorkbenchError, match=r"merges .* across their boundary.*; pass form=tokens"):
-        probes.build(bpe_model(splits=None), written(name))
-    more = {"length": 300} if name == "common_words" else {}
-    assert probes.build(bpe_model(splits=None), written(name, form="tokens", **more)).metric == "recall"
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_probe_longer_than_the_context_names_both_numbers(name):
-    with pytest.raises(WorkbenchError, match=r"length 600 exceeds the 512 positions of this model; pass length=512"):
-        probes.build(bare_model(n_positions=512), f"{name}:length=600")
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_vocabulary_too_small_says_how_many_tokens_it_has(name):
-    with pytest.raises(WorkbenchError, match=r"vocabulary has \d+|the \d+ ordinary tokens"):
-        probes.build(bare_model(4), name)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", TEXT_SOLVERS)
-def test_a_length_that_does_not_hold_the_task_is_refused(form, name):
-    with pytest.raises(WorkbenchError, match=r"length 10 (is too short|does not hold|has no room)"):
-        make(form, name, length=10)
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ("needle:depth=50+101", "expected percentages from 0 to 100"),
-        ("variable_tracking:hops=0", "expected whole numbers of at least 1"),
-        ("variable_tracking:n_chains=30,length=300", "length 300 is too short"),
-        ("majority:k=5", "expected 1 to n_candidates = 4"),
-        ("majority:length=80", "leaves 13 tokens to count in; pass length=107"),
-        ("mqar:n_pairs=40", "length 128 is too short for 40 pairs; pass length=161"),
-        ("mqar:power=0.0", "expected a positive number"),
-        ("frequent_words:alpha=0.5", "expected more than 1"),
-        ("frequent_words:length=30,form=tokens", "too short for ranks 1 to 5 to differ"),
-        ("common_words:times_common=2,times_other=2", "expected more than times_other = 2"),
-        ("multi_passkey:n_passkeys=21", "expected at most 20"),
-        ("abfill:length=5", "take at least 6 tokens"),
-        ("repeated_ngrams:n=1", "expected at least 2"),
-        ("repeated_ngrams:at_most=1", "no 3-gram of at most 1 occurrences repeats"),
-    ],
-)
-def test_a_task_written_wrong_is_refused(task, message):
-    with pytest.raises(WorkbenchError, match=message):
-        probes.build(bpe_model(), task)
-
-
-def test_a_tokenizer_that_does_not_know_the_words_is_refused():
-    from tests.probes.test_probes import word_model
-
-    with pytest.raises(WorkbenchError, match=r"the tokenizer does not know all of .*; pass form=tokens"):
-        probes.build(word_model([f"w{i}" for i in range(60)]), "passkey:length=200")
-
-
-def test_text_without_a_tokenizer_is_refused():
-    with pytest.raises(WorkbenchError, match="there is no tokenizer to write it with; pass form=tokens"):
-        probes.build(bare_model(), "needle:form=text")
 
 
 def test_a_needle_task_of_ones_own():
@@ -438,35 +360,3 @@ def solvers_text():
     from workbench.probes.haystack import read_text
 
     return read_text(None)
-
-
-def test_every_registered_probe_is_built_by_name_and_named_in_the_error():
-    with pytest.raises(WorkbenchError) as error:
-        probes.build(bare_model(), "haystack")
-    assert all(name in str(error.value) for name in BY_NAME)
-    for name in BY_NAME:
-        if name not in ("text", "repeated_ngrams"):
-            assert probes.build(bare_model(), f"{name}:n_sequences=1").name == name
-
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "probes.md"
-TABLE = {m[1]: m[2].split(" | ") for m in re.finditer(r"^\| `(\w+)` \| (.*) \|$", DOCUMENT.read_text(), re.M)}
-
-
-@pytest.mark.parametrize("name", BY_NAME)
-def test_the_documentation_describes_every_probe_with_its_class_metric_and_defaults(name, tmp_path):
-    _, _, class_name, metric, defaults, _ = TABLE[name]
-    (tmp_path / "text").write_text(TEXT[:60_000])
-    built = probes.build(bpe_model(), name + (f":path={tmp_path / 'text'}" if name == "text" else ""))
-    assert re.match(r"`(\w+)`", class_name)[1] == built.class_name
-    assert metric.strip("`") == (built.metric or "loss only")
-    parameters = inspect.signature(BY_NAME[name]).parameters
-    for default in defaults.split(", ") if defaults != "as above" else ():
-        key, _, value = default.partition("=")
-        assert str(parameters[key].default) == value
-
-
-def test_no_probe_is_documented_that_does_not_exist():
-    assert set(TABLE) == set(BY_NAME)
-    for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S):
-        compile(block, "docs/probes.md", "exec")

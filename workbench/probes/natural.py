@@ -99,7 +99,8 @@ def token_sequences(
 
 
 def _encode(source: HasVocabulary, content: str) -> Int[Tensor, " t"]:
-    if source.tokenizer is None:
+    tokenizer = getattr(source, "tokenizer", None)  # a Vocabulary has none
+    if tokenizer is None:
         raise WorkbenchError("this model has no tokenizer; pass token ids to probes.token_sequences(tokens) instead")
-    ids = source.tokenizer(content, verbose=False)["input_ids"]
+    ids = tokenizer(content, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)

@@ -68,7 +68,10 @@ class Speller:
         n = len(self._before)
         for text, ids in zip(fresh, self._encode([_BEFORE + text for text in fresh]), strict=True):
             if not np.array_equal(ids[:n], self._before):
-                raise self._merged((_BEFORE, text))
+                raise WorkbenchError(
+                    f"the tokenizer merges a word and {text!r} after it across their boundary, so it cannot be known "
+                    f"which tokens {text!r} is; {_NEXT_STEP}"
+                )
             self._known[text] = ids[n:]
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:

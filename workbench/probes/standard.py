@@ -18,7 +18,7 @@ from workbench.probes.probe import Probe
 from workbench.probes.recall import key_value, mqar
 from workbench.probes.repetition import repeated_ngrams
 from workbench.probes.wordlists import common_words
-from workbench.probes.words import HasVocabulary, context, vocabulary
+from workbench.probes.words import HasVocabulary, Vocabulary, context, vocabulary
 
 BY_NAME: dict[str, Callable[..., Probe]] = {
     "repeats": repeats,
@@ -55,7 +55,7 @@ def default(source: HasVocabulary) -> list[Probe]:
     return probes
 
 
-def build(source: HasVocabulary, written: str) -> Probe:
+def build(source: HasVocabulary | Vocabulary | int, written: str) -> Probe:
     """Make the probe that `written` names: `repeats`, `needle:length=4096,depth=0+50+100`, `text:path=FILE`.
 
     Values are numbers, lists of whole numbers joined by `+`, or text.
