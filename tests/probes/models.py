@@ -18,6 +18,17 @@ SPLITS = {
         ),
         decoders.Metaspace(),
     ),
+    "triples": (  # as Llama 3 and Qwen: digits by threes, without the space before them; line breaks join full stops
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(
+                    Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"), "isolated"
+                ),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+        decoders.ByteLevel(),
+    ),
     "words": (pre_tokenizers.Split(Regex(r" ?[^ ]+"), "isolated"), decoders.Fuse()),  # full stops stay with their words
 }
 

@@ -24,9 +24,10 @@ def test_reading_the_text_gives_every_answer(name):
         assert [decode(answer).strip() for answer in answers] == TEXT_SOLVERS[name](decode(context))
 
 
+@pytest.mark.parametrize("splits", ["metaspace", "triples"])
 @pytest.mark.parametrize("name", ["niah_multiquery", "variable_tracking", "common_words", "multi_passkey"])
-def test_a_tokenizer_that_puts_a_space_before_the_first_word_reads_the_same(name):
-    model = bpe_model("metaspace")
+def test_tokenizers_that_cut_text_in_other_ways_read_the_same(name, splits):
+    model = bpe_model(splits)
     probe, decode = probes.build(model, written(name, length=1800)), model.tokenizer.decode
     for i in range(len(probe.tokens)):
         context, answers = solvers.asked_and_answered(probe, i)
@@ -253,11 +254,10 @@ def test_needles_lie_at_the_depths_asked_for():
 
 
 def test_rulers_needles_spread_evenly_over_forty_depths():
-    probe = probes.niah(60, "niah_single_2", length=120, n_sequences=800)
+    probe = probes.niah(60, "niah_single_2", length=80, n_sequences=400)
     counts = torch.bincount(probe.classes[::3], minlength=101)
     assert counts.nonzero().flatten().tolist() == list(DEPTHS)
-    assert counts[list(DEPTHS)].min() > 2
-    assert counts.max() < 40  # 20 each, 4.5 standard deviations
+    assert counts.max() < 25  # 10 each, 4.5 standard deviations
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -328,7 +328,9 @@ def test_a_needle_task_of_ones_own():
         assert [decode(answer).strip() for answer in answers] == solvers.niah_text(decode(context))
         assert len(answers) == 4
     with pytest.raises(WorkbenchError, match="no more queries than keys"):
-        probes.niah(64, probes.Niah(n_keys=1, n_queries=2))
+        probes.Niah(n_keys=1, n_queries=2)
+    with pytest.raises((WorkbenchError, TypeError), match="haystack"):  # TypeError where annotations are checked
+        probes.Niah(haystack="essay")
     with pytest.raises(WorkbenchError, match="unknown needle task 'niah'"):
         probes.niah(64, "niah")
 

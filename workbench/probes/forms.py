@@ -119,7 +119,7 @@ def token_needles(words: Vocabulary, keys: Kind, values: Kind, hidden: Hidden) -
     """
 
     def task(n_keys: int, n_values: int, rng: np.random.Generator) -> Task:
-        key_pool, value_pool, filler = pools(words, rng)
+        key_pool, value_pool, filler = _pools(words, rng)
         taken_keys: set[tuple[int, ...]] = set()
         taken_values: set[tuple[int, ...]] = set()
         names = _drawn(keys, key_pool, n_keys, rng, taken_keys)
@@ -176,7 +176,7 @@ def token_passkey(words: Vocabulary, n_answer: int) -> NeedleForm:
     return task
 
 
-def pools(words: Vocabulary, rng: np.random.Generator) -> tuple[Ids, Ids, Ids]:
+def _pools(words: Vocabulary, rng: np.random.Generator) -> tuple[Ids, Ids, Ids]:
     """The ordinary tokens in random order, a quarter for keys, a quarter for values, the rest for filler."""
     mixed = rng.permutation(words.ids.numpy())
     quarter = len(mixed) // 4

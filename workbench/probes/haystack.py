@@ -65,11 +65,14 @@ def documents(speller: Speller, path: str | Path | None = None) -> Haystack:
     ]
     if not words:
         raise WorkbenchError(f"{path} holds no text; a haystack needs some")
-    pieces = speller.running(texts)
 
     def cut(n: int, rng: np.random.Generator) -> Hay:
-        start = int(rng.integers(len(pieces)))
-        return from_pieces([*pieces[start:], *pieces[:start]], n)
+        start = int(rng.integers(len(texts)))
+        turned = [*texts[start:], *texts[:start]]
+        pieces: list[Ids] = []
+        while sum(map(len, pieces)) < n and len(pieces) < len(texts):
+            pieces += speller.running(turned[len(pieces) : 2 * len(pieces) + 64])
+        return from_pieces(pieces, n)
 
     return cut
 

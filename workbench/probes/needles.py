@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -40,6 +41,9 @@ class Niah:
     """A RULER needle task: what the haystack is made of, kinds of keys and values, and how many.
 
     `n_values` of each key; `n_queries` of the keys are asked.
+
+    Raises:
+        WorkbenchError: for an unknown haystack or kind, more queries than keys, or more needles than there are depths.
     """
 
     haystack: Hidden = "documents"
@@ -48,6 +52,20 @@ class Niah:
     n_keys: int = 1
     n_values: int = 1
     n_queries: int = 1
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("haystack", self.haystack, get_args(Hidden)),
+            ("keys", self.keys, get_args(Kind)),
+            ("values", self.values, get_args(Kind)),
+        ):
+            if given not in known:
+                raise WorkbenchError(f"{what} is {given!r}; expected one of {', '.join(known)}")
+        if not 1 <= self.n_queries <= self.n_keys or not 1 <= self.n_keys * self.n_values <= len(DEPTHS):
+            raise WorkbenchError(
+                f"{self.n_queries} of {self.n_keys} keys with {self.n_values} values each: expected no more queries "
+                f"than keys, and at most {len(DEPTHS)} needles"
+            )
 
 
 RULER_NEEDLES: dict[str, Niah] = {
@@ -91,11 +109,6 @@ def niah(
         if task not in RULER_NEEDLES:
             raise WorkbenchError(f"unknown needle task {task!r}; expected one of {', '.join(RULER_NEEDLES)}")
         name, task = name or task, RULER_NEEDLES[task]
-    if not task.n_queries <= task.n_keys or task.n_keys * task.n_values > len(DEPTHS):
-        raise WorkbenchError(
-            f"{task.n_queries} of {task.n_keys} keys with {task.n_values} values each: expected no more queries than "
-            f"keys, and at most {len(DEPTHS)} needles"
-        )
     check_sizes(source, length=length, n_sequences=n_sequences)
     make, bos = _form(source, task, form, path), vocabulary(source).bos
     drafts = []
