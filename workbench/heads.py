@@ -142,7 +142,8 @@ class Metric:
     """One model-level number on one probe.
 
     `distance` (tokens between query and source) and `position` (row) say at which of them it was measured; None means
-    pooled. `n` counts answers. Halves and interval as in `Row`.
+    pooled, or measured at another class that `metric` names at its end: `recall_hops_2`, `loss_nats_depth_50`.
+    `n` counts answers. Halves and interval as in `Row`.
     """
 
     probe: str

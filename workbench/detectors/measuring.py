@@ -171,10 +171,12 @@ def _metric(
     means = np.bincount(sequence, weights=value, minlength=n_sequences) / np.maximum(n, 1)
     counted = n > 0
     low, high = bootstrap(means[:, None], counted[:, None], seed=seed)
+    # The store has columns for two kinds of class; any other stands in the metric's name: recall_hops_2.
+    has_column = label is None or probe.class_name in ("distance", "position")
     by_half = [_average(means[h::2], counted[h::2]) for h in (0, 1)]
     return Metric(
         probe=probe.name,
-        metric=name,
+        metric=name if has_column else f"{name}_{probe.class_name}_{label}",
         distance=label if probe.class_name == "distance" else None,
         position=label if probe.class_name == "position" else None,
         value=_average(means, counted),

@@ -1,17 +1,18 @@
-"""Probes of copying: repeated random tokens, and a needle of eight words copied at a chosen distance."""
+"""Probes of copying: repeated random tokens, and a needle of eight words copied at a chosen distance, one pair."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.probes.probe import Probe, make_probe
-from workbench.probes.words import HasVocabulary, Vocabulary, draw, vocabulary, with_bos
+from workbench.probes.probe import Probe, make_probe, octave
+from workbench.probes.words import HasVocabulary, Vocabulary, check_sizes, draw, draw_one, vocabulary, with_bos
 
 NEEDLE = 8
 # Of the copy, the rows that follow enough of it to know what is being copied and still have a next word.
@@ -95,6 +96,53 @@ def copy_needle(
     tokens[:, start:] = needle
     rows = repeat(start + torch.tensor(_ANSWERING), "r -> b r", b=total)
     return _copying(name, tokens, rows, each)
+
+
+def abfill(
+    source: HasVocabulary | Vocabulary | int,
+    *,
+    length: int = 257,
+    n_sequences: int = 200,
+    seed: int = 0,
+    name: str = "abfill",
+) -> Probe:
+    """Filler, A, B, filler, A: is B next? The shortest induction task, at a random distance.
+
+    A and B stand nowhere else. Answer: the B that ends the sequence, so that `length` = 257 is the 256 tokens of the
+    source and the answer; the source has 2000 sequences. Target cells: the first B. Classes: the distance from the last
+    A to it, rounded down to a power of two.
+
+    Raises:
+        WorkbenchError: if the length exceeds the model's context or is below 6, or the vocabulary has fewer than 3
+            ordinary tokens.
+
+    Reference:
+        The spectral-probe repository of skydancerosel, its `ABfill` input; there the ids are 100 to 10000.
+    """
+    check_sizes(source, length=length, n_sequences=n_sequences)
+    if length < 6:
+        raise WorkbenchError(f"length is {length}; filler, A, B, filler, A and B take at least 6 tokens")
+    words = vocabulary(source)
+    start = int(words.bos is not None)
+    tokens = np.empty((n_sequences, length), dtype=np.int64)
+    place = np.empty(n_sequences, dtype=np.int64)
+    for i, sequence in enumerate(tokens):
+        rng = np.random.default_rng([seed, i])
+        pair, filler = draw_one(words, 2, rng, what="a pair")
+        sequence[:] = filler[rng.integers(len(filler), size=length)]
+        sequence[:start] = 0 if words.bos is None else words.bos
+        place[i] = rng.integers(start, length - 4)
+        sequence[place[i] : place[i] + 2] = sequence[-2:] = pair
+    row = np.full(n_sequences, length - 2)
+    cells = torch.from_numpy(np.stack([np.arange(n_sequences), row, place + 1], -1))
+    return make_probe(
+        name,
+        torch.from_numpy(tokens),
+        answer_rows=cells[:, :2],
+        target_cells=cells,
+        classes=octave(cells[:, 1] - cells[:, 2]),
+        metric="copy_accuracy",
+    )
 
 
 def _copying(name: str, tokens: Int[Tensor, "b t"], rows: Int[Tensor, "b r"], period: int | Tensor) -> Probe:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
+from workbench.probes.haystack import read_text
 from workbench.probes.probe import Probe, make_probe
-from workbench.probes.words import HasVocabulary
+from workbench.probes.words import HasVocabulary, check_sizes
 
 
 def text(source: HasVocabulary, content: str, *, name: str = "text") -> Probe:
@@ -39,27 +41,45 @@ def text_file(
     The file is tokenized once; each window starts with the beginning-of-sequence token if the tokenizer adds one.
 
     Raises:
-        WorkbenchError: if the file cannot be read as UTF-8, is too short, or the model has no tokenizer.
+        WorkbenchError: if the file cannot be read as UTF-8, is too short, the model has no tokenizer, or the length
+            exceeds its context.
     """
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"cannot read {path} as UTF-8 text: {error}") from error
-    ids = _encode(source, content)
+    check_sizes(source, length=length, n_sequences=n_sequences)
+    cut = cut_windows(source, path, length, n_sequences, seed=seed)
+    return token_sequences(cut.tokens, name=name)
+
+
+class Windows(NamedTuple):
+    """`tokens`: windows of a text, the first `n_lead` of each special; window i goes on with `body[starts[i]:]`."""
+
+    tokens: Int[Tensor, "b t"]
+    n_lead: int
+    body: Int[Tensor, " n_body"]
+    starts: list[int]
+
+
+def cut_windows(source: HasVocabulary, path: str | Path | None, length: int, n_sequences: int, *, seed: int) -> Windows:
+    """Windows of `length` tokens of a text file, None being Python's documentation, drawn without overlap.
+
+    Raises:
+        WorkbenchError: as `text_file`.
+    """
+    ids = _encode(source, read_text(path))
     lead = _encode(source, "")
     body = ids[len(lead) :] if len(lead) and torch.equal(ids[: len(lead)], lead) else ids
     lead = lead if len(body) < len(ids) else lead[:0]
     n_body = length - len(lead)
     n_places = len(body) // max(1, n_body)
     if n_places < n_sequences:
+        what = "Python's documentation" if path is None else path
         raise WorkbenchError(
-            f"{path} has {len(body)} tokens: {n_places} windows of {length}; expected {n_sequences}. "
+            f"{what} has {len(body)} tokens: {n_places} windows of {length}; expected {n_sequences}. "
             "Pass a smaller length or n_sequences"
         )
     generator = torch.Generator().manual_seed(seed)
     places = torch.randperm(n_places, generator=generator)[:n_sequences].sort().values
-    windows = torch.stack([torch.cat([lead, body[p * n_body : (p + 1) * n_body]]) for p in places.tolist()])
-    return token_sequences(windows, name=name)
+    starts = (places * n_body).tolist()
+    return Windows(torch.stack([torch.cat([lead, body[s : s + n_body]]) for s in starts]), len(lead), body, starts)
 
 
 def token_sequences(
@@ -79,7 +99,8 @@ def token_sequences(
 
 
 def _encode(source: HasVocabulary, content: str) -> Int[Tensor, " t"]:
-    if source.tokenizer is None:
+    tokenizer = getattr(source, "tokenizer", None)  # a Vocabulary has none
+    if tokenizer is None:
         raise WorkbenchError("this model has no tokenizer; pass token ids to probes.token_sequences(tokens) instead")
-    ids = source.tokenizer(content, verbose=False)["input_ids"]
+    ids = tokenizer(content, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)

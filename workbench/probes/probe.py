@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,8 @@ class Probe:
     `answer_rows`: (sequence, row), sorted; row r predicts the token at r + 1. None: no answers.
     `target_cells`: (sequence, row, key), sorted; key holds a copy of the token that row predicts. None: none known.
     `classes`: of each answer row, the number that `class_name` names: `distance` in tokens between the row and its
-    source, or `position` of the row. `metric` is the name under which the share of right answers is stored; None: only
-    the loss is.
+    source, `position` of the row, or another, such as `depth` or `hops`. `metric` is the name under which the share of
+    right answers is stored; None: only the loss is.
     `digest` identifies tokens and answers; two probes with equal digests measure the same.
     """
 
@@ -52,10 +53,10 @@ def make_probe(
 
     Raises:
         WorkbenchError: if an answer row has no next token, a target cell lies in the future or holds another token than
-            the row's answer, or `class_name` is neither `distance` nor `position`.
+            the row's answer, or `class_name` is not a word of small letters.
     """
-    if class_name not in ("distance", "position"):
-        raise WorkbenchError(f"class_name is {class_name!r}; expected 'distance' or 'position'")
+    if not re.fullmatch(r"[a-z]+", class_name):
+        raise WorkbenchError(f"class_name is {class_name!r}; expected small letters, as in 'distance' or 'hops'")
     if answer_rows is not None:
         order = torch.argsort(answer_rows[:, 0] * tokens.shape[1] + answer_rows[:, 1], stable=True)
         answer_rows = answer_rows[order]
@@ -84,6 +85,11 @@ def make_probe(
         name=name,
         digest=digest.hexdigest(),
     )
+
+
+def octave(distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Distances of at least 1 rounded down to a power of two: few enough classes to compare, at any length."""
+    return 2 ** (torch.frexp(distance.double()).exponent.long() - 1)
 
 
 def part(probe: Probe, start: int, stop: int) -> Probe:

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from workbench.heads import WorkbenchError
-from workbench.probes.copying import NEEDLE, copy_needle, repeats
+from workbench.probes.chains import variable_tracking
+from workbench.probes.copying import NEEDLE, abfill, copy_needle, repeats
+from workbench.probes.counting import frequent_words, majority
 from workbench.probes.natural import text_file
+from workbench.probes.needles import RULER_NEEDLES, needle, niah, passkey
+from workbench.probes.passkeys import multi_passkey
 from workbench.probes.probe import Probe
-from workbench.probes.recall import key_value
-from workbench.probes.words import HasVocabulary, vocabulary
+from workbench.probes.recall import key_value, mqar
+from workbench.probes.repetition import repeated_ngrams
+from workbench.probes.wordlists import common_words
+from workbench.probes.words import HasVocabulary, Vocabulary, context, vocabulary
 
-_BY_NAME: dict[str, Callable[..., Probe]] = {
+BY_NAME: dict[str, Callable[..., Probe]] = {
     "repeats": repeats,
     "copy_needle": copy_needle,
+    "abfill": abfill,
     "key_value": key_value,
+    "mqar": mqar,
+    "passkey": passkey,
+    "needle": needle,
+    **{task: partial(niah, task=task) for task in RULER_NEEDLES},
+    "multi_passkey": multi_passkey,
+    "variable_tracking": variable_tracking,
+    "common_words": common_words,
+    "frequent_words": frequent_words,
+    "majority": majority,
     "text": text_file,
+    "repeated_ngrams": repeated_ngrams,
 }
 
 
 def default(source: HasVocabulary) -> list[Probe]:
     """Repeated random tokens, and needles copied over 16, 32 and 64 tokens: as much as vocabulary and context allow."""
     words = vocabulary(source)
-    longest = getattr(source.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    longest = context(source) or 1 << 20
     n = min(50, len(words.ids), (longest - 1) // 2)
     distances = [d for d in (16, 32, 64) if d + NEEDLE + 2 <= longest]
     probes = [repeats(source, n=n)] if n >= 2 else []
@@ -36,18 +55,18 @@ def default(source: HasVocabulary) -> list[Probe]:
     return probes
 
 
-def build(source: HasVocabulary, written: str) -> Probe:
-    """Make the probe that `written` names: `repeats`, `copy_needle:distance=8+32,n_sequences=12`, `text:path=FILE`.
+def build(source: HasVocabulary | Vocabulary | int, written: str) -> Probe:
+    """Make the probe that `written` names: `repeats`, `needle:length=4096,depth=0+50+100`, `text:path=FILE`.
 
-    Values are whole numbers, lists of them joined by `+`, or text.
+    Values are numbers, lists of whole numbers joined by `+`, or text.
 
     Raises:
         WorkbenchError: for an unknown name, an unknown or missing argument, or what the probe itself refuses.
     """
     name, _, arguments = written.partition(":")
-    maker = _BY_NAME.get(name)
+    maker = BY_NAME.get(name)
     if maker is None:
-        raise WorkbenchError(f"unknown probe {name!r}; expected one of {', '.join(_BY_NAME)}")
+        raise WorkbenchError(f"unknown probe {name!r}; expected one of {', '.join(BY_NAME)}")
     given: dict[str, Any] = {}
     for piece in filter(None, arguments.split(",")):
         key, is_pair, value = piece.partition("=")
@@ -60,8 +79,10 @@ def build(source: HasVocabulary, written: str) -> Probe:
         raise WorkbenchError(f"probe {written!r}: {error}") from error
 
 
-def _value(written: str) -> int | list[int] | str:
+def _value(written: str) -> int | float | list[int] | str:
     parts = written.split("+")
     if all(p.isdigit() for p in parts):
         return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
+    if re.fullmatch(r"\d*\.\d+", written):
+        return float(written)
     return written

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -63,6 +64,38 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
     return _checked(ids[cut : len(ids) - cut], bos)
 
 
+def check_sizes(source: HasVocabulary | Vocabulary | int, *, length: object, **sizes: object) -> None:
+    """Refuse a probe that no sequence of this model can hold, or whose sizes are no numbers to count with.
+
+    Raises:
+        WorkbenchError: if a size is not a whole number of at least 1, or `length` exceeds the model's positions.
+    """
+    for name, value in {"length": length, **sizes}.items():
+        if not isinstance(value, int) or value < 1:
+            raise WorkbenchError(f"{name} is {value!r}; expected a whole number of at least 1")
+    longest = context(source)
+    if longest is not None and isinstance(length, int) and length > longest:
+        raise WorkbenchError(f"length {length} exceeds the {longest} positions of this model; pass length={longest}")
+
+
+def context(source: HasVocabulary | Vocabulary | int) -> int | None:
+    """How many positions the model has; None where that is not bounded or not known."""
+    if isinstance(source, Vocabulary | int):
+        return None
+    return getattr(source.config.get_text_config(), "max_position_embeddings", None)
+
+
+def tokens_left(length: int, needed: int, what: str) -> int:
+    """What remains of `length` tokens.
+
+    Raises:
+        WorkbenchError: if nothing does.
+    """
+    if needed >= length:
+        raise WorkbenchError(f"length {length} is too short: {what} take {needed} tokens; pass length > {needed}")
+    return length - needed
+
+
 def _is_byte(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
@@ -84,6 +117,23 @@ def draw(words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, 
         raise WorkbenchError(f"{what} needs {n} different tokens; the vocabulary has {len(words.ids)} ordinary ones")
     picks = [torch.randperm(len(words.ids), generator=generator)[:n] for _ in range(n_sequences)]
     return words.ids[torch.stack(picks)] if picks else torch.zeros(0, n, dtype=torch.long)
+
+
+def draw_one(
+    words: Vocabulary, n: int, rng: np.random.Generator, *, what: str
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " rest"]]:
+    """`n` different ordinary tokens for one sequence, and all the others to fill it with.
+
+    Raises:
+        WorkbenchError: if not at least one other remains.
+    """
+    if n >= len(words.ids):
+        raise WorkbenchError(
+            f"{what}: needs {n} different tokens and one to fill with; "
+            f"the vocabulary has {len(words.ids)} ordinary ones"
+        )
+    drawn, rest = np.split(rng.permutation(words.ids.numpy()), [n])
+    return drawn, rest
 
 
 def with_bos(words: Vocabulary, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b t2"]:

@@ -1,0 +1,80 @@
+"""Probes of tasks as a model is measured on them, and as the store keeps the numbers."""
+
+import pytest
+import torch
+
+from tests.families import random_tokens, tiny
+from tests.series import write_series
+from workbench import open_model, probes, scan
+from workbench.detectors.measuring import measure
+from workbench.detectors.registry import find_detectors
+from workbench.hooks.model import DEFAULT_FAR
+from workbench.probes.draft import Draft, assemble
+
+
+def numbers(model, probe):
+    measured = measure(model, probe, find_detectors(["retrieval", "retrieval_top1"]), far=DEFAULT_FAR)
+    return {(m.metric, m.distance, m.position): m for m in measured.metrics}, measured.rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    return open_model(tiny("llama"))
+
+
+def test_a_class_without_a_column_stands_in_the_metrics_name(model):
+    probe = probes.variable_tracking(model, hops=[1, 3], n_chains=2, length=90, n_sequences=8, form="tokens")
+    found, _ = numbers(model, probe)
+    assert {name for name, *_ in found} == {
+        f"{metric}{of}" for metric in ("recall", "loss_nats") for of in ("", "_hops_1", "_hops_3")
+    }
+    assert all(distance is None and position is None for _, distance, position in found)
+    with torch.no_grad():
+        logits = model.model(probe.tokens).logits[:, -2].log_softmax(-1)
+    loss = -logits.gather(1, probe.tokens[:, -1:])[:, 0]
+    for hops in (1, 3):
+        mine = found[f"loss_nats_hops_{hops}", None, None]
+        assert mine.value == pytest.approx(float(loss[probe.classes == hops].mean()), rel=1e-4)
+        assert mine.n == 8
+
+
+def test_distances_keep_their_column(model):
+    found, _ = numbers(model, probes.mqar(model, n_pairs=4, length=40))
+    assert {name for name, *_ in found} == {"recall", "loss_nats"}
+    assert {distance for _, distance, _ in found} > {None, 4, 8}
+
+
+def test_retrieval_is_the_attention_on_all_places_that_hold_the_answer(model):
+    probe = probes.majority(model, length=80, gap=8, n_candidates=3, n_sequences=3)
+    _, rows = numbers(model, probe)
+    for row in rows["retrieval"]:
+        expected = []
+        for i in range(3):
+            pattern = model.pattern(probe.tokens[i], row.layer, row.head)
+            cells = probe.target_cells[probe.target_cells[:, 0] == i]
+            assert len(cells) > 1
+            expected.append(float(pattern[cells[:, 1], cells[:, 2]].sum()))
+        assert row.score == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+def test_shorter_sequences_are_measured_as_if_alone(model):
+    drafts = []
+    for n in (20, 14):
+        draft = Draft(bos=1)
+        tokens = random_tokens(1, n)[0].numpy()
+        draft.add(tokens)
+        draft.answer(tokens[3:5], [4], label=n)
+        drafts.append(draft)
+    both, _ = numbers(model, assemble("both", drafts, class_name="length"))
+    for n, draft in zip((20, 14), drafts, strict=True):
+        alone, _ = numbers(model, assemble("alone", [draft], class_name="length"))
+        name = (f"loss_nats_length_{n}", None, None)
+        assert both[name].value == pytest.approx(alone[name].value, rel=1e-4)
+
+
+def test_a_scan_stores_hops_and_depths_under_their_names(tmp_path):
+    written = ["variable_tracking:hops=1+2,n_chains=2,length=64", "passkey:length=64,depth=0+50"]
+    run = scan(write_series(tmp_path / "series"), tmp_path / "run", ["retrieval"], written)
+    assert run.metrics(metric="recall_hops_2").value.between(0, 1).all()
+    assert run.metrics(metric="loss_nats_depth_50").probe.unique().tolist() == ["passkey"]
+    assert set(run.scores().probe) == {"variable_tracking", "passkey"}

@@ -1,0 +1,122 @@
+"""What needles are hidden in: sentences of noise, natural text, random tokens; cut to any length, with places to plant.
+
+Reference:
+    Hsieh et al. 2024, RULER: haystacks of repeated noise sentences, of essays, and of other needles. Our noise
+    sentences and our essays, Python's own documentation, are others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.heads import WorkbenchError
+from workbench.probes.draft import Draft, Ids
+from workbench.probes.spelling import Speller
+
+NOISE = (
+    "The sea is wide.",
+    "The hills are old.",
+    "The road is long.",
+    "We go on.",
+    "Then we turn and come home.",
+)
+_LONGEST_PIECE = 40  # words
+
+
+class Hay(NamedTuple):
+    """`tokens` to hide needles in, and `breaks`: the ascending places, 0 to the end, where one may be planted."""
+
+    tokens: Ids
+    breaks: Ids
+
+    def near(self, depth: int | float) -> int:
+        """The last break at or before `depth` percent."""
+        return int(self.breaks[np.searchsorted(self.breaks, len(self.tokens) * depth / 100, side="right") - 1])
+
+
+Haystack = Callable[[int, np.random.Generator], Hay]
+
+
+def noise(speller: Speller) -> Haystack:
+    """The noise sentences over and over."""
+    pieces = speller.running([f" {sentence}" for sentence in NOISE])
+    return lambda n, _: from_pieces(pieces, n)
+
+
+def documents(speller: Speller, path: str | Path | None = None) -> Haystack:
+    """Natural text from a sentence drawn at random, repeated where it ends; of `path`, or Python's documentation.
+
+    Raises:
+        WorkbenchError: if the file cannot be read as UTF-8 or holds no text.
+    """
+    words = read_text(path).split()
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(words))
+    split = (sentence.split(" ") for sentence in sentences)
+    texts = [
+        " " + " ".join(sentence[i : i + _LONGEST_PIECE])
+        for sentence in split
+        for i in range(0, len(sentence), _LONGEST_PIECE)
+    ]
+    if not words:
+        raise WorkbenchError(f"{path} holds no text; a haystack needs some")
+
+    def cut(n: int, rng: np.random.Generator) -> Hay:
+        start = int(rng.integers(len(texts)))
+        turned = [*texts[start:], *texts[:start]]
+        pieces: list[Ids] = []
+        while sum(map(len, pieces)) < n and len(pieces) < len(texts):
+            pieces += speller.running(turned[len(pieces) : 2 * len(pieces) + 64])
+        return from_pieces(pieces, n)
+
+    return cut
+
+
+def random_tokens(pool: Ids, n: int, rng: np.random.Generator) -> Hay:
+    """Tokens drawn from a pool; a needle may stand anywhere."""
+    return Hay(pool[rng.integers(len(pool), size=n)], np.arange(n + 1))
+
+
+def repeated_tokens(pool: Ids, n: int, rng: np.random.Generator) -> Hay:
+    """One block of 24 random tokens over and over, as noise sentences are; a needle stands between blocks."""
+    return from_pieces([pool[rng.integers(len(pool), size=24)]], n)
+
+
+def from_pieces(pieces: Sequence[Ids], n: int) -> Hay:
+    """The pieces, repeated as often as needed and cut after `n` tokens; breaks lie between pieces."""
+    ends = np.cumsum([len(piece) for piece in pieces])
+    times = n // int(ends[-1]) + 1
+    tokens = np.tile(np.concatenate(pieces), times)[:n]
+    breaks = (np.arange(times)[:, None] * ends[-1] + ends).ravel()
+    return Hay(tokens, np.concatenate([[0], breaks[breaks < n], [n]]))
+
+
+def plant(draft: Draft, hay: Hay, needles: Sequence[Ids], at: Sequence[int]) -> list[int]:
+    """Write the haystack with needle i before its token `at[i]`; returns where each needle starts in the draft."""
+    starts, done = [0] * len(needles), 0
+    for i in sorted(range(len(needles)), key=lambda i: at[i]):
+        draft.add(hay.tokens[done : at[i]])
+        starts[i], done = draft.add(needles[i]), at[i]
+    draft.add(hay.tokens[done:])
+    return starts
+
+
+def read_text(path: str | Path | None) -> str:
+    """A text file, or for None the documentation that Python carries (it differs between Python versions).
+
+    Raises:
+        WorkbenchError: if the file cannot be read as UTF-8.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return " ".join(chain.from_iterable((topics[name], "\n") for name in sorted(topics)))
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"cannot read {path} as UTF-8 text: {error}") from error

@@ -1,0 +1,214 @@
+"""A needle in a haystack, at chosen depths and in RULER's eight variants: is what was hidden found again?
+
+Reference:
+    Hsieh et al. 2024, RULER, the `niah` tasks of its synthetic.yaml; Mohtashami & Jaggi 2023, the passkey.
+    Here the answer is given (teacher-forced), several values in the order in which the text has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from workbench.heads import WorkbenchError
+from workbench.probes.draft import Draft, assemble
+from workbench.probes.forms import (
+    Form,
+    Hidden,
+    Kind,
+    NeedleForm,
+    passkey_sentences,
+    sentences,
+    speller_of,
+    token_needles,
+    token_passkey,
+)
+from workbench.probes.haystack import plant
+from workbench.probes.probe import Probe
+from workbench.probes.words import HasVocabulary, Vocabulary, check_sizes, tokens_left, vocabulary
+
+# RULER plants at one of 40 depths, Wu et al. at one of 10: percent of the haystack before the needle.
+DEPTHS = tuple(np.linspace(0, 100, 40).round().astype(int).tolist())
+TEN_DEPTHS = tuple(np.linspace(0, 100, 10).round().astype(int).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Niah:
+    """A RULER needle task: what the haystack is made of, kinds of keys and values, and how many.
+
+    `n_values` of each key; `n_queries` of the keys are asked.
+
+    Raises:
+        WorkbenchError: for an unknown haystack or kind, more queries than keys, or more needles than there are depths.
+    """
+
+    haystack: Hidden = "documents"
+    keys: Kind = "words"
+    values: Kind = "numbers"
+    n_keys: int = 1
+    n_values: int = 1
+    n_queries: int = 1
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("haystack", self.haystack, get_args(Hidden)),
+            ("keys", self.keys, get_args(Kind)),
+            ("values", self.values, get_args(Kind)),
+        ):
+            if given not in known:
+                raise WorkbenchError(f"{what} is {given!r}; expected one of {', '.join(known)}")
+        if not 1 <= self.n_queries <= self.n_keys or not 1 <= self.n_keys * self.n_values <= len(DEPTHS):
+            raise WorkbenchError(
+                f"{self.n_queries} of {self.n_keys} keys with {self.n_values} values each: expected no more queries "
+                f"than keys, and at most {len(DEPTHS)} needles"
+            )
+
+
+RULER_NEEDLES: dict[str, Niah] = {
+    "niah_single_1": Niah(haystack="noise"),
+    "niah_single_2": Niah(),
+    "niah_single_3": Niah(values="uuids"),
+    "niah_multikey_1": Niah(n_keys=4),
+    "niah_multikey_2": Niah(haystack="needles"),
+    "niah_multikey_3": Niah(haystack="needles", keys="uuids", values="uuids"),
+    "niah_multivalue": Niah(n_values=4),
+    "niah_multiquery": Niah(n_keys=4, n_queries=4),
+}
+
+
+def niah(
+    source: HasVocabulary | Vocabulary | int,
+    task: Niah | str,
+    *,
+    length: int = 1024,
+    n_sequences: int = 20,
+    seed: int = 0,
+    form: Form = "auto",
+    path: str | Path | None = None,
+    name: str = "",
+) -> Probe:
+    """One of RULER's needle tasks, by name or as a `Niah` of one's own; each needle at one of RULER's 40 depths.
+
+    Answers: the values of the keys asked. Target cells: the same value where it was hidden. Classes: depth of the
+    needle, percent. Sequences have exactly `length` tokens.
+
+    Args:
+        form: "text" with the model's tokenizer, "tokens" without; "auto": text if there is a tokenizer.
+        path: natural text to hide in; default: the documentation that Python carries.
+        name: default: the task's.
+
+    Raises:
+        WorkbenchError: if the length exceeds the model's context or does not hold needles and question, the vocabulary
+            is too small, or the tokenizer merges a value with its neighbours.
+    """
+    if isinstance(task, str):
+        if task not in RULER_NEEDLES:
+            raise WorkbenchError(f"unknown needle task {task!r}; expected one of {', '.join(RULER_NEEDLES)}")
+        name, task = name or task, RULER_NEEDLES[task]
+    check_sizes(source, length=length, n_sequences=n_sequences)
+    make, bos = _form(source, task, form, path), vocabulary(source).bos
+    drafts = []
+    for i in range(n_sequences):
+        rng = np.random.default_rng([seed, i])
+        depths = rng.permutation(DEPTHS)[: task.n_keys * task.n_values].tolist()
+        drafts.append(_sequence(make, task, depths, length, bos, rng))
+    return assemble(name or "niah", drafts, class_name="depth")
+
+
+def needle(
+    source: HasVocabulary | Vocabulary | int,
+    *,
+    length: int = 1024,
+    depth: int | Sequence[int] = TEN_DEPTHS,
+    n_sequences: int = 2,
+    seed: int = 0,
+    form: Form = "auto",
+    path: str | Path | None = None,
+    name: str = "needle",
+) -> Probe:
+    """One needle of RULER's in natural text at chosen depths: a row of the length × depth grid.
+
+    Answers, cells, classes and arguments as in `niah`; `n_sequences` for each depth, which is in percent. For the whole
+    grid make one probe per length, each with a name of its own.
+    """
+    check_sizes(source, length=length)
+    task = Niah()
+    return _at_depths(source, _form(source, task, form, path), depth, length, n_sequences, seed=seed, name=name)
+
+
+def passkey(
+    source: HasVocabulary | Vocabulary | int,
+    *,
+    length: int = 1024,
+    depth: int | Sequence[int] = TEN_DEPTHS,
+    n_sequences: int = 2,
+    seed: int = 0,
+    form: Form = "auto",
+    n_answer: int = 5,
+    name: str = "passkey",
+) -> Probe:
+    """A pass key of five digits in sentences of noise at chosen depths, said twice where it is hidden.
+
+    Without a tokenizer: filler, a key token, `n_answer` value tokens, filler, the key again; the key is said once.
+    Answers, classes and arguments as in `needle`; target cells: both places of the pass key.
+    """
+    speller = speller_of(source, form)
+    check_sizes(source, length=length, n_answer=n_answer)
+    make = token_passkey(vocabulary(source), n_answer) if speller is None else passkey_sentences(speller)
+    return _at_depths(source, make, depth, length, n_sequences, seed=seed, name=name)
+
+
+def _form(source: HasVocabulary | Vocabulary | int, task: Niah, form: Form, path: str | Path | None) -> NeedleForm:
+    speller = speller_of(source, form)
+    if speller is None:
+        return token_needles(vocabulary(source), task.keys, task.values, task.haystack)
+    return sentences(speller, task.keys, task.values, task.haystack, path)
+
+
+def _at_depths(
+    source: HasVocabulary | Vocabulary | int,
+    make: NeedleForm,
+    depth: int | Sequence[int],
+    length: int,
+    n_sequences: int,
+    *,
+    seed: int,
+    name: str,
+) -> Probe:
+    check_sizes(source, length=length, n_sequences=n_sequences)
+    depths = [depth] if isinstance(depth, int) else list(depth)
+    if not depths or not all(0 <= d <= 100 for d in depths):
+        raise WorkbenchError(f"depth is {depth}; expected percentages from 0 to 100")
+    bos = vocabulary(source).bos
+    drafts = [
+        _sequence(make, Niah(), [d], length, bos, np.random.default_rng([seed, d, i]))
+        for d in depths
+        for i in range(n_sequences)
+    ]
+    return assemble(name, drafts, class_name="depth")
+
+
+def _sequence(
+    make: NeedleForm, task: Niah, depths: Sequence[int], length: int, bos: int | None, rng: np.random.Generator
+) -> Draft:
+    """Head, haystack with needle i at depths[i], question and answers: `length` tokens."""
+    made = make(task.n_keys, task.n_values, rng)
+    keys = rng.permutation(task.n_keys)[: task.n_queries]
+    of_key = [range(key * task.n_values, (key + 1) * task.n_values) for key in keys]
+    asked = [i for mine in of_key for i in sorted(mine, key=lambda i: depths[i])]
+    before = made.question(asked)
+    draft = Draft(bos)
+    draft.add(made.head)
+    n_asked = sum(map(len, before)) + sum(len(made.needles[i].answer) for i in asked)
+    n_written = draft.n_tokens + n_asked + sum(len(one.tokens) for one in made.needles)
+    hay = made.haystack(tokens_left(length, n_written, "needle, question and answer"), rng)
+    starts = plant(draft, hay, [one.tokens for one in made.needles], [hay.near(depth) for depth in depths])
+    for i, lead in zip(asked, before, strict=True):
+        draft.add(lead)
+        found = made.needles[i]
+        draft.answer(found.answer, [starts[i] + place for place in found.places], depths[i])
+    return draft
