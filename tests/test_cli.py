@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.series import STEPS, write_series
+from workbench.detectors import all_detectors
 
 FAST = ["--detector", "sink", "--detector", "induction", "--probe", "repeats:n=10,n_sequences=5"]
 
