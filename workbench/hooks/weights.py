@@ -24,7 +24,7 @@ from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.model import HookedModel
 
 # What a bridge raises where it has no weight per head: latent attention, heads of unequal width, no attention at all.
-_NOT_THERE = (AttributeError, NotImplementedError, ValueError, RuntimeError, KeyError)
+_NOT_THERE = (AttributeError, NotImplementedError, ValueError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
