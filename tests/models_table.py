@@ -75,8 +75,8 @@ refused when it is opened.
 - **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of\
  one layer. A real checkpoint has its own order, `m.layers`.
 - **recorded**: probabilities, or the implied signed pattern of linear layers.
-- **restrict, ablate**: whether a window, or a head's zeroed output, changes what the model says. Only softmax \
-heads can be intervened on.
+- **restrict, ablate**: whether a window, or heads' zeroed output, changes what the model says; a window is for \
+softmax heads. Where only some mixers' heads can be ablated, they are named.
 - **TransformerLens view**: whether `m.bridge` opens and computes what the model does; *patterns read-only*: an \
 edit of `hook_pattern` leaves the logits as they are. The workbench's own recording needs no bridge.
 - **scores of weights**: whether the view has the weights of each head, which `copying` and `k_composition` read.
@@ -153,11 +153,17 @@ def _restricts(m: HookedModel) -> str:
 
 
 def _ablates(m: HookedModel) -> str:
-    if not _softmax(m):
-        return "–"
+    """Which mixers' heads can be silenced, each tried alone."""
     plain = _logits(m)
-    with m.ablate([Head(info.index, 0) for info in _softmax(m)]):
-        return _yes(_differs(_logits(m), plain))
+    works: dict[str, bool] = {}
+    for mixer in dict.fromkeys(info.mixer for info in m.layers):
+        heads = [Head(info.index, 0) for info in m.layers if info.mixer == mixer]
+        try:
+            with m.ablate(heads, mixer=mixer):
+                works[mixer] = _differs(_logits(m), plain)
+        except WorkbenchError:
+            works[mixer] = False
+    return "yes" if all(works.values()) else ", ".join(mixer for mixer, is_so in works.items() if is_so) or "no"
 
 
 def _view(m: HookedModel) -> str:

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from workbench.app import show
     from workbench.detectors import detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
-    from workbench.hooks import HookedModel, Recording, open_model
+    from workbench.hooks import HookedModel, Recording, open_model, patch_effects
     from workbench.kernels import Far
+    from workbench.planning import plan, window_gates
+    from workbench.plans import KVBytes, LossTolerance, Plan
     from workbench.run import Run, open_run
     from workbench.scanning import scan
 
@@ -20,8 +22,11 @@ _HOMES = {
     "Far": "workbench.kernels",
     "Head": "workbench.heads",
     "HookedModel": "workbench.hooks",
+    "KVBytes": "workbench.plans",
     "KVHead": "workbench.heads",
     "LayerInfo": "workbench.heads",
+    "LossTolerance": "workbench.plans",
+    "Plan": "workbench.plans",
     "Recording": "workbench.hooks",
     "Run": "workbench.run",
     "WorkbenchError": "workbench.heads",
@@ -29,18 +34,24 @@ _HOMES = {
     "figures": "workbench.figures",
     "open_model": "workbench.hooks",
     "open_run": "workbench.run",
+    "patch_effects": "workbench.hooks",
+    "plan": "workbench.planning",
     "probes": "workbench.probes",
     "scan": "workbench.scanning",
     "score": "workbench.detectors",
     "show": "workbench.app",
+    "window_gates": "workbench.planning",
 }
 
 __all__ = [
     "Far",
     "Head",
     "HookedModel",
+    "KVBytes",
     "KVHead",
     "LayerInfo",
+    "LossTolerance",
+    "Plan",
     "Recording",
     "Run",
     "WorkbenchError",
@@ -48,10 +59,13 @@ __all__ = [
     "figures",
     "open_model",
     "open_run",
+    "patch_effects",
+    "plan",
     "probes",
     "scan",
     "score",
     "show",
+    "window_gates",
 ]
 
 

@@ -16,7 +16,8 @@ from workbench.detectors.scoring import bootstrap, concatenate, score_rows
 from workbench.detectors.weights import measure_weights
 from workbench.heads import Metric, Row, WorkbenchError
 from workbench.hooks import Answers, HookedModel, Recording, open_model
-from workbench.hooks.model import DEFAULT_FAR, Rows
+from workbench.hooks.model import DEFAULT_FAR
+from workbench.hooks.running import Rows
 from workbench.kernels import Far
 from workbench.probes import Probe, default, make_probe, part
 
@@ -41,11 +42,12 @@ def measure(
     far: Far,
     seed: int = 0,
     rows: Rows = "all",
+    prefill: int | None = None,
 ) -> Measured:
     """One pass over the probe for all detectors; sequences go through in batches of a few thousand tokens."""
     needs = frozenset().union(*(d.needs for d in detectors))
     parts = _parts(probe, model.vocab_size)
-    recordings = [model.record(p, needs, rows=rows, far=far) for p in parts]
+    recordings = [model.record(p, needs, rows=rows, far=far, prefill=prefill) for p in parts]
     flags = f"far_window={far.window};far_sink={far.sink}"
     scores = {
         d.name: score_rows(
@@ -72,6 +74,7 @@ def score(
     seed: int = 0,
     *,
     far: Far | None = None,
+    prefill: int | None = None,
 ) -> pd.DataFrame:
     """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
 
@@ -79,9 +82,11 @@ def score(
         m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
         detectors: names; default all that read recordings. On `tokens`, detectors that need answers are refused if
             named, skipped if not. Those that read weights have one row per head, under the probe `weights`.
-        tokens: given sequences to score on, with `attention_mask`; else `probes`; else `probes.default(m)`.
+        tokens: given sequences to score on, with `attention_mask`, which may number packed documents (see
+            `HookedModel.record`); else `probes`; else `probes.default(m)`.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
         far: window and sink of `far_mass`; default 256 and 0.
+        prefill: run the model over pieces of this many tokens; see `HookedModel.record`.
 
     Raises:
         WorkbenchError: for unknown detectors, both tokens and probes, a named detector without its answers, or one
@@ -98,18 +103,18 @@ def score(
             raise WorkbenchError(f"{without} need a probe with answers, not bare tokens; pass probes=")
         chosen = tuple(d for d in chosen if not d.needs_answers)
         batch = tokens if tokens.ndim == 2 else tokens[None]
-        mask = None if attention_mask is None else attention_mask.reshape(batch.shape).bool().cpu()
+        mask = None if attention_mask is None else attention_mask.reshape(batch.shape).long().cpu()
         chosen_probes = [make_probe("tokens", batch.cpu(), attention_mask=mask)]
     elif probes is None:
         chosen_probes = default(model) if chosen else []
     else:
         chosen_probes = [probes] if isinstance(probes, Probe) else list(probes)
-    by_probe = [
-        measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows).rows
+    measured = [
+        measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows
         for probe in (chosen_probes if chosen else [])
     ]
-    of_weights = measure_weights(model, [d for d in found if isinstance(d, WeightDetector)])
-    table = [asdict(row) for scores in [*by_probe, of_weights] for scored in scores.values() for row in scored]
+    measured.append(measure_weights(model, [d for d in found if isinstance(d, WeightDetector)]))
+    table = [asdict(row) for one in measured for scored in one.values() for row in scored]
     first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
     frame = pd.DataFrame(table)
     return frame.reindex(columns=first + [c for c in frame.columns if c not in first])

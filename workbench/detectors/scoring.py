@@ -1,4 +1,9 @@
-"""From totals per sequence to a score: the mean over sequences, its halves, spread and bootstrap interval."""
+"""From totals per sequence to a score: the mean over sequences, its halves, spread and interval.
+
+The interval is the bootstrap over sequences. Where only some rows were recorded it is widened by the error of that
+sample. All sequences share their rows, so that this error does not average out over sequences: it is added as if it
+were the same in all of them, which is never too narrow.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,17 @@ from workbench.hooks import PerSequence
 RESAMPLES = 1000
 MIN_SEQUENCES = 5
 _LEVELS = (2.5, 97.5)
+_NORMAL = 1.959964  # standard errors in half of a 95 % interval
 
 
 def concatenate(parts: Sequence[PerSequence]) -> PerSequence:
     """The measurements of several batches as one, in their order."""
-    return PerSequence(torch.cat([p.total for p in parts]), torch.cat([p.rows for p in parts]))
+    errors = [p.row_error for p in parts if p.row_error is not None]
+    return PerSequence(
+        torch.cat([p.total for p in parts]),
+        torch.cat([p.rows for p in parts]),
+        torch.cat(errors) if len(errors) == len(parts) else None,
+    )
 
 
 def score_rows(
@@ -34,7 +45,8 @@ def score_rows(
     """One Row per query head.
 
     A sequence's value is its total over its rows; sequences without a row count nowhere. The bootstrap resamples
-    sequences with `seed`, 1000 times; a head's interval depends on its own values alone.
+    sequences with `seed`, 1000 times; a head's interval depends on its own values alone. Where rows were sampled the
+    flags say `row_error`, the standard error of the score that comes of it; the interval contains it.
     """
     total = measured.total.double().numpy()
     rows = measured.rows.numpy()
@@ -44,6 +56,10 @@ def score_rows(
     mean, sd = _mean(value, has_rows), _spread(value, has_rows)
     half_a, half_b = _mean(value[0::2], has_rows[0::2]), _mean(value[1::2], has_rows[1::2])
     low, high = bootstrap(value, has_rows, seed=seed)
+    row_error = None if measured.row_error is None else _shared_error(measured.row_error.double().numpy(), has_rows)
+    if row_error is not None:
+        low = mean - np.hypot(mean - low, _NORMAL * row_error)
+        high = mean + np.hypot(high - mean, _NORMAL * row_error)
     return [
         Row(
             layer=info.index,
@@ -62,7 +78,7 @@ def score_rows(
             n=int(rows[:, place, head].sum()),
             ci_lo=float(low[place, head]),
             ci_hi=float(high[place, head]),
-            flags=flags,
+            flags=flags if row_error is None else _joined(flags, f"row_error={row_error[place, head]:.2g}"),
         )
         for place, info in enumerate(layers)
         for head in range(info.n_heads)
@@ -96,6 +112,18 @@ def _resampling(n: int, seed: int) -> Float[np.ndarray, "resamples n"]:
     draws: Int[np.ndarray, "r n"] = np.random.default_rng([seed, n]).integers(n, size=(RESAMPLES, n))
     codes = draws + n * np.arange(RESAMPLES)[:, None]
     return np.bincount(codes.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
+
+
+def _shared_error(
+    row_error: Float[np.ndarray, "n n_layers heads"], counted: Bool[np.ndarray, "n n_layers heads"]
+) -> Float[np.ndarray, "n_layers heads"]:
+    """The root mean square over sequences; NaN where none has two rows."""
+    known = counted & ~np.isnan(row_error)
+    return np.sqrt(_mean(np.where(known, row_error, 0) ** 2, known))
+
+
+def _joined(flags: str, more: str) -> str:
+    return f"{flags};{more}" if flags else more
 
 
 def _mean(value: Float[np.ndarray, "n ..."], counted: Bool[np.ndarray, "n ..."]) -> Float[np.ndarray, "..."]:

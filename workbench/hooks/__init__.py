@@ -1,7 +1,9 @@
 """Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
 
 from workbench.hooks.cells import CellSum, Sequences
-from workbench.hooks.model import DEFAULT_FAR, HookedModel, open_model
+from workbench.hooks.model import DEFAULT_FAR, HookedModel
+from workbench.hooks.opening import open_model
+from workbench.hooks.patching import PatchEffect, patch_effects
 from workbench.hooks.recording import NEEDS, Answers, PerSequence, Recording
 
 __all__ = [
@@ -10,8 +12,10 @@ __all__ = [
     "Answers",
     "CellSum",
     "HookedModel",
+    "PatchEffect",
     "PerSequence",
     "Recording",
     "Sequences",
     "open_model",
+    "patch_effects",
 ]

@@ -33,6 +33,7 @@ from workbench.kernels import (
     attention_statistics,
     hidden_runs,
 )
+from workbench.kernels.differentiable import differentiable_attention
 
 IMPLEMENTATION = "workbench"
 # What the families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
@@ -44,6 +45,7 @@ class LazyMask:
     """A model's own mask as a function of (sequence, head, query, key) positions: nothing is built until a tile asks.
 
     `window` is what the model hands over as the local size of the layer: a sliding window or a chunk, in tokens.
+    `documents`: numbers of packed documents, which do not see each other whatever `function` says.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -53,6 +55,7 @@ class LazyMask:
     key_offset: int
     window: int | None
     valid: Bool[Tensor, "b k"] | None
+    documents: Int[Tensor, "b k"] | None = None
 
     def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
         ahead = self.query_offset - self.key_offset
@@ -71,6 +74,9 @@ class LazyMask:
         hidden = ~rearrange(visible, "b 1 q k -> b q k")
         if self.valid is not None:
             hidden = hidden | ~self.valid[batch, None, keys[0] : keys[1]]
+        if self.documents is not None:
+            of_rows = self.documents[batch][:, rows + self.query_offset - self.key_offset]
+            hidden = hidden | (of_rows[:, :, None] != self.documents[batch, None, keys[0] : keys[1]])
         return hidden_runs(hidden, keys[0])
 
     def __getitem__(self, index: Any) -> LazyMask:
@@ -85,18 +91,25 @@ class LazyMask:
     @property
     def is_plain_causal(self) -> bool:
         """True if every query sees its whole past and nothing is padding."""
-        return self.function is causal_mask_function and self.window is None and self.valid is None
+        return self._is_causal and self.valid is None
+
+    @property
+    def _is_causal(self) -> bool:
+        return self.function is causal_mask_function and self.window is None and self.documents is None
 
     def simplest(self) -> TileMask:
         """The same mask without a function call per tile, where the model's mask is plain causal."""
-        if self.function is not causal_mask_function or self.window is not None:
+        if not self._is_causal:
             return self
         return CausalMask(self.n_keys, offset=self.query_offset - self.key_offset, valid=self.valid)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """One softmax layer at the moment it attends. `layer` is the model's own layer number."""
+    """One softmax layer at the moment it attends.
+
+    `layer` is the model's own layer number; `positions`: of the tokens in their documents, where the model tells them.
+    """
 
     layer: int
     q: Float[Tensor, "b n_heads q d"]
@@ -106,16 +119,47 @@ class AttentionCall:
     scale: float
     softcap: float | None
     sinks: Float[Tensor, " n_heads"] | None
+    positions: Int[Tensor, "#b q"] | None = None
 
-    def output(self) -> Float[Tensor, "b q n_heads d_v"]:
-        """The layer's attention output, computed the cheapest exact way and with no statistics."""
+    def of_documents(self, documents: Int[Tensor, "b k"], positions: Int[Tensor, "b k"]) -> AttentionCall:
+        """The call of packed documents that do not see each other; some families take no notice of positions."""
+        return replace(self, mask=replace(self.mask, documents=documents), positions=positions)
+
+    def first_keys(self) -> Int[Tensor, "b k"]:
+        """For every key, the first key of its document: where padding ends, or a packed document begins."""
+        n_sequences, n_keys = len(self.q), self.k.shape[2]
+        if self.mask.valid is not None:
+            return self.mask.valid.to(self.q.device).int().argmax(-1, keepdim=True).expand(-1, n_keys)
+        zeros = torch.zeros(n_sequences, n_keys, dtype=torch.long, device=self.q.device)
+        if self.positions is None or self.positions.shape[-1] != n_keys:
+            return zeros
+        is_start = self.positions.diff(dim=-1, prepend=self.positions[:, :1] - 1) != 1
+        place = torch.arange(n_keys, device=self.q.device)
+        return zeros + torch.where(is_start, place, 0).cummax(-1).values
+
+    def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
+        """The layer's attention output under its own mask or another, the cheapest exact way and with no statistics.
+
+        Gradients flow where they are asked for.
+        """
         is_stock = self.softcap is None and self.sinks is None and self.q.shape[2] == self.k.shape[2]
-        if is_stock and self.mask.is_plain_causal:
+        if mask is None and is_stock and self.mask.is_plain_causal:
             out = scaled_dot_product_attention(
                 self.q, self.k, self.v, is_causal=True, scale=self.scale, enable_gqa=True
             )
             return rearrange(out, "b h q d -> b q h d")
-        return self.statistics(Request())[0]
+        tensors = (self.q, self.k, self.v, self.sinks)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return differentiable_attention(
+                self.q,
+                self.k,
+                self.v,
+                self.mask.simplest() if mask is None else mask,
+                scale=self.scale,
+                softcap=self.softcap,
+                sinks=self.sinks,
+            )
+        return self.statistics(Request(), mask)[0]
 
     def statistics(
         self, request: Request, mask: TileMask | None = None
@@ -202,9 +246,15 @@ def _attend(
         scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap=softcap,
         sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
+        positions=_token_positions(others.get("position_ids")),
     )
     handler = _handler.get()
     return (call.output() if handler is None else handler(call)), None
+
+
+def _token_positions(given: Any) -> Int[Tensor, "#b q"] | None:
+    """Positions of tokens; those of pictures and the like have an axis more."""
+    return given if isinstance(given, Tensor) and given.ndim == 2 else None
 
 
 def _lazy_mask(

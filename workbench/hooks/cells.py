@@ -15,17 +15,34 @@ from workbench.heads import WorkbenchError
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """The tokens of one recording. `valid` is False on padding; `first` is each sequence's first valid token.
+    """The tokens of one recording, and which document each of them belongs to.
 
+    A sequence is one document unless several were packed into it. `valid` is False on padding. `document` numbers the
+    documents through the batch, -1 on padding; `first` is the place of the document's first token in its sequence
+    (on padding, of the sequence's first valid token).
     `targets`: (sequence, row, key) of the cells that hold the answers, sorted; `answers`: (sequence, row) of the rows
     that predict them. Both absent where the tokens came without answers.
     """
 
     tokens: Int[Tensor, "b t"]
     valid: Bool[Tensor, "b t"]
-    first: Int[Tensor, " b"]
+    document: Int[Tensor, "b t"]
+    first: Int[Tensor, "b t"]
+    n_documents: int
     answers: Int[Tensor, "n_rows 2"] | None = None
     targets: Int[Tensor, "n_cells 3"] | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """True if some sequence holds more than one document."""
+        return self.n_documents > len(self.tokens)
+
+    def positions(self) -> Int[Tensor, "b t"]:
+        """Each token's place in its document; a run of padding counts as a document of its own."""
+        place = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.document)
+        is_start = torch.ones_like(self.valid)
+        is_start[:, 1:] = self.document.diff(dim=-1) != 0
+        return place - torch.where(is_start, place, 0).cummax(-1).values
 
 
 CellRule = Callable[[Sequences], Int[Tensor, "n_cells 3"]]
@@ -35,7 +52,7 @@ CellRule = Callable[[Sequences], Int[Tensor, "n_cells 3"]]
 class CellSum:
     """A need of one's own: per row, the attention on the (sequence, row, key) cells that `cells` lists.
 
-    Rows are those with at least one cell. Cells on padding do not count.
+    Rows are those with at least one cell. Cells on padding or across packed documents do not count.
     """
 
     name: str
@@ -43,33 +60,48 @@ class CellSum:
 
 
 def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) -> Sequences:
-    """Tokens and their padding as every measurement sees them.
+    """Tokens, their padding and their documents as every measurement sees them.
+
+    `attention_mask`: 0 on padding, and 1 elsewhere or, where several documents are packed into a sequence, the
+    document's number: every run of one number is a document.
 
     Raises:
-        WorkbenchError: if the mask has another shape, a sequence has no valid token, or its valid tokens are not one
-            run (padding may stand left or right, not between).
+        WorkbenchError: if the mask has another shape, a sequence has no valid token, or padding stands between valid
+            tokens (it may stand left or right of them).
     """
     if attention_mask is None:
-        valid = torch.ones_like(tokens, dtype=torch.bool)
-    elif attention_mask.shape != tokens.shape:
+        attention_mask = torch.ones_like(tokens)
+    if attention_mask.shape != tokens.shape:
         raise WorkbenchError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected the tokens' {tuple(tokens.shape)}"
         )
-    else:
-        valid = attention_mask.to(tokens.device).bool()
-    first = valid.int().argmax(-1)
+    number = attention_mask.to(tokens.device).long()
+    valid = number != 0
     runs = (valid[:, 1:] & ~valid[:, :-1]).sum(-1) + valid[:, 0]
     if bool((runs != 1).any()):
         bad = int((runs != 1).nonzero()[0, 0])
         raise WorkbenchError(
             f"sequence {bad} has {int(runs[bad])} runs of valid tokens; expected one, with padding left or right of it"
         )
-    return Sequences(tokens=tokens, valid=valid, first=first)
+    is_start = valid.clone()
+    is_start[:, 1:] &= number.diff(dim=-1) != 0
+    place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    counted = rearrange(rearrange(is_start, "b t -> (b t)").cumsum(0) - 1, "(b t) -> b t", b=len(tokens))
+    start = torch.where(is_start, place, -1).cummax(-1).values
+    left = valid.int().argmax(-1, keepdim=True)
+    return Sequences(
+        tokens=tokens,
+        valid=valid,
+        document=torch.where(valid, counted, -1),
+        first=torch.where(valid, start, left),
+        n_documents=int(is_start.sum()),
+    )
 
 
 def previous_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
     """(i, i − 1) for every row but the first."""
-    b, i = (batch.valid[:, 1:] & batch.valid[:, :-1]).nonzero(as_tuple=True)
+    is_followed = batch.valid[:, :-1] & (batch.document[:, 1:] == batch.document[:, :-1])
+    b, i = is_followed.nonzero(as_tuple=True)
     return torch.stack([b, i + 1, i], -1)
 
 
@@ -80,9 +112,9 @@ def current_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
 
 
 def sink_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
-    """(i, first valid token)."""
+    """(i, first token of the document)."""
     b, i = batch.valid.nonzero(as_tuple=True)
-    return torch.stack([b, i, batch.first[b]], -1)
+    return torch.stack([b, i, batch.first[b, i]], -1)
 
 
 def duplicate_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
@@ -116,11 +148,11 @@ CELL_RULES: dict[str, CellRule] = {
 
 
 def _equal_pairs(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
-    """Every (sequence, i, j), j ≤ i, whose tokens are equal, sorted: by sorting tokens, not by comparing all pairs."""
+    """Every (sequence, i, j), j ≤ i, of a document with equal tokens: by sorting tokens, not comparing all pairs."""
     n_tokens = batch.tokens.shape[1]
     b, i = batch.valid.nonzero(as_tuple=True)
     vocabulary = int(batch.tokens.max()) + 1
-    key = b * vocabulary + batch.tokens[b, i]
+    key = batch.document[b, i] * vocabulary + batch.tokens[b, i]
     order = torch.argsort(key, stable=True)
     _, counts = torch.unique_consecutive(key[order], return_counts=True)
     # Within a group of equal tokens in order of position, the m-th has m + 1 partners: itself and those before it.
@@ -153,7 +185,7 @@ def on_rows(cells: Int[Tensor, "n_cells w"], rows: Int[Tensor, " r"]) -> Int[Ten
     return cells[torch.isin(cells[:, 1], rows)]
 
 
-def on_valid(cells: Int[Tensor, "n_cells 3"], valid: Bool[Tensor, "b t"]) -> Int[Tensor, "m 3"]:
-    """The cells whose row and key are both tokens, not padding."""
+def within_documents(cells: Int[Tensor, "n_cells 3"], batch: Sequences) -> Int[Tensor, "m 3"]:
+    """The cells whose row and key are tokens of one document, not padding."""
     b, i, j = rearrange(cells, "n three -> three n")
-    return cells[valid[b, i] & valid[b, j]]
+    return cells[batch.valid[b, i] & (batch.document[b, i] == batch.document[b, j])]

@@ -1,8 +1,8 @@
-"""Interventions on heads: a sliding window for chosen key/value heads, an output of zero, mean or uniform for others.
+"""Interventions on heads: a sliding window for chosen key/value heads, another output for chosen heads.
 
 Both act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
-restricted twice sees what both allow; of two ablations of a head the inner one holds; a uniform head is uniform over
-what its restriction leaves.
+restricted twice sees what both allow; of two replacements of a head's output the inner one holds; a uniform head is
+uniform over what its restriction leaves.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.attention import AttentionCall
+from workbench.hooks.replacing import Ablation, Replacement, replaced
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_tile
 
@@ -31,40 +32,40 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Ablation:
-    """How a head's output is replaced; `mean`: by this vector, or by the batch's own mean where it is None."""
-
-    how: str
-    mean: Float[Tensor, " d_v"] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Interventions:
-    """Everything in force at a moment."""
+    """Everything in force at a moment. `linear`: the replacements in linear layers, which have no windows."""
 
     windows: Mapping[KVHead, tuple[Window, ...]] = field(default_factory=dict)
-    ablations: Mapping[Head, Ablation] = field(default_factory=dict)
+    replacements: Mapping[Head, Replacement] = field(default_factory=dict)
+    linear: Mapping[Head, Replacement] = field(default_factory=dict)
 
     def restricting(self, heads: list[KVHead], window: Window) -> Interventions:
         """These and a window on some key/value heads."""
         more = {head: (*self.windows.get(head, ()), window) for head in heads}
         return replace(self, windows={**self.windows, **more})
 
-    def ablating(self, ablations: Mapping[Head, Ablation]) -> Interventions:
-        """These and some ablations, which take the place of earlier ones of the same heads."""
-        return replace(self, ablations={**self.ablations, **ablations})
+    def replacing(self, replacements: Mapping[Head, Replacement], linear: Mapping[Head, Replacement]) -> Interventions:
+        """These and some replacements, which take the place of earlier ones of the same heads."""
+        return replace(self, replacements={**self.replacements, **replacements}, linear={**self.linear, **linear})
+
+    def in_linear(
+        self, layer: int, out: Float[Tensor, "b t n_heads d_v"], valid: Bool[Tensor, "b t"] | None, start: int
+    ) -> Float[Tensor, "b t n_heads d_v"]:
+        """The outputs of a linear layer's heads under these, from position `start` on."""
+        return replaced(out, {h.head: r for h, r in self.linear.items() if h.layer == layer}, valid, start=start)
 
 
 @dataclass(frozen=True, slots=True)
 class RestrictedMask:
     """A mask with a window: keys from `sink` on that lie `window` or more tokens back are hidden as well.
 
-    `first`: each sequence's first valid key, from which the sink counts. Rows stand at key position row + `offset`.
+    `first`: for every key the first one of its document, from which the sink counts. Rows stand at key position
+    row + `offset`.
     """
 
     base: TileMask
     window: Window
-    first: Int[Tensor, " b"]
+    first: Int[Tensor, "b k"]
     offset: int
 
     def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
@@ -85,7 +86,7 @@ class RestrictedMask:
 
     def _beyond(self, batch: slice, rows: Int[Tensor, " q"], k: Int[Tensor, " k"]) -> Bool[Tensor, "b q k"]:
         is_back = (rows + self.offset)[:, None] - k >= self.window.window
-        is_after_sink = k >= self.first[batch, None] + self.window.sink
+        is_after_sink = k >= self.first[batch, k] + self.window.sink
         return is_back & rearrange(is_after_sink, "b k -> b 1 k")
 
 
@@ -123,10 +124,9 @@ def intervened_statistics(
 
 def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
     """The call of one query head alone, and the mask it has under interventions."""
-    ablation = interventions.ablations.get(Head(call.layer, head))
     kv_head = head // (call.q.shape[1] // call.k.shape[1])
     windows = interventions.windows.get(KVHead(call.layer, kv_head), ())
-    is_uniform = ablation is not None and ablation.how == "uniform"
+    is_uniform = head in _uniform(call, interventions)
     part = _part(call, _Group((head,), windows, is_uniform=is_uniform, is_whole=False))
     return part, _restricted(part, windows)
 
@@ -134,10 +134,7 @@ def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tu
 def _attend(
     call: AttentionCall, interventions: Interventions, request: Request | None
 ) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics | None]:
-    uniform = [
-        h for h in _ablated(call, interventions) if interventions.ablations[Head(call.layer, h)].how == "uniform"
-    ]
-    groups = _groups(call, interventions, uniform)
+    groups = _groups(call, interventions, _uniform(call, interventions))
     if len(groups) == 1 and groups[0].is_whole:
         out, statistics = (call.output(), None) if request is None else call.statistics(request)
     else:
@@ -208,9 +205,7 @@ def _part(call: AttentionCall, group: _Group) -> AttentionCall:
 
 def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:
     mask = call.mask.simplest()
-    first = torch.zeros(len(call.q), dtype=torch.long, device=call.q.device)
-    if call.mask.valid is not None:
-        first = call.mask.valid.to(call.q.device).int().argmax(-1)
+    first = call.first_keys()
     for window in windows:
         mask = RestrictedMask(mask, window, first, call.mask.query_offset - call.mask.key_offset)
     return mask
@@ -220,10 +215,12 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
     """Attention of blocks of rows on their sinks and band alone."""
     mask = _restricted(call, windows)
     n_q, n_k = call.q.shape[2], call.k.shape[2]
-    if not windows:
-        return call.statistics(Request(), mask)[0]
+    sink = max((w.sink for w in windows), default=0)
+    is_packed = isinstance(mask, RestrictedMask) and bool((mask.first.diff(dim=-1) != 0).any())
+    if not windows or (is_packed and sink):  # sinks of many documents are no band
+        return call.output(mask)
     # What every window allows lies within the narrowest band or among the most sinks.
-    band, sink = min(w.window for w in windows), max(w.sink for w in windows)
+    band = min(w.window for w in windows)
     start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
     sinks_end = start + sink
     offset = call.mask.query_offset - call.mask.key_offset
@@ -238,7 +235,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
             keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
         visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
         piece = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
-        blocks.append(piece.statistics(Request(), _GatheredMask(visible))[0])
+        blocks.append(piece.output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
 
@@ -257,48 +254,23 @@ def _merged(parts: list[tuple[tuple[int, ...], RowStatistics]], n_heads: int) ->
     return RowStatistics(**merged)
 
 
-def _ablated(call: AttentionCall, interventions: Interventions) -> list[int]:
-    return [h for h in range(call.q.shape[1]) if Head(call.layer, h) in interventions.ablations]
+def _uniform(call: AttentionCall, interventions: Interventions) -> list[int]:
+    found = _replacements(call, interventions)
+    return [h for h, r in found.items() if isinstance(r, Ablation) and r.how == "uniform"]
+
+
+def _replacements(call: AttentionCall, interventions: Interventions) -> dict[int, Replacement]:
+    return {h.head: r for h, r in interventions.replacements.items() if h.layer == call.layer}
 
 
 def _replaced(
     call: AttentionCall, interventions: Interventions, out: Float[Tensor, "b q n_heads d_v"]
 ) -> Float[Tensor, "b q n_heads d_v"]:
-    heads = [h for h in _ablated(call, interventions) if interventions.ablations[Head(call.layer, h)].how != "uniform"]
-    if not heads:
+    found = _replacements(call, interventions)
+    if not found:
         return out
     valid = None if call.mask.valid is None else call.mask.valid[:, -call.mask.n_queries :].to(out.device)
-    return replaced(out, {h: interventions.ablations[Head(call.layer, h)] for h in heads}, valid)
-
-
-def replaced(
-    out: Float[Tensor, "b q n_heads d_v"],
-    ablations: Mapping[int, Ablation],
-    valid: Bool[Tensor, "b q"] | None,
-) -> Float[Tensor, "b q n_heads d_v"]:
-    """Head outputs with some set to zero or to their mean over the valid positions."""
-    out = out.clone()
-    for head, ablation in ablations.items():
-        mean = ablation.mean if ablation.how == "mean" else None
-        if ablation.how == "mean" and mean is None:
-            mean = mean_output(out[:, :, head], valid)
-        out[:, :, head] = 0 if mean is None else mean.to(out.dtype)
-    return out
-
-
-def mean_output(out: Float[Tensor, "b q d_v"], valid: Bool[Tensor, "b q"] | None) -> Float[Tensor, " d_v"]:
-    """A head's mean output over valid positions."""
-    if valid is None:
-        return reduce(out.float(), "b q d -> d", "mean")
-    return (out.float() * valid[..., None]).sum((0, 1)) / valid.sum()
-
-
-def check_how(how: str) -> None:
-    """Raises:
-    WorkbenchError: if there is no such ablation.
-    """
-    if how not in ("zero", "mean", "uniform"):
-        raise WorkbenchError(f"how is {how!r}; expected 'zero', 'mean' or 'uniform'")
+    return replaced(out, found, valid, start=call.mask.query_offset)
 
 
 def check_window(window: int, sink: int) -> Window:

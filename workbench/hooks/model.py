@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.attention import AttentionCall, handling
-from workbench.hooks.bridge import bridge_twin, is_bridge, unbridged
-from workbench.hooks.cells import Sequences, sequences
+from workbench.hooks.bridge import bridge_twin
+from workbench.hooks.cells import Sequences
+from workbench.hooks.choosing import (
+    ChosenHeads,
+    HeadKey,
+    check_all_softmax,
+    check_kv_head,
+    choose_heads,
+    heads_of,
+    layer_of,
+)
 from workbench.hooks.interventions import (
-    Ablation,
     Interventions,
-    check_how,
     check_window,
     intervened_output,
     intervened_statistics,
-    mean_output,
     one_head,
 )
 from workbench.hooks.layers import survey
 from workbench.hooks.linear import LinearCall, reading_linear
-from workbench.hooks.loading import load_pretrained
-from workbench.hooks.recording import Answers, Need, Recording, Reduction
+from workbench.hooks.linear.replacing import changing_linear
+from workbench.hooks.recording import Answers, Need, Recording
+from workbench.hooks.reduction import Reduction
+from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
+from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
 from workbench.kernels import Far, attention_crop
+from workbench.plans import Plan
 from workbench.probes.probe import Probe
 
 DEFAULT_FAR = Far(window=256)
-Rows = Literal["all"] | int | Tensor
 
 
 class HookedModel:
@@ -63,6 +68,11 @@ class HookedModel:
     def layers(self) -> tuple[LayerInfo, ...]:
         """The token mixers of the model in order."""
         return self._layers
+
+    @property
+    def interventions(self) -> Interventions:
+        """What `restrict`, `ablate` and `patch` have in force at this moment."""
+        return self._interventions
 
     @cached_property
     def bridge(self) -> nn.Module:
@@ -94,37 +104,68 @@ class HookedModel:
         rows: Rows = "all",
         *,
         far: Far = DEFAULT_FAR,
+        prefill: int | None = None,
     ) -> Recording:
         """One forward pass with the statistics that `needs` names, summed per sequence; memory is O(tokens).
 
         Args:
             tokens: token ids, or a probe; with a probe its answers are scored too.
+            attention_mask: 0 on padding, and 1 elsewhere or, where several documents are packed into a sequence, the
+                document's number; documents then see and count only themselves.
             rows: all query rows; a number of them, drawn evenly at random (seed 0); or their indices. Answer
                 rows are always recorded in full.
             far: the window and sink of `far_mass`, in tokens.
+            prefill: run the model over pieces of this many tokens through its key/value cache: the same numbers with
+                the activations of one piece in memory at a time. Models of softmax layers alone.
 
         Raises:
-            WorkbenchError: for tokens outside the vocabulary or longer than the model takes, an unknown need, or a
-                mask that does not fit.
+            WorkbenchError: for tokens outside the vocabulary or longer than the model takes, an unknown need, a mask
+                that does not fit, or documents or pieces in a model whose other layers would run through them.
         """
-        batch = self._batch(tokens, attention_mask)
-        reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=_rows(rows, batch))
+        batch = batch_of(self.model, tokens, attention_mask)
+        if batch.is_packed:
+            self._check_packed(far)
+        if prefill is not None:
+            self._check_prefill(prefill, batch)
+        reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
+        asked = reduction.ask(slice(0, 0))
+
+        def announce(queries: slice) -> None:
+            nonlocal asked
+            asked = reduction.ask(queries)
 
         def attend(call: AttentionCall) -> Tensor:
-            out, statistics = intervened_statistics(call, self._interventions, reduction.request)
-            reduction.take(place[call.layer, False], statistics)
-            return out if reduction.request.rows is None else intervened_output(call, self._interventions)
+            if batch.is_packed:
+                call = call.of_documents(batch.document, batch.positions())
+            if len(asked.picked) == 0:
+                return intervened_output(call, self._interventions)
+            out, statistics = intervened_statistics(call, self._interventions, asked.request)
+            reduction.take(place[call.layer, False], statistics, asked)
+            return out if asked.request.rows is None else intervened_output(call, self._interventions)
 
         def read(call: LinearCall) -> None:
-            reduction.take(place[call.layer, True], call.statistics(reduction.request))
+            reduction.take(place[call.layer, True], call.statistics(asked.request), asked)
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(handling(self.model, attend))
             stack.enter_context(reading_linear(self.model, batch.valid, read))
-            answers = self._answers(batch)
+            answers = answers_of(self.model, batch, announce=announce, prefill=prefill)
         return reduction.finish(answers)
+
+    def answers(self, probe: Probe) -> Answers:
+        """How the model does on a probe's answers, under the interventions in force; nothing is recorded.
+
+        Raises:
+            WorkbenchError: if the probe has no answers, or does not fit the model.
+        """
+        batch = batch_of(self.model, probe)
+        with torch.no_grad(), handling(self.model, self._attend):
+            found = answers_of(self.model, batch)
+        if found is None:
+            raise WorkbenchError(f"probe {probe.name!r} has no answers; expected one with answer_rows")
+        return found
 
     def pattern(
         self,
@@ -147,10 +188,10 @@ class HookedModel:
         Raises:
             WorkbenchError: if the model has no such head.
         """
-        info = next((i for i in self._layers if i.index == layer and mixer in (None, i.mixer)), None)
+        info = layer_of(self._layers, layer, mixer)
         if info is None or not 0 <= head < info.n_heads:
-            raise WorkbenchError(f"there is no head L{layer}H{head}; {self!r} has {_heads_of(self._layers)}")
-        batch = self._batch(tokens, None)
+            raise WorkbenchError(f"there is no head L{layer}H{head}; the model has {heads_of(self._layers)}")
+        batch = batch_of(self.model, tokens)
         every = torch.arange(batch.tokens.shape[1], device=self.device)
         picked = [every[x] if isinstance(x, slice) else x.to(self.device) for x in (queries, keys)]
 
@@ -180,7 +221,7 @@ class HookedModel:
                 handling(self.model, attend),
                 reading_linear(self.model, batch.valid, read),
             ):
-                self._logits(batch, every[-1:])
+                answers_of(self.model, batch)
         except _FoundError as found:
             return found.crop
         raise AssertionError(f"layer {layer} did not attend")
@@ -197,122 +238,171 @@ class HookedModel:
         """
         heads = list(kv_heads)
         for head in heads:
-            self._check_head(head.layer, head.kv_head, "key/value head", lambda info: info.n_kv_heads)
+            check_kv_head(self._layers, head)
         with self._intervening(self._interventions.restricting(heads, check_window(window, sink))):
             yield self
 
     @contextmanager
+    def apply(self, plan: Plan) -> Generator[HookedModel]:
+        """Inside the block, the model is what the plan makes of it: only the heads it keeps see the whole context.
+
+        For recording, evaluation, `generate`, and training: gradients flow through windowed heads, and a window costs
+        what it is wide.
+
+        Raises:
+            WorkbenchError: if the plan is for another model.
+        """
+        plan.check(self._layers)
+        with self.restrict(plan.windowed, plan.window, plan.sink):
+            yield self
+
+    @contextmanager
     def ablate(
-        self, heads: Iterable[Head], how: str = "zero", *, reference: Int[Tensor, "b t"] | Probe | None = None
+        self,
+        heads: Iterable[Head],
+        how: str = "zero",
+        *,
+        reference: Int[Tensor, "b t"] | Probe | None = None,
+        mixer: Mixer | None = None,
     ) -> Generator[HookedModel]:
         """Inside the block, the outputs of these query heads, before the output projection, are replaced.
 
         Args:
             how: `zero`; `mean`, the head's mean output over the valid positions of `reference`, or of each batch itself
-                where that is None; `uniform`, equal weight on every key its mask allows and none on a learned sink.
+                where that is None; `uniform`, equal weight on every key its mask allows and none on a learned sink,
+                which is not defined for linear heads.
+            mixer: which mixer of a layer that has two; the softmax one where not given.
 
         Raises:
-            WorkbenchError: for heads the model does not have, or in a linear layer.
+            WorkbenchError: for heads the model does not have, or `uniform` in a linear layer.
         """
-        chosen = list(heads)
-        for head in chosen:
-            self._check_head(head.layer, head.head, "head", lambda info: info.n_heads)
+        chosen = choose_heads(self._layers, heads, mixer)
         check_how(how)
-        means: dict[Head, Tensor] = {}
+        if how == "uniform" and chosen.linear:
+            raise WorkbenchError(
+                f"{chosen.linear[0]} is a linear head, whose weights are signed and have no sum to keep; 'uniform' is "
+                "for softmax heads: pass how='zero' or 'mean'"
+            )
+        means: dict[HeadKey, Tensor] = {}
         if how == "mean" and reference is not None:
-            means = self._mean_outputs(chosen, reference)
-        with self._intervening(self._interventions.ablating({head: Ablation(how, means.get(head)) for head in chosen})):
+            batch = batch_of(self.model, reference)
+            outputs = self._outputs(chosen, batch)
+            means = {key: mean_output(out, batch.valid) for key, out in outputs.items()}
+        with self._replacing(chosen, {key: Ablation(how, means.get(key)) for key in chosen.all}):
             yield self
+
+    def head_outputs(
+        self,
+        heads: Iterable[Head],
+        tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe,
+        *,
+        mixer: Mixer | None = None,
+    ) -> dict[Head, Float[Tensor, "b t d_v"]]:
+        """What these heads hand to the output projection on some tokens, under the interventions in force.
+
+        Args:
+            mixer: which mixer of a layer that has two; the softmax one where not given.
+
+        Raises:
+            WorkbenchError: for heads the model does not have.
+        """
+        chosen = choose_heads(self._layers, heads, mixer)
+        return {head: out for (head, _), out in self._outputs(chosen, batch_of(self.model, tokens)).items()}
+
+    @contextmanager
+    def patch(
+        self,
+        heads: Iterable[Head],
+        source: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe | Mapping[Head, Float[Tensor, "b t d_v"]],
+        *,
+        mixer: Mixer | None = None,
+    ) -> Generator[HookedModel]:
+        """Inside the block, these heads say at every position what they say on `source`: activation patching.
+
+        The outputs are those before the output projection, of softmax and linear heads alike. Batches inside the block
+        need the length of `source` and as many sequences, or one source sequence for all.
+
+        Args:
+            source: tokens, which are run once under the interventions in force, or what `head_outputs` returned.
+            mixer: which mixer of a layer that has two; the softmax one where not given.
+
+        Raises:
+            WorkbenchError: for heads the model or the source does not have; inside the block, for a batch of another
+                shape.
+        """
+        chosen = choose_heads(self._layers, heads, mixer)
+        if isinstance(source, Mapping):
+            missing = [str(head) for head, _ in chosen.all if head not in source]
+            if missing:
+                raise WorkbenchError(
+                    f"the source has no outputs of {', '.join(missing)}; take them with head_outputs()"
+                )
+            outputs = {(head, is_linear): source[head] for head, is_linear in chosen.all}
+        else:
+            outputs = self._outputs(chosen, batch_of(self.model, source))
+        with self._replacing(chosen, {key: Patch(out) for key, out in outputs.items()}):
+            yield self
+
+    @contextmanager
+    def _replacing(self, chosen: ChosenHeads, replacements: Mapping[HeadKey, Replacement]) -> Generator[None]:
+        softmax = {head: replacements[head, False] for head in chosen.softmax}
+        linear = {head: replacements[head, True] for head in chosen.linear}
+        with self._intervening(self._interventions.replacing(softmax, linear)):
+            yield
 
     @contextmanager
     def _intervening(self, interventions: Interventions) -> Generator[None]:
         before, self._interventions = self._interventions, interventions
+        # An outer block's hooks on linear layers read what is in force, too.
+        new = {h.layer for h in interventions.linear} - {h.layer for h in before.linear}
         try:
-            with handling(self.model, lambda call: intervened_output(call, self._interventions)):
+            with handling(self.model, self._attend), changing_linear(self.model, new, self._change_linear):
                 yield
         finally:
             self._interventions = before
 
-    def _mean_outputs(self, heads: list[Head], reference: Int[Tensor, "b t"] | Probe) -> dict[Head, Tensor]:
-        batch = self._batch(reference, None)
-        means: dict[Head, Tensor] = {}
+    def _attend(self, call: AttentionCall) -> Tensor:
+        return intervened_output(call, self._interventions)
+
+    def _change_linear(self, layer: int, out: Tensor, valid: Tensor | None, start: int) -> Tensor:
+        return self._interventions.in_linear(layer, out, valid, start)
+
+    def _check_packed(self, far: Far) -> None:
+        check_all_softmax(self._layers, "packed documents", "pass them one to a sequence, padded")
+        if far.sink:
+            raise WorkbenchError(f"far.sink is {far.sink}; with packed documents expected 0")
+
+    def _check_prefill(self, prefill: int, batch: Sequences) -> None:
+        if prefill < 1:
+            raise WorkbenchError(f"prefill is {prefill}; expected at least 1 token")
+        # transformers itself continues Mamba and lightning layers wrongly from a cache.
+        check_all_softmax(self._layers, "pieces through a cache", "leave prefill= out")
+        if batch.is_packed:
+            raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
+        replacements = self._interventions.replacements.values()
+        if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
+            raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
+
+    def _outputs(self, chosen: ChosenHeads, batch: Sequences) -> dict[HeadKey, Float[Tensor, "b t d_v"]]:
+        """What some heads hand to the output projection, by head and whether it is linear."""
+        found: dict[HeadKey, Tensor] = {}
+
+        def keep(layer: int, out: Tensor, heads: tuple[Head, ...], is_linear: bool) -> None:
+            found.update({(h, is_linear): out[:, :, h.head].clone() for h in heads if h.layer == layer})
 
         def attend(call: AttentionCall) -> Tensor:
-            out = intervened_output(call, self._interventions)
-            for head in heads:
-                if head.layer == call.layer:
-                    means[head] = mean_output(out[:, :, head.head], batch.valid)
+            out = self._attend(call)
+            keep(call.layer, out, chosen.softmax, False)
             return out
 
-        with torch.no_grad(), handling(self.model, attend):
-            self._logits(batch, torch.tensor([batch.tokens.shape[1] - 1], device=self.device))
-        return means
+        def change(layer: int, out: Tensor, *_: Any) -> Tensor:
+            keep(layer, out, chosen.linear, True)
+            return out
 
-    def _check_head(self, layer: int, number: int, what: str, count: Callable[[LayerInfo], int]) -> None:
-        infos = [info for info in self._layers if info.index == layer]
-        if not infos or not 0 <= number < max(count(info) for info in infos):
-            raise WorkbenchError(f"layer {layer} has no {what} {number}; {self!r} has {_heads_of(self._layers)}")
-        if all(info.mixer != "softmax" for info in infos):
-            raise WorkbenchError(
-                f"layer {layer} is {infos[0].mixer} attention; only softmax heads can be intervened on"
-            )
-
-    def _batch(self, tokens: Tensor | Probe, attention_mask: Tensor | None) -> Sequences:
-        if isinstance(tokens, Probe):
-            batch = sequences(tokens.tokens.to(self.device), tokens.attention_mask)
-            answers, targets = tokens.answer_rows, tokens.target_cells
-            batch = replace(
-                batch,
-                answers=None if answers is None else answers.to(self.device),
-                targets=None if targets is None else targets.to(self.device),
-            )
-        else:
-            ids = tokens if tokens.ndim == 2 else tokens[None]
-            mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else attention_mask[None]
-            batch = sequences(ids.to(self.device), mask)
-        self._check(batch.tokens)
-        return batch
-
-    def _check(self, tokens: Int[Tensor, "b t"]) -> None:
-        if tokens.numel() == 0:
-            raise WorkbenchError(f"tokens have shape {tuple(tokens.shape)}; expected at least one token")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.vocab_size:
-            raise WorkbenchError(
-                f"token ids run from {low} to {high}; this model's vocabulary is 0 … {self.vocab_size - 1}"
-            )
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and tokens.shape[1] > longest:
-            raise WorkbenchError(
-                f"{tokens.shape[1]} tokens exceed the {longest} positions of this model; pass shorter sequences"
-            )
-
-    def _answers(self, batch: Sequences) -> Answers | None:
-        """Run the model; score the answer rows, for which alone logits are made."""
-        if batch.answers is None or len(batch.answers) == 0:
-            self._logits(batch, torch.tensor([batch.tokens.shape[1] - 1], device=self.device))
-            return None
-        sequence, row = batch.answers.unbind(-1)
-        kept = torch.unique(row)
-        logits = self._logits(batch, kept)
-        answer = batch.tokens[sequence, row + 1]
-        place = torch.searchsorted(kept, row.contiguous())
-        loss = torch.empty(len(row))
-        is_right = torch.empty(len(row), dtype=torch.bool)
-        for b in range(len(batch.tokens)):  # one sequence at a time: float32 logits of a batch may not fit
-            mine = sequence == b
-            scores = logits[b, place[mine]].float()
-            loss[mine.cpu()] = cross_entropy(scores, answer[mine], reduction="none").cpu()
-            is_right[mine.cpu()] = (scores.argmax(-1) == answer[mine]).cpu()
-        return Answers(at=batch.answers.cpu(), loss_nats=loss, is_right=is_right)
-
-    def _logits(self, batch: Sequences, kept: Int[Tensor, " kept"]) -> Float[Tensor, "b kept vocab"]:
-        given: dict[str, Any] = {"input_ids": batch.tokens, "use_cache": False}
-        if not bool(batch.valid.all()):
-            given["attention_mask"] = batch.valid.long()
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return self.model(**given, logits_to_keep=kept).logits
-        return self.model(**given).logits[:, kept]
+        layers = {h.layer for h in chosen.linear}
+        with torch.no_grad(), handling(self.model, attend), changing_linear(self.model, layers, change):
+            answers_of(self.model, batch)
+        return found
 
 
 class _FoundError(Exception):
@@ -321,65 +411,3 @@ class _FoundError(Exception):
     def __init__(self, crop: Float[Tensor, "q k"]):
         super().__init__("the layer that was asked for has been read")
         self.crop = crop
-
-
-def open_model(
-    source: str | Path | nn.Module,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> HookedModel:
-    """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
-
-    In memory: a transformers model, or a TransformerBridge of TransformerLens, which is read through a copy of its
-    model that shares its weights.
-
-    Args:
-        device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
-        dtype: default float32 on the CPU, the checkpoint's own on CUDA. A model in memory keeps its own.
-
-    Raises:
-        BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
-        WorkbenchError: if a layer's attention cannot be recorded exactly, or a model in memory came with a device or
-            dtype.
-    """
-    if isinstance(source, nn.Module):
-        if device is not None or dtype is not None:
-            raise WorkbenchError(
-                "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
-            )
-        return _in_memory(source)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loaded = load_pretrained(Path(source), device=target, dtype=dtype)
-    return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
-
-
-def _in_memory(model: Any) -> HookedModel:
-    if is_bridge(model):
-        return HookedModel(unbridged(model), tokenizer=model.tokenizer)
-    if not isinstance(model, PreTrainedModel):
-        raise WorkbenchError(
-            f"cannot record a {type(model).__name__}; expected a transformers PreTrainedModel, a TransformerBridge, or "
-            "the path of a checkpoint"
-        )
-    return HookedModel(model)
-
-
-def _rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:
-    n_tokens, device = batch.tokens.shape[1], batch.tokens.device
-    if isinstance(rows, Tensor):
-        picked = torch.unique(rows.to(device))
-        if len(picked) == 0 or int(picked[0]) < 0 or int(picked[-1]) >= n_tokens:
-            raise WorkbenchError(f"rows= must hold indices from 0 to {n_tokens - 1}, at least one")
-        return picked
-    if rows == "all":
-        return None
-    if isinstance(rows, str) or rows < 1:
-        raise WorkbenchError(f"rows is {rows!r}; expected 'all', a positive number of rows, or a tensor of indices")
-    if rows >= n_tokens:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    return torch.randperm(n_tokens, generator=generator)[:rows].sort().values.to(device)
-
-
-def _heads_of(layers: tuple[LayerInfo, ...]) -> str:
-    return f"layers {layers[0].index} … {layers[-1].index} with {max(i.n_heads for i in layers)} heads"

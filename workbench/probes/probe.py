@@ -17,6 +17,7 @@ from workbench.heads import WorkbenchError
 class Probe:
     """Sequences of tokens, the rows that predict an answer, and the cells that hold the answers.
 
+    `attention_mask`: 0 or False on padding; elsewhere 1 or True, or the number of a packed document.
     `answer_rows`: (sequence, row), sorted; row r predicts the token at r + 1. None: no answers.
     `target_cells`: (sequence, row, key), sorted; key holds a copy of the token that row predicts. None: none known.
     `classes`: of each answer row, the number that `class_name` names: `distance` in tokens between the row and its
@@ -26,7 +27,7 @@ class Probe:
     """
 
     tokens: Int[Tensor, "b t"]
-    attention_mask: Bool[Tensor, "b t"] | None
+    attention_mask: Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None
     answer_rows: Int[Tensor, "n_rows 2"] | None
     target_cells: Int[Tensor, "n_cells 3"] | None
     classes: Int[Tensor, " n_rows"] | None
@@ -40,7 +41,7 @@ def make_probe(
     name: str,
     tokens: Int[Tensor, "b t"],
     *,
-    attention_mask: Bool[Tensor, "b t"] | None = None,
+    attention_mask: Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None = None,
     answer_rows: Int[Tensor, "n_rows 2"] | None = None,
     target_cells: Int[Tensor, "n_cells 3"] | None = None,
     classes: Int[Tensor, " n_rows"] | None = None,

@@ -26,7 +26,7 @@ OutputChange = Callable[[Tensor], Tensor]
 
 def linear_layers(model: PreTrainedModel) -> dict[int, LinearLayer]:
     """The linear layers of a model by layer number."""
-    return {layer.index: layer for m, adapter in _modules(model) for layer in [adapter.describe(m)]}
+    return {layer.index: layer for m, adapter in adapted_modules(model) for layer in [adapter.describe(m)]}
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def reading_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: L
     `valid`: False on the padding of the batch that is run.
     """
     handles: list[RemovableHandle] = []
-    for module, adapter in _modules(model):
+    for module, adapter in adapted_modules(model):
         outputs: dict[str, Tensor] = {}
         handles += [module.get_submodule(name).register_forward_hook(_keep(outputs, name)) for name in adapter.taps]
         before_projection = _hand_over(module, adapter, outputs, valid=valid, reader=reader)
@@ -57,7 +57,7 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
     Raises:
         WorkbenchError: if the layer is not linear.
     """
-    found = next(((m, a) for m, a in _modules(model) if a.describe(m).index == layer), None)
+    found = next(((m, a) for m, a in adapted_modules(model) if a.describe(m).index == layer), None)
     if found is None:
         raise WorkbenchError(
             f"layer {layer} of {type(model).__name__} is no linear layer; its linear layers are "
@@ -86,7 +86,8 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
         yield
 
 
-def _modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
+def adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
+    """The linear layers' modules, each with how it is read."""
     return [(m, _ADAPTERS[type(m).__name__]) for m in model.modules() if type(m).__name__ in _ADAPTERS]
 
 
