@@ -71,7 +71,7 @@ def one(way: str, tokens: int) -> dict[str, float]:
     import torch
 
     from workbench import probes
-    from workbench.detectors import all_detectors, measure
+    from workbench.detectors import Detector, find_detectors, measure
     from workbench.hooks import open_model
     from workbench.kernels import Far
 
@@ -79,7 +79,7 @@ def one(way: str, tokens: int) -> dict[str, float]:
     probe = probes.copy_needle(SETTING["vocabulary"], tokens // 2, length=tokens, n_sequences=1)
     kept = torch.unique(probe.answer_rows[:, 1])
     m = open_model(model)
-    detectors = tuple(all_detectors().values())
+    detectors = [d for d in find_detectors(None) if isinstance(d, Detector)]
 
     def sdpa() -> None:
         with torch.no_grad():

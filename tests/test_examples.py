@@ -10,7 +10,11 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 
 
 def test_there_are_examples():
-    assert [p.name for p in EXAMPLES] == ["01_one_model.ipynb", "02_checkpoints.ipynb"]
+    assert [p.name for p in EXAMPLES] == [
+        "01_one_model.ipynb",
+        "02_checkpoints.ipynb",
+        "03_from_transformerlens.ipynb",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

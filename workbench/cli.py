@@ -67,7 +67,9 @@ def series(
 def scan(
     source: Annotated[Path, typer.Argument(metavar="DIR|job.toml", help="Checkpoints, or a job file.")],
     out: Annotated[Path | None, typer.Option(help="The run folder to write; made if missing.")] = None,
-    detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: all.")] = None,
+    detector: Annotated[
+        list[str] | None, typer.Option(help="A detector; repeat for more. Default: all of recordings.")
+    ] = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),

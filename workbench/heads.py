@@ -103,6 +103,11 @@ class LayerInfo:
     n_kv_heads: int
     d_head: int
 
+    @property
+    def hook_name(self) -> str | None:
+        """The hook of TransformerLens that holds this layer's pattern; None for linear layers: it has none for them."""
+        return f"blocks.{self.index}.attn.hook_pattern" if self.mixer == "softmax" else None
+
     def kv_head(self, head: int) -> int:
         """The key/value head that query head `head` reads."""
         return head // (self.n_heads // self.n_kv_heads)

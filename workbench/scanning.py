@@ -1,8 +1,9 @@
 """Scan a directory of checkpoints: every detector on every probe of every checkpoint, into a run that can be resumed.
 
 The work is a product of units (checkpoint, probe, detector); the units of one checkpoint and probe share one forward
-pass, and each is committed on its own. A unit is known by what determines its numbers: weights, configuration,
-detector version, probe digest, settings. So the same command run again does what is missing, and nothing twice.
+pass, and each is committed on its own. Detectors that read weights share one reading of them in place of a probe. A
+unit is known by what determines its numbers: weights, configuration, detector version, probe digest, settings. So the
+same command run again does what is missing, and nothing twice.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.checkpoints import Checkpoint, find_checkpoints, fingerprint
-from workbench.detectors import Detector, find_detectors, measure, series_far
+from workbench.detectors import (
+    WEIGHTS,
+    AnyDetector,
+    Detector,
+    Measured,
+    WeightDetector,
+    find_detectors,
+    measure,
+    measure_weights,
+    series_far,
+)
 from workbench.heads import BadCheckpoint, Row, StoreNotWritable, WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
@@ -31,6 +42,8 @@ from workbench.run import Run, open_run
 from workbench.store import SCHEMA, Failure, Origin, Store, Table, canonical_digest
 
 METRICS_VERSION = 1
+# The probe digest of scores that are read off weights: the same in every run.
+_NO_PROBE = canonical_digest({"probe": WEIGHTS})
 
 
 class Job(BaseModel):
@@ -74,7 +87,7 @@ class _Unit:
     """One part to be: `detector` None is the probe's metrics."""
 
     key: str
-    detector: Detector | None
+    detector: AnyDetector | None
 
     @property
     def name(self) -> str:
@@ -209,7 +222,7 @@ class _Work:
         self,
         job: Job,
         store: Store,
-        detectors: Sequence[Detector],
+        detectors: Sequence[AnyDetector],
         ready: Sequence[Probe],
         *,
         dtype: torch.dtype | None,
@@ -261,9 +274,9 @@ class _Work:
         self._passed += 1
         self._report(checkpoint.name, "")
 
-    def _missing(self, origin: Origin, path: Path) -> list[tuple[Probe, list[_Unit]]]:
+    def _missing(self, origin: Origin, path: Path) -> list[tuple[Probe | None, list[_Unit]]]:
         missing = []
-        for probe in self._probes_for(path):
+        for probe in [*self._probes_for(path), None]:
             units = self._units(origin, probe)
             todo = [u for u in units if not self._store.has(u.table, origin, u.key)]
             self._done += len(units) - len(todo)
@@ -283,65 +296,76 @@ class _Work:
         made = [build(words, written) for written in self._job.probes or ()]
         probes = [*made, *self._ready]
         if self._job.probes is None and not self._ready:
-            probes = default(words)
-        names = [p.name for p in probes]
+            probes = default(words) if any(isinstance(d, Detector) for d in self._detectors) else []
+        names = [WEIGHTS, *(p.name for p in probes)]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise WorkbenchError(f"two probes are called {twice}; give one of them another name=")
+            raise WorkbenchError(
+                f"two probes are called {twice}, or one as the scores of weights are; give one of them another name="
+            )
         return probes
 
     def _write_plan(self, probes: Sequence[Probe]) -> None:
         units = [
-            {"probe": p.name, "detector": u.name, "version": u.version, "table": u.table}
-            for p in probes
+            {"probe": WEIGHTS if p is None else p.name, "detector": u.name, "version": u.version, "table": u.table}
+            for p in [*probes, None]
             for u in self._units(None, p)
         ]
         self._per_checkpoint = len(units)
         self._store.write_plan({"checkpoints": [c.name for c in self._checkpoints], "units": units})
 
-    def _units(self, origin: Origin | None, probe: Probe) -> list[_Unit]:
-        """The units of a probe: detectors that are defined on it, and its metrics if it has answers."""
-        wanted: list[Detector | None] = [
-            d for d in self._detectors if probe.target_cells is not None or not d.needs_answers
-        ]
-        if probe.answer_rows is not None:
-            wanted.append(None)
+    def _units(self, origin: Origin | None, probe: Probe | None) -> list[_Unit]:
+        """The units of a probe: detectors that are defined on it, and its metrics if it has answers.
+
+        In place of a probe, None: the detectors that read weights.
+        """
+        if probe is None:
+            wanted: list[AnyDetector | None] = [d for d in self._detectors if isinstance(d, WeightDetector)]
+        else:
+            on_probe = [d for d in self._detectors if isinstance(d, Detector)]
+            wanted = [d for d in on_probe if probe.target_cells is not None or not d.needs_answers]
+            if probe.answer_rows is not None:
+                wanted.append(None)
         return [_Unit("" if origin is None else self._key(origin, probe, d), d) for d in wanted]
 
-    def _key(self, origin: Origin, probe: Probe, detector: Detector | None) -> str:
+    def _key(self, origin: Origin, probe: Probe | None, detector: AnyDetector | None) -> str:
         """What determines a unit's numbers, and where they are filed; not the device, the batch or the time."""
         job = self._job
+        has_far = isinstance(detector, Detector) and "far_mass" in detector.needs
+        determined = {
+            "schema": SCHEMA,
+            "weights": origin.weights,
+            "config": origin.config,
+            "place": [origin.stage, origin.branch, origin.step],
+            "detector": [detector.name, detector.version] if detector else ["metrics", METRICS_VERSION],
+            "dtype": job.dtype,
+        }
+        if probe is None:
+            return canonical_digest(determined)
         return canonical_digest(
             {
-                "schema": SCHEMA,
-                "weights": origin.weights,
-                "config": origin.config,
-                "place": [origin.stage, origin.branch, origin.step],
-                "detector": [detector.name, detector.version] if detector else ["metrics", METRICS_VERSION],
+                **determined,
                 "probe": [probe.name, probe.digest],
-                "dtype": job.dtype,
                 "rows": job.rows,
-                "far": [job.far_window, job.far_sink] if detector and "far_mass" in detector.needs else None,
+                "far": [job.far_window, job.far_sink] if has_far else None,
                 "seed": job.seed,
             }
         )
 
-    def _probe(self, origin: Origin, model: HookedModel, probe: Probe, units: Sequence[_Unit]) -> None:
-        self._report(origin.ckpt, probe.name)
-        detectors = [u.detector for u in units if u.detector is not None]
-        job = self._job
-        window = series_far(model, probe).window if job.far_window is None else job.far_window
-        far = Far(window, job.far_sink)
+    def _probe(self, origin: Origin, model: HookedModel, probe: Probe | None, units: Sequence[_Unit]) -> None:
+        """Compute the units of a probe, or of the weights, and commit each."""
+        name = WEIGHTS if probe is None else probe.name
+        self._report(origin.ckpt, name)
         try:
-            measured = measure(model, probe, detectors, far=far, seed=job.seed, rows=job.rows or "all")
+            measured = self._measure(model, probe, units)
         except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
             self._fail(origin.ckpt, [u.key for u in units], error)
             return
         for unit in units:
             of_unit: _PartFields = {
-                "probe": probe.name,
-                "probe_digest": probe.digest,
-                "seq_len": probe.tokens.shape[1],
+                "probe": name,
+                "probe_digest": _NO_PROBE if probe is None else probe.digest,
+                "seq_len": 0 if probe is None else probe.tokens.shape[1],
                 "detector": unit.name,
                 "version": unit.version,
             }
@@ -353,7 +377,16 @@ class _Work:
             self._store.forgive(origin.ckpt, unit.key)
             self._done += 1
             self._computed += 1
-        self._report(origin.ckpt, probe.name)
+        self._report(origin.ckpt, name)
+
+    def _measure(self, model: HookedModel, probe: Probe | None, units: Sequence[_Unit]) -> Measured:
+        if probe is None:
+            of_weights = [u.detector for u in units if isinstance(u.detector, WeightDetector)]
+            return Measured(measure_weights(model, of_weights), [])
+        job = self._job
+        window = series_far(model, probe).window if job.far_window is None else job.far_window
+        detectors = [u.detector for u in units if isinstance(u.detector, Detector)]
+        return measure(model, probe, detectors, far=Far(window, job.far_sink), seed=job.seed, rows=job.rows or "all")
 
     def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception) -> None:
         told = "".join(traceback.format_exception(error))

@@ -3,9 +3,13 @@
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
-from tests.families import random_tokens, tiny
-from workbench import WorkbenchError, open_model, score
+from tests.families import VOCABULARY, random_tokens, tiny
+from workbench import HookedModel, WorkbenchError, open_model, score
+from workbench.pretrain.saving import word_tokenizer
 
 KNOWN = ["llama", "gpt2", "gpt_neox", "mistral", "gemma2", "gpt_oss"]
 pytestmark = [
@@ -60,6 +64,26 @@ def test_the_bridges_own_patterns_are_those_the_workbench_crops():
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
         for head in range(4):
             assert torch.allclose(pattern[0, head], m.pattern(tokens[0], layer, head), atol=1e-5)
+
+
+def test_a_tokenizer_that_refuses_unknown_words_does_not_keep_a_model_from_its_bridge():
+    m = HookedModel(tiny("llama"), tokenizer=word_tokenizer(64))
+    assert m.bridge.to_tokens("w00 w03 w31").tolist() == [[0, 8, 11, 39]]
+    with pytest.raises(Exception, match="Missing"):
+        m.tokenizer.encode("elsewhere")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_bridge_booted_from_a_folder_scores_as_the_folder_opened_plainly(family, tmp_path):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tiny(family).save_pretrained(tmp_path)
+    words = Tokenizer(WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0", bos_token="1").save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path))
+    pd.testing.assert_frame_equal(score(bridge), score(open_model(tmp_path)), rtol=1e-4, atol=1e-6)
+    names = ["copying", "k_composition"]
+    pd.testing.assert_frame_equal(score(bridge, names), score(open_model(tmp_path), names), rtol=1e-4, atol=1e-6)
 
 
 def test_an_architecture_transformerlens_does_not_know_is_refused_with_what_still_works():

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.detectors.registry import Detector, find_detectors
+from workbench.detectors.registry import Detector, WeightDetector, find_detectors
 from workbench.detectors.scoring import bootstrap, concatenate, score_rows
+from workbench.detectors.weights import measure_weights
 from workbench.heads import Metric, Row, WorkbenchError
 from workbench.hooks import Answers, HookedModel, Recording, open_model
 from workbench.hooks.model import DEFAULT_FAR
@@ -79,7 +80,8 @@ def score(
 
     Args:
         m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
-        detectors: names; default all. On `tokens`, detectors that need answers are refused if named, skipped if not.
+        detectors: names; default all that read recordings. On `tokens`, detectors that need answers are refused if
+            named, skipped if not. Those that read weights have one row per head, under the probe `weights`.
         tokens: given sequences to score on, with `attention_mask`, which may number packed documents (see
             `HookedModel.record`); else `probes`; else `probes.default(m)`.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
@@ -87,9 +89,11 @@ def score(
         prefill: run the model over pieces of this many tokens; see `HookedModel.record`.
 
     Raises:
-        WorkbenchError: for unknown detectors, both tokens and probes, or a named detector without its answers.
+        WorkbenchError: for unknown detectors, both tokens and probes, a named detector without its answers, or one
+            that reads weights of a model that TransformerLens cannot open.
     """
-    chosen = find_detectors(detectors)
+    found = find_detectors(detectors)
+    chosen = tuple(d for d in found if isinstance(d, Detector))
     model = m if isinstance(m, HookedModel) else open_model(m)
     if tokens is not None and probes is not None:
         raise WorkbenchError("both tokens and probes were given; pass one of them")
@@ -102,14 +106,15 @@ def score(
         mask = None if attention_mask is None else attention_mask.reshape(batch.shape).long().cpu()
         chosen_probes = [make_probe("tokens", batch.cpu(), attention_mask=mask)]
     elif probes is None:
-        chosen_probes = default(model)
+        chosen_probes = default(model) if chosen else []
     else:
         chosen_probes = [probes] if isinstance(probes, Probe) else list(probes)
     measured = [
-        measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill)
-        for probe in chosen_probes
+        measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows
+        for probe in (chosen_probes if chosen else [])
     ]
-    table = [asdict(row) for one in measured for scored in one.rows.values() for row in scored]
+    measured.append(measure_weights(model, [d for d in found if isinstance(d, WeightDetector)]))
+    table = [asdict(row) for one in measured for scored in one.values() for row in scored]
     first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
     frame = pd.DataFrame(table)
     return frame.reindex(columns=first + [c for c in frame.columns if c not in first])

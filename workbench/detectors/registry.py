@@ -1,4 +1,7 @@
-"""The registry: a detector is a function with a name; ours and other people's arrive through the same door."""
+"""The registry: a detector is a function with a name; ours and other people's arrive through the same door.
+
+A detector reads either a Recording, of sequences that went through the model, or the model's Weights.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,31 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Literal
 
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from workbench.heads import WorkbenchError
 from workbench.hooks import PerSequence, Recording
 from workbench.hooks.recording import Need, check_needs
+from workbench.hooks.weights import Weights
 
 ENTRY_POINTS = "workbench.detectors"
 Direction = Literal["high", "low", "none"]
 DetectorFunction = Callable[[Recording], PerSequence]
+
+
+@dataclass(frozen=True, slots=True)
+class PerHead:
+    """One measurement of every head's weights, and how many things it is made of, as the detector says.
+
+    Axes: layer (as in `Weights.layers`), query head. NaN and 0 where a head has none.
+    """
+
+    score: Float[Tensor, "n_layers max_heads"]
+    n: Int[Tensor, "n_layers max_heads"]
+
+
+WeightFunction = Callable[[Weights], PerHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +60,33 @@ class Detector:
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+        return _first_line(self.function)
 
 
-_registered: dict[str, Detector] = {}
+@dataclass(frozen=True, slots=True)
+class WeightDetector:
+    """A head score read off the weights, without a sequence: and without chance.
+
+    Such a detector runs only where it is named, for TransformerLens, which it reads the weights through, is slow to
+    import and does not open every model. The other fields are those of `Detector`.
+    """
+
+    name: str
+    version: int
+    function: WeightFunction
+    direction: Direction
+    units: str
+    needs_answers: Literal[False] = False
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return _first_line(self.function)
+
+
+AnyDetector = Detector | WeightDetector
+
+_registered: dict[str, AnyDetector] = {}
 
 
 def detector(
@@ -63,19 +107,50 @@ def detector(
     def register(function: DetectorFunction) -> DetectorFunction:
         wanted = frozenset(needs)
         check_needs(wanted)
-        held = _registered.get(name)
-        where = (function.__module__, function.__qualname__)
-        if held is not None and (held.function.__module__, held.function.__qualname__) != where:
-            raise WorkbenchError(
-                f"detector {name!r} of {function.__module__} is already registered by {held.function.__module__}; "
-                "rename one of them"
-            )
-        if not inspect.getdoc(function):
-            raise WorkbenchError(f"detector {name!r} has no docstring; say in one sentence what it measures")
-        _registered[name] = Detector(name, version, wanted, function, direction, units, needs_answers)
+        _register(Detector(name, version, wanted, function, direction, units, needs_answers))
         return function
 
     return register
+
+
+def weight_detector(
+    name: str,
+    *,
+    version: int = 1,
+    direction: Direction = "high",
+    units: str,
+) -> Callable[[WeightFunction], WeightFunction]:
+    """Register the decorated function of the weights as the detector `name`.
+
+    Raises:
+        WorkbenchError: for a function without a docstring, or a name that another function holds.
+    """
+
+    def register(function: WeightFunction) -> WeightFunction:
+        _register(WeightDetector(name, version, function, direction, units))
+        return function
+
+    return register
+
+
+def _register(found: AnyDetector) -> None:
+    held = _registered.get(found.name)
+    if held is not None and _home(held) != _home(found):
+        raise WorkbenchError(
+            f"detector {found.name!r} of {_home(found)[0]} is already registered by {_home(held)[0]}; "
+            "rename one of them"
+        )
+    if not found.summary:
+        raise WorkbenchError(f"detector {found.name!r} has no docstring; say in one sentence what it measures")
+    _registered[found.name] = found
+
+
+def _home(found: AnyDetector) -> tuple[str, str]:
+    return found.function.__module__, found.function.__qualname__
+
+
+def _first_line(function: DetectorFunction | WeightFunction) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 @cache
@@ -84,7 +159,7 @@ def _load_entry_points() -> None:
         entry.load()
 
 
-def all_detectors() -> dict[str, Detector]:
+def all_detectors() -> dict[str, AnyDetector]:
     """Every registered detector by name, those of installed packages included.
 
     Raises:
@@ -95,15 +170,15 @@ def all_detectors() -> dict[str, Detector]:
     return dict(_registered)
 
 
-def find_detectors(names: Iterable[str] | None) -> tuple[Detector, ...]:
-    """The detectors of these names in this order; all of them for None.
+def find_detectors(names: Iterable[str] | None) -> tuple[AnyDetector, ...]:
+    """The detectors of these names in this order; for None all that read recordings.
 
     Raises:
         WorkbenchError: for an unknown name, listing the known ones.
     """
     known = all_detectors()
     if names is None:
-        return tuple(known.values())
+        return tuple(d for d in known.values() if isinstance(d, Detector))
     wanted = [names] if isinstance(names, str) else list(names)
     unknown = [n for n in wanted if n not in known]
     if unknown:

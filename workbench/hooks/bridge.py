@@ -35,7 +35,8 @@ def is_bridge(source: object) -> bool:
 def bridge_twin(model: PreTrainedModel, tokenizer: Any) -> TransformerBridge:
     """A TransformerBridge on a twin of the model that shares its parameters.
 
-    A model without a tokenizer gets a placeholder one, whose token i is called `i`.
+    A model without a tokenizer gets a placeholder one, whose token i is called `i`. In the bridge, a tokenizer that
+    refuses unknown words takes its first token for them.
 
     Raises:
         WorkbenchError: if TransformerLens does not know the architecture.
@@ -107,6 +108,12 @@ def _local_tokenizer(tokenizer: Any, n: int, folder: str) -> Any:
     """A tokenizer that lies in `folder`, from which TransformerLens loads it anew to set its special tokens."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+        own = type(tokenizer).from_pretrained(folder)
+        if not _refuses_words(own):
+            return own
+        # TransformerLens encodes "a" to see which special tokens are put around a text.
+        own.backend_tokenizer.model.unk_token = own.convert_ids_to_tokens(0)
+        own.save_pretrained(folder)
         return type(tokenizer).from_pretrained(folder)
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -115,3 +122,10 @@ def _local_tokenizer(tokenizer: Any, n: int, folder: str) -> Any:
     special = {"unk_token": "0", "bos_token": "0", "eos_token": "0", "pad_token": "0"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _refuses_words(tokenizer: Any) -> bool:
+    """Whether a word outside the vocabulary is an error: the token meant for unknown words does not exist."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    unknown = None if backend is None else getattr(backend.model, "unk_token", None)
+    return backend is not None and unknown is not None and backend.token_to_id(unknown) is None

@@ -1,0 +1,127 @@
+"""The weights of every softmax head as TransformerLens names them, norms folded in.
+
+A head reads the residual stream through a norm and W_Q, W_K, W_V, and writes to it through W_O. A norm is a linear map,
+its gain after the centring of a LayerNorm, divided by a scale that differs from token to token. The linear map belongs
+to the head: moving the gain from the norm into the weights behind it leaves the model what it is. So it is multiplied
+in here, the final norm's into W_U; the scale is left out, and so are biases, positions, rotary embedding, the norm of
+queries and keys, and output gates.
+
+Reference:
+    Elhage et al. 2021, A Mathematical Framework for Transformer Circuits, "Handling Layer Normalization".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workbench.heads import LayerInfo, WorkbenchError
+from workbench.hooks.model import HookedModel
+
+# What a bridge raises where it has no weight per head: latent attention, heads of unequal width, no attention at all.
+_NOT_THERE = (AttributeError, NotImplementedError, ValueError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    """The heads of one layer, float32, norms folded in; the key and value of a group stand once per query head."""
+
+    q: Float[Tensor, "n_heads d_model d_head"]
+    k: Float[Tensor, "n_heads d_model d_head"]
+    v: Float[Tensor, "n_heads d_model d_value"]
+    o: Float[Tensor, "n_heads d_value d_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights that head scores are read off: embedding, unembedding with the final norm folded in, heads.
+
+    `heads` has an entry per entry of `layers`: None where the layer is linear, for it has no W_Q, W_K, W_V of a head.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    embed: Float[Tensor, "vocab d_model"]
+    unembed: Float[Tensor, "d_model vocab"]
+    heads: tuple[HeadWeights | None, ...]
+
+
+def read_weights(m: HookedModel) -> Weights:
+    """The weights of a model through its TransformerBridge, on the model's device; a copy, in float32.
+
+    Raises:
+        WorkbenchError: if TransformerLens cannot open the model, or gives no weights per head for one of its layers.
+    """
+    bridge: Any = m.bridge
+    with torch.no_grad():
+        return Weights(
+            layers=m.layers,
+            embed=bridge.W_E.detach().float(),
+            unembed=_read_through(_norm(bridge, "ln_final"), bridge.W_U.detach().float()),
+            heads=tuple(_heads(m, bridge, info) if info.mixer == "softmax" else None for info in m.layers),
+        )
+
+
+def _heads(m: HookedModel, bridge: Any, info: LayerInfo) -> HeadWeights:
+    try:
+        block = bridge.blocks[info.index]
+        q, k, v, o = (getattr(block.attn, name).detach().float() for name in ("W_Q", "W_K", "W_V", "W_O"))
+    except _NOT_THERE as error:
+        raise WorkbenchError(
+            f"TransformerLens gives no W_Q, W_K, W_V, W_O per head for layer {info.index} of {m.name}: "
+            f"{str(error)[:200]}. Scores that are read off recordings do not need them"
+        ) from error
+    group = info.n_heads // info.n_kv_heads
+    k, v = (repeat(x, "kv d_model d -> (kv group) d_model d", group=group) for x in (k, v))
+    q, k, v = (_read_through(_norm(block, "ln1"), x) for x in (q, k, v))
+    return HeadWeights(q, k, v, _written_through(_norm(block, "ln1_post"), _norm(bridge, "ln_final"), o))
+
+
+def _read_through(norm: nn.Module | None, reading: Float[Tensor, "... d_model d"]) -> Float[Tensor, "... d_model d"]:
+    """The matrix behind a norm of the residual stream, with the norm's linear part before it."""
+    if norm is None:
+        return reading
+    gain, is_centred = linear_part(norm, reading.shape[-2], reading.device)
+    scaled = gain[:, None] * reading
+    return scaled - scaled.mean(-2, keepdim=True) if is_centred else scaled
+
+
+def _written_through(
+    norm: nn.Module | None, final: nn.Module | None, writing: Float[Tensor, "h d d_model"]
+) -> Float[Tensor, "h d d_model"]:
+    """The matrix that writes to the residual stream, with the norm behind it and without what no reader sees.
+
+    Where norms subtract the mean, what a head adds to all coordinates alike is seen by nobody.
+    """
+    d_model, device = writing.shape[-1], writing.device
+    if norm is not None:
+        gain, is_centred = linear_part(norm, d_model, device)
+        writing = (writing - writing.mean(-1, keepdim=True) if is_centred else writing) * gain
+    if final is not None and linear_part(final, d_model, device)[1]:
+        writing = writing - writing.mean(-1, keepdim=True)
+    return writing
+
+
+def _norm(holder: Any, name: str) -> nn.Module | None:
+    """The model's own norm inside the bridge's, if there is one of that name."""
+    inner: Any = holder._modules.get(name)
+    while hasattr(inner, "original_component"):
+        inner = inner.original_component
+    return inner
+
+
+def linear_part(norm: nn.Module, d_model: int, device: torch.device) -> tuple[Float[Tensor, " d_model"], bool]:
+    """A norm's gain, up to a common factor, and whether it subtracts the mean first.
+
+    Both are seen from what the norm does, since some families store the gain less 1.
+    """
+    n_positive = (d_model + 1) // 2
+    signs = torch.ones(d_model, device=device)
+    signs[n_positive:] = -n_positive / max(1, d_model - n_positive)  # mean 0 for an odd width, too
+    dtype = next((p.dtype for p in norm.parameters()), torch.float32)
+    up, down, shifted = (norm(x.to(dtype)).float() for x in (signs, -signs, signs + 1))
+    return (up - down) / (2 * signs), bool(torch.allclose(shifted, up, rtol=1e-2, atol=1e-2 * float(up.abs().max())))
