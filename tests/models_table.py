@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from transformers import PreTrainedModel
 
-from tests import families, linear_families, more_families
+from tests import families, linear_families, more_families, older_families
 from workbench import Head, KVHead, LayerInfo, WorkbenchError, open_model
 from workbench.hooks import HookedModel
 from workbench.hooks.weights import read_weights
@@ -25,22 +25,31 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
     (families.CONFIGS, families.tiny),
     (more_families.MORE_CONFIGS, families.tiny),
     (linear_families.CONFIGS, linear_families.tiny),
+    (older_families.OLDER_CONFIGS, families.tiny),
 ]
 
 NAMES = {
     "bamba": "Bamba",
+    "bloom": "BLOOM",
+    "codegen": "CodeGen",
     "cohere2": "Command R7B, Command A",
     "cwm": "CWM",
     "deepseek_v3": "DeepSeek-V3, R1",
+    "falcon": "Falcon-7B",
+    "falcon_alibi": "Falcon-RW (ALiBi)",
     "falcon_h1": "Falcon-H1",
     "falcon_h1_plain": "Falcon-H1 without inner norm",
+    "falcon_new": "Falcon-40B, 180B",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3",
     "gemma4": "Gemma 4",
     "gemma4_shared": "Gemma 4 with shared keys and values",
     "gpt2": "GPT-2",
+    "gpt_neo": "GPT-Neo",
     "gpt_neox": "GPT-NeoX, Pythia",
+    "gpt_neox_japanese": "GPT-NeoX Japanese",
     "gpt_oss": "GPT-OSS",
+    "gptj": "GPT-J",
     "granite": "Granite 4 hybrid",
     "granite_swa": "Granite with sliding windows",
     "kimi_linear": "Kimi-Linear",
@@ -51,10 +60,12 @@ NAMES = {
     "minimax": "MiniMax-Text-01, MiniMax-M1",
     "minimax_m2": "MiniMax-M2",
     "mistral": "Mistral",
+    "mpt": "MPT",
     "nemotron_h": "Nemotron-H",
     "olmo2": "OLMo 2",
     "olmo3": "OLMo 3",
     "olmo_hybrid": "OLMo hybrid",
+    "openai_gpt": "GPT",
     "phi": "Phi-1, 2",
     "phi3": "Phi-3, 4",
     "qwen2": "Qwen2, 2.5",
@@ -62,7 +73,10 @@ NAMES = {
     "qwen3_5": "Qwen3.5",
     "qwen3_5_moe": "Qwen3.5 MoE",
     "qwen3_next": "Qwen3-Next",
+    "roformer": "RoFormer as a decoder",
     "starcoder2": "StarCoder2",
+    "trocr": "TrOCR's decoder",
+    "xglm": "XGLM",
 }
 
 _HEADER = f"""# Models
