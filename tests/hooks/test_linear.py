@@ -326,6 +326,20 @@ def test_rates_rounded_to_bfloat16_are_named(text_01):
         open_model(text_01)
 
 
+def test_a_model_tells_the_reach_of_its_linear_layers():
+    lightning = open_model(tiny("minimax")).reach()
+    assert [(r.layer, r.mixer, r.is_measured) for r in lightning] == [(0, "lightning", False)]
+    assert torch.equal(lightning[0].half_life, decay_reach(linear_layers(tiny("minimax"))[0]).half_life)
+    m, tokens = open_model(tiny("kimi_linear")), random_tokens(2, 60)
+    assert m.reach() == ()
+    (measured,) = m.reach(tokens)
+    valid = torch.ones(2, 60, dtype=torch.bool)
+    layer = linear_layers(m.model)[0]
+    expected = calls_of(m.model, tokens, valid, lambda call: measured_reach(call, layer, valid))[0]
+    assert torch.equal(measured.reach_99, expected.reach_99)
+    assert measured.is_measured
+
+
 def test_a_measured_reach_is_the_closed_form_where_there_is_one():
     model = tiny("minimax")
     layer = linear_layers(model)[0]

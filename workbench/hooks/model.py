@@ -34,7 +34,7 @@ from workbench.hooks.interventions import (
     one_head,
 )
 from workbench.hooks.layers import survey
-from workbench.hooks.linear import LinearCall, reading_linear
+from workbench.hooks.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
 from workbench.hooks.linear.replacing import changing_linear
 from workbench.hooks.recording import Answers, Need, Recording
 from workbench.hooks.reduction import Reduction
@@ -216,6 +216,25 @@ class HookedModel:
         except _FoundError as found:
             return found.crop
         raise AssertionError(f"layer {layer} did not attend")
+
+    def reach(self, tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe | None = None) -> tuple[Reach, ...]:
+        """How far back each head of the linear layers sees: half-life and 99 % reach in tokens, layer by layer.
+
+        Where the decay follows from the weights it is exact. Where it depends on the tokens it is measured on those
+        given; without any, such layers are left out.
+        """
+        layers = linear_layers(self.model)
+        found = {i: reach for i, layer in layers.items() if (reach := decay_reach(layer)) is not None}
+        if tokens is not None and len(found) < len(layers):
+            batch = batch_of(self.model, tokens)
+
+            def read(call: LinearCall) -> None:
+                if call.layer not in found:
+                    found[call.layer] = measured_reach(call, layers[call.layer], batch.valid)
+
+            with torch.no_grad(), self._intervening(self._interventions), reading_linear(self.model, batch.valid, read):
+                answers_of(self.model, batch)
+        return tuple(found[i] for i in sorted(found))
 
     @contextmanager
     def restrict(self, kv_heads: Iterable[KVHead], window: int, sink: int = 0) -> Generator[HookedModel]:
