@@ -1,4 +1,4 @@
-"""Which heads of a model an intervention is about, and what a model cannot be asked for."""
+"""Which heads of a model an intervention is about."""
 
 from __future__ import annotations
 
@@ -58,17 +58,6 @@ def check_kv_head(layers: Sequence[LayerInfo], head: KVHead) -> None:
         raise WorkbenchError(
             f"layer {head.layer} is {info.mixer} attention, which has no window to set; only softmax heads can be "
             "restricted"
-        )
-
-
-def check_all_softmax(layers: Sequence[LayerInfo], what: str, instead: str) -> None:
-    """Raises:
-    WorkbenchError: if some layer is not softmax attention; `what` needs that, and `instead` is what to do.
-    """
-    other = next((info for info in layers if info.mixer != "softmax"), None)
-    if other is not None:
-        raise WorkbenchError(
-            f"{what} need a model of softmax layers alone; layer {other.index} is {other.mixer} attention: {instead}"
         )
 
 

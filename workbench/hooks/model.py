@@ -15,17 +15,15 @@ from transformers import PreTrainedModel
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.attention import AttentionCall
 from workbench.hooks.bridge import bridge_twin
-from workbench.hooks.cells import Sequences
 from workbench.hooks.choosing import (
     ChosenHeads,
     HeadKey,
-    check_all_softmax,
     check_kv_head,
     choose_heads,
     heads_of,
     layer_of,
 )
-from workbench.hooks.eager import handling, is_without_interface
+from workbench.hooks.eager import handling
 from workbench.hooks.interventions import (
     Interventions,
     check_window,
@@ -34,8 +32,10 @@ from workbench.hooks.interventions import (
     one_head,
 )
 from workbench.hooks.layers import survey
+from workbench.hooks.limits import check_packed, check_prefill
 from workbench.hooks.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
 from workbench.hooks.linear.replacing import changing_linear
+from workbench.hooks.outputs import outputs_of
 from workbench.hooks.recording import Answers, Need, Recording
 from workbench.hooks.reduction import Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
@@ -125,9 +125,9 @@ class HookedModel:
         """
         batch = batch_of(self.model, tokens, attention_mask)
         if batch.is_packed:
-            self._check_packed(far)
+            check_packed(self.model, self._layers, far)
         if prefill is not None:
-            self._check_prefill(prefill, batch)
+            check_prefill(self._layers, batch, prefill, self._interventions)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
         asked = reduction.ask(slice(0, 0))
@@ -296,7 +296,7 @@ class HookedModel:
         means: dict[HeadKey, Tensor] = {}
         if how == "mean" and reference is not None:
             batch = batch_of(self.model, reference)
-            outputs = self._outputs(chosen, batch)
+            outputs = outputs_of(self.model, chosen, batch, self._attend)
             means = {key: mean_output(out, batch.valid) for key, out in outputs.items()}
         with self._replacing(chosen, {key: Ablation(how, means.get(key)) for key in chosen.all}):
             yield self
@@ -317,7 +317,10 @@ class HookedModel:
             WorkbenchError: for heads the model does not have.
         """
         chosen = choose_heads(self._layers, heads, mixer)
-        return {head: out for (head, _), out in self._outputs(chosen, batch_of(self.model, tokens)).items()}
+        return {
+            head: out
+            for (head, _), out in outputs_of(self.model, chosen, batch_of(self.model, tokens), self._attend).items()
+        }
 
     @contextmanager
     def patch(
@@ -349,7 +352,7 @@ class HookedModel:
                 )
             outputs = {(head, is_linear): source[head] for head, is_linear in chosen.all}
         else:
-            outputs = self._outputs(chosen, batch_of(self.model, source))
+            outputs = outputs_of(self.model, chosen, batch_of(self.model, source), self._attend)
         with self._replacing(chosen, {key: Patch(out) for key, out in outputs.items()}):
             yield self
 
@@ -376,48 +379,6 @@ class HookedModel:
 
     def _change_linear(self, layer: int, out: Tensor, valid: Tensor | None, start: int) -> Tensor:
         return self._interventions.in_linear(layer, out, valid, start)
-
-    def _check_packed(self, far: Far) -> None:
-        check_all_softmax(self._layers, "packed documents", "pass them one to a sequence, padded")
-        if is_without_interface(self.model):
-            raise WorkbenchError(
-                f"{type(self.model).__name__} cannot be told where packed documents begin; pass them one to a "
-                "sequence, padded"
-            )
-        if far.sink:
-            raise WorkbenchError(f"far.sink is {far.sink}; with packed documents expected 0")
-
-    def _check_prefill(self, prefill: int, batch: Sequences) -> None:
-        if prefill < 1:
-            raise WorkbenchError(f"prefill is {prefill}; expected at least 1 token")
-        # transformers itself continues Mamba and lightning layers wrongly from a cache.
-        check_all_softmax(self._layers, "pieces through a cache", "leave prefill= out")
-        if batch.is_packed:
-            raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
-        replacements = self._interventions.replacements.values()
-        if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
-            raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
-
-    def _outputs(self, chosen: ChosenHeads, batch: Sequences) -> dict[HeadKey, Float[Tensor, "b t d_v"]]:
-        """What some heads hand to the output projection, by head and whether it is linear."""
-        found: dict[HeadKey, Tensor] = {}
-
-        def keep(layer: int, out: Tensor, heads: tuple[Head, ...], is_linear: bool) -> None:
-            found.update({(h, is_linear): out[:, :, h.head].clone() for h in heads if h.layer == layer})
-
-        def attend(call: AttentionCall) -> Tensor:
-            out = self._attend(call)
-            keep(call.layer, out, chosen.softmax, False)
-            return out
-
-        def change(layer: int, out: Tensor, *_: Any) -> Tensor:
-            keep(layer, out, chosen.linear, True)
-            return out
-
-        layers = {h.layer for h in chosen.linear}
-        with torch.no_grad(), handling(self.model, attend), changing_linear(self.model, layers, change):
-            answers_of(self.model, batch)
-        return found
 
 
 class _FoundError(Exception):

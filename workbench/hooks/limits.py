@@ -1,0 +1,50 @@
+"""Ways of running that not every model can be run in: several documents to a sequence, and piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from workbench.heads import LayerInfo, WorkbenchError
+from workbench.hooks.cells import Sequences
+from workbench.hooks.eager import is_without_interface
+from workbench.hooks.interventions import Interventions
+from workbench.hooks.replacing import Ablation
+from workbench.kernels import Far
+
+
+def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) -> None:
+    """Raises:
+    WorkbenchError: if documents packed into a sequence would run into each other.
+    """
+    _check_all_softmax(layers, "packed documents", "pass them one to a sequence, padded")
+    if is_without_interface(model):
+        raise WorkbenchError(
+            f"{type(model).__name__} cannot be told where packed documents begin; pass them one to a sequence, padded"
+        )
+    if far.sink:
+        raise WorkbenchError(f"far.sink is {far.sink}; with packed documents expected 0")
+
+
+def check_prefill(layers: Sequence[LayerInfo], batch: Sequences, prefill: int, interventions: Interventions) -> None:
+    """Raises:
+    WorkbenchError: if pieces through a cache would not give the numbers of one pass.
+    """
+    if prefill < 1:
+        raise WorkbenchError(f"prefill is {prefill}; expected at least 1 token")
+    # transformers itself continues Mamba and lightning layers wrongly from a cache.
+    _check_all_softmax(layers, "pieces through a cache", "leave prefill= out")
+    if batch.is_packed:
+        raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
+    replacements = interventions.replacements.values()
+    if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
+        raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
+
+
+def _check_all_softmax(layers: Sequence[LayerInfo], what: str, instead: str) -> None:
+    other = next((info for info in layers if info.mixer != "softmax"), None)
+    if other is not None:
+        raise WorkbenchError(
+            f"{what} need a model of softmax layers alone; layer {other.index} is {other.mixer} attention: {instead}"
+        )
