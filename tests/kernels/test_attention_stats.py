@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workbench.kernels import attention_triton, blocked, profiles
+from workbench.kernels import attention_triton, profile_blockwise, profiles
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.profiles import ProfileRequest
@@ -28,7 +28,7 @@ CASES = {
 }
 FORMS = {
     "triton": pytest.param(attention_triton, id="triton", marks=needs_triton),
-    "torch": pytest.param(blocked, id="torch"),
+    "torch": pytest.param(profile_blockwise, id="torch"),
 }
 
 

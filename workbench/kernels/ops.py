@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import attention_triton, blocked, delta_rule
+from workbench.kernels import attention_gradients, attention_triton, delta_rule, profile_blockwise
 from workbench.kernels import linear_attention as linear
 from workbench.kernels.dialect import HAS_TRITON, is_interpreted
 from workbench.kernels.intervals import Intervals
@@ -226,7 +226,7 @@ def _attention_profile(
     sinks: Tensor | None, scale: float, softcap: float | None, windows: Sequence[int], query_tags: Tensor | None,
     key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, form: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    run = attention_triton.attention_profile if form == "triton" else blocked.attention_profile
+    run = attention_triton.attention_profile if form == "triton" else profile_blockwise.attention_profile
     seen = Intervals(position, low, high, starts_at_zero)
     request = ProfileRequest(entropy, top, distance, tuple(windows), query_tags, key_tags)
     found = run(q, k, v, seen, request, scale=scale, softcap=softcap, sinks=sinks)
@@ -292,7 +292,9 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     seen = Intervals(position, low, high, starts_at_zero)
     ends = (None, None) if v is None else (d_out, out)
-    dq, dk, dv = blocked.attention_backward(ends[0], d_lse, q, k, v, ends[1], lse, seen, scale=scale, softcap=softcap)
+    dq, dk, dv = attention_gradients.attention_backward(
+        ends[0], d_lse, q, k, v, ends[1], lse, seen, scale=scale, softcap=softcap
+    )
     d_sinks = q.new_empty(0)
     share = sink_share(sinks, lse)
     if sinks is not None and share is not None:
@@ -314,7 +316,7 @@ def _attention_column_sums(
     q: Tensor, k: Tensor, lse: Tensor, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool, scale: float,
     softcap: float | None, form: str,
 ) -> Tensor:  # fmt: skip
-    run = attention_triton.column_sums if form == "triton" else blocked.column_sums
+    run = attention_triton.column_sums if form == "triton" else profile_blockwise.column_sums
     return run(q, k, lse, Intervals(position, low, high, starts_at_zero), scale=scale, softcap=softcap)
 
 
