@@ -35,7 +35,7 @@ def attention_backward(
     def compute(cut: Cut) -> tuple[Tensor, Tensor, Tensor | None]:
         dq, dk = torch.zeros_like(q, dtype=torch.float32), torch.zeros_like(k, dtype=torch.float32)
         dv = None if v is None else torch.zeros_like(v, dtype=torch.float32)
-        scratch = Scratch(q.device)
+        scratch = Scratch(q.device, cut.largest)
         for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), seen):
             for tile in tiles:
                 columns = (tile.batch, tile.kv_heads, slice(*tile.keys))

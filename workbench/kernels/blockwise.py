@@ -16,7 +16,7 @@ from workbench.kernels.collector import Collector
 from workbench.kernels.masks import TileMask
 from workbench.kernels.softmax_tiles import SoftmaxLayer, check_groups
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tile_sums import beyond, distance_sum, far_starts, mass_beyond
+from workbench.kernels.tile_sums import distance_sum, far_starts, ladder
 from workbench.kernels.tiles import Cut, Scratch, within_memory
 
 
@@ -64,10 +64,10 @@ def _statistics(
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
     collector = Collector(request, n_sequences, n_heads, n_queries, rows)
     far_from = far_starts(request, n_sequences)
-    scratch = Scratch(rows.device)
+    scratch = Scratch(rows.device, cut.largest)
     for tiles in cut.tiles(rows, layer.mask):
         positions, keys = tiles[0].rows + offset, tiles[0].keys
-        far = None if request.far is None else beyond(positions, keys, request.far.window)
+        far = None if request.far is None else ladder(positions, keys, [request.far.window])
         starts = [max(0, start - keys[0]) for start in far_from[tiles[0].batch]]
         for tile in tiles:
             found = layer.softmax(tile, scratch, keep_shifted=request.entropy)
@@ -81,6 +81,6 @@ def _statistics(
                 distance = distance_sum(found.weights, found.seen, positions, keys)
                 collector.put(collector.mean_distance, tile, distance / found.total)
             if far is not None:
-                collector.put(collector.far_mass, tile, mass_beyond(found.weights, far, starts) / found.total)
+                collector.put(collector.far_mass, tile, far.mass(found.weights, starts) / found.total)
             collector.read_cells(tile, found.weights, found.total)
     return out, collector.finish()

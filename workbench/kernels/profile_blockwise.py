@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.profiles import AttentionProfile, ProfileRequest
 from workbench.kernels.softmax_tiles import SoftmaxLayer
-from workbench.kernels.tile_sums import beyond, distance_sum, masses_beyond
+from workbench.kernels.tile_sums import distance_sum, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 
@@ -49,10 +49,10 @@ def _profile(
     cut: Cut,
 ) -> AttentionProfile:
     profile = _blank(layer.q, v, request, has_sinks=layer.sinks is not None)
-    scratch = Scratch(layer.q.device)
+    scratch = Scratch(layer.q.device, cut.largest)
     for tiles in cut.tiles(torch.arange(len(position), device=position.device), layer.mask):
         positions, keys = position[tiles[0].span], tiles[0].keys
-        far = [beyond(positions, keys, window) for window in request.windows]
+        far = ladder(positions, keys, request.windows) if request.windows else None
         same = _same_tags(request, tiles[0])
         for tile in tiles:
             at = (tile.batch, tile.heads(layer.group), tile.span)
@@ -69,11 +69,12 @@ def _profile(
             if request.distance:
                 distance = distance_sum(found.weights, found.seen, positions, keys)
                 _put(profile.mean_distance, at, distance / found.total)
-            if far:
-                masses = torch.stack(masses_beyond(found.weights, far), -1)
+            if far is not None:
+                masses = torch.stack(far.masses(found.weights), -1)
                 _put(profile.beyond, at, masses / found.total[..., None])
             if same is not None:
-                _put(profile.tag_mass, at, torch.linalg.vecdot(found.weights, same) / found.total)
+                tagged = torch.mul(found.weights, same, out=scratch.second(found.weights))
+                _put(profile.tag_mass, at, tagged.sum(-1) / found.total)
             if found.sink is not None:
                 _put(profile.sink_mass, at, torch.exp2(found.sink - found.top) / found.total)
     return profile
@@ -126,7 +127,7 @@ def column_sums(
     layer = SoftmaxLayer(q, k, seen, scale, softcap, None)
 
     def compute(cut: Cut) -> Float[Tensor, "b n_heads k"]:
-        sums, scratch = torch.zeros(*q.shape[:2], k.shape[2], device=q.device), Scratch(q.device)
+        sums, scratch = torch.zeros(*q.shape[:2], k.shape[2], device=q.device), Scratch(q.device, cut.largest)
         for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), seen):
             for tile in tiles:
                 weights = layer.weights(tile, lse, scratch)

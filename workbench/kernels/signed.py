@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.kernels.collector import Collector
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tile_sums import beyond, far_starts, mass_beyond
+from workbench.kernels.tile_sums import far_starts, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 _CROP_ROWS = 128
@@ -68,7 +68,7 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
     n_sequences, n_heads, n_tokens = source.shape
     collector = Collector(request, n_sequences, n_heads, n_tokens, rows)
     far_from = far_starts(request, n_sequences)
-    scratch = Scratch(rows.device)
+    scratch = Scratch(rows.device, cut.largest)
     for batch, heads in product(cut.batches, cut.kv_heads):
         make_rows = source.prepare(batch, heads)
         for span in cut.spans:
@@ -85,8 +85,8 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
             if request.distance:
                 collector.put(collector.mean_distance, tile, _total_distance(weights, tile.rows) / total)
             if request.far is not None:
-                far = beyond(tile.rows, tile.keys, request.far.window)
-                collector.put(collector.far_mass, tile, mass_beyond(weights, far, far_from[batch]) / total)
+                far = ladder(tile.rows, tile.keys, [request.far.window])
+                collector.put(collector.far_mass, tile, far.mass(weights, far_from[batch]) / total)
             collector.read_cells(tile, signed, total)
     return collector.finish()
 

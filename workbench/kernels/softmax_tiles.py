@@ -114,8 +114,8 @@ class Softmax:
         return torch.where(self.total.isinf(), -torch.inf, self.top * LN_2 + self.total.log())
 
     def entropy(self) -> Float[Tensor, "b kv g q"]:
-        """In nats, the learned sink one outcome; needs the shifted scores."""
-        mean = torch.linalg.vecdot(self.weights, self.shifted)
+        """In nats, the learned sink one outcome; takes the shifted scores, which were kept, and writes on them."""
+        mean = torch.mul(self.weights, self.shifted, out=self.shifted).sum(-1)
         if self.sink is not None:
             below = self.sink - self.top
             mean = mean + torch.exp2(below) * below

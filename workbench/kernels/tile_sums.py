@@ -7,56 +7,70 @@ columns takes a fifth longer than one of 64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels.statistics import Request
 
 
-class Beyond(NamedTuple):
-    """The keys of a tile that lie `window` tokens or more behind its rows.
+class Step(NamedTuple):
+    """One window on a tile: columns before `whole` are far for every row, `edge` columns from there on for some.
 
-    Columns before `whole` do so for every row; of the columns from there on, `cells` says for which.
+    For which is told by the triangle's columns from `skipped` on.
     """
 
     whole: int
-    cells: Bool[Tensor, "q edge"]
+    edge: int
+    skipped: int
 
 
-def beyond(positions: Int[Tensor, " q"], keys: tuple[int, int], window: int) -> Beyond:
-    """Where the rows at some key positions, ascending, have their keys at distance >= `window`."""
-    first, last = (min(max(int(p) - window + 1, keys[0]), keys[1]) for p in (positions[0], positions[-1]))
-    edge = torch.arange(first, last, device=positions.device)
-    return Beyond(first - keys[0], positions[:, None] - edge >= window)
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Which keys of a tile lie each window or more behind its rows; the same for all heads.
+
+    `triangle`: 1 in row i's first (position i − first position) columns. Every window's ragged edge is a part of it.
+    """
+
+    triangle: Float[Tensor, "q edge"]
+    steps: list[Step]
+
+    def masses(self, weights: Float[Tensor, "*b q k"], start: int = 0) -> list[Float[Tensor, "*b q"]]:
+        """Unnormalised mass on the keys beyond each window; columns before `start` are left out."""
+        masses: list[Tensor] = [weights[..., 0]] * len(self.steps)
+        total, done = torch.zeros_like(weights[..., 0]), start
+        for n in sorted(range(len(masses)), key=lambda n: self.steps[n].whole):
+            whole, edge, skipped = self.steps[n]
+            if whole > done:
+                total = total + weights[..., done:whole].sum(-1)
+                done = whole
+            masses[n] = total
+            late = max(0, start - whole)
+            if edge > late:
+                part = self.triangle[:, skipped + late : skipped + edge]
+                masses[n] = total + (weights[..., whole + late : whole + edge] * part).sum(-1)
+        return masses
+
+    def mass(self, weights: Float[Tensor, "b kv g q k"], starts: Sequence[int]) -> Float[Tensor, "b kv g q"]:
+        """The same of a single window; each sequence leaves the columns before its `starts` out."""
+        if len(set(starts)) == 1:
+            return self.masses(weights, starts[0])[0]
+        return torch.stack([self.masses(w, start)[0] for w, start in zip(weights, starts, strict=True)])
 
 
-def masses_beyond(
-    weights: Float[Tensor, "*b q k"], far: Sequence[Beyond], start: int = 0
-) -> list[Float[Tensor, "*b q"]]:
-    """Unnormalised mass on the far keys, of each window; columns before `start` are left out."""
-    masses: list[Tensor] = [weights[..., 0]] * len(far)
-    total, done = torch.zeros_like(weights[..., 0]), start
-    for n in sorted(range(len(far)), key=lambda n: far[n].whole):
-        whole, cells = far[n]
-        if whole > done:
-            total = total + weights[..., done:whole].sum(-1)
-            done = whole
-        skipped = min(max(0, start - whole), cells.shape[-1])
-        first, last = whole + skipped, whole + cells.shape[-1]
-        masses[n] = total
-        if last > first:
-            masses[n] = total + (weights[..., first:last] * cells[:, skipped:]).sum(-1)
-    return masses
-
-
-def mass_beyond(weights: Float[Tensor, "b kv g q k"], far: Beyond, starts: Sequence[int]) -> Float[Tensor, "b kv g q"]:
-    """Unnormalised mass on the far keys; each sequence leaves the columns before its `starts` out."""
-    if len(set(starts)) == 1:
-        return masses_beyond(weights, [far], starts[0])[0]
-    return torch.stack([masses_beyond(w, [far], start)[0] for w, start in zip(weights, starts, strict=True)])
+def ladder(positions: Int[Tensor, " q"], keys: tuple[int, int], windows: Sequence[int]) -> Ladder:
+    """The ladder of a tile whose rows stand at ascending key positions."""
+    first, last = int(positions[0]), int(positions[-1])
+    steps: list[Step] = []
+    for window in windows:
+        begin, end = first - window + 1, last - window + 1
+        lo, hi = min(max(begin, keys[0]), keys[1]), min(max(end, keys[0]), keys[1])
+        steps.append(Step(lo - keys[0], hi - lo, lo - begin))
+    column = torch.arange(last - first, device=positions.device)
+    return Ladder((column < (positions - first)[:, None]).float(), steps)
 
 
 def far_starts(request: Request, n_sequences: int) -> list[int]:

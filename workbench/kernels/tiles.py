@@ -13,12 +13,12 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.kernels.masks import Hidden, TileMask
 
-# Scores stay in a core's caches between the passes over them: measured fastest from 1 to 8 MiB.
-TILE_BYTES = 4 << 20
-# A matrix product of fewer rows does not keep a core busy.
-_PRODUCT_ROWS = 64
-# Heads share a tile only if it then has this many rows; of more than many, a causal tile is wider than its rows need.
-_FEW_ROWS, _MANY_ROWS = 32, 128
+# Small tiles stay in a core's caches between the passes over them, tiles of many rows read fewer keys: as measured.
+_SMALL, _LARGE = 4 << 20, 16 << 20
+# Rows of a matrix product that keep a core busy, and that keep it busier.
+_FEW_ROWS, _ENOUGH_ROWS = 64, 256
+# A causal tile of more rows is much wider than its first rows need.
+_MANY_ROWS = 128
 
 Result = TypeVar("Result")
 
@@ -47,12 +47,13 @@ class Cut:
     """A layer's sequences, key/value heads and requested rows, each in runs; one run of each makes a tile.
 
     Several sequences share a run only if there is one run of rows, so that the cells of a tile are consecutive in a
-    list sorted by (sequence, row).
+    list sorted by (sequence, row). `largest`: numbers in the largest tile.
     """
 
     batches: list[slice]
     kv_heads: list[slice]
     spans: list[slice]
+    largest: int
 
     def tiles(self, rows: Int[Tensor, " q"], mask: TileMask) -> Iterator[list[Tile]]:
         """For each run of sequences and rows, its tiles: one for each run of heads, with the same part of the mask."""
@@ -70,13 +71,12 @@ def cut(shape: tuple[int, int, int], *, n_rows: int, n_keys: int, tile_bytes: in
     """
     n_sequences, n_kv_heads, group = shape
     row_bytes = 4 * group * n_keys
-    if n_kv_heads * n_rows * row_bytes <= tile_bytes:
-        step_b = tile_bytes // max(1, n_kv_heads * n_rows * row_bytes)
-        return Cut(_runs(n_sequences, step_b), _runs(n_kv_heads, n_kv_heads), _runs(n_rows, max(1, n_rows)))
-    shares_heads = n_kv_heads * _FEW_ROWS * row_bytes <= tile_bytes
-    step_kv = n_kv_heads if shares_heads else 1
-    step_r = max(1, min(_MANY_ROWS, tile_bytes // (step_kv * row_bytes)))
-    return Cut(_runs(n_sequences, 1), _runs(n_kv_heads, step_kv), _runs(n_rows, step_r))
+    step_r = max(1, min(n_rows, _MANY_ROWS, tile_bytes // row_bytes))
+    step_kv = max(1, min(n_kv_heads, tile_bytes // (step_r * row_bytes)))
+    holds_sequence = step_r == n_rows and step_kv == n_kv_heads
+    step_b = max(1, tile_bytes // (step_kv * step_r * row_bytes)) if holds_sequence else 1
+    largest = min(n_sequences, step_b) * step_kv * group * step_r * n_keys
+    return Cut(_runs(n_sequences, step_b), _runs(n_kv_heads, step_kv), _runs(n_rows, step_r), largest)
 
 
 def within_memory(
@@ -97,7 +97,7 @@ def within_memory(
     """
     n_sequences, n_kv_heads, group = shape
     smallest = 4 * group * n_keys
-    size = max(TILE_BYTES, -(-_PRODUCT_ROWS // group) * smallest) if tile_bytes is None else tile_bytes
+    size = _fastest(n_keys) if tile_bytes is None else tile_bytes
     while True:
         try:
             return compute(cut(shape, n_rows=n_rows, n_keys=n_keys, tile_bytes=size))
@@ -114,6 +114,10 @@ def within_memory(
         size = max(smallest, size // 2)
 
 
+def _fastest(n_keys: int) -> int:
+    return max(min(max(_SMALL, 4 * _ENOUGH_ROWS * n_keys), _LARGE), 4 * _FEW_ROWS * n_keys)
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
@@ -123,10 +127,13 @@ def _runs(n: int, step: int) -> list[slice]:
 
 
 class Scratch:
-    """Two reused buffers for tiles: a fresh allocation per tile costs as much as a pass over it."""
+    """Two reused buffers for tiles: a fresh allocation per tile costs as much as several passes over it.
 
-    def __init__(self, device: torch.device):
-        self._buffers = [torch.empty(0, device=device), torch.empty(0, device=device)]
+    `capacity`: how many numbers the largest tile will have, where that is known; they grow otherwise.
+    """
+
+    def __init__(self, device: torch.device, capacity: int = 0):
+        self._buffers = [torch.empty(capacity, device=device) for _ in range(2)]
 
     def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
         size = 1
