@@ -69,6 +69,7 @@ def _statistics(
         positions, keys = tiles[0].rows + offset, tiles[0].keys
         far = None if request.far is None else ladder(positions, keys, [request.far.window])
         starts = [max(0, start - keys[0]) for start in far_from[tiles[0].batch]]
+        wanted = collector.wanted_on(tiles[0])
         for tile in tiles:
             found = layer.softmax(tile, scratch, keep_shifted=request.entropy)
             value = found.output(v[tile.batch, tile.kv_heads, slice(*keys)].float())
@@ -82,5 +83,5 @@ def _statistics(
                 collector.put(collector.mean_distance, tile, distance / found.total)
             if far is not None:
                 collector.put(collector.far_mass, tile, far.mass(found.weights, starts) / found.total)
-            collector.read_cells(tile, found.weights, found.total)
+            collector.read(wanted, tile, found.weights, found.total)
     return out, collector.finish()

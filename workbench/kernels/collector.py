@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels.statistics import Request, RowStatistics
 from workbench.kernels.tiles import Tile
+
+
+class Found(NamedTuple):
+    """Requested cells on a tile: their place in the request, and their sequence, row and column on the tile."""
+
+    at: Int[Tensor, " n"]
+    sequence: Int[Tensor, " n"]
+    place: Int[Tensor, " n"]
+    column: Int[Tensor, " n"]
+
+
+class Wanted(NamedTuple):
+    """The cells of a tile that are asked for, and the rows whose arg-max is (in column 0)."""
+
+    cells: Found | None
+    tops: Found | None
 
 
 class Collector:
@@ -33,31 +50,47 @@ class Collector:
     def put(self, buffer: Tensor | None, tile: Tile, values: Float[Tensor, "b kv g q"]) -> None:
         """Store one statistic of a tile's rows."""
         assert buffer is not None
-        buffer[tile.batch, tile.heads(values.shape[2]), tile.span] = rearrange(values, "b kv g q -> b (kv g) q")
+        buffer[tile.batch, tile.heads(values.shape[2]), tile.span] = values.flatten(1, 2)
 
-    def read_cells(
+    def wanted_on(self, tile: Tile) -> Wanted:
+        """Which of the requested cells and arg-max keys lie on a tile: the same for all heads."""
+        cells = tops = None
+        if self._cell_keys is not None and self._request.cells is not None:
+            lying = self._lying_on(tile, self._cell_keys)
+            row, key = self._request.cells.row[lying], self._request.cells.key[lying]
+            is_inside = (key >= tile.keys[0]) & (key < tile.keys[1])
+            at = torch.arange(lying.start, lying.stop, device=key.device)
+            sequence = self._request.cells.sequence[lying] - tile.batch.start
+            found = (at, sequence, torch.searchsorted(tile.rows, row.contiguous()), key - tile.keys[0])
+            cells = Found(*(found if bool(is_inside.all()) else (x[is_inside] for x in found)))
+        if self._top_keys is not None and self._request.top_rows is not None:
+            lying = self._lying_on(tile, self._top_keys)
+            sequence, row = self._request.top_rows[lying].unbind(-1)
+            at = torch.arange(lying.start, lying.stop, device=row.device)
+            place = torch.searchsorted(tile.rows, row.contiguous())
+            tops = Found(at, sequence - tile.batch.start, place, torch.zeros_like(at))
+        return Wanted(cells, tops)
+
+    def read(
         self,
+        wanted: Wanted,
         tile: Tile,
         signed: Float[Tensor, "b kv g q k"],
         denominator: Float[Tensor, "b kv g q"],
     ) -> None:
         """Store the requested cells and arg-max keys that lie on this tile."""
-        if self._cell_keys is not None and self.cells is not None and self._request.cells is not None:
-            wanted = self._lying_on(tile, self._cell_keys)
-            cells = self._request.cells
-            b, r = cells.sequence[wanted] - tile.batch.start, self._place(cells.row[wanted], tile)
-            j = cells.key[wanted] - tile.keys[0]
-            seen = (j >= 0) & (j < tile.keys[1] - tile.keys[0])
-            b, r, j = b[seen], r[seen], j[seen]
-            values = signed[b, :, :, r, j] / denominator[b, :, :, r]
-            at = torch.arange(wanted.start, wanted.stop, device=j.device)[seen]
-            self.cells[at, tile.heads(signed.shape[2])] = rearrange(values, "n kv g -> n (kv g)")
-        if self._top_keys is not None and self.top_key is not None and self._request.top_rows is not None:
-            wanted = self._lying_on(tile, self._top_keys)
-            sequence, row = self._request.top_rows[wanted].unbind(-1)
-            rows = signed[sequence - tile.batch.start, :, :, self._place(row, tile)]
-            best = rows.abs().argmax(-1) + tile.keys[0]
-            self.top_key[wanted, tile.heads(signed.shape[2])] = rearrange(best, "n kv g -> n (kv g)")
+        heads = tile.heads(signed.shape[2])
+        signed, denominator = signed.flatten(1, 2), denominator.flatten(1, 2)
+        if wanted.cells is not None and self.cells is not None and len(wanted.cells.at):
+            at, sequence, place, column = wanted.cells
+            n_heads, n_rows, n_keys = signed.shape[1:]
+            head = torch.arange(n_heads, device=at.device)
+            row = ((sequence * n_heads)[:, None] + head) * n_rows + place[:, None]
+            values = signed.flatten()[row * n_keys + column[:, None]]
+            self.cells[at, heads] = values / denominator.flatten()[row]
+        if wanted.tops is not None and self.top_key is not None and len(wanted.tops.at):
+            at, sequence, place, _ = wanted.tops
+            self.top_key[at, heads] = signed[sequence, :, place].abs().argmax(-1) + tile.keys[0]
 
     def finish(self) -> RowStatistics:
         assert self.lse is not None
@@ -82,6 +115,3 @@ class Collector:
         )
         start, stop = torch.searchsorted(sorted_keys, ends).tolist()
         return slice(start, stop)
-
-    def _place(self, row: Int[Tensor, " n"], tile: Tile) -> Int[Tensor, " n"]:
-        return torch.searchsorted(tile.rows, row.contiguous())

@@ -87,7 +87,7 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
             if request.far is not None:
                 far = ladder(tile.rows, tile.keys, [request.far.window])
                 collector.put(collector.far_mass, tile, far.mass(weights, far_from[batch]) / total)
-            collector.read_cells(tile, signed, total)
+            collector.read(collector.wanted_on(tile), tile, signed, total)
     return collector.finish()
 
 
