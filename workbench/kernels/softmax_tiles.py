@@ -74,7 +74,9 @@ class SoftmaxLayer:
         total = torch.where(highest <= HIDDEN / 2, torch.inf, seen) if sink is None else seen + torch.exp2(sink - top)
         return Softmax(weights, shifted, top, highest, best, seen, total, sink)
 
-    def weights(self, tile: Tile, lse: Float[Tensor, "b n_heads q"], scratch: Scratch) -> Float[Tensor, "b kv g q2 k2"]:
+    def weights(
+        self, tile: Tile, lse: Float[Tensor, "b n_heads q"], scratch: Scratch
+    ) -> Float[Tensor, "b2 kv g q2 k2"]:
         """A tile's probabilities from the rows' denominators, in the scratch's first buffer."""
         scores = self.scores(tile, scratch)
         return scores.sub_(self.rows_of(lse, tile)[..., None].clamp_min(HIDDEN / 2) / LN_2).exp2_()
