@@ -18,7 +18,7 @@ from workbench.kernels.masks import CausalMask, Hidden
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """What each query row sees. `position` is the row's own key index, from which distances count.
+    """What each query row sees: a mask for tiles. `position` is the row's own key index, from which distances count.
 
     `starts_at_zero` says that every row sees from key 0 on, which spares kernels a loop.
     """
@@ -29,9 +29,10 @@ class Intervals:
     starts_at_zero: bool = False
 
     def key_range(self, rows: Integer[Tensor, " rows"]) -> tuple[int, int]:
-        """Smallest and one past the largest key that any of these rows sees; key 0 alone where they see none."""
-        low = int(self.low[:, rows].min())
-        return low, max(low + 1, int(self.high[:, rows].max()))
+        """Smallest and one past the largest key that any of these rows sees; some one key where they see none."""
+        low, high = int(self.low[:, rows].min()), int(self.high[:, rows].max())
+        low = max(0, min(low, high - 1))
+        return low, max(low + 1, high)
 
     def hidden(self, batch: slice, rows: Integer[Tensor, " rows"], keys: tuple[int, int]) -> list[Hidden]:
         """The ragged ends of the rows' keys."""
