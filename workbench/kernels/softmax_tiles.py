@@ -51,7 +51,7 @@ class SoftmaxLayer:
         keys = self.k[tile.batch, tile.kv_heads, slice(*tile.keys)].float()
         n_b, n_kv, n_keys, d = keys.shape
         flat = scratch.take(0, (n_b * n_kv, self.group * len(tile.rows), n_keys))
-        torch.bmm(queries.reshape(*flat.shape[:2], d), keys.reshape(-1, n_keys, d).mT, out=flat)
+        torch.bmm(queries.reshape(*flat.shape[:2], d), keys.flatten(0, 1).mT, out=flat)
         scores = flat.view(n_b, n_kv, self.group, -1, n_keys)
         if self.softcap is not None:
             scores.tanh_().mul_(self.softcap / LN_2)
@@ -127,7 +127,7 @@ class Softmax:
         """The rows of the layer's output."""
         n_b, n_kv, group, n_rows, n_keys = self.weights.shape
         weights = self.weights.view(n_b * n_kv, group * n_rows, n_keys)
-        sums = torch.bmm(weights, v.reshape(-1, *v.shape[2:]))
+        sums = torch.bmm(weights, v.flatten(0, 1))
         return sums.view(n_b, n_kv, group, n_rows, -1) / self.total[..., None]
 
 
