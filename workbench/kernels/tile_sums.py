@@ -69,8 +69,9 @@ def ladder(positions: Int[Tensor, " q"], keys: tuple[int, int], windows: Sequenc
         begin, end = first - window + 1, last - window + 1
         lo, hi = min(max(begin, keys[0]), keys[1]), min(max(end, keys[0]), keys[1])
         steps.append(Step(lo - keys[0], hi - lo, lo - begin))
-    column = torch.arange(last - first, device=positions.device)
-    return Ladder((column < (positions - first)[:, None]).float(), steps)
+    ahead, column = (positions - first)[:, None], torch.arange(last - first, device=positions.device)
+    triangle = torch.empty(len(positions), last - first, device=positions.device)
+    return Ladder(torch.lt(column, ahead, out=triangle), steps)
 
 
 def far_starts(request: Request, n_sequences: int) -> list[int]:
