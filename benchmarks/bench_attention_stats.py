@@ -1,18 +1,23 @@
 """Cost of attention statistics against attention without them: ratios on a CPU, kernels against floors on a GPU.
 
-All ways run interleaved in one process on one thread; the minimum of process time over the rounds is reported.
+All ways run interleaved in one process on one thread; the minimum of process time over the rounds is reported. Peak
+memory is that of one call in a process of its own, over the inputs.
 
-    python benchmarks/bench_attention_stats.py [--tokens 1024 2048 4096] [--rounds 3] [--write]
+    python benchmarks/bench_attention_stats.py [--tokens 1024 2048 4096 8192 16384] [--rounds 3] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import cpu_seconds, describe, gpu_milliseconds, keep
+from machine import Peak, cpu_seconds, describe, gpu_milliseconds, keep
 
 from workbench.kernels import ops
 from workbench.kernels.intervals import intervals
@@ -20,10 +25,16 @@ from workbench.kernels.profiles import ProfileRequest
 
 PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
-EVERYTHING = ProfileRequest(entropy=True, top=True, distance=True, windows=WINDOWS)
+PEAK_WAYS = ("sdpa", "output and lse", "all statistics")
 
 
-def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, with_statistics: bool) -> object:
+def everything(tokens: torch.Tensor) -> ProfileRequest:
+    """All statistics at once; the tags are those of induction, on tokens of a vocabulary of 512."""
+    tags = {"query_tags": tokens[None], "key_tags": tokens.roll(1)[None]}
+    return ProfileRequest(entropy=True, top=True, distance=True, windows=WINDOWS, **tags)
+
+
+def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tokens: torch.Tensor | None = None) -> object:
     """T × T attention, as one would write it down."""
     n = q.shape[2]
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
@@ -31,29 +42,31 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, with_statistics:
     scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
     pattern = scores.softmax(-1)
     out = pattern @ v
-    if not with_statistics:
+    if tokens is None:
         return out
     distance = torch.arange(n)[:, None] - torch.arange(n)
     far = [(pattern * (distance >= w)).sum(-1) for w in WINDOWS]
-    return out, torch.special.entr(pattern).sum(-1), pattern.max(-1), (pattern * distance).sum(-1), far
+    tagged = (pattern * (tokens[:, None] == tokens.roll(1))).sum(-1)
+    return out, torch.special.entr(pattern).sum(-1), pattern.max(-1), (pattern * distance).sum(-1), far, tagged
 
 
 def ways(n: int, device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     heads, kv, d = shape
     q, k, v = (torch.randn(1, h, n, d, device=device, dtype=dtype) for h in (heads, kv, kv))
-    seen = intervals(n, n, device=device)
-    lse = ops.attention_profile(q, k, v, seen, ProfileRequest()).lse
+    seen, tokens = intervals(n, n, device=device), torch.randint(512, (n,), device=device, dtype=torch.int32)
+    all_of_them = everything(tokens)
+    lse = torch.full((1, heads, n), math.log(n), device=device)  # any will do; that of a run would leave memory behind
     sdpa = torch.nn.functional.scaled_dot_product_attention
     found: dict[str, Callable[[], object]] = {
         "sdpa": lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True),
         "output and lse": lambda: ops.attention_profile(q, k, v, seen, ProfileRequest()),
-        "all statistics": lambda: ops.attention_profile(q, k, v, seen, EVERYTHING),
-        "statistics, no output": lambda: ops.attention_profile(q, k, None, seen, EVERYTHING),
+        "all statistics": lambda: ops.attention_profile(q, k, v, seen, all_of_them),
+        "statistics, no output": lambda: ops.attention_profile(q, k, None, seen, all_of_them),
         "column sums": lambda: ops.attention_column_sums(q, k, lse, seen),
     }
     if device == "cpu" and n <= 4096:
-        found["eager"] = lambda: eager(q, k, v, with_statistics=False)
-        found["eager and statistics"] = lambda: eager(q, k, v, with_statistics=True)
+        found["eager"] = lambda: eager(q, k, v)
+        found["eager and statistics"] = lambda: eager(q, k, v, tokens)
     return found
 
 
@@ -61,9 +74,28 @@ def on_cpu(lengths: list[int], rounds: int) -> list[str]:
     shape = (2, 1, 64)
     lines = ["CPU, float32, 1 thread, B1 H2 Hkv1 D64; seconds of process time (ratio to sdpa)", ""]
     for n in lengths:
-        best = cpu_seconds(ways(n, "cpu", torch.float32, shape), rounds)
+        # A short call is easily disturbed: the least of many is asked for.
+        best = cpu_seconds(ways(n, "cpu", torch.float32, shape), rounds * max(1, 8192 // n))
         lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
-    return lines
+    n = max(lengths)
+    peaks = [f"{way} {peak_in_own_process(way, n) / 1e6:.0f}" for way in PEAK_WAYS]
+    return [*lines, "", f"Extra peak memory at T {n}, B1 H4 Hkv2 D64, MB: " + ", ".join(peaks)]
+
+
+def peak_in_own_process(way: str, n: int) -> int:
+    """Extra peak memory of one call, in bytes."""
+    command = [sys.executable, __file__, "--peak", way, "--tokens", str(n)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+def peak(way: str, n: int) -> int:
+    """The same, in this process; a short call comes first, so that what is loaded once is not counted."""
+    ways(256, "cpu", torch.float32, (4, 2, 64))[way]()
+    run = ways(n, "cpu", torch.float32, (4, 2, 64))[way]
+    with Peak() as found:
+        run()
+    return found.extra
 
 
 def on_gpu(lengths: list[int], rounds: int) -> list[str]:
@@ -84,12 +116,16 @@ def on_gpu(lengths: list[int], rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--gpu-tokens", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    parser.add_argument("--peak", choices=PEAK_WAYS)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.peak:
+        print(peak(given.peak, given.tokens[0]))
+        return
     with torch.no_grad():
         lines = [describe(), "", *on_cpu(given.tokens, given.rounds), "", *on_gpu(given.gpu_tokens, given.rounds)]
     if given.write:

@@ -4,7 +4,7 @@
 Each measurement is a fresh process: peak resident memory over the loaded model, and process time of one forward pass.
 Rounds are interleaved and the minimum is reported, so that a noisy machine moves both alike.
 
-    python benchmarks/bench_record.py [--tokens 4096] [--rounds 3] [--json]
+    python benchmarks/bench_record.py [--tokens 4096 16384] [--rounds 3] [--json] [--write]
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
+
+from machine import Peak, describe, keep
 
 SETTING = {"n_layers": 8, "n_heads": 16, "n_kv_heads": 4, "d_model": 512, "d_ff": 1408, "vocabulary": 512}
-
-
 SAMPLED_ROWS = 512
 WAYS = ("sdpa", "record", "sampled")
 
@@ -40,31 +40,6 @@ def build(tokens: int):
         max_position_embeddings=2 * tokens,
     )
     return LlamaForCausalLM(config).eval()
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class Peak:
-    """The largest resident memory while the block runs, sampled every millisecond."""
-
-    def __enter__(self) -> Peak:
-        self.base = self.most = resident()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.001):
-            self.most = max(self.most, resident())
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.extra = self.most - self.base
 
 
 def one(way: str, tokens: int) -> dict[str, float]:
@@ -99,31 +74,49 @@ def one(way: str, tokens: int) -> dict[str, float]:
     return {"extra_mb": peak.extra / 1e6, "cpu_s": seconds}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--one", choices=WAYS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(one(given.one, given.tokens)))
-        return
+def measured(tokens: int, rounds: int) -> dict[str, dict[str, float]]:
+    """The least of each number over interleaved rounds, each measurement in its own process."""
     best: dict[str, dict[str, float]] = {}
-    for _ in range(given.rounds):
+    for _ in range(rounds):
         for way in WAYS:
-            command = [sys.executable, __file__, "--one", way, "--tokens", str(given.tokens)]
+            command = [sys.executable, __file__, "--one", way, "--tokens", str(tokens)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             got = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
             best[way] = {k: min(v, best.get(way, got)[k]) for k, v in got.items()}
-    ratio = {way: got["cpu_s"] / best["sdpa"]["cpu_s"] for way, got in best.items()}
-    if given.json:
-        print(json.dumps({"tokens": given.tokens, **SETTING, "ways": best, "cpu_ratios": ratio}))
+    return {way: {**got, "ratio": got["cpu_s"] / best["sdpa"]["cpu_s"]} for way, got in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    parser.add_argument("--one", choices=WAYS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(given.one, given.tokens[0])))
         return
-    print(f"tokens {given.tokens}, " + ", ".join(f"{k} {v}" for k, v in SETTING.items()))
-    print(f"{'':8}{'extra peak MB':>15}{'CPU s':>10}{'ratio':>8}")
-    for way, got in best.items():
-        print(f"{way:8}{got['extra_mb']:15.0f}{got['cpu_s']:10.2f}{got['cpu_s'] / best['sdpa']['cpu_s']:8.2f}")
+    found = {tokens: measured(tokens, given.rounds) for tokens in given.tokens}
+    if given.json:
+        print(json.dumps([{"tokens": tokens, **SETTING, "ways": ways} for tokens, ways in found.items()]))
+        return
+    lines = [
+        describe(),
+        "",
+        f"1 thread, float32; {given.rounds} interleaved rounds, least; "
+        + ", ".join(f"{k} {v}" for k, v in SETTING.items()),
+        "",
+        "| tokens | way | extra peak MB | CPU s | ratio to sdpa |",
+        "|---|---|---|---|---|",
+    ]
+    for tokens, ways in found.items():
+        lines += [
+            f"| {tokens} | {w} | {x['extra_mb']:.0f} | {x['cpu_s']:.2f} | {x['ratio']:.2f} |" for w, x in ways.items()
+        ]
+    if given.write:
+        keep(Path(__file__), "Cost of recording every detector", lines)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,23 @@ def gpu_milliseconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict
     return best
 
 
+class Peak:
+    """The most resident memory while the block runs, as Linux counts it: `extra`, in bytes over what it began with."""
+
+    def __enter__(self) -> Peak:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        self._base = _status_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.extra = _status_bytes("VmHWM") - self._base
+
+
+def _status_bytes(name: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
 def describe() -> str:
     """One line: processor, torch, triton, commit."""
     with open("/proc/cpuinfo") as f:

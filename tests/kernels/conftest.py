@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-os.environ["TRITON_INTERPRET"] = "1"
 if find_spec("triton") is not None:
-    # The choice is made when Triton's own library is imported, and transformers imports it while other folders are
-    # collected: import it once more, keeping the compiled half, which cannot be loaded twice.
-    for name in [m for m in sys.modules if m.partition(".")[0] == "triton" and not m.startswith("triton._C")]:
-        del sys.modules[name]
     from tests.kernels import interpreted_bf16
 
     interpreted_bf16.install()

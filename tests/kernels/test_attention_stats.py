@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workbench.kernels import attention_triton, blocked, profiles
+from workbench.kernels import attention_triton, profile_blockwise, profiles
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.profiles import ProfileRequest
@@ -28,7 +28,7 @@ CASES = {
 }
 FORMS = {
     "triton": pytest.param(attention_triton, id="triton", marks=needs_triton),
-    "torch": pytest.param(blocked, id="torch"),
+    "torch": pytest.param(profile_blockwise, id="torch"),
 }
 
 
@@ -137,6 +137,27 @@ def test_what_is_not_asked_for_is_absent_and_changes_nothing(form, generator, po
     scores_only = form.attention_profile(p["q"], p["k"], None, p["seen"], p["request"], **p["options"])
     assert scores_only.out is None
     torch.testing.assert_close(scores_only.entropy, everything.entropy)
+
+
+@pytest.mark.parametrize("n_keys", [127, 128, 129, 191, 192, 300])
+def test_arg_maxima_of_long_rows_are_the_first_of_the_highest(n_keys, generator):
+    q = torch.ones(1, 1, n_keys, 1)
+    k = torch.randint(0, 40, (1, 1, n_keys, 1), generator=generator).float()
+    seen, asked = intervals(n_keys, n_keys), ProfileRequest(top=True)
+    found = profile_blockwise.attention_profile(q, k, None, seen, asked, scale=1.0)
+    exact = profiles.attention_profile(q, k, None, seen, asked, scale=1.0)
+    first_highest = [int(k[0, 0, : i + 1, 0].argmax()) for i in range(n_keys)]
+    assert found.top_key[0, 0].tolist() == first_highest
+    assert rms(found.top_mass, exact.top_mass) <= 2e-6
+
+
+def test_rows_past_every_key_see_nothing(generator):
+    q, k = (torch.randn(1, 1, 40, 16, generator=generator) for _ in range(2))
+    seen = intervals(40, 40)
+    blind = type(seen)(seen.position, torch.full_like(seen.low, 40), seen.high)
+    found = profile_blockwise.attention_profile(q, k, k, blind, ProfileRequest(entropy=True), scale=1.0)
+    assert torch.isneginf(found.lse).all()
+    assert (found.out == 0).all()
 
 
 @pytest.mark.parametrize("form", FORMS.values())

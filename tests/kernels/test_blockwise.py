@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, Cells, Far, Request, blockwise, reference
+from workbench.kernels import CausalMask, Cells, Far, Request, attention_crop, blockwise, reference
 
 CASES = {
     "causal": dict(heads=(2, 2), n=(37, 37)),
@@ -139,3 +139,18 @@ def test_uneven_groups_are_refused_with_both_numbers():
     q, k = torch.zeros(1, 3, 4, 2), torch.zeros(1, 2, 4, 2)
     with pytest.raises(WorkbenchError, match="3 query heads cannot share 2"):
         blockwise.attention_statistics(q, k, k, CausalMask(4), Request(), scale=1.0)
+
+
+@pytest.mark.parametrize("case", ["gqa", "window", "sinks", "softcap", "prefix"])
+def test_a_crop_holds_the_patterns_own_probabilities(case):
+    p = problem(case)
+    n_q, n_k = p["q"].shape[2], p["k"].shape[2]
+    queries, keys = torch.tensor([n_q - 1, 0, n_q // 2]), torch.tensor([n_k - 1, 0, n_k - n_q, 3])
+    sink = None if p["sinks"] is None else p["sinks"][1]
+    given = dict(queries=queries, keys=keys, scale=0.25, softcap=p["softcap"], sink=sink)
+    group = p["q"].shape[1] // p["k"].shape[1]
+    crop = attention_crop(p["q"][1, 1], p["k"][1, 1 // group], p["mask"], **given)
+    pattern, _ = reference.attention_pattern(
+        p["q"], p["k"], p["mask"], scale=0.25, softcap=p["softcap"], sinks=p["sinks"]
+    )
+    assert (crop - pattern[1, 1][queries][:, keys]).abs().max() <= 2e-6

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import ops, profiles
+from workbench.kernels import attention_ops, forms, linear_ops, ops, profiles
+from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.profiles import ProfileRequest
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 
 
 def attention_inputs(generator, dtype=torch.float32):
@@ -75,17 +78,28 @@ def test_opcheck_passes_for_every_op(generator):
     bounds = (seen.position, seen.low, seen.high, True)
     tags = torch.zeros(1, 21, dtype=torch.int32), torch.zeros(1, 33, dtype=torch.int32)
     wanted = ([4, 8], *tags, True, True, True, "torch")
-    torch.library.opcheck(ops._attention_profile, (q, k, v, *bounds, sinks, 0.25, None, *wanted))
+    torch.library.opcheck(attention_ops.attention_profile, (q, k, v, *bounds, sinks, 0.25, None, *wanted))
     nothing = ([], None, None, False, False, False, "torch")
-    torch.library.opcheck(ops._attention_profile, (q, k, None, *bounds, None, 0.25, 30.0, *nothing))
+    torch.library.opcheck(attention_ops.attention_profile, (q, k, None, *bounds, None, 0.25, 30.0, *nothing))
     lse = torch.zeros(1, 4, 21)
-    torch.library.opcheck(ops._attention_column_sums, (q.detach(), k.detach(), lse, *bounds, 0.25, None, "torch"))
+    torch.library.opcheck(
+        attention_ops.attention_column_sums, (q.detach(), k.detach(), lse, *bounds, 0.25, None, "torch")
+    )
     x = [x.requires_grad_() for x in linear_inputs(generator)]
     state = torch.randn(1, 2, 8, 8, generator=generator).requires_grad_()
-    torch.library.opcheck(ops._linear_attention, (*x, 0.5, state, None, [3, 19], "torch"))
-    torch.library.opcheck(ops._linear_attention, (*x, 0.5, None, [0, 7, 19], [], "torch"))
+    torch.library.opcheck(linear_ops.linear_attention, (*x, 0.5, state, None, [3, 19], "torch"))
+    torch.library.opcheck(linear_ops.linear_attention, (*x, 0.5, None, [0, 7, 19], [], "torch"))
     token = [y[:, :, 0].detach() for y in x]
-    torch.library.opcheck(ops._linear_attention_step, (*token[:3], state.detach(), token[3], 0.5, "torch"))
+    torch.library.opcheck(linear_ops.linear_attention_step, (*token[:3], state.detach(), token[3], 0.5, "torch"))
+
+
+@needs_triton
+def test_opcheck_passes_for_the_delta_rule(generator):
+    q, k, v, g = linear_inputs(generator)
+    beta, state = torch.rand(1, 2, 19, generator=generator), torch.randn(1, 2, 8, 8, generator=generator)
+    k = torch.nn.functional.normalize(k, dim=-1)
+    torch.library.opcheck(linear_ops.gated_delta_rule, (q, k, v, g, beta, 0.5, state, None))
+    torch.library.opcheck(linear_ops.gated_delta_rule, (q, k, v, g, beta, 0.5, None, [0, 7, 19]))
 
 
 COMPILED = """
@@ -135,10 +149,17 @@ def test_a_cpu_takes_torch_and_says_why():
     assert set(found) >= {"attention_profile", "linear_attention", "linear_attention_step", "gated_delta_rule"}
 
 
+def test_the_delta_rules_limits_are_told(monkeypatch):
+    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    assert "forward only, heads of at most 128 channels" in ops.explain("cuda")["gated_delta_rule"]
+    assert "forward only" not in ops.explain("cuda")["linear_attention"]
+    assert "forward only" not in ops.explain("cpu")["gated_delta_rule"]
+
+
 def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):
-    monkeypatch.setattr(ops, "HAS_TRITON", True)
+    monkeypatch.setattr(forms, "HAS_TRITON", True)
     assert ops.choose("linear_attention", "cuda").form == "triton"
-    monkeypatch.setattr(ops, "HAS_TRITON", False)
+    monkeypatch.setattr(forms, "HAS_TRITON", False)
     choice = ops.choose("linear_attention", "cuda")
     assert choice.form == "torch"
     assert "triton is not installed" in choice.why
@@ -147,8 +168,8 @@ def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):
 
 
 def test_a_form_that_cannot_run_is_refused_not_replaced(monkeypatch):
-    monkeypatch.setattr(ops, "is_interpreted", lambda: False)
-    monkeypatch.setattr(ops, "HAS_TRITON", True)
+    monkeypatch.setattr(forms, "is_interpreted", lambda: False)
+    monkeypatch.setattr(forms, "HAS_TRITON", True)
     with pytest.raises(WorkbenchError, match="backend='triton' was asked for on cpu; expected cuda"):
         ops.choose("attention_profile", "cpu", "triton")
     with pytest.raises(WorkbenchError, match="serves gated_delta_rule only"):

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.masks import CausalMask
+from workbench.kernels.masks import CausalMask, Hidden
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """What each query row sees. `position` is the row's own key index, from which distances count.
+    """What each query row sees: a mask for tiles. `position` is the row's own key index, from which distances count.
 
     `starts_at_zero` says that every row sees from key 0 on, which spares kernels a loop.
     """
@@ -27,6 +27,26 @@ class Intervals:
     low: Int[Tensor, "#b q"]
     high: Int[Tensor, "#b q"]
     starts_at_zero: bool = False
+
+    def key_range(self, rows: Integer[Tensor, " rows"]) -> tuple[int, int]:
+        """Smallest and one past the largest key that any of these rows sees; some one key where they see none."""
+        low, high = int(self.low[:, rows].min()), int(self.high[:, rows].max())
+        low = max(0, min(low, high - 1))
+        return low, max(low + 1, high)
+
+    def hidden(self, batch: slice, rows: Integer[Tensor, " rows"], keys: tuple[int, int]) -> list[Hidden]:
+        """The ragged ends of the rows' keys."""
+        low, high = (x[batch if len(x) > 1 else slice(None), rows] for x in (self.low, self.high))
+        stop, start = max(keys[0], int(low.max())), min(keys[1], int(high.min()))
+        runs: list[Hidden] = []
+        if stop > keys[0]:
+            j = torch.arange(keys[0], min(stop, keys[1]), device=low.device)
+            runs.append(Hidden(keys[0], j < low[..., None]))
+        if start < keys[1]:
+            first = max(start, keys[0])
+            j = torch.arange(first, keys[1], device=low.device)
+            runs.append(Hidden(first, j >= high[..., None]))
+        return runs
 
     def rows(self, picked: Integer[Tensor, " rows"]) -> Intervals:
         """The same for some of the rows, sorted."""

@@ -27,7 +27,7 @@ class TileMask(Protocol):
         ...
 
     def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
-        """Runs of columns of `keys` with hidden cells; columns outside every run are visible to all rows."""
+        """Runs of columns of `keys` with hidden cells; they may overlap, and outside of them all rows see all."""
         ...
 
 
@@ -50,14 +50,18 @@ class CausalMask:
         return lo, min(self.n_keys, last + 1)
 
     def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
-        k = torch.arange(*keys, device=rows.device)
-        distance = (rows + self.offset)[:, None] - k
-        hidden = distance < 0
-        if self.window is not None:
-            hidden |= distance >= self.window
-        if self.valid is None:
-            return hidden_runs(hidden[None], keys[0])
-        return hidden_runs(hidden[None] | ~self.valid[batch, None, keys[0] : keys[1]], keys[0])
+        at = rows + self.offset
+        runs: list[Hidden] = []
+        future = max(keys[0], int(at[0]) + 1)
+        if future < keys[1]:
+            k = torch.arange(future, keys[1], device=rows.device)
+            runs.append(Hidden(future, (k > at[:, None])[None]))
+        if self.window is not None and (past := min(keys[1], int(at[-1]) - self.window + 1)) > keys[0]:
+            k = torch.arange(keys[0], past, device=rows.device)
+            runs.append(Hidden(keys[0], (at[:, None] - k >= self.window)[None]))
+        if self.valid is not None:
+            runs += hidden_runs(~self.valid[batch, None, keys[0] : keys[1]], keys[0])
+        return runs
 
 
 def hidden_runs(hidden: Bool[Tensor, "#b q k"], first_key: int) -> list[Hidden]:

@@ -8,16 +8,18 @@ signed A / Σ|A| on cells. Memory is O(tile), float32 throughout.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import product
 from typing import Protocol, runtime_checkable
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.kernels.collector import Collector
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tiles import TILE_BYTES, Collector, Columns, Scratch, batches, weighted_columns
+from workbench.kernels.tile_sums import far_starts, ladder
+from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 _CROP_ROWS = 128
 # Rows in ascending order → the signed rows "b h q k" on keys 0 … last row, in the scratch's first buffer.
@@ -43,23 +45,37 @@ class SignedRows(Protocol):
         ...
 
 
-def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int = TILE_BYTES) -> RowStatistics:
-    """The statistics of a linear layer's implied rows, over Σ|A|; an empty row (Σ|A| = 0) has lse −inf."""
+def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int | None = None) -> RowStatistics:
+    """The statistics of a linear layer's implied rows, over Σ|A|; an empty row (Σ|A| = 0) has lse −inf.
+
+    Tiles have `tile_bytes`, the fastest size where absent; where memory runs out they are halved.
+
+    Raises:
+        WorkbenchError: if tiles of one row do not fit the memory either.
+    """
     n_sequences, n_heads, n_tokens = source.shape
-    device = source.device
-    rows = torch.arange(n_tokens, device=device) if request.rows is None else request.rows.to(device)
+    rows = torch.arange(n_tokens, device=source.device) if request.rows is None else request.rows.to(source.device)
+    return within_memory(
+        lambda cut: _statistics(source, request, rows, cut),
+        (n_sequences, n_heads, 1),
+        n_rows=len(rows),
+        n_keys=n_tokens,
+        tile_bytes=tile_bytes,
+    )
+
+
+def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], cut: Cut) -> RowStatistics:
+    n_sequences, n_heads, n_tokens = source.shape
     collector = Collector(request, n_sequences, n_heads, n_tokens, rows)
-    scratch = Scratch(device)
-    for batch, heads, tiles in batches(n_sequences, n_heads, 1, rows, n_tokens, tile_bytes):
+    far_from = far_starts(request, n_sequences)
+    scratch = Scratch(rows.device, cut.largest)
+    for batch, heads in product(cut.batches, cut.kv_heads):
         make_rows = source.prepare(batch, heads)
-        shape = (batch.stop - batch.start, heads.stop - heads.start, n_tokens)
-        columns = Columns(None, shape, replace(request, distance=False), batch, rows)
-        for tile in tiles:
-            signed = rearrange(make_rows(tile.rows, scratch), "b h q k -> b h 1 q k")
-            keys = (0, signed.shape[-1])
+        for span in cut.spans:
+            signed = make_rows(rows[span], scratch)[:, :, None]
+            tile = Tile(batch, heads, span, rows[span], (0, signed.shape[-1]), [])
             weights = torch.abs(signed, out=scratch.second(signed))
-            sums = weighted_columns(weights, columns.aim(int(tile.rows[0]), keys))
-            seen = sums[..., 0]
+            seen = weights.sum(-1)
             total = torch.where(seen > 0, seen, torch.inf)
             collector.put(collector.lse, tile, seen.log())
             if request.entropy:
@@ -69,9 +85,9 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int =
             if request.distance:
                 collector.put(collector.mean_distance, tile, _total_distance(weights, tile.rows) / total)
             if request.far is not None:
-                far = sums[..., 1] + columns.far_edge(weights, tile.rows, keys)
-                collector.put(collector.far_mass, tile, far / total)
-            collector.read_cells(tile, signed, total, keys)
+                far = ladder(tile.rows, tile.keys, [request.far.window])
+                collector.put(collector.far_mass, tile, far.mass(weights, far_from[batch]) / total)
+            collector.read(collector.wanted_on(tile), tile, signed, total)
     return collector.finish()
 
 

@@ -1,0 +1,133 @@
+"""Tiles: how small ones may get does not show in the result, and a layer that does not fit at all is refused."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from workbench.heads import WorkbenchError
+from workbench.kernels import CausalMask, DecayRows, Far, Request, blockwise, profile_blockwise, reference, signed
+from workbench.kernels.attention_gradients import attention_backward
+from workbench.kernels.intervals import intervals
+from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.tiles import cut
+
+EVERYTHING = Request(entropy=True, distance=True, far=Far(30, sink=3))
+
+
+def exhausted_cpu():
+    torch.empty(1 << 50)  # what PyTorch's allocator really says
+
+
+def exhausted_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def broken():
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+class LittleMemory(TorchDispatchMode):
+    """Every new tensor of more than `limit` bytes fails to be allocated."""
+
+    def __init__(self, limit, fail):
+        super().__init__()
+        self.limit, self.fail, self.failures = limit, fail, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
+        found = function(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if not isinstance(x, torch.Tensor) or x.untyped_storage().data_ptr() in given:
+                continue
+            if x.untyped_storage().nbytes() > self.limit:
+                self.failures += 1
+                self.fail()
+        return found
+
+
+def attention_inputs(n=301):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(2, heads, n, 8, generator=generator) for heads in (4, 2, 2))
+
+
+def statistics():
+    q, k, v = attention_inputs()
+    out, found = blockwise.attention_statistics(q, k, v, CausalMask(301), EVERYTHING, scale=0.35)
+    return out, found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
+
+
+def exact_statistics():
+    q, k, v = attention_inputs()
+    out, exact = reference.attention_statistics(q, k, v, CausalMask(301), EVERYTHING, scale=0.35)
+    return out, exact.lse, exact.mass, exact.entropy, exact.mean_distance, exact.far_mass
+
+
+def implied_rows():
+    q, k, _ = attention_inputs()
+    found = signed.signed_statistics(DecayRows(q, k.repeat_interleave(2, 1), -torch.rand(1, 4, 301) / 9), EVERYTHING)
+    return found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
+
+
+def profile():
+    q, k, v = attention_inputs()
+    request = ProfileRequest(entropy=True, top=True, distance=True, windows=(1, 30))
+    found = profile_blockwise.attention_profile(q, k, v, intervals(301, 301), request, scale=0.35)
+    return found.out, found.lse, found.entropy, found.top_mass, found.mean_distance, found.beyond
+
+
+def column_sums():
+    q, k, _ = attention_inputs()
+    return (profile_blockwise.column_sums(q, k, torch.ones(2, 4, 301), intervals(301, 301), scale=0.35),)
+
+
+def gradients():
+    q, k, v = attention_inputs()
+    lse = torch.full((2, 4, 301), 6.0)
+    return attention_backward(q, lse, q, k, v, q, lse, intervals(301, 301), scale=0.35)
+
+
+@pytest.mark.parametrize("fail", [exhausted_cpu, exhausted_gpu])
+@pytest.mark.parametrize("compute", [statistics, implied_rows, profile, column_sums, gradients])
+def test_running_out_of_memory_does_not_change_the_result(compute, fail):
+    torch.manual_seed(1)
+    at_ease = compute()
+    torch.manual_seed(1)
+    with LittleMemory(200_000, fail) as memory:
+        pressed = compute()
+    assert memory.failures >= 2
+    for a, b in zip(pressed, at_ease, strict=True):
+        assert (a - b).norm() <= 1e-6 * b.norm()
+
+
+def test_what_is_computed_in_little_memory_equals_the_reference():
+    with LittleMemory(200_000, exhausted_cpu) as memory:
+        pressed = statistics()
+    assert memory.failures
+    for a, exact in zip(pressed, exact_statistics(), strict=True):
+        assert (a - exact).norm() <= 2e-6 * exact.norm()
+
+
+def test_a_layer_that_does_not_fit_row_by_row_is_refused_with_the_next_step():
+    q, k, v = attention_inputs()
+    message = r"301 rows over 301 keys of 4 heads, 2 sequences.*rows=.*DefaultCPUAllocator"
+    with pytest.raises(WorkbenchError, match=message), LittleMemory(4000, exhausted_cpu) as memory:
+        blockwise.attention_statistics(q, k, v, CausalMask(301), Request(), scale=0.35)
+    assert memory.failures > 2
+
+
+def test_another_error_is_not_mistaken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="device-side assert"), LittleMemory(200_000, broken) as memory:
+        statistics()
+    assert memory.failures == 1
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 5000, 1 << 16, 1 << 20, 1 << 30])
+@pytest.mark.parametrize("shape", [(3, 2, 4), (1, 8, 1), (40, 1, 2)])
+def test_tiles_cover_a_layer_once_and_fit_where_a_row_fits(shape, tile_bytes):
+    n_rows, n_keys = 70, 100
+    found = cut(shape, n_rows=n_rows, n_keys=n_keys, tile_bytes=tile_bytes)
+    for runs, n in ((found.batches, shape[0]), (found.kv_heads, shape[1]), (found.spans, n_rows)):
+        assert [i for run in runs for i in range(run.start, run.stop)] == list(range(n))
+    assert 4 * found.largest <= max(tile_bytes, 4 * shape[2] * n_keys)
+    assert len(found.spans) == 1 or all(run.stop - run.start == 1 for run in found.batches)
