@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from workbench.hooks.interventions import RestrictedMask, Window
-from workbench.kernels import CausalMask
-from workbench.kernels import differentiable as module
+from workbench.kernels import CausalMask, tiles
 from workbench.kernels.differentiable import differentiable_attention
 from workbench.kernels.masks import visible_tile
 
@@ -45,7 +44,7 @@ def masks(t, n_keys):
 @pytest.mark.parametrize(("t", "n_keys", "small"), [(37, 37, False), (37, 37, True), (13, 30, True)])
 def test_gradients_equal_dense_autograd(monkeypatch, mask, n_heads, n_kv, softcap, with_sinks, t, n_keys, small):
     if small:
-        monkeypatch.setattr(module, "_BLOCK_BYTES", 1 << 10)
+        monkeypatch.setattr(tiles, "_fastest", lambda _: 1 << 11)
     torch.manual_seed(t + n_heads)
     q = torch.randn(2, n_heads, t, 8, dtype=torch.float64)
     k = torch.randn(2, n_kv, n_keys, 8, dtype=torch.float64)

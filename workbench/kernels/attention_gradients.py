@@ -7,7 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.kernels.intervals import Intervals
+from workbench.kernels.masks import TileMask
 from workbench.kernels.softmax_tiles import LN_2, SoftmaxLayer
 from workbench.kernels.tiles import Cut, Scratch, within_memory
 
@@ -20,7 +20,7 @@ def attention_backward(
     v: Float[Tensor, "b n_kv_heads k d_v"] | None,
     out: Float[Tensor, "b n_heads q d_v"] | None,
     lse: Float[Tensor, "b n_heads q"],
-    seen: Intervals,
+    mask: TileMask,
     *,
     scale: float,
     softcap: float | None = None,
@@ -28,7 +28,7 @@ def attention_backward(
     Float[Tensor, "b n_heads q d"], Float[Tensor, "b n_kv_heads k d"], Float[Tensor, "b n_kv_heads k d_v"] | None
 ]:
     """Gradients of q, k and v from those of the output and of lse; statistics are for reading and pass none."""
-    layer = SoftmaxLayer(q, k, seen, scale, softcap, None)
+    layer = SoftmaxLayer(q, k, mask, scale, softcap, None)
     # lse moves every score by its weight, the output by weight · (d_out · v − d_out · out).
     flow = d_lse.float() if d_out is None or out is None else d_lse.float() - (d_out.float() * out.float()).sum(-1)
 
@@ -36,7 +36,7 @@ def attention_backward(
         dq, dk = torch.zeros_like(q, dtype=torch.float32), torch.zeros_like(k, dtype=torch.float32)
         dv = None if v is None else torch.zeros_like(v, dtype=torch.float32)
         scratch = Scratch(q.device, cut.largest)
-        for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), seen):
+        for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), mask):
             for tile in tiles:
                 columns = (tile.batch, tile.kv_heads, slice(*tile.keys))
                 slope = None

@@ -41,13 +41,20 @@ def attention_statistics(
         WorkbenchError: if n_heads is not a multiple of n_kv_heads, or tiles of one row do not fit the memory either.
     """
     check_groups(q, k)
-    layer = SoftmaxLayer(q, k, mask, scale, softcap, sinks)
-    rows = torch.arange(q.shape[2], device=q.device) if request.rows is None else request.rows.to(q.device)
+    return layer_statistics(SoftmaxLayer(q, k, mask, scale, softcap, sinks), v, request, tile_bytes=tile_bytes)
+
+
+def layer_statistics(
+    layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request, *, tile_bytes: int | None = None
+) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+    """`attention_statistics` of a layer, however its scores are made."""
+    n_queries, device = layer.q.shape[2], layer.q.device
+    rows = torch.arange(n_queries, device=device) if request.rows is None else request.rows.to(device)
     return within_memory(
         lambda cut: _statistics(layer, v, request, rows, cut),
         layer.shape,
         n_rows=len(rows),
-        n_keys=k.shape[2],
+        n_keys=v.shape[2],
         tile_bytes=tile_bytes,
     )
 
@@ -60,7 +67,7 @@ def _statistics(
     cut: Cut,
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
     n_sequences, n_heads, n_queries, _ = layer.q.shape
-    offset = layer.k.shape[2] - n_queries
+    offset = v.shape[2] - n_queries
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
     collector = Collector(request, n_sequences, n_heads, n_queries, rows)
     far_from = far_starts(request, n_sequences)

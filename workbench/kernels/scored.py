@@ -1,20 +1,37 @@
 """Attention statistics from scores that a model has already made: T × T of one layer, read a block of rows at a time.
 
-For families that form their scores themselves and hand out no queries and keys. Per tile: mask, softmax, one product
-with v, one pass for each statistic. Reads 4·k bytes of scores per query row and head, and v once per block; memory
-beside the scores is O(tile). Accumulators are float32; tested to 2e-6 relative of the float64 reference.
+For families that form their scores themselves and hand out no queries and keys. Per tile: the scores are copied and
+masked, and everything after is the row-blocked path's. Reads 4·k bytes of scores per query row and head, and v once per
+block; memory beside the scores is O(tile). Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.kernels.blockwise import layer_statistics
 from workbench.kernels.masks import TileMask, per_head, visible_tile
-from workbench.kernels.statistics import Far, Request, RowStatistics
-from workbench.kernels.tiles import TILE_BYTES, Collector, batches
+from workbench.kernels.softmax_tiles import HIDDEN, LN_2, SoftmaxLayer
+from workbench.kernels.statistics import Request, RowStatistics
+from workbench.kernels.tiles import Scratch, Tile
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredLayer(SoftmaxLayer):
+    """A layer whose scores stand in the place of `q`, scaled and with every bias; of `k` only the heads are read."""
+
+    def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
+        """A tile of scores, over ln 2, in the scratch's first buffer; cells that the mask hides may hold anything."""
+        given = self.rows_of(self.q[..., slice(*tile.keys)], tile)
+        scores = torch.div(given, LN_2, out=scratch.take(0, tuple(given.shape)))
+        for first, cells in tile.hidden:
+            at = first - tile.keys[0]
+            scores[..., at : at + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
+        return scores
 
 
 def scored_statistics(
@@ -23,7 +40,7 @@ def scored_statistics(
     mask: TileMask,
     request: Request,
     *,
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int | None = None,
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
     """Softmax attention's output and the statistics of its rows; both of `request.rows` only, where given.
 
@@ -32,34 +49,9 @@ def scored_statistics(
 
     Rows that see no key at all (padding) give zero output, zero mass and lse −inf.
     """
-    n_sequences, n_heads, n_queries, n_keys = scores.shape
-    group = n_heads // v.shape[1]
-    rows = torch.arange(n_queries, device=scores.device) if request.rows is None else request.rows.to(scores.device)
-    out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
-    collector = Collector(request, n_sequences, n_heads, n_queries, rows)
-    for batch, heads, tiles in batches(n_sequences, v.shape[1], group, rows, n_keys, tile_bytes):
-        values = v[batch, heads].float()
-        for tile in tiles:
-            visible = visible_tile(mask, batch, tile.rows, n_keys)
-            picked = rearrange(scores[batch, tile.heads(group), tile.rows], "b (kv g) q k -> b kv g q k", g=group)
-            masked, lse, weights = _softmax(picked, per_head(visible))
-            value = einsum(weights, values, "b kv g q k, b kv k d -> b q kv g d")
-            out[batch, tile.span, tile.heads(group)] = rearrange(value, "b q kv g d -> b q (kv g) d").to(out.dtype)
-            mass = weights.sum(-1)
-            collector.put(collector.lse, tile, lse)
-            collector.put(collector.mass, tile, mass)
-            if request.entropy:
-                # −Σ p ln p with ln p = s − lse; hidden cells have p = 0 and s = 0, where −inf would give NaN.
-                entropy = torch.where(mass > 0, lse * mass, 0) - torch.linalg.vecdot(weights, masked)
-                collector.put(collector.entropy, tile, entropy)
-            distance = (tile.rows + n_keys - n_queries)[:, None] - torch.arange(n_keys, device=scores.device)
-            if request.distance:
-                collector.put(collector.mean_distance, tile, (weights * distance).sum(-1))
-            if request.far is not None:
-                is_far = _is_far(distance, request.far, _first(request, batch, scores))
-                collector.put(collector.far_mass, tile, (weights * per_head(is_far)).sum(-1))
-            collector.read_cells(tile, weights, torch.ones_like(lse), (0, n_keys))
-    return out, collector.finish()
+    heads = scores.new_zeros(1, 1, 1, 1).expand(len(scores), v.shape[1], 1, scores.shape[-1])
+    layer = ScoredLayer(scores, heads, mask, scale=1.0, softcap=None, sinks=None)
+    return layer_statistics(layer, v, request, tile_bytes=tile_bytes)
 
 
 def scored_crop(
@@ -73,26 +65,10 @@ def scored_crop(
     rows, place = torch.sort(queries)
     visible = visible_tile(mask, slice(0, 1), rows, scores.shape[-1])[0]
     crop = torch.empty(len(queries), len(keys), device=scores.device)
-    crop[place] = _softmax(scores[rows], visible)[2][:, keys]
+    crop[place] = _softmax(scores[rows], visible)[:, keys]
     return crop
 
 
-def _softmax(
-    scores: Float[Tensor, "*h q k"], visible: Bool[Tensor, "*#h q k"]
-) -> tuple[Float[Tensor, "*h q k"], Float[Tensor, "*h q"], Float[Tensor, "*h q k"]]:
-    """The scores with 0 where hidden, the log of each row's denominator, and the probabilities."""
-    hidden = scores.float().masked_fill(~visible, -torch.inf)
-    lse = hidden.logsumexp(-1)
-    weights = torch.exp(hidden - torch.where(torch.isneginf(lse), 0, lse)[..., None])
-    return hidden.masked_fill_(~visible, 0), lse, weights
-
-
-def _is_far(distance: Int[Tensor, "q k"], far: Far, first: Int[Tensor, " b"]) -> Bool[Tensor, "b q k"]:
-    after_sink = torch.arange(distance.shape[1], device=distance.device) >= first[:, None] + far.sink
-    return (distance >= far.window) & rearrange(after_sink, "b k -> b 1 k")
-
-
-def _first(request: Request, batch: slice, like: Tensor) -> Int[Tensor, " b"]:
-    if request.first is None:
-        return torch.zeros(batch.stop - batch.start, dtype=torch.long, device=like.device)
-    return request.first[batch].to(like.device)
+def _softmax(scores: Float[Tensor, "q k"], visible: Bool[Tensor, "q k"]) -> Float[Tensor, "q k"]:
+    """The probabilities, 0 where hidden and in rows that see nothing."""
+    return scores.float().masked_fill(~visible, HIDDEN).softmax(-1) * visible
