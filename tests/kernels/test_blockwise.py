@@ -56,18 +56,38 @@ def everything(p, rows=None, far=FAR):
     order = (sequence * n_q + row).argsort(stable=True)
     cells = Cells(sequence[order], row[order], key[order])
     top = torch.unique(torch.stack([cells.sequence, cells.row], -1), dim=0)
-    return Request(entropy=True, distance=True, far=far, first=p["first"], cells=cells, top_rows=top, rows=rows)
+    return Request(
+        entropy=True,
+        distance=True,
+        far=far,
+        first=p["first"],
+        cells=cells,
+        top_rows=top,
+        rows=rows,
+        windows=(3, 11, 40),
+        squares=True,
+        features=torch.randn(2, n_k, 3, generator=generator),
+        row_weights=torch.rand(2, n_q, generator=generator) * (torch.rand(2, n_q, generator=generator) > 0.2),
+        value_norms=True,
+    )
 
 
 def assert_equal(fast, exact, p, tolerance=2e-6):
     (out_fast, fast), (out_exact, exact) = fast, exact
     seen = exact.mass > 0
     keep = seen if p["sinks"] is None else torch.ones_like(seen)
-    for name in ("lse", "mass", "entropy", "mean_distance", "far_mass"):
+    names = ["lse", "mass", "entropy", "mean_distance", "far_mass", "beyond", "squares", "features"]
+    for name in [*names, "value_norm", "output_norm"]:
+        if getattr(exact, name) is None:
+            continue
         a, b = getattr(fast, name).double()[keep], getattr(exact, name)[keep]
         assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())), name
     assert (fast.cells.double() - exact.cells).abs().max() <= tolerance
     assert torch.equal(fast.top_key, exact.top_key)
+    if exact.columns is not None:
+        assert (fast.columns.double() - exact.columns).abs().max() <= tolerance * max(1.0, float(exact.columns.max()))
+    if exact.first_value_norm is not None:
+        assert torch.allclose(fast.first_value_norm.double(), exact.first_value_norm, rtol=1e-6)
     if out_fast is not None:
         rows_seen = seen[:, 0]
         assert (out_fast.double() - out_exact)[rows_seen].abs().max() <= 5 * tolerance

@@ -1,14 +1,29 @@
 """The recorder's statistics by the profile's way, against the float64 reference of the same signature."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.kernels.test_blockwise import assert_equal, everything, problem
+from tests.kernels.test_blockwise import assert_equal, problem
+from tests.kernels.test_blockwise import everything as everything_there_is
 from workbench.heads import WorkbenchError
 from workbench.kernels import CausalMask, Request, recorded, reference
 from workbench.kernels.dialect import HAS_TRITON
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
+
+
+def everything(p, rows=None):
+    """All that a profile holds."""
+    request = everything_there_is(p, rows)
+    return replace(request, windows=(), squares=False, features=None, row_weights=None, value_norms=False)
+
+
+def test_what_a_profile_does_not_hold_is_refused():
+    p = problem("gqa")
+    with pytest.raises(WorkbenchError, match="a profile holds no ladder of windows"):
+        recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], Request(windows=(3,)), scale=1.0)
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])

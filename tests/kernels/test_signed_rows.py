@@ -43,19 +43,30 @@ def everything(n_tokens, padding, rows=None):
     cells = Cells(sequence[order], row[order], key[order])
     top = torch.unique(torch.stack([cells.sequence, cells.row], -1), dim=0)
     return Request(
-        entropy=True, distance=True, far=FAR, first=torch.tensor(padding), cells=cells, top_rows=top, rows=rows
+        entropy=True,
+        distance=True,
+        far=FAR,
+        first=torch.tensor(padding),
+        cells=cells,
+        top_rows=top,
+        rows=rows,
+        windows=(2, 17),
+        squares=True,
+        features=torch.randn(2, n_tokens, 3, generator=generator),
+        row_weights=torch.rand(2, n_tokens, generator=generator),
     )
 
 
 def assert_equal(fast, exact):
     assert torch.equal(torch.isneginf(fast.lse), torch.isneginf(exact.lse))
     seen = ~torch.isneginf(exact.lse)
-    for name in ("lse", "mass", "entropy", "mean_distance", "far_mass"):
+    for name in ("lse", "mass", "entropy", "mean_distance", "far_mass", "beyond", "squares", "features"):
         a, b = getattr(fast, name), getattr(exact, name)[seen]
         assert a.dtype == torch.float32
         assert ((a.double()[seen] - b).abs() <= 5e-6 * b.abs().clamp_min(1)).all(), name
     assert (fast.cells.double() - exact.cells).abs().max() <= 5e-6
     assert torch.equal(fast.top_key, exact.top_key)
+    assert torch.allclose(fast.columns.double(), exact.columns, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile_bytes", [1 << 12, 1 << 22], ids=["many tiles", "one tile"])

@@ -9,6 +9,7 @@ Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 from __future__ import annotations
 
 import torch
+from einops import einsum, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from workbench.kernels.collector import Collector
 from workbench.kernels.masks import TileMask
 from workbench.kernels.softmax_tiles import SoftmaxLayer, check_groups
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tile_sums import distance_sum, far_starts, ladder
+from workbench.kernels.tile_sums import beyond, distance_sum, far_starts, ladder
 from workbench.kernels.tiles import Cut, Scratch, within_memory
 
 
@@ -69,12 +70,14 @@ def _statistics(
     n_sequences, n_heads, n_queries, _ = layer.q.shape
     offset = v.shape[2] - n_queries
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
-    collector = Collector(request, n_sequences, n_heads, n_queries, rows)
+    collector = Collector(request, n_sequences, n_heads, n_queries, rows, n_keys=v.shape[2])
     far_from = far_starts(request, n_sequences)
+    norms = v.float().norm(dim=-1) if request.value_norms else None
     scratch = Scratch(rows.device, cut.largest)
     for tiles in cut.tiles(rows, layer.mask):
         positions, keys = tiles[0].rows + offset, tiles[0].keys
         far = None if request.far is None else ladder(positions, keys, [request.far.window])
+        windows = ladder(positions, keys, request.windows) if request.windows else None
         starts = [max(0, start - keys[0]) for start in far_from[tiles[0].batch]]
         wanted = collector.wanted_on(tiles[0])
         for tile in tiles:
@@ -90,5 +93,21 @@ def _statistics(
                 collector.put(collector.mean_distance, tile, distance / found.total)
             if far is not None:
                 collector.put(collector.far_mass, tile, far.mass(found.weights, starts) / found.total)
+            if windows is not None:
+                masses = beyond(windows, found.weights, starts)
+                collector.put(collector.beyond, tile, masses / found.total[..., None])
+            if norms is not None:
+                collector.put(collector.output_norm, tile, value.norm(dim=-1))
+                mine = norms[tile.batch, tile.kv_heads, slice(*keys)]
+                weighted = einsum(found.weights, mine, "b kv g q k, b kv k -> b kv g q")
+                collector.put(collector.value_norm, tile, weighted / found.total)
+            collector.read_sums(tile, found.weights, found.weights, found.total)
             collector.read(wanted, tile, found.weights, found.total)
-    return out, collector.finish()
+    return out, collector.finish(None if norms is None else _of_first(norms, request, layer.group))
+
+
+def _of_first(norms: Float[Tensor, "b n_kv_heads k"], request: Request, group: int) -> Float[Tensor, "b n_heads 1"]:
+    """The value norm of each sequence's first key, for every query head."""
+    first = torch.zeros(len(norms), dtype=torch.long, device=norms.device) if request.first is None else request.first
+    mine = norms[torch.arange(len(norms), device=norms.device), :, first.to(norms.device)]
+    return repeat(mine, "b kv -> b (kv g) 1", g=group)

@@ -69,6 +69,12 @@ def attention_statistics(
             f"a {type(mask).__name__} was given; expected a CausalMask, whose rows see one run of keys each: use the "
             "row-blocked form for any other mask"
         )
+    others = (request.windows, request.squares, request.features, request.row_weights, request.value_norms)
+    if any(x is not None and x is not False and x != () for x in others):
+        raise WorkbenchError(
+            "a profile holds no ladder of windows, squares, features, column sums or value norms; use the row-blocked "
+            "form for them"
+        )
     seen = intervals_of(mask, q.shape[2], q.device)
     place = torch.arange(q.shape[2], device=q.device)
     if request.rows is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from einops import einsum, rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels.masks import TileMask, visible_tile
@@ -85,7 +87,26 @@ def attention_statistics(
         sink_mass = torch.exp(rearrange(sinks.double(), "h -> 1 h 1") - lse)
         outcomes = torch.cat([pattern, sink_mass[..., None]], -1)
     entropy = torch.special.entr(outcomes).sum(-1)
-    return out, _statistics(pattern, pattern, lse, entropy, request)
+    statistics = _statistics(pattern, pattern, lse, entropy, request)
+    return out, _with_value_norms(statistics, pattern, out, v.double(), request) if request.value_norms else statistics
+
+
+def _with_value_norms(
+    statistics: RowStatistics,
+    pattern: Float[Tensor, "b n_heads q k"],
+    out: Float[Tensor, "b q2 n_heads d_v"],
+    v: Float[Tensor, "b n_kv_heads k d_v"],
+    request: Request,
+) -> RowStatistics:
+    norms = _per_query_head(v, pattern.shape[1]).norm(dim=-1)
+    weighted = einsum(pattern, norms, "b h q k, b h k -> b h q")
+    first = torch.zeros(len(v), dtype=torch.long) if request.first is None else request.first.long()
+    return replace(
+        statistics,
+        value_norm=weighted if request.rows is None else weighted[..., request.rows],
+        output_norm=rearrange(out.norm(dim=-1), "b q h -> b h q"),
+        first_value_norm=norms[torch.arange(len(v)), :, first][..., None],
+    )
 
 
 def signed_statistics(pattern: Float[Tensor, "b n_heads q k"], request: Request) -> RowStatistics:
@@ -125,7 +146,33 @@ def _statistics(
         far_mass=None if far is None else far[..., picked],
         cells=cells,
         top_key=top,
+        **_sums(weights, signed, distance, picked, request),
     )
+
+
+def _sums(
+    weights: Float[Tensor, "b n_heads q k"],
+    signed: Float[Tensor, "b n_heads q k"],
+    distance: Int[Tensor, "q k"],
+    picked: Int[Tensor, " q2"],
+    request: Request,
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    if request.windows:
+        first = torch.zeros(len(weights)) if request.first is None else request.first
+        sink = 0 if request.far is None else request.far.sink
+        after = torch.arange(weights.shape[-1]) >= first[:, None] + sink
+        masses = [(weights * ((distance >= w) & rearrange(after, "b k -> b 1 1 k"))).sum(-1) for w in request.windows]
+        found["beyond"] = torch.stack(masses, -1)[:, :, picked]
+    if request.squares:
+        found["squares"] = (weights**2).sum(-1)[..., picked]
+    if request.features is not None:
+        sums = einsum(signed, request.features.double(), "b h q k, b k f -> b h q f")
+        found["features"] = sums[:, :, picked]
+    if request.row_weights is not None:
+        counted = request.row_weights.double()[:, picked]
+        found["columns"] = einsum(weights[:, :, picked], counted, "b h q k, b q -> b h k")
+    return found
 
 
 def _per_query_head(x: Float[Tensor, "b n_kv_heads k d"], n_heads: int) -> Float[Tensor, "b n_heads k d"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.kernels.collector import Collector
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tile_sums import far_starts, ladder
+from workbench.kernels.tile_sums import beyond, far_starts, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 _CROP_ROWS = 128
@@ -53,6 +53,7 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
     Raises:
         WorkbenchError: if tiles of one row do not fit the memory either.
     """
+    assert not request.value_norms, "rows are all that is known of a linear layer here"
     n_sequences, n_heads, n_tokens = source.shape
     rows = torch.arange(n_tokens, device=source.device) if request.rows is None else request.rows.to(source.device)
     return within_memory(
@@ -66,7 +67,7 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
 
 def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], cut: Cut) -> RowStatistics:
     n_sequences, n_heads, n_tokens = source.shape
-    collector = Collector(request, n_sequences, n_heads, n_tokens, rows)
+    collector = Collector(request, n_sequences, n_heads, n_tokens, rows, n_keys=n_tokens)
     far_from = far_starts(request, n_sequences)
     scratch = Scratch(rows.device, cut.largest)
     for batch, heads in product(cut.batches, cut.kv_heads):
@@ -87,6 +88,10 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
             if request.far is not None:
                 far = ladder(tile.rows, tile.keys, [request.far.window])
                 collector.put(collector.far_mass, tile, far.mass(weights, far_from[batch]) / total)
+            if request.windows:
+                masses = beyond(ladder(tile.rows, tile.keys, request.windows), weights, far_from[batch])
+                collector.put(collector.beyond, tile, masses / total[..., None])
+            collector.read_sums(tile, signed, weights, total)
             collector.read(collector.wanted_on(tile), tile, signed, total)
     return collector.finish()
 

@@ -35,6 +35,11 @@ class Request:
     `first`: each sequence's first valid key, from which `far.sink` counts (0 where absent).
     `cells`: cells whose probability is wanted. `top_rows`: (sequence, row) pairs whose arg-max key is wanted.
     `rows`: the query rows to look at (all where absent), sorted; cells and top rows must lie on them.
+    `windows`: far mass for each of these windows, with the sink of `far` (0 where absent).
+    `squares`: Σ A² of a row, from which its effective support 1 / Σ A² follows.
+    `features`: numbers on keys whose attention-weighted sums are wanted, Σ_j A[i, j] f_j for each.
+    `row_weights`: what each query row counts for in column sums, Σ_i w_i A[i, j] for each key.
+    `value_norms`: Σ_j A[i, j] · ‖v_j‖, the output's norm ‖o_i‖, and the first key's ‖v‖; softmax layers only.
     """
 
     entropy: bool = False
@@ -44,6 +49,11 @@ class Request:
     cells: Cells | None = None
     top_rows: Int[Tensor, "n_top 2"] | None = None
     rows: Int[Tensor, " q"] | None = None
+    windows: tuple[int, ...] = ()
+    squares: bool = False
+    features: Float[Tensor, "b k f"] | None = None
+    row_weights: Float[Tensor, "b queries"] | None = None
+    value_norms: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class RowStatistics:
     `mean_distance`: Σ_j weights · (i − j) in tokens. `far_mass` as `Far` defines it.
     `cells`: the probability at each requested cell; for linear layers the signed A / Σ|A|.
     `top_key`: the arg-max key of each requested row, of |A| for linear layers.
+    `beyond`: far mass for each of `Request.windows`. `squares`: Σ weights². `features`: for linear layers with the
+    signed A / Σ|A|. `columns`: with weights. `value_norm`, `output_norm`, `first_value_norm` as in `Request`.
     """
 
     lse: Float[Tensor, "b n_heads q"]
@@ -67,3 +79,10 @@ class RowStatistics:
     far_mass: Float[Tensor, "b n_heads q"] | None
     cells: Float[Tensor, "n_cells n_heads"] | None
     top_key: Int[Tensor, "n_top n_heads"] | None
+    beyond: Float[Tensor, "b n_heads q n_windows"] | None = None
+    squares: Float[Tensor, "b n_heads q"] | None = None
+    features: Float[Tensor, "b n_heads q f"] | None = None
+    columns: Float[Tensor, "b n_heads k"] | None = None
+    value_norm: Float[Tensor, "b n_heads q"] | None = None
+    output_norm: Float[Tensor, "b n_heads q"] | None = None
+    first_value_norm: Float[Tensor, "b n_heads 1"] | None = None

@@ -74,6 +74,16 @@ def ladder(positions: Int[Tensor, " q"], keys: tuple[int, int], windows: Sequenc
     return Ladder(torch.lt(column, ahead, out=triangle), steps)
 
 
+def beyond(
+    found: Ladder, weights: Float[Tensor, "b kv g q k"], starts: Sequence[int]
+) -> Float[Tensor, "b kv g q n_windows"]:
+    """Unnormalised mass beyond every window of a ladder; each sequence leaves the columns before its `starts` out."""
+    if len(set(starts)) == 1:
+        return torch.stack(found.masses(weights, starts[0]), -1)
+    rows = [torch.stack(found.masses(w, start), -1) for w, start in zip(weights, starts, strict=True)]
+    return torch.stack(rows)
+
+
 def far_starts(request: Request, n_sequences: int) -> list[int]:
     """The first key of each sequence that counts as far."""
     sink = 0 if request.far is None else request.far.sink
