@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from workbench.emergence import LINEAGE, onsets
+from workbench.emergence import HEAD, LINEAGE, onsets, trace
 from workbench.heads import Head, WorkbenchError
 from workbench.store import Label, Part, Reader, Store, Table, plain_text
 
@@ -169,10 +169,16 @@ class Run:
         names = ("ckpt", "unit", "kind", "message", "traceback", "attempts")
         return pd.DataFrame({name: [getattr(failure, name) for failure in found] for name in names})
 
-    def emergence(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
-        """The half-rise onset, peak and transience of every head; see `workbench.emergence.onsets`."""
+    def emergence(self, detector: str, *, probe: str | None = None, least: float = 0.2) -> pd.DataFrame:
+        """The course of every head: what became of it, since when, with intervals; see `workbench.emergence.trace`.
+
+        `least` is the lowest score that counts as "there".
+
+        Raises:
+            WorkbenchError: if the detector or probe is not there; it lists what is.
+        """
         parts = self._parts("scores", detector=detector, probe=probe)
-        return plain_text(onsets(self._frame("scores", parts)))
+        return plain_text(trace(self._frame("scores", parts), least=least))
 
     def top(self, detector: str | None = None, n: int = 10, *, probe: str | None = None) -> pd.DataFrame:
         """The `n` highest scores at the last checkpoint, one row per head, for one detector or each.
@@ -269,8 +275,9 @@ class Run:
     def _top(self, detector: str, n: int, probe: str | None) -> pd.DataFrame:
         rows = self.scores(detector=detector, probe=probe, step="last")
         best = rows.loc[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
-        best = best.drop_duplicates(["layer", "head", "kv_head"]).head(n)
-        onset = self.emergence(detector, probe=probe).loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
+        best = best.drop_duplicates(list(HEAD)).head(n)
+        onset = plain_text(onsets(self._frame("scores", self._parts("scores", detector=detector, probe=probe))))
+        onset = onset.loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
         return best.merge(onset, on=list(LINEAGE), how="left").loc[:, list(_TOP)]
 
     def _series_rank(self) -> dict[str, int]:
