@@ -58,7 +58,7 @@ def crossings_of(score: Float[np.ndarray, "heads ckpts"], *, least: float = 0.2)
         first=y[:, 0],
         final=smooth[rows, n - 1],
         at=np.where(place >= 0, order[rows, place], -1),
-        before=np.where(place >= 1, order[rows, place - 1], -1),
+        before=np.where(place >= 1, order[rows, np.maximum(place - 1, 0)], -1),
         unconfirmed=(place < 0) & (above & late).any(1),
     )
 

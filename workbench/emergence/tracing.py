@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,20 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
             interval; only for "emerged" and "transient".
         is_resolved: at least two scored checkpoints lie between 10 and 90 % of the rise; if not, the interval holds
             the checkpoints on either side of its middle.
-        fit_floor, fit_amplitude, fit_n50, fit_width, fit_risen, fit_r2, fit_bic: the logistic; the width from 10 to
-            90 % in factors of e, and the share of the rise that is over at the last checkpoint.
+        fit_floor, fit_amplitude, fit_n50, fit_width, fit_risen, fit_r2, fit_bic: the logistic, of a head that is lost
+            up to where it was last there; the width from 10 to 90 % in factors of e, and the share of the rise that is
+            over at the last checkpoint.
         break_floor, break_amplitude, break_from, break_to, break_r2, break_bic: the two-level fit.
         flat_bic: of a constant.
     """
     curves = curves_of(scores)
     x = logarithm(curves.amount)
     crossings = crossings_of(curves.score, least=least)
-    fits = _Fits(curves.score, fit_logistic(x, curves.score), breaks_of(curves.score))
+    rising = _until_lost(curves.score, crossings)
+    fits = _Fits(rising, fit_logistic(x, rising), breaks_of(rising))
     verdict = _verdicts(curves, crossings, fits, least)
     moved = np.isin(verdict, ("emerged", "transient"))
-    onset = _onsets(curves, x, fits, moved, seed)
+    onset = _onsets(replace(curves, score=rising), x, fits, moved, seed)
     amount = np.append(curves.amount, np.nan)  # -1 is NaN
     names, logistic, broken = curves.checkpoints.index.to_series(), fits.logistic, fits.broken
     return half_rises(curves, min_score=min_score).assign(
@@ -90,29 +93,17 @@ class _Fits:
     """Both fits of every curve and their weights against each other and against a constant."""
 
     def __init__(self, score: Float[np.ndarray, "heads ckpts"], logistic: Logistics, broken: Breaks) -> None:
-        self.logistic, self.broken, self._either = logistic, broken, breaks_of(score, falling=True)
-        self.n = (~np.isnan(score)).sum(1)
-        mean = np.nansum(score, axis=1) / self.n
-        self._total = np.nansum((score - mean[:, None]) ** 2, axis=1)
+        self.logistic, self.broken = logistic, broken
+        self.n, self._total = _spread(score)
         self.flat_bic = bic(self._total, self.n, 2)
         self.logistic_bic = bic(logistic.sse, self.n, 5)
         self.break_bic = bic(broken.sse, self.n, 4)
 
     @property
     def is_a_rise(self) -> Bool[np.ndarray, " heads"]:
-        """Whether either fit explains more than it would of noise: few checkpoints must be explained better."""
-        with np.errstate(invalid="ignore"):
-            of_break = self._evidence(self.broken.sse) >= _EVIDENCE + _BREAK_FEW / self.n
-            of_logistic = self._evidence(self.logistic.sse) >= _EVIDENCE + _LOGISTIC_FEW / self.n
-        return of_break | (of_logistic & (self.logistic.amplitude > 0))
-
-    @property
-    def is_a_fall(self) -> Bool[np.ndarray, " heads"]:
-        """Whether a second, lower level explains more than it would of noise."""
-        return ~self.is_a_rise & (self._evidence(self._either.sse) >= _EVIDENCE + _BREAK_FEW / self.n)
-
-    def _evidence(self, sse: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
-        return bic(self._total, self.n, 0) - bic(sse, self.n, 0)
+        """Whether either fit explains more than it would of noise."""
+        of_break = is_explained(self._total, self.broken.sse, self.n, few=_BREAK_FEW)
+        return of_break | (is_explained(self._total, self.logistic.sse, self.n) & (self.logistic.amplitude > 0))
 
     @property
     def is_logistic(self) -> Bool[np.ndarray, " heads"]:
@@ -125,9 +116,40 @@ class _Fits:
         return np.where(self._total > 0, 1 - sse / np.where(self._total > 0, self._total, 1), np.nan)
 
 
+def is_explained(sse: Any, less: Any, n: Any, *, few: float | int = _LOGISTIC_FEW) -> Any:
+    """Whether residuals fall by more, from one fit to a richer one, than they do for noise; few points need more."""
+    with np.errstate(invalid="ignore"):
+        return bic(sse, n, 0) - bic(less, n, 0) >= _EVIDENCE + few / np.maximum(n, 1)
+
+
 def bic(sse: Any, n: Any, k: int) -> Any:
     """n ln(variance of the residuals) + k ln n, the variance itself counted among the k parameters."""
+    n = np.maximum(n, 1)
     return n * np.log(np.maximum(sse / n, _TINY)) + k * np.log(n)
+
+
+def _spread(score: Float[np.ndarray, "heads ckpts"]) -> tuple[Any, Any]:
+    """How many scores each curve has, and their squared distance from their mean."""
+    n = (~np.isnan(score)).sum(1)
+    mean = np.nansum(score, axis=1) / np.maximum(n, 1)
+    return n, np.nansum((score - mean[:, None]) ** 2, axis=1)
+
+
+def _falls(score: Float[np.ndarray, "heads ckpts"]) -> Bool[np.ndarray, " heads"]:
+    """Whether a second, lower level explains more than it would of noise."""
+    (n, total), broken = _spread(score), breaks_of(score, falling=True)
+    is_lower = broken.level_after < broken.level_before
+    return is_lower & is_explained(total, broken.sse, n, few=_BREAK_FEW)
+
+
+def _until_lost(score: Float[np.ndarray, "heads ckpts"], crossings: Crossings) -> Float[np.ndarray, "heads ckpts"]:
+    """The scores of heads that are lost at the end, up to the last at which they are there: a rise has no fall."""
+    mark = LOWER * crossings.high
+    with np.errstate(invalid="ignore"):
+        is_there = score >= mark[:, None]
+    last = score.shape[1] - 1 - is_there[:, ::-1].argmax(1)
+    is_lost = (crossings.at >= 0) & (crossings.final < mark)
+    return np.where(is_lost[:, None] & (np.arange(score.shape[1]) > last[:, None]), np.nan, score)
 
 
 def _verdicts(curves: Curves, crossings: Crossings, fits: _Fits, least: float) -> np.ndarray:
@@ -135,8 +157,8 @@ def _verdicts(curves: Curves, crossings: Crossings, fits: _Fits, least: float) -
     has_risen = fits.is_a_rise & is_low_first & (crossings.before >= 0)
     is_lost = crossings.final < LOWER * crossings.high
     is_high = np.nanmedian(curves.score, axis=1) >= least
-    fell = fits.is_a_fall & (crossings.at >= 0) & (crossings.before < 0)
-    was_there = np.where(fits.is_a_rise, (crossings.at >= 0) & ~is_low_first, is_high | fell)
+    was_high = _falls(curves.score) & ~is_low_first
+    was_there = np.where(fits.is_a_rise, (crossings.at >= 0) & ~is_low_first, is_high | was_high)
     return np.select(
         [has_risen & is_lost, has_risen, was_there, fits.is_a_rise & crossings.unconfirmed],
         ["transient", "emerged", "at_first", "unconfirmed"],
