@@ -123,7 +123,7 @@ def test_failed_checkpoints_are_gaps():
 
 def test_where_tokens_are_not_known_onsets_count_steps():
     rng = np.random.default_rng(1)
-    score, truth = rising_heads(rng, FEW, 50)
+    score, _ = rising_heads(rng, FEW, 50)
     by_tokens, by_steps = traced(score), traced(score, tokens_per_step=None)
     assert set(by_steps.unit) == {"step"}
     assert by_steps.n50.to_numpy() * TOKENS_PER_STEP == pytest.approx(by_tokens.n50.to_numpy(), rel=1e-3)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from workbench.emergence.crossings import LOWER, crossings_of
+from workbench.emergence.crossings import crossings_of
 from workbench.emergence.curves import HEAD, curves_of
+from workbench.emergence.tracing import are_lost
 
 _CONTEXT = ["branch", "detector", "version", "probe", "probe_digest"]
 
@@ -32,7 +33,7 @@ def handovers(scores: pd.DataFrame, *, least: float = 0.2) -> pd.DataFrame:
     """
     curves = curves_of(scores)
     crossings = crossings_of(curves.score, least=least)
-    fell = (crossings.at >= 0) & (crossings.final < LOWER * crossings.high)
+    fell = are_lost(curves.score, crossings)
     context = curves.heads.groupby(_CONTEXT, dropna=False, observed=True, sort=False).ngroup().to_numpy()
     rows = [_handover(curves.score, np.flatnonzero(context == context[a]), int(a)) for a in np.flatnonzero(fell)]
     found = pd.DataFrame(rows, columns=["peak_at", "fall", "to", "to_rise", "explained", "class_sum_ratio"])

@@ -46,13 +46,13 @@ def with_past(scores: pd.DataFrame, known: Mapping[str, str] | None = None) -> p
     parents = parents_of(scores, known)
     order = {ckpt: place for place, ckpt in enumerate(in_order(scores).index.astype("str"))}
     branch_of = scores.drop_duplicates("ckpt").set_index("ckpt").loc[:, "branch"]
-    pieces = [scores]
+    pieces: list[pd.DataFrame] = []
     for branch in branch_of.dropna().unique():
         own = [ckpt for ckpt, of in branch_of.items() if of == branch]
         start = min(own, key=lambda ckpt: order[str(ckpt)])
         past = _ancestors(str(start), parents, order, branch_of)
         pieces.append(scores.loc[scores["ckpt"].isin(list(past - set(own)))].assign(branch=branch))
-    return pd.concat(pieces, ignore_index=True)
+    return pd.concat([*pieces, scores], ignore_index=True)  # in order: what a head is last is what its own rows say
 
 
 def _ancestors(ckpt: str, parents: Mapping[str, str], order: Mapping[str, int], branch_of: pd.Series) -> set[str]:

@@ -107,9 +107,7 @@ def _check_single(scores: pd.DataFrame) -> None:
         raise WorkbenchError(f"these are scores of {named}: lock-in is of one detector on one probe; pass probe=")
     n = scores.loc[scores["score"].notna(), "ckpt"].nunique()
     if n < 2:
-        raise WorkbenchError(
-            f"there are scores of {n} checkpoint{'' if n == 1 else 's'}; lock-in compares at least two"
-        )
+        raise WorkbenchError(f"lock-in compares at least two checkpoints; there are scores of {n}")
 
 
 def _pairs(checkpoints: pd.DataFrame, against: str, known: Mapping[str, str] | None) -> list[tuple[str, str]]:

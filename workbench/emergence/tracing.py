@@ -54,9 +54,10 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
     curves = curves_of(scores)
     x = logarithm(curves.amount)
     crossings = crossings_of(curves.score, least=least)
-    rising = _until_lost(curves.score, crossings)
+    is_lost = are_lost(curves.score, crossings)
+    rising = _until_lost(curves.score, crossings, is_lost)
     fits = _Fits(rising, fit_logistic(x, rising), breaks_of(rising))
-    verdict = _verdicts(curves, crossings, fits, least)
+    verdict = _verdicts(curves.score, crossings, fits, is_lost, least)
     moved = np.isin(verdict, ("emerged", "transient"))
     onset = _onsets(replace(curves, score=rising), x, fits, moved, seed)
     amount = np.append(curves.amount, np.nan)  # -1 is NaN
@@ -142,22 +143,34 @@ def _falls(score: Float[np.ndarray, "heads ckpts"]) -> Bool[np.ndarray, " heads"
     return is_lower & is_explained(total, broken.sse, n, few=_BREAK_FEW)
 
 
-def _until_lost(score: Float[np.ndarray, "heads ckpts"], crossings: Crossings) -> Float[np.ndarray, "heads ckpts"]:
-    """The scores of heads that are lost at the end, up to the last at which they are there: a rise has no fall."""
-    mark = LOWER * crossings.high
+def are_lost(score: Float[np.ndarray, "heads ckpts"], crossings: Crossings) -> Bool[np.ndarray, " heads"]:
+    """Heads that crossed their high mark, end below the lower one, and fall by more than noise after the crossing."""
+    is_low = (crossings.at >= 0) & (crossings.final < LOWER * crossings.high)
+    since = np.where(np.arange(score.shape[1]) >= crossings.at[:, None], score, np.nan)
+    return is_low & _falls(since)
+
+
+def _until_lost(
+    score: Float[np.ndarray, "heads ckpts"], crossings: Crossings, is_lost: Bool[np.ndarray, " heads"]
+) -> Float[np.ndarray, "heads ckpts"]:
+    """The scores, those of lost heads up to the last at which they are there: a rise has no fall."""
     with np.errstate(invalid="ignore"):
-        is_there = score >= mark[:, None]
+        is_there = score >= LOWER * crossings.high[:, None]
     last = score.shape[1] - 1 - is_there[:, ::-1].argmax(1)
-    is_lost = (crossings.at >= 0) & (crossings.final < mark)
     return np.where(is_lost[:, None] & (np.arange(score.shape[1]) > last[:, None]), np.nan, score)
 
 
-def _verdicts(curves: Curves, crossings: Crossings, fits: _Fits, least: float) -> np.ndarray:
+def _verdicts(
+    score: Float[np.ndarray, "heads ckpts"],
+    crossings: Crossings,
+    fits: _Fits,
+    is_lost: Bool[np.ndarray, " heads"],
+    least: float,
+) -> np.ndarray:
     is_low_first = crossings.first < np.maximum(least, crossings.plateau / 2)
     has_risen = fits.is_a_rise & is_low_first & (crossings.before >= 0)
-    is_lost = crossings.final < LOWER * crossings.high
-    is_high = np.nanmedian(curves.score, axis=1) >= least
-    was_high = _falls(curves.score) & ~is_low_first
+    is_high = np.nanmedian(score, axis=1) >= least
+    was_high = _falls(score) & ~is_low_first
     was_there = np.where(fits.is_a_rise, (crossings.at >= 0) & ~is_low_first, is_high | was_high)
     return np.select(
         [has_risen & is_lost, has_risen, was_there, fits.is_a_rise & crossings.unconfirmed],
