@@ -109,7 +109,7 @@ def report(folder: Path, given: argparse.Namespace) -> None:
     size = f"{len(STEPS)} checkpoints x {given.layers * given.heads:,} heads x {given.detectors} detectors"
     lines = [describe(), "", f"{size}; {given.rising:.0%} of the heads emerge. All detectors, reading included.", ""]
     lines += ["| call | wall s | CPU s | peak MB |", "|---|---|---|---|"]
-    for what in ("emergence", "lock_in", "top"):
+    for what in ("emergence", "top", "lock_in"):
         command = [sys.executable, __file__, "--folder", str(folder), "--measure", what]
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

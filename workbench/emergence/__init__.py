@@ -4,7 +4,7 @@ A `Run` calls these with its own tables; they take any rows of the same columns.
 """
 
 from workbench.emergence.across import aligned, compare, counts, same_heads
-from workbench.emergence.agreement import Agreement, agreement
+from workbench.emergence.agreeing import Agreement, agreement
 from workbench.emergence.choosing import chosen_at
 from workbench.emergence.curves import HEAD, LINEAGE, Curves, curves_of
 from workbench.emergence.half_rise import onsets

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.emergence.agreement import spearman
+from workbench.emergence.agreeing import spearman
 from workbench.emergence.curves import HEAD
 from workbench.emergence.tracing import VERDICTS
 from workbench.heads import WorkbenchError

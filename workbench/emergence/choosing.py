@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from workbench.emergence.agreement import top_rows
+from workbench.emergence.agreeing import top_rows
 from workbench.heads import WorkbenchError
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from workbench.emergence.agreement import FEWEST_HEADS, agreement, spearman, top_count, within_layers
+from workbench.emergence.agreeing import FEWEST_HEADS, agreement, spearman, top_count, within_layers
 from workbench.emergence.curves import curves_of
 from workbench.emergence.lineages import parents_of
 from workbench.heads import WorkbenchError

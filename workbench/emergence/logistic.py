@@ -112,7 +112,7 @@ def refine(
         better = tried.sse < here.sse
         best.put(active[better], tried.take(np.flatnonzero(better)))
         gain = here.sse - tried.sse
-        settled = (moved.max(1) < 1e-7) | (better & (gain <= 1e-12 * here.sse)) | (damping[active] > 1e8)
+        settled = (moved.max(1) < 1e-6) | (better & (gain <= 1e-9 * here.sse)) | (damping[active] > 1e8)
         damping[active] *= np.where(better, 0.1, 8.0)
         active = active[~settled]
         if not len(active):
@@ -206,11 +206,15 @@ def _grid(x: Float[np.ndarray, " distinct"]) -> tuple[Float[np.ndarray, " nodes"
 
 def _best_nodes(x: Any, y: Any, weight: Any, middles: Any, widths: Any, *, falling: bool) -> tuple[Any, Any]:
     """The node of the grid that explains most of each curve."""
-    g = rise(x, middles, widths)
+    g = rise(x, middles, widths).astype(np.float32)  # a node is a start: half the bytes are precise enough
     n = weight.sum(1)
-    centred = np.where(weight > 0, y - ((weight * y).sum(1) / n)[:, None], 0)
-    sums = g @ weight.T
-    spread, along = (g**2) @ weight.T - sums**2 / n, g @ centred.T
-    gain = np.where((spread > 1e-9) & (falling | (along > 0)), along**2 / np.maximum(spread, 1e-9), 0)
+    centred = np.where(weight > 0, y - ((weight * y).sum(1) / n)[:, None], 0).astype(np.float32)
+    if weight.all():
+        spread = (g.var(1) * g.shape[1])[:, None]
+    else:
+        counted = weight.astype(np.float32)
+        spread = (g**2) @ counted.T - (g @ counted.T) ** 2 / n.astype(np.float32)
+    along = g @ centred.T
+    gain = np.where((spread > 1e-4) & (falling | (along > 0)), along**2 / np.maximum(spread, 1e-4), 0)
     node = gain.argmax(0)
     return middles[node], widths[node]
