@@ -106,8 +106,14 @@ def report(folder: Path, given: argparse.Namespace) -> None:
     """Measure in fresh processes, two numeric threads each, and keep the table."""
     from machine import describe, keep
 
+    load = f"Load average at the start: {os.getloadavg()[0]:.1f}."
     size = f"{len(STEPS)} checkpoints x {given.layers * given.heads:,} heads x {given.detectors} detectors"
-    lines = [describe(), "", f"{size}; {given.rising:.0%} of the heads emerge. All detectors, reading included.", ""]
+    lines = [
+        describe(),
+        "",
+        f"{size}; {given.rising:.0%} of the heads emerge. All detectors, reading included. {load}",
+        "",
+    ]
     lines += ["| call | wall s | CPU s | peak MB |", "|---|---|---|---|"]
     for what in ("emergence", "top", "lock_in"):
         command = [sys.executable, __file__, "--folder", str(folder), "--measure", what]
@@ -116,7 +122,7 @@ def report(folder: Path, given: argparse.Namespace) -> None:
         found = json.loads(done.stdout)
         lines.append(f"| `{what}` | {found['wall_s']:.1f} | {found['cpu_s']:.1f} | {found['peak_mb']:.0f} |")
         print(lines[-1], flush=True)
-    if given.folder is None:
+    if (given.layers, given.heads, given.detectors) == (48, 64, 12):
         keep(Path(__file__), "Emergence over a large series", lines)
 
 
