@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int
 
 FEWEST_HEADS = 4
@@ -95,23 +94,24 @@ def top_rows(values: Float[np.ndarray, " heads"], k: int) -> list[int]:
 
 
 def _centred_ranks(values: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
-    ranks = pd.Series(values).rank().to_numpy()
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
     return ranks - ranks.mean()
 
 
 def _p_within(one: Any, other: Any, layer: Int[np.ndarray, " heads"], n: int, seed: int) -> float:
     """The share of shuffles of heads within their layers, this one included, that agree as well."""
     a, b = _centred_ranks(one), _centred_ranks(other)
-    reached = int((b[_shuffles(layer.tobytes(), n, seed)] @ a >= a @ b - 1e-9).sum())
+    reached = int((_shuffled(b.tobytes(), layer.tobytes(), n, seed) @ a >= a @ b - 1e-9).sum())
     return (1 + reached) / (1 + n)
 
 
-@lru_cache(maxsize=2)  # the checkpoints of a run have the same heads
-def _shuffles(layer: bytes, n: int, seed: int) -> Int[np.ndarray, "shuffles heads"]:
-    """Rows to take so that heads change places within their layers only."""
-    of = np.frombuffer(layer, dtype=np.int64)
+@lru_cache(maxsize=2)  # the checkpoints of a run have the same heads and, mostly, the same reference
+def _shuffled(values: bytes, layer: bytes, n: int, seed: int) -> Float[np.ndarray, "shuffles heads"]:
+    """The values with heads changing places within their layers only."""
+    of, ranks = np.frombuffer(layer, dtype=np.int64), np.frombuffer(values)
     by_layer = np.argsort(of, kind="stable")
     keys = np.random.default_rng(seed).random((n, len(of))) + of[by_layer]
-    rows = np.empty((n, len(of)), dtype=np.int64)
-    rows[:, by_layer] = by_layer[np.argsort(keys, axis=1)]
-    return rows
+    shuffled = np.empty((n, len(of)))
+    shuffled[:, by_layer] = ranks[by_layer[np.argsort(keys, axis=1)]]
+    return shuffled
