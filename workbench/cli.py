@@ -154,6 +154,37 @@ def top(
 
 
 @app.command()
+def emergence(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared by class.")],
+    detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: each.")] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per class to list, earliest onset first.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
+    from workbench.emerged import summarise
+    from workbench.run import open_run
+
+    found = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    if as_json:
+        say_json(
+            {name: table.to_dict("records") for name, table in found.tables.items()} | {"lock_in": found.sentences}
+        )
+        return
+    titles = {
+        "classes": "Heads of each class, and when half of their rise was over",
+        "heads": "The earliest of each class",
+        "phase_changes": "When the model as a whole changed its course",
+    }
+    for i, (name, title) in enumerate(titles.items()):
+        table = found.tables[name]
+        print("\n" if i else "", end="")
+        say_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
+    for sentence in found.sentences:
+        print(f"\n{sentence['run']}, {sentence['detector']} on {sentence['probe']}: {sentence['says']}")
+
+
+@app.command()
 def check(run: RunFolder, as_json: Json = False) -> None:
     """Re-read every stored part; exit 1 if one is damaged."""
     from workbench.store import Store

@@ -13,7 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from workbench.emergence import LINEAGE, onsets
+from workbench.emergence import (
+    HEAD,
+    LINEAGE,
+    handovers,
+    icl_score,
+    lock_in,
+    lock_in_sentence,
+    onsets,
+    parents_of,
+    phase_changes,
+    trace,
+    with_past,
+)
 from workbench.heads import Head, WorkbenchError
 from workbench.store import Label, Part, Reader, Store, Table, plain_text
 
@@ -169,10 +181,66 @@ class Run:
         names = ("ckpt", "unit", "kind", "message", "traceback", "attempts")
         return pd.DataFrame({name: [getattr(failure, name) for failure in found] for name in names})
 
-    def emergence(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
-        """The half-rise onset, peak and transience of every head; see `workbench.emergence.onsets`."""
-        parts = self._parts("scores", detector=detector, probe=probe)
-        return plain_text(onsets(self._frame("scores", parts)))
+    def emergence(
+        self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False
+    ) -> pd.DataFrame:
+        """The course of every head: what became of it, since when, with intervals; see `workbench.emergence.trace`.
+
+        `least` is the lowest score that counts as "there". With `past`, the curve of a branch begins where training
+        began and not where the branch did.
+
+        Raises:
+            WorkbenchError: if the detector or probe is not there; it lists what is.
+        """
+        scores = self._scores_of(detector, probe)
+        if past:
+            scores = with_past(plain_text(scores), self._parents())
+        return plain_text(trace(scores, least=least))
+
+    def lock_in(
+        self, detector: str, *, probe: str | None = None, against: Step | str = "last", k: int | None = None
+    ) -> pd.DataFrame:
+        """Each checkpoint's head scores against the last of its branch, its parent, or any; see `emergence.lock_in`.
+
+        `against` is "last", "parent", or the name or step of a checkpoint; `probe` may be None where there is one.
+
+        Raises:
+            WorkbenchError: if there is nothing to compare; see there.
+        """
+        if isinstance(against, int):
+            against = str(self.scores(detector=detector, probe=probe, step=against).loc[:, "ckpt"].iloc[-1])
+        scores = plain_text(self._scores_of(detector, probe))
+        return lock_in(scores, against=against, k=k, parents=self._parents())
+
+    def lock_in_sentence(self, detector: str, *, probe: str | None = None) -> str:
+        """What lock-in supports of "formed early, hard to move", in one sentence.
+
+        Raises:
+            WorkbenchError: as `lock_in`.
+        """
+        over_training = self.lock_in(detector, probe=probe)
+        continues = parents_of(over_training, self._parents()).values()
+        has_parent = bool(set(over_training.loc[:, "ckpt"]) & set(continues))
+        since = self.lock_in(detector, probe=probe, against="parent") if has_parent else None
+        return lock_in_sentence(over_training, since)
+
+    def handovers(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+        """For each head that fell, the one whose rise explains most of it; see `workbench.emergence.handovers`."""
+        return plain_text(handovers(self._scores_of(detector, probe)))
+
+    def phase_changes(
+        self, *, probe: str | None = None, metric: str | None = None, early: int | None = None, late: int | None = None
+    ) -> pd.DataFrame:
+        """When each model-level number changed its course; see `workbench.emergence.phase_changes`.
+
+        Where losses are known by position, the in-context-learning score is among the metrics, as `icl_score` between
+        positions `early` and `late`.
+        """
+        metrics = self.metrics(probe=probe)
+        if bool(metrics.loc[:, "position"].notna().any()):
+            icl = icl_score(metrics, early=early, late=late)
+            metrics = pd.concat([metrics, icl.loc[:, [name for name in metrics.columns if name in icl.columns]]])
+        return phase_changes(metrics if metric is None else metrics.loc[metrics["metric"] == metric])
 
     def top(self, detector: str | None = None, n: int = 10, *, probe: str | None = None) -> pd.DataFrame:
         """The `n` highest scores at the last checkpoint, one row per head, for one detector or each.
@@ -226,6 +294,18 @@ class Run:
         heads = plain_text(frame).loc[lambda f: f["head"].notna(), [*names, "head"]].drop_duplicates()
         return heads.groupby(names, dropna=False).size().rename("n_heads").reset_index()
 
+    def _scores_of(self, detector: str, probe: str | None) -> pd.DataFrame:
+        """All scores of a detector, text as categories."""
+        return self._frame("scores", self._parts("scores", detector=detector, probe=probe))
+
+    def _parents(self) -> dict[str, str]:
+        """Which checkpoint each continues, where the series names it."""
+        series = self.checkpoints()
+        if "parent" not in series.columns:
+            return {}
+        named = series.loc[series["parent"].notna(), ["ckpt", "parent"]]
+        return dict(named.itertuples(index=False))
+
     @property
     def _reader(self) -> Reader:
         if self._lazy_reader is None:
@@ -271,8 +351,9 @@ class Run:
     def _top(self, detector: str, n: int, probe: str | None) -> pd.DataFrame:
         rows = self.scores(detector=detector, probe=probe, step="last")
         best = rows.loc[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
-        best = best.drop_duplicates(["layer", "head", "kv_head"]).head(n)
-        onset = self.emergence(detector, probe=probe).loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
+        best = best.drop_duplicates(list(HEAD)).head(n)
+        onset = plain_text(onsets(self._scores_of(detector, probe)))
+        onset = onset.loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
         return best.merge(onset, on=list(LINEAGE), how="left").loc[:, list(_TOP)]
 
     def _series_rank(self) -> dict[str, int]:

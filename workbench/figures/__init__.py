@@ -1,7 +1,20 @@
 """Tables as plotly figures, the same in a notebook and in the app. Each function returns a plain `go.Figure`."""
 
 from workbench.figures.curves import emergence, history, metrics
+from workbench.figures.locking import lock_in
+from workbench.figures.onsets import compare, onset
 from workbench.figures.panels import heads, place, strips
 from workbench.figures.trajectories import RunLike
 
-__all__ = ["RunLike", "emergence", "heads", "history", "metrics", "place", "strips"]
+__all__ = [
+    "RunLike",
+    "compare",
+    "emergence",
+    "heads",
+    "history",
+    "lock_in",
+    "metrics",
+    "onset",
+    "place",
+    "strips",
+]

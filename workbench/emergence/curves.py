@@ -1,0 +1,116 @@
+"""Rows of scores as arrays: one curve per head over the checkpoints in order, with errors and a training axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+AxisUnit = Literal["tokens", "step", ""]
+
+HEAD = ("layer", "head", "kv_head", "kind")
+LINEAGE = ("branch", "detector", "version", "probe", "probe_digest", *HEAD)
+_IDENTITY = ("branch", "detector", "version", "probe", "probe_digest", "layer", "head", "kv_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """The curve of every lineage: one head under one detector and probe on one branch.
+
+    `heads` has one row per curve: the columns of `LINEAGE` and the window, kind and window as they are last.
+    `checkpoints` is indexed by name, in order. `score` is NaN where there is none; `se` is its standard error
+    over probe sequences, NaN where unknown. `amount` is tokens, or steps where some checkpoint does not know its
+    tokens, in order with the checkpoints; NaN throughout, with `unit` "", where neither is known or they go back.
+    """
+
+    heads: pd.DataFrame
+    checkpoints: pd.DataFrame
+    score: Float[np.ndarray, "heads ckpts"]
+    se: Float[np.ndarray, "heads ckpts"]
+    amount: Float[np.ndarray, " ckpts"]
+    unit: AxisUnit
+
+
+def curves_of(scores: pd.DataFrame) -> Curves:
+    """The curves in rows of `Run.scores()`; heads without any score are left out.
+
+    Checkpoints are ordered by `step_total` where all have one, else as they appear. Where two mixers share a layer
+    (an attention and a recurrent one, at the same checkpoint), heads of one number are told apart by their kind;
+    a layer that only changes its kind over training keeps its heads' curves whole.
+    """
+    mixer = _mixer(scores)
+    there = scores.loc[:, "score"].notna().to_numpy()
+    scores, mixer = scores.loc[there], mixer[there]
+    checkpoints = in_order(scores)
+    keys: list[Any] = [*(scores.loc[:, name] for name in _IDENTITY), pd.Series(mixer, scores.index, name="_mixer")]
+    grouped = scores.groupby(keys, dropna=False, observed=True, sort=True)
+    row = grouped.ngroup().to_numpy()
+    column = _positions(checkpoints, scores)
+    shape = grouped.ngroups, max(len(checkpoints), 1)
+    score, se = np.full(shape, np.nan), np.full(shape, np.nan)
+    score[row, column] = scores.loc[:, "score"].to_numpy(np.float64)
+    se[row, column] = _standard_error(scores)
+    heads = grouped[["kind", "window"]].last().reset_index().drop(columns="_mixer")
+    amount, unit = axis_of(checkpoints)
+    return Curves(heads, checkpoints, score, se, amount, unit)
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The checkpoints of a table's rows, by name, in series order: stage, branch, step, step_total, tokens."""
+    known = [name for name in ("stage", "branch", "step", "step_total", "tokens") if name in table.columns]
+    found = table.drop_duplicates("ckpt").set_index("ckpt").loc[:, known]
+    total = found.loc[:, "step_total"]
+    if total.isna().any():
+        return found
+    return found.iloc[np.argsort(total.to_numpy(np.int64), kind="stable")]
+
+
+def axis_of(checkpoints: pd.DataFrame) -> tuple[Float[np.ndarray, " ckpts"], AxisUnit]:
+    """Where the checkpoints stand: the first of tokens, total steps, steps that all have and that never goes back."""
+    measures: tuple[tuple[str, AxisUnit], ...] = (("tokens", "tokens"), ("step_total", "step"), ("step", "step"))
+    for name, unit in measures:
+        amount = checkpoints.loc[:, name].to_numpy(np.float64, na_value=np.nan)
+        if len(amount) and not np.isnan(amount).any() and (np.diff(amount) >= 0).all():
+            return amount, unit
+    return np.full(max(len(checkpoints), 1), np.nan), ""
+
+
+def logarithm(amount: Float[np.ndarray, " ckpts"]) -> Float[np.ndarray, " ckpts"]:
+    """ln of tokens or steps; of 0 a finite number so low that every rise has yet to begin."""
+    with np.errstate(divide="ignore"):
+        x = np.log(amount)
+    lowest = x[np.isfinite(x)].min(initial=0.0)
+    return np.where(np.isneginf(x), lowest - 1e4, x)
+
+
+def _mixer(scores: pd.DataFrame) -> np.ndarray:
+    """The kind of a head whose layer has two mixers, "" for others."""
+    mixer = np.full(len(scores), "", dtype=object)
+    kinds = scores.loc[:, ["layer", "kind"]].drop_duplicates()
+    mixed = kinds.loc[kinds.loc[:, "layer"].duplicated(), "layer"]
+    if mixed.empty:
+        return mixer
+    of_mixed = scores.loc[scores.loc[:, "layer"].isin(mixed), ["ckpt", "layer", "kind"]].drop_duplicates()
+    parallel = of_mixed.loc[of_mixed.duplicated(["ckpt", "layer"]), "layer"]
+    rows = scores.loc[:, "layer"].isin(parallel).to_numpy()
+    mixer[rows] = scores.loc[rows, "kind"].astype(str).to_numpy()
+    return mixer
+
+
+def _positions(checkpoints: pd.DataFrame, scores: pd.DataFrame) -> np.ndarray:
+    """The column of each row's checkpoint."""
+    ckpt = scores.loc[:, "ckpt"]
+    if isinstance(ckpt.dtype, pd.CategoricalDtype):
+        return checkpoints.index.get_indexer(ckpt.cat.categories)[ckpt.cat.codes.to_numpy()]
+    return checkpoints.index.get_indexer(ckpt)
+
+
+def _standard_error(scores: pd.DataFrame) -> np.ndarray:
+    """sd over sequences / sqrt of their number; NaN for fewer than two."""
+    if not {"sd_seq", "n_seq"} <= set(scores.columns):
+        return np.full(len(scores), np.nan)
+    n = scores.loc[:, "n_seq"].to_numpy(np.float64)
+    return np.where(n > 1, scores.loc[:, "sd_seq"].to_numpy(np.float64) / np.sqrt(np.maximum(n, 1)), np.nan)
