@@ -110,6 +110,7 @@ def scores(
 
 def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
     names = "previous_token current_token duplicate_token induction sink learned_sink entropy mean_distance far_mass"
+    names += " normalized_entropy effective_support far_mass_16 far_mass_64"
     values: dict[str, list[float]] = {name: [] for name in names.split()}
     for i in range(len(x)):
         row = pattern[i, : i + 1]
@@ -132,6 +133,12 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
             values["induction"].append(sum(row[j] for j in after))
         outcomes = [*weights, sink_share]
         values["entropy"].append(-sum(p * math.log(p) for p in outcomes if p > 0))
+        if i >= 1:
+            values["normalized_entropy"].append(values["entropy"][-1] / math.log(i + 1))
+        values["effective_support"].append(1 / ((weights**2).sum() + sink_share**2))
+        for window in (16, 64):
+            if i >= window:
+                values[f"far_mass_{window}"].append(sum(weights[j] for j in range(i - window + 1)))
         values["mean_distance"].append(sum(weights[j] * (i - j) for j in range(i + 1)))
         if i >= far_window:
             values["far_mass"].append(sum(weights[j] for j in range(i - far_window + 1)))

@@ -7,9 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.families import random_tokens, tiny
 from tests.planted import (
     BOS,
+    PREVIOUS,
+    TOKEN,
     VOCABULARY,
+    PlantedHead,
     PlantedModel,
     current_token_head,
     duplicate_token_head,
@@ -20,7 +24,7 @@ from tests.planted import (
 )
 from workbench import probes
 from workbench.detectors import score
-from workbench.hooks import open_model
+from workbench.hooks import FarSum, FeatureSum, open_model
 from workbench.kernels import Far
 from workbench.probes import Vocabulary
 
@@ -96,6 +100,68 @@ def test_a_learned_sink_takes_its_share_of_a_uniform_row():
     assert table["sink", 0] == pytest.approx(np.mean([(1 - p) / (i + 1) for i, p in enumerate(shares)]), abs=1e-6)
     entropies = [-p * math.log(p) - (1 - p) * math.log((1 - p) / (i + 1)) for i, p in enumerate(shares)]
     assert table["entropy", 0] == pytest.approx(np.mean(entropies), abs=1e-6)
+
+
+def test_a_head_on_a_first_token_without_a_value_moves_nothing_of_it():
+    """Uniform attention over 20 tokens; the first one's value is as long as the others', half of it, or nothing."""
+    m = open_model(PlantedModel([[_valued(uniform_head(), size) for size in (1.0, 0.5, 0.0)]]))
+    tokens = torch.cat([torch.tensor([BOS]), torch.arange(5, 24)])[None]
+    table = score(m, ["value_drain", "output_norm", "effective_support", "normalized_entropy"], tokens)
+    table = table.set_index(["detector", "head"]).score
+    attention = sum(1 / (i + 1) for i in range(20))  # on the first token, over all rows
+    for head, size in enumerate((1.0, 0.5, 0.0)):
+        moved = 20 - attention * (1 - size)
+        assert table["value_drain", head] == pytest.approx(1 - attention * size / moved, abs=1e-6)
+    # Values are orthogonal: a row's output is as long as the root of the sum of their squares, over their number.
+    norms = [np.mean([math.sqrt(s**2 + i) / (i + 1) for i in range(20)]) for s in (1.0, 0.5, 0.0)]
+    for head in range(3):
+        assert table["output_norm", head] == pytest.approx(norms[head] / np.mean(norms), abs=1e-6)
+    assert table["effective_support", 0] == pytest.approx(np.mean(np.arange(1, 21)), abs=1e-4)
+    assert table["normalized_entropy", 0] == pytest.approx(1, abs=1e-6)
+
+
+def _valued(head, size):
+    """The head with every token's own direction as its value, the first token's of another length."""
+    ov = torch.zeros_like(head.ov)
+    ov[TOKEN, PREVIOUS] = torch.eye(VOCABULARY)
+    ov[BOS] *= size
+    return PlantedHead(head.q, head.k, ov)
+
+
+def test_columns_squares_and_features_are_sums_of_the_pattern(probe):
+    m = open_model(tiny("llama"))
+    tokens = random_tokens(2, 30)
+    classes = tokens % 3
+
+    def one_hot(batch):
+        return torch.nn.functional.one_hot(batch.tokens % 3, 3).float()
+
+    needs = {FeatureSum("of_its_class", one_hot, one_hot), FarSum("beyond_7", 7), "column_mass_per_key"}
+    for kwargs in ({}, {"prefill": 7}, {"rows": torch.tensor([3, 4, 9, 21, 29])}):
+        recording = m.record(tokens, needs, **kwargs)
+        rows = kwargs.get("rows", torch.arange(30))
+        for b in range(2):
+            for head in range(4):
+                pattern = m.pattern(tokens[b], 1, head)[rows]
+                same = (classes[b][rows][:, None] == classes[b][None]).float()
+                assert recording["of_its_class"].total[b, 1, head] == pytest.approx(
+                    float((pattern * same).sum()), abs=1e-4
+                )
+                far = (rows[:, None] - torch.arange(30) >= 7).float()
+                assert recording["beyond_7"].total[b, 1, head] == pytest.approx(float((pattern * far).sum()), abs=1e-4)
+                assert torch.allclose(recording.per_key["column_mass_per_key"][b, 1, head], pattern.sum(0), atol=1e-4)
+        assert recording["beyond_7"].rows.eq(int((rows >= 7).sum())).all()
+
+
+def test_saturation_is_the_mass_in_the_last_tenth_of_a_layers_own_window():
+    m = open_model(tiny("cwm"))  # a sliding layer of 8 tokens, a full one
+    tokens = random_tokens(2, 40)
+    table = score(m, ["window_saturation"], tokens).set_index(["layer", "head"])
+    for head in range(4):
+        rows = [m.pattern(tokens[b], 0, head)[i, i - 7] for b in range(2) for i in range(8, 40)]
+        assert table.score[0, head] == pytest.approx(float(torch.stack(rows).mean()), abs=1e-6)
+        assert math.isnan(table.score[1, head])
+    assert table.n[1, 0] == 0
 
 
 def test_counts_halves_and_intervals_belong_to_the_sequences(probe):

@@ -45,6 +45,9 @@ def test_the_score_of_packed_documents_is_that_of_the_padded_batch():
         mask[d, : stop - start] = 1
     packed = score(m, tokens=TOKENS, attention_mask=DOCUMENTS, far=Far(5))
     apart = score(m, tokens=padded, attention_mask=mask, far=Far(5))
+    # Of packed documents the first token's value norm is not known.
+    assert packed.score[packed.detector == "value_drain"].isna().all()
+    packed, apart = (table[table.detector != "value_drain"].reset_index() for table in (packed, apart))
     assert packed.n_seq.equals(apart.n_seq)
     assert packed.n.equals(apart.n)
     assert (packed.score - apart.score).abs().max() < 1e-4

@@ -1,5 +1,5 @@
 """The detectors that come with the workbench; importing this registers them."""
 
-from workbench.detectors import answers, circuits, matches, shape, sinks
+from workbench.detectors import answers, circuits, ladder, matches, shape, sinks, values
 
-__all__ = ["answers", "circuits", "matches", "shape", "sinks"]
+__all__ = ["answers", "circuits", "ladder", "matches", "shape", "sinks", "values"]

@@ -4,13 +4,15 @@ from workbench.hooks.cells import CellSum, Sequences
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
 from workbench.hooks.patching import PatchEffect, patch_effects
-from workbench.hooks.recording import NEEDS, Answers, PerSequence, Recording
+from workbench.hooks.recording import NEEDS, Answers, FarSum, FeatureSum, PerSequence, Recording
 
 __all__ = [
     "DEFAULT_FAR",
     "NEEDS",
     "Answers",
     "CellSum",
+    "FarSum",
+    "FeatureSum",
     "HookedModel",
     "PatchEffect",
     "PerSequence",

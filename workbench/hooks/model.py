@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -146,7 +147,8 @@ class HookedModel:
             return out if asked.request.rows is None else intervened_output(call, self._interventions)
 
         def read(call: LinearCall) -> None:
-            reduction.take(place[call.layer, True], call.statistics(asked.request), asked)
+            request = replace(asked.request, value_norms=False)  # of a linear layer the rows alone are known
+            reduction.take(place[call.layer, True], call.statistics(request), asked)
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())

@@ -6,17 +6,30 @@ them by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo, WorkbenchError
-from workbench.hooks.cells import CELL_RULES, CellSum
+from workbench.hooks.cells import CELL_RULES, CellSum, Sequences
 from workbench.kernels import Far
 
-ROW_NEEDS = ("learned_sink_mass", "entropy", "mean_distance", "far_mass")
+ROW_NEEDS = (
+    "learned_sink_mass",
+    "entropy",
+    "normalized_entropy",
+    "mean_distance",
+    "far_mass",
+    "effective_support",
+    "window_saturation",
+    "output_norm",
+    "value_norm",
+)
+# One number per sequence, which counts as one row.
+SEQUENCE_NEEDS = ("first_value_norm",)
+PER_KEY_NEEDS = ("column_mass_per_key",)
 PER_ROW_NEEDS = (
     "lse_per_row",
     "mass_per_row",
@@ -24,8 +37,34 @@ PER_ROW_NEEDS = (
     "mean_distance_per_row",
     "far_mass_per_row",
 )
-NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *PER_ROW_NEEDS)
-Need = str | CellSum
+NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *SEQUENCE_NEEDS, *PER_ROW_NEEDS, *PER_KEY_NEEDS)
+
+
+@dataclass(frozen=True, slots=True)
+class FarSum:
+    """A need of one's own: per row, the attention `window` or more tokens back, on rows that have so many before them.
+
+    All windows that are asked for together cost one pass over the weights.
+    """
+
+    name: str
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSum:
+    """A need of one's own: per row i, Σ_f readout[i, f] · Σ_j A[i, j] features[j, f], over all rows.
+
+    With one-hot features of a class and its one-hot readout this is the attention on keys of the row's class, without
+    a list of cells; with random signs it is an estimate of it in fewer features (a count-sketch).
+    """
+
+    name: str
+    features: Callable[[Sequences], Float[Tensor, "b t f"]]
+    readout: Callable[[Sequences], Float[Tensor, "b t f"]]
+
+
+Need = str | CellSum | FarSum | FeatureSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +95,14 @@ class Answers:
 class Recording:
     """Statistics of one forward pass over a batch of sequences, by need. Nothing in it is T × T.
 
-    `far`: the window and sink that `far_mass` used.
+    `per_row`, `per_key`: what was kept for every query, or summed over queries for every key. `far`: the window and
+    sink that `far_mass` used.
     """
 
     layers: tuple[LayerInfo, ...]
     sums: Mapping[str, PerSequence]
     per_row: Mapping[str, Float[Tensor, "b n_layers max_heads t"]]
+    per_key: Mapping[str, Float[Tensor, "b n_layers max_heads t"]]
     far: Far
     answers: Answers | None
 
@@ -76,23 +117,51 @@ class Recording:
         return self.sums[need]
 
 
-def check_needs(needs: Iterable[Need]) -> tuple[tuple[CellSum, ...], frozenset[str]]:
-    """Split needs into the cell sums and the names of the others.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is asked for: sums of one's own by their kind, in order of their names, and the names of the others."""
+
+    cells: tuple[CellSum, ...]
+    fars: tuple[FarSum, ...]
+    features: tuple[FeatureSum, ...]
+    names: frozenset[str]
+
+    @property
+    def sums(self) -> list[str]:
+        """Everything that is summed over rows."""
+        own = [need.name for need in (*self.cells, *self.fars, *self.features)]
+        return own + sorted(self.names - {*PER_ROW_NEEDS, *PER_KEY_NEEDS})
+
+
+def check_needs(needs: Iterable[Need]) -> Needs:
+    """Sort needs by what they are.
 
     Raises:
-        WorkbenchError: for a name that is not a need.
+        WorkbenchError: for a name that is not a need, two needs of one name, or a window shorter than one token.
     """
-    cell_sums: dict[str, CellSum] = {}
+    own: dict[str, CellSum | FarSum | FeatureSum] = {}
     names: set[str] = set()
     for need in needs:
-        if isinstance(need, CellSum):
-            if need.name in NEEDS or cell_sums.get(need.name, need) != need:
-                raise WorkbenchError(f"two needs are called {need.name!r}; rename the CellSum")
-            cell_sums[need.name] = need
+        if not isinstance(need, str):
+            if need.name in NEEDS or own.get(need.name, need) != need:
+                raise WorkbenchError(f"two needs are called {need.name!r}; rename the {type(need).__name__}")
+            own[need.name] = need
         elif need in CELL_RULES:
-            cell_sums[need] = CellSum(need, CELL_RULES[need])
+            own[need] = CellSum(need, CELL_RULES[need])
         elif need in NEEDS:
             names.add(need)
         else:
-            raise WorkbenchError(f"unknown need {need!r}; expected a CellSum or one of {', '.join(NEEDS)}")
-    return tuple(sorted(cell_sums.values(), key=lambda c: c.name)), frozenset(names)
+            raise WorkbenchError(
+                f"unknown need {need!r}; expected a CellSum, FarSum, FeatureSum or one of {', '.join(NEEDS)}"
+            )
+    ordered = [own[name] for name in sorted(own)]
+    fars = tuple(need for need in ordered if isinstance(need, FarSum))
+    short = next((need for need in fars if need.window < 1), None)
+    if short is not None:
+        raise WorkbenchError(f"{short.name!r} has a window of {short.window} tokens; expected at least 1")
+    return Needs(
+        cells=tuple(need for need in ordered if isinstance(need, CellSum)),
+        fars=fars,
+        features=tuple(need for need in ordered if isinstance(need, FeatureSum)),
+        names=frozenset(names),
+    )

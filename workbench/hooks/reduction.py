@@ -10,13 +10,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo
 from workbench.hooks.cells import Sequences, merge, on_rows, rows_of, within_documents
-from workbench.hooks.recording import Answers, Need, PerSequence, Recording, check_needs
+from workbench.hooks.recording import (
+    PER_KEY_NEEDS,
+    PER_ROW_NEEDS,
+    SEQUENCE_NEEDS,
+    Answers,
+    Need,
+    PerSequence,
+    Recording,
+    check_needs,
+)
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
 
@@ -53,7 +62,8 @@ class Reduction:
         rows: Int[Tensor, " r"] | None,
     ):
         self._batch, self._layers, self._far = batch, layers, far
-        self._cell_sums, self._names = check_needs(needs)
+        self._needs = check_needs(needs)
+        self._cell_sums, self._names = self._needs.cells, self._needs.names
         n_tokens, device = batch.tokens.shape[1], batch.tokens.device
         self._is_thinned = rows is not None and len(rows) < n_tokens
         self._sampled = torch.arange(n_tokens, device=device) if rows is None else rows
@@ -68,7 +78,7 @@ class Reduction:
         self._top_rows = torch.zeros(0, 2, dtype=torch.long, device=device)
         if "answer_top1" in self._names and batch.targets is not None:
             self._top_rows = rows_of(within_documents(batch.targets, batch))
-        sums = [c.name for c in self._cell_sums] + [n for n in self._names if not n.endswith("_per_row")]
+        sums = self._needs.sums
         shape = (batch.n_documents, len(layers), max(layer.n_heads for layer in layers))
         self._totals = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in sums}
         self._squares = {
@@ -78,7 +88,11 @@ class Reduction:
         self._taken: set[tuple[str, int]] = set()
         self._n_rows = self._rows_in_all(every) if self._is_thinned else {}
         row_shape = (len(batch.tokens), *shape[1:], n_tokens)
-        self._per_row = {name: torch.full(row_shape, torch.nan) for name in self._names if name.endswith("_per_row")}
+        self._per_row = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_ROW_NEEDS}
+        self._per_key = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_KEY_NEEDS}
+        self._windows = self._all_windows()
+        self._features = [need.features(batch).float() for need in self._needs.features]
+        self._readouts = [need.readout(batch).float() for need in self._needs.features]
 
     def ask(self, queries: slice) -> Asked:
         """What is wanted of the queries from `queries.start` to `queries.stop`."""
@@ -105,13 +119,18 @@ class Reduction:
             set_rows=tuple(rows_of(c) for c in sets),
             top_rows=top_rows,
             request=Request(
-                entropy=self._wants("entropy"),
+                entropy=self._wants("entropy") or self._wants("normalized_entropy"),
                 distance=self._wants("mean_distance"),
                 far=self._far if self._wants("far_mass") else None,
                 first=self._batch.first[:, 0],
                 cells=Cells(*shifted(cells).unbind(-1)) if len(cells) else None,
                 top_rows=shifted(top_rows) if len(top_rows) else None,
                 rows=None if is_whole else picked - queries.start,
+                windows=self._windows,
+                squares=self._wants("effective_support"),
+                features=torch.cat(self._features, -1)[:, : queries.stop] if self._features else None,
+                row_weights=self._counted_rows(queries) if self._per_key else None,
+                value_norms=any(self._wants(name) for name in ("output_norm", "value_norm", "first_value_norm")),
             ),
         )
 
@@ -126,9 +145,10 @@ class Reduction:
             "entropy": (statistics.entropy, valid),
             "mean_distance": (statistics.mean_distance, valid),
             "far_mass": (statistics.far_mass, valid & (position >= self._far.window)),
+            "output_norm": (statistics.output_norm, valid),
+            "value_norm": (statistics.value_norm, valid),
+            **self._own_rows(statistics, layer, valid, position, picked),
         }
-        if layer.has_sinks and "learned_sink_mass" in self._names:
-            by_row["learned_sink_mass"] = (1 - statistics.mass, valid)
         for name, (values, keep) in by_row.items():
             if name in self._totals and values is not None:
                 counted = keep[:, None] & is_seen
@@ -139,6 +159,45 @@ class Reduction:
         self._take_cells(place, statistics, asked, is_seen)
         self._take_top(place, statistics, asked, is_seen)
         self._keep_rows(place, statistics, asked, is_seen)
+        self._keep_keys(place, statistics)
+        # Known of a sequence's first key alone, so that packed documents have none.
+        is_new = ("first_value_norm", place) not in self._taken and not self._batch.is_packed
+        if "first_value_norm" in self._names and statistics.first_value_norm is not None and is_new:
+            norms = statistics.first_value_norm[..., 0]
+            self._add("first_value_norm", place, norms, torch.ones_like(norms, dtype=torch.long), None)
+
+    def _own_rows(
+        self,
+        statistics: RowStatistics,
+        layer: LayerInfo,
+        valid: Bool[Tensor, "b r"],
+        position: Int[Tensor, "b r"],
+        picked: Int[Tensor, " r"],
+    ) -> dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]]:
+        """Row values that a layer's kind or a need of one's own has a say in, with the rows they hold for."""
+        found: dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]] = {}
+        if layer.has_sinks and "learned_sink_mass" in self._names:
+            found["learned_sink_mass"] = (1 - statistics.mass, valid)
+        if "normalized_entropy" in self._names and statistics.entropy is not None:
+            most = torch.log((position + 1).clamp_min(2).float())
+            found["normalized_entropy"] = (statistics.entropy / most[:, None], valid & (position >= 1))
+        if "effective_support" in self._names and statistics.squares is not None:
+            # The learned sink is one outcome more, as it is in the entropy.
+            found["effective_support"] = (1 / (statistics.squares + (1 - statistics.mass) ** 2), valid)
+        wanted = [(need.name, need.window) for need in self._needs.fars]
+        if layer.window is not None and "window_saturation" in self._names:
+            wanted.append(("window_saturation", _saturating(layer.window)))
+        for name, window in wanted:
+            assert statistics.beyond is not None
+            mass = statistics.beyond[..., self._windows.index(window)]
+            found[name] = (mass, valid & (position >= (layer.window or 0 if name == "window_saturation" else window)))
+        start = 0
+        for need, readout in zip(self._needs.features, self._readouts, strict=True):
+            assert statistics.features is not None
+            mine = statistics.features[..., start : start + readout.shape[-1]]
+            found[need.name] = (einsum(mine, readout[:, picked], "b h r f, b r f -> b h r"), valid)
+            start += readout.shape[-1]
+        return found
 
     def finish(self, answers: Answers | None) -> Recording:
         """The recording of everything that was taken."""
@@ -146,7 +205,14 @@ class Reduction:
             name: PerSequence(total.float(), self._rows[name], self._row_error(name))
             for name, total in self._totals.items()
         }
-        return Recording(layers=self._layers, sums=sums, per_row=self._per_row, far=self._far, answers=answers)
+        return Recording(
+            layers=self._layers,
+            sums=sums,
+            per_row=self._per_row,
+            per_key=self._per_key,
+            far=self._far,
+            answers=answers,
+        )
 
     def _wants(self, name: str) -> bool:
         return name in self._names or f"{name}_per_row" in self._names
@@ -186,6 +252,25 @@ class Reduction:
             values = torch.where(is_seen, values, torch.nan)
             kept[:, place, : values.shape[1], asked.picked.cpu()] = values.float().cpu()
 
+    def _keep_keys(self, place: int, statistics: RowStatistics) -> None:
+        """Column sums grow with every run of queries, which see the keys of the runs before."""
+        for kept in self._per_key.values():
+            assert statistics.columns is not None
+            n_heads, n_keys = statistics.columns.shape[1:]
+            mine = kept[:, place, :n_heads, :n_keys]
+            kept[:, place, :n_heads] = kept[:, place, :n_heads].nan_to_num(0)
+            mine += statistics.columns.cpu()
+
+    def _counted_rows(self, queries: slice) -> Float[Tensor, "b q"]:
+        rows = torch.arange(queries.start, queries.stop, device=self._sampled.device)
+        return (self._batch.valid[:, queries] & torch.isin(rows, self._sampled)).float()
+
+    def _all_windows(self) -> tuple[int, ...]:
+        windows = {need.window for need in self._needs.fars}
+        if "window_saturation" in self._names:
+            windows |= {_saturating(layer.window) for layer in self._layers if layer.window is not None}
+        return tuple(sorted(windows))
+
     def _by_document(self, values: Tensor, picked: Int[Tensor, " r"]) -> Tensor:
         """Sums over rows, "b h r" to "n h"."""
         if not self._batch.is_packed:
@@ -222,9 +307,15 @@ class Reduction:
             c.name: count(batch.document[tuple(rows_of(cells).unbind(-1))])
             for c, cells in zip(self._cell_sums, every, strict=True)
         }
-        valid = count(batch.document[batch.valid])
-        far = count(batch.document[batch.valid & (position >= self._far.window)])
-        return counts | {name: far if name == "far_mass" else valid for name in self._names}
+
+        def beyond(window: int) -> Int[Tensor, " n"]:
+            return count(batch.document[batch.valid & (position >= window)])
+
+        for need in self._needs.fars:
+            counts[need.name] = beyond(need.window)
+        least = {"far_mass": self._far.window, "normalized_entropy": 1}
+        names = [*self._names, *(need.name for need in self._needs.features)]
+        return counts | {name: beyond(least.get(name, 0)) for name in names}
 
     def _row_error(self, name: str) -> Float[Tensor, "n n_layers max_heads"] | None:
         if name not in self._squares:
@@ -237,4 +328,9 @@ class Reduction:
 
 
 def _is_whole(need: str) -> bool:
-    return need.startswith("answer_")
+    return need.startswith("answer_") or need in SEQUENCE_NEEDS
+
+
+def _saturating(window: int) -> int:
+    """How far back the last tenth of a window begins."""
+    return max(1, window - max(1, round(window / 10)))

@@ -17,7 +17,7 @@ from workbench.kernels.collector import Collector
 from workbench.kernels.masks import TileMask
 from workbench.kernels.softmax_tiles import SoftmaxLayer, check_groups
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tile_sums import beyond, distance_sum, far_starts, ladder
+from workbench.kernels.tile_sums import beyond, distance_sum, far_starts, first_keys, ladder
 from workbench.kernels.tiles import Cut, Scratch, within_memory
 
 
@@ -71,7 +71,7 @@ def _statistics(
     offset = v.shape[2] - n_queries
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
     collector = Collector(request, n_sequences, n_heads, n_queries, rows, n_keys=v.shape[2])
-    far_from = far_starts(request, n_sequences)
+    far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
     norms = v.float().norm(dim=-1) if request.value_norms else None
     scratch = Scratch(rows.device, cut.largest)
     for tiles in cut.tiles(rows, layer.mask):
@@ -94,7 +94,7 @@ def _statistics(
             if far is not None:
                 collector.put(collector.far_mass, tile, far.mass(found.weights, starts) / found.total)
             if windows is not None:
-                masses = beyond(windows, found.weights, starts)
+                masses = beyond(windows, found.weights, [max(0, first - keys[0]) for first in firsts[tile.batch]])
                 collector.put(collector.beyond, tile, masses / found.total[..., None])
             if norms is not None:
                 collector.put(collector.output_norm, tile, value.norm(dim=-1))

@@ -160,8 +160,7 @@ def _sums(
     found: dict[str, Tensor] = {}
     if request.windows:
         first = torch.zeros(len(weights)) if request.first is None else request.first
-        sink = 0 if request.far is None else request.far.sink
-        after = torch.arange(weights.shape[-1]) >= first[:, None] + sink
+        after = torch.arange(weights.shape[-1]) >= first[:, None]
         masses = [(weights * ((distance >= w) & rearrange(after, "b k -> b 1 1 k"))).sum(-1) for w in request.windows]
         found["beyond"] = torch.stack(masses, -1)[:, :, picked]
     if request.squares:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.kernels.collector import Collector
 from workbench.kernels.statistics import Request, RowStatistics
-from workbench.kernels.tile_sums import beyond, far_starts, ladder
+from workbench.kernels.tile_sums import beyond, far_starts, first_keys, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 _CROP_ROWS = 128
@@ -68,7 +68,7 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
 def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], cut: Cut) -> RowStatistics:
     n_sequences, n_heads, n_tokens = source.shape
     collector = Collector(request, n_sequences, n_heads, n_tokens, rows, n_keys=n_tokens)
-    far_from = far_starts(request, n_sequences)
+    far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
     scratch = Scratch(rows.device, cut.largest)
     for batch, heads in product(cut.batches, cut.kv_heads):
         make_rows = source.prepare(batch, heads)
@@ -89,7 +89,7 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
                 far = ladder(tile.rows, tile.keys, [request.far.window])
                 collector.put(collector.far_mass, tile, far.mass(weights, far_from[batch]) / total)
             if request.windows:
-                masses = beyond(ladder(tile.rows, tile.keys, request.windows), weights, far_from[batch])
+                masses = beyond(ladder(tile.rows, tile.keys, request.windows), weights, firsts[batch])
                 collector.put(collector.beyond, tile, masses / total[..., None])
             collector.read_sums(tile, signed, weights, total)
             collector.read(collector.wanted_on(tile), tile, signed, total)

@@ -35,7 +35,7 @@ class Request:
     `first`: each sequence's first valid key, from which `far.sink` counts (0 where absent).
     `cells`: cells whose probability is wanted. `top_rows`: (sequence, row) pairs whose arg-max key is wanted.
     `rows`: the query rows to look at (all where absent), sorted; cells and top rows must lie on them.
-    `windows`: far mass for each of these windows, with the sink of `far` (0 where absent).
+    `windows`: far mass for each of these windows, with no sink left out.
     `squares`: Σ A² of a row, from which its effective support 1 / Σ A² follows.
     `features`: numbers on keys whose attention-weighted sums are wanted, Σ_j A[i, j] f_j for each.
     `row_weights`: what each query row counts for in column sums, Σ_i w_i A[i, j] for each key.

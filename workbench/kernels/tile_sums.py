@@ -87,7 +87,12 @@ def beyond(
 def far_starts(request: Request, n_sequences: int) -> list[int]:
     """The first key of each sequence that counts as far."""
     sink = 0 if request.far is None else request.far.sink
-    return [sink] * n_sequences if request.first is None else (request.first + sink).tolist()
+    return [start + sink for start in first_keys(request, n_sequences)]
+
+
+def first_keys(request: Request, n_sequences: int) -> list[int]:
+    """The first valid key of each sequence."""
+    return [0] * n_sequences if request.first is None else request.first.tolist()
 
 
 def distance_sum(

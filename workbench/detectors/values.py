@@ -1,0 +1,33 @@
+"""What attention moves, not only where it looks: value norms, for heads that attend to a token with nothing to say.
+
+Reference:
+    Gu et al. 2024, When Attention Sink Emerges in Language Models, section 3 (the first token's value is small);
+    Kobayashi et al. 2020, Attention is Not Only a Weight, eq. 5, with the norm of v before the output projection.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from workbench.detectors.registry import detector
+from workbench.hooks import PerSequence, Recording
+
+
+@detector("value_drain", needs={"sink_mass", "value_norm", "first_value_norm"}, direction="none", units="share")
+def value_drain(recording: Recording) -> PerSequence:
+    """Share of what the head moves that is not the first token's, 1 − Σ A[i, 0] ‖v_0‖ / Σ A[i, j] ‖v_j‖; softmax heads.
+
+    A sink head with a drained value scores near 1 although nearly all of its attention is on the first token.
+    """
+    moved, first = recording["value_norm"].total, recording["first_value_norm"]
+    of_first = recording["sink_mass"].total * first.total
+    has_rows = (first.rows > 0) & (moved > 0)
+    return PerSequence(torch.where(has_rows, 1 - of_first / moved, torch.nan), has_rows.long())
+
+
+@detector("output_norm", needs={"output_norm"}, direction="none", units="of the layer's mean head")
+def output_norm(recording: Recording) -> PerSequence:
+    """Norm of the head's output before the output projection, over the layer's mean: near 0 for inactive heads."""
+    measured = recording["output_norm"]
+    mean = (measured.total / measured.rows).nanmean(-1, keepdim=True)
+    return PerSequence(measured.total / mean, measured.rows)
