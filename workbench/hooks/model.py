@@ -36,6 +36,7 @@ from workbench.hooks.interventions import (
 from workbench.hooks.layers import survey
 from workbench.hooks.linear import LinearCall, reading_linear
 from workbench.hooks.linear.replacing import changing_linear
+from workbench.hooks.readings import Readings
 from workbench.hooks.recording import Answers, Need, Recording
 from workbench.hooks.reduction import Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
@@ -130,15 +131,18 @@ class HookedModel:
             self._check_prefill(prefill, batch)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
+        readings = Readings(batch, needs, self._layers)
         asked = reduction.ask(slice(0, 0))
 
         def announce(queries: slice) -> None:
             nonlocal asked
             asked = reduction.ask(queries)
+            readings.ask(queries)
 
         def attend(call: AttentionCall) -> Tensor:
             if batch.is_packed:
                 call = call.of_documents(batch.document, batch.positions())
+            readings.softmax(place[call.layer, False], call, self._interventions)
             if len(asked.picked) == 0:
                 return intervened_output(call, self._interventions)
             out, statistics = intervened_statistics(call, self._interventions, asked.request)
@@ -146,6 +150,7 @@ class HookedModel:
             return out if asked.request.rows is None else intervened_output(call, self._interventions)
 
         def read(call: LinearCall) -> None:
+            readings.linear(place[call.layer, True], call)
             reduction.take(place[call.layer, True], call.statistics(asked.request), asked)
 
         with ExitStack() as stack:
@@ -153,7 +158,7 @@ class HookedModel:
             stack.enter_context(handling(self.model, attend))
             stack.enter_context(reading_linear(self.model, batch.valid, read))
             answers = answers_of(self.model, batch, announce=announce, prefill=prefill)
-        return reduction.finish(answers)
+        return reduction.finish(answers, readings.finish())
 
     def answers(self, probe: Probe) -> Answers:
         """How the model does on a probe's answers, under the interventions in force; nothing is recorded.

@@ -7,13 +7,14 @@ them by name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.cells import CELL_RULES, CellSum
+from workbench.hooks.readings import Reading, RowReading
 from workbench.kernels import Far
 
 ROW_NEEDS = ("learned_sink_mass", "entropy", "mean_distance", "far_mass")
@@ -25,7 +26,7 @@ PER_ROW_NEEDS = (
     "far_mass_per_row",
 )
 NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *PER_ROW_NEEDS)
-Need = str | CellSum
+Need = str | CellSum | RowReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class Answers:
 class Recording:
     """Statistics of one forward pass over a batch of sequences, by need. Nothing in it is T × T.
 
-    `far`: the window and sink that `far_mass` used.
+    `far`: the window and sink that `far_mass` used. `cells`: of each cell sum, how many cells of each sequence it
+    summed; a linear row with Σ|A| = 0 is no row, and its cells are counted all the same. `readings`: of each
+    `RowReading`, what it read.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -64,6 +67,8 @@ class Recording:
     per_row: Mapping[str, Float[Tensor, "b n_layers max_heads t"]]
     far: Far
     answers: Answers | None
+    cells: Mapping[str, Int[Tensor, " n"]] = field(default_factory=dict[str, Tensor])
+    readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
 
     def __getitem__(self, need: str) -> PerSequence:
         """The measurement recorded for `need`.
@@ -77,14 +82,19 @@ class Recording:
 
 
 def check_needs(needs: Iterable[Need]) -> tuple[tuple[CellSum, ...], frozenset[str]]:
-    """Split needs into the cell sums and the names of the others.
+    """Split needs into the cell sums and the names of the others; those that read rows are checked and left out.
 
     Raises:
         WorkbenchError: for a name that is not a need.
     """
     cell_sums: dict[str, CellSum] = {}
     names: set[str] = set()
+    readings: dict[str, RowReading] = {}
     for need in needs:
+        if isinstance(need, RowReading):
+            if readings.setdefault(need.name, need) != need:
+                raise WorkbenchError(f"two needs are called {need.name!r}; rename the RowReading")
+            continue
         if isinstance(need, CellSum):
             if need.name in NEEDS or cell_sums.get(need.name, need) != need:
                 raise WorkbenchError(f"two needs are called {need.name!r}; rename the CellSum")
@@ -94,5 +104,7 @@ def check_needs(needs: Iterable[Need]) -> tuple[tuple[CellSum, ...], frozenset[s
         elif need in NEEDS:
             names.add(need)
         else:
-            raise WorkbenchError(f"unknown need {need!r}; expected a CellSum or one of {', '.join(NEEDS)}")
+            raise WorkbenchError(
+                f"unknown need {need!r}; expected a CellSum, a RowReading or one of {', '.join(NEEDS)}"
+            )
     return tuple(sorted(cell_sums.values(), key=lambda c: c.name)), frozenset(names)

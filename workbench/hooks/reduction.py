@@ -6,7 +6,7 @@ rows, and the sums grow run by run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.heads import LayerInfo
 from workbench.hooks.cells import Sequences, merge, on_rows, rows_of, within_documents
+from workbench.hooks.readings import Reading
 from workbench.hooks.recording import Answers, Need, PerSequence, Recording, check_needs
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
@@ -140,13 +141,26 @@ class Reduction:
         self._take_top(place, statistics, asked, is_seen)
         self._keep_rows(place, statistics, asked, is_seen)
 
-    def finish(self, answers: Answers | None) -> Recording:
+    def finish(self, answers: Answers | None, readings: Mapping[str, Reading]) -> Recording:
         """The recording of everything that was taken."""
         sums = {
             name: PerSequence(total.float(), self._rows[name], self._row_error(name))
             for name, total in self._totals.items()
         }
-        return Recording(layers=self._layers, sums=sums, per_row=self._per_row, far=self._far, answers=answers)
+        return Recording(
+            layers=self._layers,
+            sums=sums,
+            per_row=self._per_row,
+            far=self._far,
+            answers=answers,
+            cells={
+                c.name: torch.bincount(
+                    self._batch.document[cells[:, 0], cells[:, 1]], minlength=self._batch.n_documents
+                ).cpu()
+                for c, cells in zip(self._cell_sums, self._sets, strict=True)
+            },
+            readings=readings,
+        )
 
     def _wants(self, name: str) -> bool:
         return name in self._names or f"{name}_per_row" in self._names
