@@ -6,7 +6,9 @@ Reference:
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from workbench.heads import WorkbenchError
 
@@ -25,20 +27,38 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         WorkbenchError: if the table has several steps.
     """
-    if "step" in table and table["step"].nunique() > 1:
-        raise WorkbenchError(f"the table has {table['step'].nunique()} steps; pass one checkpoint: run.scores(step=…)")
-    rows: list[tuple[object, ...]] = []
-    for (detector, probe), mine in table.groupby(["detector", "probe"], sort=False):
-        halves = mine[["half_a", "half_b"]].dropna()
-        ranks = halves.rank()
-        rows.append((detector, probe, len(halves), _stepped_up(halves), _stepped_up(ranks)))
+    one_checkpoint(table)
+    names, probes = np.asarray(table["detector"]), np.asarray(table["probe"])
+    halves = np.asarray(table[["half_a", "half_b"]], dtype=float)
+    has_both = np.isfinite(halves).all(1)
+    rows: list[tuple[str, str, int, float, float]] = []
+    for detector, probe in dict.fromkeys(zip(names.tolist(), probes.tolist(), strict=True)):
+        a, b = halves[(names == detector) & (probes == probe) & has_both].T
+        rows.append((detector, probe, len(a), _stepped_up(a, b), _stepped_up(_ranks(a), _ranks(b))))
     columns = ["detector", "probe", "n_heads", "reliability", "rank_reliability"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
-def _stepped_up(halves: pd.DataFrame) -> float:
-    a, b = halves["half_a"], halves["half_b"]
-    if len(halves) < 3 or a.nunique() < 2 or b.nunique() < 2:
+def one_checkpoint(table: pd.DataFrame) -> None:
+    """Refuse a table of several checkpoints.
+
+    Raises:
+        WorkbenchError: if the table has several steps.
+    """
+    steps = set(table["step"]) if "step" in table.columns else set()
+    if len(steps) > 1:
+        raise WorkbenchError(f"the table has {len(steps)} steps; pass one checkpoint: run.scores(step=…)")
+
+
+def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = count.cumsum()
+    return (last - (count - 1) / 2)[place]
+
+
+def _stepped_up(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    r = float(a.corr(b))
+    r = float(np.corrcoef(a, b)[0, 1])
     return 2 * r / (1 + r) if r > -1 else float("nan")

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from workbench.detectors.halves import one_checkpoint
 from workbench.detectors.scoring import MIN_SEQUENCES
 from workbench.heads import WorkbenchError
 
@@ -67,34 +68,34 @@ def claims(
     by_name = {t.detector: t for t in chosen}
     if len(by_name) < len(chosen):
         raise WorkbenchError("two thresholds are for one detector; pass one of each")
-    if "step" in table and table["step"].nunique() > 1:
-        raise WorkbenchError(f"the table has {table['step'].nunique()} steps; pass one checkpoint: run.scores(step=…)")
-    found = table[table["detector"].isin(list(by_name))].reset_index(drop=True)
-    of_row = [by_name[name] for name in found["detector"]]
-    found["threshold"] = [t.value for t in of_row]
-    found["rule"] = [t.rule for t in of_row]
-    found["source"] = [t.source for t in of_row]
-    found["claim"] = ""
-    for (name, _), mine in found.groupby(["detector", "probe"]):
-        threshold = by_name[str(name)]
-        said = _above(mine, threshold.value) if threshold.rule == "above" else _ranked(mine, threshold)
-        said[(mine["n_seq"] < min_sequences).to_numpy()] = "too few"
-        said[mine["score"].isna().to_numpy()] = "no score"
-        found.loc[mine.index, "claim"] = said
+    one_checkpoint(table)
+    of_row = [by_name.get(name) for name in table["detector"]]
+    found = pd.DataFrame(table[[t is not None for t in of_row]]).reset_index(drop=True)
+    kept = [t for t in of_row if t is not None]
+    found["threshold"] = [t.value for t in kept]
+    found["rule"] = [t.rule for t in kept]
+    found["source"] = [t.source for t in kept]
+    said = np.empty(len(found), dtype=object)
+    names, probes = np.asarray(found["detector"]), np.asarray(found["probe"])
+    for name, probe in dict.fromkeys(zip(names.tolist(), probes.tolist(), strict=True)):
+        mine = (names == name) & (probes == probe)
+        said[mine] = _said(pd.DataFrame(found[mine]), by_name[name])
+    said[np.asarray(found["n_seq"]) < min_sequences] = "too few"
+    said[np.isnan(np.asarray(found["score"], dtype=float))] = "no score"
+    found["claim"] = said
     return found
 
 
-def _above(rows: pd.DataFrame, value: float | int) -> np.ndarray:
-    low, high = rows["ci_lo"].to_numpy(float), rows["ci_hi"].to_numpy(float)
-    return np.where(low > value, "yes", np.where(high <= value, "no", "undecided")).astype(object)
-
-
-def _ranked(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
+def _said(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
+    scores, low, high = (np.asarray(rows[name], dtype=float) for name in ("score", "ci_lo", "ci_hi"))
+    if threshold.rule == "above":
+        return np.where(low > threshold.value, "yes", np.where(high <= threshold.value, "no", "undecided"))
+    order = np.argsort(-scores, kind="stable")[: np.isfinite(scores).sum()]
     if threshold.rule == "top_heads":
-        best = rows["score"].rank(ascending=False, method="first") <= threshold.value
+        best = np.isin(np.arange(len(scores)), order[: int(threshold.value)])
     else:
-        groups = rows.groupby(["layer", "kv_head"])["score"].max().dropna()
-        n = round(threshold.value * len(groups))
-        kept = set(groups.sort_values(ascending=False, kind="stable").index[:n])
-        best = pd.Series([(layer, kv) in kept for layer, kv in zip(rows["layer"], rows["kv_head"], strict=True)])
-    return np.where(best.to_numpy(bool), "yes", "no").astype(object)
+        group_of = list(zip(rows["layer"], rows["kv_head"], strict=True))
+        groups = list(dict.fromkeys(group_of[i] for i in order))
+        chosen = set(groups[: round(threshold.value * len(groups))])
+        best = np.array([group in chosen for group in group_of])
+    return np.where(best, "yes", "no")
