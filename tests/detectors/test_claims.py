@@ -1,6 +1,7 @@
 """When a score is a claim, how far a ranking can be trusted, and what chance gives."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,11 @@ def test_every_threshold_is_of_a_detector_and_names_its_source():
     assert {t.detector for t in THRESHOLDS} <= all_detectors().keys()
     assert all(t.source for t in THRESHOLDS)
     assert len({t.detector for t in THRESHOLDS}) == len(THRESHOLDS)
+    document = (Path(__file__).parents[2] / "docs" / "detectors.md").read_text()
+    table = document[document.index("| threshold | rule |") :].partition("\n\n")[0]
+    for t in THRESHOLDS:
+        value = f"{t.value:.0%}".replace("%", " %") if t.rule == "top_share" else f"{t.value:g}"
+        assert any(f"| {value} |" in line and f"`{t.detector}`" in line for line in table.splitlines()), t
 
 
 def test_a_claim_needs_the_whole_interval_on_one_side(table):

@@ -273,3 +273,20 @@ def test_packed_documents_have_no_readings_of_rows():
     reading = RowReading("mine", lambda batch: torch.zeros(0, 2, dtype=torch.long), lambda p, rows, batch: p.sum(0))
     with pytest.raises(WorkbenchError, match="'mine' reads rows of sequences; pass packed documents one by one"):
         m.record(torch.randint(3, 90, (1, 8)), {reading}, torch.tensor([[1, 1, 1, 2, 2, 2, 3, 3]]))
+
+
+def test_a_scan_stores_each_score_for_the_probes_it_is_defined_on(tmp_path):
+    from tests.series import write_series
+    from workbench import scan
+
+    names = ["retrieval", "retrieval_wu", "retrieval_headkv", "qr_head"]
+    written = ["repeats:n=8,n_sequences=2", "gold_document:length=48,n_documents=2,n_sequences=2"]
+    run = scan(write_series(tmp_path / "series", steps=(0,)), tmp_path / "run", names, written)
+    found = run.scores().groupby("detector").probe.unique().map(list).to_dict()
+    assert found == {
+        "retrieval": ["repeats"],
+        "retrieval_wu": ["repeats"],
+        "retrieval_headkv": ["repeats"],
+        "qr_head": ["gold_document"],
+    }
+    assert run.scores(detector="retrieval_wu")["flags"].str.fullmatch(r"counted=\d/2").all()
