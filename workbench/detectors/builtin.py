@@ -11,6 +11,7 @@ from workbench.detectors import (
     shape,
     sinks,
     transformerlens,
+    writing,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "shape",
     "sinks",
     "transformerlens",
+    "writing",
 ]

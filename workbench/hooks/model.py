@@ -41,6 +41,7 @@ from workbench.hooks.recording import Answers, Need, Recording
 from workbench.hooks.reduction import Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
 from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
+from workbench.hooks.writing import read_writing
 from workbench.kernels import Far
 from workbench.plans import Plan
 from workbench.probes.probe import Probe
@@ -131,7 +132,7 @@ class HookedModel:
             self._check_prefill(prefill, batch)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
-        readings = Readings(batch, needs, self._layers)
+        readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
         asked = reduction.ask(slice(0, 0))
 
         def announce(queries: slice) -> None:

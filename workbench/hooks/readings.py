@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from workbench.hooks.attention import AttentionCall, LazyMask
 from workbench.hooks.cells import Sequences
 from workbench.hooks.interventions import Interventions, one_head
 from workbench.hooks.linear import LinearCall
+from workbench.hooks.writing import Writing
 
 RowRule = Callable[[Sequences], Int[Tensor, "n_rows 2"]]
 # (pattern of some rows of one head on one sequence, those rows as (sequence, row), the batch) → numbers of that head.
@@ -31,11 +33,14 @@ class RowReading:
 
     `read` makes numbers of the rows of one head on one sequence, as many as it likes; what it makes of several pieces
     of a sequence adds up. Columns are keys from the start of the sequence; linear layers give A / Σ|A|.
+    `of`: the probabilities, or what each key adds by way of the head to the logit of the row's next token, of softmax
+    layers alone (see `workbench.hooks.writing`).
     """
 
     name: str
     rows: RowRule
     read: RowReader
+    of: Literal["probability", "logit"] = "probability"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,19 @@ class Reading:
 class Readings:
     """The row readings of one recording, growing layer by layer and run by run of queries."""
 
-    def __init__(self, batch: Sequences, needs: Iterable[object], layers: tuple[LayerInfo, ...]):
+    def __init__(
+        self,
+        batch: Sequences,
+        needs: Iterable[object],
+        layers: tuple[LayerInfo, ...],
+        *,
+        writing: Callable[[], Writing],
+    ):
         self._batch, self._layers = batch, layers
         self._needs = [need for need in needs if isinstance(need, RowReading)]
         if self._needs and batch.is_packed:
             raise WorkbenchError(f"{self._needs[0].name!r} reads rows of sequences; pass packed documents one by one")
+        self._writing = writing() if any(need.of == "logit" for need in self._needs) else None
         self._rows = {need.name: need.rows(batch) for need in self._needs}
         self._queries = slice(0, 0)
         self._values: dict[tuple[str, int, int, int], Tensor] = {}
@@ -75,11 +88,17 @@ class Readings:
             for head in range(self._layers[place].n_heads):
                 part, mask = one_head(alone, interventions, head)
                 pattern = part.crop(mask, rows[:, 1] - self._queries.start, keys)
+                if need.of == "logit":
+                    assert self._writing is not None
+                    said = self._batch.tokens[b, rows[:, 1] + 1]
+                    pattern = pattern * self._writing.logits(place, head, part.v[0, 0], said)
                 self._add(need, (b, place, head), pattern, rows)
 
     def linear(self, place: int, call: LinearCall) -> None:
         """Read the implied rows of a linear layer; a row with Σ|A| = 0 counts nowhere."""
         for need, b, rows in self._mine():
+            if need.of == "logit":
+                continue
             keys = torch.arange(self._batch.tokens.shape[1], device=rows.device)
             for head in range(self._layers[place].n_heads):
                 weights = call.crop(head, rows[:, 1], keys, sequence=b)
