@@ -4,6 +4,7 @@ from workbench.detectors.baselines import layer_matched, untrained, untrained_sc
 from workbench.detectors.circuits import composition
 from workbench.detectors.decoding import Decoding, Said, decode, decoded
 from workbench.detectors.halves import reliability
+from workbench.detectors.massive import massive_activations
 from workbench.detectors.measuring import Measured, measure, score, series_far
 from workbench.detectors.registry import (
     AnyDetector,
@@ -39,6 +40,7 @@ __all__ = [
     "find_detectors",
     "gu_sink",
     "layer_matched",
+    "massive_activations",
     "measure",
     "measure_weights",
     "reliability",

@@ -64,7 +64,7 @@ def column_cells(batch: Sequences, *, k: int) -> Int[Tensor, "n_cells 3"]:
     return torch.stack([b, i, batch.first[b, i] + k], -1)
 
 
-def gu_sink(name: str, *, k: int = 0, epsilon: float = EPSILON) -> Callable[[Recording], PerSequence]:
+def gu_sink(name: str, *, k: int = 0, epsilon: float | int = EPSILON) -> Callable[[Recording], PerSequence]:
     """Register the metric of Gu et al. for the token at position `k` and a threshold of one's own, under `name`.
 
     The score of a sequence is 1 if α_k, the attention on that token averaged over the rows that see it, exceeds
