@@ -1,5 +1,6 @@
-"""Every notebook in examples/ runs to its end on a real demo, without an error and with its figures drawn."""
+"""Every notebook in examples/ runs to its end on a real demo with its figures drawn; so does every script."""
 
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,18 @@ def test_there_are_examples():
         "02_checkpoints.ipynb",
         "03_from_transformerlens.ipynb",
     ]
+
+
+def test_a_detector_of_ones_own_is_scored_beside_ours(capsys):
+    from workbench.detectors import registry
+
+    try:
+        runpy.run_path(str(EXAMPLES[0].parent / "own_detector.py"), run_name="__main__")
+    finally:
+        registry._registered.pop("sentence_start", None)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["detector", "sentence_start", "sink"]
+    assert len(printed) == 2 + 8
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -323,7 +323,7 @@ class _Work:
             wanted: list[AnyDetector | None] = [d for d in self._detectors if isinstance(d, WeightDetector)]
         else:
             on_probe = [d for d in self._detectors if isinstance(d, Detector)]
-            wanted = [d for d in on_probe if probe.target_cells is not None or not d.needs_answers]
+            wanted = [d for d in on_probe if d.fits(probe)]
             if probe.answer_rows is not None:
                 wanted.append(None)
         return [_Unit("" if origin is None else self._key(origin, probe, d), d) for d in wanted]

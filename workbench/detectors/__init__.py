@@ -1,6 +1,10 @@
 """Head scores: registered functions over one Recording, and the framework that averages, counts and bootstraps."""
 
+from workbench.detectors.baselines import layer_matched, untrained, untrained_scores
 from workbench.detectors.circuits import composition
+from workbench.detectors.decoding import Decoding, Said, decode, decoded
+from workbench.detectors.halves import reliability
+from workbench.detectors.massive import massive_activations
 from workbench.detectors.measuring import Measured, measure, score, series_far
 from workbench.detectors.registry import (
     AnyDetector,
@@ -12,22 +16,37 @@ from workbench.detectors.registry import (
     find_detectors,
     weight_detector,
 )
+from workbench.detectors.sinks import gu_sink
+from workbench.detectors.thresholds import THRESHOLDS, Threshold, claims
 from workbench.detectors.weights import WEIGHTS, measure_weights
 
 __all__ = [
+    "THRESHOLDS",
     "WEIGHTS",
     "AnyDetector",
+    "Decoding",
     "Detector",
     "Measured",
     "PerHead",
+    "Said",
+    "Threshold",
     "WeightDetector",
     "all_detectors",
+    "claims",
     "composition",
+    "decode",
+    "decoded",
     "detector",
     "find_detectors",
+    "gu_sink",
+    "layer_matched",
+    "massive_activations",
     "measure",
     "measure_weights",
+    "reliability",
     "score",
     "series_far",
+    "untrained",
+    "untrained_scores",
     "weight_detector",
 ]

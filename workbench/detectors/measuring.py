@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from workbench.detectors.decoding import decode, decoded
 from workbench.detectors.registry import Detector, WeightDetector, find_detectors
 from workbench.detectors.scoring import bootstrap, concatenate, score_rows
 from workbench.detectors.weights import measure_weights
 from workbench.heads import Metric, Row, WorkbenchError
-from workbench.hooks import Answers, HookedModel, Recording, open_model
+from workbench.hooks import Answers, HookedModel, PerSequence, Recording, open_model
 from workbench.hooks.model import DEFAULT_FAR
+from workbench.hooks.recording import Need
 from workbench.hooks.running import Rows
 from workbench.kernels import Far
 from workbench.probes import Probe, default, make_probe, part
@@ -44,20 +46,29 @@ def measure(
     rows: Rows = "all",
     prefill: int | None = None,
 ) -> Measured:
-    """One pass over the probe for all detectors; sequences go through in batches of a few thousand tokens."""
-    needs = frozenset().union(*(d.needs for d in detectors))
+    """One pass over the probe for all detectors; sequences go through in batches of a few thousand tokens.
+
+    Detectors that read what the model says have it decoded first, once, and then a pass over its decode rows for each
+    way of choosing instances.
+    """
+    given = [d for d in detectors if d.decoding is None]
     parts = _parts(probe, model.vocab_size)
-    recordings = [model.record(p, needs, rows=rows, far=far, prefill=prefill) for p in parts]
+    recordings = _record(model, parts, given, rows=rows, far=far, prefill=prefill)
     flags = f"far_window={far.window};far_sink={far.sink}"
+    measured = {
+        d.name: (concatenate([d.function(r) for r in recordings]), flags if "far_mass" in d.needs else "")
+        for d in given
+    }
+    measured |= _decoded(model, probe, [d for d in detectors if d.decoding is not None], far=far, prefill=prefill)
     scores = {
         d.name: score_rows(
-            concatenate([d.function(r) for r in recordings]),
+            measured[d.name][0],
             model.layers,
             detector=d.name,
             version=d.version,
             probe=probe.name,
             seed=seed,
-            flags=flags if "far_mass" in d.needs else "",
+            flags=measured[d.name][1],
         )
         for d in detectors
     }
@@ -80,8 +91,9 @@ def score(
 
     Args:
         m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
-        detectors: names; default all that read recordings. On `tokens`, detectors that need answers are refused if
-            named, skipped if not. Those that read weights have one row per head, under the probe `weights`.
+        detectors: names; default those that `docs/detectors.md` calls default. On `tokens`, detectors that need answers
+            are refused if named, skipped if not. Those that read weights have one row per head, under the probe
+            `weights`.
         tokens: given sequences to score on, with `attention_mask`, which may number packed documents (see
             `HookedModel.record`); else `probes`; else `probes.default(m)`.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
@@ -109,6 +121,7 @@ def score(
         chosen_probes = default(model) if chosen else []
     else:
         chosen_probes = [probes] if isinstance(probes, Probe) else list(probes)
+        _check_fit(chosen, chosen_probes)
     measured = [
         measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows
         for probe in (chosen_probes if chosen else [])
@@ -120,16 +133,66 @@ def score(
     return frame.reindex(columns=first + [c for c in frame.columns if c not in first])
 
 
+def _check_fit(chosen: Sequence[Detector], probes: Sequence[Probe]) -> None:
+    for d in chosen:
+        for probe in probes:
+            if (d.needs_pairs or d.decoding) and not d.fits(probe):
+                what = (
+                    "pairs of sequences: probes.gold_document(m)" if d.needs_pairs else "answers that can be looked up"
+                )
+                raise WorkbenchError(f"detector {d.name!r} does not fit probe {probe.name!r}; expected {what}")
+
+
 def series_far(model: HookedModel, probe: Probe) -> Far:
     """The window of `far_mass` in a scan: the model's smallest, else 256 or a quarter of the probe, at least 1."""
     windows = [info.window for info in model.layers if info.window is not None]
     return Far(window=min(windows) if windows else max(1, min(256, probe.tokens.shape[1] // 4)))
 
 
+def _record(
+    model: HookedModel,
+    parts: Sequence[Probe],
+    detectors: Sequence[Detector],
+    *,
+    rows: Rows,
+    far: Far,
+    prefill: int | None,
+) -> list[Recording]:
+    needs = frozenset[Need]().union(*(d.needs for d in detectors))
+    return [model.record(part, needs, rows=rows, far=far, prefill=prefill) for part in parts]
+
+
+def _decoded(
+    model: HookedModel, probe: Probe, detectors: Sequence[Detector], *, far: Far, prefill: int | None
+) -> dict[str, tuple[PerSequence, str]]:
+    """The measurements of detectors that read what the model says, and how many instances counted."""
+    said = decode(model, probe) if detectors else []
+    measured: dict[str, tuple[PerSequence, str]] = {}
+    for decoding in dict.fromkeys(d.decoding for d in detectors):
+        mine = [d for d in detectors if d.decoding == decoding]
+        counted = decoded(model, probe, decoding, said=said)
+        flags = f"counted={0 if counted is None else len(counted.tokens)}/{len(said)}"
+        if counted is None or counted.answer_rows is None:
+            measured |= {d.name: (_nothing(model), flags) for d in mine}
+            continue
+        parts, rows = _parts(counted, model.vocab_size), torch.unique(counted.answer_rows[:, 1])
+        recordings = _record(model, parts, mine, rows=rows, far=far, prefill=prefill)
+        measured |= {d.name: (concatenate([d.function(r) for r in recordings]), flags) for d in mine}
+    return measured
+
+
+def _nothing(model: HookedModel) -> PerSequence:
+    """One sequence on which no head has a row."""
+    shape = (1, len(model.layers), max(layer.n_heads for layer in model.layers))
+    return PerSequence(torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.long))
+
+
 def _parts(probe: Probe, vocab_size: int) -> list[Probe]:
     n_sequences, n_tokens = probe.tokens.shape
     kept = 1 if probe.answer_rows is None else len(torch.unique(probe.answer_rows[:, 1]))
     step = max(1, min(_BATCH_TOKENS // n_tokens, _BATCH_LOGITS // max(1, kept * vocab_size)))
+    if probe.is_paired:
+        step = max(2, step // 2 * 2)
     return [part(probe, start, min(n_sequences, start + step)) for start in range(0, n_sequences, step)]
 
 

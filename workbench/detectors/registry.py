@@ -16,10 +16,12 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.detectors.decoding import Decoding
 from workbench.heads import WorkbenchError
 from workbench.hooks import PerSequence, Recording
 from workbench.hooks.recording import Need, check_needs
 from workbench.hooks.weights import Weights
+from workbench.probes import Probe
 
 ENTRY_POINTS = "workbench.detectors"
 Direction = Literal["high", "low", "none"]
@@ -47,6 +49,8 @@ class Detector:
     `direction`: whether a high or a low score speaks for needing the whole context; `none` where it says neither.
     `units`: of the score. `needs_answers`: it is only defined on probes. A change of meaning raises `version`, and
     stored scores of older versions stay apart.
+    `by_default`: it runs where nobody chooses. `decoding`: it reads what the model says, not what the probe says, and
+    this is how; see `Decoding`. `needs_pairs`: it is only defined on probes of which every other question is empty.
     """
 
     name: str
@@ -56,6 +60,15 @@ class Detector:
     direction: Direction
     units: str
     needs_answers: bool
+    by_default: bool = True
+    decoding: Decoding | None = None
+    needs_pairs: bool = False
+
+    def fits(self, probe: Probe) -> bool:
+        """True if the probe has what the detector is defined on: answers, or pairs."""
+        if self.needs_pairs:
+            return probe.is_paired
+        return probe.target_cells is not None or not (self.needs_answers or self.decoding)
 
     @property
     def summary(self) -> str:
@@ -97,6 +110,9 @@ def detector(
     direction: Direction = "high",
     units: str = "probability",
     needs_answers: bool = False,
+    by_default: bool = True,
+    decoding: Decoding | None = None,
+    needs_pairs: bool = False,
 ) -> Callable[[DetectorFunction], DetectorFunction]:
     """Register the decorated function as the detector `name`.
 
@@ -107,7 +123,21 @@ def detector(
     def register(function: DetectorFunction) -> DetectorFunction:
         wanted = frozenset(needs)
         check_needs(wanted)
-        _register(Detector(name, version, wanted, function, direction, units, needs_answers))
+        asked = by_default and decoding is None and not needs_pairs
+        _register(
+            Detector(
+                name,
+                version,
+                wanted,
+                function,
+                direction,
+                units,
+                needs_answers or needs_pairs or decoding is not None,
+                by_default=asked,
+                decoding=decoding,
+                needs_pairs=needs_pairs,
+            )
+        )
         return function
 
     return register
@@ -171,14 +201,14 @@ def all_detectors() -> dict[str, AnyDetector]:
 
 
 def find_detectors(names: Iterable[str] | None) -> tuple[AnyDetector, ...]:
-    """The detectors of these names in this order; for None all that read recordings.
+    """The detectors of these names in this order; for None those that read recordings and run by default.
 
     Raises:
         WorkbenchError: for an unknown name, listing the known ones.
     """
     known = all_detectors()
     if names is None:
-        return tuple(d for d in known.values() if isinstance(d, Detector))
+        return tuple(d for d in known.values() if isinstance(d, Detector) and d.by_default)
     wanted = [names] if isinstance(names, str) else list(names)
     unknown = [n for n in wanted if n not in known]
     if unknown:

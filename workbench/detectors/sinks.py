@@ -1,13 +1,25 @@
-"""Attention that goes nowhere: on the first token, and on a learned sink logit.
+"""Attention that goes nowhere: on the first token or tokens, and on a learned sink logit.
 
 Reference:
-    Gu et al. 2024, When Attention Sink Emerges in Language Models, equation of α for k = 0, before its threshold.
+    Gu et al. 2024, When Attention Sink Emerges in Language Models: α_k, and the share of samples where it exceeds ε.
+    Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks: the first 4 tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from workbench.detectors.registry import detector
-from workbench.hooks import PerSequence, Recording
+from workbench.heads import WorkbenchError
+from workbench.hooks import CellSum, PerSequence, Recording, Sequences
+
+EPSILON = 0.3  # of Gu et al.
+FIRST = 4  # tokens, of StreamingLLM
 
 
 @detector("sink", needs={"sink_mass"}, direction="none")
@@ -20,3 +32,61 @@ def sink(recording: Recording) -> PerSequence:
 def learned_sink(recording: Recording) -> PerSequence:
     """Share of the softmax that the learned sink logit takes, sigmoid(s − lse); no row in layers without one."""
     return recording["learned_sink_mass"]
+
+
+@detector("sink_total", needs={"sink_mass", "learned_sink_mass"}, direction="none")
+def sink_total(recording: Recording) -> PerSequence:
+    """Attention on the first token and share of the learned sink logit, where there is one, together."""
+    first, learned = recording["sink_mass"], recording["learned_sink_mass"]
+    error = first.row_error
+    if error is not None and learned.row_error is not None:
+        error = error + learned.row_error.nan_to_num()  # the two are of the same rows: at worst they err alike
+    return PerSequence(first.total + learned.total.nan_to_num(), first.rows, error)
+
+
+def first_cells(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    """(i, j) for the first four tokens j ≤ i of each document."""
+    b, i = batch.valid.nonzero(as_tuple=True)
+    j = batch.first[b, i][:, None] + torch.arange(FIRST, device=i.device)
+    cells = torch.stack(torch.broadcast_tensors(b[:, None], i[:, None], j), -1).flatten(0, 1)
+    return cells[cells[:, 2] <= cells[:, 1]]
+
+
+@detector("sink_streaming", needs={CellSum("first_mass", first_cells)}, direction="none")
+def sink_streaming(recording: Recording) -> PerSequence:
+    """Attention on the first 4 tokens, Σ_{j < 4} A[i, j]."""
+    return recording["first_mass"]
+
+
+def column_cells(batch: Sequences, *, k: int) -> Int[Tensor, "n_cells 3"]:
+    """(i, k) for every row i ≥ k of each document."""
+    b, i = (batch.valid & (batch.positions() >= k)).nonzero(as_tuple=True)
+    return torch.stack([b, i, batch.first[b, i] + k], -1)
+
+
+def gu_sink(name: str, *, k: int = 0, epsilon: float | int = EPSILON) -> Callable[[Recording], PerSequence]:
+    """Register the metric of Gu et al. for the token at position `k` and a threshold of one's own, under `name`.
+
+    The score of a sequence is 1 if α_k, the attention on that token averaged over the rows that see it, exceeds
+    `epsilon`; sequences of k tokens or fewer have no row.
+
+    Raises:
+        WorkbenchError: if k < 0, or a threshold outside 0 … 1 was given, or the name is taken.
+    """
+    if k < 0 or not 0 <= epsilon <= 1:
+        raise WorkbenchError(f"k is {k} and epsilon {epsilon}; expected a position and a share of attention")
+    need = "sink_mass" if k == 0 else CellSum(f"column_{k}_mass", partial(column_cells, k=k))
+
+    def is_sink(recording: Recording) -> PerSequence:
+        alpha = recording["sink_mass" if k == 0 else f"column_{k}_mass"]
+        exceeds = (alpha.total > epsilon * alpha.rows).to(alpha.total.dtype)
+        return PerSequence(torch.where(alpha.rows > 0, exceeds * alpha.rows, torch.nan), alpha.rows)
+
+    is_sink.__doc__ = (
+        f"1 where attention on token {k}, averaged over the rows that see it, exceeds {epsilon:g}, else 0."
+    )
+    is_sink.__qualname__ = f"gu_sink({name!r}, k={k}, epsilon={epsilon})"
+    return detector(name, needs={need}, direction="none", units="share of samples")(is_sink)
+
+
+sink_gu = gu_sink("sink_gu")

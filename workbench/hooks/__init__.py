@@ -4,6 +4,7 @@ from workbench.hooks.cells import CellSum, Sequences
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
 from workbench.hooks.patching import PatchEffect, patch_effects
+from workbench.hooks.readings import Reading, RowReading
 from workbench.hooks.recording import NEEDS, Answers, FarSum, FeatureSum, PerSequence, Recording
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "HookedModel",
     "PatchEffect",
     "PerSequence",
+    "Reading",
     "Recording",
+    "RowReading",
     "Sequences",
     "open_model",
     "patch_effects",

@@ -22,6 +22,7 @@ class Sequences:
     (on padding, of the sequence's first valid token).
     `targets`: (sequence, row, key) of the cells that hold the answers, sorted; `answers`: (sequence, row) of the rows
     that predict them. Both absent where the tokens came without answers.
+    `needles`, `is_paired`: as in `Probe`.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -31,6 +32,8 @@ class Sequences:
     n_documents: int
     answers: Int[Tensor, "n_rows 2"] | None = None
     targets: Int[Tensor, "n_cells 3"] | None = None
+    needles: Int[Tensor, "n_rows 2"] | None = None
+    is_paired: bool = False
 
     @property
     def is_packed(self) -> bool:

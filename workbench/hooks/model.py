@@ -37,10 +37,12 @@ from workbench.hooks.limits import check_packed, check_prefill
 from workbench.hooks.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
 from workbench.hooks.linear.replacing import changing_linear
 from workbench.hooks.outputs import outputs_of
+from workbench.hooks.readings import Readings
 from workbench.hooks.recording import Answers, Need, Recording
 from workbench.hooks.reduction import Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
 from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
+from workbench.hooks.writing import read_writing
 from workbench.kernels import Far
 from workbench.plans import Plan
 from workbench.probes.probe import Probe
@@ -131,15 +133,18 @@ class HookedModel:
             check_prefill(self._layers, batch, prefill, self._interventions)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
+        readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
         asked = reduction.ask(slice(0, 0))
 
         def announce(queries: slice) -> None:
             nonlocal asked
             asked = reduction.ask(queries)
+            readings.ask(queries)
 
         def attend(call: AttentionCall) -> Tensor:
             if batch.is_packed:
                 call = call.of_documents(batch.document, batch.positions())
+            readings.softmax(place[call.layer, False], call, self._interventions)
             if len(asked.picked) == 0:
                 return intervened_output(call, self._interventions)
             out, statistics = intervened_statistics(call, self._interventions, asked.request)
@@ -147,6 +152,7 @@ class HookedModel:
             return out if asked.request.rows is None else intervened_output(call, self._interventions)
 
         def read(call: LinearCall) -> None:
+            readings.linear(place[call.layer, True], call)
             request = replace(asked.request, value_norms=False)  # of a linear layer the rows alone are known
             reduction.take(place[call.layer, True], call.statistics(request), asked)
 
@@ -155,7 +161,7 @@ class HookedModel:
             stack.enter_context(handling(self.model, attend))
             stack.enter_context(reading_linear(self.model, batch.valid, read))
             answers = answers_of(self.model, batch, announce=announce, prefill=prefill)
-        return reduction.finish(answers)
+        return reduction.finish(answers, readings.finish())
 
     def answers(self, probe: Probe) -> Answers:
         """How the model does on a probe's answers, under the interventions in force; nothing is recorded.

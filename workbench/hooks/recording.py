@@ -7,13 +7,14 @@ them by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.cells import CELL_RULES, CellSum, Sequences
+from workbench.hooks.readings import Reading, RowReading
 from workbench.kernels import Far
 
 ROW_NEEDS = (
@@ -64,7 +65,7 @@ class FeatureSum:
     readout: Callable[[Sequences], Float[Tensor, "b t f"]]
 
 
-Need = str | CellSum | FarSum | FeatureSum
+Need = str | CellSum | FarSum | FeatureSum | RowReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ class Recording:
     """Statistics of one forward pass over a batch of sequences, by need. Nothing in it is T × T.
 
     `per_row`, `per_key`: what was kept for every query, or summed over queries for every key. `far`: the window and
-    sink that `far_mass` used.
+    sink that `far_mass` used. `cells`: of each cell sum, how many cells of each sequence it
+    summed; a linear row with Σ|A| = 0 is no row, and its cells are counted all the same. `readings`: of each
+    `RowReading`, what it read.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -105,6 +108,8 @@ class Recording:
     per_key: Mapping[str, Float[Tensor, "b n_layers max_heads t"]]
     far: Far
     answers: Answers | None
+    cells: Mapping[str, Int[Tensor, " n"]] = field(default_factory=dict[str, Tensor])
+    readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
 
     def __getitem__(self, need: str) -> PerSequence:
         """The measurement recorded for `need`.
@@ -134,15 +139,19 @@ class Needs:
 
 
 def check_needs(needs: Iterable[Need]) -> Needs:
-    """Sort needs by what they are.
+    """Sort needs by what they are; those that read rows are checked and left out.
 
     Raises:
         WorkbenchError: for a name that is not a need, two needs of one name, or a window shorter than one token.
     """
     own: dict[str, CellSum | FarSum | FeatureSum] = {}
     names: set[str] = set()
+    readings: dict[str, RowReading] = {}
     for need in needs:
-        if not isinstance(need, str):
+        if isinstance(need, RowReading):
+            if readings.setdefault(need.name, need) != need:
+                raise WorkbenchError(f"two needs are called {need.name!r}; rename the RowReading")
+        elif not isinstance(need, str):
             if need.name in NEEDS or own.get(need.name, need) != need:
                 raise WorkbenchError(f"two needs are called {need.name!r}; rename the {type(need).__name__}")
             own[need.name] = need
@@ -152,7 +161,8 @@ def check_needs(needs: Iterable[Need]) -> Needs:
             names.add(need)
         else:
             raise WorkbenchError(
-                f"unknown need {need!r}; expected a CellSum, FarSum, FeatureSum or one of {', '.join(NEEDS)}"
+                f"unknown need {need!r}; expected a CellSum, FarSum, FeatureSum, RowReading or one of "
+                f"{', '.join(NEEDS)}"
             )
     ordered = [own[name] for name in sorted(own)]
     fars = tuple(need for need in ordered if isinstance(need, FarSum))

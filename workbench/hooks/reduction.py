@@ -6,7 +6,7 @@ rows, and the sums grow run by run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.heads import LayerInfo
 from workbench.hooks.cells import Sequences, merge, on_rows, rows_of, within_documents
+from workbench.hooks.readings import Reading
 from workbench.hooks.recording import (
     PER_KEY_NEEDS,
     PER_ROW_NEEDS,
@@ -199,7 +200,7 @@ class Reduction:
             start += readout.shape[-1]
         return found
 
-    def finish(self, answers: Answers | None) -> Recording:
+    def finish(self, answers: Answers | None, readings: Mapping[str, Reading]) -> Recording:
         """The recording of everything that was taken."""
         sums = {
             name: PerSequence(total.float(), self._rows[name], self._row_error(name))
@@ -212,6 +213,13 @@ class Reduction:
             per_key=self._per_key,
             far=self._far,
             answers=answers,
+            cells={
+                c.name: torch.bincount(
+                    self._batch.document[cells[:, 0], cells[:, 1]], minlength=self._batch.n_documents
+                ).cpu()
+                for c, cells in zip(self._cell_sums, self._sets, strict=True)
+            },
+            readings=readings,
         )
 
     def _wants(self, name: str) -> bool:

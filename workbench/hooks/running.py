@@ -37,6 +37,8 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
             batch,
             answers=None if answers is None else answers.to(model.device),
             targets=None if targets is None else targets.to(model.device),
+            needles=None if tokens.needles is None else tokens.needles.to(model.device),
+            is_paired=tokens.is_paired,
         )
     else:
         ids = tokens if tokens.ndim == 2 else tokens[None]

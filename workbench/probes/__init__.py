@@ -6,6 +6,7 @@ from workbench.probes.corruption import corrupted
 from workbench.probes.counting import frequent_words, majority
 from workbench.probes.natural import text, text_file, token_sequences
 from workbench.probes.needles import Niah, needle, niah, passkey
+from workbench.probes.paired import gold_document
 from workbench.probes.passkeys import multi_passkey
 from workbench.probes.probe import Probe, make_probe, part
 from workbench.probes.recall import key_value, mqar
@@ -25,6 +26,7 @@ __all__ = [
     "corrupted",
     "default",
     "frequent_words",
+    "gold_document",
     "key_value",
     "majority",
     "make_probe",

@@ -25,6 +25,8 @@ class Probe:
     source, `position` of the row, or another, such as `depth` or `hops`. `metric` is the name under which the share of
     right answers is stored; None: only the loss is.
     `digest` identifies tokens and answers; two probes with equal digests measure the same.
+    `needles`: of each answer row, the first token of what is to be found and one past its last. None: not told.
+    `is_paired`: sequences 2i and 2i + 1 are one text with its question and with an empty one.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -36,6 +38,8 @@ class Probe:
     metric: str | None
     name: str
     digest: str
+    needles: Int[Tensor, "n_rows 2"] | None = None
+    is_paired: bool = False
 
 
 def make_probe(
@@ -48,6 +52,8 @@ def make_probe(
     classes: Int[Tensor, " n_rows"] | None = None,
     class_name: str = "distance",
     metric: str | None = None,
+    needles: Int[Tensor, "n_rows 2"] | None = None,
+    is_paired: bool = False,
 ) -> Probe:
     """Check the parts against each other, sort the answers, and add the digest.
 
@@ -61,6 +67,7 @@ def make_probe(
         order = torch.argsort(answer_rows[:, 0] * tokens.shape[1] + answer_rows[:, 1], stable=True)
         answer_rows = answer_rows[order]
         classes = None if classes is None else classes[order]
+        needles = None if needles is None else needles[order]
         if len(answer_rows) and int(answer_rows[:, 1].max()) > tokens.shape[1] - 2:
             raise WorkbenchError(f"probe {name!r} has an answer row at the last token, which predicts nothing")
     if target_cells is not None:
@@ -74,6 +81,9 @@ def make_probe(
     digest.update(json.dumps([name, list(tokens.shape), class_name, metric]).encode())
     for part in (tokens, attention_mask, answer_rows, target_cells, classes):
         digest.update(b"-" if part is None else part.to(torch.int64).contiguous().numpy().tobytes())
+    if needles is not None:
+        digest.update(b"paired" if is_paired else b"needles")
+        digest.update(needles.to(torch.int64).contiguous().numpy().tobytes())
     return Probe(
         tokens=tokens,
         attention_mask=attention_mask,
@@ -84,6 +94,8 @@ def make_probe(
         metric=metric,
         name=name,
         digest=digest.hexdigest(),
+        needles=needles,
+        is_paired=is_paired,
     )
 
 
@@ -102,17 +114,21 @@ def part(probe: Probe, start: int, stop: int) -> Probe:
         kept[:, 0] -= start
         return kept
 
-    inside = None
-    if probe.answer_rows is not None and probe.classes is not None:
-        inside = probe.classes[(probe.answer_rows[:, 0] >= start) & (probe.answer_rows[:, 0] < stop)]
+    def of_rows(x: Tensor | None) -> Tensor | None:
+        if x is None or probe.answer_rows is None:
+            return None
+        return x[(probe.answer_rows[:, 0] >= start) & (probe.answer_rows[:, 0] < stop)]
+
     return Probe(
         tokens=probe.tokens[start:stop],
         attention_mask=None if probe.attention_mask is None else probe.attention_mask[start:stop],
         answer_rows=cut(probe.answer_rows),
         target_cells=cut(probe.target_cells),
-        classes=inside,
+        classes=of_rows(probe.classes),
         class_name=probe.class_name,
         metric=probe.metric,
         name=probe.name,
         digest=probe.digest,
+        needles=of_rows(probe.needles),
+        is_paired=probe.is_paired,
     )

@@ -13,6 +13,7 @@ from workbench.probes.copying import NEEDLE, abfill, copy_needle, repeats
 from workbench.probes.counting import frequent_words, majority
 from workbench.probes.natural import text_file
 from workbench.probes.needles import RULER_NEEDLES, needle, niah, passkey
+from workbench.probes.paired import gold_document
 from workbench.probes.passkeys import multi_passkey
 from workbench.probes.probe import Probe
 from workbench.probes.recall import key_value, mqar
@@ -34,6 +35,7 @@ BY_NAME: dict[str, Callable[..., Probe]] = {
     "common_words": common_words,
     "frequent_words": frequent_words,
     "majority": majority,
+    "gold_document": gold_document,
     "text": text_file,
     "repeated_ngrams": repeated_ngrams,
 }

@@ -1,0 +1,79 @@
+"""What a score is worth without training, and what any heads of the same layers are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from workbench.detectors.measuring import score
+from workbench.heads import Head, LayerInfo, WorkbenchError
+from workbench.hooks import HookedModel, open_model
+
+
+def untrained(m: HookedModel | nn.Module, *, seed: int = 0) -> HookedModel:
+    """The same architecture with the weights it is initialised with; the model itself is left alone.
+
+    Raises:
+        WorkbenchError: if the model cannot be made from its configuration alone.
+    """
+    model: Any = m.model if isinstance(m, HookedModel) else open_model(m).model
+    tokenizer = m.tokenizer if isinstance(m, HookedModel) else None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            fresh = type(model)(model.config)
+        except TypeError as error:
+            raise WorkbenchError(f"{type(model).__name__} is not made from its configuration alone: {error}") from error
+    return HookedModel(fresh.to(model.device, model.dtype).eval(), tokenizer=tokenizer, name="untrained")
+
+
+def untrained_scores(
+    m: HookedModel | nn.Module,
+    detectors: Iterable[str] | None = None,
+    *,
+    n_models: int = 3,
+    seed: int = 0,
+    **arguments: Any,
+) -> pd.DataFrame:
+    """Scores of the same architecture untrained: per layer, head, detector and probe, over `n_models` initialisations.
+
+    Args:
+        detectors: as in `score`.
+        arguments: what else `score` takes: probes, tokens, far.
+
+    Returns:
+        layer, head, detector, probe; baseline, the mean, and highest, the largest score of the models.
+
+    Raises:
+        WorkbenchError: as `score` and `untrained`.
+    """
+    if n_models < 1:
+        raise WorkbenchError(f"n_models is {n_models}; expected at least 1")
+    names = detectors if detectors is None else list(detectors)
+    tables = [score(untrained(m, seed=seed + i), names, **arguments) for i in range(n_models)]
+    by_head = pd.concat(tables).groupby(["layer", "head", "detector", "probe"], sort=False)["score"]
+    return by_head.agg(baseline="mean", highest="max").reset_index()
+
+
+def layer_matched(heads: Iterable[Head], layers: Iterable[LayerInfo], *, seed: int = 0) -> list[Head]:
+    """As many other heads of the same layers, drawn at random: a control that differs in the heads alone.
+
+    Raises:
+        WorkbenchError: if a layer is not there, or has too few other heads.
+    """
+    chosen = list(dict.fromkeys(heads))
+    n_heads = {info.index: info.n_heads for info in layers}
+    rng = np.random.default_rng(seed)
+    found: list[Head] = []
+    for layer in sorted({head.layer for head in chosen}):
+        mine = {head.head for head in chosen if head.layer == layer}
+        others = [h for h in range(n_heads.get(layer, 0)) if h not in mine]
+        if len(others) < len(mine):
+            raise WorkbenchError(f"layer {layer} has {len(others)} other heads for {len(mine)} chosen; choose fewer")
+        found += [Head(layer, int(h)) for h in sorted(rng.choice(others, size=len(mine), replace=False))]
+    return found

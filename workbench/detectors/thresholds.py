@@ -1,0 +1,101 @@
+"""When a score is a claim: thresholds others use, with their source, and how much it takes to say that one is passed.
+
+A threshold belongs to one definition of a score and to the probe it was set on: none carries over to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from workbench.detectors.halves import one_checkpoint
+from workbench.detectors.scoring import MIN_SEQUENCES
+from workbench.heads import WorkbenchError
+
+Rule = Literal["above", "top_share", "top_heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """What makes a head one of a detector's: a score above `value`, or being among the best.
+
+    `top_share`: `value` is the share of key/value groups, which count by their best head. `top_heads`: a number of
+    query heads. `source`: who uses it.
+    """
+
+    detector: str
+    value: float | int
+    source: str
+    rule: Rule = "above"
+
+
+THRESHOLDS: tuple[Threshold, ...] = (
+    Threshold("retrieval_wu", 0.1, "Wu et al. 2024: retrieval heads score above 0.1"),
+    Threshold("retrieval_wu_offsets", 0.1, "Wu et al. 2024, for the needle found by token overlap"),
+    Threshold("qr_head", 16, "Zhang et al. 2025, QRHead: the best 16 heads of models of 8B, 32 of 70B", "top_heads"),
+    Threshold("induction", 0.4, "Olsson et al. 2022 use 0.3 to 0.4, the demos of TransformerLens 0.4"),
+    Threshold("previous_token", 0.4, "the demos of TransformerLens"),
+    Threshold("duplicate_token", 0.4, "the demos of TransformerLens"),
+    Threshold("induction_razor", 0.14, "RazorAttention in Huawei's implementation: 14 % of groups", "top_share"),
+    Threshold("echo_razor", 0.01, "RazorAttention in Huawei's implementation: 1 % of groups", "top_share"),
+    Threshold("sink_gu", 0.5, "ours: a sink in most samples, each above Gu et al.'s 0.3"),
+)
+
+
+def claims(
+    table: pd.DataFrame, thresholds: Iterable[Threshold] = THRESHOLDS, *, min_sequences: int = MIN_SEQUENCES
+) -> pd.DataFrame:
+    """The rows of a score table whose detector has a threshold, with what may be said of each head.
+
+    Args:
+        table: of `score`, or of one checkpoint of a run.
+        thresholds: one for each detector, of one's own or with another value.
+        min_sequences: fewer are too few to say anything.
+
+    Returns:
+        The rows with threshold, rule, source and claim: `yes` and `no` where the whole confidence interval lies on one
+        side of the threshold, or for ranks where the head is among the best or not; `undecided` where the interval
+        holds it; `too few` sequences; `no score`.
+
+    Raises:
+        WorkbenchError: for two thresholds of one detector, or a table that has several steps.
+    """
+    chosen = list(thresholds)
+    by_name = {t.detector: t for t in chosen}
+    if len(by_name) < len(chosen):
+        raise WorkbenchError("two thresholds are for one detector; pass one of each")
+    one_checkpoint(table)
+    of_row = [by_name.get(name) for name in table["detector"]]
+    found = pd.DataFrame(table[[t is not None for t in of_row]]).reset_index(drop=True)
+    kept = [t for t in of_row if t is not None]
+    found["threshold"] = [t.value for t in kept]
+    found["rule"] = [t.rule for t in kept]
+    found["source"] = [t.source for t in kept]
+    said = np.empty(len(found), dtype=object)
+    names, probes = np.asarray(found["detector"]), np.asarray(found["probe"])
+    for name, probe in dict.fromkeys(zip(names.tolist(), probes.tolist(), strict=True)):
+        mine = (names == name) & (probes == probe)
+        said[mine] = _said(pd.DataFrame(found[mine]), by_name[name])
+    said[np.asarray(found["n_seq"]) < min_sequences] = "too few"
+    said[np.isnan(np.asarray(found["score"], dtype=float))] = "no score"
+    found["claim"] = said
+    return found
+
+
+def _said(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
+    scores, low, high = (np.asarray(rows[name], dtype=float) for name in ("score", "ci_lo", "ci_hi"))
+    if threshold.rule == "above":
+        return np.where(low > threshold.value, "yes", np.where(high <= threshold.value, "no", "undecided"))
+    order = np.argsort(-scores, kind="stable")[: np.isfinite(scores).sum()]
+    if threshold.rule == "top_heads":
+        best = np.isin(np.arange(len(scores)), order[: int(threshold.value)])
+    else:
+        group_of = list(zip(rows["layer"], rows["kv_head"], strict=True))
+        groups = list(dict.fromkeys(group_of[i] for i in order))
+        chosen = set(groups[: round(threshold.value * len(groups))])
+        best = np.array([group in chosen for group in group_of])
+    return np.where(best, "yes", "no")

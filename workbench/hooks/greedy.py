@@ -1,0 +1,68 @@
+"""What a model says next if it always says the likeliest token: greedy decoding, under the interventions in force."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.attention import AttentionCall
+from workbench.hooks.cells import sequences
+from workbench.hooks.eager import handling
+from workbench.hooks.interventions import intervened_output
+from workbench.hooks.model import HookedModel
+from workbench.hooks.running import logits_of
+
+
+def greedy(
+    m: HookedModel, prompts: Int[Tensor, "b t"], steps: int, *, stop: frozenset[int] = frozenset()
+) -> list[Int[Tensor, " n"]]:
+    """At most `steps` tokens after each prompt, the first of `stop` included; fewer where the model's context ends.
+
+    Through a key/value cache where all layers are softmax, else by running the sequence anew for each token.
+
+    Raises:
+        WorkbenchError: if a prompt leaves no room for a token.
+    """
+    longest = getattr(m.config.get_text_config(), "max_position_embeddings", None)
+    room = steps if longest is None else min(steps, int(longest) - prompts.shape[1])
+    if room < 1:
+        raise WorkbenchError(f"a prompt of {prompts.shape[1]} tokens leaves no room in {longest} positions")
+    tokens = prompts.to(m.device)
+    has_cache = _has_cache(m)
+    cache = DynamicCache() if has_cache else None
+    is_done = torch.zeros(len(tokens), dtype=torch.bool, device=m.device)
+    ends = torch.tensor(sorted(stop), dtype=torch.long, device=m.device)
+
+    def attend(call: AttentionCall) -> Tensor:
+        return intervened_output(call, m.interventions)
+
+    with torch.no_grad(), handling(m.model, attend):
+        for step in range(room):
+            if cache is None:
+                last = torch.tensor([tokens.shape[1] - 1], device=m.device)
+                logits = logits_of(m.model, sequences(tokens), last, announce=lambda _: None)
+            else:
+                given = tokens if step == 0 else tokens[:, -1:]
+                logits = m.model(input_ids=given, past_key_values=cache, use_cache=True).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+            is_done |= torch.isin(tokens[:, -1], ends)
+            if bool(is_done.all()):
+                break
+    return [_until(said, stop) for said in tokens[:, prompts.shape[1] :].cpu()]
+
+
+def _has_cache(m: HookedModel) -> bool:
+    # transformers itself continues some linear layers wrongly from a cache.
+    return "past_key_values" in inspect.signature(m.model.forward).parameters and all(
+        layer.mixer == "softmax" for layer in m.layers
+    )
+
+
+def _until(said: Int[Tensor, " steps"], stop: frozenset[int]) -> Int[Tensor, " n"]:
+    ends = [i for i, token in enumerate(said.tolist()) if token in stop]
+    return said[: ends[0] + 1] if ends else said
