@@ -217,7 +217,7 @@ def plan(
 ) -> None:
     """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
     from workbench.hooks import open_model
-    from workbench.planning.planner import evaluation_on
+    from workbench.planning import evaluation_on
     from workbench.planning.planner import plan as make_plan
     from workbench.plans import KVBytes, LossTolerance
 
@@ -227,6 +227,9 @@ def plan(
     budget = 0.25 if keep is None else keep
     budget = budget if kv_bytes is None else KVBytes(kv_bytes)
     budget = budget if tolerance is None else LossTolerance(tolerance)
+    for path in (out, duo):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise WorkbenchError(f"{path}: its folder does not exist; make it first")
     m = open_model(model, device=device)
     made = make_plan(
         m,
@@ -235,7 +238,7 @@ def plan(
         budget,
         method,
         unit="layer" if layerwise else "head",
-        evaluation=evaluation_on(m, window, sink, probe=probe, held_out=held_out, seed=seed),
+        evaluation=evaluation_on(m, window, sink, probe=probe, held_out=held_out or (), seed=seed),
         progress=warn,
     )
     if out is not None:
