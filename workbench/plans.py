@@ -32,11 +32,11 @@ class KVBytes:
 class LossTolerance:
     """A budget: as few heads as leave the held-out loss within so many nats of the full model's."""
 
-    nats: float
+    nats: float | int
 
 
 # A share of the heads (or layers) to keep, 0 to 1, or one of the others.
-Budget = float | KVBytes | LossTolerance
+Budget = float | int | KVBytes | LossTolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Plan:
         _write(path, "".join("\t".join(row) + "\n" for row in rows))
 
     def to_layer_types(self) -> dict[str, Any]:
-        """A layer-wise plan as the settings of a Hugging Face config: `layer_types` and, if any slides, `sliding_window`.
+        """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
 
         A kept sliding layer stays what it is, and a windowed one keeps its own window where that is narrower.
 

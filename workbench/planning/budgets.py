@@ -19,9 +19,9 @@ def check_budget(keep: Budget) -> None:
     if isinstance(keep, LossTolerance):
         if not keep.nats >= 0:
             raise WorkbenchError(f"a tolerance of {keep.nats} nats was given; expected 0 or more")
-    elif not isinstance(keep, int | float) or not 0 <= keep <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+    elif not 0 <= keep <= 1:
         raise WorkbenchError(
-            f"keep is {keep!r}; expected a share from 0 to 1, workbench.KVBytes(n) or workbench.LossTolerance(nats)"
+            f"keep is {keep}; expected a share from 0 to 1, workbench.KVBytes(n) or workbench.LossTolerance(nats)"
         )
 
 
@@ -57,7 +57,7 @@ def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
     return max(n for n in range(len(order) + 1) if size(n) <= n_bytes)
 
 
-def _fewest_within(nats: float, order: Order, held_out: Sequence[Game]) -> int:
+def _fewest_within(nats: float | int, order: Order, held_out: Sequence[Game]) -> int:
     counts = keep_counts(len(order))
     # All of them lose nothing, so that one is always found.
     at = next(i for i, n in enumerate(counts) if lost_nats(order, n, held_out) <= nats)

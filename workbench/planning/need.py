@@ -43,9 +43,7 @@ def need_global(
     """
     n_short, n_long = short.tokens.shape[1], long.tokens.shape[1]
     if n_long <= n_short:
-        raise WorkbenchError(
-            f"the long probe has {n_long} tokens and the short one {n_short}; expected it to be longer"
-        )
+        raise WorkbenchError(f"the long probe has {n_long} tokens, the short one {n_short}; expected it to be longer")
     near, far = (window_gates(m, probe, window, sink=sink, nodes=nodes, objective=objective) for probe in (short, long))
     rng = np.random.default_rng(seed)
     resampled = _resampled_means(far.per_sequence, rng) - _resampled_means(near.per_sequence, rng)
