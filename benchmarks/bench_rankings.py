@@ -1,7 +1,7 @@
 """Which ranking keeps the right heads? The demo's full-attention model from several seeds; window all but the top k.
 
 Two layers of four heads, 64 tokens; needles copied over 24, 32 and 40 tokens, a window of 8 or 16 tokens and no sink.
-Heads are ranked on 48 sequences; the curve is of 96 others: the share of the loss gap that is back with the top k heads.
+Heads are ranked on 48 sequences; the curve is of 96 others: how much of the loss gap is back with the top k heads.
 The area is its mean over k from 0 to 8. Every number is the mean over models, with the standard deviation over them;
 random orders are means over 20 of each model.
 

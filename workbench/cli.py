@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.console import say_json, say_table, showing_phases, showing_progress, warn
-from workbench.heads import Head, WorkbenchError
+from workbench.heads import BadCheckpoint, Head, WorkbenchError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -230,7 +230,10 @@ def plan(
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
-    m = open_model(model, device=device)
+    try:
+        m = open_model(model, device=device)
+    except BadCheckpoint as error:  # elsewhere one of many units, here the argument
+        raise WorkbenchError(str(error)) from error
     made = make_plan(
         m,
         window,

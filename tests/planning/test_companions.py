@@ -127,14 +127,14 @@ def test_gates_of_a_head_that_sees_no_more_than_the_window_close_and_a_needed_on
     sliding, full = found.scores[:2], found.scores[2:]
     assert max(sliding) < 0.05
     assert found.evidence["mean_gate"] == pytest.approx(found.scores.mean(), abs=1e-5)
-    open_still = duo_gates(g, steps=60, price=0.0)
+    open_still = duo_gates(g, steps=5, price=0.0)
     assert (open_still.scores[:2] >= 1).all()
     assert min(full) > max(sliding)
 
 
 def test_a_smaller_budget_anneals_to_a_higher_price_and_shuts_more_gates():
     g = game_of("llama")
-    strict, lenient = (duo_gates_annealed(g, steps=80, budget=budget) for budget in (0.25, 0.75))
+    strict, lenient = (duo_gates_annealed(g, steps=30, budget=budget) for budget in (0.25, 0.75))
     assert strict.evidence["price"] > lenient.evidence["price"] > 0.05
     assert strict.evidence["mean_gate"] < lenient.evidence["mean_gate"] < 1
     assert strict.scores.mean() < lenient.scores.mean()
