@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.console import say_json, say_table, showing_phases, showing_progress, warn
-from workbench.heads import Head, WorkbenchError
+from workbench.heads import BadCheckpoint, Head, WorkbenchError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -248,7 +248,7 @@ def plan(
 ) -> None:
     """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
     from workbench.hooks import open_model
-    from workbench.planning.planner import evaluation_on
+    from workbench.planning import evaluation_on
     from workbench.planning.planner import plan as make_plan
     from workbench.plans import KVBytes, LossTolerance
 
@@ -258,7 +258,13 @@ def plan(
     budget = 0.25 if keep is None else keep
     budget = budget if kv_bytes is None else KVBytes(kv_bytes)
     budget = budget if tolerance is None else LossTolerance(tolerance)
-    m = open_model(model, device=device)
+    for path in (out, duo):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise WorkbenchError(f"{path}: its folder does not exist; make it first")
+    try:
+        m = open_model(model, device=device)
+    except BadCheckpoint as error:  # elsewhere one of many units, here the argument
+        raise WorkbenchError(str(error)) from error
     made = make_plan(
         m,
         window,
@@ -266,7 +272,7 @@ def plan(
         budget,
         method,
         unit="layer" if layerwise else "head",
-        evaluation=evaluation_on(m, window, sink, probe=probe, held_out=held_out, seed=seed),
+        evaluation=evaluation_on(m, window, sink, probe=probe, held_out=held_out or (), seed=seed),
         progress=warn,
     )
     if out is not None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -32,11 +32,11 @@ class KVBytes:
 class LossTolerance:
     """A budget: as few heads as leave the held-out loss within so many nats of the full model's."""
 
-    nats: float
+    nats: float | int
 
 
 # A share of the heads (or layers) to keep, 0 to 1, or one of the others.
-Budget = float | KVBytes | LossTolerance
+Budget = float | int | KVBytes | LossTolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,7 @@ class Plan:
         Raises:
             WorkbenchError: if the file cannot be written.
         """
-        written = {"version": VERSION, **asdict(self)}
-        try:
-            Path(path).write_text(json.dumps(_plain(written), indent=1) + "\n")
-        except OSError as error:
-            raise WorkbenchError(f"{path}: the plan cannot be written: {error.strerror}") from error
+        _write(path, json.dumps(_plain({"version": VERSION, **asdict(self)}), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -144,9 +140,9 @@ class Plan:
             plan = cls(**{**read, **_typed(read)})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
-        strangers = [str(head) for head in plan.keep if head not in {r.head for r in plan.ranking}]
-        if strangers:
-            raise WorkbenchError(f"{path}: keeps {', '.join(strangers)}, which its ranking does not have")
+        problem = _inconsistency(plan)
+        if problem:
+            raise WorkbenchError(f"{path}: {problem}; expected a plan saved by plan.save()")
         return plan
 
     def check(self, layers: Sequence[LayerInfo]) -> None:
@@ -168,25 +164,28 @@ class Plan:
     def to_duo_attention(self, path: str | Path) -> None:
         """Write DuoAttention's head file: a row per layer of 1 for a kept and 0 for a windowed head, tab-separated.
 
-        Layers without softmax heads have a row of zeros, so that rows are layers.
+        Layers without softmax heads have a row of zeros, so that rows are layers. DuoAttention reads window and sink
+        from a file beside it, config.json, as recent_size and sink_size.
+
+        Raises:
+            WorkbenchError: if the file cannot be written.
         """
         n_columns = max(r.kv_head for r in self.ranking) + 1
         n_rows = max(info.index for info in self.layers) + 1
         rows = [["0.0"] * n_columns for _ in range(n_rows)]
         for layer, kv_head in self.keep:
             rows[layer][kv_head] = "1.0"
-        Path(path).write_text("".join("\t".join(row) + "\n" for row in rows))
+        _write(path, "".join("\t".join(row) + "\n" for row in rows))
 
     def to_layer_types(self) -> dict[str, Any]:
-        """A layer-wise plan as the settings of a Hugging Face config: `layer_types` and `sliding_window`.
+        """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
+
+        A kept sliding layer stays what it is, and a windowed one keeps its own window where that is narrower.
 
         Raises:
-            WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks.
+            WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows.
         """
-        by_layer: dict[int, set[bool]] = {}
-        for r in self.ranking:
-            by_layer.setdefault(r.layer, set()).add(r.head in self.keep)
-        mixed = sorted(layer for layer, kept in by_layer.items() if len(kept) > 1)
+        mixed = [i for i, kept in self._kept_by_layer().items() if len(kept) > 1]
         if mixed:
             raise WorkbenchError(
                 f"layers {mixed} keep some heads and not others, which layer_types cannot say; make the plan with "
@@ -194,12 +193,31 @@ class Plan:
             )
         if self.sink:
             raise WorkbenchError(f"layer_types know no sinks, and the plan keeps {self.sink}; make it with sink=0")
-        names = {True: "full_attention", False: "sliding_attention"}
-        types = [
-            names[by_layer[info.index] == {True}] if info.mixer == "softmax" else "linear_attention"
-            for info in self.layers
-        ]
-        return {"layer_types": types, "sliding_window": self.window}
+        # A layer with two mixers is written as what its attention is.
+        first_linear = sorted(self.layers, key=lambda info: info.mixer == "softmax")
+        kinds = {info.index: self._kind(info) for info in first_linear}
+        windows = sorted({window for _, window in kinds.values() if window is not None})
+        if len(windows) > 1:
+            raise WorkbenchError(
+                f"a config has one sliding_window, and the plan's layers need {' and '.join(map(str, windows))}; make "
+                f"it with window={windows[0]}"
+            )
+        types = [kinds[index][0] for index in sorted(kinds)]
+        return {"layer_types": types, **({"sliding_window": windows[0]} if windows else {})}
+
+    def _kept_by_layer(self) -> dict[int, set[bool]]:
+        kept: dict[int, set[bool]] = {}
+        for r in sorted(self.ranking, key=lambda r: r.layer):
+            kept.setdefault(r.layer, set()).add(r.head in self.keep)
+        return kept
+
+    def _kind(self, info: LayerInfo) -> tuple[str, int | None]:
+        """A layer's name in `layer_types` under the plan, and its window where it slides."""
+        if info.mixer != "softmax":
+            return "linear_attention", None
+        if KVHead(info.index, 0) in self.keep:
+            return f"{info.kind}_attention", info.window if info.kind == "sliding" else None
+        return "sliding_attention", self.window if info.window is None else min(info.window, self.window)
 
 
 def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> int:
@@ -223,6 +241,29 @@ def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: i
         kv_bytes(layers, set(heads), window=window, sink=sink, context=context) for heads in (keep, everything)
     )
     return 1 - needed / in_all if in_all else 0.0
+
+
+def _write(path: str | Path, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise WorkbenchError(f"{path}: the plan cannot be written: {error.strerror}") from error
+
+
+def _inconsistency(plan: Plan) -> str | None:
+    """What is wrong with a plan that was read, if anything."""
+    ranked = [r.head for r in plan.ranking]
+    strangers = [str(head) for head in plan.keep if head not in ranked]
+    if strangers:
+        return f"keeps {', '.join(strangers)}, which its ranking does not have"
+    heads = [KVHead(i.index, h) for i in plan.layers if i.mixer == "softmax" for h in range(i.n_kv_heads)]
+    if sorted(ranked) != heads:
+        return f"ranks {len(ranked)} heads, which are not the {len(heads)} softmax heads of its layers"
+    if plan.unit not in get_args(Unit):
+        return f"has the unit {plan.unit!r}, which is neither 'head' nor 'layer'"
+    if plan.window < 1 or plan.sink < 0:
+        return f"has a window of {plan.window!r} and a sink of {plan.sink!r} tokens"
+    return None
 
 
 def _typed(read: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rankings on junctions with known answers, gates against finite differences, and completeness on trained models."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from workbench import Head, KVHead, WorkbenchError, open_model, probes
 from workbench.hooks.gates import gated, windowed_heads
 from workbench.hooks.interventions import Window
 from workbench.planning import METHODS, Game, game, rank, window_gates
+from workbench.planning.duo import duo_gates, duo_gates_annealed
 from workbench.planning.integrated import gate_gradients
 from workbench.planning.objectives import Piece
 
@@ -128,7 +130,9 @@ def test_the_divergence_from_the_model_itself_needs_no_right_answers():
     assert (found.per_sequence >= -1e-5).all()
 
 
-def test_every_method_ranks_every_head_and_none_leaves_a_trace():
+def test_every_method_ranks_every_head_and_none_leaves_a_trace(monkeypatch):
+    for name, train in (("duo_gates", duo_gates), ("duo_gates_annealed", duo_gates_annealed)):
+        monkeypatch.setitem(METHODS, name, partial(train, steps=5))
     m = open_model(tiny("llama"))
     g = Game(m, probes.copy_needle(97, 16, length=40, n_sequences=4), 6, sink=1)
     before = g.nats()

@@ -4,9 +4,11 @@ from workbench.figures.curves import emergence, history, metrics
 from workbench.figures.locking import lock_in
 from workbench.figures.onsets import compare, onset
 from workbench.figures.panels import heads, place, strips
+from workbench.figures.plans import PlanLike, pareto, plan, waterfall
 from workbench.figures.trajectories import RunLike
 
 __all__ = [
+    "PlanLike",
     "RunLike",
     "compare",
     "emergence",
@@ -15,6 +17,9 @@ __all__ = [
     "lock_in",
     "metrics",
     "onset",
+    "pareto",
     "place",
+    "plan",
     "strips",
+    "waterfall",
 ]

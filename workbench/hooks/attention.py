@@ -46,7 +46,8 @@ class LazyMask:
     """A model's own mask as a function of (sequence, head, query, key) positions: nothing is built until a tile asks.
 
     `window` is what the model hands over as the local size of the layer: a sliding window or a chunk, in tokens.
-    `documents`: numbers of packed documents, which do not see each other whatever `function` says.
+    `documents`: numbers of packed documents, which do not see each other whatever `function` says. `earlier`: how many
+    valid keys stood before these, which a sliding layer's cache has let go; None: `key_offset` of them.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -57,6 +58,7 @@ class LazyMask:
     window: int | None
     valid: Bool[Tensor, "b k"] | None
     documents: Int[Tensor, "b k"] | None = None
+    earlier: Int[Tensor, " b"] | None = None
 
     def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
         ahead = self.query_offset - self.key_offset
@@ -127,8 +129,13 @@ class AttentionCall:
         return replace(self, mask=replace(self.mask, documents=documents), positions=positions)
 
     def first_keys(self) -> Int[Tensor, "b k"]:
-        """For every key, the first key of its document: where padding ends, or a packed document begins."""
+        """For every key, the first key of its document: where padding ends, or a packed document begins.
+
+        Negative where a cache has let the beginning go.
+        """
         n_sequences, n_keys = len(self.q), self.k.shape[2]
+        if self.mask.key_offset:
+            return rearrange(self._first_of_cache(), "b -> b 1").expand(-1, n_keys)
         if self.mask.valid is not None:
             return self.mask.valid.to(self.q.device).int().argmax(-1, keepdim=True).expand(-1, n_keys)
         zeros = torch.zeros(n_sequences, n_keys, dtype=torch.long, device=self.q.device)
@@ -137,6 +144,13 @@ class AttentionCall:
         is_start = self.positions.diff(dim=-1, prepend=self.positions[:, :1] - 1) != 1
         place = torch.arange(n_keys, device=self.q.device)
         return zeros + torch.where(is_start, place, 0).cummax(-1).values
+
+    def _first_of_cache(self) -> Int[Tensor, " b"]:
+        mask, device = self.mask, self.q.device
+        earlier = torch.full((len(self.q),), mask.key_offset, device=device)
+        earlier = earlier if mask.earlier is None else mask.earlier.to(device)
+        here = torch.zeros_like(earlier) if mask.valid is None else mask.valid.to(device).int().argmax(-1)
+        return torch.where(earlier > 0, -earlier, here)
 
     def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
         """The layer's attention output under its own mask or another, the cheapest exact way and with no statistics.
@@ -282,8 +296,9 @@ def _lazy_mask(
     **_: Any,
 ) -> LazyMask:
     """The registered mask function: keep the function and the padding, build nothing."""
-    valid = None
+    valid = earlier = None
     if attention_mask is not None:
+        earlier = attention_mask[:, : int(kv_offset)].bool().sum(-1)
         valid = attention_mask[:, int(kv_offset) : int(kv_offset) + kv_length].bool()
         valid = None if bool(valid.all()) else valid
     return LazyMask(
@@ -294,6 +309,7 @@ def _lazy_mask(
         key_offset=int(kv_offset),
         window=local_size,
         valid=valid,
+        earlier=earlier,
     )
 
 

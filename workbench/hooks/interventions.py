@@ -222,7 +222,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
     # What every window allows lies within the narrowest band or among the most sinks.
     band = min(w.window for w in windows)
     start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
-    sinks_end = start + sink
+    sinks_end = max(0, start + sink)
     offset = call.mask.query_offset - call.mask.key_offset
     block = max(128, band)
     blocks = []

@@ -3,8 +3,11 @@
 from workbench.planning.curves import area_under, first_at
 from workbench.planning.game import Game
 from workbench.planning.integrated import WindowGates, window_gates
-from workbench.planning.planner import Evaluation, default_evaluation, plan
-from workbench.planning.rankings import METHODS, Ranking, rank
+from workbench.planning.ladder import WindowLadder, window_ladder, windowed_each
+from workbench.planning.methods import METHODS, rank
+from workbench.planning.need import need_global
+from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
+from workbench.planning.rankings import Ranking
 
 __all__ = [
     "METHODS",
@@ -12,10 +15,15 @@ __all__ = [
     "Game",
     "Ranking",
     "WindowGates",
+    "WindowLadder",
     "area_under",
     "default_evaluation",
+    "evaluation_on",
     "first_at",
+    "need_global",
     "plan",
     "rank",
     "window_gates",
+    "window_ladder",
+    "windowed_each",
 ]

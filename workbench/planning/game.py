@@ -28,7 +28,8 @@ class Outcome:
 class Game:
     """A model, a probe and a window; the players are the key/value heads of its softmax layers.
 
-    `seed` is for what is drawn at random.
+    `seed` is for what is drawn at random. A game is about the model as it is when the game begins: its outcomes are
+    remembered, since curves ask for the same ones again.
 
     Raises:
         WorkbenchError: if the probe has no answers, the objective is unknown, or the window is no window.
@@ -48,22 +49,24 @@ class Game:
         self.limits: Window = check_window(window, sink)
         self.heads: tuple[KVHead, ...] = windowed_heads(m.layers)
         self.pieces = pieces(m, probe, objective)
-        self.n_passes = 0
+        self._outcomes: dict[frozenset[KVHead], Outcome] = {}
 
     def nats(self, windowed: Collection[KVHead] = ()) -> Float[np.ndarray, " n_seq"]:
         """The objective with these heads windowed, for each sequence that has an answer."""
-        self.n_passes += 1
         with torch.no_grad(), self.m.restrict(windowed, self.limits.window, self.limits.sink):
             found = [piece.nats()[piece.counted].double().cpu() for piece in self.pieces]
         return torch.cat(found).numpy()
 
     def outcome(self, windowed: Collection[KVHead] = ()) -> Outcome:
         """Loss and accuracy on the probe's answers with these heads windowed."""
-        self.n_passes += 1
-        with self.m.restrict(windowed, self.limits.window, self.limits.sink):
-            found = [self.m.answers(p) for p in batches(self.probe)]
-        nats = torch.cat([a.loss_nats for a in found]).double().mean()
-        return Outcome(float(nats), float(torch.cat([a.is_right for a in found]).double().mean()))
+        key = frozenset(windowed)
+        if key not in self._outcomes:
+            with self.m.restrict(windowed, self.limits.window, self.limits.sink):
+                found = [self.m.answers(p) for p in batches(self.probe)]
+            nats = torch.cat([a.loss_nats for a in found]).double().mean()
+            accuracy = torch.cat([a.is_right for a in found]).double().mean()
+            self._outcomes[key] = Outcome(float(nats), float(accuracy))
+        return self._outcomes[key]
 
     def without(self, kept: Collection[KVHead]) -> Float[np.ndarray, " n_seq"]:
         """The objective with every head windowed but these."""

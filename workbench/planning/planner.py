@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
+import torch
 
 from workbench.detectors.scoring import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.planning.curves import keep_counts, keep_curve
+from workbench.planning.budgets import check_budget, lost_nats, n_affordable
+from workbench.planning.curves import Order, keep_counts, keep_curve, order_of
 from workbench.planning.game import Game
+from workbench.planning.methods import check_method, rank
 from workbench.planning.objectives import Objective
-from workbench.planning.rankings import Ranking, rank
-from workbench.plans import Budget, CurvePoint, KVBytes, LossTolerance, Plan, RankedHead, Unit, kv_bytes
+from workbench.planning.rankings import Ranking, random_order, shuffled_in_layers
+from workbench.plans import Budget, CurvePoint, Plan, RankedHead, Unit
 from workbench.probes import Probe, build, copy_needle
 
 # Random orders that a random baseline is the mean of.
@@ -31,7 +34,8 @@ class Evaluation:
 
     `probe`: the one heads are ranked on; `held_out`: others, never seen by the ranking, that the curve is of.
     `baselines`: further methods with a curve; `random` and `random_in_layer` (as many heads of each layer as the plan
-    would keep) are means over five orders. `context`: the tokens that cache sizes are counted for.
+    would keep; none for a layer-wise plan) are means over five orders. `context`: the tokens that cache sizes are
+    counted for.
     """
 
     probe: Probe
@@ -48,9 +52,9 @@ def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0)
     Raises:
         WorkbenchError: if the model's context is not longer than sinks, window and a needle.
     """
-    longest = getattr(m.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    longest = _longest(m)
     near = window + sink + _NEEDLE
-    length = min(longest, 4 * near)
+    length = 4 * near if longest is None else min(longest, 4 * near)
     far = [d for d in (near, 2 * near, 3 * near) if d + _NEEDLE + 1 <= length]
     if not far:
         raise WorkbenchError(
@@ -59,7 +63,7 @@ def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0)
     probes = [
         copy_needle(m, far, length=length, n_sequences=12, seed=seed + i, name=f"far_needle_{i}") for i in range(2)
     ]
-    return Evaluation(probes[0], (probes[1],), context=longest, seed=seed)
+    return Evaluation(probes[0], (probes[1],), context=longest or length, seed=seed)
 
 
 def evaluation_on(
@@ -68,22 +72,25 @@ def evaluation_on(
     sink: int,
     *,
     probe: str | None = None,
-    held_out: Sequence[str] | None = None,
+    held_out: Sequence[str] = (),
     seed: int = 0,
 ) -> Evaluation:
-    """The evaluation of probes written as in `probes.build`; the default one's where they are not given.
+    """The evaluation of probes written as in `probes.build`; those of `default_evaluation` where none is written.
+
+    Held-out probes that would bear the same name are named as they are written.
 
     Raises:
-        WorkbenchError: if one of them is no probe, has no answers, or does not fit the model.
+        WorkbenchError: if one of them is no probe or does not fit the model, or the default does not and is needed.
     """
-    if probe is not None and held_out:
-        chosen = tuple(build(m, written) for written in held_out)
-        longest = getattr(m.config.get_text_config(), "max_position_embeddings", None)
-        context = longest or max(p.tokens.shape[1] for p in chosen)
-        return Evaluation(build(m, probe), chosen, context=context, seed=seed)
+    ranked_on = None if probe is None else build(m, probe)
+    judged_on = [build(m, written) for written in held_out]
+    if len({p.name for p in judged_on}) < len(judged_on):
+        judged_on = [replace(p, name=written) for p, written in zip(judged_on, held_out, strict=True)]
+    if ranked_on is not None and judged_on:
+        context = _longest(m) or max(p.tokens.shape[1] for p in judged_on)
+        return Evaluation(ranked_on, tuple(judged_on), context=context, seed=seed)
     standard = default_evaluation(m, window, sink, seed=seed)
-    ranked_on = standard.probe if probe is None else build(m, probe)
-    return replace(standard, probe=ranked_on, held_out=tuple(build(m, w) for w in held_out or ()) or standard.held_out)
+    return replace(standard, probe=ranked_on or standard.probe, held_out=tuple(judged_on) or standard.held_out)
 
 
 def plan(
@@ -99,6 +106,9 @@ def plan(
 ) -> Plan:
     """Rank the key/value heads of a model, keep as many as the budget allows, and measure what that keeps.
 
+    The plan's `evidence` is the method's own, and what its heads leave lost (`lost_nats`) and bring back (`recovered`)
+    on the held-out probe where they do worst.
+
     Args:
         window, sink: what a windowed head still sees, in tokens.
         keep: a share of the heads of softmax layers (of the layers, for unit="layer"); or `KVBytes`, `LossTolerance`.
@@ -108,28 +118,35 @@ def plan(
         progress: told what is being done.
 
     Raises:
-        WorkbenchError: for an unknown method, a window that is none, a budget outside of what there is, or a layer-wise
-            budget that keeps no layer.
+        WorkbenchError: for an unknown method or unit, a window that is none or leaves nothing far in a probe, a budget
+            outside of what there is or that keeps no layer, or a held-out probe that the ranking sees.
     """
-    _check_budget(keep)
+    check_budget(keep)
+    check_method(method)
+    if unit not in get_args(Unit):
+        raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     chosen = evaluation or default_evaluation(m, window, sink)
+    _check_evaluation(chosen, window + sink)
     say = progress or (lambda _: None)
     game = Game(m, chosen.probe, window, sink=sink, objective=chosen.objective, seed=chosen.seed)
     if not game.heads:
         raise WorkbenchError(f"{m!r} has no softmax attention; there is no head to give a window to")
     say(f"ranking {len(game.heads)} heads by {method}")
     ranking = rank(game, method)
-    order = _by_layer(ranking) if unit == "layer" else [[head] for head in ranking.order]
+    order = order_of(ranking, unit)
     held_out = [Game(m, p, window, sink=sink, seed=chosen.seed) for p in chosen.held_out]
-    say(f"curve of {method}")
-    curve = _curve(method, order, held_out, chosen.context)
-    n_kept = _n_kept(keep, order, curve, game=game, context=chosen.context)
+    say(f"what {method} keeps on held-out probes")
+    n_kept = n_affordable(keep, order, held_out, context=chosen.context)
     if unit == "layer" and n_kept == 0:
         raise WorkbenchError(f"a budget of {keep} keeps none of {len(order)} layers; pass a larger one")
-    for baseline in chosen.baselines if unit == "head" else ():
-        say(f"curve of {baseline}")
-        curve += _baseline(baseline, ranking, game, held_out, chosen)
-    kept = tuple(sorted(head for group in order[:n_kept] for head in group))
+    judge = _Judge(unit, game, held_out, chosen, counts=sorted({*keep_counts(len(order)), n_kept}))
+    curve = judge.curve(method, order)
+    for baseline in chosen.baselines:
+        say(f"what {baseline} keeps")
+        curve += judge.baseline(baseline, ranking)
+    kept = tuple(sorted(order.first(n_kept)))
+    recovered = [p.recovered for p in curve if p.method == method and p.n_kept == len(kept)]
+    worst = {"lost_nats": lost_nats(order, n_kept, held_out), "recovered": min(recovered)}
     return Plan(
         model=m.name,
         layers=m.layers,
@@ -143,18 +160,47 @@ def plan(
         seed=chosen.seed,
         context=chosen.context,
         keep=kept,
-        ranking=_ranked(ranking, [head for group in order for head in group], seed=chosen.seed),
+        ranking=_ranked(ranking, order.first(len(order)), seed=chosen.seed),
         curve=tuple(curve),
-        evidence=ranking.evidence,
+        evidence={**ranking.evidence, **worst},
     )
 
 
-def _by_layer(ranking: Ranking) -> list[list[KVHead]]:
-    totals: dict[int, float] = {}
-    for head, score in zip(ranking.heads, ranking.scores, strict=True):
-        totals[head.layer] = totals.get(head.layer, 0.0) + float(score)
-    order = sorted(totals, key=lambda layer: -totals[layer])
-    return [[head for head in ranking.heads if head.layer == layer] for layer in order]
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Curves of rankings on held-out probes, all at the same numbers of heads or layers."""
+
+    unit: Unit
+    game: Game
+    held_out: Sequence[Game]
+    chosen: Evaluation
+    counts: list[int]
+
+    def curve(self, method: str, order: Order) -> list[CurvePoint]:
+        return keep_curve(method, order, self.held_out, counts=self.counts, context=self.chosen.context)
+
+    def baseline(self, method: str, ranking: Ranking) -> list[CurvePoint]:
+        """The curve of another method; of random orders, their mean."""
+        seeds = range(self.chosen.seed, self.chosen.seed + _RANDOM_ORDERS)
+        if method == "random":
+            return self._mean(method, [random_order(self.game.heads, seed) for seed in seeds])
+        if method == "random_in_layer":
+            # Whole layers have the same order whichever way their heads are shuffled.
+            shuffled = [shuffled_in_layers(ranking, seed) for seed in seeds if self.unit == "head"]
+            return self._mean(method, shuffled)
+        return self.curve(method, order_of(rank(self.game, method), self.unit))
+
+    def _mean(self, method: str, rankings: Sequence[Ranking]) -> list[CurvePoint]:
+        runs = [self.curve(method, order_of(ranking, self.unit)) for ranking in rankings]
+        return [_mean_point(points) for points in zip(*runs, strict=True)]
+
+
+def _mean_point(points: Sequence[CurvePoint]) -> CurvePoint:
+    def over(name: str) -> float:
+        return float(np.mean([getattr(point, name) for point in points]))
+
+    names = ("nats", "recovered", "accuracy", "kv_saved")
+    return replace(points[0], **{name: over(name) for name in names})
 
 
 def _ranked(ranking: Ranking, order: Sequence[KVHead], *, seed: int) -> tuple[RankedHead, ...]:
@@ -169,77 +215,28 @@ def _ranked(ranking: Ranking, order: Sequence[KVHead], *, seed: int) -> tuple[Ra
     )
 
 
-def _curve(method: str, order: list[list[KVHead]], held_out: Sequence[Game], context: int) -> list[CurvePoint]:
-    def first(n: int) -> list[KVHead]:
-        return [head for group in order[:n] for head in group]
-
-    counts = keep_counts(len(order))
-    points = keep_curve(method, first, held_out, counts=counts, context=context)
-    return [replace(point, n_kept=len(first(point.n_kept))) for point in points]
+def _longest(m: HookedModel) -> int | None:
+    """The model's longest context in tokens, where it has one."""
+    return getattr(m.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _baseline(
-    method: str, ranking: Ranking, game: Game, held_out: Sequence[Game], chosen: Evaluation
-) -> list[CurvePoint]:
-    if method not in ("random", "random_in_layer"):
-        order = [[head] for head in rank(game, method).order]
-        return _curve(method, order, held_out, chosen.context)
-    rng = np.random.default_rng(chosen.seed)
-    runs: list[list[CurvePoint]] = []
-    for _ in range(_RANDOM_ORDERS):
-        shuffled = [game.heads[i] for i in rng.permutation(len(game.heads))]
-
-        def some(n: int, shuffled: list[KVHead] = shuffled) -> list[KVHead]:
-            return shuffled[:n] if method == "random" else _as_many(shuffled, ranking.order[:n])
-
-        counts = keep_counts(len(game.heads))
-        runs.append(keep_curve(method, some, held_out, counts=counts, context=chosen.context))
-    return [_mean(points) for points in zip(*runs, strict=True)]
-
-
-def _as_many(shuffled: Sequence[KVHead], kept: Collection[KVHead]) -> list[KVHead]:
-    """Heads in random order, as many of each layer as are kept."""
-    wanted = Counter(head.layer for head in kept)
-    return [head for layer, n in wanted.items() for head in [h for h in shuffled if h.layer == layer][:n]]
-
-
-def _mean(points: Sequence[CurvePoint]) -> CurvePoint:
-    def over(name: str) -> float:
-        return float(np.mean([getattr(point, name) for point in points]))
-
-    names = ("nats", "recovered", "accuracy", "kv_saved")
-    return replace(points[0], **{name: over(name) for name in names})
-
-
-def _check_budget(keep: Budget) -> None:
-    if isinstance(keep, KVBytes | LossTolerance):
-        return
-    if not 0 <= keep <= 1:
-        raise WorkbenchError(
-            f"keep is {keep}; expected a share from 0 to 1, workbench.KVBytes(n) or workbench.LossTolerance(nats)"
-        )
-
-
-def _n_kept(keep: Budget, order: list[list[KVHead]], curve: Sequence[CurvePoint], *, game: Game, context: int) -> int:
-    """How many heads or layers of the order the budget allows."""
-
-    def first(n: int) -> list[KVHead]:
-        return [head for group in order[:n] for head in group]
-
-    if isinstance(keep, KVBytes):
-        limits = game.limits
-
-        def size(n: int) -> int:
-            return kv_bytes(game.m.layers, first(n), window=limits.window, sink=limits.sink, context=context)
-
-        if size(0) > keep.n:
-            raise WorkbenchError(f"{keep.n} bytes hold no plan: with every head windowed the cache takes {size(0)}")
-        return max(n for n in range(len(order) + 1) if size(n) <= keep.n)
-    if isinstance(keep, LossTolerance):
-        worst = {p.n_kept: -np.inf for p in curve}
-        full = {p.probe: p.nats for p in curve if p.n_kept == len(game.heads)}
-        for p in curve:
-            worst[p.n_kept] = max(worst[p.n_kept], p.nats - full[p.probe])
-        fewest = min(n for n, loss in worst.items() if loss <= keep.nats)
-        return next(n for n in range(len(order) + 1) if len(first(n)) >= fewest)
-    return round(keep * len(order))
+def _check_evaluation(chosen: Evaluation, n_seen: int) -> None:
+    for baseline in chosen.baselines:
+        check_method(baseline)
+    if not chosen.held_out:
+        raise WorkbenchError("no held-out probe was given; expected at least one that the ranking does not see")
+    names = [p.name for p in chosen.held_out]
+    if len(set(names)) < len(names):
+        raise WorkbenchError(f"held-out probes are named {', '.join(names)}; give each its own name=")
+    for probe in (chosen.probe, *chosen.held_out):
+        if probe.tokens.shape[1] <= n_seen:
+            raise WorkbenchError(
+                f"probe {probe.name!r} has {probe.tokens.shape[1]} tokens and a windowed head sees {n_seen}, so that "
+                "nothing is far; pass a longer probe or a smaller window"
+            )
+    for probe in chosen.held_out:
+        if torch.equal(probe.tokens, chosen.probe.tokens):
+            raise WorkbenchError(
+                f"held-out probe {probe.name!r} is the one that heads are ranked on; pass another, such as one of "
+                "another seed="
+            )

@@ -1,0 +1,114 @@
+"""`workbench plan`: tables or one JSON document on stdout, files for others, and mistakes without a traceback."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tests.families import tiny
+from workbench import Plan, open_model
+from workbench.cli import main
+
+QUICK = ["--window", "6", "--method", "far_mass", "--probe", "copy_needle:distance=20,length=36,n_sequences=3"]
+HELD_OUT = ["--held-out", "copy_needle:distance=20,length=36,n_sequences=3,seed=1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command's exit code, stdout and stderr; anything else than an exit is a traceback."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["workbench", "plan", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_one_json_document_says_what_is_kept_and_what_it_is_worth(model, run, tmp_path):
+    code, out, err = run(model, *QUICK, *HELD_OUT, "--keep", 0.5, "--json", "--out", tmp_path / "p.json")
+    document = json.loads(out)
+    assert code == 0
+    saved = Plan.load(tmp_path / "p.json")
+    assert document["keep"] == [str(head) for head in saved.keep]
+    assert sorted(document["keep"] + document["windowed"]) == ["L0KV0", "L0KV1", "L1KV0", "L1KV1"]
+    assert document["kv_saved"] == pytest.approx(saved.kv_saved)
+    assert len(document["ranking"]) == 4
+    assert document["ranking"][0]["ci_lo"] is None
+    assert {point["method"] for point in document["curve"]} == {"far_mass", "random", "random_in_layer"}
+    assert "ranking 4 heads by far_mass" in err
+    with open_model(model).apply(saved):
+        pass
+
+
+def test_the_tables_name_every_head_and_the_last_line_says_what_is_saved(model, run, tmp_path):
+    code, out, err = run(
+        model, *QUICK, *HELD_OUT, "--sink", 1, "--keep", 0.25, "--duo", tmp_path / "full_attention_heads.tsv"
+    )
+    assert code == 0
+    for head in ("L0KV0", "L0KV1", "L1KV0", "L1KV1"):
+        assert head in out
+    assert "What is left on held-out probes" in out
+    assert "keeps 1 of 4 heads and saves 75% of the cache" in err
+    assert np.loadtxt(tmp_path / "full_attention_heads.tsv", delimiter="\t").sum() == 1
+
+
+def test_layers_and_other_budgets(model, run):
+    code, out, _ = run(model, *QUICK, *HELD_OUT, "--layerwise", "--keep", 0.5, "--json")
+    kept = json.loads(out)["keep"]
+    assert code == 0
+    assert kept in (["L0KV0", "L0KV1"], ["L1KV0", "L1KV1"])
+    code, out, _ = run(model, *QUICK, *HELD_OUT, "--tolerance", 100, "--json")
+    assert json.loads(out)["keep"] == []
+    code, out, _ = run(model, *QUICK, *HELD_OUT, "--kv-bytes", 1 << 40, "--json")
+    assert len(json.loads(out)["keep"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["MODEL"], "--window"),
+        (["MISSING", *QUICK], "no such folder"),
+        (["EMPTY", *QUICK], "holds no weights"),
+        (["MODEL", *QUICK, *HELD_OUT, "--window", "0"], "window of at least 1"),
+        (["MODEL", *QUICK, *HELD_OUT, "--sink", "-1"], "sink -1"),
+        (["MODEL", *QUICK, *HELD_OUT, "--window", "99"], "nothing is far"),
+        (["MODEL", *QUICK, *HELD_OUT, "--keep", "2"], "expected a share from 0 to 1"),
+        (["MODEL", *QUICK, *HELD_OUT, "--keep", "0.1", "--layerwise"], "keeps none of 2 layers"),
+        (["MODEL", *QUICK, *HELD_OUT, "--tolerance", "-1"], "expected 0 or more"),
+        (["MODEL", *QUICK, *HELD_OUT, "--kv-bytes", "1"], "hold no plan"),
+        (["MODEL", *QUICK, *HELD_OUT, "--keep", "0.5", "--kv-bytes", "9"], "several budgets"),
+        (["MODEL", *QUICK, *HELD_OUT, "--method", "luck"], "unknown method 'luck'"),
+        (["MODEL", *QUICK, "--held-out", "nothing"], "unknown probe 'nothing'"),
+        (["MODEL", *QUICK, "--held-out", "copy_needle:distance=20,length=36,n_sequences=3"], "ranked on"),
+        (["MODEL", *QUICK, *HELD_OUT, "--out", "NOWHERE/plan.json"], "its folder does not exist"),
+        (["MODEL", *QUICK, *HELD_OUT, "--duo", "NOWHERE/heads.tsv"], "its folder does not exist"),
+        (["MODEL", *QUICK, *HELD_OUT, "--out", "EMPTY"], "cannot be written"),
+    ],
+)
+def test_a_mistake_ends_with_two_and_a_message(model, run, tmp_path, arguments, told):
+    (tmp_path / "empty").mkdir()
+    places = {
+        "MODEL": model,
+        "MISSING": tmp_path / "missing",
+        "EMPTY": tmp_path / "empty",
+        "NOWHERE/plan.json": tmp_path / "nowhere" / "plan.json",
+        "NOWHERE/heads.tsv": tmp_path / "nowhere" / "heads.tsv",
+    }
+    code, out, err = run(*(places.get(a, a) for a in arguments))
+    assert code == 2, err
+    assert told in err
+    assert out == ""

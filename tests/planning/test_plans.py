@@ -1,0 +1,152 @@
+"""A plan on disk: what is saved is what is loaded, other tools' files, sizes of caches, and files that are no plan."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from tests.planning.plans import FULL, LINEAR, NAN, SLIDING, layers_of, plan_of
+from workbench import KVHead, Plan, WorkbenchError
+from workbench.plans import RankedHead, kv_bytes, kv_saved
+
+TWO = layers_of(FULL, FULL)
+
+
+def same(a, b):
+    """Equal, NaN to NaN."""
+    return repr(asdict(a)) == repr(asdict(b))
+
+
+def test_a_saved_plan_is_loaded_as_it_was_with_its_missing_numbers(tmp_path):
+    plan = plan_of(layers_of(FULL, LINEAR, SLIDING), [(0, 1), (2, 0)], sink=4, model="größer")
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert same(loaded, plan)
+    assert np.isnan(loaded.ranking[0].ci_lo)
+    assert np.isnan(loaded.evidence["gap"])
+    assert loaded.windowed == plan.windowed == (KVHead(0, 0), KVHead(2, 1))
+    assert "NaN" not in (tmp_path / "plan.json").read_text()
+
+
+def test_curves_are_a_table_of_every_point():
+    table = plan_of(TWO, [(0, 0)]).curves()
+    assert list(table.columns) == ["method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved"]
+    assert table.n_kept.tolist() == [0, 1, 2, 3, 4]
+    assert table.nats.tolist() == [4, 3.5, 3, 2.5, 2]
+
+
+def test_duo_attention_reads_a_row_per_layer_and_a_column_per_head(tmp_path):
+    plan = plan_of(layers_of(FULL, LINEAR, FULL), [(0, 1), (2, 0), (2, 1)])
+    plan.to_duo_attention(tmp_path / "full_attention_heads.tsv")
+    read = np.loadtxt(tmp_path / "full_attention_heads.tsv", dtype=float, delimiter="\t")
+    assert read.tolist() == [[0, 1], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("write", [Plan.save, Plan.to_duo_attention])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, write):
+    with pytest.raises(WorkbenchError, match=r"nowhere.*: the plan cannot be written: No such file"):
+        write(plan_of(TWO, []), tmp_path / "nowhere" / "plan")
+
+
+def test_layer_types_say_which_layers_are_full_and_which_slide():
+    plan = plan_of(layers_of(FULL, LINEAR, FULL, FULL), [(2, 0), (2, 1)])
+    types = ["sliding_attention", "linear_attention", "full_attention", "sliding_attention"]
+    assert plan.to_layer_types() == {"layer_types": types, "sliding_window": 16}
+
+
+def test_a_sliding_layer_stays_one_and_its_narrower_window_stays():
+    kept = plan_of(layers_of(SLIDING, FULL), [(0, 0), (0, 1), (1, 0), (1, 1)])
+    assert kept.to_layer_types() == {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    windowed = plan_of(layers_of(SLIDING, FULL), [(1, 0), (1, 1)])
+    assert windowed.to_layer_types() == kept.to_layer_types()
+    everything = plan_of(TWO, [(0, 0), (0, 1), (1, 0), (1, 1)])
+    assert everything.to_layer_types() == {"layer_types": ["full_attention"] * 2}
+
+
+def test_a_layer_of_two_mixers_is_written_once_as_what_its_attention_is():
+    both = plan_of((FULL, LINEAR), [(0, 0), (0, 1)])
+    assert both.to_layer_types() == {"layer_types": ["full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (plan_of(TWO, [(1, 0)]), r"layers \[1\] keep some heads and not others.*unit='layer'"),
+        (plan_of(TWO, [(1, 0), (1, 1)], sink=4), "know no sinks, and the plan keeps 4; make it with sink=0"),
+        (plan_of(layers_of(SLIDING, FULL), []), "need 8 and 16; make it with window=8"),
+    ],
+)
+def test_what_layer_types_cannot_say_is_refused(plan, told):
+    with pytest.raises(WorkbenchError, match=told):
+        plan.to_layer_types()
+
+
+def test_cache_sizes_are_counted_by_hand():
+    """Two heads of 16 numbers, keys and values, two bytes each: 128 bytes a token, half of it for one head."""
+    one = layers_of(FULL)
+    assert kv_bytes(one, {KVHead(0, 0), KVHead(0, 1)}, window=16, sink=4, context=100) == 100 * 128
+    assert kv_bytes(one, {KVHead(0, 0)}, window=16, sink=4, context=100) == (100 + 20) * 64
+    assert kv_saved(one, {KVHead(0, 0)}, window=16, sink=4, context=100) == pytest.approx(0.4)
+    assert kv_bytes(layers_of(SLIDING, LINEAR), set(), window=16, sink=4, context=100) == 8 * 128
+    assert kv_saved(layers_of(LINEAR), set(), window=16, sink=4, context=100) == 0
+    assert plan_of(one, [(0, 1)]).kv_saved == pytest.approx((64 - 16) / 128)
+
+
+def edited(tmp_path, change):
+    """A saved plan with something else in it."""
+    path = tmp_path / "plan.json"
+    plan_of(TWO, [(0, 0)]).save(path)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda d: d.update(version=99), "written by a newer workbench; upgrade"),
+        (lambda d: d.pop("version"), "is no plan; expected a file saved by plan.save"),
+        (lambda d: d.update(keep=[[7, 0]]), "keeps L7KV0, which its ranking does not have"),
+        (lambda d: d["ranking"].pop(), "ranks 3 heads, which are not the 4 softmax heads of its layers"),
+        (lambda d: d.update(unit="row"), "is no plan|unit 'row'"),
+        (lambda d: d.update(window=0), "window of 0"),
+        (lambda d: d.update(window="16"), "is no plan of this version"),
+        (lambda d: d.update(window=None), "is no plan of this version"),
+        (lambda d: d.pop("curve"), "is no plan of this version: 'curve'"),
+        (lambda d: d.pop("model"), "is no plan of this version: .*model"),
+        (lambda d: d.update(colour="red"), "is no plan of this version: .*colour"),
+        (lambda d: d.update(keep=3), "is no plan of this version"),
+        (lambda d: d["layers"][0].pop("window"), "is no plan of this version: .*window"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused_with_what_is_wrong(tmp_path, change, told):
+    with pytest.raises(WorkbenchError, match=told):
+        Plan.load(edited(tmp_path, change))
+
+
+def test_a_file_that_is_missing_a_folder_or_no_json_is_refused(tmp_path):
+    with pytest.raises(WorkbenchError, match="no plan can be read: No such file"):
+        Plan.load(tmp_path / "none.json")
+    with pytest.raises(WorkbenchError, match="no plan can be read: Is a directory"):
+        Plan.load(tmp_path)
+    (tmp_path / "text").write_bytes(b"keep all heads\xff")
+    with pytest.raises(WorkbenchError, match=r"is not JSON.*expected a plan saved by plan.save"):
+        Plan.load(tmp_path / "text")
+    (tmp_path / "list").write_text("[1, 2]")
+    with pytest.raises(WorkbenchError, match="is no plan"):
+        Plan.load(tmp_path / "list")
+
+
+def test_a_plan_knows_its_model_by_its_layers():
+    plan = plan_of(TWO, [(0, 0)])
+    plan.check(TWO)
+    with pytest.raises(WorkbenchError, match=r"for small, whose layer 1 is .*make a plan for it"):
+        plan.check(layers_of(FULL, SLIDING))
+    with pytest.raises(WorkbenchError, match="for small with 2 layers; this model has 3"):
+        plan.check(layers_of(FULL, FULL, FULL))
+
+
+def test_a_ranked_head_is_a_head():
+    assert RankedHead(3, 1, 0.5, NAN, NAN).head == KVHead(3, 1)

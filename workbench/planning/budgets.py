@@ -1,0 +1,71 @@
+"""How many heads, or layers, of an order a budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workbench.heads import WorkbenchError
+from workbench.planning.curves import Order, keep_counts
+from workbench.planning.game import Game
+from workbench.plans import Budget, KVBytes, LossTolerance, kv_bytes
+
+
+def check_budget(keep: Budget) -> None:
+    """Raises:
+    WorkbenchError: if it is no budget, or a share outside of 0 to 1, or a tolerance that is negative.
+    """
+    if isinstance(keep, KVBytes):
+        return
+    if isinstance(keep, LossTolerance):
+        if not keep.nats >= 0:
+            raise WorkbenchError(f"a tolerance of {keep.nats} nats was given; expected 0 or more")
+    elif not 0 <= keep <= 1:
+        raise WorkbenchError(
+            f"keep is {keep}; expected a share from 0 to 1, workbench.KVBytes(n) or workbench.LossTolerance(nats)"
+        )
+
+
+def n_affordable(keep: Budget, order: Order, held_out: Sequence[Game], *, context: int) -> int:
+    """How many groups of the order are kept: the nearest number to a share, the most in so many bytes, or few enough.
+
+    Of a loss tolerance, a number that stays within it on every held-out probe while one less does not: the fewest where
+    all numbers are looked at, and with more than a dozen groups the fewest of about as many, made less by bisection.
+
+    Raises:
+        WorkbenchError: if the bytes do not even hold the windows.
+    """
+    if isinstance(keep, KVBytes):
+        return _most_in(keep.n, order, held_out[0], context)
+    if isinstance(keep, LossTolerance):
+        return _fewest_within(keep.nats, order, held_out)
+    return round(keep * len(order))
+
+
+def lost_nats(order: Order, n: int, held_out: Sequence[Game]) -> float:
+    """What the first n groups leave lost, in nats per answer, on the held-out probe where that is most."""
+    return max(game.outcome(order.without(n)).nats - game.outcome().nats for game in held_out)
+
+
+def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
+    window, sink = game.limits.window, game.limits.sink
+
+    def size(n: int) -> int:
+        return kv_bytes(game.m.layers, set(order.first(n)), window=window, sink=sink, context=context)
+
+    if size(0) > n_bytes:
+        raise WorkbenchError(f"{n_bytes} bytes hold no plan: with every head windowed the cache takes {size(0)}")
+    return max(n for n in range(len(order) + 1) if size(n) <= n_bytes)
+
+
+def _fewest_within(nats: float | int, order: Order, held_out: Sequence[Game]) -> int:
+    counts = keep_counts(len(order))
+    # All of them lose nothing, so that one is always found.
+    at = next(i for i, n in enumerate(counts) if lost_nats(order, n, held_out) <= nats)
+    too_few, enough = (counts[at - 1] if at else -1), counts[at]
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if lost_nats(order, middle, held_out) <= nats:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
