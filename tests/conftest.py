@@ -1,13 +1,22 @@
-"""What several test folders share: one thread, and a real demo."""
+"""What several test folders share: a real demo, made once for all processes that run tests side by side."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from filelock import FileLock
 
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_configure():
+    """Processes side by side share the cores, one each."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +24,12 @@ def demo(tmp_path_factory):
     """The quick demo, really pretrained and scanned: its folder, with checkpoints/ and runs/."""
     from workbench.demo import run_demo
 
-    out = tmp_path_factory.mktemp("demo")
-    run_demo(out, quick=True)
-    return out
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # which the workers share
+    with FileLock(base / "demo.lock"):
+        run_demo(base / "demo", quick=True)  # goes on from where it stands, if only to find that all is there
+    return base / "demo"
 
 
 @pytest.fixture(scope="session")
