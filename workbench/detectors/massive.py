@@ -57,7 +57,8 @@ def massive_activations(
     Raises:
         WorkbenchError: for tokens that do not fit the model, or blocks that hand on no residual stream.
     """
-    valid = sequences(*((tokens.tokens, tokens.attention_mask) if isinstance(tokens, Probe) else (tokens,))).valid
+    is_probe = isinstance(tokens, Probe)
+    valid = sequences(tokens.tokens if is_probe else tokens, tokens.attention_mask if is_probe else None).valid
     seen: dict[int, _Seen] = {}
 
     def look(layer: int, _: nn.Module, __: Any, out: Any) -> None:
