@@ -15,7 +15,7 @@ from workbench.detectors.decoding import overlapping, said_right
 from workbench.detectors.official import NEEDLE, answer_rows, most_attended_in_needle, retrieval_headkv, retrieval_wu
 from workbench.detectors.writing import from_needle, spelling_rows
 from workbench.heads import WorkbenchError
-from workbench.hooks import RowReading, open_model
+from workbench.hooks import HookedModel, RowReading, open_model
 from workbench.hooks.greedy import greedy
 from workbench.probes import Vocabulary
 
@@ -365,3 +365,63 @@ def test_locos_scores_no_head_where_nothing_was_told_right():
     table = score(open_model(tiny("llama")), ["locos"], probes=probes.repeats(WORDS, n=12, n_sequences=2))
     assert table.score.isna().all()
     assert table["flags"].eq("counted=0/2").all()
+
+
+@pytest.fixture(scope="module")
+def speaking():
+    """A small model with a real tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.probes.models import bpe_model
+
+    config = LlamaConfig(
+        vocab_size=1500,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    return HookedModel(LlamaForCausalLM(config).eval(), tokenizer=bpe_model("bytes").tokenizer)
+
+
+def test_words_decide_whether_an_answer_was_right_and_a_newline_ends_it(speaking, monkeypatch):
+    from workbench.detectors import decoding
+
+    probe = probes.needle(speaking, length=200, depth=[20, 80], n_sequences=1)
+    stops, texts = set(), [" It is 1234567, I think", " The number is"]
+
+    def reciting(m, prompts, steps, *, stop):
+        stops.update(stop)
+        for prompt in prompts:
+            said = texts.pop(0)
+            number = speaking.tokenizer.decode(prompt.tolist()).split(" is: ")[1].split(".")[0]
+            yield torch.tensor(speaking.tokenizer(said.replace("1234567", number))["input_ids"])
+
+    monkeypatch.setattr(decoding, "greedy", reciting)
+    said = decode(speaking, probe)
+    assert {speaking.tokenizer.decode([i]) for i in stops} == {"\n"}
+    assert len(decoded(speaking, probe, Decoding("none"), said=said).tokens) == 2
+    recalled = decoded(speaking, probe, Decoding("recall"), said=said)
+    assert len(recalled.tokens) == 1
+    told = next(one for one in said if "think" in speaking.tokenizer.decode(one.said.tolist()))
+    assert torch.equal(recalled.tokens[0, : len(told.prompt)], told.prompt)
+    assert decoded(speaking, probe, Decoding("f1"), said=said) is None  # one word of five
+
+
+def test_documents_and_questions_in_text_differ_in_the_question_alone(speaking):
+    probe = probes.gold_document(speaking, length=400, n_documents=3, n_sequences=2)
+    for i in range(4):
+        mine = probe.answer_rows[:, 0] == i
+        rows, (start, stop) = probe.answer_rows[mine][:, 1], probe.needles[mine][0].tolist()
+        question = speaking.tokenizer.decode(probe.tokens[i, rows].tolist())
+        document = speaking.tokenizer.decode(probe.tokens[i, start:stop].tolist())
+        assert ("N/A" in question) == (i % 2 == 1)
+        assert document.count("special magic number") == 1
+        if i % 2 == 0:
+            assert question.split(" for ")[1].split(" in the text")[0] in document
+    table = score(speaking, ["qr_head", "qr_head_mean"], probes=probe)
+    assert table.n_seq.eq(2).all()
+    assert table.score.notna().all()
