@@ -1,4 +1,4 @@
-"""Scores on decoded answers and on pairs of questions: equal to their authors' loops over whole patterns."""
+"""Scores on decoded answers: equal to their authors' loops over whole patterns."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from tests.brute import eager_patterns
-from tests.families import CONFIGS, tiny
+from tests.families import tiny
 from tests.planted import TOKEN, VOCABULARY, PlantedModel, induction_head, previous_token_head, uniform_head
 from workbench import probes
 from workbench.detectors import Decoding, decode, decoded, detector, registry, score
 from workbench.detectors.decoding import overlapping, said_right
 from workbench.detectors.official import NEEDLE, answer_rows, most_attended_in_needle, retrieval_headkv, retrieval_wu
-from workbench.detectors.writing import from_needle, spelling_rows
 from workbench.heads import WorkbenchError
 from workbench.hooks import RowReading, open_model
 from workbench.hooks.greedy import greedy
@@ -183,61 +182,6 @@ def test_a_probe_that_does_not_say_where_answers_are_is_refused():
         score(m, ["retrieval_wu"], torch.randint(3, 90, (2, 12)))
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_query_focused_scores_equal_the_authors_formula_over_whole_patterns(family):
-    probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=3)
-    table = score(open_model(tiny(family)), ["qr_head", "qr_head_mean"], probes=probe)
-    found = {(r.detector, r.layer, r.head): r.score for r in table.itertuples()}
-    expected = {name: Counter() for name in ("qr_head", "qr_head_mean")}
-    for i in range(3):
-        attention = []
-        for b in (2 * i, 2 * i + 1):
-            mask = None if probe.attention_mask is None else probe.attention_mask[b : b + 1].long()
-            patterns, _, linear = eager_patterns(tiny(family, "eager"), probe.tokens[b : b + 1], mask)
-            patterns = [p / p.abs().sum(-1, keepdim=True) if x in linear else p for x, p in enumerate(patterns)]
-            mine = probe.answer_rows[:, 0] == b
-            rows, (start, stop) = probe.answer_rows[mine][:, 1], probe.needles[mine][0].tolist()
-            attention.append([p[0][:, rows][:, :, start:stop].mean(1) for p in patterns])
-        for layer in range(2):
-            gained = attention[0][layer] - attention[1][layer]
-            for head in range(4):
-                tokens = gained[head]
-                kept = (tokens * (tokens > tokens.mean() - 2 * tokens.std())).sum().item()
-                expected["qr_head"][layer, head] += kept / 3
-                expected["qr_head_mean"][layer, head] += kept / len(tokens) / 3
-    for name, by_head in expected.items():
-        for (layer, head), value in by_head.items():
-            assert found[name, layer, head] == pytest.approx(value, abs=1e-5)
-    assert table.n_seq.eq(3).all()
-
-
-def test_pairs_stay_together_in_batches_and_differ_in_the_question_alone(monkeypatch):
-    from workbench.detectors import measuring
-
-    probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=5)
-    m = open_model(tiny("llama"))
-    whole = score(m, ["qr_head"], probes=probe).score
-    monkeypatch.setattr(measuring, "_BATCH_TOKENS", 3 * probe.tokens.shape[1])
-    assert score(m, ["qr_head"], probes=probe).score.tolist() == pytest.approx(whole.tolist(), abs=1e-6)
-    for i in range(5):
-        first = probe.answer_rows[probe.answer_rows[:, 0] == 2 * i][0, 1]
-        a, b = probe.tokens[2 * i], probe.tokens[2 * i + 1]
-        assert torch.equal(a[:first], b[:first])
-        assert not torch.equal(a[first : first + 2], b[first : first + 2])
-
-
-def test_a_head_that_finds_the_key_of_the_question_has_a_high_query_focused_score():
-    words = Vocabulary(torch.arange(1, VOCABULARY), bos=0)
-    probe = probes.gold_document(words, length=60, n_documents=3, n_sequences=4)
-    finder = induction_head()
-    q, k = torch.zeros_like(finder.q), torch.zeros_like(finder.k)
-    q[TOKEN, TOKEN], k[TOKEN, TOKEN] = 8 * torch.eye(VOCABULARY), torch.eye(VOCABULARY)
-    m = open_model(PlantedModel([[replace(finder, q=q, k=k), uniform_head()]]))
-    found = score(m, ["qr_head", "qr_head_mean"], probes=probe).set_index(["detector", "head"]).score
-    assert found["qr_head", 0] > 0.2  # half goes to the question's own tokens, some to keys that share a token
-    assert found["qr_head", 1] == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "minimax"])
 def test_the_spread_over_needles_is_that_of_their_mean_retrieval(family):
     probe = probes.key_value(WORDS, n_pairs=6, n_queries=4, gap=5, n_sequences=3)
@@ -251,29 +195,6 @@ def test_the_spread_over_needles_is_that_of_their_mean_retrieval(family):
             cells = probe.target_cells[probe.target_cells[:, 0] == b]
             spreads.append(pattern[b, cells[:, 1], cells[:, 2]].std().item())
         assert r.score == pytest.approx(sum(spreads) / 3, abs=1e-5)
-
-
-def test_a_reading_of_rows_is_the_same_piece_by_piece_and_under_padding():
-    m = open_model(tiny("mistral"))
-    probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=2)
-    needs = find_needs("qr_head")
-    whole = m.record(probe, needs).readings["gold_columns"]
-    pieces = m.record(probe, needs, prefill=11).readings["gold_columns"]
-    assert torch.equal(whole.rows, pieces.rows)
-    assert torch.allclose(whole.values, pieces.values, atol=1e-5, equal_nan=True)
-
-
-def find_needs(name):
-    from workbench.detectors import find_detectors
-
-    return find_detectors([name])[0].needs
-
-
-def test_packed_documents_have_no_readings_of_rows():
-    m = open_model(tiny("llama"))
-    reading = RowReading("mine", lambda batch: torch.zeros(0, 2, dtype=torch.long), lambda p, rows, batch: p.sum(0))
-    with pytest.raises(WorkbenchError, match="'mine' reads rows of sequences; pass packed documents one by one"):
-        m.record(torch.randint(3, 90, (1, 8)), {reading}, torch.tensor([[1, 1, 1, 2, 2, 2, 3, 3]]))
 
 
 def test_a_scan_stores_each_score_for_the_probes_it_is_defined_on(tmp_path):
@@ -293,75 +214,25 @@ def test_a_scan_stores_each_score_for_the_probes_it_is_defined_on(tmp_path):
     assert run.scores(detector="retrieval_wu")["flags"].str.fullmatch(r"counted=\d/2").all()
 
 
-def values_and_weights(model, layer):
-    """v [b, h, k, d] before attention and W_O [h, d, d_model] of a layer, from its own modules."""
-    kind = model.config.model_type
-    if kind == "llama":
-        attention = model.model.layers[layer].self_attn
-        group = attention.num_key_value_groups
-        return (
-            attention.v_proj,
-            lambda out: out.unflatten(-1, (-1, 16)).transpose(1, 2).repeat_interleave(group, 1),
-            (attention.o_proj.weight.T.unflatten(0, (4, -1))),
-        )
-    if kind == "gpt2":
-        attention = model.transformer.h[layer].attn
-        return (
-            attention.c_attn,
-            lambda out: out[..., 64:].unflatten(-1, (4, 8)).transpose(1, 2),
-            (attention.c_proj.weight.unflatten(0, (4, -1))),
-        )
-    attention = model.gpt_neox.layers[layer].attention
-    return (
-        attention.query_key_value,
-        lambda out: out.unflatten(-1, (4, 3, 8))[..., 2, :].transpose(1, 2),
-        (attention.dense.weight.T.unflatten(0, (4, -1))),
-    )
+def test_words_decide_whether_an_answer_was_right_and_a_newline_ends_it(speaking, monkeypatch):
+    from workbench.detectors import decoding
 
+    probe = probes.needle(speaking, length=200, depth=[20, 80], n_sequences=1)
+    stops, texts = set(), [" It is 1234567, I think", " The number is"]
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-def test_what_heads_write_from_the_needle_equals_the_authors_formula(family):
-    model = tiny(family, "eager")
-    probe = decoded(open_model(tiny(family)), probes.repeats(WORDS, n=12, n_sequences=2), Decoding("none"))
-    need = RowReading("written", answer_rows, from_needle, of="logit")
-    reading = open_model(tiny(family)).record(probe, {need}).readings["written"]
-    kept = {}
-    hooked = [values_and_weights(model, layer) for layer in range(2)]
-    handles = [
-        module.register_forward_hook(lambda _, __, out, layer=layer: kept.__setitem__(layer, out))
-        for layer, (module, _, _) in enumerate(hooked)
-    ]
-    patterns, _, _ = eager_patterns(model, probe.tokens)
-    for handle in handles:
-        handle.remove()
-    unembed = model.get_output_embeddings().weight.detach()
-    for layer, (_, split, w_o) in enumerate(hooked):
-        v = split(kept[layer].detach())
-        for b in range(2):
-            mine = probe.answer_rows[:, 0] == b
-            start, stop = probe.needles[mine][0].tolist()
-            for head in range(4):
-                total = 0.0
-                for row in probe.answer_rows[mine][:, 1].tolist():
-                    phi = patterns[layer][b, head, row, : row + 1].float()
-                    phi = phi * (v[b, head, : row + 1] @ w_o[head].detach() @ unembed[probe.tokens[b, row + 1]])
-                    on, n = phi[start:stop].sum(), stop - start
-                    total += float(on - (phi.sum() - on) * n / (row + 1 - n))
-                assert float(reading.values[b, layer, head, 0]) == pytest.approx(total, abs=1e-4, rel=1e-4)
+    def reciting(m, prompts, steps, *, stop):
+        stops.update(stop)
+        for prompt in prompts:
+            said = texts.pop(0)
+            number = speaking.tokenizer.decode(prompt.tolist()).split(" is: ")[1].split(".")[0]
+            yield torch.tensor(speaking.tokenizer(said.replace("1234567", number))["input_ids"])
 
-
-def test_the_steps_that_say_the_needle_are_its_first_saying_in_one_piece():
-    from workbench.hooks.cells import sequences
-
-    tokens = torch.tensor([[5, 6, 7, 1, 9, 6, 7, 6, 7, 2], [5, 6, 7, 1, 6, 9, 7, 9, 9, 2]])
-    rows = torch.tensor([(b, row) for b in range(2) for row in range(3, 9)])
-    batch = replace(sequences(tokens), answers=rows, needles=torch.tensor([[1, 3]] * 12))
-    assert spelling_rows(batch).tolist() == [[0, 4], [0, 5]]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_locos_scores_no_head_where_nothing_was_told_right():
-    table = score(open_model(tiny("llama")), ["locos"], probes=probes.repeats(WORDS, n=12, n_sequences=2))
-    assert table.score.isna().all()
-    assert table["flags"].eq("counted=0/2").all()
+    monkeypatch.setattr(decoding, "greedy", reciting)
+    said = decode(speaking, probe)
+    assert {speaking.tokenizer.decode([i]) for i in stops} == {"\n"}
+    assert len(decoded(speaking, probe, Decoding("none"), said=said).tokens) == 2
+    recalled = decoded(speaking, probe, Decoding("recall"), said=said)
+    assert len(recalled.tokens) == 1
+    told = next(one for one in said if "think" in speaking.tokenizer.decode(one.said.tolist()))
+    assert torch.equal(recalled.tokens[0, : len(told.prompt)], told.prompt)
+    assert decoded(speaking, probe, Decoding("f1"), said=said) is None  # one word of five

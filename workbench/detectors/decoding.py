@@ -31,6 +31,7 @@ from workbench.probes import Probe, make_probe
 STEPS = 50
 _ENOUGH = 0.5
 _OVERLAP = 0.9
+_BATCH_TOKENS = 4096
 _NEWLINES = ("<0x0A>", "Ċ", "\n")
 
 
@@ -66,8 +67,10 @@ def decode(m: HookedModel, probe: Probe, *, steps: int = STEPS) -> list[Said]:
     found: dict[int, Said] = {}
     for length in sorted({len(prompt) for prompt, _ in prompts.values()}):
         mine = [b for b, (prompt, _) in prompts.items() if len(prompt) == length]
-        said = greedy(m, torch.stack([prompts[b][0] for b in mine]), steps, stop=stop)
-        found |= {b: Said(prompts[b][0], one, prompts[b][1]) for b, one in zip(mine, said, strict=True)}
+        together = max(1, _BATCH_TOKENS // length)
+        for batch in (mine[i : i + together] for i in range(0, len(mine), together)):
+            said = greedy(m, torch.stack([prompts[b][0] for b in batch]), steps, stop=stop)
+            found |= {b: Said(prompts[b][0], one, prompts[b][1]) for b, one in zip(batch, said, strict=True)}
     return [found[b] for b in sorted(found)]
 
 

@@ -33,8 +33,8 @@ def greedy(
     if room < 1:
         raise WorkbenchError(f"a prompt of {prompts.shape[1]} tokens leaves no room in {longest} positions")
     tokens = prompts.to(m.device)
-    has_cache = _has_cache(m)
-    cache = DynamicCache() if has_cache else None
+    cache = DynamicCache() if _has_cache(m) else None
+    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(m.model.forward).parameters else {}
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=m.device)
     ends = torch.tensor(sorted(stop), dtype=torch.long, device=m.device)
 
@@ -48,7 +48,7 @@ def greedy(
                 logits = logits_of(m.model, sequences(tokens), last, announce=lambda _: None)
             else:
                 given = tokens if step == 0 else tokens[:, -1:]
-                logits = m.model(input_ids=given, past_key_values=cache, use_cache=True).logits
+                logits = m.model(input_ids=given, past_key_values=cache, use_cache=True, **few).logits
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
             is_done |= torch.isin(tokens[:, -1], ends)
             if bool(is_done.all()):
