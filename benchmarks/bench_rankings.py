@@ -1,11 +1,11 @@
 """Which ranking keeps the right heads? The demo's full-attention model from several seeds; window all but the top k.
 
-Two layers of four heads, 64 tokens; needles copied over 24, 32 and 40 tokens, a window of 8 or 16 tokens and no sink.
+Two layers of four heads, 64 tokens; needles copied over 24, 32 and 40 tokens, a window of 8 tokens and no sink.
 Heads are ranked on 48 sequences; the curve is of 96 others: how much of the loss gap is back with the top k heads.
 The area is its mean over k from 0 to 8. Every number is the mean over models, with the standard deviation over them;
 random orders are means over 20 of each model.
 
-    python benchmarks/bench_rankings.py [--seeds 3] [--quick] [--models FOLDER] [--keep]
+    python benchmarks/bench_rankings.py [--seeds 3] [--windows 8 16] [--quick] [--models FOLDER] [--keep]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workbench.planning.rankings import random_order, shuffled_in_layers
 from workbench.pretrain import Language, pretrain_run, recipe
 from workbench.probes import Probe, Vocabulary, copy_needle
 
-LENGTH, DISTANCES, WINDOWS = 64, (24, 32, 40), (8, 16)
+LENGTH, DISTANCES = 64, (24, 32, 40)
 RANDOM_ORDERS = 20
 WITHOUT_LABELS = ("window_gates", "leave_one_windowed", "restore_one", "gradient_at_zero")
 
@@ -109,6 +109,7 @@ def table(models: list[HookedModel], window: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--windows", type=int, nargs="+", default=[8])
     parser.add_argument("--quick", action="store_true", help="the quick demo's recipe")
     parser.add_argument("--models", type=Path, help="where trained models are kept for another run")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/rankings.md")
@@ -119,9 +120,9 @@ def main() -> None:
         open_model(pretrain_run(recipe("full", seed=seed, quick=given.quick), folder / f"full{seed}")[-1])
         for seed in range(given.seeds)
     ]
-    command = f"python benchmarks/bench_rankings.py --seeds {given.seeds}{' --quick' if given.quick else ''}"
+    command = " ".join(["python benchmarks/bench_rankings.py", *sys.argv[1:]])
     lines = [describe(), "", f"`{command}`"]
-    for window in WINDOWS:
+    for window in given.windows:
         lines += ["", *table(models, window)]
     print("\n".join(lines))
     if given.keep:
