@@ -111,6 +111,7 @@ def scores(
 def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
     names = "previous_token current_token duplicate_token induction sink learned_sink entropy mean_distance far_mass"
     names += " normalized_entropy effective_support far_mass_16 far_mass_64"
+    names += " sink_total sink_streaming sink_gu"
     values: dict[str, list[float]] = {name: [] for name in names.split()}
     for i in range(len(x)):
         row = pattern[i, : i + 1]
@@ -125,6 +126,8 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
             values["previous_token"].append(row[i - 1])
         values["current_token"].append(row[i])
         values["sink"].append(row[0])
+        values["sink_total"].append(row[0] + sink_share)
+        values["sink_streaming"].append(row[:4].sum())
         same = [j for j in range(i) if x[j] == x[i]]
         if same:
             values["duplicate_token"].append(sum(row[j] for j in same))
@@ -144,6 +147,8 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
             values["far_mass"].append(sum(weights[j] for j in range(i - far_window + 1)))
         if has_sinks:
             values["learned_sink"].append(sink_share)
+    if values["sink"]:
+        values["sink_gu"] = [float(np.mean(values["sink"]) > 0.3)]
     if targets is not None:
         by_row: dict[int, list[int]] = {}
         for r, k in targets:
