@@ -105,13 +105,14 @@ def n_steps(study: Conversion, arm: Arm) -> int:
 
 def arm_of(one: KeepSet, seed: int, continued: Continued | None) -> Arm:
     """The training of a keep-set."""
-    return Arm(seed, continued, one.heads, one.sink)
+    return Arm(seed, continued, tuple(sorted(one.heads)), one.sink)
 
 
 def sets_of(prepared: dict[str, Any]) -> list[KeepSet]:
     """The keep-sets of a prepared part."""
     return [
-        KeepSet(**{**one, "heads": tuple(KVHead(*head) for head in one["heads"])}) for one in prepared["sets"]
+        KeepSet(s["method"], s["n_kept"], s["draw"], s["sink"], tuple(KVHead(*head) for head in s["heads"]))
+        for s in prepared["sets"]
     ]
 
 
@@ -167,5 +168,3 @@ def _converted(m: HookedModel, study: Conversion, asked: Probes, sets: list[Keep
             windowed = [head for head in everything if head not in one.heads]
             known[key] = measurements(m, asked, windowed, window=study.window, sink=one.sink)
     return [known[one.sink, tuple(sorted(one.heads))] for one in sets]
-
-

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from workbench.experiments.arms import PREPARED, arms_of, n_steps, prepare, run_arm
-from workbench.experiments.parts import claim, part_path
+from workbench.experiments.parts import add_call, claim, part_path
 from workbench.experiments.settings import Conversion
 from workbench.heads import WorkbenchError
 
@@ -63,17 +63,21 @@ def run_conversion(
         if on_progress is not None:
             on_progress(StudyProgress(finished, n_done, n_known, time.monotonic() - started))
 
-    unprepared = [seed for seed in range(seeds) if not part_path(out, seed, PREPARED).exists()]
-    n_known = len(unprepared)
-    with _pool(workers) as pool:
-        for finished in _done([(f"seed {s} pretrained", partial(prepare, study, out, s)) for s in unprepared], pool):
-            tell(finished)
-        arms = [arm for seed in range(seeds) for arm in arms_of(study, out, seed)]
-        left = [arm for arm in arms if not part_path(out, arm.seed, arm.name).exists()]
-        n_known += len(left)
-        left.sort(key=lambda arm: -n_steps(study, arm))
-        for finished in _done([(str(arm), partial(run_arm, study, out, arm)) for arm in left], pool):
-            tell(finished)
+    try:
+        with _pool(workers) as pool:
+            unprepared = [seed for seed in range(seeds) if not part_path(out, seed, PREPARED).exists()]
+            n_known = len(unprepared)
+            jobs: list[Job] = [(f"seed {s} pretrained", partial(prepare, study, out, s)) for s in unprepared]
+            for finished in _done(jobs, pool):
+                tell(finished)
+            arms = [arm for seed in range(seeds) for arm in arms_of(study, out, seed)]
+            left = [arm for arm in arms if not part_path(out, arm.seed, arm.name).exists()]
+            left.sort(key=lambda arm: -n_steps(study, arm))
+            n_known += len(left)
+            for finished in _done([(str(arm), partial(run_arm, study, out, arm)) for arm in left], pool):
+                tell(finished)
+    finally:
+        add_call(out, time.monotonic() - started, finished=n_done, workers=workers)
     return n_done
 
 

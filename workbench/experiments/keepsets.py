@@ -29,7 +29,7 @@ from workbench.probes import Probe
 _BY_WINDOWING = ("window_gates", "leave_one_windowed", "restore_one", "far_mass")
 _BY_PATTERN = ("induction", "retrieval")
 # The keep-sets that every continued pretraining is done with; the others have the first of them only.
-MAIN = ("all", "none", "none_sink", "window_gates", "induction", "least_induction", "random_non_top")
+MAIN = ("all", "none", "window_gates", "induction", "least_induction", "random_non_top")
 FROM_SCRATCH = ("all", "none", "induction", "least_induction")
 _RANDOM = ("random", "random_non_top")
 
@@ -54,8 +54,7 @@ def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequenc
     """
     found: Scores = {}
     asked: list[tuple[str, str, Probe]] = [(method, method, probes.ranking) for method in _BY_WINDOWING]
-    for probe in (probes.documents, *probes.tasks):
-        asked.append((f"window_gates_{probe.name}", "window_gates", probe))
+    asked += [(f"window_gates_{p.name}", "window_gates", p) for p in (probes.documents, *probes.tasks)]
     for name, method, probe in asked:
         ranking = rank(Game(m, probe, study.window), method)
         found[name] = dict(zip(ranking.heads, ranking.scores.tolist(), strict=True))
@@ -69,9 +68,7 @@ def top_heads(m: HookedModel, study: Conversion, probes: Probes, scores: Scores)
     order = ordered(scores["window_gates"])
     counts = [0, *range(1, len(order) // 2 + 1, max(1, len(order) // 16)), len(order) // 2]
     game = Game(m, probes.needles, study.window)
-    points = keep_curve(
-        "window_gates", lambda n: order[:n], [game], counts=sorted(set(counts)), context=study.length
-    )
+    points = keep_curve("window_gates", lambda n: order[:n], [game], counts=sorted(set(counts)), context=study.length)
     enough = first_at(points)
     return tuple(order[: len(order) // 2 if enough is None else max(enough, study.n_kept)])
 

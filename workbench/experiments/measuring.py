@@ -55,9 +55,7 @@ def measurements(
 def head_scores(m: HookedModel, probes: Probes) -> list[HeadScore]:
     """Every head on every detector, windows lifted."""
     return [
-        {"layer": int(row.layer), "head": int(row.head), "detector": detector, "lifted": True, "score": row.score}
-        for detector, name in _DETECTORS.items()
-        for row in score(m, [detector], probes=[getattr(probes, name)]).itertuples()
+        row for detector, name in _DETECTORS.items() for row in _scored(m, detector, getattr(probes, name), lifted=True)
     ]
 
 
@@ -66,10 +64,19 @@ def converted_retrieval(
 ) -> list[HeadScore]:
     """How much every head looks at the needle beyond the window as the converted model runs."""
     with m.restrict(windowed, window, sink):
-        table = score(m, ["retrieval"], probes=[probes.ranking])
+        return _scored(m, "retrieval", probes.ranking, lifted=False)
+
+
+def _scored(m: HookedModel, detector: str, probe: Probe, *, lifted: bool) -> list[HeadScore]:
     return [
-        {"layer": int(row.layer), "head": int(row.head), "detector": "retrieval", "lifted": False, "score": row.score}
-        for row in table.itertuples()
+        {
+            "layer": int(row["layer"]),
+            "head": int(row["head"]),
+            "detector": detector,
+            "lifted": lifted,
+            "score": float(row["score"]),
+        }
+        for row in score(m, [detector], probes=[probe]).to_dict("records")
     ]
 
 

@@ -1,6 +1,7 @@
 """A study on disk: its settings, and one JSON file for every finished piece of work, which appears whole or not at all.
 
 <out>/study.json                  the settings; other settings need another folder, more seeds do not
+<out>/calls.json                  how long each call took
 <out>/models/seed0/checkpoint-600 a pretrained model
 <out>/parts/seed0/<name>.json     what was measured
 """
@@ -17,7 +18,7 @@ from workbench.console import plain
 from workbench.experiments.settings import Conversion
 from workbench.heads import StoreNotWritable, WorkbenchError
 
-_STUDY = "study.json"
+_STUDY, _CALLS = "study.json", "calls.json"
 
 
 def claim(study: Conversion, out: Path) -> None:
@@ -46,6 +47,18 @@ def claim(study: Conversion, out: Path) -> None:
 def part_path(out: Path, seed: int, name: str) -> Path:
     """Where a finished piece of work lies."""
     return out / "parts" / f"seed{seed}" / f"{name}.json"
+
+
+def add_call(out: Path, wall_s: float, *, finished: int, workers: int) -> None:
+    """Note how long a call took and how many pieces it finished, beside those of earlier calls."""
+    if finished:
+        call = {"wall_s": wall_s, "finished": finished, "workers": workers}
+        write(out / _CALLS, {"calls": [*calls(out), call]})
+
+
+def calls(out: Path) -> list[dict[str, Any]]:
+    """The calls that finished something; those that were killed outright are not among them."""
+    return read(out / _CALLS)["calls"] if (out / _CALLS).exists() else []
 
 
 def write(path: Path, document: object) -> None:

@@ -1,0 +1,223 @@
+"""A study told: report.md for people, report.json with the same numbers per seed for programs.
+
+Numbers are means over seeds ± one standard deviation; each sentence of the findings is filled in from the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.console import duration
+from workbench.experiments.cells import (
+    by_count,
+    by_training,
+    causes_table,
+    cell,
+    classes,
+    frame_table,
+    lock_in_table,
+    picked,
+    training_rows,
+)
+from workbench.experiments.keepsets import least
+from workbench.experiments.parts import write
+from workbench.experiments.tables import (
+    NO_TRAINING,
+    Results,
+    by_class,
+    causes,
+    damage_by_context,
+    kept_role,
+    lock_in,
+    over_seeds,
+    random_sets,
+    recall_by_seed,
+    trainings,
+)
+from workbench.heads import KVHead
+
+
+def write_report(results: Results, out: Path) -> tuple[Path, Path]:
+    """Write out/report.md and out/report.json."""
+    markdown, document = out / "report.md", out / "report.json"
+    markdown.write_text(as_markdown(results), encoding="utf-8")
+    write(document, as_document(results))
+    return markdown, document
+
+
+def as_document(results: Results) -> dict[str, Any]:
+    """The report's tables as records, per seed."""
+    tables = {
+        "recall": recall_by_seed(results),
+        "measured": results.measured,
+        "random": random_sets(results),
+        "lock_in": lock_in(results),
+        "kept_role": kept_role(results),
+        "causes": causes(results),
+        "rankings": results.rankings,
+    }
+    return {
+        "study": asdict(results.study),
+        "seeds": list(results.seeds),
+        "cpu_s": results.cpu_s,
+        "calls": results.calls,
+        "top": results.top,
+        "not_claimed": not_claimed(results),
+        **{name: _records(table) for name, table in tables.items()},
+    }
+
+
+def as_markdown(results: Results) -> str:
+    """The whole report."""
+    study = results.study
+    recall = over_seeds(recall_by_seed(results), ["training", "method", "n_kept"], "far_accuracy")
+    documents = over_seeds(recall_by_seed(results), ["training", "method", "n_kept"], "documents_nats")
+    sections = [
+        "# Conversion to sliding windows, head by head",
+        _setting(results),
+        "## Findings",
+        _findings(results, recall),
+        "## Recall beyond the window, without training",
+        f"Share of needle words copied right, mean over distances {_listed(study.far)} (window {study.window}). "
+        f"Random sets: {study.n_random} draws per seed, averaged first.",
+        by_count(results, recall),
+        "## Loss on documents, without training (nats per token)",
+        by_count(results, documents),
+        "## Recall beyond the window after training",
+        f"{study.n_kept} heads full (`all`, `none`, `layers_*`: as named).",
+        by_training(results, recall),
+        "## Loss on documents after training (nats per token)",
+        by_training(results, documents),
+        "## Recall by distance",
+        classes(results, by_class(results, "needle", "accuracy"), "distance", trainings(study)),
+        "## Damage by length of context",
+        "Loss on documents above that of `all` in the same training (nats per token), by how many tokens can be seen, "
+        "rounded down to a power of two.",
+        classes(results, damage_by_context(results), "context", trainings(study)),
+        *_tasks(results),
+        "## Random sets and the top",
+        f"The top of each seed: {_tops(results)}. Induction of the {study.n_kept} heads that `least_induction` keeps: "
+        f"{_least(results)}.",
+        f"Plain random sets of {study.n_kept}, by how many of them are top:",
+        frame_table(random_sets(results)),
+        "## Lock-in",
+        "Spearman of head scores before and after, windows lifted on both sides; in brackets after taking off each "
+        "layer's mean. `all` is continued pretraining without any window, the measure of how far scores move anyway.",
+        lock_in_table(results),
+        "Highest retrieval beyond the window of any head, as the converted model runs (a windowed head has none). "
+        f"Before conversion: {_retrieval_before(results)}.",
+        by_training(results, over_seeds(kept_role(results), ["training", "method", "n_kept"], "score"), known=False),
+        "## Are sinks the cause?",
+        "Spearman of a head's score with the damage of windowing it, all heads; in brackets layer-centred.",
+        causes_table(results),
+        "## What is not claimed",
+        not_claimed(results),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def headline(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of recall beyond the window, keep-sets down and trainings across."""
+    across = trainings(results.study)
+    recall = over_seeds(recall_by_seed(results), ["training", "method", "n_kept"], "far_accuracy")
+    return ["kept full", *across], training_rows(results, recall, across)
+
+
+def not_claimed(results: Results) -> str:
+    """The limits of such a study."""
+    study = results.study
+    return (
+        f"These are models of {study.n_layers * study.n_heads} heads on a synthetic language of 32 words, one window "
+        f"({study.window} of {study.length} tokens), {len(results.seeds)} seeds that share language and probes; step "
+        "counts and learning rates were tuned to that language. In them the heads that retrieve a needle are the "
+        "induction heads, so that nothing is said about retrieval heads of another kind, about natural text, or about "
+        "models a thousand times larger. That a role does not move is claimed for the lengths and learning rates of "
+        "the table alone: continued pretraining nearly as long as pretraining itself moves it in part where the table "
+        "says so, and a longer or hotter one may move it further. Rankings were made on needles that other needles of "
+        "the same kind judge. Correlations over few heads are rough, and with sinks they are no proof of absence of a "
+        "cause."
+    )
+
+
+def _setting(results: Results) -> str:
+    study = results.study
+    cpu = ", ".join(f"{name} {duration(seconds)}" for name, seconds in results.cpu_s.items())
+    wall = ", ".join(
+        f"{duration(call['wall_s'])} ({call['finished']} pieces, {call['workers']} processes)" for call in results.calls
+    )
+    tasks = f", with {' and '.join(study.tasks)}" if study.tasks else ""
+    return (
+        f"Llama of {study.n_layers} layers × {study.n_heads} heads × {study.d_head}, d_model {study.d_model}, trained "
+        f"on {study.steps} steps of {study.batch} × {study.length} tokens of Copybook documents{tasks}. Window "
+        f"{study.window}; seeds {_listed(results.seeds)}; mean ± standard deviation over seeds. "
+        f"CPU time: {cpu}. Wall time: {wall}."
+    )
+
+
+def _findings(results: Results, recall: pd.DataFrame) -> str:
+    study, first = results.study, str(results.study.continued[0])
+
+    def at(training: str, method: str) -> str:
+        return cell(picked(recall, training, method, study.n_kept))
+
+    repaired = "; ".join(f"`{m}` {at(NO_TRAINING, m)}" for m in ("induction", "window_gates", "random_non_top"))
+    least = ", ".join(f"{at(t, 'least_induction')} ({t})" for t in trainings(study)[1:])
+    none = ", ".join(f"{at(t, 'none')} ({t})" for t in trainings(study)[1:])
+    return "\n".join(
+        [
+            f"- Windowing every head takes recall beyond the window from {at(NO_TRAINING, 'all')} to "
+            f"{at(NO_TRAINING, 'none')}; with the first {study.sink} tokens in sight as well: "
+            f"{at(NO_TRAINING, 'none_sink')}.",
+            f"- {study.n_kept} heads full, no training: {repaired}.",
+            f"- The same after {first}: `induction` {at(first, 'induction')}, `window_gates` "
+            f"{at(first, 'window_gates')}, `random_non_top` {at(first, 'random_non_top')}; no window at all "
+            f"{at(first, 'all')}.",
+            f"- The {study.n_kept} least induction-like heads: {at(NO_TRAINING, 'least_induction')} (no training), "
+            f"{least}.",
+            f"- Every head windowed: {none}.",
+        ]
+    )
+
+
+def _tasks(results: Results) -> list[str]:
+    names = {"variable_tracking": "hops", "majority": "rank"}
+    found: list[str] = []
+    for task in results.study.tasks:
+        found.append(f"## Accuracy on {task}")
+        found.append(classes(results, by_class(results, task, "accuracy"), names[task], trainings(results.study)))
+    return found
+
+
+def _retrieval_before(results: Results) -> str:
+    table: Any = results.scores
+    mine = table[(table.training == NO_TRAINING) & (table.detector == "retrieval") & ~table.lifted]
+    best = mine.groupby("seed").score.max()
+    return ", ".join(f"{value:.2f}" for value in best)
+
+
+def _tops(results: Results) -> str:
+    return "; ".join(f"seed {seed}: {' '.join(heads)}" for seed, heads in results.top.items())
+
+
+def _least(results: Results) -> str:
+    table: Any = results.rankings
+    told: list[str] = []
+    for seed in results.seeds:
+        mine = table[(table.seed == seed) & (table.method == "induction")].to_dict("records")
+        induction = {KVHead(row["layer"], row["kv_head"]): float(row["score"]) for row in mine}
+        kept = least(induction, results.study.n_kept)
+        told.append(f"seed {seed}: " + ", ".join(f"L{h.layer}H{h.kv_head} {induction[h]:.2f}" for h in kept))
+    return "; ".join(told)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    return table.astype(object).where(table.notna(), None).to_dict("records")
