@@ -17,7 +17,7 @@ from typing import Any
 
 from workbench.experiments.keepsets import KeepSet, is_trained, keep_sets, rankings, top_heads, trained_sets
 from workbench.experiments.material import Probes, batches, probes
-from workbench.experiments.measuring import converted_retrieval, head_scores, measurements
+from workbench.experiments.measuring import Measurement, converted_retrieval, head_scores, measurements
 from workbench.experiments.parts import part_path, read, write
 from workbench.experiments.runs import opened, train, untrained
 from workbench.experiments.settings import Continued, Conversion
@@ -158,10 +158,10 @@ def _checkpoint(study: Conversion, out: Path, seed: int) -> Path:
     return checkpoint_path(out / "models" / f"seed{seed}", study.steps)
 
 
-def _converted(m: HookedModel, study: Conversion, asked: Probes, sets: list[KeepSet]) -> list[dict[str, Any]]:
+def _converted(m: HookedModel, study: Conversion, asked: Probes, sets: list[KeepSet]) -> list[list[Measurement]]:
     """Measurements of every keep-set without training, in the order of the sets; equal ones are measured once."""
     everything = [KVHead(i.index, h) for i in m.layers for h in range(i.n_kv_heads)]
-    known: dict[tuple[int, tuple[KVHead, ...]], Any] = {}
+    known: dict[tuple[int, tuple[KVHead, ...]], list[Measurement]] = {}
     for one in sets:
         key = (one.sink, tuple(sorted(one.heads)))
         if key not in known:

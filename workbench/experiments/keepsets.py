@@ -29,8 +29,8 @@ from workbench.probes import Probe
 _BY_WINDOWING = ("window_gates", "leave_one_windowed", "restore_one", "far_mass")
 _BY_PATTERN = ("induction", "retrieval")
 # The keep-sets that every continued pretraining is done with; the others have the first of them only.
-MAIN = ("all", "none", "window_gates", "induction", "least_induction", "random_non_top")
-FROM_SCRATCH = ("all", "none", "induction", "least_induction")
+MAIN = ("all", "none", "window_gates", "induction", "least_induction")
+FROM_SCRATCH = ("none", "induction", "least_induction")  # all heads full from scratch are the pretrained model
 _RANDOM = ("random", "random_non_top")
 
 Scores = dict[str, dict[KVHead, float]]

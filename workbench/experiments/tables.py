@@ -124,14 +124,14 @@ def by_class(results: Results, probe: str, value: str) -> pd.DataFrame:
 
 
 def damage_by_context(results: Results) -> pd.DataFrame:
-    """Loss on documents above that of all heads full in the same training, by the length of the context."""
+    """Loss on documents above that of all heads full after the same training, by the length of the context."""
     table: Any = results.measured
     table = table[(table.probe == "documents") & table.label.notna()]
-    where = ["seed", "training", "label"]
-    full = table[table.method == "all"].set_index(where).nats.sort_index()
-    mine = table[table.training.isin(full.index.get_level_values("training"))]
-    above = mine.nats.to_numpy() - full.loc[list(zip(*(mine[c] for c in where), strict=True))].to_numpy()
-    return over_seeds(mine.assign(above=above), ["training", "method", "n_kept", "label"], "above")
+    full = table[table.method == "all"].set_index(["seed", "training", "label"]).nats.to_dict()
+    # From scratch with every head full is the pretrained model itself.
+    keys = zip(table.seed, table.training.replace(FROM_SCRATCH, NO_TRAINING), table.label, strict=True)
+    above = table.nats - [full[key] for key in keys]
+    return over_seeds(table.assign(above=above), ["training", "method", "n_kept", "label"], "above")
 
 
 def random_sets(results: Results) -> pd.DataFrame:
