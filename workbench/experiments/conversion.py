@@ -72,7 +72,7 @@ def run_conversion(
                 tell(finished)
             arms = [arm for seed in range(seeds) for arm in arms_of(study, out, seed)]
             left = [arm for arm in arms if not part_path(out, arm.seed, arm.name).exists()]
-            left.sort(key=lambda arm: -n_steps(study, arm))
+            left.sort(key=lambda arm: n_steps(study, arm))  # what is interrupted then has the most arms
             n_known += len(left)
             for finished in _done([(str(arm), partial(run_arm, study, out, arm)) for arm in left], pool):
                 tell(finished)

@@ -133,14 +133,13 @@ def not_claimed(results: Results) -> str:
     study = results.study
     return (
         f"These are models of {study.n_layers * study.n_heads} heads on a synthetic language of 32 words, one window "
-        f"({study.window} of {study.length} tokens), {len(results.seeds)} seeds that share language and probes; step "
-        "counts and learning rates were tuned to that language. In them the heads that retrieve a needle are the "
-        "induction heads, so that nothing is said about retrieval heads of another kind, about natural text, or about "
-        "models a thousand times larger. That a role does not move is claimed for the lengths and learning rates of "
-        "the table alone: continued pretraining nearly as long as pretraining itself moves it in part where the table "
-        "says so, and a longer or hotter one may move it further. Rankings were made on needles that other needles of "
-        "the same kind judge. Correlations over few heads are rough, and with sinks they are no proof of absence of a "
-        "cause."
+        f"({study.window} of {study.length} tokens) and seeds {_listed(results.seeds)}, which share language and "
+        "probes; step counts and learning rates were tuned to that language. In such models the heads that retrieve a "
+        "needle are the induction heads, so that nothing is said about retrieval heads of another kind, about natural "
+        "text, or about models a thousand times larger. That a role does not move is claimed for the lengths and "
+        "learning rates of the table alone; longer or hotter training may move it further. Rankings were made on "
+        "needles and are judged on other needles of the same kind. Correlations over few heads are rough, and a weak "
+        "one with sinks is no proof that they never matter."
     )
 
 
@@ -171,7 +170,7 @@ def _findings(results: Results, recall: pd.DataFrame) -> str:
     return "\n".join(
         [
             f"- Windowing every head takes recall beyond the window from {at(NO_TRAINING, 'all')} to "
-            f"{at(NO_TRAINING, 'none')}; with the first {study.sink} tokens in sight as well: "
+            f"{at(NO_TRAINING, 'none')}; where windowed heads see the first tokens ({study.sink}) as well, to "
             f"{at(NO_TRAINING, 'none_sink')}.",
             f"- {study.n_kept} heads full, no training: {repaired}.",
             f"- The same after {first}: `induction` {at(first, 'induction')}, `window_gates` "

@@ -12,12 +12,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.experiments.arms import PREPARED, arm_of, sets_of
-from workbench.experiments.keepsets import is_trained, trained_sets
+from workbench.experiments.keepsets import KeepSet, is_trained, trained_sets
 from workbench.experiments.parts import calls, part_path, read
 from workbench.experiments.settings import Conversion
-from workbench.heads import WorkbenchError
+from workbench.heads import KVHead, WorkbenchError
 
-NO_TRAINING, FROM_SCRATCH = "no training", "from scratch"
+NO_TRAINING, CONTINUED, FROM_SCRATCH = "no training", "continued pretraining", "from scratch"
 DAMAGES = ("leave_one_windowed", "restore_one", "window_gates")
 
 
@@ -48,43 +48,53 @@ def read_results(study: Conversion, out: Path, *, seeds: int) -> Results:
     Raises:
         WorkbenchError: if some of it is missing or damaged.
     """
-    measured: list[dict[str, Any]] = []
-    scores: list[dict[str, Any]] = []
-    rankings: list[dict[str, Any]] = []
-    top: dict[int, list[str]] = {}
-    cpu_s = {"pretraining": 0.0, "ranking and converting": 0.0, "continued pretraining": 0.0, FROM_SCRATCH: 0.0}
-    for seed in range(seeds):
-        prepared = _part(out, seed, PREPARED)
-        top[seed] = [f"L{layer}H{head}" for layer, head in prepared["top"]]
-        top_heads = {tuple(head) for head in prepared["top"]}
-        cpu_s["pretraining"] += prepared["pretraining_cpu_s"]
-        cpu_s["ranking and converting"] += prepared["cpu_s"] - prepared["pretraining_cpu_s"]
-        rankings += [{"seed": seed, **row} for row in prepared["rankings"]]
-        sets, seen = sets_of(prepared), set[str]()
+    found = [_of_seed(study, out, seed) for seed in range(seeds)]
+    cpu_s = {kind: sum(one["cpu_s"][kind] for one in found) for kind in found[0]["cpu_s"]}
+    measured, scores, rankings = (
+        pd.DataFrame([row for one in found for row in one[name]]) for name in ("measured", "scores", "rankings")
+    )
+    return Results(
+        study=study,
+        seeds=tuple(range(seeds)),
+        measured=measured,
+        scores=scores,
+        rankings=rankings,
+        top={seed: one["top"] for seed, one in enumerate(found)},
+        cpu_s=cpu_s,
+        calls=calls(out),
+    )
 
-        def identity(one: Any, training: str, seed: int = seed, top_heads: Any = top_heads) -> dict[str, Any]:
-            overlap = len(top_heads & {tuple(head) for head in one.heads})
-            names = {"method": one.method, "n_kept": one.n_kept, "draw": one.draw, "sink": one.sink}
-            return {"seed": seed, "training": training, **names, "overlap": overlap}
 
-        for one, rows in zip(sets, prepared["converted"], strict=True):
-            measured += [{**identity(one, NO_TRAINING), **row} for row in rows]
-        before = prepared["head_scores"] + prepared["converted_retrieval"]
-        scores += [{**identity(sets[0], NO_TRAINING), **row} for row in before]
-        for one in trained_sets(study, sets):
-            for n in (None, *range(len(study.continued))):
-                if not is_trained(study, one, n_th=n):
-                    continue
-                arm = arm_of(one, seed, None if n is None else study.continued[n])
-                part = _part(out, seed, arm.name)
-                who = identity(one, training_name(study, n))
-                measured += [{**who, **row} for row in part["measurements"]]
-                scores += [{**who, **row} for row in part["head_scores"]]
-                if arm.name not in seen:
-                    cpu_s[FROM_SCRATCH if n is None else "continued pretraining"] += part["cpu_s"]
-                    seen.add(arm.name)
-    frames = [pd.DataFrame(rows) for rows in (measured, scores, rankings)]
-    return Results(study, tuple(range(seeds)), *frames, top=top, cpu_s=cpu_s, calls=calls(out))
+def _of_seed(study: Conversion, out: Path, seed: int) -> dict[str, Any]:
+    """The rows of one seed's parts, each with the keep-set and training it is of."""
+    prepared = _part(out, seed, PREPARED)
+    sets = sets_of(prepared)
+    top = {KVHead(*head) for head in prepared["top"]}
+
+    def of(one: KeepSet, training: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        names = {"method": one.method, "n_kept": one.n_kept, "draw": one.draw, "sink": one.sink}
+        overlap = len(top & set(one.heads))
+        return [{"seed": seed, "training": training, **names, "overlap": overlap, **row} for row in rows]
+
+    measured = [r for one, rows in zip(sets, prepared["converted"], strict=True) for r in of(one, NO_TRAINING, rows)]
+    scores = of(sets[0], NO_TRAINING, prepared["head_scores"] + prepared["converted_retrieval"])
+    cost: dict[str, tuple[str, float]] = {}  # by name: methods that keep the same heads share an arm
+    for one in trained_sets(study, sets):
+        for n in (n for n in (None, *range(len(study.continued))) if is_trained(study, one, n_th=n)):
+            arm = arm_of(one, seed, None if n is None else study.continued[n])
+            part = _part(out, seed, arm.name)
+            measured += of(one, training_name(study, n), part["measurements"])
+            scores += of(one, training_name(study, n), part["head_scores"])
+            cost[arm.name] = (FROM_SCRATCH if n is None else CONTINUED, part["cpu_s"])
+    spent = {kind: sum(seconds for k, seconds in cost.values() if k == kind) for kind in (CONTINUED, FROM_SCRATCH)}
+    pretraining = prepared["pretraining_cpu_s"]
+    return {
+        "measured": measured,
+        "scores": scores,
+        "rankings": [{"seed": seed, **row} for row in prepared["rankings"]],
+        "top": [f"L{layer}H{head}" for layer, head in prepared["top"]],
+        "cpu_s": {"pretraining": pretraining, "ranking and converting": prepared["cpu_s"] - pretraining, **spent},
+    }
 
 
 def training_name(study: Conversion, n_th: int | None) -> str:
