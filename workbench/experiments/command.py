@@ -27,7 +27,7 @@ def experiments() -> None:
 
 @experiment.command()
 def conversion(
-    quick: Annotated[bool, typer.Option("--quick", help="16 heads, minutes. Default: 64 heads, hours.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="16 heads, minutes. Default: 64 heads, half a day.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Models, parts and report. Default: runs/conversion, or …-quick.")
     ] = None,

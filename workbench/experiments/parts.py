@@ -65,7 +65,7 @@ def write(path: Path, document: object) -> None:
     """Write JSON that readers see whole or not at all; NaN becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(plain(document), indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(plain(document)) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -51,10 +51,12 @@ def write_report(results: Results, out: Path) -> tuple[Path, Path]:
 
 
 def as_document(results: Results) -> dict[str, Any]:
-    """The report's tables as records, per seed."""
+    """The report's tables as records, per seed; of `measured` what has `n_kept` heads, or all or none."""
+    measured: Any = results.measured
+    sizes = (0, results.study.n_kept, results.study.n_layers * results.study.n_heads)
     tables = {
         "recall": recall_by_seed(results),
-        "measured": results.measured,
+        "measured": measured[measured.n_kept.isin(sizes)],
         "random": random_sets(results),
         "lock_in": lock_in(results),
         "kept_role": kept_role(results),

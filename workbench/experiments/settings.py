@@ -51,7 +51,7 @@ class Conversion:
     sink: int = 1
     n_kept: int = 3
     kept_counts: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
-    continued: tuple[Continued, ...] = (Continued(60), Continued(200), Continued(400), Continued(200, 1.0))
+    continued: tuple[Continued, ...] = (Continued(60), Continued(200))
     n_random: int = 4
     n_random_trained: int = 2
     distances: tuple[int, ...] = (8, 16, 24, 32, 40, 52)
@@ -105,7 +105,7 @@ def quick_study() -> Conversion:
 
 
 def larger_study() -> Conversion:
-    """64 heads, documents mixed with multi-hop and aggregation tasks, three learning rates: most of a day."""
+    """64 heads, documents mixed with multi-hop and aggregation tasks, three learning rates: half a day."""
     return Conversion(
         n_layers=4,
         n_heads=16,

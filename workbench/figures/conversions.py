@@ -1,6 +1,6 @@
 """A conversion study drawn: recall by distance for each keep-set, and heads before and after continued pretraining.
 
-Both take tables of `workbench.experiments`: `Results.measured` and `Results.scores`, or what report.json has of them.
+They take `Results.measured` and `Results.scores` of `workbench.experiments`; report.json has the former, too.
 """
 
 from __future__ import annotations
