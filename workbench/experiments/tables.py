@@ -49,7 +49,7 @@ def read_results(study: Conversion, out: Path, *, seeds: int) -> Results:
         WorkbenchError: if some of it is missing or damaged.
     """
     found = [_of_seed(study, out, seed) for seed in range(seeds)]
-    cpu_s = {kind: sum(one["cpu_s"][kind] for one in found) for kind in found[0]["cpu_s"]}
+    cpu_s = {kind: float(sum(one["cpu_s"][kind] for one in found)) for kind in found[0]["cpu_s"]}
     measured, scores, rankings = (
         pd.DataFrame([row for one in found for row in one[name]]) for name in ("measured", "scores", "rankings")
     )
