@@ -38,14 +38,14 @@ def by_count(results: Results, table: Table) -> str:
         cells = [cell(picked(mine, NO_TRAINING, method, k)) for k in counts]
         shared = [picked(overlaps, NO_TRAINING, method, k) for k in counts]
         rows.append([f"`{method}`", *cells, " ".join("–" if s is None else f"{s['mean']:.1f}" for s in shared)])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def by_training(results: Results, table: Table, *, known: bool = True) -> str:
     """Methods down, trainings across."""
     across = trainings(results.study)[0 if known else 1 :]
     rows = [[f"`{method}`", *cells] for method, *cells in training_rows(results, table, across)]
-    return _markdown([["kept full", *across], *rows])
+    return markdown([["kept full", *across], *rows])
 
 
 def training_rows(results: Results, table: Table, across: Sequence[str]) -> list[list[str]]:
@@ -64,7 +64,7 @@ def classes(results: Results, table: Table, name: str, across: Sequence[str]) ->
             cells = [cell(picked(table[table.label == x], training, method, results.study.n_kept)) for x in labels]
             if set(cells) != {"–"}:
                 rows.append([training, f"`{method}`", *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def lock_in_table(results: Results) -> str:
@@ -84,7 +84,7 @@ def lock_in_table(results: Results) -> str:
             cells.append(f"{cell(two[0])} [{cell(two[1])}]")
         rows.append([training, f"`{method}`", *cells])
     order = {name: i for i, name in enumerate(trainings(results.study))}
-    return _markdown([rows[0], *sorted(rows[1:], key=lambda row: order[row[0]])])
+    return markdown([rows[0], *sorted(rows[1:], key=lambda row: order[row[0]])])
 
 
 def causes_table(results: Results) -> str:
@@ -100,7 +100,7 @@ def causes_table(results: Results) -> str:
             two = [t[(t.detector == detector) & (t.damage == damage)].iloc[0].to_dict() for t in (plain, centred)]
             cells.append(f"{cell(two[0])} [{cell(two[1])}]")
         rows.append([detector, *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def picked(table: Table, training: str, method: str, n_kept: int) -> dict[str, Any] | None:
@@ -121,9 +121,10 @@ def cell(found: Any) -> str:
 def frame_table(frame: Table) -> str:
     """A table as it is, fractions to two places."""
     rows = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]
-    return _markdown([list(map(str, frame.columns)), *rows])
+    return markdown([list(map(str, frame.columns)), *rows])
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of which the first row is the head."""
     first, *rest = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([first, "|" + "---|" * len(rows[0]), *rest])

@@ -21,6 +21,7 @@ from workbench.experiments.cells import (
     classes,
     frame_table,
     lock_in_table,
+    markdown,
     picked,
     training_rows,
 )
@@ -45,10 +46,10 @@ from workbench.heads import KVHead
 
 def write_report(results: Results, out: Path) -> tuple[Path, Path]:
     """Write out/report.md and out/report.json."""
-    markdown, document = out / "report.md", out / "report.json"
-    markdown.write_text(as_markdown(results), encoding="utf-8")
+    text, document = out / "report.md", out / "report.json"
+    text.write_text(as_markdown(results), encoding="utf-8")
     write(document, as_document(results))
-    return markdown, document
+    return text, document
 
 
 def as_document(results: Results) -> dict[str, Any]:
@@ -104,9 +105,7 @@ def as_markdown(results: Results) -> str:
         classes(results, damage_by_context(results), "context", trainings(study)),
         *_tasks(results),
         "## Random sets and the top",
-        f"The top of each seed: {_tops(results)}. Induction of the {study.n_kept} heads that `least_induction` keeps: "
-        f"{_least(results)}.",
-        f"Plain random sets of {study.n_kept}, by how many of them are top:",
+        f"The top of each seed: {_tops(results)}. Plain random sets of {study.n_kept}, by how many of them are top:",
         frame_table(random_sets(results)),
         "## Lock-in",
         "Spearman of head scores before and after, windows lifted on both sides; in brackets after taking off each "
@@ -115,6 +114,8 @@ def as_markdown(results: Results) -> str:
         "Highest retrieval beyond the window of any head, as the converted model runs (a windowed head has none). "
         f"Before conversion: {_retrieval_before(results)}.",
         by_training(results, over_seeds(kept_role(results), ["training", "method", "n_kept"], "score"), known=False),
+        "Who takes the role over? Induction of each head that `least_induction` keeps, windows lifted:",
+        _least(results),
         "## Are sinks the cause?",
         "Spearman of a head's score with the damage of windowing it, all heads; in brackets layer-centred.",
         causes_table(results),
@@ -223,14 +224,21 @@ def _tops(results: Results) -> str:
 
 
 def _least(results: Results) -> str:
-    table: Any = results.rankings
-    told: list[str] = []
+    """Induction of each kept head of `least_induction`, before and after every training, windows lifted."""
+    table: Any = results.scores
+    rankings: Any = results.rankings
+    table = table[table.lifted & (table.detector == "induction")]
+    across = trainings(results.study)
+    rows: list[list[str]] = []
     for seed in results.seeds:
-        mine = table[(table.seed == seed) & (table.method == "induction")].to_dict("records")
+        mine = rankings[(rankings.seed == seed) & (rankings.method == "induction")].to_dict("records")
         induction = {KVHead(row["layer"], row["kv_head"]): float(row["score"]) for row in mine}
-        kept = least(induction, results.study.n_kept)
-        told.append(f"seed {seed}: " + ", ".join(f"L{h.layer}H{h.kv_head} {induction[h]:.2f}" for h in kept))
-    return "; ".join(told)
+        for layer, head in least(induction, results.study.n_kept):
+            of = table[(table.seed == seed) & (table.layer == layer) & (table["head"] == head)]
+            after = of[of.method == "least_induction"].set_index("training").score.to_dict()
+            cells = [f"{after[t]:.2f}" if t in after else "–" for t in across[1:]]
+            rows.append([f"seed {seed} L{layer}H{head}", f"{induction[KVHead(layer, head)]:.2f}", *cells])
+    return markdown([["head", *across], *rows])
 
 
 def _listed(values: Sequence[int]) -> str:
