@@ -52,9 +52,9 @@ def conversion(
     def tell(progress: StudyProgress) -> None:
         warn(f"{progress.done}/{progress.total} {progress.finished} ({duration(progress.elapsed_s)})")
 
-    started = time.monotonic()
+    started, n_workers = time.monotonic(), (os.cpu_count() or 1) if workers is None else workers
     try:
-        run_conversion(study, folder, seeds=seeds, workers=workers or os.cpu_count() or 1, on_progress=tell)
+        run_conversion(study, folder, seeds=seeds, workers=n_workers, on_progress=tell)
     except KeyboardInterrupt:
         warn("interrupted; what is finished is kept, and the same command goes on from there")
         raise
