@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.console import say_json, say_table, showing_phases, showing_progress, warn
+from workbench.experiments.command import experiment
 from workbench.heads import BadCheckpoint, Head, WorkbenchError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Which attention heads need the whole context, since when in pretraining, and which may get a window.",
 )
+app.add_typer(experiment, name="experiment")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `workbench scan` wrote.")]

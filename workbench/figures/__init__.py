@@ -1,5 +1,6 @@
 """Tables as plotly figures, the same in a notebook and in the app. Each function returns a plain `go.Figure`."""
 
+from workbench.figures.conversions import heads_before_and_after, recall_by_distance
 from workbench.figures.curves import emergence, history, metrics
 from workbench.figures.locking import lock_in
 from workbench.figures.onsets import compare, onset
@@ -13,6 +14,7 @@ __all__ = [
     "compare",
     "emergence",
     "heads",
+    "heads_before_and_after",
     "history",
     "lock_in",
     "metrics",
@@ -20,6 +22,7 @@ __all__ = [
     "pareto",
     "place",
     "plan",
+    "recall_by_distance",
     "strips",
     "waterfall",
 ]

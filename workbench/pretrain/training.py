@@ -72,7 +72,7 @@ def pretrain_run(recipe: Recipe, out: Path, *, on_step: Callable[[TrainingProgre
     remove_partial_checkpoints(out)
     paths = [checkpoint_path(out, step) for step in recipe.checkpoint_steps]
     if not all(path.exists() for path in paths):
-        with _one_thread():
+        with one_thread():
             _train(recipe, out, on_step)
     return paths
 
@@ -86,7 +86,7 @@ class _Run:
         self.log_history: list[dict[str, float]] = []
         self.losses: list[float] = []  # since the last entry of the log
         self.model = build_model(recipe)
-        self.optimisers = _optimisers(self.model, recipe)
+        self.optimisers = optimisers(self.model, recipe)
         self.peaks = [group["lr"] for group in self._groups()]
 
     def advance(self, tokens: Int[Tensor, "b t"]) -> float:
@@ -162,7 +162,7 @@ def _train(recipe: Recipe, out: Path, on_step: Callable[[TrainingProgress], None
             on_step(TrainingProgress(recipe, run.step, run.step * recipe.tokens_per_step, loss, path))
 
 
-def _optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for the rest."""
     embeddings: list[Tensor] = []
     matrices: list[Tensor] = []
@@ -219,7 +219,8 @@ def _claim(recipe: Recipe, out: Path) -> None:
 
 
 @contextmanager
-def _one_thread() -> Generator[None]:
+def one_thread() -> Generator[None]:
+    """Inside the block torch computes in one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

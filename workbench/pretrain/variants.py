@@ -65,7 +65,12 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
     config = variant_config(recipe.variant, length=recipe.length)
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    generator = torch.Generator().manual_seed(recipe.seed)
+    return initialised(model, recipe.seed)
+
+
+def initialised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The model with the weights that `build_model` describes, drawn anew in place, in training mode."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.removesuffix(".weight").endswith(_ZERO):

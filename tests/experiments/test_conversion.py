@@ -1,0 +1,220 @@
+"""A study resumes piece by piece, is the same for a seed, and measures what a plain forward pass measures."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.experiments.small import STUDY
+from workbench.experiments import quick_study, read_results, run_conversion, write_report
+from workbench.experiments.arms import arms_of
+from workbench.experiments.masking import masked
+from workbench.experiments.material import probes
+from workbench.experiments.tables import (
+    NO_TRAINING,
+    causes,
+    damage_by_context,
+    kept_role,
+    lock_in,
+    recall_by_seed,
+    spearman,
+)
+from workbench.heads import KVHead, StoreNotWritable, WorkbenchError
+
+
+def parts(out):
+    return {path.relative_to(out): path for path in sorted((out / "parts").rglob("*.json"))}
+
+
+def measured(path):
+    """A part without what it cost."""
+    return {k: v for k, v in json.loads(path.read_text()).items() if not k.endswith("cpu_s")}
+
+
+def experiment(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "workbench.cli", "experiment", "conversion", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_rerun_does_what_is_missing_alone_and_measures_the_same(study_folder, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study_folder, out)
+    names = list(parts(out))
+    assert run_conversion(STUDY, out, seeds=2) == 0
+    lost = [names[0], names[-2], names[-1]]
+    for name in lost:
+        (out / name).unlink()
+    kept = {name: (out / name).stat().st_mtime_ns for name in names if name not in lost}
+    told = []
+    assert run_conversion(STUDY, out, seeds=2, on_progress=told.append) == 3
+    assert [(p.done, p.total) for p in told][-1] == (3, 3)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    for name in lost:
+        assert measured(out / name) == measured(study_folder / name)
+
+
+def test_a_seed_added_later_gives_the_numbers_it_always_gives(study_folder, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study_folder, out)
+    shutil.rmtree(out / "parts" / "seed1")
+    shutil.rmtree(out / "models" / "seed1")
+    with pytest.raises(WorkbenchError, match="is missing; run the study for 2 seeds or more"):
+        read_results(STUDY, out, seeds=2)
+    assert run_conversion(STUDY, out, seeds=2) == 1 + len(arms_of(STUDY, out, 1))
+    assert list(parts(out)) == list(parts(study_folder))
+    for name, path in parts(out).items():
+        assert measured(path) == measured(study_folder / name)
+    losses = [json.loads((out / f"parts/seed{seed}/prepared.json").read_text())["losses"] for seed in (0, 1)]
+    assert losses[0][-1] != losses[1][-1]
+
+
+def test_the_numbers_of_a_converted_model_are_those_of_its_plain_forward_pass_with_a_mask(study_folder, results):
+    checkpoint = study_folder / "models" / "seed1" / f"checkpoint-{STUDY.steps}"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    prepared = json.loads((study_folder / "parts/seed1/prepared.json").read_text())
+    probe = probes(STUDY).needles
+    sequence, row = probe.answer_rows.unbind(-1)
+    checked = 0
+    for one in prepared["sets"]:
+        kept = [KVHead(*head) for head in one["heads"]]
+        windowed = [KVHead(i, h) for i in range(2) for h in range(2) if KVHead(i, h) not in kept]
+        with torch.no_grad(), masked(model, windowed, length=32, window=STUDY.window, sink=one["sink"]):
+            logits = model(probe.tokens).logits[sequence, row]
+        nats = torch.nn.functional.cross_entropy(logits, probe.tokens[sequence, row + 1], reduction="none")
+        table = results.measured
+        for distance in STUDY.distances:
+            stored = table[
+                (table.seed == 1)
+                & (table.training == NO_TRAINING)
+                & (table.method == one["method"])
+                & (table.n_kept == one["n_kept"])
+                & (table.draw == one["draw"])
+                & (table.probe == "needle")
+                & (table.label == distance)
+            ]
+            assert stored.nats.tolist() == pytest.approx([nats[probe.classes == distance].mean().item()], abs=1e-5)
+            checked += 1
+    assert checked >= 3 * 15
+
+
+def test_every_trained_arm_is_told_and_windowed_heads_see_nothing_far(results):
+    recall, role = recall_by_seed(results), kept_role(results)
+    assert set(recall.training) == {NO_TRAINING, str(STUDY.continued[0]), "from scratch"}
+    assert recall.groupby("training").seed.nunique().eq(2).all()
+    assert role[role.method == "none"].score.eq(0).all()
+    assert role[role.method == "all"].score.gt(0).all()
+    full = damage_by_context(results)
+    assert full[full.method == "all"]["mean"].eq(0).all()
+
+
+def test_lock_in_and_causes_are_rank_correlations_of_the_stored_scores(results):
+    scores = results.scores
+    after = scores[(scores.seed == 0) & scores.lifted & (scores.detector == "sink")]
+    arm = after[(after.training == "from scratch") & (after.method == "none")].sort_values(["layer", "head"])
+    before = after[after.training == NO_TRAINING].sort_values(["layer", "head"])
+    table = lock_in(results)
+    found = table[(table.seed == 0) & (table.training == "from scratch") & (table.method == "none")]
+    expected = before.score.reset_index(drop=True).rank().corr(arm.score.reset_index(drop=True).rank())
+    assert found[found.detector == "sink"].spearman.item() == pytest.approx(expected)
+    assert set(causes(results).damage) == {"window_gates", "leave_one_windowed", "restore_one"}
+
+
+def test_spearman_is_one_for_any_rise_minus_one_for_any_fall_and_unknown_for_a_constant():
+    x = np.array([0.1, 3.0, -2.0, 7.0])
+    assert spearman(x, np.exp(x)) == pytest.approx(1)
+    assert spearman(x, -(x**3)) == pytest.approx(-1)
+    assert np.isnan(spearman(x, np.ones(4)))
+
+
+def test_the_report_has_seeds_sizes_time_tables_and_what_is_not_claimed(results, tmp_path):
+    markdown, document = write_report(results, tmp_path)
+    text, read = markdown.read_text(), json.loads(document.read_text())
+    assert "2 layers × 2 heads × 8" in text
+    assert "seeds 0, 1" in text
+    assert "CPU time" in text
+    assert "What is not claimed" in text
+    assert read["not_claimed"] in text
+    assert read["study"]["steps"] == STUDY.steps
+    assert read["cpu_s"]["pretraining"] > 0
+    far = [
+        r["far_accuracy"] for r in read["recall"] if (r["training"], r["method"]) == ("from scratch", "least_induction")
+    ]
+    cell = f"{np.mean(far):.2f} ± {np.std(far, ddof=1):.2f}"
+    row = next(line for line in text.split("## Recall beyond the window after")[1].splitlines() if "`least_ind" in line)
+    assert row.endswith(f"| {cell} |")
+    assert {r["overlap"] for r in read["random"]} <= {0, 1}
+
+
+def test_another_study_a_stranger_folder_and_a_file_are_refused(study_folder, tmp_path):
+    with pytest.raises(WorkbenchError, match=r"holds another study: n_heads 2, asked for 8.*Pass another --out"):
+        run_conversion(quick_study(), study_folder, seeds=1)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(WorkbenchError, match="is not empty and holds no study"):
+        run_conversion(STUDY, tmp_path, seeds=1)
+    with pytest.raises(StoreNotWritable, match="cannot be written"):
+        run_conversion(STUDY, tmp_path / "mine.txt", seeds=1)
+    with pytest.raises(WorkbenchError, match="workers is 0; expected at least 1"):
+        run_conversion(STUDY, tmp_path / "new", workers=0)
+
+
+def test_a_damaged_part_is_named(study_folder, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study_folder, out)
+    (out / "parts" / "seed0" / "prepared.json").write_text("{")
+    with pytest.raises(WorkbenchError, match=r"prepared\.json is damaged .* delete it and run the study again"):
+        run_conversion(STUDY, out, seeds=1)
+
+
+def test_the_command_refuses_what_it_cannot_do(study_folder, tmp_path):
+    none = experiment("--quick", "--seeds", "0", "--out", tmp_path / "out")
+    assert (none.returncode, none.stdout) == (2, "")
+    assert "--seeds 0: expected at least 1" in none.stderr
+    other = experiment("--quick", "--out", study_folder)
+    assert other.returncode == 2
+    assert "holds another study" in other.stderr
+
+
+@pytest.mark.slow
+def test_processes_measure_what_one_does(study_folder, tmp_path):
+    told = []
+    run_conversion(STUDY, tmp_path / "out", seeds=2, workers=2, on_progress=told.append)
+    assert len(told) == len(parts(study_folder))
+    for name, path in parts(tmp_path / "out").items():
+        assert measured(path) == measured(study_folder / name)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The quick study by its command, as a user runs it: report.json's recall per seed."""
+    out = tmp_path_factory.mktemp("quick") / "study"
+    done = experiment("--quick", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_in_the_quick_study_the_detected_heads_repair_what_windows_destroy_and_others_do_not(quick):
+    table = pd.DataFrame(quick["recall"])
+    short, n_kept = "60 steps at 0.3 of the peak rates", 3
+
+    def far(method, training):
+        mine = table[(table.method == method) & (table.training == training)]
+        mine = mine[mine.n_kept == n_kept] if mine.n_kept.nunique() > 1 else mine
+        return mine.groupby("seed").far_accuracy.mean()
+
+    assert far("all", NO_TRAINING).min() > 0.75
+    assert far("none", NO_TRAINING).max() < 0.08
+    assert far("induction", NO_TRAINING).min() > 0.35
+    assert far("induction", short).min() > 0.65
+    assert far("none", short).max() < 0.08
+    assert far("random_non_top", short).max() < 0.15
+    assert far("least_induction", NO_TRAINING).max() < 0.1
+    assert far("least_induction", "from scratch").min() > 0.7

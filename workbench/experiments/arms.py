@@ -1,0 +1,170 @@
+"""The pieces of work of a study. Each is named by what it is, ends as one part, and is skipped when the part is there.
+
+1. `prepare`: pretrain a seed's model, score and rank its heads, and convert it in every way without training.
+2. `run_arm`: go on training with a mask, or train with it from scratch, and measure again.
+
+Two methods that keep the same heads share their arm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.experiments.keepsets import KeepSet, is_trained, keep_sets, rankings, top_heads, trained_sets
+from workbench.experiments.material import Probes, batches, probes
+from workbench.experiments.measuring import Measurement, converted_retrieval, head_scores, measurements
+from workbench.experiments.parts import part_path, read, write
+from workbench.experiments.runs import opened, train, untrained
+from workbench.experiments.settings import Continued, Conversion
+from workbench.heads import KVHead
+from workbench.hooks import HookedModel, open_model
+from workbench.pretrain.saving import checkpoint_path, save_checkpoint
+from workbench.pretrain.training import one_thread
+
+PREPARED = "prepared"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One training with a mask: continued pretraining, or (`continued` None) the whole pretraining from scratch."""
+
+    seed: int
+    continued: Continued | None
+    kept: tuple[KVHead, ...]
+    sink: int
+
+    @property
+    def name(self) -> str:
+        """The same for the same work."""
+        how = "scratch" if self.continued is None else f"continued-{self.continued.steps}-{self.continued.lr_share:g}"
+        digest = hashlib.blake2b(" ".join(map(str, self.kept)).encode(), digest_size=4).hexdigest()
+        return f"{how}-sink{self.sink}-keep{len(self.kept)}-{digest}"
+
+    def __str__(self) -> str:
+        how = "from scratch" if self.continued is None else f"{self.continued}"
+        return f"seed {self.seed}, {how}, {len(self.kept)} heads full"
+
+
+def prepare(study: Conversion, out: Path, seed: int) -> None:
+    """Pretrain, score, rank, convert without training."""
+    path = part_path(out, seed, PREPARED)
+    if path.exists():
+        return
+    started = time.process_time()
+    with one_thread():
+        losses = _pretrain(study, out, seed)
+        pretraining_s = time.process_time() - started
+        m, asked = open_model(opened(_checkpoint(study, out, seed)).eval()), probes(study)
+        scores = head_scores(m, asked)
+        ranked = rankings(m, study, asked, scores)
+        top = top_heads(m, study, asked, ranked)
+        sets = keep_sets(study, seed, ranked, top)
+        converted = _converted(m, study, asked, sets)
+    write(
+        path,
+        {
+            "seed": seed,
+            "losses": losses,
+            "head_scores": scores,
+            "converted_retrieval": converted_retrieval(m, asked, (), window=study.window, sink=0),
+            "rankings": [
+                {"method": method, "layer": head.layer, "kv_head": head.kv_head, "score": score}
+                for method, by_head in ranked.items()
+                for head, score in by_head.items()
+            ],
+            "top": top,
+            "sets": [one._asdict() for one in sets],
+            "converted": converted,
+            "pretraining_cpu_s": pretraining_s,
+            "cpu_s": time.process_time() - started,
+        },
+    )
+
+
+def arms_of(study: Conversion, out: Path, seed: int) -> list[Arm]:
+    """All trainings of a prepared seed, each once."""
+    sets = sets_of(read(part_path(out, seed, PREPARED)))
+    found = [
+        arm_of(one, seed, None if n is None else study.continued[n])
+        for one in trained_sets(study, sets)
+        for n in (None, *range(len(study.continued)))
+        if is_trained(study, one, n_th=n)
+    ]
+    return [*dict.fromkeys(found)]
+
+
+def n_steps(study: Conversion, arm: Arm) -> int:
+    """How long an arm trains."""
+    return study.steps if arm.continued is None else arm.continued.steps
+
+
+def arm_of(one: KeepSet, seed: int, continued: Continued | None) -> Arm:
+    """The training of a keep-set."""
+    return Arm(seed, continued, tuple(sorted(one.heads)), one.sink)
+
+
+def sets_of(prepared: dict[str, Any]) -> list[KeepSet]:
+    """The keep-sets of a prepared part."""
+    return [
+        KeepSet(s["method"], s["n_kept"], s["draw"], s["sink"], tuple(KVHead(*head) for head in s["heads"]))
+        for s in prepared["sets"]
+    ]
+
+
+def run_arm(study: Conversion, out: Path, arm: Arm) -> None:
+    """Train, measure, and write the part."""
+    path = part_path(out, arm.seed, arm.name)
+    if path.exists():
+        return
+    started = time.process_time()
+    everything = [KVHead(layer, head) for layer in range(study.n_layers) for head in range(study.n_heads)]
+    windowed = [head for head in everything if head not in arm.kept]
+    with one_thread():
+        if arm.continued is None:
+            model, recipe, stream = untrained(study, arm.seed), study.pretraining(arm.seed), 0
+        else:
+            model, recipe = opened(_checkpoint(study, out, arm.seed)), study.continuing(arm.seed, arm.continued)
+            stream = 1
+        limits = {"window": study.window, "sink": arm.sink}
+        losses = train(model, recipe, batches(study, recipe, stream=stream), windowed=windowed, **limits)
+        m, asked = open_model(model), probes(study)
+        found = {
+            "measurements": measurements(m, asked, windowed, **limits),
+            "head_scores": head_scores(m, asked) + converted_retrieval(m, asked, windowed, **limits),
+        }
+    identity = {**asdict(arm), "kept": list(arm.kept)}
+    write(path, {"arm": identity, **found, "losses": losses, "cpu_s": time.process_time() - started})
+
+
+def _pretrain(study: Conversion, out: Path, seed: int) -> list[float]:
+    """The loss before each step; a model that is there already is not trained again, and its losses are not known."""
+    if _checkpoint(study, out, seed).exists():
+        return []
+    recipe = study.pretraining(seed)
+    model = untrained(study, seed)
+    losses = train(model, recipe, batches(study, recipe, stream=0))
+    folder = _checkpoint(study, out, seed).parent
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed call left half-written
+    save_checkpoint(model, recipe, folder, step=recipe.steps, log_history=[])
+    return losses
+
+
+def _checkpoint(study: Conversion, out: Path, seed: int) -> Path:
+    return checkpoint_path(out / "models" / f"seed{seed}", study.steps)
+
+
+def _converted(m: HookedModel, study: Conversion, asked: Probes, sets: list[KeepSet]) -> list[list[Measurement]]:
+    """Measurements of every keep-set without training, in the order of the sets; equal ones are measured once."""
+    everything = [KVHead(i.index, h) for i in m.layers for h in range(i.n_kv_heads)]
+    known: dict[tuple[int, tuple[KVHead, ...]], list[Measurement]] = {}
+    for one in sets:
+        key = (one.sink, tuple(sorted(one.heads)))
+        if key not in known:
+            windowed = [head for head in everything if head not in one.heads]
+            known[key] = measurements(m, asked, windowed, window=study.window, sink=one.sink)
+    return [known[one.sink, tuple(sorted(one.heads))] for one in sets]

@@ -1,0 +1,129 @@
+"""Which heads a converted model keeps full: the first k of each ranking, and the controls they are held against.
+
+- `all`, `none`; `none_sink`, `<method>_sink`: windowed heads also see the first tokens.
+- `least_induction`: in the layers of the first k by induction, as many heads with the least induction.
+- `random`: any k heads; `random_non_top`: any k heads that are not top. With few heads a plain random set often holds
+  some that matter, so its overlap with the top is part of what is reported.
+- `layers_even`, `layers_odd`: every other layer, as layer-wise hybrids interleave them.
+
+The top is the fewest first heads by `window_gates` that bring back 95 % of the held-out loss that windowing costs, at
+most half of all heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.experiments.material import Probes
+from workbench.experiments.measuring import HeadScore
+from workbench.experiments.settings import Conversion
+from workbench.heads import KVHead
+from workbench.hooks import HookedModel
+from workbench.planning import Game, first_at, rank
+from workbench.planning.curves import keep_curve
+from workbench.probes import Probe
+
+_BY_WINDOWING = ("window_gates", "leave_one_windowed", "restore_one", "far_mass")
+_BY_PATTERN = ("induction", "retrieval")
+# The keep-sets that every continued pretraining is done with; the others have the first of them only.
+MAIN = ("all", "none", "window_gates", "induction", "least_induction")
+FROM_SCRATCH = ("none", "induction", "least_induction")  # all heads full from scratch are the pretrained model
+_RANDOM = ("random", "random_non_top")
+
+Scores = dict[str, dict[KVHead, float]]
+
+
+class KeepSet(NamedTuple):
+    """Heads that stay full, by a method; `draw` tells random sets apart. `sink`: first tokens windowed heads see."""
+
+    method: str
+    n_kept: int
+    draw: int
+    sink: int
+    heads: tuple[KVHead, ...]
+
+
+def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequence[HeadScore]) -> Scores:
+    """Every head's score by every method, higher for heads to keep.
+
+    Windowing methods see needles from beyond the window; window gates also documents and tasks, under a name of their
+    own. Patterns are the scores that detectors gave.
+    """
+    found: Scores = {}
+    asked: list[tuple[str, str, Probe]] = [(method, method, probes.ranking) for method in _BY_WINDOWING]
+    asked += [(f"window_gates_{p.name}", "window_gates", p) for p in (probes.documents, *probes.tasks)]
+    for name, method, probe in asked:
+        ranking = rank(Game(m, probe, study.window), method)
+        found[name] = dict(zip(ranking.heads, ranking.scores.tolist(), strict=True))
+    for detector in _BY_PATTERN:
+        found[detector] = {KVHead(s["layer"], s["head"]): s["score"] for s in by_head if s["detector"] == detector}
+    return found
+
+
+def top_heads(m: HookedModel, study: Conversion, probes: Probes, scores: Scores) -> tuple[KVHead, ...]:
+    """The heads that windowing the others shows to be enough, best first."""
+    order = ordered(scores["window_gates"])
+    counts = [0, *range(1, len(order) // 2 + 1, max(1, len(order) // 16)), len(order) // 2]
+    game = Game(m, probes.needles, study.window)
+    points = keep_curve("window_gates", lambda n: order[:n], [game], counts=sorted(set(counts)), context=study.length)
+    enough = first_at(points)
+    return tuple(order[: len(order) // 2 if enough is None else max(enough, study.n_kept)])
+
+
+def keep_sets(study: Conversion, seed: int, scores: Scores, top: Sequence[KVHead]) -> list[KeepSet]:
+    """All that a seed's model is converted to."""
+    heads = sorted(scores["window_gates"])
+    made = [
+        KeepSet("all", len(heads), 0, 0, tuple(heads)),
+        KeepSet("none", 0, 0, 0, ()),
+        KeepSet("none_sink", 0, 0, study.sink, ()),
+    ]
+    for name, parity in (("layers_even", 0), ("layers_odd", 1)):
+        kept = tuple(h for h in heads if h.layer % 2 == parity)
+        made.append(KeepSet(name, len(kept), 0, 0, kept))
+    for k in study.kept_counts:
+        made += [KeepSet(method, k, 0, 0, tuple(ordered(one)[:k])) for method, one in scores.items()]
+        made.append(KeepSet("induction_sink", k, 0, study.sink, tuple(ordered(scores["induction"])[:k])))
+        made.append(KeepSet("least_induction", k, 0, 0, least(scores["induction"], k)))
+        for draw in range(study.n_random):
+            rng = np.random.default_rng([seed, k, draw])
+            for method in _RANDOM:
+                pool = [h for h in heads if method == "random" or h not in top]
+                if len(pool) >= k:
+                    picked = sorted(rng.choice(len(pool), k, replace=False).tolist())
+                    made.append(KeepSet(method, k, draw, 0, tuple(pool[i] for i in picked)))
+    return made
+
+
+def trained_sets(study: Conversion, sets: Sequence[KeepSet]) -> list[KeepSet]:
+    """Those of them that are trained on: the ones of `n_kept` heads and those of no chosen number."""
+    counted = [s for s in sets if s.n_kept == study.n_kept or s.method in ("all", "none", "none_sink")]
+    layers = [s for s in sets if s.method.startswith("layers_")]
+    return [*dict.fromkeys([*counted, *layers])]
+
+
+def is_trained(study: Conversion, one: KeepSet, *, n_th: int | None) -> bool:
+    """Whether a set is given the n-th continued pretraining, or (None) training from scratch."""
+    if n_th is None:
+        return one.method in FROM_SCRATCH
+    if n_th == 0:
+        return one.method not in _RANDOM or one.draw < study.n_random_trained
+    return one.method in MAIN and one.draw == 0
+
+
+def ordered(scores: dict[KVHead, float]) -> list[KVHead]:
+    """Best first; equal ones by layer and head."""
+    return sorted(scores, key=lambda head: (-scores[head], head))
+
+
+def least(scores: dict[KVHead, float], k: int) -> tuple[KVHead, ...]:
+    """As many heads of each layer as the first k have there, but its lowest."""
+    order = ordered(scores)
+    kept: list[KVHead] = []
+    for layer in sorted({head.layer for head in order[:k]}):
+        n = sum(head.layer == layer for head in order[:k])
+        kept += [head for head in reversed(order) if head.layer == layer][:n]
+    return tuple(sorted(kept))

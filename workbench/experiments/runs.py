@@ -1,0 +1,95 @@
+"""One training run of a study: its model, drawn or opened, and the updates, with some heads windowed throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from workbench.experiments.masking import masked
+from workbench.experiments.material import Batch
+from workbench.experiments.settings import Conversion
+from workbench.heads import KVHead
+from workbench.hooks.loading import load_pretrained
+from workbench.pretrain.language import VOCABULARY, Language
+from workbench.pretrain.recipes import Recipe
+from workbench.pretrain.training import optimisers
+from workbench.pretrain.variants import initialised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def untrained(study: Conversion, seed: int) -> PreTrainedModel:
+    """A stock Llama of the study's shape before its first step; the global random state is left as it is."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=study.d_model,
+        intermediate_size=2 * study.d_model,
+        num_hidden_layers=study.n_layers,
+        num_attention_heads=study.n_heads,
+        num_key_value_heads=study.n_heads,
+        head_dim=study.d_head,
+        max_position_embeddings=study.length,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=False,
+        bos_token_id=Language().bos,
+        eos_token_id=Language().bos,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return initialised(model, seed)
+
+
+def opened(checkpoint: Path) -> PreTrainedModel:
+    """A saved model, strictly loaded, in training mode."""
+    return load_pretrained(checkpoint, device=torch.device("cpu"), dtype=None).model.train()
+
+
+def train(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    material: Iterable[Batch],
+    *,
+    windowed: Collection[KVHead] = (),
+    window: int = 1,
+    sink: int = 0,
+) -> list[float]:
+    """Train in place, with a window on some heads; the loss before each step, in nats. Leaves the model in eval mode.
+
+    Gradients are clipped to norm 1; rates follow the recipe's schedule.
+    """
+    chosen = optimisers(model, recipe)
+    groups = [group for optimiser in chosen for group in optimiser.param_groups]
+    peaks = [group["lr"] for group in groups]
+    losses: list[float] = []
+    model.train()
+    with masked(model, windowed, length=recipe.length, window=window, sink=sink):
+        for step, batch in enumerate(material):
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = peak * recipe.lr_scale(step)
+            loss = weighted_loss(model(input_ids=batch.tokens, use_cache=False).logits, batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser in chosen:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def weighted_loss(logits: Float[Tensor, "b t vocab"], batch: Batch) -> Float[Tensor, ""]:
+    """Mean cross entropy of every token but the first by its weight, in nats."""
+    predicted = rearrange(logits[:, :-1], "b t vocab -> (b t) vocab")
+    nats = F.cross_entropy(predicted, rearrange(batch.tokens[:, 1:], "b t -> (b t)"), reduction="none")
+    weight = rearrange(batch.weight[:, 1:], "b t -> (b t)")
+    return (nats * weight).sum() / weight.sum()
