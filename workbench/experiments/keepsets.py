@@ -23,7 +23,7 @@ from workbench.experiments.settings import Conversion
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel
 from workbench.planning import Game, first_at, rank
-from workbench.planning.curves import keep_curve
+from workbench.planning.curves import Order, keep_curve
 from workbench.probes import Probe
 
 _BY_WINDOWING = ("window_gates", "leave_one_windowed", "restore_one", "far_mass")
@@ -68,7 +68,8 @@ def top_heads(m: HookedModel, study: Conversion, probes: Probes, scores: Scores)
     order = ordered(scores["window_gates"])
     counts = [0, *range(1, len(order) // 2 + 1, max(1, len(order) // 16)), len(order) // 2]
     game = Game(m, probes.needles, study.window)
-    points = keep_curve("window_gates", lambda n: order[:n], [game], counts=sorted(set(counts)), context=study.length)
+    singly = Order(tuple((head,) for head in order))
+    points = keep_curve("window_gates", singly, [game], counts=sorted(set(counts)), context=study.length)
     enough = first_at(points)
     return tuple(order[: len(order) // 2 if enough is None else max(enough, study.n_kept)])
 
