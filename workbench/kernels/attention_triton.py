@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels import attention_stats
-from workbench.kernels.configs import attention_config, column_config
+from workbench.kernels.configs import attention_config, column_config, edge_config
 from workbench.kernels.dialect import arch_of, launching_on, precision_of
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.profiles import AttentionProfile, ProfileRequest, sink_share
@@ -75,7 +75,7 @@ def attention_profile(
             **launch.options(),
         )  # fmt: skip
         if n_windows:
-            launch = attention_config(arch, d, q.dtype, n_statistics=1)
+            launch = edge_config(arch, d, q.dtype)
             grid = (-(-n_queries // launch.rows), n_windows, n_sequences * n_heads)
             attention_stats.window_edges[grid](
                 q, k, seen.position, seen.low, seen.high, edges, lse, profile.beyond,

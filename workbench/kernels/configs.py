@@ -33,7 +33,7 @@ def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int
     if arch == 0:
         return _INTERPRETED
     if dtype == torch.float32:
-        return Launch(64, 32, 8, 2) if d <= 64 else Launch(32, 32, 4, 2)  # four warps spill 220 registers per tile
+        return Launch(64 if d <= 64 else 32, 32, 8, 2)  # four warps spill up to 220 registers per tile
     if d > 128:
         return Launch(64 if arch >= 90 else 32, 32, 8, 2)
     is_loaded = n_statistics > 3
@@ -43,12 +43,19 @@ def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int
     return Launch(128, 32 if is_narrow else 64, 8, 2 if is_narrow and n_statistics > 4 else 3)
 
 
+def edge_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
+    """Tile of the kernel that finishes the windows' edges."""
+    if arch and dtype == torch.float32 and d > 64:
+        return Launch(32, 16, 8, 2)
+    return attention_config(arch, d, dtype, n_statistics=1)
+
+
 def column_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
     """Tile of the column-sum kernel: `rows` keys against `columns` queries at a time."""
     if arch == 0:
         return _INTERPRETED
     if dtype == torch.float32:
-        return Launch(32, 32, 4, 2)
+        return Launch(32, 32, 8, 2)
     if d > 128:
         return Launch(64, 32, 4, 2)
     return Launch(128, 64, 8, 3)
