@@ -130,7 +130,25 @@ def test_detectors_lists_every_registered_detector_with_its_units():
 def test_doctor_says_which_kernel_each_operation_uses_and_why():
     report = json.loads(workbench("doctor", "--json").stdout)
     assert report["versions"]["torch"].startswith("2.")
-    assert "row-blocked" in report["kernels"]["attention_statistics"]
+    kernels = report["kernels"]
+    assert kernels["WORKBENCH_KERNELS"] == "auto"
+    for operation in ("attention_profile", "linear_attention", "gated_delta_rule"):
+        assert "torch (cpu: exact" in kernels[operation]
+    assert kernels["recording: causal, sliding and padded layers"].startswith("row-blocked torch (cpu: exact")
+
+
+def test_doctor_tells_what_a_models_states_lose(tmp_path):
+    config = {"model_type": "minimax", "num_hidden_layers": 4, "num_attention_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = json.loads(workbench("doctor", "--state-precision", str(tmp_path), "--tokens", "64", "--json").stdout)
+    assert {row["precision"]: row["surely_lost"] for row in report["lost"]}["fp32"] == 0
+    last = [row for row in report["growth"] if row["tokens"] == 64 and row["precision"] == "bf16"]
+    assert {(row["layer"], row["head"]) for row in last} == {(layer, head) for layer in (1, 3) for head in range(8)}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    refused = workbench("doctor", "--state-precision", str(tmp_path))
+    assert refused.returncode == 2
+    assert "is a llama model" in refused.stderr
+    assert "data-independent decay" in refused.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "RUN"], ["top", "RUN"]])

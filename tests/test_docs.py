@@ -30,7 +30,10 @@ def test_every_module_of_the_package_stands_in_the_readmes_tree():
     assert listed - {"tests/", "benchmarks/", "docs/", "examples/", "workbench/"} <= there
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/detectors.md", "docs/emergence.md", "docs/planning.md"])
+DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in ("detectors", "emergence", "kernels", "planning"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_blocks_are_python(document):
     for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S):
         compile(block, document, "exec")

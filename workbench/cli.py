@@ -218,8 +218,18 @@ def detectors(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """What this machine offers: versions, devices, and which kernel each operation will use."""
+def doctor(
+    state_precision: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Instead: what this model's linear layers lose with a state of fewer bits."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens decoded for --state-precision.")] = 4096,
+    as_json: Json = False,
+) -> None:
+    """What this machine offers: versions, devices, and which kernel each operation will use and why."""
+    if state_precision is not None:
+        _say_states(state_precision, tokens, as_json=as_json)
+        return
     from workbench.doctor import examine
 
     report = examine()
@@ -228,6 +238,19 @@ def doctor(as_json: Json = False) -> None:
         return
     for heading, facts in report.items():
         say_table(("", ""), list(facts.items()), title=heading)
+
+
+def _say_states(model: Path, tokens: int, *, as_json: bool) -> None:
+    from workbench.doctor import examine_states
+
+    report = examine_states(model, tokens=tokens)
+    if as_json:
+        say_json({"lost": report.lost.to_dict("records"), "growth": report.growth.to_dict("records")})
+        return
+    by_layer = report.by_layer()
+    for title, table in (("share of heads whose decay is lost to rounding", report.lost), ("error", by_layer)):
+        rows = [[f"{x:.2g}" if isinstance(x, float) else x for x in row] for row in table.itertuples(index=False)]
+        say_table(list(table.columns), rows, title=title)
 
 
 @app.command()

@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
 
+import pandas as pd
 import torch
+
+from workbench.kernels.forms import SETTING, explain, setting
+from workbench.kernels.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
+from workbench.kernels.routes import explain_routes
 
 _PACKAGES = (
     "attention-workbench",
@@ -50,9 +57,28 @@ def _machine() -> dict[str, str]:
 
 
 def _kernels() -> dict[str, str]:
-    why = "exact, any device; the only form of this operation in this version"
-    return {
-        "attention_statistics": f"row-blocked torch ({why})",
-        "signed_statistics": f"row-blocked torch ({why})",
-        "attention output without statistics": "torch sdpa for plain causal layers, else row-blocked torch",
-    }
+    return {SETTING: setting(), **explain(), **explain_routes()}
+
+
+def examine_states(source: Path, *, tokens: int = 4096) -> StateReport:
+    """What the linear layers of a model lose with a state of fewer bits; the configuration is read, no weights.
+
+    Raises:
+        WorkbenchError: if the model has no layer whose decay is known without data.
+    """
+    slopes = slopes_of_config(source)
+    return StateReport(lost_decay_table(slopes), state_precision_table(slopes, tokens=tokens))
+
+
+class StateReport(NamedTuple):
+    """`lost`: per precision, shares of heads whose decay is lost to rounding. `growth`: per head, error by length."""
+
+    lost: pd.DataFrame
+    growth: pd.DataFrame
+
+    def by_layer(self) -> pd.DataFrame:
+        """Per layer, precision and tokens: median_error, worst_error, worst_head."""
+        groups = self.growth.groupby(["layer", "precision", "tokens"], sort=False)
+        worst = self.growth.loc[groups.error.idxmax()].set_index(["layer", "precision", "tokens"])
+        table = groups.error.agg(median_error="median", worst_error="max")
+        return table.assign(worst_head=worst["head"]).reset_index()

@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.crossover import MINIMAX_TEXT_01, LayerShape, crossover
+from workbench.kernels.crossover import MINIMAX_TEXT_01, LayerShape, crossover, crossover_table
 
 
 @pytest.mark.parametrize(("chunk", "tokens"), [(64, 384), (128, 512), (256, 768)])
@@ -36,3 +36,12 @@ def test_bytes_and_flop_are_not_added():
 def test_terms_without_a_break_even_are_refused(terms):
     with pytest.raises(WorkbenchError, match="terms"):
         crossover(MINIMAX_TEXT_01, terms)
+
+
+def test_the_table_of_costs_crosses_at_the_break_even():
+    table = crossover_table(MINIMAX_TEXT_01, (512, 768, 1024, 2048, 4096))
+    mixing = table[table.terms == "mixing"].set_index("tokens")
+    assert mixing.softmax[768] == mixing.linear[768]
+    assert mixing.softmax[512] < mixing.linear[512]
+    assert set(table.terms) == {"mixing", "mixing + projections", "decode memory"}
+    assert set(table[table.terms == "decode memory"].unit) == {"bytes"}

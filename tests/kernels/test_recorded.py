@@ -22,7 +22,7 @@ def everything(p, rows=None):
 
 def test_what_a_profile_does_not_hold_is_refused():
     p = problem("gqa")
-    with pytest.raises(WorkbenchError, match="a profile holds no ladder of windows"):
+    with pytest.raises(WorkbenchError, match="a profile does not hold a ladder of windows"):
         recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], Request(windows=(3,)), scale=1.0)
 
 

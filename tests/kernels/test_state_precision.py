@@ -1,9 +1,12 @@
 """What a state of few bits loses, against the shares of MiniMax-Text-01's slopes and the growth of errors."""
 
+import json
+
 import pytest
 import torch
 
 from workbench.heads import WorkbenchError
+from workbench.kernels.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
 from workbench.kernels.state_precision import (
     horizon_share,
     lightning_slopes,
@@ -67,3 +70,59 @@ def test_eight_bit_states_are_worse_than_sixteen():
 def test_lengths_that_no_rounding_meets_are_refused():
     with pytest.raises(WorkbenchError, match="rising multiples of every=256"):
         state_error_growth(torch.tensor([0.1]), "bf16", (100,), every=256)
+
+
+@pytest.mark.slow
+def test_errors_after_four_thousand_tokens_are_those_measured_for_minimax_text_01():
+    slopes = lightning_slopes(70, 80, 64)[[0, 31, 47, 63]]
+    (errors,) = state_error_growth(slopes, "bf16", (4096,))
+    for found, measured in zip(errors.tolist(), (2.7e-3, 7.5e-3, 0.17, 0.60), strict=True):
+        assert measured / 2 < found < 2 * measured
+    (errors,) = state_error_growth(slopes, "fp32", (4096,))
+    assert errors.max() < 3.5e-7 * 2
+
+
+MINIMAX_CONFIG = {
+    "model_type": "minimax_text_01",
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10,
+}
+
+
+def test_a_configuration_alone_tells_the_slopes_of_minimax_text_01(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAX_CONFIG))
+    slopes = slopes_of_config(tmp_path)
+    assert torch.equal(torch.cat(list(slopes.values())), MINIMAX)
+    lost = lost_decay_table(slopes).set_index("precision")
+    assert lost.loc["bf16", "never_forgets"] == pytest.approx(0.0906, abs=2e-4)
+    assert lost.loc["fp32"].tolist() == [0, 0, 0]
+    assert slopes_of_config(tmp_path / "config.json").keys() == slopes.keys()
+
+
+def test_the_table_of_errors_has_every_head_of_four_spread_layers_of_a_large_model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MINIMAX_CONFIG))
+    table = state_precision_table(slopes_of_config(tmp_path), tokens=64, precisions=("fp32", "bf16"))
+    assert sorted(table.layer.unique()) == [0, 26, 52, 78]
+    assert sorted(table.tokens.unique()) == [1, 4, 16, 64]
+    assert len(table) == 4 * 64 * 2 * 4
+    worst = table[table.tokens == 64].groupby("precision").error.max()
+    assert worst["fp32"] < 1e-6 < worst["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "qwen3_next"}, "is a qwen3_next model, whose decay"),
+        ({**MINIMAX_CONFIG, "attn_type_list": [1] * 80}, "80 softmax layers; expected a lightning layer"),
+    ],
+)
+def test_models_without_a_decay_known_in_advance_are_refused(config, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WorkbenchError, match=message):
+        slopes_of_config(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(WorkbenchError, match=r"has no config\.json"):
+        slopes_of_config(tmp_path)

@@ -2,6 +2,7 @@
 
 from workbench.figures.conversions import heads_before_and_after, recall_by_distance
 from workbench.figures.curves import emergence, history, metrics
+from workbench.figures.linear_layers import crossover, state_precision
 from workbench.figures.locking import lock_in
 from workbench.figures.onsets import compare, onset
 from workbench.figures.panels import heads, place, strips
@@ -12,6 +13,7 @@ __all__ = [
     "PlanLike",
     "RunLike",
     "compare",
+    "crossover",
     "emergence",
     "heads",
     "heads_before_and_after",
@@ -23,6 +25,7 @@ __all__ = [
     "place",
     "plan",
     "recall_by_distance",
+    "state_precision",
     "strips",
     "waterfall",
 ]

@@ -24,6 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 from transformers.modeling_utils import AttentionInterface
 
 from workbench.heads import WorkbenchError
+from workbench.hooks.standard_masks import sliding_window_of
 from workbench.kernels import (
     CausalMask,
     Hidden,
@@ -31,10 +32,10 @@ from workbench.kernels import (
     RowStatistics,
     TileMask,
     attention_crop,
-    attention_statistics,
     hidden_runs,
 )
 from workbench.kernels.differentiable import differentiable_attention
+from workbench.kernels.routes import attention_statistics
 
 IMPLEMENTATION = "workbench"
 # What the families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
@@ -101,10 +102,13 @@ class LazyMask:
         return self.function is causal_mask_function and self.window is None and self.documents is None
 
     def simplest(self) -> TileMask:
-        """The same mask without a function call per tile, where the model's mask is plain causal."""
-        if not self._is_causal:
+        """The same mask without a function call per tile, where the model's mask is causal or a sliding window."""
+        window = sliding_window_of(self.function)
+        is_sliding = window is not None and self.window == window and self.documents is None
+        if not (self._is_causal or is_sliding):
             return self
-        return CausalMask(self.n_keys, offset=self.query_offset - self.key_offset, valid=self.valid)
+        ahead = self.query_offset - self.key_offset
+        return CausalMask(self.n_keys, offset=ahead, window=window, valid=self.valid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,10 @@ class AttentionCall:
     def statistics(
         self, request: Request, mask: TileMask | None = None
     ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
-        """The output and the statistics of the layer's rows, under its own mask or another; see `workbench.kernels`."""
+        """The output and the statistics of the layer's rows, under its own mask or another.
+
+        `workbench.kernels.routes.choose_route` says in which form.
+        """
         return attention_statistics(
             self.q,
             self.k,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels import attention_stats
-from workbench.kernels.configs import attention_config, column_config
+from workbench.kernels.configs import attention_config, column_config, edge_config
 from workbench.kernels.dialect import arch_of, launching_on, precision_of
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.profiles import AttentionProfile, ProfileRequest, sink_share
@@ -32,8 +32,10 @@ def attention_profile(
     n_sequences, n_heads, n_queries, d = q.shape
     shape = (n_sequences, n_heads, n_queries)
     q, k, v = _unit_last(q), _unit_last(k), None if v is None else _unit_last(v)
-    launch = attention_config(arch_of(q), max(d, 0 if v is None else v.shape[-1]), q.dtype)
     n_windows = len(request.windows)
+    asked = (request.entropy, request.top, request.distance, n_windows > 0, request.query_tags is not None)
+    arch, width = arch_of(q), max(d, 0 if v is None else v.shape[-1])
+    launch = attention_config(arch, width, q.dtype, n_statistics=sum(asked))
     n_edges = _power_of_two(n_windows) if n_windows else 0
     edges = torch.tensor([*request.windows, *[_NEVER] * (n_edges - n_windows)], dtype=torch.int32, device=q.device)
 
@@ -55,12 +57,11 @@ def attention_profile(
     query_tags, key_tags = _tags(request.query_tags), _tags(request.key_tags)
     values = k if v is None else v
     widths = {"D": d, "DV": values.shape[-1], "DP": _width(d), "DVP": _width(values.shape[-1])}
-    common = {"HEADS": n_heads, "GROUP": n_heads // k.shape[1], "BM": launch.rows, "BN": launch.columns}
+    common = {"HEADS": n_heads, "GROUP": n_heads // k.shape[1]}
     common |= {"HAS_CAP": softcap is not None, "N_EDGES": n_edges, "PRECISION": precision_of(q.dtype)}
     scalars = (n_queries, scale, 1.0 if softcap is None else softcap)
-    n_blocks = -(-n_queries // launch.rows)
     with launching_on(q):
-        attention_stats.profile_forward[(n_blocks, n_sequences * n_heads)](
+        attention_stats.profile_forward[(-(-n_queries // launch.rows), n_sequences * n_heads)](
             q, k, values, seen.position, seen.low, seen.high, _or(sinks, lse), edges,
             _or(query_tags, seen.position), _or(key_tags, seen.position),
             _or(profile.out, lse), lse, _or(profile.entropy, lse), _or(profile.top_key, lse),
@@ -68,16 +69,18 @@ def attention_profile(
             _or(profile.tag_mass, lse),
             *q.stride()[:3], *k.stride()[:3], *values.stride()[:3],
             _batch_stride(seen.low), _batch_stride(query_tags), _batch_stride(key_tags), *scalars,
-            **widths, **common,
+            **widths, **common, BM=launch.rows, BN=launch.columns,
             HAS_LOW=not seen.starts_at_zero, HAS_SINK=sinks is not None, HAS_TAGS=query_tags is not None,
             ENTROPY=request.entropy, TOP=request.top, DISTANCE=request.distance, HAS_OUT=v is not None,
             **launch.options(),
         )  # fmt: skip
         if n_windows:
-            attention_stats.window_edges[(n_blocks, n_windows, n_sequences * n_heads)](
+            launch = edge_config(arch, d, q.dtype)
+            grid = (-(-n_queries // launch.rows), n_windows, n_sequences * n_heads)
+            attention_stats.window_edges[grid](
                 q, k, seen.position, seen.low, seen.high, edges, lse, profile.beyond,
                 *q.stride()[:3], *k.stride()[:3], _batch_stride(seen.low), *scalars,
-                D=d, DP=_width(d), **common, **launch.options(),
+                D=d, DP=_width(d), **common, BM=launch.rows, BN=launch.columns, **launch.options(),
             )  # fmt: skip
     beyond = None if profile.beyond is None else profile.beyond[..., :n_windows]
     return replace(profile, beyond=beyond, sink_mass=sink_share(sinks, lse))

@@ -1,6 +1,6 @@
 """The launch shape of each kernel: a static table by architecture, head width, element type and what is asked for.
 
-Every row has been compiled for its architecture and read back by `aot`: next to no spills in loops, pipelined loads,
+Every row has been compiled for its architecture and read back by `aot`: nothing spilled in loops, pipelined loads,
 and tensor cores.
 """
 
@@ -33,14 +33,21 @@ def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int
     if arch == 0:
         return _INTERPRETED
     if dtype == torch.float32:
-        return Launch(64, 32, 4, 2) if d <= 64 else Launch(32, 32, 4, 2)
+        return Launch(64 if d <= 64 else 32, 32, 8, 2)  # four warps spill up to 220 registers per tile
     if d > 128:
         return Launch(64 if arch >= 90 else 32, 32, 8, 2)
     is_loaded = n_statistics > 3
     if arch < 90:
         return Launch(64, 32, 8 if is_loaded else 4, 3)
     is_narrow = arch >= 100 and n_statistics > (3 if d <= 64 else 2)
-    return Launch(128, 32 if is_narrow else 64, 8, 3)
+    return Launch(128, 32 if is_narrow else 64, 8, 2 if is_narrow and n_statistics > 4 else 3)
+
+
+def edge_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
+    """Tile of the kernel that finishes the windows' edges."""
+    if arch and dtype == torch.float32 and d > 64:
+        return Launch(32, 16, 8, 2)
+    return attention_config(arch, d, dtype, n_statistics=1)
 
 
 def column_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
@@ -48,7 +55,7 @@ def column_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
     if arch == 0:
         return _INTERPRETED
     if dtype == torch.float32:
-        return Launch(32, 32, 4, 2)
+        return Launch(32, 32, 8, 2)
     if d > 128:
         return Launch(64, 32, 4, 2)
     return Launch(128, 64, 8, 3)
@@ -76,4 +83,4 @@ def delta_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
         return Launch(32, 32, 4, 2)
     if dtype == torch.float32:
         return Launch(32, 32, 4, 1)
-    return Launch(64, min(64, max(16, d)), 8, 2)
+    return Launch(64, min(32, max(16, d)), 8, 2)  # 64 channels spill up to 5 registers in the loop

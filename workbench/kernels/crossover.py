@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from workbench.heads import WorkbenchError
 
@@ -77,3 +80,26 @@ def crossover(
     if not per_key:
         raise WorkbenchError("terms ('projections',) do not depend on the length; add 'mixing'")
     return Crossover("FLOP", per_key, softmax, linear)
+
+
+def crossover_table(
+    shape: LayerShape,
+    tokens: Sequence[int] = tuple(2**i for i in range(7, 18)),
+    *,
+    terms: Sequence[tuple[str, ...]] = (("mixing",), ("mixing", "projections"), ("decode memory",)),
+    chunk: int = 256,
+) -> pd.DataFrame:
+    """Cost per token of both kinds of one layer over context lengths, for each choice of terms.
+
+    Columns: terms, unit (FLOP or bytes), tokens, softmax, linear, break_even.
+
+    Raises:
+        WorkbenchError: as `crossover` does.
+    """
+    rows: list[tuple[str, str, int, float, float, float]] = []
+    for counted in terms:
+        found = crossover(shape, counted, chunk=chunk)
+        for n in tokens:
+            softmax = found.softmax_fixed + found.softmax_per_token_of_context * n
+            rows.append((" + ".join(counted), found.unit, n, softmax, found.linear_fixed, found.tokens))
+    return pd.DataFrame(rows, columns=["terms", "unit", "tokens", "softmax", "linear", "break_even"])

@@ -1,10 +1,13 @@
 """Which form an operation takes on a device, and why: chosen openly.
 
-A form that was asked for by name and cannot run is refused, never replaced.
+A form that was asked for by name and cannot run is refused, never replaced. The environment variable WORKBENCH_KERNELS
+says what "auto" means: "auto", Triton on CUDA and torch elsewhere; "torch"; or "triton", which off the GPU needs
+Triton's interpreter (TRITON_INTERPRET=1) and is for testing.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +16,8 @@ from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON, is_interpreted
 
 Backend = Literal["auto", "torch", "triton", "fla"]
-_FORMS = {
+SETTING = "WORKBENCH_KERNELS"
+TORCH_NAMES = {
     "attention_profile": "row-blocked torch",
     "attention_column_sums": "row-blocked torch",
     "linear_attention": "chunked torch",
@@ -34,23 +38,31 @@ def choose(operation: str, device: torch.device | str, backend: Backend = "auto"
     """The form of one operation on one device.
 
     Raises:
-        WorkbenchError: if the operation is unknown, or the form asked for does not exist or cannot run there.
+        WorkbenchError: if the operation or the setting is unknown, or the form asked for does not exist or cannot run
+            there.
     """
-    if operation not in _FORMS:
-        raise WorkbenchError(f"no operation {operation!r}; expected one of {', '.join(_FORMS)}")
+    if operation not in TORCH_NAMES:
+        raise WorkbenchError(f"no operation {operation!r}; expected one of {', '.join(TORCH_NAMES)}")
     kind = torch.device(device).type
-    if backend == "torch":
-        return Choice("torch", "asked for")
+    asked, by = backend, f"backend={backend!r}"
+    if backend == "auto":
+        asked = setting()
+        by = f"{SETTING}={asked}"
+    if asked == "torch":
+        return Choice("torch", f"asked for by {by}")
     if backend == "fla":
         if operation != "gated_delta_rule":
             raise WorkbenchError(f"backend='fla' was asked for {operation}; it serves gated_delta_rule only")
-        return Choice("fla", "asked for")
-    if backend == "triton":
+        return Choice("fla", f"asked for by {by}")
+    if asked == "triton":
         if not HAS_TRITON:
-            raise WorkbenchError("backend='triton' was asked for, but triton is not installed: pip install triton")
+            raise WorkbenchError(f"{by} was asked for, but triton is not installed: pip install triton")
         if kind != "cuda" and not is_interpreted():
-            raise WorkbenchError(f"backend='triton' was asked for on {kind}; expected cuda, or backend='auto'")
-        return Choice("triton", "asked for")
+            raise WorkbenchError(
+                f"{by} was asked for on {kind}; expected cuda, or {by.partition('=')[0]}=auto, or TRITON_INTERPRET=1 "
+                "for Triton's interpreter, which is slow"
+            )
+        return Choice("triton", f"asked for by {by}{'' if kind == 'cuda' else ', interpreted'}")
     if kind != "cuda":
         return Choice("torch", f"{kind}: exact, and Triton's kernels need a GPU")
     if not HAS_TRITON:
@@ -58,11 +70,23 @@ def choose(operation: str, device: torch.device | str, backend: Backend = "auto"
     return Choice("triton", "cuda: one pass in registers")
 
 
+def setting() -> Literal["auto", "torch", "triton"]:
+    """What WORKBENCH_KERNELS says; "auto" where it is not set.
+
+    Raises:
+        WorkbenchError: if it says anything else.
+    """
+    said = os.environ.get(SETTING) or "auto"
+    if said not in ("auto", "torch", "triton"):
+        raise WorkbenchError(f"{SETTING}={said} is set; expected auto, torch or triton")
+    return said
+
+
 def explain(device: torch.device | str | None = None) -> dict[str, str]:
     """For each operation the form it takes on a device (the first GPU, or else the CPU), why, and its limits."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, str] = {}
-    for operation, torch_name in _FORMS.items():
+    for operation, torch_name in TORCH_NAMES.items():
         form, why = choose(operation, device)
         limit = f"; {_LIMITS[operation]}" if form == "triton" and operation in _LIMITS else ""
         found[operation] = f"{torch_name if form == 'torch' else 'Triton'} ({why}{limit})"

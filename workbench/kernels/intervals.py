@@ -110,15 +110,21 @@ def intervals_of(mask: CausalMask, n_queries: int, device: torch.device | str = 
     if mask.valid is not None:
         valid = mask.valid.to(device)
         n_valid = valid.sum(-1)
-        first = valid.int().argmax(-1)
-        last = mask.n_keys - valid.flip(-1).int().argmax(-1)
-        if bool(((last - first != n_valid) & (n_valid > 0)).any()):
+        first, last = _ends(valid)
+        if has_inner_padding(valid):
             raise WorkbenchError(
                 "a sequence has padding between valid keys; expected padding at its ends: use the row-blocked form"
             )
         low = torch.maximum(low, first[:, None])
         high = torch.minimum(high, torch.where(n_valid > 0, last, 0)[:, None])
     return _as_int32(position, low, high, starts_at_zero=mask.valid is None and mask.window is None)
+
+
+def has_inner_padding(valid: Bool[Tensor, "b k"]) -> bool:
+    """True if some sequence has padding between valid keys: then its rows see more than one run of keys."""
+    first, last = _ends(valid)
+    n_valid = valid.sum(-1)
+    return bool(((last - first != n_valid) & (n_valid > 0)).any())
 
 
 def documents_of(cu_seqlens: Integer[Tensor, " n"], n_tokens: int) -> Int[Tensor, " t"]:
@@ -129,6 +135,11 @@ def documents_of(cu_seqlens: Integer[Tensor, " n"], n_tokens: int) -> Int[Tensor
             f"cu_seqlens {bounds.tolist()} do not cut {n_tokens} tokens; expected [0, ..., {n_tokens}], never falling"
         )
     return torch.repeat_interleave(torch.arange(len(bounds) - 1), bounds.diff())
+
+
+def _ends(valid: Bool[Tensor, "b k"]) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+    """The first valid key of each sequence and one past its last; anything where there is none."""
+    return valid.int().argmax(-1), valid.shape[-1] - valid.flip(-1).int().argmax(-1)
 
 
 def _runs(documents: Integer[Tensor, "b k"]) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b k"]]:

@@ -47,6 +47,18 @@ def attention_cells(
     return found
 
 
+def beyond_a_profile(request: Request) -> list[str]:
+    """What is asked for that a profile does not hold."""
+    asked = {
+        "a ladder of windows": bool(request.windows),
+        "squares": request.squares,
+        "features": request.features is not None,
+        "column sums": request.row_weights is not None,
+        "value norms": request.value_norms,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
+
+
 def attention_statistics(
     q: Float[Tensor, "b n_heads q d"],
     k: Float[Tensor, "b n_kv_heads k d"],
@@ -69,12 +81,8 @@ def attention_statistics(
             f"a {type(mask).__name__} was given; expected a CausalMask, whose rows see one run of keys each: use the "
             "row-blocked form for any other mask"
         )
-    others = (request.windows, request.squares, request.features, request.row_weights, request.value_norms)
-    if any(x is not None and x is not False and x != () for x in others):
-        raise WorkbenchError(
-            "a profile holds no ladder of windows, squares, features, column sums or value norms; use the row-blocked "
-            "form for them"
-        )
+    if beyond := beyond_a_profile(request):
+        raise WorkbenchError(f"a profile does not hold {', '.join(beyond)}; use the row-blocked form for them")
     seen = intervals_of(mask, q.shape[2], q.device)
     place = torch.arange(q.shape[2], device=q.device)
     if request.rows is not None:
@@ -85,6 +93,7 @@ def attention_statistics(
     asked = ProfileRequest(
         entropy=request.entropy, top=request.top_rows is not None, distance=request.distance, windows=windows
     )
+    sinks = None if sinks is None else sinks.float()
     profile = ops.attention_profile(q, k, v, seen, asked, scale=scale, softcap=softcap, sinks=sinks, backend=backend)
     assert profile.out is not None
     far_mass = cells = top_key = None
