@@ -10,6 +10,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.granite_swa import modeling_granite_swa
 
+# Every detector that is scored here, in the default set or not; the last two need answers.
+ON_TOKENS = [
+    *("previous_token", "current_token", "duplicate_token", "induction", "sink", "learned_sink"),
+    *("entropy", "normalized_entropy", "effective_support", "mean_distance", "far_mass", "far_mass_16", "far_mass_64"),
+    *("sink_total", "sink_streaming", "sink_gu"),
+]
+SCORED = [*ON_TOKENS, "retrieval", "retrieval_top1"]
+
 
 def eager_patterns(model: PreTrainedModel, tokens, attention_mask=None):
     """Per layer of an eager model a float64 pattern [b, h, t, t], sinks in its denominator, linear by recurrence."""
@@ -109,10 +117,7 @@ def scores(
 
 
 def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
-    names = "previous_token current_token duplicate_token induction sink learned_sink entropy mean_distance far_mass"
-    names += " normalized_entropy effective_support far_mass_16 far_mass_64"
-    names += " sink_total sink_streaming sink_gu"
-    values: dict[str, list[float]] = {name: [] for name in names.split()}
+    values: dict[str, list[float]] = {name: [] for name in ON_TOKENS}
     for i in range(len(x)):
         row = pattern[i, : i + 1]
         if is_linear:

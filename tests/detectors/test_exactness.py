@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.brute import scores
+from tests.brute import ON_TOKENS, SCORED, scores
 from tests.families import CONFIGS, random_tokens, tiny
 from workbench import probes
 from workbench.detectors import score
@@ -28,7 +28,7 @@ def assert_same(table, expected, tolerance):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_scores_equal_brute_force_over_eager_patterns(family, n_tokens):
     tokens = random_tokens(2, n_tokens)
-    table = score(open_model(tiny(family)), tokens=tokens, far=Far(5))
+    table = score(open_model(tiny(family)), ON_TOKENS, tokens, far=Far(5))
     assert_same(table, scores(tiny(family, "eager"), tokens, far_window=5), 1e-5)
 
 
@@ -36,14 +36,14 @@ def test_scores_equal_brute_force_over_eager_patterns(family, n_tokens):
 def test_left_padded_scores_equal_brute_force_over_valid_tokens(family):
     tokens = random_tokens(3, 41)
     mask = (torch.arange(41) >= torch.tensor([0, 7, 23])[:, None]).long()
-    table = score(open_model(tiny(family)), tokens=tokens, attention_mask=mask, far=Far(5))
+    table = score(open_model(tiny(family)), ON_TOKENS, tokens, attention_mask=mask, far=Far(5))
     assert_same(table, scores(tiny(family, "eager"), tokens, attention_mask=mask, far_window=5), 1e-4)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_retrieval_scores_equal_brute_force(family):
     probe = probes.copy_needle(97, [9, 12], length=24, n_sequences=3)
-    table = score(open_model(tiny(family)), probes=probe, far=Far(5))
+    table = score(open_model(tiny(family)), SCORED, probes=probe, far=Far(5))
     expected = scores(tiny(family, "eager"), probe.tokens, far_window=5, targets=probe.target_cells)
     assert_same(table, expected, 1e-5)
 

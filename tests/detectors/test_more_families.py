@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.brute import scores
+from tests.brute import ON_TOKENS, scores
 from tests.detectors.test_exactness import assert_same
 from tests.families import random_tokens, tiny
 from tests.more_families import MORE_CONFIGS
@@ -18,7 +18,7 @@ FAR = Far(5)
 @pytest.mark.parametrize("family", MORE_CONFIGS)
 def test_scores_equal_brute_force_over_eager_patterns(family):
     tokens = random_tokens(2, 37)
-    table = score(open_model(tiny(family)), tokens=tokens, far=FAR)
+    table = score(open_model(tiny(family)), ON_TOKENS, tokens, far=FAR)
     assert_same(table, scores(tiny(family, "eager"), tokens, far_window=5), 1e-5)
 
 
@@ -26,7 +26,7 @@ def test_scores_equal_brute_force_over_eager_patterns(family):
 def test_left_padded_scores_equal_brute_force_over_valid_tokens(family):
     tokens = random_tokens(2, 29)
     mask = (torch.arange(29) >= torch.tensor([0, 11])[:, None]).long()
-    table = score(open_model(tiny(family)), tokens=tokens, attention_mask=mask, far=FAR)
+    table = score(open_model(tiny(family)), ON_TOKENS, tokens, attention_mask=mask, far=FAR)
     assert_same(table, scores(tiny(family, "eager"), tokens, attention_mask=mask, far_window=5), 1e-4)
 
 

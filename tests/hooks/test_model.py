@@ -155,7 +155,7 @@ def test_answers_are_the_models_own_loss_on_the_answer_rows():
         (lambda m: m.record(random_tokens(1, 600), {"entropy"}), "600 tokens exceed the 512 positions"),
         (
             lambda m: m.record(random_tokens(1, 9), {"entropie"}),
-            "unknown need 'entropie'; expected a CellSum, a RowReading or one of",
+            "unknown need 'entropie'; expected a CellSum, FarSum, FeatureSum, RowReading or one of",
         ),
         (lambda m: m.record(random_tokens(1, 9), {"entropy"})["sink_mass"], "'sink_mass' was not recorded"),
         (

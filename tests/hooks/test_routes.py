@@ -13,6 +13,10 @@ from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.forms import SETTING
 from workbench.probes import copy_needle
 
+# What the kernels' profile of a row holds.
+_ROW_BLOCKED_ALONE = ("effective_support", "window_saturation", "output_norm", "value_norm", "first_value_norm")
+HELD = tuple(n for n in NEEDS if n not in (*_ROW_BLOCKED_ALONE, "column_mass_per_key"))
+
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 
 
@@ -57,10 +61,10 @@ def test_a_recording_by_the_kernels_equals_the_row_blocked_one(family, monkeypat
     probe = copy_needle(97, 16, length=40, n_sequences=2)
     before = dict(taken)
     monkeypatch.setenv(SETTING, "torch")
-    expected = m.record(probe, NEEDS, far=Far(5, 1))
+    expected = m.record(probe, HELD, far=Far(5, 1))
     assert (taken["torch"] - before["torch"], taken["triton"]) == (2, 0)
     monkeypatch.setenv(SETTING, "triton")
-    found = m.record(probe, NEEDS, far=Far(5, 1))
+    found = m.record(probe, HELD, far=Far(5, 1))
     assert (taken["torch"] - before["torch"], taken["triton"]) == (2, 2)
     assert_equal_recordings(found, expected)
     assert noise(found.answers.loss_nats, expected.answers.loss_nats) <= 5e-6
@@ -77,10 +81,10 @@ def test_padding_sampled_rows_and_pieces_take_the_kernels_too(how, monkeypatch, 
         "pieces": dict(prefill=12),
     }[how]
     monkeypatch.setenv(SETTING, "torch")
-    expected = m.record(tokens, NEEDS[:-5], far=Far(5), **options)
+    expected = m.record(tokens, HELD[:-5], far=Far(5), **options)
     monkeypatch.setenv(SETTING, "triton")
     before = dict(taken)
-    found = m.record(tokens, NEEDS[:-5], far=Far(5), **options)
+    found = m.record(tokens, HELD[:-5], far=Far(5), **options)
     assert taken["triton"] > before["triton"]
     assert taken["torch"] == before["torch"]
     assert_equal_recordings(found, expected)

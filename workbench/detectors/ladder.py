@@ -18,7 +18,7 @@ WINDOWS = (16, 64, 256, 1024, 4096)
 def _rung(window: int) -> None:
     name = f"far_mass_{window}"
 
-    @detector(name, needs={FarSum(name, window)})
+    @detector(name, needs={FarSum(name, window)}, by_default=False)
     def far_mass_beyond(recording: Recording) -> PerSequence:
         """Attention a given number of tokens back or more, on rows with as many tokens before them."""
         return recording[name]

@@ -30,13 +30,13 @@ def normalized_entropy(recording: Recording) -> PerSequence:
     return recording["normalized_entropy"]
 
 
-@detector("effective_support", needs={"effective_support"}, units="tokens")
+@detector("effective_support", needs={"effective_support"}, units="tokens", by_default=False)
 def effective_support(recording: Recording) -> PerSequence:
     """How many keys the row spreads over, 1 / Σ A²."""
     return recording["effective_support"]
 
 
-@detector("window_saturation", needs={"window_saturation"})
+@detector("window_saturation", needs={"window_saturation"}, by_default=False)
 def window_saturation(recording: Recording) -> PerSequence:
     """Attention on the last tenth of a sliding layer's own window, rows i ≥ window: would it like to see farther?"""
     return recording["window_saturation"]

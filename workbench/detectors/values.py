@@ -13,7 +13,13 @@ from workbench.detectors.registry import detector
 from workbench.hooks import PerSequence, Recording
 
 
-@detector("value_drain", needs={"sink_mass", "value_norm", "first_value_norm"}, direction="none", units="share")
+@detector(
+    "value_drain",
+    needs={"sink_mass", "value_norm", "first_value_norm"},
+    direction="none",
+    units="share",
+    by_default=False,
+)
 def value_drain(recording: Recording) -> PerSequence:
     """Share of what the head moves that is not the first token's, 1 − Σ A[i, 0] ‖v_0‖ / Σ A[i, j] ‖v_j‖; softmax heads.
 
@@ -25,7 +31,7 @@ def value_drain(recording: Recording) -> PerSequence:
     return PerSequence(torch.where(has_rows, 1 - of_first / moved, torch.nan), has_rows.long())
 
 
-@detector("output_norm", needs={"output_norm"}, direction="none", units="of the layer's mean head")
+@detector("output_norm", needs={"output_norm"}, direction="none", units="of the layer's mean head", by_default=False)
 def output_norm(recording: Recording) -> PerSequence:
     """Norm of the head's output before the output projection, over the layer's mean: near 0 for inactive heads."""
     measured = recording["output_norm"]

@@ -147,5 +147,9 @@ def _mask_of(mask: LazyMask, b: int) -> LazyMask:
         def of_this(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return function(batch + b, head, q, k)
 
-        return replace(mask, function=of_this, valid=None if mask.valid is None else mask.valid[b : b + 1])
-    return replace(mask, valid=None if mask.valid is None else mask.valid[b : b + 1])
+        mask = replace(mask, function=of_this)
+    return replace(
+        mask,
+        valid=None if mask.valid is None else mask.valid[b : b + 1],
+        earlier=None if mask.earlier is None else mask.earlier[b : b + 1],
+    )
