@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.brute import eager_patterns, scores
+from tests.brute import ON_TOKENS, eager_patterns, scores
 from tests.detectors.test_exactness import assert_same
 from tests.families import WINDOW, random_tokens, tiny
 from tests.older_families import OLDER_CONFIGS, eager_twin, edited_logits
@@ -88,7 +88,7 @@ def test_falcon_is_read_in_the_attention_implementation_it_has(family):
     for block in model.transformer.h:
         block.self_attention._forward_pre_hooks.clear()
     assert_same(
-        score(open_model(model), tokens=tokens, far=Far(5)),
+        score(open_model(model), ON_TOKENS, tokens, far=Far(5)),
         scores(model, tokens, far_window=5),
         1e-5,
     )
@@ -209,7 +209,7 @@ def test_sampled_rows_leave_the_answers_whole(family):
 @pytest.mark.parametrize("family", OLDER_CONFIGS)
 def test_low_precision_scores_equal_brute_force_over_the_models_own_rounding(family, dtype, tolerance):
     tokens = random_tokens(2, 33)
-    table = score(open_model(copy.deepcopy(tiny(family)).to(dtype)), tokens=tokens, far=Far(5))
+    table = score(open_model(copy.deepcopy(tiny(family)).to(dtype)), ON_TOKENS, tokens, far=Far(5))
     assert_same(table, scores(copy.deepcopy(eager_twin(family)).to(dtype), tokens, far_window=5), tolerance)
 
 
