@@ -21,7 +21,7 @@ from workbench.hooks.model import DEFAULT_FAR
 from workbench.hooks.recording import Need
 from workbench.hooks.running import Rows
 from workbench.kernels import Far
-from workbench.probes import Probe, default, make_probe, part
+from workbench.probes import Probe, default, make_probe, split
 
 # Tokens of a batch: enough to keep the matrix products busy, few enough to keep its activations in hundreds of MB.
 _BATCH_TOKENS = 4096
@@ -188,12 +188,12 @@ def _nothing(model: HookedModel) -> PerSequence:
 
 
 def _parts(probe: Probe, vocab_size: int) -> list[Probe]:
-    n_sequences, n_tokens = probe.tokens.shape
+    n_tokens = probe.tokens.shape[1]
     kept = 1 if probe.answer_rows is None else len(torch.unique(probe.answer_rows[:, 1]))
     step = max(1, min(_BATCH_TOKENS // n_tokens, _BATCH_LOGITS // max(1, kept * vocab_size)))
     if probe.is_paired:
         step = max(2, step // 2 * 2)
-    return [part(probe, start, min(n_sequences, start + step)) for start in range(0, n_sequences, step)]
+    return split(probe, step)
 
 
 def _metrics(probe: Probe, parts: Sequence[Probe], recordings: Sequence[Recording], *, seed: int) -> list[Metric]:

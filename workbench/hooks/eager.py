@@ -31,6 +31,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from workbench.heads import WorkbenchError
 from workbench.hooks import attention
 from workbench.hooks.attention import Handler, LazyMask
+from workbench.hooks.forwards import another_forward
 from workbench.hooks.scored import scored_call
 
 MAX_TOKENS = 4096
@@ -73,7 +74,7 @@ def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None
                 inputs = _Inputs(model)
                 stack.enter_context(inputs.noting())
                 for layer, block in tapped:
-                    stack.enter_context(_tapping(layer, block, inputs))
+                    stack.enter_context(another_forward(block, _TappedForward(layer, block, inputs)))
             yield
     finally:
         for module in training:
@@ -91,19 +92,6 @@ def blocks(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
             yield from enumerate(module)
         else:
             waiting.extend(module.children())
-
-
-@contextmanager
-def _tapping(layer: int, block: nn.Module, inputs: _Inputs) -> Generator[None]:
-    # A forward of its own and not hooks: those are passed over when a pass is interrupted, and the tap would stay.
-    before = block.__dict__.get("forward")
-    block.__dict__["forward"] = _TappedForward(layer, block, inputs)
-    try:
-        yield
-    finally:
-        del block.__dict__["forward"]
-        if before is not None:
-            block.__dict__["forward"] = before
 
 
 class _Inputs:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
 from workbench.hooks.attention import AttentionCall
-from workbench.hooks.eager import handling
+from workbench.hooks.eager import blocks, handling
+from workbench.hooks.forwards import another_forward
 from workbench.hooks.interventions import Window, intervened_output
 from workbench.hooks.model import HookedModel
 
@@ -84,21 +85,13 @@ def _frozen(model: nn.Module) -> Generator[None]:
 @contextmanager
 def _checkpointed(model: PreTrainedModel) -> Generator[None]:
     """Each decoder layer keeps its input alone."""
-    n_layers = int(model.config.get_text_config().num_hidden_layers)
-    stacks = [x for x in model.modules() if isinstance(x, nn.ModuleList) and len(x) == n_layers]
-    if not stacks:
-        raise WorkbenchError(f"{type(model).__name__} has no list of {n_layers} layers; pass checkpointed=False")
-    layers = list(stacks[0])
-    own = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = _recomputing(layer.forward)
-    try:
+    layers = [block for _, block in blocks(model)]
+    if not layers:
+        raise WorkbenchError(f"{type(model).__name__} has no list of its layers; pass checkpointed=False")
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(another_forward(layer, _recomputing(layer.forward)))
         yield
-    finally:
-        for layer, before in zip(layers, own, strict=True):
-            del layer.forward
-            if before is not None:
-                layer.forward = before
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,10 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from workbench.heads import WorkbenchError
-from workbench.hooks.attention import AttentionCall
 from workbench.hooks.cells import sequences
-from workbench.hooks.eager import handling
-from workbench.hooks.interventions import intervened_output
 from workbench.hooks.model import HookedModel
 from workbench.hooks.running import logits_of
 
@@ -38,10 +35,7 @@ def greedy(
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=m.device)
     ends = torch.tensor(sorted(stop), dtype=torch.long, device=m.device)
 
-    def attend(call: AttentionCall) -> Tensor:
-        return intervened_output(call, m.interventions)
-
-    with torch.no_grad(), handling(m.model, attend):
+    with torch.no_grad(), m.in_force():
         for step in range(room):
             if cache is None:
                 last = torch.tensor([tokens.shape[1] - 1], device=m.device)

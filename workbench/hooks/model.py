@@ -39,7 +39,7 @@ from workbench.hooks.linear.replacing import changing_linear
 from workbench.hooks.outputs import outputs_of
 from workbench.hooks.readings import Readings
 from workbench.hooks.recording import Answers, Need, Recording
-from workbench.hooks.reduction import Reduction
+from workbench.hooks.reduction import Asked, Reduction
 from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
 from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
 from workbench.hooks.writing import read_writing
@@ -134,7 +134,8 @@ class HookedModel:
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
         readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
-        asked = reduction.ask(slice(0, 0))
+        positions = batch.positions() if batch.is_packed else None
+        asked: Asked  # of the queries announced last
 
         def announce(queries: slice) -> None:
             nonlocal asked
@@ -142,8 +143,8 @@ class HookedModel:
             readings.ask(queries)
 
         def attend(call: AttentionCall) -> Tensor:
-            if batch.is_packed:
-                call = call.of_documents(batch.document, batch.positions())
+            if positions is not None:
+                call = call.of_documents(batch.document, positions)
             readings.softmax(place[call.layer, False], call, self._interventions)
             if len(asked.picked) == 0:
                 return intervened_output(call, self._interventions)
@@ -170,7 +171,7 @@ class HookedModel:
             WorkbenchError: if the probe has no answers, or does not fit the model.
         """
         batch = batch_of(self.model, probe)
-        with torch.no_grad(), handling(self.model, self._attend):
+        with torch.no_grad(), self.in_force():
             found = answers_of(self.model, batch)
         if found is None:
             raise WorkbenchError(f"probe {probe.name!r} has no answers; expected one with answer_rows")
@@ -222,7 +223,7 @@ class HookedModel:
             ):
                 answers_of(self.model, batch)
         except _FoundError as found:
-            return found.crop
+            return found.args[0]
         raise AssertionError(f"layer {layer} did not attend")
 
     def reach(self, tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe | None = None) -> tuple[Reach, ...]:
@@ -240,9 +241,15 @@ class HookedModel:
                 if call.layer not in found:
                     found[call.layer] = measured_reach(call, layers[call.layer], batch.valid)
 
-            with torch.no_grad(), self._intervening(self._interventions), reading_linear(self.model, batch.valid, read):
+            with torch.no_grad(), self.in_force(), reading_linear(self.model, batch.valid, read):
                 answers_of(self.model, batch)
         return tuple(found[i] for i in sorted(found))
+
+    @contextmanager
+    def in_force(self) -> Generator[None]:
+        """Inside the block, the model runs under the interventions in force, softmax layers as they are recorded."""
+        with handling(self.model, self._attend):
+            yield
 
     @contextmanager
     def restrict(self, kv_heads: Iterable[KVHead], window: int, sink: int = 0) -> Generator[HookedModel]:
@@ -377,7 +384,7 @@ class HookedModel:
         # An outer block's hooks on linear layers read what is in force, too.
         new = {h.layer for h in interventions.linear} - {h.layer for h in before.linear}
         try:
-            with handling(self.model, self._attend), changing_linear(self.model, new, self._change_linear):
+            with self.in_force(), changing_linear(self.model, new, self._change_linear):
                 yield
         finally:
             self._interventions = before
@@ -390,8 +397,4 @@ class HookedModel:
 
 
 class _FoundError(Exception):
-    """Ends a forward pass at the layer that was asked for."""
-
-    def __init__(self, crop: Float[Tensor, "q k"]):
-        super().__init__("the layer that was asked for has been read")
-        self.crop = crop
+    """Ends a forward pass at the layer that was asked for, with its crop as the only argument."""

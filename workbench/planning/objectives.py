@@ -13,10 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.eager import handling
-from workbench.hooks.interventions import intervened_output
 from workbench.hooks.running import batch_of, logits_of
-from workbench.probes import Probe, part
+from workbench.probes import Probe, split
 
 # Tokens of a batch, as in measuring; half of them, for the backward pass keeps activations.
 _BATCH_TOKENS = 2048
@@ -54,10 +52,8 @@ def pieces(m: HookedModel, probe: Probe, objective: Objective) -> list[Piece]:
 
 def batches(probe: Probe) -> list[Probe]:
     """The probe in parts of a few thousand tokens that have answers."""
-    n_sequences, n_tokens = probe.tokens.shape
-    step = max(1, _BATCH_TOKENS // n_tokens)
-    parts = [part(probe, i, min(n_sequences, i + step)) for i in range(0, n_sequences, step)]
-    return [p for p in parts if p.answer_rows is not None and len(p.answer_rows)]
+    step = max(1, _BATCH_TOKENS // probe.tokens.shape[1])
+    return [p for p in split(probe, step) if p.answer_rows is not None and len(p.answer_rows)]
 
 
 def _piece(m: HookedModel, probe: Probe, objective: Objective) -> Piece:
@@ -82,7 +78,7 @@ def _piece(m: HookedModel, probe: Probe, objective: Objective) -> Piece:
     n_tokens, counted = batch.tokens.shape[1], n_answers > 0
     if objective == "loss":
         return Piece(n_tokens, counted, likelihood)
-    with torch.no_grad(), handling(m.model, lambda call: intervened_output(call, m.interventions)):
+    with torch.no_grad(), m.in_force():
         now = logits().log_softmax(-1)
 
     def divergence() -> Float[Tensor, " b"]:

@@ -8,7 +8,7 @@ from workbench.probes.natural import text, text_file, token_sequences
 from workbench.probes.needles import Niah, needle, niah, passkey
 from workbench.probes.paired import gold_document
 from workbench.probes.passkeys import multi_passkey
-from workbench.probes.probe import Probe, make_probe, part
+from workbench.probes.probe import Probe, make_probe, part, split
 from workbench.probes.recall import key_value, mqar
 from workbench.probes.repetition import repeated_ngrams
 from workbench.probes.standard import build, default
@@ -38,6 +38,7 @@ __all__ = [
     "passkey",
     "repeated_ngrams",
     "repeats",
+    "split",
     "text",
     "text_file",
     "token_sequences",

@@ -132,3 +132,9 @@ def part(probe: Probe, start: int, stop: int) -> Probe:
         needles=of_rows(probe.needles),
         is_paired=probe.is_paired,
     )
+
+
+def split(probe: Probe, n: int) -> list[Probe]:
+    """The probe in parts of `n` sequences, the last of what is left."""
+    n_sequences = len(probe.tokens)
+    return [part(probe, start, min(n_sequences, start + n)) for start in range(0, n_sequences, n)]
