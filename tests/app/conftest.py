@@ -43,7 +43,7 @@ def served():
                 server.send_signal(signal.SIGINT)
                 said = server.communicate(timeout=20)[1]
         assert server.returncode == 0, said
-        assert said == ""
+        assert said == "", said
 
     return serving
 

@@ -10,6 +10,7 @@ import pytest
 
 from workbench.app import build_app, serve, show
 from workbench.app.live import live_runs
+from workbench.app.server import Server
 from workbench.heads import WorkbenchError
 from workbench.run import open_run
 from workbench.store import Store
@@ -103,6 +104,22 @@ def test_a_torn_part_does_not_keep_the_app_from_opening_and_is_named_when_the_ru
     build_app([tmp_path / "run"])
     with pytest.raises(WorkbenchError, match="workbench check"):
         live_runs([tmp_path / "run"])["run"].status()
+
+
+def test_only_an_error_of_our_own_is_printed_not_a_browser_that_hung_up_or_an_answer_cut_off_by_the_end(capsys):
+    def said_of(error: Exception) -> str:
+        try:
+            raise error
+        except Exception:
+            server.handle_error(None, ("127.0.0.1", 1))
+        return capsys.readouterr().err
+
+    server = Server("127.0.0.1", 0, lambda environ, start: [])
+    assert said_of(ConnectionResetError("hung up")) == ""
+    assert said_of(TimeoutError("gone")) == ""
+    assert "ValueError: our own" in said_of(ValueError("our own"))
+    server.server_close()
+    assert said_of(ValueError("cut off")) == ""
 
 
 def test_the_process_that_serves_imports_no_torch(synthetic_runs):

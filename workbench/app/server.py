@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import flask
 from dash import Dash, html, set_props
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app.callbacks import register
 from workbench.app.live import live_runs
@@ -59,7 +59,7 @@ def serve(runs: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 80
         )
     app = build_app(runs)
     _require_free(host, port)
-    server = make_server(host, port, app.server, threaded=True, request_handler=_Quiet)
+    server = Server(host, port, app.server, handler=_Quiet)
     address = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
     print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     if open_browser:
@@ -129,6 +129,22 @@ def _require_free(host: str, port: int) -> None:
             raise WorkbenchError(
                 f"port {port} is taken or reserved; pass another --port, or --port 0 for a free one"
             ) from error
+
+
+class Server(ThreadedWSGIServer):
+    """Browsers hang up in the middle of an answer, and Ctrl-C cuts answers off: neither is worth a traceback."""
+
+    closed = False
+
+    def server_close(self) -> None:
+        """Let go of the port; what is still being answered is cut off."""
+        self.closed = True
+        super().server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong outside the app's own answer, unless the browser or the end broke it off."""
+        if not (self.closed or isinstance(sys.exception(), ConnectionError | TimeoutError)):
+            super().handle_error(request, client_address)
 
 
 class _Quiet(WSGIRequestHandler):
