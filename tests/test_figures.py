@@ -286,6 +286,33 @@ def test_scores_of_kv_heads_are_drawn_as_such(tmp_path):
     assert figures.history(run, KVHead(0, 1)).data[0].y == (0.1,)
 
 
+def test_a_layer_that_mixes_twice_has_a_row_and_a_line_for_each_of_its_mixers(tmp_path):
+    for step, full, linear in ((1, 0.0, 0.1), (2, 0.8, 0.2)):
+        pair = [row(head=0, score=full), row(head=0, kind="linear", score=linear)]
+        committed(tmp_path / "run", [*pair, row(layer=1, head=0, score=0.5)], step=step)
+    run = open_run(tmp_path / "run")
+    (grid,) = heatmaps(figures.heads(run, detector="sink"))
+    assert [list(line) for line in grid.z] == [[0.8], [0.2], [0.5]]
+    ticks = figures.heads(run, detector="sink").layout.yaxis.ticktext
+    assert [tick.split()[0] for tick in ticks] == ["0", "0", "1"]
+    assert "F" in ticks[0]
+    assert "L" in ticks[1]
+    lines = {trace.name: list(trace.y) for trace in figures.history(run, Head(0, 0)).data}
+    assert lines == {"sink (full)": [0.0, 0.8], "sink (linear)": [0.1, 0.2]}
+    strip = figures.strips(run, detector="sink")
+    assert sorted(list(line) for line in heatmaps(strip)[0].z) == [[0.0, 0.8], [0.1, 0.2], [0.5, 0.5]]
+    onsets = next(trace for trace in strip.data if isinstance(trace, go.Scatter))
+    assert len(set(onsets.y)) == len(onsets.x) > 0
+
+
+def test_a_head_that_gets_a_window_in_a_branch_stays_one_head(tmp_path):
+    committed(tmp_path / "run", [row(score=0.8)], step=1)
+    committed(tmp_path / "run", [row(score=0.3, kind="sliding", window=64)], step=2, branch="sliding")
+    run = open_run(tmp_path / "run")
+    assert trajectories(run, "sink", None).score.tolist() == [[0.8, 0.3]]
+    assert [list(trace.y) for trace in figures.history(run, Head(0, 0)).data] == [[0.8, 0.3]]
+
+
 def test_a_score_without_an_interval_shows_none(tmp_path):
     committed(tmp_path / "run", [row()])
     (text,) = heatmaps(figures.heads(open_run(tmp_path / "run"), detector="sink"))[0].text[0]

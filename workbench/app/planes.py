@@ -59,7 +59,6 @@ def _plane(run: RunLike, found: Trajectories, stops: Sequence[float], axis: Trai
     arrays = found.score, found.ci_lo, found.ci_hi
     low = min((float(np.nanmin(a)) for a in arrays if not np.isnan(a).all()), default=0.0)
     high = max((float(np.nanmax(a)) for a in arrays if not np.isnan(a).all()), default=1.0)
-    layers = [layer.layer for layer in found.layers]
     onsets = run.emergence(found.detector, probe=found.probe).loc[
         :, "onset_tokens" if axis.unit == "tokens" else "onset_step"
     ]
@@ -72,9 +71,9 @@ def _plane(run: RunLike, found: Trajectories, stops: Sequence[float], axis: Trai
         "ci_hi": _packed(found.ci_hi, low, high),
         "n": found.n.max(1).tolist(),
         "heads": [str(head) for head in found.heads],
-        "cells": [[layers.index(head.layer), head[1]] for head in found.heads],
+        "cells": [[place, head[1]] for place, head in zip(found.places, found.heads, strict=True)],
         "width": found.width,
-        "kinds": [found.layer_of(head).kind for head in found.heads],
+        "kinds": [found.layer_of(row).kind for row in range(len(found.heads))],
         "layers": _layers_in_words(found),
         "checkpoints": [str(at) for at in found.checkpoints],
         "names": [at.name for at in found.checkpoints],

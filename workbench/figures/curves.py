@@ -23,6 +23,7 @@ from workbench.figures.trajectories import (
     checkpoint_of,
     chosen_probes,
     labelled,
+    mixed_twice,
     records,
     said,
     score_scale,
@@ -161,11 +162,12 @@ def as_runs(run: Runs) -> list[RunLike]:
 def onset_marks(found: Trajectories, onsets: pd.DataFrame) -> dict[int, tuple[int, str]]:
     """The rows that have an onset: its column, and what a reader is told. None for what does not rise."""
     rows = {head: row for row, head in enumerate(found.heads)}
+    of_kind = {(head, found.layer_of(row).kind): row for row, head in enumerate(found.heads)}
     columns = {checkpoint.step: column for column, checkpoint in enumerate(found.checkpoints)}
     marks: dict[int, tuple[int, str]] = {}
     if found.detector in DESCRIPTIVE:
         return marks
-    for onset in records(onsets, "layer", "head", "kv_head", "onset_step", "previous_step"):
+    for onset in records(onsets, "layer", "head", "kv_head", "kind", "onset_step", "previous_step"):
         if onset["onset_step"] is None:
             continue
         is_query_head = onset["head"] is not None
@@ -173,7 +175,8 @@ def onset_marks(found: Trajectories, onsets: pd.DataFrame) -> dict[int, tuple[in
         when = f"at or before step {onset['onset_step']:,}, the first checkpoint"
         if onset["previous_step"] is not None:
             when = f"between steps {onset['previous_step']:,} and {onset['onset_step']:,}"
-        marks[rows[head]] = columns[onset["onset_step"]], f"<b>{head}</b> half-rise onset<br>{when}"
+        row = of_kind.get((head, onset["kind"]), rows[head])
+        marks[row] = columns[onset["onset_step"]], f"<b>{head}</b> half-rise onset<br>{when}"
     return marks
 
 
@@ -284,14 +287,17 @@ def _detector_lines(
     if mine.empty:
         there = ", ".join(str(value) for value in sorted(scores.loc[:, column].dropna().unique()))
         raise WorkbenchError(f"{head} has no scores in {run.name}; layer {head.layer} has heads {there}")
-    found = records(mine, *_WHERE, *_INTERVAL, "detector", "probe", "score")
+    # a layer that mixes twice has two heads of one number, and a line for each
+    mine = mine.assign(mixer=mine["kind"].astype(str) if mixed_twice(mine) else "")
+    found = records(mine, *_WHERE, *_INTERVAL, "detector", "probe", "mixer", "score")
     keys = chosen_probes(((row["detector"], row["probe"]) for row in found), probe)
     lines: list[tuple[str, list[dict[str, Any]], Scale]] = []
-    for detector, of in sorted(keys):
-        these = [row for row in found if (row["detector"], row["probe"]) == (detector, of)]
+    for detector, of, mixer in sorted({(row["detector"], row["probe"], row["mixer"]) for row in found}):
+        these = [row for row in found if (row["detector"], row["probe"], row["mixer"]) == (detector, of, mixer)]
         values = np.array([row["score"] for row in these], dtype=np.float64)
-        if not np.isnan(values).all():
-            lines.append((labelled(detector, of, keys, probe), these, score_scale(detector, [values])))
+        if (detector, of) in keys and not np.isnan(values).all():
+            name = labelled(detector, of, keys, probe) + (f" ({mixer})" if mixer else "")
+            lines.append((name, these, score_scale(detector, [values])))
     return lines
 
 

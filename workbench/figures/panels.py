@@ -170,24 +170,23 @@ def _panels(runs: Sequence[RunLike], *, spacing: float | int) -> go.Figure:
 
 def _add_grid(figure: go.Figure, found: Trajectories, column: int, *, panel: int, scale: Scale, numbers: bool) -> None:
     width = found.width
-    layers = [layer.layer for layer in found.layers]
-    z = np.full((len(layers), width), np.nan)
+    z = np.full((len(found.layers), width), np.nan)
     text = np.full(z.shape, "no such head", dtype=object)
     names = np.full(z.shape, "", dtype=object)
     for row, head in enumerate(found.heads):
-        cell = layers.index(head.layer), head[1]
+        cell = found.places[row], head[1]
         z[cell], text[cell], names[cell] = found.score[row, column], found.hover(row, column, scale.unit), str(head)
     figure.add_heatmap(
         z=z,
         x=np.arange(width),
-        y=np.arange(len(layers)),
+        y=np.arange(len(found.layers)),
         text=text,
         customdata=names,
         texttemplate="%{z:.2f}" if numbers else None,
         textfont={"size": 12},
         hovertemplate="%{text}<extra></extra>",
         xgap=2 if width <= 16 else 0.5,
-        ygap=2 if len(layers) <= 24 else 0.5,
+        ygap=2 if len(found.layers) <= 24 else 0.5,
         coloraxis="coloraxis",
         row=1,
         col=panel,
@@ -242,8 +241,7 @@ def _add_strip(
 def _strip_ticks(found: Trajectories, order: list[int], theme: Theme) -> dict[str, Any]:
     """Heads with the letter of their layer's kind; of many heads every second or third."""
     every = max(1, len(order) // 24)
-    heads_shown = [found.heads[row] for row in order[::every]]
-    labels = [f"{head} {letter(found.layer_of(head).kind, theme)}" for head in heads_shown]
+    labels = [f"{found.heads[row]} {letter(found.layer_of(row).kind, theme)}" for row in order[::every]]
     return {
         "tickvals": list(range(0, len(order), every)),
         "ticktext": labels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -80,12 +80,15 @@ class Trajectories:
     """The scores of all heads of a run under one detector and probe.
 
     Columns of the arrays are `checkpoints`, in series order. Where a head has no score, `score` is NaN and `n` is 0.
+    A layer that mixes in two ways at once is in `layers` once for each, with the heads of each; `places` says for
+    every head which of the layers is its own.
     """
 
     detector: str
     probe: str
     heads: tuple[Head | KVHead, ...]
     layers: tuple[LayerKind, ...]
+    places: tuple[int, ...]
     checkpoints: tuple[Checkpoint, ...]
     score: Float[np.ndarray, "heads ckpts"]
     ci_lo: Float[np.ndarray, "heads ckpts"]
@@ -97,9 +100,9 @@ class Trajectories:
         """Heads of the widest layer."""
         return 1 + max(number for _, number in self.heads)
 
-    def layer_of(self, head: Head | KVHead) -> LayerKind:
-        """What a head's layer is."""
-        return next(layer for layer in self.layers if layer.layer == head.layer)
+    def layer_of(self, row: int) -> LayerKind:
+        """What the layer of a row's head is."""
+        return self.layers[self.places[row]]
 
     def column(self, step: int | str) -> int:
         """The column of a step, of a checkpoint's name, or of the last checkpoint for "last".
@@ -127,7 +130,7 @@ class Trajectories:
             int(self.n[row, column]),
             unit=unit,
         )
-        return f"<b>{head}</b> · {self.layer_of(head).kind} · {self.checkpoints[column]}<br>{number}"
+        return f"<b>{head}</b> · {self.layer_of(row).kind} · {self.checkpoints[column]}<br>{number}"
 
 
 def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories:
@@ -144,10 +147,11 @@ def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories
         raise WorkbenchError(f"{detector} was scored on {', '.join(probes)}: pass one of them as probe=")
     checkpoints = checkpoints_of(scores)
     by_kv_head = bool(scores.loc[:, "head"].isna().all())
+    layers, layer = _layers(scores)
     place = scores.loc[:, "kv_head" if by_kv_head else "head"].to_numpy(np.int64, na_value=-1)
-    layer = scores.loc[:, "layer"].to_numpy(np.int64)
     stride = int(place.max()) + 2
     row, codes = pd.factorize(layer * stride + place + 1, sort=True)
+    places = tuple(int(code) // stride for code in codes)
     column = pd.Index([c.name for c in checkpoints]).get_indexer(scores.loc[:, "ckpt"])
     shape = len(codes), len(checkpoints)
 
@@ -160,8 +164,9 @@ def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories
     return Trajectories(
         detector,
         probes[0],
-        heads=tuple(kind(int(code) // stride, int(code) % stride - 1) for code in codes),
-        layers=tuple(_layers(scores)),
+        heads=tuple(kind(layers[at].layer, int(code) % stride - 1) for at, code in zip(places, codes, strict=True)),
+        layers=layers,
+        places=places,
         checkpoints=checkpoints,
         score=array("score", math.nan),
         ci_lo=array("ci_lo", math.nan),
@@ -242,7 +247,18 @@ def short_count(count: float | int) -> str:
     return f"{count:g}"
 
 
-def _layers(scores: pd.DataFrame) -> Iterator[LayerKind]:
-    last = scores.drop_duplicates("layer", keep="last").sort_values("layer")
-    for row in records(last, "layer", "kind", "window"):
-        yield LayerKind(row["layer"], row["kind"], row["window"])
+def mixed_twice(scores: pd.DataFrame) -> set[int]:
+    """The layers that hold heads of two kinds at one checkpoint, such as attention beside a recurrent mixer."""
+    kinds = scores.drop_duplicates(["ckpt", "layer", "kind"])
+    return set(kinds.loc[kinds.duplicated(["ckpt", "layer"]), "layer"].tolist())
+
+
+def _layers(scores: pd.DataFrame) -> tuple[tuple[LayerKind, ...], Int[np.ndarray, "rows"]]:
+    """The layers as they are last, one that mixes twice once for each kind; and which of them each row is of."""
+    twice = mixed_twice(scores)
+    number = scores.loc[:, "layer"]
+    kind = scores.loc[:, "kind"].where(number.isin(twice), "") if twice else ""
+    place = scores.assign(kind=kind).groupby(["layer", "kind"], sort=True, observed=True).ngroup().to_numpy(np.int64)
+    last = scores.assign(place=place).drop_duplicates("place", keep="last").sort_values("place")
+    layers = [LayerKind(row["layer"], row["kind"], row["window"]) for row in records(last, "layer", "kind", "window")]
+    return tuple(layers), place
