@@ -208,16 +208,16 @@ def test_a_lone_sibling_is_scored_beside_a_checkpoint_whose_config_says_nothing(
 
 
 def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, monkeypatch):
-    from workbench import scanning
+    from workbench.scanning import worker
 
-    real = scanning.measure
+    real = worker.measure
 
     def failing(model, probe, detectors, **kwargs):
         if probe.name == "broken":
             raise RuntimeError("the kernel fell over")
         return real(model, probe, detectors, **kwargs)
 
-    monkeypatch.setattr(scanning, "measure", failing)
+    monkeypatch.setattr(worker, "measure", failing)
     run = scan(series, tmp_path / "run", ["entropy"], ["repeats:n=12", "repeats:n=10,name=broken"])
     failures = run.failures()
     assert set(failures.message) == {"the kernel fell over"}
@@ -230,8 +230,8 @@ def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, mo
     [
         (lambda s, o: scan(s / "none", o), NoCheckpoints, "no such directory"),
         (lambda s, o: scan(s, o, ["inductoin"]), WorkbenchError, "unknown detectors .*known: .*induction"),
-        (lambda s, o: scan(s, o, engine="slurm"), WorkbenchError, "engine: .*'inline'"),
-        (lambda s, o: scan(s, o, tokens=3), WorkbenchError, "tokens: .*[Ee]xtra"),
+        (lambda s, o: scan(s, o, engine="slurm"), WorkbenchError, "engine: given 'slurm', expected 'inline' or 'local' or 'ray'"),
+        (lambda s, o: scan(s, o, tokens=3), WorkbenchError, "tokens: unknown key .given 3.; expected one of checkpoints"),
         (lambda s, o: scan(s, o, dtype="int7"), WorkbenchError, "'int7' is not a floating-point torch dtype"),
         (lambda s, o: scan(s, o, probes=["repeats:n=12", "repeats:n=13"]), WorkbenchError, "two probes are called"),
     ],
