@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from workbench.heads import WorkbenchError
 
@@ -217,4 +227,3 @@ _EXPECTED = {
 def _toml(value: Any) -> str:
     """A plain value as TOML; strings, numbers, booleans and lists of them look the same in JSON."""
     return json.dumps(value, ensure_ascii=False)
-

@@ -39,9 +39,7 @@ def verify_digests(checkpoint: Path) -> dict[str, str]:
         with file.open("rb") as stream:
             found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
         if found[file.name] != expected:
-            raise BadCheckpoint(
-                f"{file}: sha256 is {found[file.name]}, written is {expected}; fetch the file again"
-            )
+            raise BadCheckpoint(f"{file}: sha256 is {found[file.name]}, written is {expected}; fetch the file again")
     return found
 
 

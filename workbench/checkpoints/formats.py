@@ -26,11 +26,12 @@ _MEGATRON_RANK = re.compile(r"mp_rank_\d\d(_\d+)*")
 _SAVE = "then AutoModelForCausalLM.from_config(config), load_state_dict, save_pretrained"
 HINTS: dict[Format, str] = {
     "safetensors": "",
-    "bin": "pass --allow-pickle (tensors alone are read), or convert: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+    "bin": "pass --allow-pickle (tensors alone are read), or convert: "
+    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
     "pt": "put it into a folder with its config.json and pass --allow-pickle (tensors alone are read), or convert: "
     f"torch.load(FILE, weights_only=True), {_SAVE}",
-    "dcp": "pass --allow-pickle with a config.json in the folder, or convert: python -m torch.distributed.checkpoint.format_utils "
-    f"dcp_to_torch DIR OUT.pt, {_SAVE}",
+    "dcp": "pass --allow-pickle with a config.json in the folder, or convert: "
+    f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt, {_SAVE}",
     "deepspeed": "convert: python zero_to_fp32.py DIR OUT --safe_serialization (it lies in DIR)",
     "megatron": "convert to safetensors with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge",
     "none": "",

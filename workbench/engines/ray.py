@@ -143,8 +143,8 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Generator[No
                 ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise WorkbenchError(
-                f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}; start one with `ray start --head` "
-                "and pass its --address, or leave --address out for one of this machine"
+                f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}; start one with "
+                "`ray start --head` and pass its --address, or leave --address out for one of this machine"
             ) from error
         try:
             yield

@@ -143,7 +143,8 @@ def _load(
     """The model with all of its weights and no other; any error of transformers as BadCheckpoint."""
     config.fusion_config = None
     try:
-        model, report = (AutoModelForCausalLM if given is None else given.model_class).from_pretrained(
+        loader: Any = AutoModelForCausalLM if given is None else given.model_class
+        model, report = loader.from_pretrained(
             path if given is None else None,
             state_dict=None if given is None else dict(given.state),
             config=config,
@@ -158,7 +159,7 @@ def _load(
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
-        )  # type: ignore[misc]
+        )
     except FAILURES as error:
         if is_out_of_memory(error):
             raise

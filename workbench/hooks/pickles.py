@@ -100,8 +100,8 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     files = weight_files(path)
     if len(files) != 1:
         raise BadCheckpoint(
-            f"{path}: {len(files)} pickled files that may be weights ({', '.join(f.name for f in files[:3])}), expected "
-            "one; ranks are joined by the program that wrote them"
+            f"{path}: {len(files)} pickled files that may be weights ({', '.join(f.name for f in files[:3])}), "
+            "expected one; ranks are joined by the program that wrote them"
         )
     return _tensors(files[0], _load(files[0]))
 
@@ -176,7 +176,8 @@ def _member_of_enum(owner: Any, name: str) -> Any:
 
 
 def _read_dcp(path: Path) -> dict[str, Tensor]:
-    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     folder = path if (path / DCP_INDEX).is_file() else next((f.parent for f in path.glob(f"*/{DCP_INDEX}")), path)
     index = folder / DCP_INDEX

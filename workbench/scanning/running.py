@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from workbench.checkpoints import Checkpoint, Series, find_checkpoints
 from workbench.checkpoints.formats import weight_files
 from workbench.detectors import find_detectors
-from workbench.engines import Engine, Opener, Outcome, Task, run_inline, run_local, run_ray
+from workbench.engines import Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.heads import WorkbenchError
 from workbench.interrupts import Interrupts
 from workbench.jobs import Job, make_job
@@ -22,7 +22,7 @@ from workbench.probes import Probe
 from workbench.run import Run, open_run
 from workbench.scanning.outlook import planned_units, shard_of
 from workbench.scanning.progress import Counts, OnProgress
-from workbench.scanning.worker import CheckpointTask, Setup, available_memory, open_worker
+from workbench.scanning.worker import CheckpointTask, ScanWorker, Setup, available_memory, open_worker
 from workbench.store import Failure, Store
 
 WORKER_DIED = "worker_died"
@@ -48,7 +48,7 @@ def scan(
     Args:
         checkpoint_dir: a directory, or a whole `Job` instead of all that follows.
         probes: written probes (`"repeats:n=64"`) or Probe objects; default `probes.default` of each model.
-        engine: `inline` runs in this process, `local` in `workers` processes, `ray` on a cluster; the rows are the same.
+        engine: `inline` runs in this process, `local` in worker processes, `ray` on a cluster: the same rows.
         job: further fields of `Job`: rows, far_window, far_sink, seed, device, dtype, shard, retry, ...
 
     Raises:
@@ -97,7 +97,7 @@ def run_job(job: Job, *, ready: Sequence[Probe] = (), on_progress: OnProgress | 
         opener = partial(open_worker, Setup(job, tuple(ready), job.detectors, modules))
         tasks = _tasks(mine, series, given_up=set() if job.retry else _given_up(store), ahead=_workers(job, mine))
         counts = Counts(len(planned), len(mine), on_progress)
-        for outcome in _engine(job, mine, inline=lambda: worker)(
+        for outcome in _engine(job, mine, worker)(
             opener, tasks, tell=counts.hear, should_stop=lambda: interrupts.is_noted
         ):
             if not outcome.is_done:
@@ -125,20 +125,21 @@ def _given_up(store: Store) -> set[str]:
 
 def _give_up(store: Store, outcome: Outcome) -> None:
     ckpt = outcome.task.name
-    message = f"{outcome.deaths} worker processes in a row died of it, killed or out of memory; it is tried again only with --retry"
+    message = (
+        f"{outcome.deaths} worker processes in a row died of it, killed or out of memory; it is tried again only with "
+        "--retry"
+    )
     store.fail(Failure(ckpt, None, WORKER_DIED, message, "", attempts=outcome.deaths))
     store.log(event="given up", ckpt=ckpt, deaths=outcome.deaths)
 
 
-def _engine(job: Job, checkpoints: Sequence[Checkpoint], *, inline: Opener) -> Engine:
+def _engine(job: Job, checkpoints: Sequence[Checkpoint], inline: ScanWorker) -> Engine:
     """The engine of a job; the worker of this process is open already and serves where no other is needed."""
     if job.engine == "inline":
-        return lambda _, tasks, *, tell, should_stop: run_inline(inline, tasks, tell=tell, should_stop=should_stop)
+        return partial(run_inline, opened=inline)
     if job.engine == "local":
         return partial(run_local, environments=_environments(job, _workers(job, checkpoints)))
-    return partial(
-        run_ray, address=job.address, workers=job.workers, gpus_per_task=float(_on_cuda(job))
-    )
+    return partial(run_ray, address=job.address, workers=job.workers, gpus_per_task=float(_on_cuda(job)))
 
 
 def _workers(job: Job, checkpoints: Sequence[Checkpoint]) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -89,7 +89,7 @@ class _Clock:
     spent: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def on(self, what: str) -> Iterator[None]:
+    def on(self, what: str) -> Generator[None]:
         started = time.perf_counter()
         yield
         self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
@@ -143,9 +143,7 @@ class ScanWorker:
             self._store.forgive(checkpoint.name, None)
             return
         with clock.on("load"):
-            model = open_model(
-                checkpoint.path, self._job.device, self._dtype, allow_pickle=self._job.allow_pickle
-            )
+            model = open_model(checkpoint.path, self._job.device, self._dtype, allow_pickle=self._job.allow_pickle)
         self._store.forgive(checkpoint.name, None)
         if argument.upcoming is not None:
             threading.Thread(target=read_ahead, args=(argument.upcoming,), daemon=True).start()
