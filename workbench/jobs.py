@@ -193,7 +193,7 @@ def _told(error: Any) -> str:
     if not key:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, Job.model_fields, n=1)
+        close = difflib.get_close_matches(key, Job.model_fields, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(Job.model_fields)}"
         return f"{key}: unknown key (given {given!r}); {hint}"
     if error["type"] == "missing":

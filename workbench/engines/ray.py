@@ -45,8 +45,7 @@ def run_ray(
     Raises:
         WorkbenchError: if Ray is not installed, there is no cluster at the address, or it has no token.
     """
-    ray = _installed()
-    with _cluster(ray, address, workers):
+    with _cluster(address, workers) as ray:
         told = _Told.of(ray)
         remote = ray.remote(
             num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=RETRIES, retry_exceptions=False
@@ -128,9 +127,13 @@ class _Events:
 
 
 @contextlib.contextmanager
-def _cluster(ray: Any, address: str | None, workers: int | None) -> Generator[None]:
-    """Connected to a cluster inside the block; left as it was found."""
+def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
+    """The module `ray`, connected to a cluster inside the block; left as it was found."""
     with tempfile.TemporaryDirectory(prefix="workbench-ray-") as folder, environment(_security(address, folder)):
+        ray = _installed()
+        if ray.is_initialized():
+            yield ray
+            return
         try:
             if address is None:
                 ray.init(
@@ -147,7 +150,7 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Generator[No
                 "`ray start --head` and pass its --address, or leave --address out for one of this machine"
             ) from error
         try:
-            yield
+            yield ray
         finally:
             ray.shutdown()
 
@@ -174,6 +177,7 @@ def _security(address: str | None, folder: str) -> Mapping[str, str]:
 
 
 def _installed() -> Any:
+    """The module, imported with the token's environment in place: it looks at it then and never again."""
     try:
         import ray
     except ImportError as error:
