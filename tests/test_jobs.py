@@ -30,7 +30,9 @@ def test_a_job_file_is_the_same_job_with_paths_that_count_from_its_folder(tmp_pa
 
 
 def test_flags_win_over_settings_over_the_environment_over_the_file(tmp_path):
-    (tmp_path / "job.toml").write_text('checkpoints = "s"\nout = "r"\nseed = 1\nrows = 1\nfar_window = 1\nfar_sink = 1\n')
+    (tmp_path / "job.toml").write_text(
+        'checkpoints = "s"\nout = "r"\nseed = 1\nrows = 1\nfar_window = 1\nfar_sink = 1\n'
+    )
     environment = {"WB_ROWS": "2", "WB_FAR_WINDOW": "2", "WB_FAR_SINK": "2", "WB_OTHER": "x"}
     job = read_job(
         tmp_path / "job.toml", environment=environment, settings=["far_window=3", "far_sink = 3"], far_sink=4

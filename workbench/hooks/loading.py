@@ -93,7 +93,8 @@ def load_pretrained(
     path, device = Path(path), torch.device(device)
     if allow_pickle and checkpoint_format(path) in READABLE:
         shell = _shell(path)
-        state = read_pickled(path, shell.state_dict())
+        with quiet():
+            state = read_pickled(path, shell.state_dict())
         weights, given = pickled_info(path, state), _Given(type(shell), state)
     else:
         weights, given = inspect_weights(path), None
