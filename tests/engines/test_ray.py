@@ -1,6 +1,8 @@
 """Ray, where it is installed: tasks outlive their processes, a poison is given up, the cluster has a token."""
 
+import gc
 import os
+import warnings
 from functools import partial
 
 import pytest
@@ -18,6 +20,10 @@ def ray():
 
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 'attention-workbench[ray]'")
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about processes that Ray itself does not wait for
+        gc.collect()
 
 
 def run(folder, listed, **options):

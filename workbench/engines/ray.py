@@ -11,7 +11,6 @@ import contextlib
 import os
 import pickle
 import secrets
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -129,7 +128,7 @@ class _Events:
 @contextlib.contextmanager
 def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
     """The module `ray`, connected to a cluster inside the block; left as it was found."""
-    with tempfile.TemporaryDirectory(prefix="workbench-ray-") as folder, environment(_security(address, folder)):
+    with environment(_security(address)):
         ray = _installed()
         if ray.is_initialized():
             yield ray
@@ -147,7 +146,8 @@ def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise WorkbenchError(
                 f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}; start one with "
-                "`ray start --head` and pass its --address, or leave --address out for one of this machine"
+                "`ray start --head` and pass its --address, or leave --address out for one of this machine; where Ray "
+                "is imported before the scan, set RAY_AUTH_MODE=token before that"
             ) from error
         try:
             yield ray
@@ -155,7 +155,7 @@ def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
             ray.shutdown()
 
 
-def _security(address: str | None, folder: str) -> Mapping[str, str]:
+def _security(address: str | None) -> Mapping[str, str]:
     """Environment of every process: no usage statistics, and a token, made here for a cluster of this machine.
 
     Raises:
@@ -163,10 +163,7 @@ def _security(address: str | None, folder: str) -> Mapping[str, str]:
     """
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     if address is None:
-        token = Path(folder) / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        return {**variables, "RAY_AUTH_TOKEN_PATH": str(token)}
+        return {**variables, "RAY_AUTH_TOKEN": _token()}
     is_given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if not is_given and not (Path.home() / ".ray" / "auth_token").is_file():
         raise WorkbenchError(
@@ -174,6 +171,12 @@ def _security(address: str | None, folder: str) -> Mapping[str, str]:
             "RAY_AUTH_TOKEN_PATH=FILE both here and where `ray start` is called"
         )
     return variables
+
+
+@lru_cache(maxsize=1)
+def _token() -> str:
+    """One for the life of this process: Ray reads it once and keeps it."""
+    return secrets.token_hex(32)
 
 
 def _installed() -> Any:

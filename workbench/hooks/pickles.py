@@ -176,6 +176,7 @@ def _member_of_enum(owner: Any, name: str) -> Any:
 
 
 def _read_dcp(path: Path) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -194,6 +195,7 @@ def _read_dcp(path: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{index}: lists no tensors of a model")
     try:
         load(cast("dict[str, Any]", tensors), storage_reader=FileSystemReader(folder), no_dist=True)
-    except Exception as error:  # torch wraps what its readers raise in an exception of its own
-        raise BadCheckpoint(f"{folder}: its tensors cannot be read: {' '.join(str(error).split())[:300]}") from error
+    except (CheckpointException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise BadCheckpoint(f"{folder}: its tensors cannot be read: {reason}") from error
     return tensors
