@@ -250,7 +250,7 @@ class Store:
         return plain_text(reader.frame("metrics", reader.parts("metrics")))
 
     def check(self) -> list[Problem]:
-        """Read every part again and list the files that are not whole parts."""
+        """Read every file again and list what is not whole: rows, columns, page checksums, unit, place, schema."""
         return check_parts(self.path)
 
     def log(self, **event: Any) -> None:
