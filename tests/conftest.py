@@ -11,6 +11,10 @@ from filelock import FileLock
 os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", type=int, default=0, metavar="N", help="rounds of the kill loops; default: a few")
+
+
 def pytest_configure():
     """Processes side by side share the cores, one each."""
     if "PYTEST_XDIST_WORKER" in os.environ:

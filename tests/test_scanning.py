@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -17,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from tests.families import random_tokens
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
+from workbench.engines import Outcome, run_inline
 from workbench.heads import NoCheckpoints, RunLocked, WorkbenchError
-from workbench.scanning import read_job
+from workbench.scanning import look_ahead, read_job, run_job
 from workbench.store import Store
 
 FAST = {"detectors": ["induction", "sink", "far_mass"], "probes": ["repeats:n=12,n_sequences=6"]}
@@ -38,6 +41,10 @@ def run(series, tmp_path_factory):
 
 def parts(run):
     return {p.path: p.path.stat().st_mtime_ns for p in Store.open(run.path).parts()}
+
+
+def parts_by_name(run):
+    return {p.path.relative_to(run.path) for p in Store.open(run.path).parts()}
 
 
 def sorted_scores(run):
@@ -208,16 +215,16 @@ def test_a_lone_sibling_is_scored_beside_a_checkpoint_whose_config_says_nothing(
 
 
 def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, monkeypatch):
-    from workbench import scanning
+    from workbench.scanning import worker
 
-    real = scanning.measure
+    real = worker.measure
 
     def failing(model, probe, detectors, **kwargs):
         if probe.name == "broken":
             raise RuntimeError("the kernel fell over")
         return real(model, probe, detectors, **kwargs)
 
-    monkeypatch.setattr(scanning, "measure", failing)
+    monkeypatch.setattr(worker, "measure", failing)
     run = scan(series, tmp_path / "run", ["entropy"], ["repeats:n=12", "repeats:n=10,name=broken"])
     failures = run.failures()
     assert set(failures.message) == {"the kernel fell over"}
@@ -230,8 +237,16 @@ def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, mo
     [
         (lambda s, o: scan(s / "none", o), NoCheckpoints, "no such directory"),
         (lambda s, o: scan(s, o, ["inductoin"]), WorkbenchError, "unknown detectors .*known: .*induction"),
-        (lambda s, o: scan(s, o, engine="slurm"), WorkbenchError, "engine: .*'inline'"),
-        (lambda s, o: scan(s, o, tokens=3), WorkbenchError, "tokens: .*[Ee]xtra"),
+        (
+            lambda s, o: scan(s, o, engine="slurm"),
+            WorkbenchError,
+            "engine: given 'slurm', expected 'inline' or 'local'",
+        ),
+        (
+            lambda s, o: scan(s, o, tokens=3),
+            WorkbenchError,
+            "tokens: unknown key .given 3.; expected one of",
+        ),
         (lambda s, o: scan(s, o, dtype="int7"), WorkbenchError, "'int7' is not a floating-point torch dtype"),
         (lambda s, o: scan(s, o, probes=["repeats:n=12", "repeats:n=13"]), WorkbenchError, "two probes are called"),
     ],
@@ -241,19 +256,138 @@ def test_a_job_that_cannot_run_is_refused_before_any_model_is_loaded(series, tmp
         call(series, tmp_path / "run")
 
 
-def test_a_job_file_is_the_same_job(series, tmp_path):
-    (tmp_path / "job.toml").write_text(
-        f'checkpoints = "{series}"\nout = "run"\ndetectors = ["sink"]\nprobes = ["repeats:n=9"]\n'
-    )
-    job = read_job(tmp_path / "job.toml", seed=3, rows=None)
-    assert (job.out, job.seed, job.rows, job.detectors) == (tmp_path / "run", 3, None, ("sink",))
-    with pytest.raises(WorkbenchError, match="cannot read the job file"):
-        read_job(tmp_path / "none.toml")
-
-
 def test_a_second_scan_of_the_same_run_is_refused_while_the_first_writes(series, run):
     with Store.open(run.path).locked(), pytest.raises(RunLocked):
         scan(series, run.path, **FAST)
+
+
+def test_a_run_keeps_the_job_that_makes_it_again(series, run, tmp_path):
+    again = scan(read_job(run.path / "job.toml", out=tmp_path / "run"))
+    pd.testing.assert_frame_equal(sorted_scores(again), sorted_scores(run), check_exact=True)
+
+
+def test_a_run_of_probes_made_in_python_says_that_it_needs_them_again(series, tmp_path):
+    probe = probes.token_sequences(random_tokens(6, 20), name="mine")
+    run = scan(series, tmp_path / "run", ["entropy"], probe)
+    job = read_job(run.path / "job.toml", out=tmp_path / "again")
+    with pytest.raises(WorkbenchError, match=r"made in Python.*mine.*pass them to wb.scan"):
+        scan(job)
+    again = run_job(job, ready=[probe])
+    pd.testing.assert_frame_equal(sorted_scores(again), sorted_scores(run), check_exact=True)
+
+
+def test_worker_processes_make_the_same_rows_bit_for_bit(series, run, tmp_path):
+    said = []
+    local = scan(series, tmp_path / "run", **FAST, engine="local", workers=2, on_progress=said.append)
+    pd.testing.assert_frame_equal(sorted_scores(local), sorted_scores(run), check_exact=True)
+    assert (said[-1].done, said[-1].planned) == (16, 16)
+    assert len({t.worker for t in local.timings().each}) == 2
+    assert parts_by_name(local) == parts_by_name(run)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_cluster_makes_the_same_rows_bit_for_bit(series, run, tmp_path):
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'attention-workbench[ray]'")
+    clustered = scan(series, tmp_path / "run", **FAST, engine="ray", workers=2)
+    pd.testing.assert_frame_equal(sorted_scores(clustered), sorted_scores(run), check_exact=True)
+
+
+def test_shards_share_the_work_and_make_the_same_rows(series, run, tmp_path):
+    first = scan(series, tmp_path / "run", **FAST, shard="0/3")
+    assert sorted(first.scores().step.unique()) == [0, 100]
+    assert (first.status().planned, first.status().done) == (16, 8)
+    with Store.open(first.path).locked(is_shared=True):  # another job of the array is at work
+        scan(series, tmp_path / "run", **FAST, shard="1/3")
+    whole = scan(series, tmp_path / "run", **FAST, shard="2/3")
+    assert whole.status().is_complete
+    pd.testing.assert_frame_equal(sorted_scores(whole), sorted_scores(run), check_exact=True)
+    with pytest.raises(WorkbenchError, match="shard 5/6 has none of 4 checkpoints"):
+        scan(series, tmp_path / "run", **FAST, shard="5/6")
+
+
+def test_a_scan_joins_one_that_is_running_only_if_told_to(series, run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    with Store.open(tmp_path / "run").locked():
+        with pytest.raises(RunLocked, match="--join"):
+            scan(series, tmp_path / "run", **FAST)
+        assert scan(series, tmp_path / "run", **FAST, join=True).status().is_complete
+
+
+def test_a_checkpoint_that_workers_die_of_is_given_up_until_it_is_retried(series, tmp_path, monkeypatch):
+    from workbench.scanning import running
+
+    def dying(opener, tasks, *, tell, should_stop, environments):
+        *others, last = tasks
+        yield from run_inline(opener, others, tell=tell, should_stop=should_stop)
+        yield Outcome(last, is_done=False, deaths=3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "run_local", dying)
+        run = scan(series, tmp_path / "run", **FAST, engine="local")
+    (failure,) = run.failures().to_dict("records")
+    assert (failure["ckpt"], failure["kind"], failure["attempts"]) == ("checkpoint-100", "worker_died", 3)
+    assert "--retry" in failure["message"]
+    assert (run.status().done, run.status().failed, run.status().checkpoints_failed) == (12, 4, 1)
+    again = scan(series, tmp_path / "run", **FAST)
+    assert (again.status().done, again.status().failed) == (12, 4)
+    retried = scan(series, tmp_path / "run", **FAST, retry=True)
+    assert retried.failures().empty
+    assert retried.status().done == 16
+
+
+def test_what_a_job_would_do_is_counted_without_doing_it(series, run, tmp_path):
+    job = read_job(run.path / "job.toml", out=tmp_path / "new")
+    outlook = look_ahead(job)
+    size = sum((series / f"checkpoint-{s}" / "model.safetensors").stat().st_size for s in STEPS)
+    assert (outlook.units_to_do, outlook.bytes_to_read) == (16, size)
+    assert not (tmp_path / "new").exists()
+    done = look_ahead(read_job(run.path / "job.toml"))
+    assert (done.units_to_do, done.bytes_to_read) == (0, 0)
+    wider = look_ahead(read_job(run.path / "job.toml", detectors=["sink", "entropy"]))
+    assert [(c.units, c.done) for c in wider.checkpoints] == [(3, 2)] * 4
+
+
+def test_every_unit_has_its_time_and_the_rest_its_forecast(series, tmp_path):
+    timings = scan(series, tmp_path / "run", **FAST).timings()
+    assert [t.ckpt for t in timings.each] == [f"checkpoint-{s}" for s in STEPS]
+    assert all(t.units == 4 and min(t.load_s, t.forward_s, t.statistics_s, t.write_s) > 0 for t in timings.each)
+    assert timings.eta_s(0) == 0
+    last = max(t.at for t in timings.each)
+    pace = (last - timings.began) / 16
+    assert timings.eta_s(8, now=last) == pytest.approx(8 * pace)
+    assert timings.eta_s(8, now=last + 2 * pace) == pytest.approx(6 * pace)
+    assert timings.slowest(1)[0].total_s == max(t.total_s for t in timings.each)
+
+
+@pytest.mark.parametrize("form", ["bin", "pt", "dcp"])
+def test_pickled_weights_are_scored_as_the_same_safetensors_if_allowed(series, run, tmp_path, form):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its distributed checkpoints
+        pickled = pickled_copy(series / "checkpoint-16", tmp_path / "series" / "checkpoint-16", form)
+    refused = scan(pickled.parent, tmp_path / "run", **FAST)
+    assert "--allow-pickle" in refused.failures().message.item()
+    scored = scan(pickled.parent, tmp_path / "run", **FAST, allow_pickle=True)
+    assert scored.failures().empty
+    a, b = (sorted_scores(r)[lambda f: f.step == 16].score.to_numpy() for r in (scored, run))
+    assert (a == b).all()
+
+
+def pickled_copy(source, target, form):
+    shutil.copytree(source, target)
+    (target / "model.safetensors").unlink()
+    state = load_file(source / "model.safetensors")
+    if form == "bin":
+        torch.save(state, target / "pytorch_model.bin")
+    elif form == "pt":
+        loop = {"model": {f"_orig_mod.{k}": v for k, v in state.items()}, "step": 16, "optimizer": {"lr": 0.1}}
+        torch.save(loop, target / "ckpt.pt")
+    else:
+        from torch.distributed.checkpoint import save
+
+        save({"model": state, "optimizer": {"exp_avg": torch.zeros(3)}}, checkpoint_id=str(target), no_dist=True)
+    return target
 
 
 COMMAND = [

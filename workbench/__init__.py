@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from workbench.detectors import detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
     from workbench.hooks import HookedModel, Recording, open_model, patch_effects
+    from workbench.jobs import Job
     from workbench.kernels import Far
     from workbench.planning import plan, window_gates
     from workbench.plans import KVBytes, LossTolerance, Plan
@@ -22,6 +23,7 @@ _HOMES = {
     "Far": "workbench.kernels",
     "Head": "workbench.heads",
     "HookedModel": "workbench.hooks",
+    "Job": "workbench.jobs",
     "KVBytes": "workbench.plans",
     "KVHead": "workbench.heads",
     "LayerInfo": "workbench.heads",
@@ -47,6 +49,7 @@ __all__ = [
     "Far",
     "Head",
     "HookedModel",
+    "Job",
     "KVBytes",
     "KVHead",
     "LayerInfo",

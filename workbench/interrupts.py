@@ -29,6 +29,11 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether a signal has come since."""
+        return self._is_noted
+
     def check(self) -> None:
         """Raise KeyboardInterrupt if a signal has come since."""
         if self._is_noted:

@@ -27,7 +27,7 @@ from workbench.emergence import (
     with_past,
 )
 from workbench.heads import Head, WorkbenchError
-from workbench.store import Label, Part, Reader, Store, Table, plain_text
+from workbench.store import Label, Part, Reader, Store, Table, Timings, plain_text
 
 Step = int | Literal["last"]
 
@@ -180,6 +180,10 @@ class Run:
         found = self._store.failures()
         names = ("ckpt", "unit", "kind", "message", "traceback", "attempts")
         return pd.DataFrame({name: [getattr(failure, name) for failure in found] for name in names})
+
+    def timings(self) -> Timings:
+        """How long units took and how long the rest will, by the scan's own account."""
+        return self._store.timings()
 
     def emergence(
         self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False

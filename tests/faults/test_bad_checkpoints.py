@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import json
 import pickle
+import resource
 import shutil
 import struct
 import sys
@@ -109,6 +110,28 @@ def test_a_header_of_impossible_length_is_refused(damage):
     content[5] ^= 0x10
     (path / "model.safetensors").write_bytes(content)
     refusal(path, "model.safetensors", "header length")
+
+
+@pytest.mark.parametrize("length", [99_000_000, 1 << 40, (1 << 63) + 5])
+def test_a_header_that_would_fill_the_memory_is_refused_without_reading_it(damage, length):
+    path = damage()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(min(length, 1 << 31))  # sparse: as large as it claims and without content
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(path, "model.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[" * 100_000, '{"w": {"dtype": "F32", "shape": [4611686018427387904, 4], "data_offsets": [0, 0]}}'],
+    ids=["nested", "overflowing"],
+)
+def test_a_header_that_is_a_trap_for_its_reader_is_refused(damage, header):
+    path = damage()
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    refusal(path, "model.safetensors")
 
 
 def test_a_lfs_pointer_is_refused_by_name(damage):

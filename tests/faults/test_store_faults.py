@@ -20,10 +20,10 @@ from workbench.store import SCORES, Reader, Store
 WRITER = [sys.executable, str(Path(__file__).with_name("store_writer.py"))]
 
 
-def writer(verb, path, *arguments):
+def writer(verb, path, *arguments, timeout=300):
     """Run a verb of the writer in a process of its own and return what it reports."""
     command = [*WRITER, verb, str(path), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -46,9 +46,10 @@ def nothing_half_written(path):
     return temporaries == [] and Store(path).check() == []
 
 
-@pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_writers_leave_no_corrupt_part_and_the_resume_is_whole(tmp_path, rounds):
-    count = writer("kill-loop", tmp_path, rounds, 7)
+@pytest.mark.parametrize("rounds", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_writers_leave_no_corrupt_part_and_the_resume_is_whole(tmp_path, rounds, request):
+    rounds = request.config.getoption("--soak") or rounds
+    count = writer("kill-loop", tmp_path, rounds, 7, timeout=300 + 10 * rounds)
     assert count["killed"] >= rounds // 2
     assert count["corrupt"] == 0
     assert count["wrong"] == 0
@@ -158,6 +159,26 @@ def test_a_damaged_part_is_named_by_check_and_never_read_as_less(tmp_path, damag
     path.unlink()
     write(tmp_path, UNITS)
     assert is_whole(tmp_path)
+
+
+def test_a_part_in_the_folder_of_another_checkpoint_is_named(tmp_path):
+    write(tmp_path, UNITS)
+    store = Store.open(tmp_path)
+    first, *_, last = store.parts()
+    moved = first.path.rename(last.path.with_name(first.path.name))
+    (problem,) = store.check()
+    assert problem.path == moved
+    assert first.label.origin.folder in problem.reason
+    assert moved.exists()
+
+
+def test_an_account_that_is_no_json_is_named(tmp_path):
+    write(tmp_path, UNITS[:1])
+    store = Store.open(tmp_path)
+    store.write_plan({"checkpoints": [], "units": []})
+    (tmp_path / "plan.json").write_text('{"checkpoints": [')
+    (problem,) = store.check()
+    assert problem.path == tmp_path / "plan.json"
 
 
 def test_a_foreign_file_is_a_problem_but_hides_nothing(tmp_path):

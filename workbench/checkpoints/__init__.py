@@ -1,6 +1,7 @@
 """Directories of pretraining checkpoints: ordered, looked over by their headers, fingerprinted. No torch."""
 
 from workbench.checkpoints.configs import ConfigChange, config_changes, read_config
+from workbench.checkpoints.digests import verify_digests
 from workbench.checkpoints.fingerprints import Fingerprint, fingerprint, same_weights
 from workbench.checkpoints.formats import Format, checkpoint_format
 from workbench.checkpoints.names import CheckpointName, parse_name
@@ -24,4 +25,5 @@ __all__ = [
     "parse_name",
     "read_config",
     "same_weights",
+    "verify_digests",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,8 +117,10 @@ def _write_cache(cache: Path, digests: dict[str, str]) -> None:
     """Add to the cache in one rename; of two writers at once one loses its additions and nothing else."""
     merged = _read_cache(cache) | digests
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cache.parent, prefix=f".{cache.name}.")
+        # Beside the run's own temporaries and under a name of their form, so that they are swept with them.
+        temporaries = cache.parent / ".tmp"
+        temporaries.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=temporaries, prefix=f"{cache.stem}.{socket.gethostname()}.{os.getpid()}.")
         try:
             with os.fdopen(handle, "w") as stream:
                 json.dump(merged, stream, sort_keys=True, indent=0)
@@ -127,7 +130,8 @@ def _write_cache(cache: Path, digests: dict[str, str]) -> None:
             raise
     except OSError as error:
         raise StoreNotWritable(
-            f"{cache}: digests cannot be cached ({error.strerror}); name a writable place"
+            f"{cache}: digests cannot be cached ({(error.strerror or str(error)).lower()}); free some space, or name a "
+            "writable place, and run the same command again"
         ) from error
 
 

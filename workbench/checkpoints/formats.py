@@ -11,6 +11,7 @@ Format = Literal["safetensors", "bin", "pt", "dcp", "deepspeed", "megatron", "no
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
+DCP_INDEX = ".metadata"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -25,9 +26,12 @@ _MEGATRON_RANK = re.compile(r"mp_rank_\d\d(_\d+)*")
 _SAVE = "then AutoModelForCausalLM.from_config(config), load_state_dict, save_pretrained"
 HINTS: dict[Format, str] = {
     "safetensors": "",
-    "bin": "convert if you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
-    "pt": f"convert if you trust it: torch.load(FILE, weights_only=True), {_SAVE}",
-    "dcp": f"convert: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt, {_SAVE}",
+    "bin": "pass --allow-pickle (tensors alone are read), or convert: "
+    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+    "pt": "put it into a folder with its config.json and pass --allow-pickle (tensors alone are read), or convert: "
+    f"torch.load(FILE, weights_only=True), {_SAVE}",
+    "dcp": "pass --allow-pickle with a config.json in the folder, or convert: "
+    f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt, {_SAVE}",
     "deepspeed": "convert: python zero_to_fp32.py DIR OUT --safe_serialization (it lies in DIR)",
     "megatron": "convert to safetensors with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge",
     "none": "",
@@ -77,7 +81,8 @@ def weight_files(path: Path) -> list[Path]:
         return [path / name for name in names if _is_pickled_weights(name)]
     if kind == "none":
         return []
-    return sorted(file for file in path.rglob("*") if file.suffix in (*_PICKLES, ".distcp") and file.is_file())
+    endings = (*_PICKLES, ".distcp")
+    return sorted(f for f in path.rglob("*") if (f.suffix in endings or f.name == DCP_INDEX) and f.is_file())
 
 
 def _listing(path: Path) -> tuple[set[str], set[str]]:
@@ -94,7 +99,7 @@ def _listing(path: Path) -> tuple[set[str], set[str]]:
 
 
 def _is_dcp(files: set[str]) -> bool:
-    return ".metadata" in files or any(name.endswith(".distcp") for name in files)
+    return DCP_INDEX in files or any(name.endswith(".distcp") for name in files)
 
 
 def _is_deepspeed(files: set[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -30,10 +31,14 @@ _BATCH_LOGITS = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The scores of every head by detector name, and the model-level numbers, of one probe."""
+    """The scores of every head by detector name, and the model-level numbers, of one probe.
+
+    `forward_s`: seconds of the model's passes, with the statistics that are taken inside them.
+    """
 
     rows: dict[str, list[Row]]
     metrics: list[Metric]
+    forward_s: float = 0.0
 
 
 def measure(
@@ -53,13 +58,17 @@ def measure(
     """
     given = [d for d in detectors if d.decoding is None]
     parts = _parts(probe, model.vocab_size)
+    started = time.perf_counter()
     recordings = _record(model, parts, given, rows=rows, far=far, prefill=prefill)
+    forward_s = time.perf_counter() - started
     flags = f"far_window={far.window};far_sink={far.sink}"
     measured = {
         d.name: (concatenate([d.function(r) for r in recordings]), flags if "far_mass" in d.needs else "")
         for d in given
     }
+    started = time.perf_counter()
     measured |= _decoded(model, probe, [d for d in detectors if d.decoding is not None], far=far, prefill=prefill)
+    forward_s += time.perf_counter() - started
     scores = {
         d.name: score_rows(
             measured[d.name][0],
@@ -72,7 +81,7 @@ def measure(
         )
         for d in detectors
     }
-    return Measured(scores, _metrics(probe, parts, recordings, seed=seed))
+    return Measured(scores, _metrics(probe, parts, recordings, seed=seed), forward_s)
 
 
 def score(

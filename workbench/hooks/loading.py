@@ -26,10 +26,11 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from workbench.checkpoints import WeightsInfo, inspect_weights
+from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weights
 from workbench.checkpoints.configs import read_config
 from workbench.heads import BadCheckpoint
 from workbench.hooks.linear.lightning import lightning_modules, lightning_slopes
+from workbench.hooks.pickles import READABLE, pickled_info, read_pickled
 from workbench.hooks.refusals import why_no_language_model, why_unknown
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -76,25 +77,34 @@ class LoadedModel:
     weights: WeightsInfo
 
 
-def load_pretrained(path: Path, *, device: torch.device | str, dtype: torch.dtype | None = None) -> LoadedModel:
+def load_pretrained(
+    path: Path, *, device: torch.device | str, dtype: torch.dtype | None = None, allow_pickle: bool = False
+) -> LoadedModel:
     """Load a Hugging Face folder with safetensors weights.
 
     Args:
         dtype: None is float32 on the CPU and the weights' own elsewhere. The state and the decay of lightning
             attention are float32 whatever it is: in bfloat16 slow heads would never forget.
+        allow_pickle: where there are no safetensors, read pickled weights, tensors alone; see `hooks.pickles`.
 
     Raises:
         BadCheckpoint: naming the file or tensors and the reason.
     """
     path, device = Path(path), torch.device(device)
-    weights = inspect_weights(path)
+    if allow_pickle and checkpoint_format(path) in READABLE:
+        shell = _shell(path)
+        with quiet():
+            state = read_pickled(path, shell.state_dict())
+        weights, given = pickled_info(path, state), _Given(type(shell), state)
+    else:
+        weights, given = inspect_weights(path), None
     dtype_or_auto = _dtype(weights, device) if dtype is None else dtype
     with quiet():
         config = load_config(path)
         if getattr(config, "quantization_config", None) is None:
             # Without data first, so that a config of enormous numbers is refused before memory is taken for it.
-            _load(path, config, torch.device("meta"), dtype_or_auto)
-        model = _load(path, config, device, dtype_or_auto)
+            _load(path, config, torch.device("meta"), dtype_or_auto, given)
+        model = _load(path, config, device, dtype_or_auto, given)
         tokenizer, no_tokenizer = load_tokenizer(path)
     _refuse_nonfinite(path, model)
     _restore_decay(model)
@@ -106,12 +116,38 @@ def _dtype(weights: WeightsInfo, device: torch.device) -> torch.dtype | str:
     return torch.float32 if device.type == "cpu" else _DTYPES.get(weights.dtype, "auto")
 
 
-def _load(path: Path, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Weights that have been read already, and the class of their model."""
+
+    model_class: type[PreTrainedModel]
+    state: dict[str, Tensor]
+
+
+def _shell(path: Path) -> PreTrainedModel:
+    """A model of the folder's configuration without data."""
+    with quiet(), torch.device("meta"):
+        config = load_config(path)
+        try:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except FAILURES as error:
+            raise BadCheckpoint(f"{path}: config.json makes no model: {_reason(error)}") from error
+
+
+def _load(
+    path: Path,
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    given: _Given | None,
+) -> PreTrainedModel:
     """The model with all of its weights and no other; any error of transformers as BadCheckpoint."""
     config.fusion_config = None
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
+        loader: Any = AutoModelForCausalLM if given is None else given.model_class
+        model, report = loader.from_pretrained(
+            path if given is None else None,
+            state_dict=None if given is None else dict(given.state),
             config=config,
             dtype=dtype,
             device_map={"": device},
@@ -124,7 +160,7 @@ def _load(path: Path, config: PreTrainedConfig, device: torch.device, dtype: tor
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
-        )  # type: ignore[misc]
+        )
     except FAILURES as error:
         if is_out_of_memory(error):
             raise

@@ -4,6 +4,7 @@ from workbench.store.folder import Failure, Store
 from workbench.store.parts import Part, Problem
 from workbench.store.reader import Reader, plain_text
 from workbench.store.schema import METRICS, SCHEMA, SCORES, Label, Origin, Table, canonical_digest
+from workbench.store.timings import Timing, Timings
 
 __all__ = [
     "METRICS",
@@ -17,6 +18,8 @@ __all__ = [
     "Reader",
     "Store",
     "Table",
+    "Timing",
+    "Timings",
     "canonical_digest",
     "plain_text",
 ]

@@ -91,11 +91,13 @@ def sweep_temporaries(temporaries: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path) -> Generator[None]:
+def advisory_lock(path: Path, *, is_shared: bool) -> Generator[None]:
     """Hold the advisory lock of a run; the system frees it however the process ends.
 
+    A shared one is held beside others, and where another process holds it alone, done without.
+
     Raises:
-        RunLocked: if another process holds it.
+        RunLocked: if another process holds it and this one wants it alone.
     """
     import fcntl  # only where runs are written: reading also works where the module is missing
 
@@ -103,11 +105,15 @@ def exclusive_lock(path: Path) -> Generator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
+            if is_shared:
+                yield
+                return
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             raise RunLocked(
-                f"{path.parent} is being written by {holder}; wait for it, stop it, or pass another --out"
+                f"{path.parent} is being written by {holder}; wait for it, stop it, work beside it with "
+                "--join, or pass another --out"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:

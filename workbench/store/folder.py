@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
-from workbench.store.disk import append_line, exclusive_lock, prove_writable, replace_file, sweep_temporaries
+from workbench.store.disk import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text
 from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, part_table
+from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,13 @@ class Store:
         """What run.json says: schema, job, versions, created."""
         return _load_json(self._run_json)
 
-    def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run alone; raises RunLocked when another process does. Freed however the process ends."""
-        return exclusive_lock(self.path / "run.lock")
+    def locked(self, *, is_shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Hold the run alone; raises RunLocked when another process does. Freed however the process ends.
+
+        With `is_shared`, hold it beside others that do so too, and beside one that holds it alone: what is right rests
+        on whole parts and not on the lock, which only keeps work from being done twice.
+        """
+        return advisory_lock(self.path / "run.lock", is_shared=is_shared)
 
     def sweep(self) -> list[Path]:
         """Remove the temporaries of writers that are dead and return them."""
@@ -186,6 +191,24 @@ class Store:
         """Forget a failure, because the unit is done or is to be tried anew."""
         self._failure_path(ckpt, unit).unlink(missing_ok=True)
 
+    def write_job(self, toml: str) -> None:
+        """Keep a job file that makes this run again; that of the last call stays."""
+        path = self.path / "job.toml"
+        if not path.is_file() or path.read_text("utf-8") != toml:
+            replace_file(path, toml.encode(), temporaries=self._temporaries)
+
+    def begin_timing(self) -> None:
+        """Say that a scan begins: time to go is told from its pace."""
+        begin(self.path)
+
+    def add_timing(self, timing: Timing) -> None:
+        """Note how long units took."""
+        add_timing(self.path, timing)
+
+    def timings(self) -> Timings:
+        """How long units took, by any process."""
+        return read_timings(self.path)
+
     def write_checkpoints(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Replace the series: one record per checkpoint, in series order, with at least its `name`."""
         self._put_json(self.path / "checkpoints.json", [dict(record) for record in records])
@@ -227,7 +250,7 @@ class Store:
         return plain_text(reader.frame("metrics", reader.parts("metrics")))
 
     def check(self) -> list[Problem]:
-        """Read every part again and list the files that are not whole parts."""
+        """Read every file again and list what is not whole: rows, columns, page checksums, unit, place, schema."""
         return check_parts(self.path)
 
     def log(self, **event: Any) -> None:

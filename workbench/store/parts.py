@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def read_rows(root: Path, part: Part) -> pa.Table:
 
 
 def check_parts(root: Path) -> list[Problem]:
-    """Read every part again and list what is not one."""
+    """Read every part again, and every account beside them, and list what is not whole; nothing is mended."""
     problems: list[Problem] = []
     for table in COLUMNS:
         folder = root / table
@@ -84,6 +85,11 @@ def check_parts(root: Path) -> list[Problem]:
             reason = _fault(root, path, folder)
             if reason is not None:
                 problems.append(Problem(path, reason))
+    for path in sorted(root.glob("*.json")) + sorted((root / "failures").glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            problems.append(Problem(path, f"is not JSON ({error})"))
     return problems
 
 
@@ -92,6 +98,8 @@ def _fault(root: Path, path: Path, folder: Path) -> str | None:
         return "not a part: foreign files do not belong here"
     try:
         part = read_label(root, path)
+        if part.label.origin.folder != path.parent.name:
+            return f"is of {part.label.ckpt} and belongs into {part.label.origin.folder}"
         _read(root, part, COLUMNS[part.label.table].names)
     except FileNotFoundError:
         return None

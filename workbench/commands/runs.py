@@ -1,0 +1,92 @@
+"""What a run says: the best heads, what emerged, whether every part is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.commands.options import Json, RunFolder
+from workbench.console import say_json, say_table, warn
+from workbench.heads import Head
+
+
+def top(
+    run: RunFolder,
+    detector: Annotated[str | None, typer.Option(help="One detector. Default: each.")] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per detector.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The highest-scoring heads at the last checkpoint, with interval, n, and onset."""
+    from workbench.run import open_run
+
+    table = open_run(run).top(detector, n, probe=probe)
+    if as_json:
+        say_json(table.to_dict("records"))
+        return
+    columns = (
+        "detector",
+        "probe",
+        "head",
+        "kind",
+        "score",
+        "ci_lo",
+        "ci_hi",
+        "n",
+        "onset_step",
+        "onset_tokens",
+    )
+    rows = []
+    for record in table.to_dict("records"):
+        label = str(Head(record["layer"], record["head"])) if record["head"] == record["head"] else "–"
+        rows.append([{**record, "head": label}[c] for c in columns])
+    say_table(columns, rows)
+
+
+def emergence(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared by class.")],
+    detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: each.")] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per class to list, earliest onset first.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
+    from workbench.emerged import summarise
+    from workbench.run import open_run
+
+    found = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    if as_json:
+        say_json(
+            {name: table.to_dict("records") for name, table in found.tables.items()} | {"lock_in": found.sentences}
+        )
+        return
+    titles = {
+        "classes": "Heads of each class, and when half of their rise was over",
+        "heads": "The earliest of each class",
+        "phase_changes": "When the model as a whole changed its course",
+    }
+    for i, (name, title) in enumerate(titles.items()):
+        table = found.tables[name]
+        print("\n" if i else "", end="")
+        say_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
+    for sentence in found.sentences:
+        print(f"\n{sentence['run']}, {sentence['detector']} on {sentence['probe']}: {sentence['says']}")
+
+
+def check(run: RunFolder, as_json: Json = False) -> None:
+    """Re-read every stored part; exit 1 if one is damaged."""
+    from workbench.store import Store
+
+    store = Store.open(run)
+    problems = store.check()
+    if as_json:
+        say_json([{"path": p.path, "reason": p.reason} for p in problems])
+    else:
+        for problem in problems:
+            print(f"{problem.path}: {problem.reason}")
+        warn(f"{len(problems)} damaged parts" if problems else "every part is whole")
+    if problems:
+        warn("delete the damaged parts and run the scan again: it makes just those anew")
+        raise typer.Exit(1)

@@ -1,0 +1,229 @@
+"""A scan's job: what to score and how, the same object from a TOML file, the command line and Python. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from workbench.heads import WorkbenchError
+
+EngineName = Literal["inline", "local", "ray"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+ENVIRONMENT = "WB_"
+# Paths in a job file count from its folder.
+_PATHS = ("checkpoints", "out")
+# How this one call runs, which says nothing about the numbers: not kept with the run.
+_OF_THE_CALL = frozenset({"shard", "join", "retry"})
+
+
+class Job(BaseModel):
+    """What to scan and how.
+
+    Args:
+        checkpoints, out: the directory of checkpoints and the run's folder.
+        detectors: names; None: those that `docs/detectors.md` calls default.
+        probes: as `workbench.probes.build` reads them; None: the default ones.
+        made_in_python: `name:digest` of probes that were made in Python, which no file can hold.
+        engine: `inline` in this process, `local` in worker processes, `ray` on a cluster.
+        workers: at most so many checkpoints at a time; None: one inline, one per GPU or core locally, as many as a
+            cluster has room for.
+        address: of a Ray cluster, `auto` or host:port; None: one is started here for the length of the scan.
+        shard: `i/n`: only every n-th checkpoint, from the i-th, as for job i of a Slurm array; i from 0.
+        join: work on a run that another scan is writing.
+        retry: also try again the checkpoints that were given up because every worker died of them.
+        rows: query rows per sequence to sample; None: all.
+        far_window, far_sink: of `far_mass` in tokens; None: the model's smallest window, else min(256, T/4).
+        seed: of the bootstrap.
+        device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is one.
+        dtype: a torch dtype's name; None: float32 on the CPU, the checkpoint's own on CUDA.
+        allow_pickle: also read `.bin`, `.pt` and distributed checkpoints, weights only: no code in them is run.
+        verify: compare every weight file with the digests that are written beside it, and refuse one that differs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoints: Path
+    out: Path
+    detectors: tuple[StrictStr, ...] | None = None
+    probes: tuple[StrictStr, ...] | None = None
+    made_in_python: tuple[StrictStr, ...] = ()
+    engine: EngineName = "inline"
+    workers: StrictInt | None = Field(default=None, ge=1)
+    address: StrictStr | None = None
+    shard: StrictStr | None = None
+    join: StrictBool = False
+    retry: StrictBool = False
+    rows: StrictInt | None = Field(default=None, ge=1)
+    far_window: StrictInt | None = Field(default=None, ge=1)
+    far_sink: StrictInt = Field(default=0, ge=0)
+    seed: StrictInt = 0
+    device: StrictStr | None = None
+    dtype: StrictStr | None = None
+    allow_pickle: StrictBool = False
+    verify: StrictBool = False
+
+    @field_validator("shard")
+    @classmethod
+    def _shard_is_one_of_n(cls, shard: str | None) -> str | None:
+        if shard is not None:
+            parse_shard(shard)
+        return shard
+
+    @model_validator(mode="after")
+    def _one_process_is_one_worker(self) -> Job:
+        if self.engine == "inline" and self.workers not in (None, 1):
+            raise ValueError(f"{self.workers} workers need --engine local (or ray); inline is this one process")
+        if self.engine != "ray" and self.address is not None:
+            raise ValueError(f"an address is one of a Ray cluster: pass --engine ray, given {self.engine!r}")
+        return self
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """Which of how many shards; (0, 1) for the whole."""
+        return (0, 1) if self.shard is None else parse_shard(self.shard)
+
+    def kept(self) -> dict[str, Any]:
+        """The fields that determine the run, as plain values with absolute paths; None left out."""
+        fields = self.model_dump(mode="json", exclude=set(_OF_THE_CALL), exclude_none=True)
+        return {**fields, **{name: str(getattr(self, name).resolve()) for name in _PATHS}}
+
+    def to_toml(self) -> str:
+        """A job file that makes the same run from anywhere on this machine."""
+        return "".join(f"{name} = {_toml(value)}\n" for name, value in self.kept().items())
+
+
+def make_job(fields: Mapping[str, Any]) -> Job:
+    """Check the fields of a job.
+
+    Raises:
+        WorkbenchError: naming each key that is unknown or has a value it cannot have, with what was given and expected.
+    """
+    try:
+        return Job(**fields)
+    except ValidationError as error:
+        told = dict.fromkeys(_told(e) for e in error.errors())
+        raise WorkbenchError(f"the job cannot be run: {'; '.join(told)}") from error
+
+
+def read_job(
+    path: Path,
+    *,
+    settings: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+    **given: Any,
+) -> Job:
+    """Read a job file (TOML, the fields of `Job`; its paths count from its folder).
+
+    Over the file go `environment` (`WB_SEED=3`; None: none), then `settings` (`seed=3`), then what is `given` and not
+    None.
+
+    Raises:
+        WorkbenchError: if the file cannot be read or a field is wrong.
+    """
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WorkbenchError(f"cannot read the job file {path}: {error}") from error
+    for name in _PATHS:
+        if isinstance(fields.get(name), str):
+            fields[name] = path.parent / fields[name]
+    return make_job({**fields, **overrides(settings=settings, environment=environment, **given)})
+
+
+def overrides(
+    *, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None, **given: Any
+) -> dict[str, Any]:
+    """Fields from the environment, then `key=value` settings, then those given and not None; later ones win.
+
+    Raises:
+        WorkbenchError: for a setting without `=`.
+    """
+    fields: dict[str, Any] = {}
+    for name in Job.model_fields:
+        text = (environment or {}).get(ENVIRONMENT + name.upper())
+        if text is not None:
+            fields[name] = _value(text)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise WorkbenchError(f"--set {setting!r} has no '='; expected key=value, as in --set seed=3")
+        fields[key.strip()] = _value(text)
+    return {**fields, **{name: value for name, value in given.items() if value is not None}}
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """Read `i/n` with 0 <= i < n.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    i, slash, n = shard.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise ValueError("i/n with 0 <= i < n; for a Slurm array: --array=0-15 and --shard $SLURM_ARRAY_TASK_ID/16")
+    return int(i), int(n)
+
+
+def _value(text: str) -> Any:
+    """A TOML value if it is one, else the text itself, so that `--set device=cpu` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _told(error: Any) -> str:
+    """One wrong key: what was given, what was expected."""
+    key, given = ".".join(map(str, error["loc"])), error["input"]
+    if not key:
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, Job.model_fields, n=1, cutoff=0.7)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(Job.model_fields)}"
+        return f"{key}: unknown key (given {given!r}); {hint}"
+    if error["type"] == "missing":
+        return f"{key}: missing, expected {_EXPECTED.get(key, 'a value')}"
+    top = str(error["loc"][0])
+    return f"{key}: given {given!r}, expected {_EXPECTED.get(top) or error['msg'].lower()}"
+
+
+_EXPECTED = {
+    "checkpoints": "the path of a directory of checkpoints",
+    "out": "the path of the run folder to write",
+    "detectors": 'a list of names, as ["induction", "sink"]',
+    "probes": 'a list of probes, as ["repeats:n=64"]',
+    "engine": " or ".join(repr(name) for name in ENGINES),
+    "workers": "a whole number of at least 1",
+    "address": "'auto' or host:port of a Ray cluster",
+    "shard": "i/n with 0 <= i < n, as for a Slurm array: --array=0-15 and --shard $SLURM_ARRAY_TASK_ID/16",
+    "join": "true or false",
+    "retry": "true or false",
+    "rows": "a whole number of at least 1",
+    "far_window": "a whole number of tokens, at least 1",
+    "far_sink": "a whole number of tokens, at least 0",
+    "seed": "a whole number",
+    "device": "a device's name, as 'cpu' or 'cuda:1'",
+    "dtype": "a dtype's name, as 'float32' or 'bfloat16'",
+    "allow_pickle": "true or false",
+    "verify": "true or false",
+}
+
+
+def _toml(value: Any) -> str:
+    """A plain value as TOML; strings, numbers, booleans and lists of them look the same in JSON."""
+    return json.dumps(value, ensure_ascii=False)

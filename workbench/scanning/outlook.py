@@ -1,0 +1,103 @@
+"""What a job would do, without loading a model: its checkpoints, units, and the bytes it would read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.checkpoints import Checkpoint, find_checkpoints
+from workbench.checkpoints.formats import weight_files
+from workbench.detectors import find_detectors
+from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.jobs import Job
+from workbench.probes import Probe
+from workbench.scanning.units import Units
+from workbench.scanning.worker import dtype_of
+from workbench.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOutlook:
+    """One checkpoint: units to be done and done already, bytes of weights to read for those that are not."""
+
+    checkpoint: str
+    units: int
+    done: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A job and what it comes to. `units` is what each checkpoint will have, as the store's plan lists it."""
+
+    job: Job
+    units: tuple[dict[str, Any], ...]
+    checkpoints: tuple[CheckpointOutlook, ...]
+
+    @property
+    def units_to_do(self) -> int:
+        return sum(c.units - c.done for c in self.checkpoints)
+
+    @property
+    def bytes_to_read(self) -> int:
+        return sum(c.bytes for c in self.checkpoints)
+
+
+def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
+    """Resolve a job and count, reading configurations and tokenizers but no weights.
+
+    Units that a run folder already has are counted by checkpoint, probe and detector; the scan itself also compares
+    what the weights are.
+
+    Raises:
+        NoCheckpoints, and WorkbenchError for a job that cannot be run.
+    """
+    dtype_of(job.dtype)
+    detectors = find_detectors(job.detectors)
+    checkpoints = shard_of(job, [c for c in find_checkpoints(job.checkpoints).checkpoints if c.alias_of is None])
+    planned = planned_units(Units(job, ready, detectors), checkpoints)
+    names = Counter((u["table"], u["probe"], u["detector"], u["version"]) for u in planned)
+    committed: dict[str, Counter[tuple[Any, ...]]] = {c.name: Counter() for c in checkpoints}
+    if (job.out / "run.json").is_file():
+        for part in Store.open(job.out).parts():
+            label = part.label
+            committed.get(label.ckpt, Counter())[label.table, label.probe, label.detector, label.version] += 1
+    looks: list[CheckpointOutlook] = []
+    for c in checkpoints:
+        done = (names & committed[c.name]).total()
+        n_bytes = 0 if done == names.total() else _size(c)
+        looks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
+    return Outlook(job, tuple(planned), tuple(looks))
+
+
+def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    """The units of each checkpoint, by the probes of the first that can be read; none where none can be.
+
+    Raises:
+        WorkbenchError: if a probe cannot be made: then it can be made for none.
+    """
+    for checkpoint in checkpoints:
+        try:
+            return units.planned(units.probes(checkpoint.path))
+        except BadCheckpoint:
+            continue
+    return units.planned([])
+
+
+def shard_of(job: Job, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Those of a job's checkpoints that this call works on.
+
+    Raises:
+        WorkbenchError: if there are more shards than checkpoints, so that this one has none.
+    """
+    i, n = job.shard_of
+    mine = list(checkpoints[i::n])
+    if not mine:
+        raise WorkbenchError(f"shard {job.shard} has none of {len(checkpoints)} checkpoints; use fewer shards")
+    return mine
+
+
+def _size(checkpoint: Checkpoint) -> int:
+    return sum(file.stat().st_size for file in weight_files(checkpoint.path) if file.exists())

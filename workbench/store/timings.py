@@ -1,0 +1,109 @@
+"""How long the work took, by checkpoint and probe, and how long the rest will: labels for people, no result.
+
+Each process appends lines to a file of its own; a line that a crash has torn is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.store.disk import append_line
+
+FOLDER = "timings"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that the units of one checkpoint and probe took together.
+
+    `digest_s` (reading the weights to know them) and `load_s` are with the checkpoint's first probe. `forward_s` is the
+    model's passes with the statistics that are taken inside them, `statistics_s` what is done with those, `write_s`
+    the commits. `at`: when, in seconds since 1970; `worker`: the process.
+    """
+
+    ckpt: str
+    probe: str
+    units: int
+    digest_s: float
+    load_s: float
+    forward_s: float
+    statistics_s: float
+    write_s: float
+    at: float = 0.0
+    worker: str = ""
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.digest_s + self.load_s + self.forward_s + self.statistics_s + self.write_s
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The timings of a run in the order of time, and when its last scan began."""
+
+    each: tuple[Timing, ...]
+    began: float | None
+
+    def eta_s(self, left: int, now: float | None = None) -> float | None:
+        """Seconds until `left` units are done at the pace of the last scan; None where it has done nothing yet."""
+        if left == 0:
+            return 0.0
+        if self.began is None:
+            return None
+        recent = [t for t in self.each if t.at >= self.began]
+        n_units = sum(t.units for t in recent)
+        if not n_units:
+            return None
+        last = max(t.at for t in recent)
+        pace = max(last - self.began, 1e-3) / n_units
+        return max(0.0, pace * left - max(0.0, (time.time() if now is None else now) - last))
+
+    def slowest(self, n: int) -> list[Timing]:
+        """The `n` that took longest."""
+        return sorted(self.each, key=lambda t: t.total_s, reverse=True)[:n]
+
+
+def add_timing(root: Path, timing: Timing) -> None:
+    """Append a line for this process, now.
+
+    Raises:
+        StoreNotWritable: if the disk is full or refuses.
+    """
+    _append(root, {**asdict(timing), "at": time.time(), "worker": _worker()})
+
+
+def begin(root: Path) -> None:
+    """Say that a scan begins here and now: its pace counts from it."""
+    _append(root, {"began": time.time(), "worker": _worker()})
+
+
+def read_timings(root: Path) -> Timings:
+    """What all processes have said so far."""
+    each: list[Timing] = []
+    began: list[float] = []
+    for path in sorted((root / FOLDER).glob("*.jsonl")):
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                said: dict[str, Any] = json.loads(line)
+                if "began" in said:
+                    began.append(float(said["began"]))
+                else:
+                    each.append(Timing(**said))
+            except (ValueError, TypeError):  # torn by a crash, or of another version: a label less
+                continue
+    return Timings(tuple(sorted(each, key=lambda t: t.at)), max(began, default=None))
+
+
+def _append(root: Path, said: dict[str, Any]) -> None:
+    append_line(root / FOLDER / f"{_worker()}.jsonl", json.dumps(said))
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
