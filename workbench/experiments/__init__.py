@@ -1,4 +1,4 @@
-"""Experiments on small models that are really pretrained here: what happens to the heads of a converted one."""
+"""Experiments: what happens to the heads of small models that are converted here, and do we find published heads?"""
 
 from __future__ import annotations
 

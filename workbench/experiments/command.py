@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from workbench.console import duration, say_json, say_table, warn
-from workbench.heads import WorkbenchError
+from workbench.heads import BadCheckpoint, WorkbenchError
 
 experiment = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Experiments on small models that are pretrained here and now.",
+    help="Experiments: on small models that are pretrained here and now, and on published models.",
 )
 
 
 @experiment.callback()
 def experiments() -> None:
-    """Experiments on small models that are pretrained here and now; each can be interrupted and goes on from there."""
+    """Experiments on small models that are pretrained here and now, and on published models that you have."""
 
 
 @experiment.command()
@@ -66,3 +67,65 @@ def conversion(
     else:
         columns, rows = headline(results)
         say_table(columns, rows, title="Needle words from beyond the window copied right, by heads kept full")
+
+
+@experiment.command()
+def parity(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="The folder of a published model.")],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Whose figures. Default: the published model of this shape."),
+    ] = None,
+    detector: Annotated[
+        list[str] | None, typer.Option(help="Figures of this detector; repeat for more. Default: all.")
+    ] = None,
+    probe: Annotated[str | None, typer.Option(help="Score on this. Default: what each figure names.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")
+    ] = False,
+) -> None:
+    """Do our detectors find the heads published for this model? Rank correlation and overlap, beside their limit."""
+    from workbench.experiments.parity.published import choose, published_models, read_published, shape_of
+
+    shape = shape_of(model)
+    is_file = against is not None and Path(against).suffix == ".json"
+    known = read_published(Path(against)) if against is not None and is_file else published_models()
+    published = choose(shape, known, None if is_file else against)
+
+    from workbench.experiments.parity.own import hold_against
+    from workbench.hooks import open_model
+
+    try:
+        m = open_model(model, device=device)
+    except BadCheckpoint as error:  # elsewhere one of many units, here the argument
+        raise WorkbenchError(str(error)) from error
+    found = hold_against(
+        m,
+        published,
+        detectors=detector or None,
+        probe=probe,
+        seed=seed,
+        on_figure=lambda figure: warn(f"scoring on {figure.probe}"),
+    )
+    if as_json:
+        figures = [asdict(one) for one in found]
+        say_json({"model": model, "shape": shape.model_dump(), "against": published.name, "figures": figures})
+        return
+    columns = (
+        "detector",
+        "n_listed",
+        "spearman",
+        "ceiling",
+        "n_best",
+        "overlap",
+        "overlap_ceiling",
+        "overlap_chance",
+        "auroc",
+        "published",
+        "ours",
+        "flags",
+        "source",
+    )
+    say_table(columns, [[getattr(one, c) for c in columns] for one in found], title=f"{model} against {published.name}")
