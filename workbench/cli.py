@@ -81,6 +81,8 @@ def scan(
     seed: Annotated[int | None, typer.Option(help="Of the bootstrap.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+    maps: Annotated[bool | None, typer.Option("--maps/--no-maps", help="Keep pooled patterns. Default: yes.")] = None,
+    keep: Annotated[str | None, typer.Option(help="qk: flagged heads' queries and keys too, for exact crops.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score every head of every checkpoint; run the same command again to resume."""
@@ -95,6 +97,8 @@ def scan(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "maps": maps,
+        "keep": keep,
     }
     if source.suffix == ".toml":
         job = read_job(source, **given)

@@ -37,6 +37,7 @@ from workbench.hooks import HookedModel, open_model
 from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
 from workbench.interrupts import Interrupts
 from workbench.kernels import Far
+from workbench.mapping import MapOptions, map_probe, map_unit, unmapped
 from workbench.probes import Probe, build, default
 from workbench.run import Run, open_run
 from workbench.store import SCHEMA, Failure, Origin, Store, Table, canonical_digest
@@ -52,6 +53,8 @@ class Job(BaseModel):
     `probes`: as `workbench.probes.build` reads them; None: the default ones. `rows`: query rows per sequence to sample;
     None: all. `far_window`, `far_sink` of `far_mass` in tokens; None: the model's smallest window, else min(256, T/4).
     `dtype`: a torch dtype's name; None: float32 on the CPU, the checkpoint's own on CUDA.
+    `maps`: keep pooled patterns of one sequence per probe; `keep`: of flagged heads also queries and keys, for exact
+    crops (see docs/patterns.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +71,8 @@ class Job(BaseModel):
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
+    maps: bool = True
+    keep: Literal["qk"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +238,7 @@ class _Work:
         self._job, self._store, self._detectors, self._ready = job, store, detectors, ready
         self._checkpoints, self._on_progress, self._interrupts = checkpoints, on_progress, interrupts
         self._dtype = dtype
+        self._map_options = MapOptions(job.keep == "qk", job.dtype, job.far_window)
         self._probes: dict[str, list[Probe]] = {}
         self._done = self._failed = self._computed = 0
         self._started = time.monotonic()
@@ -261,12 +267,16 @@ class _Work:
             marks = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
             origin = _origin(self._store.path.name, checkpoint, marks.weights, marks.config)
             missing = self._missing(origin, checkpoint.path)
-            model = open_model(checkpoint.path, self._job.device, self._dtype) if missing else None
+            probes = self._probes_for(checkpoint.path) if self._job.maps else []
+            is_needed = missing or unmapped(self._store, origin, probes, self._map_options)
+            model = open_model(checkpoint.path, self._job.device, self._dtype) if is_needed else None
             self._store.forgive(checkpoint.name, None)
             for probe, units in missing:
                 assert model is not None
                 self._probe(origin, model, probe, units)
                 self._interrupts.check()
+            if model is not None:
+                self._map(origin, model, probes)
         except StoreNotWritable:
             raise
         except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
@@ -378,6 +388,17 @@ class _Work:
             self._done += 1
             self._computed += 1
         self._report(origin.ckpt, name)
+
+    def _map(self, origin: Origin, model: HookedModel, probes: Sequence[Probe]) -> None:
+        """Make the patterns that are missing, when the scores say which heads stand out."""
+        for probe in unmapped(self._store, origin, probes, self._map_options):
+            try:
+                map_probe(self._store, origin, model, probe, self._map_options)
+            except StoreNotWritable:
+                raise
+            except Exception as error:  # scores stand without them; the reason is stored
+                self._fail(origin.ckpt, [map_unit(origin, probe, self._map_options)], error)
+            self._interrupts.check()
 
     def _measure(self, model: HookedModel, probe: Probe | None, units: Sequence[_Unit]) -> Measured:
         if probe is None:
