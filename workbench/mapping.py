@@ -60,10 +60,12 @@ def map_unit(origin: Origin, probe: Probe, options: MapOptions) -> str:
     )
 
 
-def map_probe(store: Store, origin: Origin, model: HookedModel, probe: Probe, options: MapOptions) -> int:
+def map_probe(
+    store: Store, origin: Origin, model: HookedModel, probe: Probe, options: MapOptions, *, fine: Sequence[Head]
+) -> int:
     """Make and commit the patterns of a probe's first sequence (its first document); returns the part's bytes.
 
-    Padding is left out: the sequence runs alone.
+    Padding is left out: the sequence runs alone. `fine`: the heads to keep finer, as `flagged` names them.
 
     Raises:
         StoreNotWritable: if the disk is full or refuses; nothing is left behind.
@@ -74,7 +76,7 @@ def map_probe(store: Store, origin: Origin, model: HookedModel, probe: Probe, op
         model,
         first.tokens[first.document == 0],
         far=options.far_window or series_far(model, probe).window,
-        fine=flagged(store, origin),
+        fine=fine,
         keep_qk=options.keep_qk,
     )
     arrays = arrays_of(recorded, model.tokenizer)

@@ -37,7 +37,7 @@ from workbench.hooks import HookedModel, open_model
 from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
 from workbench.interrupts import Interrupts
 from workbench.kernels import Far
-from workbench.mapping import MapOptions, map_probe, map_unit, unmapped
+from workbench.mapping import MapOptions, flagged, map_probe, map_unit, unmapped
 from workbench.probes import Probe, build, default
 from workbench.run import Run, open_run
 from workbench.store import SCHEMA, Failure, Origin, Store, Table, canonical_digest
@@ -391,9 +391,11 @@ class _Work:
 
     def _map(self, origin: Origin, model: HookedModel, probes: Sequence[Probe]) -> None:
         """Make the patterns that are missing, when the scores say which heads stand out."""
-        for probe in unmapped(self._store, origin, probes, self._map_options):
+        missing = unmapped(self._store, origin, probes, self._map_options)
+        fine = flagged(self._store, origin) if missing else []
+        for probe in missing:
             try:
-                map_probe(self._store, origin, model, probe, self._map_options)
+                map_probe(self._store, origin, model, probe, self._map_options, fine=fine)
             except StoreNotWritable:
                 raise
             except Exception as error:  # scores stand without them; the reason is stored

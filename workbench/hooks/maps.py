@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from workbench.kernels.softmax_tiles import SoftmaxLayer
 # Blocks along a side, at most: of every head, and of the heads that are kept finer.
 COARSE, FINE = 64, (256, 1024)
 _ROWS = 256
+# Rows on which float16 is tried, and the probability it may be off by.
+_SAMPLED, _LOST = 128, 5e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,8 @@ def record_maps(
     Args:
         far: the distance in tokens from which a link counts as long.
         fine: heads to keep in finer blocks too; None: all of them.
-        keep_qk: keep queries and keys of these, in float16, where a row's keys are one run and the family hands them
-            out; linear layers have none.
+        keep_qk: keep queries and keys of these too, in float16 if that costs a probability less than 5e-4; where a
+            row's keys are one run and the family hands queries and keys out; linear layers have none.
 
     Raises:
         WorkbenchError: for tokens the model does not take, or while interventions are in force.
@@ -182,9 +185,21 @@ def _first_keys(mask: TileMask, n_tokens: int, device: torch.device) -> Int[Tens
 
 
 def _kept(call: AttentionCall, head: int, lse: Tensor, low: Tensor, name: Head) -> KeptQK:
+    """Queries and keys in float16, or in float32 where large scores would lose too much to it."""
     kv_head = head // (call.q.shape[1] // call.k.shape[1])
     q, k = call.q[0, head].float(), call.k[0, kv_head].float()
-    # float16 holds numbers up to 65,504: half a bit of score is lost, not a head.
-    size = torch.stack([x.abs().amax() for x in (q, k)])
-    dtype = torch.float16 if float(size.max()) < 6e4 else torch.float32
-    return KeptQK(name, q.to(dtype).cpu(), k.to(dtype).cpu(), lse.cpu(), low.cpu(), call.scale, call.softcap)
+    n_tokens = len(q)
+    rows = torch.arange(0, n_tokens, max(1, n_tokens // _SAMPLED), device=q.device)
+    keys = torch.arange(n_tokens, device=q.device)
+    is_seen = (keys >= low[rows, None]) & (keys <= rows[:, None])
+
+    def pattern(q: Float[Tensor, "t d"], k: Float[Tensor, "t d"]) -> Float[Tensor, "r t"]:
+        scores = call.scale * einsum(q[rows], k, "r d, t d -> r t")
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        return torch.where(is_seen, torch.exp(scores - lse[rows, None]), 0)
+
+    short = q.half(), k.half()
+    lost = (pattern(*(x.float() for x in short)) - pattern(q, k)).abs().max()
+    q, k = short if float(lost) < _LOST else (q, k)  # NaN, of what float16 cannot hold, is lost too
+    return KeptQK(name, q.cpu(), k.cpu(), lse.cpu(), low.cpu(), call.scale, call.softcap)

@@ -287,7 +287,7 @@ class Maps:
         )
 
     def files(self) -> tuple[PatternFile, ...]:
-        """Every part of patterns, in the order of the folders, which is that of steps.
+        """Every part of patterns, in the order of the folders, which is that of steps, then by probe.
 
         Raises:
             WorkbenchError: naming the first file that is not a whole part.
@@ -301,7 +301,7 @@ class Maps:
             except FileNotFoundError:
                 continue
         self._kept = found
-        return tuple(found.values())
+        return tuple(sorted(found.values(), key=lambda f: (f.path.parent, f.label.probe)))
 
     def find(self, *, ckpt: str | None = None, step: Step = "last", probe: str | None = None) -> PatternFile:
         """The patterns of one checkpoint and probe; of two parts the one with more in it.
