@@ -56,7 +56,7 @@ def call(app, output, changed, **values):
 def test_an_address_sets_the_controls_and_is_completed(app):
     location = {"pathname": "/", "search": "?step=64"}
     answer = call(app, "navigate.data", ["location.data"], location=location)
-    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"]}
+    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"], "more": []}
     assert answer["navigate"]["data"] == {
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,

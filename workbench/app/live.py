@@ -65,6 +65,26 @@ class LiveRun:
         pairs = self.metrics().loc[:, ["metric", "probe"]].drop_duplicates()
         return sorted((str(metric), str(probe)) for metric, probe in pairs.itertuples(index=False))
 
+    def failures(self) -> pd.DataFrame:
+        """As `Run.failures`, read anew."""
+        with self._lock:
+            return self._run.failures()
+
+    def failed_at(self) -> int:
+        """When the run's failures last changed, in nanoseconds; 0 where there are none."""
+        folder = self.path / "failures"
+        return folder.stat().st_mtime_ns if folder.is_dir() else 0
+
+    def checkpoints(self) -> pd.DataFrame:
+        """As `Run.checkpoints`."""
+        return self._once("scores", {}, "checkpoints", self._run.checkpoints)
+
+    def lock_in(self, detector: str, *, probe: str | None = None, against: int | str = "last") -> pd.DataFrame:
+        """As `Run.lock_in`."""
+        of = {"detector": detector, "probe": probe}
+        what = f"lock-in {against}"
+        return self._once("scores", of, what, lambda: self._run.lock_in(detector, probe=probe, against=against))
+
     def status(self) -> Status:
         """Read the disk anew and count what is done."""
         with self._lock:

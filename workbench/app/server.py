@@ -18,7 +18,8 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app.callbacks import register
 from workbench.app.live import live_runs
-from workbench.app.pages import STATUS, page
+from workbench.app.pages import document
+from workbench.app.parts import STATUS, Content
 from workbench.heads import WorkbenchError
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -40,8 +41,9 @@ def build_app(runs: Sequence[str | Path]) -> Dash:
         suppress_callback_exceptions=False,
         on_error=_say,
     )
-    app.layout = page(list(shown))
-    register(app, shown)
+    content = Content(shown)
+    app.layout = document(content)
+    register(app, content)
     _guard(app.server)
     return app
 

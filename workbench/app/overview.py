@@ -1,0 +1,140 @@
+"""Overview: heads over training, at one checkpoint, and what the models can do meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_mantine_components as dmc
+import plotly.graph_objects as go
+from dash import Dash, Input, Output, State, html, no_update
+
+from workbench import figures
+from workbench.app import parts as p
+from workbench.app.live import LiveRun
+from workbench.app.view import View
+from workbench.heads import WorkbenchError
+
+KPIS, EMERGENCE, STRIPS, GRID = "kpis", "emergence", "strips", "grid"
+LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-right", "figure-left", "figure-right"
+
+
+def register(app: Dash, content: p.Content) -> None:
+    """The figures of the Overview."""
+    _register_figures(app, content.runs)
+    _register_metrics(app, content.runs)
+
+
+def _register_figures(app: Dash, runs: p.Runs) -> None:
+    for graph, draw in ((EMERGENCE, figures.emergence), (STRIPS, figures.strips), (GRID, figures.heads)):
+
+        @app.callback(
+            Output(graph, "figure"),
+            Input(p.VIEW, "data"),
+            Input(p.SCORES_CHANGED, "data"),
+            Input(p.THEME, "data"),
+            prevent_initial_call=True,
+        )
+        def show_figure(kept: Any, _: Any, dark: Any, draw: Any = draw) -> Any:
+            return overview_figure(draw, kept, dark, runs)
+
+
+def overview_figure(draw: Any, kept: Any, dark: Any, runs: p.Runs) -> Any:
+    """A figure of all chosen runs that have such scores, or what to do to get some."""
+    if kept is None or kept["page"] != "overview":
+        return no_update
+    view, theme = View.from_json(kept), p.theme_of(dark)
+    drawn = scored(view, runs)
+    if not drawn:
+        return p.message(p.WAITING.format(run=runs[view.run].path.name if view.run else "RUN"), theme)
+    try:
+        figure: go.Figure = draw(drawn, detector=view.detector, probe=view.probe, theme=theme)
+    except WorkbenchError as error:
+        return p.message(str(error), theme)
+    return figure.update_layout(meta={"detector": view.detector, "probe": view.probe})
+
+
+def scored(view: View, runs: p.Runs) -> list[LiveRun]:
+    """The chosen runs that have scores of the chosen detector on the chosen probe."""
+    chosen = [runs[name] for name in view.runs if name in runs]
+    return [run for run in chosen if view.detector and view.probe in run.probes_of(view.detector)]
+
+
+def _register_metrics(app: Dash, runs: p.Runs) -> None:
+    @app.callback(
+        Output(LEFT_METRIC, "data"),
+        Output(LEFT_METRIC, "value"),
+        Output(RIGHT_METRIC, "data"),
+        Output(RIGHT_METRIC, "value"),
+        Input(p.VIEW, "data"),
+        Input(p.METRICS_CHANGED, "data"),
+        State(LEFT_METRIC, "value"),
+        State(RIGHT_METRIC, "value"),
+        prevent_initial_call=True,
+    )
+    def offer_metrics(kept: Any, _: Any, left: Any, right: Any) -> Any:
+        names = metric_choices(View.from_json(kept), runs)
+        accuracy = next((name for name in names if "accuracy" in name), names[0] if names else None)
+        loss = next((name for name in names if "loss" in name), names[-1] if names else None)
+        data = [{"value": name, "label": name.replace("_", " ", 1)} for name in names]
+        return data, left if left in names else accuracy, data, right if right in names else loss
+
+    for select, graph in ((LEFT_METRIC, LEFT_FIGURE), (RIGHT_METRIC, RIGHT_FIGURE)):
+
+        @app.callback(
+            Output(graph, "figure"),
+            Input(select, "value"),
+            Input(p.VIEW, "data"),
+            Input(p.METRICS_CHANGED, "data"),
+            Input(p.THEME, "data"),
+            prevent_initial_call=True,
+        )
+        def show_metric(choice: Any, kept: Any, _: Any, dark: Any) -> Any:
+            if kept is None or kept["page"] != "overview":
+                return no_update
+            view, theme = View.from_json(kept), p.theme_of(dark)
+            if not choice:
+                return p.message("no model-level numbers yet", theme)
+            metric, _, probe = choice.partition(" on ")
+            drawn = [runs[name] for name in view.runs if (metric, probe) in runs[name].metric_names()]
+            if not drawn:
+                return p.message("no model-level numbers yet", theme)
+            # whose colour is whose stands beside it: in the cards and in the legend of Emergence
+            return figures.metrics(drawn, metric=metric, probe=probe, theme=theme).update_layout(showlegend=False)
+
+
+def metric_choices(view: View, runs: p.Runs) -> list[str]:
+    """What was measured of any chosen run, as `metric on probe`."""
+    return sorted({f"{metric} on {probe}" for name in view.runs for metric, probe in runs[name].metric_names()})
+
+
+def layout(_: p.Content) -> html.Div:
+    """The Overview."""
+    curves = html.Div(
+        [
+            p.card(
+                "Emergence",
+                "bold: mean of the 3 strongest heads of each run; thin: each of them; rings: half-rise onset",
+                p.graph(EMERGENCE, "cursor"),
+            ),
+            p.card(_metric_select(LEFT_METRIC), "dotted: farthest distance", p.graph(LEFT_FIGURE, "cursor")),
+            p.card(_metric_select(RIGHT_METRIC), "dotted: farthest distance", p.graph(RIGHT_FIGURE, "cursor")),
+        ],
+        className="row three",
+    )
+    strips = p.card(
+        "Heads × checkpoints",
+        "strongest heads, earliest onset (tick) first, in each run's own order · click opens the head",
+        p.graph(STRIPS, "clickable cursor"),
+    )
+    kinds = "F full · W sliding window · C chunked · L linear · grey: no score · click opens the head"
+    grid = p.card("Layer × head at this checkpoint", kinds, p.graph(GRID, "clickable grid"))
+    return p.page_of("overview", [html.Div(id=KPIS, className="kpis"), curves, strips, grid])
+
+
+def _metric_select(name: str) -> dmc.Select:
+    return dmc.Select(
+        id=name, data=[], size="xs", allowDeselect=False, className="metric", **p.extra(aria_label="metric")
+    )
+
+
+PAGE = p.Page("overview", layout, register, (EMERGENCE, LEFT_FIGURE, RIGHT_FIGURE, STRIPS, GRID))
