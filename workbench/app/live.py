@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.heads import WorkbenchError
-from workbench.run import Run, Status, Table, open_run
+from workbench.run import Maps, Run, Status, Table, open_run
 
 _KEPT_TABLES = 48
 
@@ -84,6 +84,11 @@ class LiveRun:
         of = {"detector": detector, "probe": probe}
         what = f"lock-in {against}"
         return self._once("scores", of, what, lambda: self._run.lock_in(detector, probe=probe, against=against))
+
+    @property
+    def maps(self) -> Maps:
+        """As `Run.maps`, which looks at the disk whenever it is asked."""
+        return self._run.maps
 
     def status(self) -> Status:
         """Read the disk anew and count what is done."""

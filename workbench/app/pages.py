@@ -8,14 +8,14 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import Dash, dcc, html
 
-from workbench.app import compare, head, jobs, overview, plan
+from workbench.app import compare, head, jobs, overview, patterns, plan, probe
 from workbench.app import parts as p
 
 POLL_MS = 2000
 # A page that is added here, and whose parameters are in `view.PARAMETERS`, is in the header and has an address.
-PAGES = (overview.PAGE, head.PAGE, compare.PAGE, plan.PAGE, jobs.PAGE)
+PAGES = (overview.PAGE, head.PAGE, compare.PAGE, plan.PAGE, jobs.PAGE, probe.PAGE)
 # What fills parts of pages that other files lay out.
-EXTRAS: tuple[Callable[[Dash, p.Content], None], ...] = ()
+EXTRAS: tuple[Callable[[Dash, p.Content], None], ...] = (patterns.register,)
 
 
 def document(content: p.Content) -> dmc.MantineProvider:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from dash import Dash, dcc, html
 
 from workbench.app.live import LiveRun
+from workbench.app.probing import Probings
 from workbench.app.view import View
 from workbench.figures.style import PALETTES, Theme, styled
 
@@ -42,10 +43,11 @@ _GRAPH: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the app is opened on: runs under the names that it shows, and the files of plans beside them."""
+    """What the app is opened on: runs under the names that it shows, plans beside them, and models run on demand."""
 
     runs: Runs
     plans: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    probings: Probings = field(default_factory=Probings)
 
 
 def _as_it_is(view: View, _: Content) -> View:

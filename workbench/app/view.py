@@ -18,6 +18,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "compare": ("a", "b", "at_a", "at_b"),
     "plan": ("plan", "keep"),
     "jobs": (),
+    "probe": (),
 }
 PAGES = tuple(PARAMETERS)
 _PREFERRED = ("induction", "retrieval", "window_gates")

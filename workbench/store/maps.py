@@ -286,6 +286,11 @@ class Maps:
             }
         )
 
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The probes that there are patterns on, by name."""
+        return tuple(sorted({f.label.probe for f in self.files()}))
+
     def files(self) -> tuple[PatternFile, ...]:
         """Every part of patterns, in the order of the folders, which is that of steps, then by probe.
 
@@ -318,9 +323,9 @@ class Maps:
                 f"{self._root} has no maps: `workbench scan` writes them unless --no-maps is given; run the same scan "
                 "again without it"
             )
-        probes = sorted({f.label.probe for f in files})
+        probes = self.probes
         if probe is None and len(probes) > 1:
-            raise WorkbenchError(f"there are maps on several probes, {probes}; pass probe=")
+            raise WorkbenchError(f"there are maps on several probes, {_listed(probes)}; pass probe=")
         mine = [f for f in files if probe in (None, f.label.probe)]
         if ckpt is not None:
             mine = [f for f in mine if f.label.origin.ckpt == ckpt]

@@ -338,7 +338,8 @@
   });
 
   window.workbench = { jump };
-  window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    workbench: { located, navigated, themed, stepped, drawn, chose },
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, {
+    ...{ located, navigated, themed, stepped, drawn, chose },
   });
 })();
