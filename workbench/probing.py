@@ -67,7 +67,7 @@ def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
         first = sequences(made.tokens[:1], mask)
         return first.tokens[first.document == 0]
     if model.tokenizer is not None:
-        return text(model, written).tokens[0]
+        return _read(model, written)
     pieces = re.split(r"[\s,]+", written.strip())
     if not all(piece.isdigit() for piece in pieces):
         raise WorkbenchError(
@@ -75,6 +75,18 @@ def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
             "standard probe"
         )
     return torch.tensor([int(piece) for piece in pieces])
+
+
+def _read(model: HookedModel, written: str) -> Int[Tensor, " t"]:
+    try:
+        return text(model, written).tokens[0]
+    except WorkbenchError:
+        raise
+    except Exception as error:  # the tokenizers library raises no narrower one
+        raise WorkbenchError(
+            f"the checkpoint's tokenizer cannot read this text ({error}); write words that it knows, or pick a "
+            "standard probe"
+        ) from error
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ import flask
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from workbench.app import parts as p
-from workbench.app.probing import checkpoint_folder
+from workbench.app.probing import checkpoint_folder, checkpoint_folders
 from workbench.app.view import View
 from workbench.heads import WorkbenchError
 
@@ -48,7 +48,11 @@ def register(app: Dash, content: p.Content) -> None:
         view = View.from_json(kept)
         if view.page != "probe":
             return no_update, no_update
-        names = [f"{name} · {ckpt}" for name in view.runs for ckpt in runs[name].checkpoints().loc[:, "ckpt"].tolist()]
+        names = [
+            f"{name} · {ckpt}"
+            for name in view.runs
+            for ckpt in checkpoint_folders(runs[name].checkpoints().to_dict("records"))
+        ]
         return names, chosen if chosen in names else (names or [None])[-1]
 
     app.clientside_callback(
@@ -61,13 +65,15 @@ def register(app: Dash, content: p.Content) -> None:
     def start() -> flask.Response:
         asked = flask.request.get_json()
         try:
-            run, _, ckpt = str(asked["checkpoint"]).partition(" · ")
+            run, _, ckpt = str(asked.get("checkpoint", "")).partition(" · ")
             if run not in runs:
-                raise WorkbenchError("choose a checkpoint")
+                raise WorkbenchError(
+                    "no checkpoint is chosen; choose one of the list, which holds those whose folder is known"
+                )
             folder = checkpoint_folder(runs[run].checkpoints().to_dict("records"), ckpt)
-            probe = STANDARD_PROBES.get(str(asked["standard"]), "")
-            return flask.jsonify({"job": probings.start(folder, text=str(asked["text"]), probe=probe)})
-        except (WorkbenchError, KeyError, TypeError) as error:
+            probe = STANDARD_PROBES.get(str(asked.get("standard")), "")
+            return flask.jsonify({"job": probings.start(folder, text=str(asked.get("text", "")), probe=probe)})
+        except WorkbenchError as error:
             return flask.jsonify({"error": str(error)})
 
     def status() -> flask.Response:
@@ -78,8 +84,8 @@ def register(app: Dash, content: p.Content) -> None:
 
     def cancel() -> flask.Response:
         try:
-            probings.cancel(str(flask.request.get_json()["job"]))
-        except (WorkbenchError, KeyError, TypeError) as error:
+            probings.cancel(str(flask.request.get_json().get("job")))
+        except WorkbenchError as error:
             return flask.jsonify({"error": str(error)})
         return flask.jsonify({})
 
@@ -109,7 +115,9 @@ def layout(_: p.Content) -> html.Div:
         className="choices",
     )
     about = "the model runs in a process of its own on this machine; the result is kept until the app ends"
-    return p.page_of(PAGE_ID, [p.card("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)])
+    return p.page_of(
+        PAGE_ID, [p.card("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
+    )
 
 
 PAGE = p.Page("probe", layout, register)

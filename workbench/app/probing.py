@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,16 +145,21 @@ class Probings:
             probing.process.wait()
 
 
-def checkpoint_folder(series: list[Mapping[str, Any]], ckpt: str) -> Path:
+def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
     """The folder of a checkpoint as its run's series recorded it.
 
     Raises:
         WorkbenchError: if the series has no such checkpoint.
     """
-    paths = {str(record["name"]): str(record["path"]) for record in series if record.get("path")}
+    paths = checkpoint_folders(series)
     if ckpt not in paths:
         raise WorkbenchError(f"the run's series has no checkpoint {ckpt!r} with a folder; choose one of the list")
-    return Path(paths[ckpt])
+    return paths[ckpt]
+
+
+def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+    """The folders of a run's checkpoints by name, of those whose folder was recorded."""
+    return {str(record["ckpt"]): Path(path) for record in series if isinstance(path := record.get("path"), str)}
 
 
 def _listen(probing: Probing) -> None:

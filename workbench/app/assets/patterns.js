@@ -374,7 +374,9 @@
 
   function tokensCard(view) {
     const { pieces, ids } = view.file;
-    const box = make("div", pieces ? "tokens" : "tokens ids");
+    // words of a tokenizer that writes no spaces would run into each other
+    const isSpaced = pieces && pieces.filter((piece) => /^\s/.test(piece)).length * 10 > pieces.length;
+    const box = make("div", isSpaced ? "tokens" : "tokens apart");
     view.spans = Array.from(ids, (id, i) => {
       const text = pieces ? pieces[i].replaceAll("\n", "↵\n") || "∅" : String(id);
       const span = make("span", "", text);
@@ -458,7 +460,7 @@
   function profileCard(view) {
     const { profile, sink, window: reach } = view.facts;
     const [width, height, left, base] = [460, 190, 34, 150];
-    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img", "aria-label": "mass by distance" });
+    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, style: "max-width: 100%", role: "img", "aria-label": "mass by distance" });
     const step = (width - left - 8) / profile.length;
     const top = (share) => base - share * (base - 10);
     for (const share of [0, 0.5, 1]) {
@@ -466,7 +468,7 @@
       svg.append(draw("text", { x: left - 6, y: top(share) + 4, "text-anchor": "end" }, share));
     }
     profile.forEach(({ least, most, mass }, i) => {
-      const bar = draw("rect", { x: left + i * step + 2, width: Math.max(1, step - 4), y: top(mass), height: base - top(mass), class: "bar" });
+      const bar = draw("rect", { x: left + i * step + 2, width: Math.max(1, step - 4), y: top(mass), height: base - top(mass), class: "mass" });
       const name = least === most ? `${least}` : `${least}–${most}`;
       bar.append(draw("title", {}, `${name} tokens back: ${number(mass)} of the attention`));
       svg.append(bar);
