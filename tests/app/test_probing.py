@@ -56,6 +56,7 @@ def test_a_checkpoint_without_a_tokenizer_is_run_on_ids_and_its_patterns_are_the
         probings.result(name)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_gives_its_reason(probings, checkpoint):
     name = probings.start(checkpoint, text="no numbers at all")
     status = ended(probings, name)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from workbench.store import PatternFile
 KEPT = 4
 MOST_CHARACTERS = 100_000
 # The request, and what the process leaves: see `workbench.probing`.
-REQUEST, RESULT = "request.json", "result.safetensors"
+REQUEST, RESULT, ERRORS = "request.json", "result.safetensors", "errors.txt"
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Probing:
     folder: Path
     process: subprocess.Popen[str]
     said: str = "starting"
-    errors: list[str] = field(default_factory=list[str])
     is_cancelled: bool = False
+    listener: threading.Thread | None = None
 
     @property
     def state(self) -> str:
@@ -82,16 +82,18 @@ class Probings:
             folder = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
             request = {"checkpoint": str(checkpoint), "text": text, "probe": probe}
             (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.probing", str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # a Ctrl-C on the terminal ends the app, which ends this
-            )
+            with (folder / ERRORS).open("w", encoding="utf-8") as errors:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "workbench.probing", str(folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    start_new_session=True,  # a Ctrl-C on the terminal ends the app, which ends this
+                )
             self._each[name] = probing = Probing(folder, process)
-        threading.Thread(target=_listen, args=(probing,), daemon=True).start()
+            probing.listener = threading.Thread(target=_listen, args=(probing,), daemon=True)
+            probing.listener.start()
         return name
 
     def status(self, name: str) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class Probings:
         reason = ""
         if state == "failed":
             probing.process.wait()
-            told = [line for line in probing.errors if line.strip()]
+            told = [line for line in (probing.folder / ERRORS).read_text().splitlines() if line.strip()]
             ended = f"the process ended with {probing.process.returncode}"
             reason = told[-1].strip().removeprefix("error: ") if told else ended
         return {"state": state, "said": probing.said, "reason": reason}
@@ -141,8 +143,7 @@ class Probings:
     def _cancel(self, probing: Probing) -> None:
         if probing.process.poll() is None:
             probing.is_cancelled = True
-            probing.process.kill()
-            probing.process.wait()
+            _end(probing)
 
 
 def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
@@ -163,21 +164,24 @@ def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
 
 
 def _listen(probing: Probing) -> None:
-    """Keep what the process says: progress on stdout, errors on stderr."""
+    """Keep the last line that the process says."""
     assert probing.process.stdout is not None
-    assert probing.process.stderr is not None
-    errors = threading.Thread(target=lambda: probing.errors.extend(probing.process.stderr or ()), daemon=True)
-    errors.start()
-    for line in probing.process.stdout:
-        probing.said = line.strip() or probing.said
-    errors.join()
+    with probing.process.stdout as lines:
+        for line in lines:
+            probing.said = line.strip() or probing.said
     probing.process.wait()
+
+
+def _end(probing: Probing) -> None:
+    if probing.process.poll() is None:
+        probing.process.kill()
+        probing.process.wait()
+    if probing.listener is not None:
+        probing.listener.join()
 
 
 def _finish(each: dict[str, Probing]) -> None:
     for probing in each.values():
-        if probing.process.poll() is None:
-            probing.process.kill()
-            probing.process.wait()
+        _end(probing)
         shutil.rmtree(probing.folder, ignore_errors=True)
     each.clear()
