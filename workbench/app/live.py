@@ -79,6 +79,10 @@ class LiveRun:
         """As `Run.checkpoints`."""
         return self._once("scores", {}, "checkpoints", self._run.checkpoints)
 
+    def weights(self, detector: str) -> set[str]:
+        """The digests of the weights that a detector scored: a shared one is what makes heads of two runs the same."""
+        return set(self.scores(detector=detector, columns=("weights",)).loc[:, "weights"])
+
     def lock_in(self, detector: str, *, probe: str | None = None, against: int | str = "last") -> pd.DataFrame:
         """As `Run.lock_in`."""
         of = {"detector": detector, "probe": probe}

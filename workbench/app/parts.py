@@ -91,9 +91,14 @@ def page_of(name: str, children: Sequence[Any]) -> html.Div:
     return html.Div(list(children), id=name, className="page", **extra(data_name=name))
 
 
-def card(title: Any, about: Any, body: Any, *tools: Any) -> html.Section:
-    """A titled box around a figure or a table."""
-    return html.Section([html.H3([title, html.Small(about), *tools]), body], className="card")
+def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
+    """A titled box around a figure or a table; `table` names what of `exports.TABLES` it shows."""
+    button = html.Button("⤓", className="icon export", title="export (e)", **extra(aria_label="export"))
+    return html.Section(
+        [html.H3([title, html.Small(about), button]), *(body if isinstance(body, list) else [body])],
+        className="card",
+        **extra(data_table=table),
+    )
 
 
 def graph(name: str, class_name: str = "") -> dcc.Graph:

@@ -1,5 +1,6 @@
 """Tables as plotly figures, the same in a notebook and in the app. Each function returns a plain `go.Figure`."""
 
+from workbench.figures.comparing import rank_agreement, scores_against
 from workbench.figures.conversions import heads_before_and_after, recall_by_distance
 from workbench.figures.curves import emergence, history, metrics
 from workbench.figures.linear_layers import crossover, state_precision
@@ -24,7 +25,9 @@ __all__ = [
     "pareto",
     "place",
     "plan",
+    "rank_agreement",
     "recall_by_distance",
+    "scores_against",
     "state_precision",
     "strips",
     "waterfall",

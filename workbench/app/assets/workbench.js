@@ -333,7 +333,8 @@
     const link = event.target.closest("a[data-page]");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      jump({ page: link.dataset.page });
+      const { page, head, run } = link.dataset;
+      jump(head ? { page, head, run } : { page });
     }
   });
 
