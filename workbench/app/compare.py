@@ -14,6 +14,7 @@ from workbench.app import parts as p
 from workbench.app.live import LiveRun
 from workbench.app.tables import plain_table
 from workbench.app.view import View
+from workbench.figures.style import Theme
 from workbench.figures.trajectories import checkpoint_of, records, short_count
 from workbench.heads import WorkbenchError
 
@@ -196,7 +197,8 @@ def register(app: Dash, content: p.Content) -> None:
         view, theme = View.from_json(kept), p.theme_of(dark)
         try:
             sides = sides_of(view, runs)
-            labels = {k: v.rpartition(" · ")[2].removesuffix(" tokens") for run in sides.runs for k, v in checkpoints(run, view).items()}
+            every = [one for run in sides.runs for one in checkpoints(run, view).items()]
+            labels = {name: said.rpartition(" · ")[2].removesuffix(" tokens") for name, said in every}
             return figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
         except WorkbenchError as error:
             return p.message(str(error), theme)
@@ -227,7 +229,7 @@ def _how(sides: Sides) -> str:
     return "no checkpoint in common: heads are compared by rank, the strongest with the strongest, not by name"
 
 
-def _lock_in(view: View, runs: p.Runs, theme: Any) -> tuple[go.Figure, str]:
+def _lock_in(view: View, runs: p.Runs, theme: Theme) -> tuple[go.Figure, str]:
     try:
         run = sides_of(view, runs).runs[0]
         table = run.lock_in(view.detector, probe=view.probe)
@@ -236,7 +238,7 @@ def _lock_in(view: View, runs: p.Runs, theme: Any) -> tuple[go.Figure, str]:
         return p.message(str(error), theme), ""
 
 
-def _classes(view: View, runs: p.Runs, theme: Any) -> tuple[go.Figure, Any]:
+def _classes(view: View, runs: p.Runs, theme: Theme) -> tuple[go.Figure, Any]:
     try:
         tables = emerged(view, runs)
         figure = figures.compare(tables, detector=view.detector, theme=theme)

@@ -119,9 +119,15 @@ def layout(content: p.Content) -> html.Div:
         ],
         className="row two",
     )
+    scores = html.Div(id=SCORES, className="table")
     numbers = html.Div(
         [
-            p.card("Scores at this checkpoint", "rank 1 is the highest score", html.Div(id=SCORES, className="table")),
+            p.card(
+                "Scores at this checkpoint",
+                "rank 1 is the highest",
+                scores,
+                table="head",
+            ),
             p.card("Its place in the model", "click opens the head", p.graph(HEAD_GRID, "clickable grid")),
         ],
         className="row two",

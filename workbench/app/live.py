@@ -65,6 +65,15 @@ class LiveRun:
         pairs = self.metrics().loc[:, ["metric", "probe"]].drop_duplicates()
         return sorted((str(metric), str(probe)) for metric, probe in pairs.itertuples(index=False))
 
+    def description(self) -> dict[str, Any]:
+        """As `Run.description`."""
+        return self._run.description()
+
+    def last_written(self) -> float | None:
+        """When the newest part or failure was put in place, in seconds since 1970; None before the first."""
+        folders = [*self.path.glob("scores/*"), *self.path.glob("metrics/*"), *self.path.glob("failures")]
+        return max((folder.stat().st_mtime for folder in folders), default=None)
+
     def failures(self) -> pd.DataFrame:
         """As `Run.failures`, read anew."""
         with self._lock:

@@ -116,8 +116,18 @@ def layout(_: p.Content) -> html.Div:
                 "bold: mean of the 3 strongest heads of each run; thin: each of them; rings: half-rise onset",
                 p.graph(EMERGENCE, "cursor"),
             ),
-            p.card(_metric_select(LEFT_METRIC), "dotted: farthest distance", p.graph(LEFT_FIGURE, "cursor")),
-            p.card(_metric_select(RIGHT_METRIC), "dotted: farthest distance", p.graph(RIGHT_FIGURE, "cursor")),
+            p.card(
+                _metric_select(LEFT_METRIC),
+                "dotted: farthest distance",
+                p.graph(LEFT_FIGURE, "cursor"),
+                table="metrics",
+            ),
+            p.card(
+                _metric_select(RIGHT_METRIC),
+                "dotted: farthest distance",
+                p.graph(RIGHT_FIGURE, "cursor"),
+                table="metrics",
+            ),
         ],
         className="row three",
     )
@@ -125,9 +135,10 @@ def layout(_: p.Content) -> html.Div:
         "Heads × checkpoints",
         "strongest heads, earliest onset (tick) first, in each run's own order · click opens the head",
         p.graph(STRIPS, "clickable cursor"),
+        table="emergence",
     )
     kinds = "F full · W sliding window · C chunked · L linear · grey: no score · click opens the head"
-    grid = p.card("Layer × head at this checkpoint", kinds, p.graph(GRID, "clickable grid"))
+    grid = p.card("Layer × head at this checkpoint", kinds, p.graph(GRID, "clickable grid"), table="scores")
     return p.page_of("overview", [html.Div(id=KPIS, className="kpis"), curves, strips, grid])
 
 

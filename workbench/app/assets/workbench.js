@@ -30,6 +30,14 @@
     return column < 0 ? null : first.steps[column];
   }
 
+  // The step that is shown, the last one included, which the address leaves out so that it follows a scan.
+  function lastStep() {
+    const { position, planes } = shown;
+    const first = planes && Object.values(planes.runs)[0];
+    const column = first ? first.columns[position] : -1;
+    return column < 0 ? null : first.steps[column];
+  }
+
   function addressWithStep(address) {
     const [page, query] = address.split("?");
     const parameters = new URLSearchParams(query);
@@ -103,6 +111,7 @@
     if (!planes || !planes.stops.length) return [[], "", same];
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
+    document.dispatchEvent(new Event("workbench:stepped"));
     graphs().forEach((id) => update(graph(id), id));
     window.dash_clientside.set_props("at", { data: currentStep() });
     writeStep();
@@ -147,10 +156,13 @@
       return;
     }
     fit(plot);
+    const said = ((plot.layout && plot.layout.annotations) || []).some((one) => one.text);
+    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !said);
     if (!plot.isWatched) {
       plot.isWatched = true;
       plot.on("plotly_afterplot", () => update(plot, id));
-      plot.on("plotly_click", (event) => clicked(event.points[0]));
+      if (!marked(id, "mask")) plot.on("plotly_click", (event) => clicked(event.points[0]));
+      document.dispatchEvent(new CustomEvent("workbench:watched", { detail: { plot, id } }));
       new ResizeObserver(() => fit(plot)).observe(plot.parentElement);
     }
     update(plot, id);
@@ -311,6 +323,7 @@
   function pressed(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (/^(input|textarea|select)$/i.test(event.target.tagName) && event.target.type !== "search") return;
+    if (document.querySelector("dialog[open]")) return;
     if (event.key === "[" || event.key === "]") step(event.key === "]" ? 1 : -1);
     else if (event.key === "d") toggleTheme();
     else if ("hjkl".includes(event.key) && event.key.length === 1) jump({ key: event.key });
@@ -338,8 +351,8 @@
     }
   });
 
-  window.workbench = { jump };
+  window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    workbench: { located, navigated, themed, stepped, drawn, chose },
+    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, stepped, drawn, chose },
   });
 })();
