@@ -85,7 +85,7 @@ def layout(_: p.Content) -> html.Div:
     classes = p.card(
         "By class over training: all chosen runs",
         "share of heads that have emerged by then; heads of different runs meet by class, never by index",
-        [p.graph(CLASSES, "cursor"), html.Div(id=CLASS_TABLE, className="table")],
+        [p.graph(CLASSES), html.Div(id=CLASS_TABLE, className="table")],
         table="compare",
     )
     return p.page_of("compare", [title, pairs, matrices, html.Div([lock, classes], className="row halves")])
@@ -233,7 +233,7 @@ def _lock_in(view: View, runs: p.Runs, theme: Theme) -> tuple[go.Figure, str]:
     try:
         run = sides_of(view, runs).runs[0]
         table = run.lock_in(view.detector, probe=view.probe)
-        return figures.lock_in(table, theme=theme), emergence.lock_in_sentence(table, None)
+        return figures.lock_in(table, x=view.x, theme=theme), emergence.lock_in_sentence(table, None)
     except WorkbenchError as error:
         return p.message(str(error), theme), ""
 

@@ -55,7 +55,7 @@ class Guard:
         """Keep the token in a cookie, and take it out of the address, where it would be seen and shared."""
         rest = [(name, value) for name, value in flask.request.args.items(multi=True) if name != "token"]
         address = self._prefix + flask.request.path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
-        answer = flask.redirect(address)
+        answer = flask.Response(status=302, headers={"Location": address})
         answer.set_cookie(_COOKIE, self._token, max_age=_YEAR_S, httponly=True, samesite="Strict", path=self._prefix)
         return answer
 

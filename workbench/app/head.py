@@ -51,7 +51,12 @@ def register(app: Dash, content: p.Content) -> None:
         run, head = runs[view.run], Head.parse(view.head)
         grid = overview_figure(figures.heads, {**kept, "page": "overview", "runs": [view.run]}, dark, runs)
         facts = p.badges(facts_of(run, run.layers(), head))
-        return view.head, facts, figures.history(run, head, probe=view.probe, theme=theme), framed(grid, run, head)
+        return (
+            view.head,
+            facts,
+            figures.history(run, head, probe=view.probe, x=view.x, theme=theme),
+            framed(grid, run, head),
+        )
 
     @app.callback(
         Output(PLACE, "figure"),

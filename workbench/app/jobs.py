@@ -157,7 +157,7 @@ def checkpoint_strips(runs: list[LiveRun]) -> Any:
     strips: list[Any] = []
     for run in runs:
         table = run.checkpoints()
-        most = max(int(table["parts"].max()), 1) if len(table) else 1
+        most = max([1, *table.loc[:, "parts"].tolist()])
         cells = [_cell(row, most) for row in records(table, *_WHERE)]
         strips.append(html.Div([html.B(run.name), html.Div(cells, className="cells")], className="scan"))
     return strips

@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.emergence import phase_changes
 from workbench.heads import WorkbenchError
 from workbench.run import Run, Status, Table, open_run
 
 _KEPT_TABLES = 48
+_PHASE = ["metric", "probe", "unit", "is_change", "n10", "n50", "n90"]
 
 
 class LiveRun:
@@ -87,6 +89,17 @@ class LiveRun:
     def checkpoints(self) -> pd.DataFrame:
         """As `Run.checkpoints`."""
         return self._once("scores", {}, "checkpoints", self._run.checkpoints)
+
+    def phase_changes(self, metric: str, probe: str) -> pd.DataFrame:
+        """The phase changes of one pooled number, a row per branch; empty where it was not measured."""
+
+        def read() -> pd.DataFrame:
+            table = self._run.metrics(probe=probe, metric=metric)
+            return phase_changes(table.loc[table["distance"].isna() & table["position"].isna()])
+
+        if (metric, probe) not in self.metric_names():
+            return pd.DataFrame(columns=_PHASE)
+        return self._once("metrics", {"probe": probe}, f"phases {metric}", read)
 
     def weights(self, detector: str) -> set[str]:
         """The digests of the weights that a detector scored: a shared one is what makes heads of two runs the same."""

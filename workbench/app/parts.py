@@ -106,9 +106,9 @@ def graph(name: str, class_name: str = "") -> dcc.Graph:
     return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=message("", "light"))
 
 
-def choice(name: str, *, width: int = 190, label: str = "") -> html.Div:
+def choice(name: str, *, width: int = 190, label: str = "", choices: Sequence[str] = ()) -> html.Div:
     """A select whose value is the parameter `name` of the address; its page fills `data` and `value`."""
-    chosen = select(choice_id(name), [], width=width, label=label or name)
+    chosen = select(choice_id(name), choices, width=width, label=label or name)
     return labelled(label, chosen) if label else html.Div(chosen)
 
 

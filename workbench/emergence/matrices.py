@@ -50,9 +50,9 @@ def _matrix(table: pd.DataFrame) -> tuple[pd.MultiIndex, list[str], Float[np.nda
     if not table.loc[:, "score"].notna().any():
         raise WorkbenchError("there are no scores to compare")
     curves = curves_of(table.assign(branch=pd.array([None] * len(table), dtype="str")))
-    heads = pd.MultiIndex.from_frame(curves.heads.loc[:, _HEAD].astype("Int64"))
-    first = ~heads.duplicated()
-    return heads[first], [str(name) for name in curves.checkpoints.index], curves.score[first]
+    first = ~curves.heads.duplicated(_HEAD).to_numpy()
+    heads = pd.MultiIndex.from_frame(curves.heads.loc[first, _HEAD].astype("Int64"))
+    return heads, [str(name) for name in curves.checkpoints.index], curves.score[first]
 
 
 def _rank_correlation(

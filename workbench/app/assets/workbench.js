@@ -4,6 +4,7 @@
 
   const MISSING = 65535;
   const LEVELS = 65534;
+  const DEFAULTS = { x: "tokens" }; // what the address leaves out
   const STEP_PAGES = ["head"];
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -315,7 +316,9 @@
     const set = {};
     for (const { prop_id: id, value } of inputs) {
       const { name } = JSON.parse(id.slice(0, id.lastIndexOf(".")));
-      if (value !== null && value !== undefined && value !== (kept[name] || "")) set[name] = value;
+      if (value !== null && value !== undefined && value !== (kept[name] || DEFAULTS[name] || "")) {
+        set[name] = value === DEFAULTS[name] ? "" : value;
+      }
     }
     if (Object.keys(set).length) jump({ set });
   }
