@@ -84,6 +84,10 @@ class Run:
         """The name of the run's folder."""
         return self.path.resolve().name
 
+    def description(self) -> dict[str, Any]:
+        """What the scan says of itself: schema, job (its source, detectors, probes, seed, ...), versions, created."""
+        return self._store.description()
+
     @property
     def detectors(self) -> tuple[str, ...]:
         """The detectors that have scores, by name."""

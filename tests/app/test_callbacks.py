@@ -38,7 +38,11 @@ def call(app, output, changed, **values):
     def filled(parts):
         return [{**part, "value": values.get(part["id"].replace("-", "_"))} for part in parts]
 
-    outputs = [dict(zip(("id", "property"), one.split("."), strict=True)) for one in name.strip(".").split("...")]
+    def named(one):
+        of, _, what = one.rpartition(".")
+        return {"id": json.loads(of) if of.startswith("{") else of, "property": what}
+
+    outputs = [named(one) for one in name.strip(".").split("...")]
     answer = app.server.test_client().post(
         "/_dash-update-component",
         headers={"Host": "127.0.0.1"},

@@ -174,11 +174,11 @@ def _register_planes(app: Dash, runs: p.Runs) -> None:
     )
     def send_planes(kept: Any, changed: Any, wanted: Any, at: Any, sent_before: Any) -> Any:
         view = View.from_json(kept)
-        asked = [list(view.runs), view.detector, view.probe, changed, wanted]
+        asked = [list(view.runs), view.detector, view.probe, view.x, changed, wanted]
         if asked == sent_before:
             return (no_update,) * 5
         try:
-            sent = planes(scored(view, runs), view.detector, view.probe)
+            sent = planes(scored(view, runs), view.detector, view.probe, x=view.x)
         except WorkbenchError:
             return asked, {"runs": {}, "stops": [], "detector": "", "probe": ""}, 0, [], 0
         by_address = any(change["prop_id"].startswith(f"{p.WANTED}.") for change in ctx.triggered)

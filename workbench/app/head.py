@@ -51,7 +51,12 @@ def register(app: Dash, content: p.Content) -> None:
         run, head = runs[view.run], Head.parse(view.head)
         grid = overview_figure(figures.heads, {**kept, "page": "overview", "runs": [view.run]}, dark, runs)
         facts = p.badges(facts_of(run, run.layers(), head))
-        return view.head, facts, figures.history(run, head, probe=view.probe, theme=theme), framed(grid, run, head)
+        return (
+            view.head,
+            facts,
+            figures.history(run, head, probe=view.probe, x=view.x, theme=theme),
+            framed(grid, run, head),
+        )
 
     @app.callback(
         Output(PLACE, "figure"),
@@ -119,9 +124,15 @@ def layout(content: p.Content) -> html.Div:
         ],
         className="row two",
     )
+    scores = html.Div(id=SCORES, className="table")
     numbers = html.Div(
         [
-            p.card("Scores at this checkpoint", "rank 1 is the highest score", html.Div(id=SCORES, className="table")),
+            p.card(
+                "Scores at this checkpoint",
+                "rank 1 is the highest",
+                scores,
+                table="head",
+            ),
             p.card("Its place in the model", "click opens the head", p.graph(HEAD_GRID, "clickable grid")),
         ],
         className="row two",

@@ -93,9 +93,14 @@ def page_of(name: str, children: Sequence[Any]) -> html.Div:
     return html.Div(list(children), id=name, className="page", **extra(data_name=name))
 
 
-def card(title: Any, about: Any, body: Any, *tools: Any) -> html.Section:
-    """A titled box around a figure or a table."""
-    return html.Section([html.H3([title, html.Small(about), *tools]), body], className="card")
+def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
+    """A titled box around a figure or a table; `table` names what of `exports.TABLES` it shows."""
+    button = html.Button("⤓", className="icon export", title="export (e)", **extra(aria_label="export"))
+    return html.Section(
+        [html.H3([title, html.Small(about), button]), *(body if isinstance(body, list) else [body])],
+        className="card",
+        **extra(data_table=table),
+    )
 
 
 def graph(name: str, class_name: str = "") -> dcc.Graph:
@@ -103,9 +108,9 @@ def graph(name: str, class_name: str = "") -> dcc.Graph:
     return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=message("", "light"))
 
 
-def choice(name: str, *, width: int = 190, label: str = "") -> html.Div:
+def choice(name: str, *, width: int = 190, label: str = "", choices: Sequence[str] = ()) -> html.Div:
     """A select whose value is the parameter `name` of the address; its page fills `data` and `value`."""
-    chosen = select(choice_id(name), [], width=width, label=label or name)
+    chosen = select(choice_id(name), choices, width=width, label=label or name)
     return labelled(label, chosen) if label else html.Div(chosen)
 
 

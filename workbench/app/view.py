@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import parse_qs, urlencode
 
 import pandas as pd
@@ -14,8 +14,8 @@ from workbench.heads import Head, WorkbenchError
 # The pages, and the parameters of the address that each has for itself.
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "overview": ("x",),
-    "head": (),
-    "compare": ("a", "b", "at_a", "at_b"),
+    "head": ("x",),
+    "compare": ("x", "a", "b", "at_a", "at_b"),
     "plan": ("plan", "keep"),
     "jobs": (),
     "probe": (),
@@ -57,6 +57,11 @@ class View:
     run: str = ""
     head: str = ""
     more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def x(self) -> Literal["tokens", "step"]:
+        """What training is counted in."""
+        return "step" if self.get("x") == "step" else "tokens"
 
     def get(self, name: str) -> str:
         """A parameter of a page, "" where it was not chosen."""

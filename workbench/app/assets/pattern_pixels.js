@@ -52,8 +52,7 @@
 
   // Bytes and what they are; the reason where there are none.
   async function fetched(route, asked, signal) {
-    const config = JSON.parse(document.getElementById("_dash-config").textContent);
-    const answer = await fetch(`${config.requests_pathname_prefix || "/"}${route}?${new URLSearchParams(asked)}`, { signal });
+    const answer = await fetch(`${window.workbench.prefix()}${route}?${new URLSearchParams(asked)}`, { signal });
     const described = answer.headers.get("X-Workbench");
     if (described === null) {
       const told = await answer.json();

@@ -7,8 +7,7 @@
   let clicks = [0, 0];
 
   async function post(route, body) {
-    const config = JSON.parse(document.getElementById("_dash-config").textContent);
-    const address = `${config.requests_pathname_prefix || "/"}probing/${route}`;
+    const address = `${window.workbench.prefix()}probing/${route}`;
     const answer = await fetch(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
     return answer.json();
   }

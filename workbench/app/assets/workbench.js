@@ -4,6 +4,7 @@
 
   const MISSING = 65535;
   const LEVELS = 65534;
+  const DEFAULTS = { x: "tokens" }; // what the address leaves out
   const STEP_PAGES = ["head"];
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -26,6 +27,14 @@
     const { position, planes } = shown;
     if (!planes || position === null || position >= planes.stops.length - 1) return null;
     const first = Object.values(planes.runs)[0];
+    const column = first ? first.columns[position] : -1;
+    return column < 0 ? null : first.steps[column];
+  }
+
+  // The step that is shown, the last one included, which the address leaves out so that it follows a scan.
+  function lastStep() {
+    const { position, planes } = shown;
+    const first = planes && Object.values(planes.runs)[0];
     const column = first ? first.columns[position] : -1;
     return column < 0 ? null : first.steps[column];
   }
@@ -103,6 +112,7 @@
     if (!planes || !planes.stops.length) return [[], "", same];
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
+    document.dispatchEvent(new Event("workbench:stepped"));
     graphs().forEach((id) => update(graph(id), id));
     window.dash_clientside.set_props("at", { data: currentStep() });
     writeStep();
@@ -147,10 +157,13 @@
       return;
     }
     fit(plot);
+    const said = ((plot.layout && plot.layout.annotations) || []).some((one) => one.text);
+    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !said);
     if (!plot.isWatched) {
       plot.isWatched = true;
       plot.on("plotly_afterplot", () => update(plot, id));
-      plot.on("plotly_click", (event) => clicked(event.points[0]));
+      if (!marked(id, "mask")) plot.on("plotly_click", (event) => clicked(event.points[0]));
+      document.dispatchEvent(new CustomEvent("workbench:watched", { detail: { plot, id } }));
       new ResizeObserver(() => fit(plot)).observe(plot.parentElement);
     }
     update(plot, id);
@@ -303,7 +316,9 @@
     const set = {};
     for (const { prop_id: id, value } of inputs) {
       const { name } = JSON.parse(id.slice(0, id.lastIndexOf(".")));
-      if (value !== null && value !== undefined && value !== (kept[name] || "")) set[name] = value;
+      if (value !== null && value !== undefined && value !== (kept[name] || DEFAULTS[name] || "")) {
+        set[name] = value === DEFAULTS[name] ? "" : value;
+      }
     }
     if (Object.keys(set).length) jump({ set });
   }
@@ -311,6 +326,7 @@
   function pressed(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (/^(input|textarea|select)$/i.test(event.target.tagName) && event.target.type !== "search") return;
+    if (document.querySelector("dialog[open]")) return;
     if (event.key === "[" || event.key === "]") step(event.key === "]" ? 1 : -1);
     else if (event.key === "d") toggleTheme();
     else if ("hjkl".includes(event.key) && event.key.length === 1) jump({ key: event.key });
@@ -333,13 +349,13 @@
     const link = event.target.closest("a[data-page]");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      jump({ page: link.dataset.page });
+      const { page, head, run } = link.dataset;
+      jump(head ? { page, head, run } : { page });
     }
   });
 
-  window.workbench = { jump };
-  window.dash_clientside = window.dash_clientside || {};
-  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, {
-    ...{ located, navigated, themed, stepped, drawn, chose },
+  window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, stepped, drawn, chose },
   });
 })();
