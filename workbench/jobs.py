@@ -53,6 +53,8 @@ class Job(BaseModel):
         device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is one.
         dtype: a torch dtype's name; None: float32 on the CPU, the checkpoint's own on CUDA.
         allow_pickle: also read `.bin`, `.pt` and distributed checkpoints, weights only: no code in them is run.
+        maps: keep pooled patterns of one sequence per probe (see docs/patterns.md).
+        keep: `qk`: of heads that stand out also queries and keys, for exact crops.
         verify: compare every weight file with the digests that are written beside it, and refuse one that differs.
     """
 
@@ -77,6 +79,8 @@ class Job(BaseModel):
     dtype: StrictStr | None = None
     allow_pickle: StrictBool = False
     verify: StrictBool = False
+    maps: StrictBool = True
+    keep: Literal["qk"] | None = None
 
     @field_validator("shard")
     @classmethod

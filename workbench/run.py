@@ -27,7 +27,7 @@ from workbench.emergence import (
     with_past,
 )
 from workbench.heads import Head, WorkbenchError
-from workbench.store import Label, Part, Reader, Store, Table, Timings, plain_text
+from workbench.store import HeadMap, Label, Maps, Part, Reader, Store, Table, Timings, plain_text
 
 Step = int | Literal["last"]
 
@@ -69,6 +69,7 @@ class Run:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lazy_reader: Reader | None = None
+        self._maps = Maps(store.path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -82,6 +83,10 @@ class Run:
     def name(self) -> str:
         """The name of the run's folder."""
         return self.path.resolve().name
+
+    def description(self) -> dict[str, Any]:
+        """What the scan says of itself: schema, job (its source, detectors, probes, seed, ...), versions, created."""
+        return self._store.description()
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -174,6 +179,22 @@ class Run:
         table["failed"] = np.array([record["ckpt"] in failed for record in records], dtype=bool)
         first = [*_CHECKPOINT_DTYPES, "parts", "failed"]
         return table.loc[:, [*first, *(column for column in table.columns if column not in first)]]
+
+    @property
+    def maps(self) -> Maps:
+        """The patterns that the scan kept: what there is, atlases, tiles, exact crops, links; see docs/patterns.md."""
+        return self._maps
+
+    def map(self, layer: int, head: int, *, step: Step = "last", probe: str | None = None) -> HeadMap:
+        """A head's pattern on one sequence of a probe: block maxima, at most 64 × 64, and where the blocks begin.
+
+        Linear layers give their implied pattern, signed and not normalised. `probe` may be None where maps of one
+        probe are there.
+
+        Raises:
+            WorkbenchError: if there are no such maps, or no such head; it says what there is.
+        """
+        return self._maps.find(step=step, probe=probe).map(layer, head)
 
     def failures(self) -> pd.DataFrame:
         """What failed: ckpt, unit (missing for a whole checkpoint), kind, message, traceback, attempts."""

@@ -38,7 +38,11 @@ def call(app, output, changed, **values):
     def filled(parts):
         return [{**part, "value": values.get(part["id"].replace("-", "_"))} for part in parts]
 
-    outputs = [dict(zip(("id", "property"), one.split("."), strict=True)) for one in name.strip(".").split("...")]
+    def named(one):
+        of, _, what = one.rpartition(".")
+        return {"id": json.loads(of) if of.startswith("{") else of, "property": what}
+
+    outputs = [named(one) for one in name.strip(".").split("...")]
     answer = app.server.test_client().post(
         "/_dash-update-component",
         headers={"Host": "127.0.0.1"},
@@ -56,7 +60,7 @@ def call(app, output, changed, **values):
 def test_an_address_sets_the_controls_and_is_completed(app):
     location = {"pathname": "/", "search": "?step=64"}
     answer = call(app, "navigate.data", ["location.data"], location=location)
-    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"]}
+    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"], "more": []}
     assert answer["navigate"]["data"] == {
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,

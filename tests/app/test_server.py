@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -76,9 +77,14 @@ def test_no_debugger_and_no_protocol_for_models_is_open(synthetic_runs):
     assert not [rule.rule for rule in app.server.url_map.iter_rules() if "mcp" in rule.rule]
 
 
-def test_a_host_that_others_can_reach_is_refused(synthetic_runs):
-    with pytest.raises(WorkbenchError, match=r"has no password.*ssh -L"):
-        serve(synthetic_runs, host="0.0.0.0")
+def test_a_host_that_others_can_reach_is_served_with_a_token_that_was_made_up(synthetic_runs, capsys, monkeypatch):
+    monkeypatch.setattr(Server, "serve_forever", lambda server: None)
+    serve(synthetic_runs[:1], host="0.0.0.0", port=0)
+    first = re.search(r"token=(\S+)", capsys.readouterr().err)[1]
+    serve(synthetic_runs[:1], host="0.0.0.0", port=0)
+    second = re.search(r"token=(\S+)", capsys.readouterr().err)[1]
+    assert len(first) >= 20
+    assert first != second
 
 
 def test_a_port_that_is_taken_is_said_to_be(synthetic_runs):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.callbacks import next_view
 from workbench.app.live import live_runs
-from workbench.app.pages import DETECTOR, JUMP, LOCATION, PROBE, RUNS
+from workbench.app.parts import DETECTOR, JUMP, LOCATION, PROBE, RUNS
 from workbench.app.view import View, address_of, neighbour, settled, view_of
 from workbench.heads import Head
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dash import ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
-from workbench.app import pages as p
-from workbench.app.drawing import Runs, register_head, register_metrics, register_overview
+from workbench.app import parts as p
 from workbench.app.live import LiveRun
+from workbench.app.overview import KPIS, scored
+from workbench.app.pages import EXTRAS, PAGES, status_line
+from workbench.app.planes import planes, stop_of
 from workbench.app.view import (
     View,
     address_of,
@@ -24,17 +26,19 @@ from workbench.app.view import (
 from workbench.heads import WorkbenchError
 
 
-def register(app: Dash, runs: Runs) -> None:
-    """Add all callbacks."""
+def register(app: Dash, content: p.Content) -> None:
+    """Add all callbacks, those of the pages included."""
     _register_browser(app)
-    _register_view(app, runs)
-    _register_refresh(app, runs)
-    register_overview(app, runs)
-    register_metrics(app, runs)
-    register_head(app, runs)
+    _register_view(app, content)
+    _register_planes(app, content.runs)
+    _register_refresh(app, content.runs)
+    for page in PAGES:
+        page.register(app, content)
+    for fill in EXTRAS:
+        fill(app, content)
 
 
-def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: Runs) -> View:
+def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: p.Runs) -> View:
     """The view after one change: a new address, another choice, a click on a head, or a key."""
     if trigger == p.LOCATION:
         return settled(view_of(given[p.LOCATION])[0], runs)
@@ -52,8 +56,8 @@ def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: Runs) ->
             if view.page != "head" or not view.head:
                 return view
             return replace(view, head=neighbour(view.head, jump["key"], heads_of(runs[view.run])))
-        changed = {name: jump[name] for name in ("page", "run", "head") if name in jump}
-        return settled(replace(view, **changed), runs)
+        changed = {name: jump[name] for name in ("page", "run", "head", "detector", "probe") if name in jump}
+        return settled(replace(view, **changed).having(jump.get("set", {})), runs)
     return settled(view, runs)
 
 
@@ -71,7 +75,7 @@ def _register_browser(app: Dash) -> None:
     )
     app.clientside_callback(
         ClientsideFunction(js, "stepped"),
-        Output(p.KPIS, "children"),
+        Output(KPIS, "children"),
         Output(p.CHECKPOINT_LABEL, "children"),
         Output(p.STEPS, "data"),
         Input(p.CHECKPOINT, "value"),
@@ -81,14 +85,20 @@ def _register_browser(app: Dash) -> None:
     )
     app.clientside_callback(
         ClientsideFunction(js, "drawn"),
-        *(
-            Input(graph, "figure")
-            for graph in (p.EMERGENCE, p.LEFT_FIGURE, p.RIGHT_FIGURE, p.STRIPS, p.GRID, p.HISTORY, p.PLACE, p.HEAD_GRID)
-        ),
+        *(Input(graph, "figure") for page in PAGES for graph in page.graphs),
+    )
+    app.clientside_callback(
+        ClientsideFunction(js, "chose"),
+        Input({"type": "choice", "name": ALL}, "value"),
+        State(p.VIEW, "data"),
+        prevent_initial_call=True,
     )
 
 
-def _register_view(app: Dash, runs: Runs) -> None:
+def _register_view(app: Dash, content: p.Content) -> None:
+    runs = content.runs
+    settle = {page.name: page.settle for page in PAGES}
+
     @app.callback(
         Output(p.NAVIGATE, "data"),
         Output(p.VIEW, "data"),
@@ -126,13 +136,15 @@ def _register_view(app: Dash, runs: Runs) -> None:
             p.JUMP: jump,
         }
         new = next_view(view, trigger, given, runs)
+        new = settle[new.page](new, content)
         if new == view and trigger in {p.DETECTOR, p.PROBE, p.FOCUS}:  # a control repeats what it was told
             return (no_update,) * 10
         by_address = trigger == p.LOCATION
-        replaces = by_address or (trigger == p.JUMP and "key" in jump) or trigger == p.NAMES_CHANGED
+        by_key = trigger == p.JUMP and ("key" in jump or bool(jump.get("replace")))
+        replaces = by_address or by_key or trigger == p.NAMES_CHANGED
         return (
             {"address": address_of(new), "replace": replaces},
-            no_update if kept == {**new.as_json(), "runs": list(new.runs)} else new.as_json(),
+            no_update if kept is not None and View.from_json(kept) == new else new.as_json(),
             {"step": view_of(location)[1]} if by_address else no_update,
             list(new.runs),
             choices_of_detector(runs, new.runs),
@@ -144,7 +156,41 @@ def _register_view(app: Dash, runs: Runs) -> None:
         )
 
 
-def _register_refresh(app: Dash, runs: Runs) -> None:
+def _register_planes(app: Dash, runs: p.Runs) -> None:
+    """The scores that the slider steps through."""
+
+    @app.callback(
+        Output(p.SENT, "data"),
+        Output(p.PLANES, "data"),
+        Output(p.CHECKPOINT, "max"),
+        Output(p.CHECKPOINT, "marks"),
+        Output(p.CHECKPOINT, "value"),
+        Input(p.VIEW, "data"),
+        Input(p.SCORES_CHANGED, "data"),
+        Input(p.WANTED, "data"),
+        State(p.AT, "data"),
+        State(p.SENT, "data"),
+        prevent_initial_call=True,
+    )
+    def send_planes(kept: Any, changed: Any, wanted: Any, at: Any, sent_before: Any) -> Any:
+        view = View.from_json(kept)
+        asked = [list(view.runs), view.detector, view.probe, view.x, changed, wanted]
+        if asked == sent_before:
+            return (no_update,) * 5
+        try:
+            sent = planes(scored(view, runs), view.detector, view.probe, x=view.x)
+        except WorkbenchError:
+            return asked, {"runs": {}, "stops": [], "detector": "", "probe": ""}, 0, [], 0
+        by_address = any(change["prop_id"].startswith(f"{p.WANTED}.") for change in ctx.triggered)
+        step = (wanted or {}).get("step") if by_address else at
+        stops = len(sent["stops"])
+        every = max(1, (stops - 1) // 5)
+        shown = range(stops - 1, -1, -every)
+        marks = [{"value": i, "label": sent["stops"][i]["label"].removesuffix(" tokens")} for i in reversed(shown)]
+        return asked, {**sent, "probe": view.probe}, max(stops - 1, 0), marks, stop_of(sent, step)
+
+
+def _register_refresh(app: Dash, runs: p.Runs) -> None:
     @app.callback(
         Output(p.STATUS, "children"),
         Output(p.SEEN, "data"),
@@ -152,6 +198,7 @@ def _register_refresh(app: Dash, runs: Runs) -> None:
         Output(p.METRICS_CHANGED, "data"),
         Output(p.HEAD_CHANGED, "data"),
         Output(p.NAMES_CHANGED, "data"),
+        Output(p.ANY_CHANGED, "data"),
         Input(p.TICK, "n_intervals"),
         State(p.VIEW, "data"),
         State(p.SEEN, "data"),
@@ -163,18 +210,17 @@ def _register_refresh(app: Dash, runs: Runs) -> None:
             before = seen if seen and seen["of"] == [*view.runs, view.detector, view.probe] else _prints(view, chosen)
             every = [run.status() for run in chosen]
         except WorkbenchError as error:
-            return str(error), *(no_update,) * 5
+            return str(error), *(no_update,) * 6
         after = _prints(view, chosen)
-        line = p.status_line(
+        line = status_line(
             sum(status.done for status in every),
             sum(status.planned for status in every),
             sum(status.failed for status in every),
             runs=len(chosen),
             checkpoints=sum(status.checkpoints for status in every),
         )
-        changed = [
-            after[what] if after[what] != before[what] else no_update for what in ("scores", "metrics", "head", "names")
-        ]
+        parts = ("scores", "metrics", "head", "names", "any")
+        changed = [after[what] if after[what] != before[what] else no_update for what in parts]
         return line, after, *changed
 
 
@@ -185,6 +231,7 @@ def _prints(view: View, chosen: list[LiveRun]) -> dict[str, Any]:
         "scores": [run.fingerprint("scores", detector=view.detector, probe=view.probe) for run in chosen],
         "metrics": [run.fingerprint("metrics") for run in chosen],
         "head": [run.fingerprint("scores") for run in chosen if run.name == view.run],
+        "any": [f"{run.fingerprint('scores')} {run.fingerprint('metrics')} {run.failed_at()}" for run in chosen],
         "names": sorted(
             {f"{name} on {probe}" for run in chosen for name in run.detectors for probe in run.probes_of(name)}
         ),

@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.emergence import phase_changes
 from workbench.heads import WorkbenchError
-from workbench.run import Run, Status, Table, open_run
+from workbench.run import Maps, Run, Status, Table, open_run
 
 _KEPT_TABLES = 48
+_PHASE = ["metric", "probe", "unit", "is_change", "n10", "n50", "n90"]
 
 
 class LiveRun:
@@ -64,6 +66,55 @@ class LiveRun:
         """The (metric, probe) pairs that were measured."""
         pairs = self.metrics().loc[:, ["metric", "probe"]].drop_duplicates()
         return sorted((str(metric), str(probe)) for metric, probe in pairs.itertuples(index=False))
+
+    def description(self) -> dict[str, Any]:
+        """As `Run.description`."""
+        return self._run.description()
+
+    def last_written(self) -> float | None:
+        """When the newest part or failure was put in place, in seconds since 1970; None before the first."""
+        folders = [*self.path.glob("scores/*"), *self.path.glob("metrics/*"), *self.path.glob("failures")]
+        return max((folder.stat().st_mtime for folder in folders), default=None)
+
+    def failures(self) -> pd.DataFrame:
+        """As `Run.failures`, read anew."""
+        with self._lock:
+            return self._run.failures()
+
+    def failed_at(self) -> int:
+        """When the run's failures last changed, in nanoseconds; 0 where there are none."""
+        folder = self.path / "failures"
+        return folder.stat().st_mtime_ns if folder.is_dir() else 0
+
+    def checkpoints(self) -> pd.DataFrame:
+        """As `Run.checkpoints`."""
+        return self._once("scores", {}, "checkpoints", self._run.checkpoints)
+
+    def phase_changes(self, metric: str, probe: str) -> pd.DataFrame:
+        """The phase changes of one pooled number, a row per branch; empty where it was not measured."""
+
+        def read() -> pd.DataFrame:
+            table = self._run.metrics(probe=probe, metric=metric)
+            return phase_changes(table.loc[table["distance"].isna() & table["position"].isna()])
+
+        if (metric, probe) not in self.metric_names():
+            return pd.DataFrame(columns=_PHASE)
+        return self._once("metrics", {"probe": probe}, f"phases {metric}", read)
+
+    def weights(self, detector: str) -> set[str]:
+        """The digests of the weights that a detector scored: a shared one is what makes heads of two runs the same."""
+        return set(self.scores(detector=detector, columns=("weights",)).loc[:, "weights"])
+
+    def lock_in(self, detector: str, *, probe: str | None = None, against: int | str = "last") -> pd.DataFrame:
+        """As `Run.lock_in`."""
+        of = {"detector": detector, "probe": probe}
+        what = f"lock-in {against}"
+        return self._once("scores", of, what, lambda: self._run.lock_in(detector, probe=probe, against=against))
+
+    @property
+    def maps(self) -> Maps:
+        """As `Run.maps`, which looks at the disk whenever it is asked."""
+        return self._run.maps
 
     def status(self) -> Status:
         """Read the disk anew and count what is done."""

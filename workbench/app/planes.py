@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from workbench.figures.axis import TrainingAxis, amount_of, training_axis
+from workbench.figures.axis import AxisUnit, TrainingAxis, amount_of, training_axis
 from workbench.figures.style import LETTERS
 from workbench.figures.trajectories import RunLike, Trajectories, score_scale, short_count, trajectories
 
@@ -17,18 +17,19 @@ THRESHOLD = 0.3
 _LEVELS, _MISSING = 65534, 65535
 
 
-def planes(runs: Sequence[RunLike], detector: str, probe: str) -> dict[str, Any]:
+def planes(runs: Sequence[RunLike], detector: str, probe: str, *, x: AxisUnit = "tokens") -> dict[str, Any]:
     """The scores of all runs at all checkpoints, and the positions in training that the slider stops at.
 
     Scores and intervals are unsigned 16-bit integers over their range: an error below 1e-5 of it. `threshold` is
     null for detectors with a unit of their own, whose heads are not counted.
     """
     each = [trajectories(run, detector, probe) for run in runs]
-    axis = training_axis([found.checkpoints for found in each], "tokens")
+    axis = training_axis([found.checkpoints for found in each], x)
     scale = score_scale(detector, [found.score for found in each])
     stops = sorted({amount_of(at, axis.unit) for found in each for at in found.checkpoints})
     return {
         "detector": detector,
+        "version": _version(runs, detector, probe),
         "unit": scale.unit,
         "threshold": None if scale.unit else THRESHOLD,
         "stops": [_stop(amount, axis) for amount in stops],
@@ -48,11 +49,22 @@ def stop_of(data: dict[str, Any], step: int | None) -> int:
     return last
 
 
+def _version(runs: Sequence[RunLike], detector: str, probe: str) -> str:
+    """The detector with the versions that its last scores come from."""
+    last = [run.scores(detector=detector, probe=probe, step="last", columns=("version",)) for run in runs]
+    versions = sorted({int(version) for table in last for version in table.loc[:, "version"].unique()})
+    return f"{detector}@{','.join(map(str, versions))}"
+
+
 def _stop(amount: float | int, axis: TrainingAxis) -> dict[str, Any]:
     return {
         "x": amount if amount > 0 else axis.zero,
-        "label": f"{short_count(amount)} tokens" if axis.unit == "tokens" else f"step {int(amount):,}",
+        "label": _amount(amount, axis),
     }
+
+
+def _amount(amount: float | int, axis: TrainingAxis) -> str:
+    return f"{short_count(amount)} tokens" if axis.unit == "tokens" else f"step {int(amount):,}"
 
 
 def _plane(run: RunLike, found: Trajectories, stops: Sequence[float], axis: TrainingAxis) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def _plane(run: RunLike, found: Trajectories, stops: Sequence[float], axis: Trai
         "steps": [at.step if at.step_total is None else at.step_total for at in found.checkpoints],
         # at every stop the last checkpoint so far; -1 before the first
         "columns": (np.searchsorted(amounts, stops, side="right") - 1).tolist(),
-        "first_onset": "" if onsets.isna().all() else short_count(float(onsets.min())) + f" {axis.unit}",
+        "first_onset": "" if onsets.isna().all() else _amount(float(onsets.min()), axis),
     }
 
 

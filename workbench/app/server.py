@@ -1,35 +1,51 @@
-"""Serving the app to this machine alone: loopback only, known host names only, no debugger."""
+"""Serving the app: to this machine alone, or with a token to others; known host names only, no debugger."""
 
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import flask
 from dash import Dash, html, set_props
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
+from workbench.app import exports
 from workbench.app.callbacks import register
+from workbench.app.guard import LOOPBACK, Guard
 from workbench.app.live import live_runs
-from workbench.app.pages import STATUS, page
+from workbench.app.mask import find_plans
+from workbench.app.pages import document
+from workbench.app.parts import STATUS, Content
 from workbench.heads import WorkbenchError
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may reach the app, and under which address.
+
+    `hosts`: names besides this machine's own that it answers to. `token`: what others must show; "" asks for none.
+    `prefix`: the path that a proxy serves the app under.
+    """
+
+    hosts: tuple[str, ...] = ()
+    token: str = ""
+    prefix: str = "/"
 
 
-def build_app(runs: Sequence[str | Path]) -> Dash:
-    """The app over these run folders, ready to be served.
+def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), access: Access | None = None) -> Dash:
+    """The app over these run folders and the plans beside them, ready to be served.
 
     Raises:
-        WorkbenchError: if a folder holds no run.
+        WorkbenchError: if a folder holds no run, or a file no plan.
     """
+    access = access or Access()
     shown = live_runs(runs)
     app = Dash(
         __name__,
@@ -38,29 +54,44 @@ def build_app(runs: Sequence[str | Path]) -> Dash:
         enable_mcp=False,
         serve_locally=True,
         suppress_callback_exceptions=False,
+        requests_pathname_prefix=_prefix(access.prefix),
+        routes_pathname_prefix="/",
         on_error=_say,
     )
-    app.layout = page(list(shown))
-    register(app, shown)
-    _guard(app.server)
+    content = Content(shown, find_plans([run.path for run in shown.values()], plans))
+    app.layout = document(content)
+    register(app, content)
+    exports.register(app, content)
+    Guard(LOOPBACK | set(access.hosts), access.token, _prefix(access.prefix)).protect(app.server)
+    app.server.wsgi_app = _Stripped(app.server.wsgi_app, _prefix(access.prefix).rstrip("/"))
     return app
 
 
-def serve(runs: Sequence[str | Path], *, host: str = "127.0.0.1", port: int = 8050, open_browser: bool = False) -> None:
+def serve(
+    runs: Sequence[str | Path],
+    *,
+    plans: Sequence[str | Path] = (),
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    access: Access | None = None,
+    open_browser: bool = False,
+) -> None:
     """Serve the app until interrupted; port 0 takes a free one.
 
+    A host that others can reach needs a token: `access.token`, or one made up and printed.
+
     Raises:
-        WorkbenchError: if a folder holds no run, the host is not this machine, or the port is taken.
+        WorkbenchError: if a folder holds no run, a file no plan, or the port is taken.
     """
+    access = access or Access()
     if host not in LOOPBACK:
-        raise WorkbenchError(
-            f"host {host!r} is not this machine: the app has no password; keep 127.0.0.1 and reach it from "
-            "elsewhere with `ssh -L 8050:127.0.0.1:8050 THIS_MACHINE`"
-        )
-    app = build_app(runs)
+        names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
+        token = access.token or secrets.token_urlsafe(18)
+        access = Access((*access.hosts, *sorted(names)), token, access.prefix)
+    app = build_app(runs, plans=plans, access=access)
     _require_free(host, port)
     server = Server(host, port, app.server, handler=_Quiet)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
+    address = _address(host, server.server_port, access)
     print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     if open_browser:
         threading.Timer(0.3, webbrowser.open, [address]).start()
@@ -90,31 +121,32 @@ def _say(error: Exception) -> Any:
     return None
 
 
-def _guard(server: Any) -> None:
-    """Refuse what a page elsewhere could send through the reader's browser (DNS rebinding, foreign origins)."""
-
-    def refuse_strangers() -> None:
-        if _name(f"//{flask.request.host}") not in LOOPBACK:
-            flask.abort(421)
-        origin = flask.request.headers.get("Origin")
-        if origin is not None and _name(origin) not in LOOPBACK:
-            flask.abort(403)
-
-    def add_headers(response: flask.Response) -> flask.Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Content-Security-Policy"] = "frame-ancestors 'self' http://127.0.0.1:* http://localhost:*"
-        return response
-
-    server.before_request(refuse_strangers)
-    server.after_request(add_headers)
+def _prefix(given: str) -> str:
+    """As Dash wants it: with a slash at both ends."""
+    middle = given.strip("/")
+    return f"/{middle}/" if middle else "/"
 
 
-def _name(address: str) -> str | None:
-    try:
-        return urlsplit(address).hostname
-    except ValueError:
-        return None
+def _address(host: str, port: int, access: Access) -> str:
+    """What to open; where the app listens on every address, by the name of this machine."""
+    name = socket.gethostname() if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
+    token = f"?token={access.token}" if access.token else ""
+    return f"http://{name}:{port}{_prefix(access.prefix)}{token}"
+
+
+class _Stripped:
+    """Takes a proxy's prefix off paths, for proxies that pass it on; others have taken it off themselves."""
+
+    def __init__(self, inner: Callable[..., Iterable[bytes]], prefix: str) -> None:
+        self._inner = inner
+        self._prefix = prefix
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        path = environ.get("PATH_INFO", "")
+        if self._prefix and (path == self._prefix or path.startswith(f"{self._prefix}/")):
+            environ = {**environ, "PATH_INFO": path[len(self._prefix) :] or "/"}
+        return self._inner(environ, start)
 
 
 def _require_free(host: str, port: int) -> None:

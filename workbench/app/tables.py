@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -46,6 +47,13 @@ def score_table(rows: list[dict[str, Any]]) -> html.Table:
     }
     head = html.Thead(html.Tr([html.Th(title, title=about.get(title)) for title in titles]))
     return html.Table([head, html.Tbody([html.Tr(_cells(row)) for row in rows])])
+
+
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers_from: int) -> html.Table:
+    """A table of text; columns from `numbers_from` on are set as numbers."""
+    head = html.Thead(html.Tr([html.Th(t, className="number" * (i >= numbers_from)) for i, t in enumerate(titles)]))
+    body = [[html.Td(x, className="number" * (i >= numbers_from)) for i, x in enumerate(row)] for row in rows]
+    return html.Table([head, html.Tbody([html.Tr(row) for row in body])], className="plain")
 
 
 def _cells(row: dict[str, Any]) -> list[html.Td]:

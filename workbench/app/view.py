@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import parse_qs, urlencode
 
 import pandas as pd
 
 from workbench.heads import Head, WorkbenchError
 
-PAGES = ("overview", "head")
+# The pages, and the parameters of the address that each has for itself.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "overview": ("x",),
+    "head": ("x",),
+    "compare": ("x", "a", "b", "at_a", "at_b"),
+    "plan": ("plan", "keep"),
+    "jobs": (),
+    "probe": (),
+}
+PAGES = tuple(PARAMETERS)
 _PREFERRED = ("induction", "retrieval", "window_gates")
 _PREFERRED_PROBES = ("repeats", "copy_needle")
 
@@ -36,7 +45,10 @@ class Shown(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One view; "" where nothing was chosen. `run` and `head` are what the Head page is about."""
+    """One view; "" where nothing was chosen. `run` and `head` are what the Head page is about.
+
+    `more`: the parameters that pages have for themselves, as sorted (name, value) pairs without empty values.
+    """
 
     page: str = "overview"
     runs: tuple[str, ...] = ()
@@ -44,6 +56,21 @@ class View:
     probe: str = ""
     run: str = ""
     head: str = ""
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def x(self) -> Literal["tokens", "step"]:
+        """What training is counted in."""
+        return "step" if self.get("x") == "step" else "tokens"
+
+    def get(self, name: str) -> str:
+        """A parameter of a page, "" where it was not chosen."""
+        return dict(self.more).get(name, "")
+
+    def having(self, values: Mapping[str, str]) -> View:
+        """The view with other values of pages' parameters; "" takes one away."""
+        merged = {**dict(self.more), **values}
+        return replace(self, more=tuple(sorted((name, value) for name, value in merged.items() if value)))
 
     def as_json(self) -> dict[str, Any]:
         """As the browser keeps it."""
@@ -59,6 +86,7 @@ class View:
             probe=value["probe"],
             run=value["run"],
             head=value["head"],
+            more=tuple((name, text) for name, text in value.get("more", ())),
         )
 
 
@@ -76,7 +104,8 @@ def view_of(address: Mapping[str, str]) -> tuple[View, int | None]:
     step = int(one("step")) if one("step").isdecimal() else None
     runs = tuple(query.get("run", ()))
     view = View(page, runs, one("detector"), one("probe"), one("of") or (runs or ("",))[0], one("head"))
-    return view, step
+    own = {name for names in PARAMETERS.values() for name in names}
+    return view.having({name: one(name) for name in own}), step
 
 
 def address_of(view: View) -> str:
@@ -84,6 +113,7 @@ def address_of(view: View) -> str:
     query = [("run", run) for run in view.runs] + [("detector", view.detector), ("probe", view.probe)]
     if view.page == "head":
         query += [("of", view.run), ("head", view.head)]
+    query += [(name, view.get(name)) for name in PARAMETERS.get(view.page, ())]
     return f"{view.page}?{urlencode([(name, value) for name, value in query if value])}"
 
 
@@ -95,7 +125,7 @@ def settled(view: View, runs: Mapping[str, Shown]) -> View:
     probe = _first([view.probe, *_PREFERRED_PROBES], choices_of_probe(runs, chosen, detector))
     run = _first([view.run], chosen)
     page = view.page if view.page in PAGES else PAGES[0]
-    settled_view = View(page, chosen, detector, probe, run, view.head)
+    settled_view = View(page, chosen, detector, probe, run, view.head, view.more)
     return replace(settled_view, head=_head(settled_view, runs[run])) if page == "head" else settled_view
 
 

@@ -63,6 +63,8 @@ def scan(
     seed: Annotated[int | None, typer.Option(help="Of the bootstrap.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+    maps: Annotated[bool | None, typer.Option("--maps/--no-maps", help="Keep pooled patterns. Default: yes.")] = None,
+    keep: Annotated[str | None, typer.Option(help="qk: flagged heads' queries and keys too, for exact crops.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field of a job file; repeat for more.")
     ] = None,
@@ -90,6 +92,8 @@ def scan(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "maps": maps,
+        "keep": keep,
     }
     if source.suffix == ".toml":
         job = read_job(source, settings=settings or (), environment=os.environ, **given)

@@ -64,21 +64,28 @@ def demo(
         say_table(("model", *map(str, distances)), table, title="Needle words copied right, by distance in tokens")
     failed = any(run.status().failed for run in runs)
     if serve:
-        _serve([run.path for run in runs], port)
+        from workbench.app import serve
+
+        serve([run.path for run in runs], port=port, open_browser=True)
     if failed:
         raise typer.Exit(1)
 
 
 def open_app(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, shown side by side.")],
-    port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 8050,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(help="A plan's file; repeat for more. Those in and beside run folders are found."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8050,
+    host: Annotated[str, typer.Option(help="Another than this machine needs a token.")] = "127.0.0.1",
+    token: Annotated[str, typer.Option(help="What others must show. Default: made up and printed.")] = "",
+    allow_host: Annotated[list[str] | None, typer.Option(help="A name the app may be reached by; repeat.")] = None,
+    prefix: Annotated[str, typer.Option(help="The path a proxy serves the app under, as /x/.")] = "/",
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
 ) -> None:
     """Look at runs in the browser: heads over checkpoints, live while a scan is writing."""
-    _serve(runs, port, open_browser=browser)
+    from workbench.app import Access, serve
 
-
-def _serve(runs: list[Path], port: int, *, open_browser: bool = True) -> None:
-    from workbench.app import serve
-
-    serve(runs, port=port, open_browser=open_browser)
+    access = Access(tuple(allow_host or ()), token, prefix)
+    serve(runs, plans=plan or (), host=host, port=port, access=access, open_browser=browser)

@@ -11,7 +11,9 @@ from workbench.emergence.half_rise import onsets
 from workbench.emergence.handing_over import handovers
 from workbench.emergence.lineages import parents_of, with_past
 from workbench.emergence.locking import lock_in
+from workbench.emergence.matrices import rank_agreement
 from workbench.emergence.model_level import align, icl_score, metric_by, phase_changes
+from workbench.emergence.pairing import Matching, paired
 from workbench.emergence.tracing import VERDICTS, trace
 from workbench.emergence.wording import lock_in_sentence
 
@@ -21,6 +23,7 @@ __all__ = [
     "VERDICTS",
     "Agreement",
     "Curves",
+    "Matching",
     "agreement",
     "align",
     "aligned",
@@ -34,8 +37,10 @@ __all__ = [
     "lock_in_sentence",
     "metric_by",
     "onsets",
+    "paired",
     "parents_of",
     "phase_changes",
+    "rank_agreement",
     "same_heads",
     "trace",
     "with_past",

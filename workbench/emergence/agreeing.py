@@ -69,9 +69,16 @@ def agreement(
 
 def spearman(one: Float[np.ndarray, " heads"], other: Float[np.ndarray, " heads"]) -> float:
     """The correlation of ranks, ties sharing theirs; 0 where one side is all ties."""
-    a, b = (_centred_ranks(values) for values in (one, other))
+    a, b = (ranks(values) for values in (one, other))
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm else 0.0
+
+
+def ranks(values: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
+    """Ranks around their mean, ties sharing theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    shared = (np.cumsum(count) - (count - 1) / 2)[place]
+    return shared - shared.mean()
 
 
 def within_layers(values: Float[np.ndarray, " heads"], layer: Int[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
@@ -93,15 +100,9 @@ def top_rows(values: Float[np.ndarray, " heads"], k: int) -> list[int]:
     return [int(row) for row in order[:k] if not np.isnan(values[row])]
 
 
-def _centred_ranks(values: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-    return ranks - ranks.mean()
-
-
 def _p_within(one: Any, other: Any, layer: Int[np.ndarray, " heads"], n: int, seed: int) -> float:
     """The share of shuffles of heads within their layers, this one included, that agree as well."""
-    a, b = _centred_ranks(one), _centred_ranks(other)
+    a, b = ranks(one), ranks(other)
     reached = int((_shuffled(b.tobytes(), layer.tobytes(), n, seed) @ a >= a @ b - 1e-9).sum())
     return (1 + reached) / (1 + n)
 
@@ -109,9 +110,9 @@ def _p_within(one: Any, other: Any, layer: Int[np.ndarray, " heads"], n: int, se
 @lru_cache(maxsize=2)  # the checkpoints of a run have the same heads and, mostly, the same reference
 def _shuffled(values: bytes, layer: bytes, n: int, seed: int) -> Float[np.ndarray, "shuffles heads"]:
     """The values with heads changing places within their layers only."""
-    of, ranks = np.frombuffer(layer, dtype=np.int64), np.frombuffer(values)
+    of, ranked = np.frombuffer(layer, dtype=np.int64), np.frombuffer(values)
     by_layer = np.argsort(of, kind="stable")
     keys = np.random.default_rng(seed).random((n, len(of))) + of[by_layer]
     shuffled = np.empty((n, len(of)))
-    shuffled[:, by_layer] = ranks[by_layer[np.argsort(keys, axis=1)]]
+    shuffled[:, by_layer] = ranked[by_layer[np.argsort(keys, axis=1)]]
     return shuffled

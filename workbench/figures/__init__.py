@@ -1,11 +1,14 @@
 """Tables as plotly figures, the same in a notebook and in the app. Each function returns a plain `go.Figure`."""
 
+from workbench.figures.comparing import rank_agreement, scores_against
 from workbench.figures.conversions import heads_before_and_after, recall_by_distance
 from workbench.figures.curves import emergence, history, metrics
+from workbench.figures.distributions import ridgelines
 from workbench.figures.linear_layers import crossover, state_precision
 from workbench.figures.locking import lock_in
 from workbench.figures.onsets import compare, onset
 from workbench.figures.panels import heads, place, strips
+from workbench.figures.phases import mark_phases
 from workbench.figures.plans import PlanLike, pareto, plan, waterfall
 from workbench.figures.trajectories import RunLike
 
@@ -19,12 +22,16 @@ __all__ = [
     "heads_before_and_after",
     "history",
     "lock_in",
+    "mark_phases",
     "metrics",
     "onset",
     "pareto",
     "place",
     "plan",
+    "rank_agreement",
     "recall_by_distance",
+    "ridgelines",
+    "scores_against",
     "state_precision",
     "strips",
     "waterfall",

@@ -36,6 +36,9 @@ _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
 _INTERVAL = ("n", "ci_lo", "ci_hi")
 
 
+_BRANCH = {"dash": "dash"}
+
+
 def emergence(
     run: Runs,
     *,
@@ -47,8 +50,8 @@ def emergence(
 ) -> go.Figure:
     """How the strongest heads of each run emerge: their mean in bold, each of them thin, onsets marked.
 
-    The strongest are the `top` heads with the highest score at any checkpoint. A mark is a half-rise onset: the
-    first checkpoint from which a head's score stays at or above half of its final one.
+    The strongest are the `top` heads with the highest score at any checkpoint. A mark is a half-rise onset: the first
+    checkpoint from which a head's score stays at or above half of its final one. Branches are dashed.
 
     Raises:
         WorkbenchError: if a run has no such scores, or `probe` is needed to tell several apart.
@@ -214,7 +217,8 @@ def _add_line(
     """Draw a line, broken between branches; `label` is its legend entry, "" for none."""
     x, y, text = axis.positions(checkpoints), line["y"], line["text"]
     shown = bool(line["label"])
-    for _, group in groupby(range(len(checkpoints)), key=lambda column: checkpoints[column].branch):
+    first = checkpoints[0].branch if len(checkpoints) else None
+    for branch, group in groupby(range(len(checkpoints)), key=lambda column: checkpoints[column].branch):
         columns = list(group)
         figure.add_scatter(
             x=x[columns],
@@ -222,7 +226,7 @@ def _add_line(
             mode="lines",
             name=line["label"].format(name=name),
             opacity=line.get("opacity", 1),
-            line={**style, "width": line["width"], **line.get("line", {})},
+            line={**style, "width": line["width"], **line.get("line", {}), **(_BRANCH if branch != first else {})},
             legendgroup=line.get("group", name),
             showlegend=shown,
             text=[text[column] for column in columns],

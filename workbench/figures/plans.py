@@ -123,6 +123,7 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
             col=panel,
         )
     styled(figure, theme, height=380)
+    figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
     figure.update_xaxes(title_text="key/value cache saved", tickformat=".0%")
     figure.update_yaxes(tickformat=".0%")
     figure.update_yaxes(title_text="loss recovered", row=1, col=1)
@@ -163,7 +164,7 @@ def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Fi
     )
     styled(figure, theme, height=380)
     figure.update_yaxes(title_text="nats per answer", rangemode="tozero")
-    figure.update_xaxes(showgrid=False, ticks="")
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=-60, automargin=True)
     return figure
 
 
@@ -174,8 +175,9 @@ def _softmax_last(layers: Sequence[LayerInfo]) -> list[LayerInfo]:
 
 def _scale(plan: PlanLike) -> Scale:
     scores = [r.score for r in plan.ranking if math.isfinite(r.score)] or [0.0]
-    low, high = min(0.0, *scores), max(0.0, *scores)
-    return Scale(low, high if high > low else low + 1, "" if plan.units == "none" else plan.units)
+    reach, unit = max(abs(score) for score in scores) or 1.0, "" if plan.units == "none" else plan.units
+    # symmetric about 0, so that a small loss does not look as large as the greatest gain
+    return Scale(-reach if min(scores) < 0 else 0.0, reach, unit)
 
 
 def _said(plan: PlanLike, place: int, ranked: RankedLike) -> str:

@@ -100,6 +100,7 @@ def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:
             "ticklen": 3,
             "tickvals": ticks,
             "nticks": 5,
+            "tickformat": ".3~g",
             "title": {"text": scale.unit, "side": "top", "font": {"size": 11}},
         },
     }

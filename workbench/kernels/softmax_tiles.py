@@ -63,7 +63,7 @@ class SoftmaxLayer:
     def softmax(self, tile: Tile, scratch: Scratch, *, keep_shifted: bool = False, find_best: bool = False) -> Softmax:
         """A tile's softmax, in the scratch's buffers until the next tile."""
         scores = self.scores(tile, scratch)
-        highest, best = _highest(scores) if find_best else (scores.amax(-1), None)
+        highest, best = row_maxima(scores) if find_best else (scores.amax(-1), None)
         sink, top = None, highest
         if self.sinks is not None:
             sink = (self.sinks[tile.heads(self.group)].float() / LN_2).view(-1, self.group, 1)
@@ -141,7 +141,7 @@ def check_groups(q: Float[Tensor, "b n_heads q d"], k: Float[Tensor, "b n_kv_hea
         )
 
 
-def _highest(scores: Float[Tensor, "*b q k"]) -> tuple[Float[Tensor, "*b q"], Int[Tensor, "*b q"]]:
+def row_maxima(scores: Float[Tensor, "*b q k"]) -> tuple[Float[Tensor, "*b q"], Int[Tensor, "*b q"]]:
     """Each row's maximum and the first column that has it: among the maxima of runs of columns, then in that run."""
     n_keys = scores.shape[-1]
     if n_keys < 2 * _RUN:

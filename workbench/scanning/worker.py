@@ -36,6 +36,7 @@ from workbench.hooks import HookedModel, open_model
 from workbench.hooks.loading import is_out_of_memory
 from workbench.jobs import Job
 from workbench.kernels import Far
+from workbench.mapping import MapOptions, flagged, map_probe, map_unit, unmapped
 from workbench.probes import Probe
 from workbench.scanning.progress import Event
 from workbench.scanning.units import Unit, Units
@@ -112,6 +113,7 @@ class ScanWorker:
     def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
         self._job, self._store = job, Store(job.out)
         self._dtype = dtype_of(job.dtype)
+        self._map_options = MapOptions(job.keep == "qk", job.dtype, job.far_window)
         self.units = Units(job, ready, detectors)
 
     def __call__(self, argument: CheckpointTask, *, tell: Tell, should_stop: ShouldStop) -> None:
@@ -139,7 +141,8 @@ class ScanWorker:
             marks = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
         origin = _origin(self._store.path.name, checkpoint, marks.weights, marks.config)
         missing = self._missing(origin, checkpoint.path, tell)
-        if not missing:
+        to_map = unmapped(self._store, origin, self.units.probes(checkpoint.path), self._map_options)
+        if not (missing or (self._job.maps and to_map)):
             self._store.forgive(checkpoint.name, None)
             return
         with clock.on("load"):
@@ -152,6 +155,9 @@ class ScanWorker:
             clock = _Clock()
             if should_stop():
                 break
+        else:
+            if self._job.maps:
+                self._map(origin, model, to_map, tell=tell, should_stop=should_stop)
         kept = weakref.ref(model.model)
         del model
         if kept() is not None:  # a knot of references: without this, two checkpoints would be in memory at a time
@@ -218,6 +224,22 @@ class ScanWorker:
                 rows: list[Row] = measured.rows[unit.name]
                 self._store.commit_scores(origin, unit.key, rows, **of_unit)
             self._store.forgive(origin.ckpt, unit.key)
+
+    def _map(
+        self, origin: Origin, model: HookedModel, probes: Sequence[Probe], *, tell: Tell, should_stop: ShouldStop
+    ) -> None:
+        """Keep the patterns that are missing, now that the scores say which heads stand out."""
+        fine = flagged(self._store, origin) if probes else []
+        for probe in probes:
+            if should_stop():
+                return
+            tell(Event(origin.ckpt, probe.name))
+            try:
+                map_probe(self._store, origin, model, probe, self._map_options, fine=fine)
+            except StoreNotWritable:
+                raise
+            except Exception as error:  # scores stand without patterns; the reason is stored
+                self._fail(origin.ckpt, [map_unit(origin, probe, self._map_options)], error, tell)
 
     def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception, tell: Tell) -> None:
         kind = "oom" if is_out_of_memory(error) else type(error).__name__

@@ -1,6 +1,8 @@
 """The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
 
 from workbench.store.folder import Failure, Store
+from workbench.store.map_parts import MapArrays, QueriesKeys
+from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
 from workbench.store.parts import Part, Problem
 from workbench.store.reader import Reader, plain_text
 from workbench.store.schema import METRICS, SCHEMA, SCORES, Label, Origin, Table, canonical_digest
@@ -11,13 +13,19 @@ __all__ = [
     "SCHEMA",
     "SCORES",
     "Failure",
+    "HeadMap",
     "Label",
+    "MapArrays",
+    "Maps",
     "Origin",
     "Part",
+    "PatternFile",
     "Problem",
+    "QueriesKeys",
     "Reader",
     "Store",
     "Table",
+    "Tile",
     "Timing",
     "Timings",
     "canonical_digest",

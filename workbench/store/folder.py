@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.store.disk import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
+from workbench.store.map_parts import MapArrays, check_maps, map_path, write_maps
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text
 from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, part_table
@@ -174,6 +175,26 @@ class Store:
         )
         return self._commit(metrics, label)
 
+    def has_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are there."""
+        return map_path(self.path, origin, unit).exists()
+
+    def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
+        """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+        """
+        return write_maps(
+            map_path(self.path, origin, unit),
+            arrays,
+            origin=origin,
+            unit=unit,
+            probe=probe,
+            probe_digest=probe_digest,
+            temporaries=self._temporaries,
+        )
+
     def fail(self, failure: Failure) -> Failure:
         """Record a failure; attempts add up over repeats. Returns what is stored."""
         path = self._failure_path(failure.ckpt, failure.unit)
@@ -251,7 +272,7 @@ class Store:
 
     def check(self) -> list[Problem]:
         """Read every file again and list what is not whole: rows, columns, page checksums, unit, place, schema."""
-        return check_parts(self.path)
+        return [*check_parts(self.path), *check_maps(self.path)]
 
     def log(self, **event: Any) -> None:
         """Append an event to this process's log, for people; nothing reads it back."""

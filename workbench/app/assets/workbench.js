@@ -4,10 +4,9 @@
 
   const MISSING = 65535;
   const LEVELS = 65534;
+  const DEFAULTS = { x: "tokens" }; // what the address leaves out
+  const STEP_PAGES = ["head"];
   const SVG = "http://www.w3.org/2000/svg";
-  const CURSORS = ["emergence", "figure-left", "figure-right", "strips", "history"];
-  const GRIDS = ["grid", "head-grid"];
-  const GRAPHS = ["emergence", "figure-left", "figure-right", "strips", "grid", "history", "place", "head-grid"];
 
   // the checkpoint that is shown: the slider's position and the scores that came with it
   let shown = { position: null, planes: null };
@@ -28,6 +27,14 @@
     const { position, planes } = shown;
     if (!planes || position === null || position >= planes.stops.length - 1) return null;
     const first = Object.values(planes.runs)[0];
+    const column = first ? first.columns[position] : -1;
+    return column < 0 ? null : first.steps[column];
+  }
+
+  // The step that is shown, the last one included, which the address leaves out so that it follows a scan.
+  function lastStep() {
+    const { position, planes } = shown;
+    const first = planes && Object.values(planes.runs)[0];
     const column = first ? first.columns[position] : -1;
     return column < 0 ? null : first.steps[column];
   }
@@ -105,11 +112,12 @@
     if (!planes || !planes.stops.length) return [[], "", same];
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
-    GRAPHS.forEach((id) => update(graph(id), id));
+    document.dispatchEvent(new Event("workbench:stepped"));
+    graphs().forEach((id) => update(graph(id), id));
     window.dash_clientside.set_props("at", { data: currentStep() });
     writeStep();
-    // what follows on the Head page asks the server: say nothing elsewhere
-    const names = view && view.page === "head" ? checkpointNames(position, planes) : same;
+    // what follows on these pages asks the server: say nothing elsewhere
+    const names = view && STEP_PAGES.includes(view.page) ? checkpointNames(position, planes) : same;
     return [cards(position, planes, dark), label(position, planes), names];
   }
 
@@ -125,7 +133,16 @@
   }
 
   function drawn() {
-    GRAPHS.forEach((id) => watch(id, 100));
+    graphs().forEach((id) => watch(id, 100));
+  }
+
+  // A page marks its figures: "cursor" shows the checkpoint as a line, "grid" its scores.
+  function graphs() {
+    return [...document.querySelectorAll("main .dash-graph")].map((holder) => holder.id);
+  }
+
+  function marked(id, name) {
+    return document.getElementById(id).classList.contains(name);
   }
 
   function graph(id) {
@@ -140,10 +157,13 @@
       return;
     }
     fit(plot);
+    const said = ((plot.layout && plot.layout.annotations) || []).some((one) => one.text);
+    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !said);
     if (!plot.isWatched) {
       plot.isWatched = true;
       plot.on("plotly_afterplot", () => update(plot, id));
-      plot.on("plotly_click", (event) => clicked(event.points[0]));
+      if (!marked(id, "mask")) plot.on("plotly_click", (event) => clicked(event.points[0]));
+      document.dispatchEvent(new CustomEvent("workbench:watched", { detail: { plot, id } }));
       new ResizeObserver(() => fit(plot)).observe(plot.parentElement);
     }
     update(plot, id);
@@ -160,10 +180,10 @@
     const { position, planes } = shown;
     if (!plot || !plot.layout || position === null || !planes || !plot.offsetParent) return;
     const key = `${planes.detector} ${planes.probe} ${position}`;
-    if (CURSORS.includes(id)) return drawCursors(plot, planes.stops[position].x);
+    if (marked(id, "cursor")) return drawCursors(plot, planes.stops[position].x);
     if (plot.broughtTo === key && plot.broughtData === plot.data) return;
     const meta = plot.layout.meta || {};
-    if (!GRIDS.includes(id) || meta.detector !== planes.detector || meta.probe !== planes.probe) return;
+    if (!marked(id, "grid") || meta.detector !== planes.detector || meta.probe !== planes.probe) return;
     plot.broughtTo = key;
     plot.broughtData = plot.data;
     fill(plot, position, planes);
@@ -288,9 +308,25 @@
     jump(run ? { page: "head", head, run } : { page: "head", head });
   }
 
+  // A select named as a parameter of the address was told another value.
+  function chose(values, view) {
+    if (!view) return;
+    const kept = Object.fromEntries(view.more || []);
+    const inputs = window.dash_clientside.callback_context.triggered;
+    const set = {};
+    for (const { prop_id: id, value } of inputs) {
+      const { name } = JSON.parse(id.slice(0, id.lastIndexOf(".")));
+      if (value !== null && value !== undefined && value !== (kept[name] || DEFAULTS[name] || "")) {
+        set[name] = value === DEFAULTS[name] ? "" : value;
+      }
+    }
+    if (Object.keys(set).length) jump({ set });
+  }
+
   function pressed(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (/^(input|textarea|select)$/i.test(event.target.tagName) && event.target.type !== "search") return;
+    if (document.querySelector("dialog[open]")) return;
     if (event.key === "[" || event.key === "]") step(event.key === "]" ? 1 : -1);
     else if (event.key === "d") toggleTheme();
     else if ("hjkl".includes(event.key) && event.key.length === 1) jump({ key: event.key });
@@ -313,11 +349,13 @@
     const link = event.target.closest("a[data-page]");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      jump({ page: link.dataset.page });
+      const { page, head, run } = link.dataset;
+      jump(head ? { page, head, run } : { page });
     }
   });
 
+  window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    workbench: { located, navigated, themed, stepped, drawn },
+    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, stepped, drawn, chose },
   });
 })();

@@ -1,0 +1,159 @@
+"""Compare, Plan, Jobs and exports through the wire, as the browser calls them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from tests.app.plans import made_plan
+from tests.app.test_callbacks import call
+from tests.synthetic_run import DEMO, write_run
+from workbench.app import build_app
+from workbench.app.compare import settle as settle_compare
+from workbench.app.exports import TABLES
+from workbench.app.jobs import resume_command, state_of
+from workbench.app.live import live_runs
+from workbench.app.overview import grouped
+from workbench.app.parts import Content
+from workbench.app.view import View, settled
+from workbench.run import open_run
+from workbench.store import Failure, Store
+
+FEW = {"steps": (0, 64, 256, 1024), "detectors": ("induction", "sink")}
+HERE = {"Host": "127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("full", "hybrid"):
+        write_run(folder / name, replace(DEMO[name], **FEW))
+    made_plan().save(folder / "plan-a.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(folder):
+    return build_app([folder])
+
+
+def view_on(page, folder, **more):
+    runs = live_runs([folder])
+    content = Content(runs)
+    view = settled(View(page=page).having(more), runs)
+    return (settle_compare(view, content) if page == "compare" else view).as_json()
+
+
+def test_other_models_are_compared_by_rank_and_checkpoints_of_one_by_name(app, folder):
+    offered = call(app, 'at_a","type":"choice"}.data', ["view.data"], view=view_on("compare", folder))
+    assert "not by name" in offered["compare-how"]["children"]
+    same = view_on("compare", folder, a="full", b="full")
+    assert dict(same["more"])["at_a"] != dict(same["more"])["at_b"]
+    offered = call(app, 'at_a","type":"choice"}.data', ["view.data"], view=same)
+    assert "one lineage" in offered["compare-how"]["children"]
+
+
+def test_a_matrix_of_each_model_or_one_across_a_lineage(app, folder):
+    two = call(app, "matrices.figure", ["view.data"], view=view_on("compare", folder))
+    assert len(two["matrices"]["figure"]["data"]) == 4
+    one = call(app, "matrices.figure", ["view.data"], view=view_on("compare", folder, a="full", b="full"))
+    assert len(one["matrices"]["figure"]["data"]) == 2
+
+
+def test_pairs_are_drawn_and_listed_with_the_largest_change_first(app, folder):
+    answer = call(app, "against.figure", ["view.data"], view=view_on("compare", folder, a="full", b="full"))
+    rows = answer["moved"]["children"]["props"]["children"][1]["props"]["children"]
+    changes = [abs(float(row["props"]["children"][4]["props"]["children"])) for row in rows]
+    assert changes == sorted(changes, reverse=True)
+    assert len(rows) == 12
+    assert answer["against"]["figure"]["data"][1]["customdata"]
+
+
+def test_classes_over_training_are_those_of_all_chosen_runs(app, folder):
+    answer = call(app, "classes.figure", ["view.data"], view=view_on("compare", folder))
+    assert {trace["name"] for trace in answer["classes"]["figure"]["data"]} == {"full", "hybrid"}
+    assert "lock-in" in answer
+
+
+def test_the_plan_page_shows_the_mask_of_the_address(app, folder):
+    view = {**view_on("plan", folder), "more": [["keep", "n5"], ["plan", "plan-a"]]}
+    answer = call(app, "mask.figure", ["view.data"], view=view)
+    assert len(answer["plan-kept"]["data"]["keep"]) == 5
+    assert answer["budget"] == {"max": 8, "value": 5}
+    assert len(answer["mask"]["figure"]["layout"]["shapes"]) == 5
+
+
+def test_without_a_plan_the_page_says_how_to_make_one(tmp_path):
+    write_run(tmp_path / "run", replace(DEMO["full"], **FEW))
+    answer = call(build_app([tmp_path / "run"]), "mask.figure", ["view.data"], view=view_on("plan", tmp_path / "run"))
+    assert "workbench plan MODEL" in answer["mask"]["figure"]["layout"]["annotations"][0]["text"]
+
+
+def test_jobs_tell_state_reasons_and_the_command_that_goes_on(tmp_path):
+    path = write_run(tmp_path / "run", replace(DEMO["full"], **FEW), upto=2)
+    Store.open(path).fail(Failure("step256", None, "bad_checkpoint", "model.safetensors: header is torn", "trace here"))
+    app = build_app([path])
+    answer = call(app, "scans.children", ["view.data"], view=view_on("jobs", path))
+    assert "header is torn" in str(answer["failed"]["children"])
+    assert "trace here" in str(answer["failed"]["children"])
+    assert "workbench scan" in str(answer["scans"]["children"])
+    again = call(
+        app, "scans.children", ["tick.n_intervals"], view=view_on("jobs", path), failed=answer["failed"]["title"]
+    )
+    assert "failed" not in again
+    run = live_runs([path])["run"]
+    written = run.last_written()
+    assert state_of(run, written + 1) == "writing"
+    assert state_of(run, written + 1000).startswith("quiet")
+
+
+def test_the_command_names_what_the_job_was_given(tmp_path):
+    job = {"checkpoints": "/data/my series", "detectors": ["sink"], "probes": ["repeats:n=64"], "rows": 128, "seed": 0}
+    Store.create(tmp_path / "run", job=job, versions={})
+    command = resume_command(live_runs([tmp_path / "run"])["run"])
+    assert command == (
+        f"workbench scan '/data/my series' --out {tmp_path / 'run'} --detector sink --probe repeats:n=64 --rows 128"
+    )
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"head"}))
+def test_every_table_is_exported(app, name, form):
+    address = f"/export/{name}.{form}?page=compare&detector=induction&a=full&b=hybrid"
+    answer = app.server.test_client().get(address, headers=HERE)
+    assert answer.status_code == 200, answer.data
+    read = pd.read_csv if form == "csv" else pd.read_parquet
+    assert name == "failures" or len(read(io.BytesIO(answer.data)))
+
+
+def test_exported_scores_are_those_of_the_store(app, folder):
+    client = app.server.test_client()
+    answer = client.get("/export/scores.parquet?page=overview&run=full&detector=sink&probe=text", headers=HERE)
+    table = pd.read_parquet(io.BytesIO(answer.data)).drop(columns="run")
+    stored = open_run(folder / "full").scores(detector="sink").drop(columns="run")
+    pd.testing.assert_frame_equal(table, stored, check_dtype=False)
+
+
+def test_a_head_is_exported_at_its_checkpoint(app, folder):
+    client = app.server.test_client()
+    answer = client.get("/export/head.csv?page=head&of=full&head=L0H1&step=64&detector=sink", headers=HERE)
+    table = pd.read_csv(io.BytesIO(answer.data)).set_index("detector")
+    (stored,) = open_run(folder / "full").scores(detector="sink", step=64, layer=0, head=1)["score"]
+    assert table["score"]["sink"] == pytest.approx(stored)
+
+
+@pytest.mark.parametrize("path", ["/export/typo.csv", "/export/scores.exe", "/export/..%2fserver.csv"])
+def test_nothing_else_is_exported(app, path):
+    assert app.server.test_client().get(path, headers=HERE).status_code == 404
+
+
+def test_metrics_of_hops_and_depths_are_one_group_in_order():
+    names = ["loss_nats on text", "recall_hops_10 on hops", "recall_hops_2 on hops", "recall on hops"]
+    assert [(group["group"], [item["value"] for item in group["items"]]) for group in grouped(names)] == [
+        ("loss nats", ["loss_nats on text"]),
+        ("recall by hops · hops", ["recall_hops_2 on hops", "recall_hops_10 on hops"]),
+        ("recall", ["recall on hops"]),
+    ]

@@ -1,0 +1,222 @@
+"""Patterns in the browser: what is drawn is what was kept, text stays text, and only known runs are asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.app.patterns import FAR, HTML, PLANTED, PLANTED_HEAD, N, add_patterns, patterns
+from tests.app.test_browser import arrive
+from tests.synthetic_run import DEMO, write_run
+from workbench.app import build_app
+from workbench.store import map_codes
+
+FEW = {"steps": (0, 64, 1024), "detectors": ("induction", "sink")}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return patterns()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, made):
+    folder = tmp_path_factory.mktemp("runs")
+    add_patterns(write_run(folder / "full", replace(DEMO["full"], **FEW)), made, last=2)
+    add_patterns(
+        write_run(folder / "linear", replace(DEMO["linear"], **FEW)),
+        patterns(signed_layer=0),
+        signed_layer=0,
+        pieces=False,
+    )
+    write_run(folder / "none", replace(DEMO["hybrid"], **FEW))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(run):
+    return build_app([run]).server.test_client()
+
+
+def got(client, what, **asked):
+    return client.get(f"/patterns/{what}", query_string=asked, headers={"Host": "localhost"})
+
+
+def test_a_tile_is_the_stored_pattern_as_fine_as_it_is_kept(client, made):
+    at = {"run": "full", "layer": 1, "head": 2}
+    answer = got(client, "tile", **at, q0=70, q1=90, k0=0, k1=20)
+    described = json.loads(answer.headers["X-Workbench"])
+    assert described["block"] == 1
+    assert (described["rows"], described["query"], described["key"]) == (20, 70, 0)
+    codes = np.frombuffer(answer.data, np.uint8).reshape(20, 20)
+    assert map_codes.decode(codes) == pytest.approx(made[6, 70:90, :20], rel=0.034, abs=1e-7)
+    coarse = json.loads(got(client, "tile", **{**at, "head": 1}, q0=0, q1=N, k0=0, k1=N).headers["X-Workbench"])
+    assert (coarse["block"], coarse["rows"]) == (2, N // 2)
+
+
+def test_an_atlas_has_all_heads_of_a_layer(client):
+    answer = got(client, "atlas", run="linear", layer=0)
+    described = json.loads(answer.headers["X-Workbench"])
+    assert described["heads"] == [0, 1, 2, 3]
+    assert described["signed"] == [True] * 4
+    assert len(answer.data) == 4 * (N // 2) ** 2
+
+
+def test_a_head_names_its_strongest_far_link_first(client):
+    found = got(client, "head", run="full", layer=PLANTED_HEAD[0], head=PLANTED_HEAD[1]).get_json()
+    link = found["links"][0]
+    assert (link["query"], link["key"]) == PLANTED
+    assert link["value"] == pytest.approx(0.95)
+    assert all(one["distance"] >= FAR for one in found["links"])
+    assert sum(one["mass"] for one in found["profile"]) + found["sink"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"run": "none", "layer": 0}, "--no-maps"),
+        ({"run": "../full", "layer": 0}, "there is no run"),
+        ({"run": "/etc/passwd", "layer": 0}, "there is no run"),
+        ({"layer": 0}, "there is no run"),
+        ({"job": "../../etc", "layer": 0}, "no longer kept"),
+        ({"run": "full", "layer": 99}, "no layer 99"),
+        ({"run": "full", "layer": "x"}, "does not say which pattern"),
+        ({"run": "full"}, "does not say which pattern"),
+        ({"run": "full", "ckpt": "step0", "layer": 0}, "maps of step1024"),
+    ],
+)
+def test_what_cannot_be_shown_is_told_with_its_reason(client, asked, told):
+    answer = got(client, "atlas", **asked)
+    assert answer.status_code == 200
+    assert told in answer.get_json()["error"]
+
+
+def test_patterns_are_for_this_machine_and_its_own_pages_alone(client):
+    for headers, status in (
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
+    ):
+        assert client.get("/patterns/atlas?run=full&layer=0", headers=headers).status_code == status
+        assert client.post("/probing/start", headers=headers, json={}).status_code == status
+
+
+@pytest.fixture(scope="module")
+def address(served, run):
+    with served([run]) as address:
+        yield address
+
+
+def opened(tab, address, head="L1H2", of="full"):
+    arrive(tab, f"{address}/head?of={of}&head={head}&detector=induction", "head")
+    tab.wait_for_selector("#head-patterns canvas.map")
+
+
+def placed(tab):
+    """Where the pattern's canvas is, once it is in sight."""
+    canvas = tab.locator("#head-patterns canvas.map")
+    canvas.evaluate("canvas => canvas.scrollIntoView({ block: 'end' })")
+    return canvas.bounding_box()
+
+
+def pixels(tab, *cells):
+    """The colours of cells (query, key) of the pattern's canvas."""
+    return tab.evaluate(
+        """([cells, n]) => {
+            const canvas = document.querySelector('#head-patterns canvas.map');
+            const { width, height } = canvas;
+            const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+            return cells.map(([query, key]) => {
+                const [x, y] = [Math.floor((key + 0.5) / n * width), Math.floor((query + 0.5) / n * height)];
+                return [...data.slice(4 * (y * width + x), 4 * (y * width + x) + 3)];
+            });
+        }""",
+        [cells, N],
+    )
+
+
+@pytest.mark.browser
+def test_the_pattern_is_drawn_where_attention_is_high_and_the_link_is_ringed_and_named(tab, address):
+    opened(tab, address)
+    background, link, beside = pixels(tab, (5, 90), PLANTED, (81, 40))
+    assert sum(abs(a - b) for a, b in zip(link, background, strict=True)) > 200
+    assert sum(abs(a - b) for a, b in zip(beside, background, strict=True)) < 10
+    first = tab.locator("#head-patterns table.links tbody tr").first.inner_text().split()
+    assert first == ["0.95", "w81", "@81", "w7", "@7", "74"]
+    assert tab.locator("#head-patterns .ring").count() >= 1
+    assert "√ scale" in tab.locator("#head-patterns h3", has_text="Pattern").inner_text()
+    assert tab.said == []
+
+
+@pytest.mark.browser
+def test_tokens_are_text_and_pointing_works_both_ways(tab, address):
+    opened(tab, address)
+    tokens = tab.locator("#head-patterns .tokens span")
+    assert tokens.count() == N
+    assert tokens.nth(3).inner_text() == HTML
+    assert tab.locator("#head-patterns script").count() == 0
+    assert tab.title() == "L1H2 · attention workbench"
+    tokens.nth(PLANTED[0]).hover()
+    colour = "i => document.querySelectorAll('#head-patterns .tokens span')[i].style.background"
+    assert "245, 158, 11" in tab.evaluate(colour, PLANTED[1])
+    assert tab.evaluate(colour, 40) == ""
+    box = placed(tab)
+    at = [(i + 0.5) / N for i in (PLANTED[1], PLANTED[0])]
+    tab.mouse.move(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
+    said = tab.locator("#head-patterns .said").inner_text()
+    assert "query  w81 @81 → key  w7 @7" in said.replace("\u00a0", " ") or "w81 @81 → key" in said
+    assert tab.locator("#head-patterns .tokens span.pointed").inner_text().strip() == "w7"
+    tab.get_by_role("button", name="to", exact=True).click()
+    tokens.nth(PLANTED[1]).hover()
+    assert "245, 158, 11" in tab.evaluate(colour, PLANTED[0])
+    assert tab.said == []
+
+
+@pytest.mark.browser
+def test_a_click_on_the_atlas_opens_the_head_and_a_drag_zooms(tab, address):
+    opened(tab, address)
+    size = tab.evaluate("document.querySelector('#head-patterns canvas.atlas').clientWidth") / 4
+    tab.locator("#head-patterns canvas.atlas").click(position={"x": 3.5 * size, "y": 30})
+    tab.wait_for_function("document.querySelector('#head-title').textContent === 'L1H3'")
+    tab.wait_for_function(
+        "document.querySelector('#head-patterns canvas.map')?.getAttribute('aria-label').endsWith('L1H3')"
+    )
+    tab.keyboard.press("h")
+    tab.wait_for_function(
+        "document.querySelector('#head-patterns canvas.map')?.getAttribute('aria-label').endsWith('L1H2')"
+    )
+    box = placed(tab)
+    tab.mouse.move(box["x"] + 5, box["y"] + 0.75 * box["height"])
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.9 * box["height"], steps=4)
+    tab.mouse.up()
+    tab.wait_for_function("!document.querySelector('#head-patterns .plot + .choices button').disabled")
+    assert "single tokens" in tab.locator("#head-patterns h3", has_text="Pattern").inner_text()
+    tab.get_by_role("button", name="whole pattern").click()
+    tab.wait_for_function("document.querySelector('#head-patterns .plot + .choices button').disabled")
+    assert tab.said == []
+
+
+@pytest.mark.browser
+def test_signed_layers_diverge_and_a_run_without_maps_says_how_to_make_them(tab, address):
+    opened(tab, address, "L0H1", of="linear")
+    assert "signed" in tab.locator("#head-patterns h3", has_text="Pattern").inner_text()
+    shades = tab.evaluate(
+        """() => {
+            const canvas = document.querySelector('#head-patterns canvas.map');
+            const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+            let [blue, red] = [0, 0];
+            for (let i = 0; i < data.length; i += 4) {
+                if (data[i + 2] > data[i] + 60) blue += 1;
+                if (data[i] > data[i + 2] + 60) red += 1;
+            }
+            return [blue, red];
+        }"""
+    )
+    assert min(shades) > 50
+    arrive(tab, f"{address}/head?of=none&detector=induction", "head")
+    tab.wait_for_selector("#head-patterns .empty")
+    assert "--no-maps" in tab.inner_text("#head-patterns .empty")
+    assert tab.said == []

@@ -1,0 +1,155 @@
+"""Models run on demand: in another process, from known checkpoints alone, with progress, reasons and nothing left."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.families import random_tokens, tiny
+from workbench.app.probing import KEPT, Probings, checkpoint_folder
+from workbench.heads import WorkbenchError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "step1"
+    tiny("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def probings():
+    made = Probings()
+    yield made
+    made.close()
+
+
+def ended(probings, name):
+    for _ in range(600):
+        status = probings.status(name)
+        if status["state"] != "running":
+            return status
+        time.sleep(0.1)
+    raise AssertionError("the model run did not end in a minute")
+
+
+def folder_of(probings, name):
+    return probings._each[name].folder
+
+
+def test_a_checkpoint_without_a_tokenizer_is_run_on_ids_and_its_patterns_are_the_models_own(probings, checkpoint):
+    from workbench.hooks import open_model
+
+    tokens = random_tokens(1, 20)[0]
+    name = probings.start(checkpoint, text=" ".join(map(str, tokens.tolist())))
+    assert ended(probings, name) == {"state": "done", "said": "done", "reason": ""}
+    found = probings.result(name)
+    assert found.ids.tolist() == tokens.tolist()
+    expected = open_model(checkpoint).pattern(tokens, 1, 2).numpy()
+    assert found.map(1, 2).values == pytest.approx(expected, rel=0.034, abs=1e-6)
+    folder = folder_of(probings, name)
+    probings.close()
+    assert not folder.exists()
+    with pytest.raises(WorkbenchError, match="no longer kept"):
+        probings.result(name)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_gives_its_reason(probings, checkpoint):
+    name = probings.start(checkpoint, text="no numbers at all")
+    status = ended(probings, name)
+    assert status["state"] == "failed"
+    assert "no tokenizer files" in status["reason"]
+    with pytest.raises(WorkbenchError, match="no result"):
+        probings.result(name)
+
+
+def test_a_cancelled_run_ends_at_once_and_another_takes_its_place(probings, checkpoint):
+    first = probings.start(checkpoint, text="1 2 3")
+    second = probings.start(checkpoint, text="4 5 6")
+    assert probings.status(first)["state"] == "cancelled"
+    probings.cancel(second)
+    assert probings.status(second)["state"] == "cancelled"
+    assert probings._each[second].process.poll() is not None
+
+
+def test_only_a_few_results_are_kept(probings, checkpoint):
+    names = [probings.start(checkpoint, text="1 2") for _ in range(KEPT + 1)]
+    with pytest.raises(WorkbenchError, match="no longer kept"):
+        probings.status(names[0])
+    assert len(probings._each) == KEPT
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"text": "  "}, "no text"), ({"text": "a" * 100_001}, "100,001 characters"), ({"probe": ""}, "no text")],
+)
+def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpoint, given, told):
+    with pytest.raises(WorkbenchError, match=told):
+        probings.start(checkpoint, **given)
+    with pytest.raises(WorkbenchError, match="no longer there"):
+        probings.start(checkpoint / "gone", text="1 2")
+    assert not probings._each
+
+
+def test_only_checkpoints_of_the_series_have_a_folder():
+    series = [{"ckpt": "step1", "path": "/runs/step1"}, {"ckpt": "step2"}]
+    assert checkpoint_folder(series, "step1") == Path("/runs/step1")
+    for name in ("step2", "/etc", "../step1"):
+        with pytest.raises(WorkbenchError, match="choose one of the list"):
+            checkpoint_folder(series, name)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_probe_page_runs_the_demo_on_a_text_and_shows_what_came_of_it(tab, served, demo_runs):
+    with served(demo_runs[:1]) as address:
+        tab.goto(f"{address}/probe")
+        tab.wait_for_function("document.querySelector('#probe-checkpoint')?.value.includes('checkpoint-')")
+        tab.fill("#probe-text", "not a word it knows")
+        tab.click("#probe-start")
+        tab.wait_for_selector("#probe-said.failed", timeout=60_000)
+        assert "cannot read this text" in tab.inner_text("#probe-said")
+        tab.fill("#probe-text", " ".join(f"w{i:02}" for i in [*range(5, 25), *range(5, 25)]))
+        tab.click("#probe-start")
+        tab.wait_for_selector("#probe-patterns canvas.map", timeout=60_000)
+        assert tab.locator("#probe-patterns .tokens span").count() >= 40
+        tab.get_by_role("button", name="L1 full").click()
+        tab.wait_for_function(
+            "document.querySelector('#probe-patterns canvas.map').getAttribute('aria-label').includes('L1H')"
+        )
+        assert tab.said == []
+        tab.goto("about:blank")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_head_page_of_the_demo_names_the_longest_link_of_its_copying_head(tab, served, demo_runs):
+    from workbench.hooks import open_model
+    from workbench.run import open_run
+
+    run = open_run(demo_runs[0])
+    best = run.top("induction", 1, probe="repeats").iloc[0]
+    layer, head = int(best.layer), int(best["head"])
+    file = run.maps.find(probe="repeats")
+    paths = run.checkpoints().set_index("ckpt")["path"]
+    model = open_model(Path(paths[file.label.origin.ckpt]))
+    import torch
+
+    tokens = torch.from_numpy(file.ids.astype("int64"))
+    pattern = model.pattern(tokens, layer, head)
+    back = torch.arange(len(tokens))[:, None] - torch.arange(len(tokens))
+    far = pattern * (back >= file.label.far)
+    far[:, 0] = 0
+    query, key = divmod(int(far.argmax()), len(tokens))
+    with served(demo_runs[:1]) as address:
+        tab.goto(f"{address}/head?of=full&head=L{layer}H{head}&detector=induction&probe=repeats")
+        tab.wait_for_selector("#head-patterns table.links tbody tr")
+        cells = tab.locator("#head-patterns table.links tbody tr").first.locator("td").all_inner_texts()
+        assert cells[0] == f"{float(far.max()):.2f}"
+        assert cells[1].endswith(f"@{query}")
+        assert cells[2].endswith(f"@{key}")
+        assert tab.said == []
+        tab.goto("about:blank")

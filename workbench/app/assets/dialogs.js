@@ -1,0 +1,168 @@
+// What opens over a page: jump to a head, the keys, and what can be taken away.
+(function () {
+  "use strict";
+
+  const KEYS = [
+    ["[ ]", "previous, next checkpoint"],
+    ["h l", "head to the left, to the right"],
+    ["j k", "next, previous layer"],
+    ["/", "jump to a head, as L13H2"],
+    ["e", "export: figures, tables, a permalink"],
+    ["d", "dark or light"],
+    ["?", "these keys"],
+  ];
+  // The detectors and versions that the address was made with, if it is a permalink.
+  const linked = new URLSearchParams(window.location.search).get("v");
+  let told = false;
+
+  function node(tag, properties, children) {
+    const made = Object.assign(document.createElement(tag), properties || {});
+    made.append(...(children || []));
+    return made;
+  }
+
+  function open(title, children) {
+    document.querySelectorAll("dialog.wb-dialog").forEach((old) => old.remove());
+    const dialog = node("dialog", { className: "wb-dialog" }, [node("h2", { textContent: title }), ...children]);
+    dialog.setAttribute("aria-label", title);
+    dialog.addEventListener("close", () => dialog.remove());
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    document.body.append(dialog);
+    dialog.showModal();
+    return dialog;
+  }
+
+  function help() {
+    const rows = KEYS.map(([keys, what]) =>
+      node("tr", {}, [
+        node("td", {}, keys.split(" ").map((key) => node("kbd", { textContent: key }))),
+        node("td", { textContent: what }),
+      ]),
+    );
+    open("Keys", [node("table", {}, rows)]);
+  }
+
+  function jumpTo() {
+    const input = node("input", { placeholder: "L13H2", autocomplete: "off", spellcheck: false });
+    input.setAttribute("aria-label", "head");
+    const said = node("p", { className: "muted", textContent: "layer and head, both from 0" });
+    const form = node("form", {}, [input, said]);
+    const dialog = open("Jump to a head", [form]);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const found = /^\s*L?(\d+)\s*[H.,\s]\s*(\d+)\s*$/i.exec(input.value);
+      if (!found) {
+        said.textContent = `“${input.value}” is no head; write it as L13H2`;
+        return;
+      }
+      dialog.close();
+      window.workbench.jump({ page: "head", head: `L${Number(found[1])}H${Number(found[2])}` });
+    });
+    input.focus();
+  }
+
+  /* export */
+
+  function permalink() {
+    const address = new URL(window.location.href);
+    const planes = window.workbench.planes();
+    const step = window.workbench.lastStep();
+    if (step !== null) address.searchParams.set("step", step);
+    if (planes && planes.version) address.searchParams.set("v", planes.version);
+    return address.href;
+  }
+
+  function exported(name, form) {
+    const page = window.location.pathname.slice(window.workbench.prefix().length);
+    const query = new URLSearchParams(window.location.search);
+    query.set("page", page);
+    return `${window.workbench.prefix()}export/${name}.${form}?${query}`;
+  }
+
+  function picture(plot, name, format) {
+    const { width, height } = plot._fullLayout;
+    const ground = getComputedStyle(plot.closest(".card")).backgroundColor;
+    const figure = { data: plot.data, layout: { ...plot.layout, paper_bgcolor: ground, width, height } };
+    window.Plotly.downloadImage(figure, { format, filename: name, width, height, scale: format === "png" ? 2 : 1 });
+  }
+
+  function ways(card) {
+    const plot = [...card.querySelectorAll(".dash-graph")].map((holder) => window.workbench.graph(holder.id))[0];
+    const title = (card.querySelector("h3")?.firstChild?.textContent || "figure").trim();
+    const name = `workbench-${(card.querySelector(".dash-graph")?.id || card.dataset.table || "figure").replace(/\W+/g, "-")}`;
+    const links = [];
+    if (plot && plot.data && plot.data.length) {
+      for (const format of ["png", "svg"]) {
+        const button = node("button", { className: "text", textContent: format.toUpperCase() });
+        button.dataset.format = format;
+        button.addEventListener("click", () => picture(plot, name, format));
+        links.push(button);
+      }
+    }
+    if (card.dataset.table) {
+      for (const form of ["csv", "parquet"]) {
+        const label = form === "csv" ? "CSV" : "Parquet";
+        links.push(node("a", { className: "text", href: exported(card.dataset.table, form), download: "", textContent: label }));
+      }
+    }
+    return { title: title || card.dataset.table, links };
+  }
+
+  function take(cards) {
+    const found = cards.map(ways).filter(({ links }) => links.length);
+    const rows = found.map(({ title, links }) =>
+      node("tr", {}, [node("td", { textContent: title }), node("td", {}, [node("div", { className: "links" }, links)])]),
+    );
+    const link = node("input", { readOnly: true, value: permalink(), id: "permalink" });
+    link.setAttribute("aria-label", "permalink");
+    link.addEventListener("focus", () => link.select());
+    const about = node("p", { className: "muted", textContent: "Permalink, with the checkpoint and the detector's version:" });
+    const more = document.getElementById("root").classList.contains("on-plan")
+      ? [node("p", {}, [node("a", { href: exported("plan", "json"), download: "plan.json", textContent: "plan.json: this mask, for Plan.load" })])]
+      : [];
+    open("Export", [node("table", {}, rows), ...more, about, link]);
+  }
+
+  function takeAll() {
+    take([...document.querySelectorAll(".page .card")].filter((card) => card.offsetParent));
+  }
+
+  /* a permalink that was made with another version of its detector */
+
+  function checkVersion() {
+    const planes = window.workbench.planes();
+    if (told || !linked || !planes || !planes.version || planes.detector !== linked.split("@")[0]) return;
+    told = true;
+    if (linked === planes.version) return;
+    notice(`This link was made with ${linked}; these runs were scored with ${planes.version}. Numbers may differ.`);
+  }
+
+  function notice(text) {
+    const close = node("button", { className: "text", textContent: "close" });
+    const bar = node("div", { className: "wb-notice" }, [node("span", { textContent: `${text} ` }), close]);
+    bar.setAttribute("role", "status");
+    close.addEventListener("click", () => bar.remove());
+    document.body.append(bar);
+  }
+
+  document.addEventListener("workbench:stepped", checkVersion);
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    if (/^(input|textarea|select)$/i.test(event.target.tagName)) return;
+    const action = { "/": jumpTo, "?": help, e: takeAll }[event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+  document.addEventListener("click", (event) => {
+    const one = event.target.closest(".icon.export");
+    if (one) take([one.closest(".card")]);
+    if (event.target.closest("#help")) help();
+    if (event.target.closest("#export")) takeAll();
+    const copy = event.target.closest("[data-copy]");
+    if (copy) {
+      navigator.clipboard?.writeText(copy.dataset.copy);
+      copy.textContent = "copied";
+    }
+  });
+})();

@@ -1,0 +1,66 @@
+// Codes of attention into values and colours: see workbench/store/map_codes.py for the scale.
+(function () {
+  "use strict";
+
+  const above = (octaves, steps) => Float32Array.from({ length: steps + 1 }, (_, i) => 2 ** ((i * octaves) / steps - octaves));
+  const UNSIGNED = Float32Array.from([0, ...above(24, 254)]);
+  const half = [0, ...above(16, 126)];
+  const SIGNED = Float32Array.from([...half, ...half.map((x) => -x)]);
+
+  // The value of a code: a probability, or a signed weight of a linear layer.
+  function valueOf(tile, code) {
+    return tile.signed ? SIGNED[code] * tile.scale : UNSIGNED[code];
+  }
+
+  function channels(colour) {
+    return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  }
+
+  // 256 colours of a kind of tile: the square root of the size, signed ones on both sides of zero.
+  const palettes = new Map();
+  function palette(stops, signed) {
+    const key = `${signed} ${JSON.stringify(stops)}`;
+    if (!palettes.has(key)) {
+      const table = signed ? SIGNED : UNSIGNED;
+      const colours = stops.map(([at, colour]) => [at, channels(colour)]);
+      palettes.set(key, Uint32Array.from(table, (value) => between(colours, (1 + Math.sign(value) * Math.sqrt(Math.abs(value))) / 2)));
+    }
+    return palettes.get(key);
+  }
+
+  function between(colours, at) {
+    const next = Math.max(1, colours.findIndex(([stop]) => stop >= at));
+    const [[low, from], [high, to]] = [colours[next - 1], colours[next]];
+    const share = high === low ? 0 : (at - low) / (high - low);
+    const [red, green, blue] = from.map((channel, i) => Math.round(channel + share * (to[i] - channel)));
+    return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // as little-endian memory holds a pixel
+  }
+
+  // A canvas with one pixel per cell.
+  function picture(codes, rows, columns, tile, stops) {
+    const canvas = document.createElement("canvas");
+    canvas.width = columns;
+    canvas.height = rows;
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(columns, rows);
+    const colours = palette(stops, tile.signed);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < codes.length; i++) pixels[i] = colours[codes[i]];
+    context.putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  // Bytes and what they are; the reason where there are none.
+  async function fetched(route, asked, signal) {
+    const answer = await fetch(`${window.workbench.prefix()}${route}?${new URLSearchParams(asked)}`, { signal });
+    const described = answer.headers.get("X-Workbench");
+    if (described === null) {
+      const told = await answer.json();
+      if (told.error) throw new Error(told.error);
+      return told;
+    }
+    return { ...JSON.parse(described), codes: new Uint8Array(await answer.arrayBuffer()) };
+  }
+
+  window.workbenchPixels = { valueOf, picture, fetched };
+})();

@@ -1,0 +1,74 @@
+"""Who is answered: known host names and origins only, and with a token those who show it."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import flask
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_COOKIE = "workbench_token"
+_YEAR_S = 31_536_000
+
+
+class Guard:
+    """Refuses what a page elsewhere could send through the reader's browser (DNS rebinding, foreign origins).
+
+    With a token, every request must also show it, once in the address (`?token=...`), then in a cookie that scripts
+    cannot read.
+    """
+
+    def __init__(self, hosts: Iterable[str], token: str, prefix: str) -> None:
+        self.hosts = frozenset(host.lower() for host in hosts)
+        self._token = token
+        self._prefix = prefix
+
+    def protect(self, server: Any) -> None:
+        """Check every request of a flask server before it is answered."""
+        server.before_request(self._refuse_strangers)
+        server.after_request(_add_headers)
+
+    def _refuse_strangers(self) -> flask.Response | None:
+        if _name(f"//{flask.request.host}") not in self.hosts:
+            flask.abort(421)
+        origin = flask.request.headers.get("Origin")
+        if origin is not None and _name(origin) not in self.hosts:
+            flask.abort(403)
+        return self._ask_for_token() if self._token else None
+
+    def _ask_for_token(self) -> flask.Response | None:
+        shown = flask.request.args.get("token")
+        if shown is not None and self._is_token(shown):
+            return self._let_in()
+        if self._is_token(flask.request.cookies.get(_COOKIE, "")):
+            return None
+        told = "This app asks for a token: open the address with ?token=... that `workbench app` printed.\n"
+        return flask.Response(told, status=401, mimetype="text/plain")
+
+    def _is_token(self, shown: str) -> bool:
+        return hmac.compare_digest(shown.encode(), self._token.encode())
+
+    def _let_in(self) -> flask.Response:
+        """Keep the token in a cookie, and take it out of the address, where it would be seen and shared."""
+        rest = [(name, value) for name, value in flask.request.args.items(multi=True) if name != "token"]
+        address = self._prefix + flask.request.path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
+        answer = flask.Response(status=302, headers={"Location": address})
+        answer.set_cookie(_COOKIE, self._token, max_age=_YEAR_S, httponly=True, samesite="Strict", path=self._prefix)
+        return answer
+
+
+def _add_headers(response: flask.Response) -> flask.Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Content-Security-Policy"] = "frame-ancestors 'self' http://127.0.0.1:* http://localhost:*"
+    return response
+
+
+def _name(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

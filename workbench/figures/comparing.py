@@ -1,0 +1,123 @@
+"""Checkpoints and runs against each other: agreement of every pair of checkpoints, and scores against scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.figures.style import COLOURS, LETTERS, PALETTES, Scale, Theme, colour_axis, styled
+from workbench.figures.trajectories import records, score_scale
+from workbench.heads import WorkbenchError
+
+_SHAPES = {"full": "circle", "sliding": "square", "chunked": "diamond", "linear": "triangle-up", "none": "x"}
+
+
+def rank_agreement(
+    tables: Mapping[str, pd.DataFrame], *, labels: Mapping[str, str] | None = None, theme: Theme = "light"
+) -> go.Figure:
+    """How alike head scores rank at every two checkpoints, over all heads and within layers: two panels per table.
+
+    Args:
+        tables: title -> rows of `emergence.rank_agreement()`; the first column of a table is down, the second across.
+        labels: checkpoint name -> what to call it on the axes.
+
+    Raises:
+        WorkbenchError: if there is no table.
+    """
+    if not tables:
+        raise WorkbenchError("there is no agreement to draw; pass a table of `emergence.rank_agreement`")
+    panels = [(title, column, of) for title in tables for column, of in _COLUMNS.items()]
+    titles = [f"{title} · {of}" if title else of for title, _, of in panels]
+    figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.22 / len(panels))
+    for i, (title, column, _) in enumerate(panels, start=1):
+        wide = tables[title].pivot(index="ckpt", columns="reference", values=column)
+        rows = list(dict.fromkeys(tables[title]["ckpt"]))
+        columns = list(dict.fromkeys(tables[title]["reference"]))
+        figure.add_heatmap(
+            z=wide.loc[rows, columns].to_numpy(np.float32),
+            x=columns,
+            y=rows,
+            coloraxis="coloraxis",
+            hovertemplate="%{y} against %{x}<br>Spearman %{z:.3f}<extra></extra>",
+            row=1,
+            col=i,
+        )
+        figure.update_xaxes(**_ticks(columns, labels, 5), row=1, col=i)
+        figure.update_yaxes(**_ticks(rows, labels, 8), range=[len(rows) - 0.5, -0.5], row=1, col=i)
+    styled(figure, theme, height=360)
+    figure.update_layout(coloraxis=colour_axis(Scale(-1, 1, ""), theme), plot_bgcolor=PALETTES[theme].missing)
+    figure.update_layout(margin={"l": 76})
+    figure.update_xaxes(type="category", showgrid=False, ticks="", tickangle=0)
+    figure.update_yaxes(type="category", showgrid=False, ticks="")
+    for annotation in figure.layout.annotations:
+        annotation.font = {"size": 12}
+    return figure
+
+
+def scores_against(pairs: pd.DataFrame, *, detector: str, names: tuple[str, str], theme: Theme = "light") -> go.Figure:
+    """Each head's score at one checkpoint against that of its partner at another; on the diagonal nothing moved.
+
+    Args:
+        pairs: rows of `emergence.paired()`.
+        names: what the two axes are.
+
+    Raises:
+        WorkbenchError: if there are no pairs.
+    """
+    if pairs.empty:
+        raise WorkbenchError("there are no pairs of scores to draw")
+    scale = score_scale(detector, [pairs[name].to_numpy(np.float64) for name in ("score", "score_other")])
+    room = 0.03 * (scale.high - scale.low)
+    ends = [scale.low - room, scale.high + room]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        line={"color": PALETTES[theme].muted, "width": 1, "dash": "dot"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    for i, (kind, group) in enumerate(pairs.groupby("kind", sort=True, observed=True)):
+        rows = records(group, *group.columns)
+        figure.add_scatter(
+            x=group["score"],
+            y=group["score_other"],
+            mode="markers",
+            name=f"{LETTERS.get(str(kind), '')} {kind}".strip(),
+            marker={
+                "size": 8,
+                "opacity": 0.75,
+                "symbol": _SHAPES.get(str(kind), "circle"),
+                "color": COLOURS[theme][i % len(COLOURS[theme])],
+                "line": {"width": [2 if row["apart"] else 0 for row in rows], "color": PALETTES[theme].text},
+            },
+            text=[_said(row, scale.unit) for row in rows],
+            customdata=[row["name"] for row in rows],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    styled(figure, theme, height=380)
+    figure.update_xaxes(title_text=names[0], range=ends)
+    figure.update_yaxes(title_text=names[1], range=ends)
+    return figure
+
+
+_COLUMNS = {"rho": "all heads", "rho_within": "within layers"}
+
+
+def _ticks(names: Sequence[str], labels: Mapping[str, str] | None, most: int) -> dict[str, Any]:
+    """Some of the checkpoints, the last among them, by their labels."""
+    shown = list(names)[:: -max(1, -(-len(names) // most))][::-1]
+    return {"tickvals": shown, "ticktext": [name if labels is None else labels.get(name, name) for name in shown]}
+
+
+def _said(row: dict[str, Any], unit: str) -> str:
+    pair = row["name"] if row["name"] == row["name_other"] else f"{row['name']} and {row['name_other']}"
+    apart = "the 95 % intervals do not overlap" if row["apart"] else "the 95 % intervals overlap, or are not known"
+    values = f"{row['score']:.4f} and {row['score_other']:.4f} {unit}".strip()
+    return f"<b>{pair}</b> · {row['kind']}<br>{values}<br>change {row['change']:+.4f}<br>{apart}"

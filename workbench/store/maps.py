@@ -1,0 +1,353 @@
+"""Patterns as they are read back: a head's block maxima, its strongest links, any crop that queries and keys give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, UInt8
+from safetensors import safe_open
+
+from workbench.heads import Head, WorkbenchError
+from workbench.store.map_codes import decode, decode_signed, encode
+from workbench.store.map_parts import MapLabel, map_files, read_map_label
+
+Step = int | Literal["last"]
+# Wider crops take a processor more than a tenth of a second.
+WIDEST_CROP = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMap:
+    """A head's pattern in blocks: the entry of largest size in each, rows are queries.
+
+    `edges`: the first token of each block, and the number of tokens at the end. `is_signed`: implied attention of a
+    linear layer, not normalised; else probabilities.
+    """
+
+    values: Float[np.ndarray, "n n"]
+    edges: Int[np.ndarray, " n_edges"]
+    is_signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A part of a pattern as codes: rows from token `query`, columns from token `key`, `block` tokens a side.
+
+    `scale`: of signed codes the size they are relative to; see `workbench.store.map_codes`.
+    """
+
+    codes: UInt8[np.ndarray, "q k"]
+    query: int
+    key: int
+    block: int
+    is_signed: bool
+    scale: float
+
+
+class PatternFile:
+    """The patterns of every head at one checkpoint, on one sequence of one probe."""
+
+    def __init__(self, path: Path, label: MapLabel | None = None) -> None:
+        self.path = path
+        self.label = read_map_label(path) if label is None else label
+
+    def __repr__(self) -> str:
+        return f"PatternFile({self.label.origin.ckpt}, {self.label.probe}, {self.label.n_tokens} tokens)"
+
+    @cached_property
+    def ids(self) -> Int[np.ndarray, " t"]:
+        """The token ids of the sequence."""
+        return self._read("ids")
+
+    @cached_property
+    def pieces(self) -> tuple[str, ...] | None:
+        """The text of each token; None where the checkpoint has no tokenizer."""
+        if "pieces" not in self._names:
+            return None
+        return tuple(json.loads(self._read("pieces").tobytes().decode()))
+
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads in the order they are stored in; those of a layer with two mixers come twice."""
+        pairs = zip(self._read("layer").tolist(), self._read("head").tolist(), strict=True)
+        return tuple(Head(layer, head) for layer, head in pairs)
+
+    @cached_property
+    def finer(self) -> tuple[Head, ...]:
+        """The heads that are kept in finer blocks too."""
+        numbers = sorted({int(name.split(".")[2]) for name in self._names if name.startswith("fine.")})
+        return tuple(self.heads[h] for h in numbers)
+
+    @cached_property
+    def exact(self) -> tuple[Head, ...]:
+        """The heads that are kept with their queries and keys."""
+        return tuple(self.heads[h] for h in sorted(map(int, self.label.qk)))
+
+    def map(self, layer: int, head: int, *, block: int | None = None) -> HeadMap:
+        """A head's pattern in blocks of `block` tokens, the coarsest where not given.
+
+        Raises:
+            WorkbenchError: if there is no such head, or no such blocks of it.
+        """
+        h = self._number(layer, head)
+        block = self.label.block if block is None else block
+        codes = self._codes(h, block)
+        return HeadMap(self._decoded(h, codes), self.edges(block), bool(self._signed[h]))
+
+    def edges(self, block: int) -> Int[np.ndarray, " n_edges"]:
+        """Where blocks begin, and the number of tokens."""
+        return np.append(np.arange(0, self.label.n_tokens, block), self.label.n_tokens)
+
+    def blocks(self, layer: int, head: int) -> tuple[int, ...]:
+        """The block sizes a head is kept in, coarse to fine."""
+        h = self._number(layer, head)
+        return (self.label.block, *(b for b in self.label.fine_blocks[::-1] if f"fine.{b}.{h}" in self._names))
+
+    def atlas(self, layer: int) -> list[Tile]:
+        """The coarsest blocks of all heads of a layer, in order.
+
+        Raises:
+            WorkbenchError: if there is no such layer.
+        """
+        numbers = [h for h, one in enumerate(self.heads) if one.layer == layer]
+        if not numbers:
+            raise WorkbenchError(
+                f"there is no layer {layer} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
+            )
+        with safe_open(self.path, framework="numpy") as file:
+            codes = file.get_slice("peak")[numbers[0] : numbers[-1] + 1]
+        block = self.label.block
+        return [Tile(codes[h - numbers[0]], 0, 0, block, bool(self._signed[h]), float(self._scale[h])) for h in numbers]
+
+    def tile(self, layer: int, head: int, queries: slice, keys: slice, *, cells: int = 512) -> Tile:
+        """A part of a pattern, as fine as is kept and at most `cells` cells a side, where the blocks allow that.
+
+        Raises:
+            WorkbenchError: if there is no such head.
+        """
+        h, n = self._number(layer, head), self.label.n_tokens
+        (q0, q1), (k0, k1) = (_span(x, n) for x in (queries, keys))
+        width = max(q1 - q0, k1 - k0)
+        if width <= min(cells, WIDEST_CROP) and str(h) in self.label.qk:
+            return Tile(encode(self._crop(h, slice(q0, q1), slice(k0, k1))), q0, k0, 1, is_signed=False, scale=1.0)
+        block = next((b for b in self.blocks(layer, head)[::-1] if width <= b * cells), self.label.block)
+        rows, columns = (slice(lo // block, -(-hi // block)) for lo, hi in ((q0, q1), (k0, k1)))
+        return Tile(
+            codes=self._codes(h, block, rows, columns),
+            query=rows.start * block,
+            key=columns.start * block,
+            block=block,
+            is_signed=bool(self._signed[h]),
+            scale=float(self._scale[h]),
+        )
+
+    def crop(
+        self, layer: int, head: int, queries: slice = slice(None), keys: slice = slice(None)
+    ) -> Float[np.ndarray, "q k"]:
+        """Exact probabilities of a part of a pattern, from the queries and keys that were kept.
+
+        Raises:
+            WorkbenchError: if there is no such head, or its queries and keys were not kept.
+        """
+        h = self._number(layer, head)
+        if str(h) not in self.label.qk:
+            kept = ", ".join(map(str, self.exact)) or "none"
+            raise WorkbenchError(
+                f"queries and keys of L{layer}H{head} are not in {self.path}; kept are those of: {kept}. "
+                "`workbench scan --keep qk` keeps those of flagged softmax heads"
+            )
+        return self._crop(h, queries, keys)
+
+    def links(self, layer: int, head: int) -> pd.DataFrame:
+        """The strongest entries `label.far` or more tokens back, sink excluded: query, key, distance, value."""
+        h = self._number(layer, head)
+        cells, values = self._row("links", h), self._row("link_value", h)
+        table = pd.DataFrame({"query": cells[:, 0], "key": cells[:, 1], "value": values.astype(float)})
+        table.insert(2, "distance", table["query"] - table["key"])
+        return table.loc[table["value"] != 0].reset_index(drop=True)
+
+    def sink_mass(self, layer: int, head: int) -> float:
+        """The mean share of attention on the first token."""
+        return float(self._row("sink", self._number(layer, head)))
+
+    def distance_profile(self, layer: int, head: int) -> pd.DataFrame:
+        """The mean share of attention by distance, in bins from `least` to `most` tokens back; without the sink.
+
+        `within` is the share up to `most` tokens back, of all that is not on the sink.
+        """
+        beyond = self._row("beyond", self._number(layer, head)).astype(float)
+        least = np.array(self.label.distances)
+        most = np.append(least[1:], self.label.n_tokens) - 1
+        mass = beyond - np.append(beyond[1:], 0.0)
+        return pd.DataFrame(
+            {
+                "least": least,
+                "most": most,
+                "mass": mass,
+                "within": np.cumsum(mass) / (beyond[0] if beyond[0] > 0 else 1),
+            }
+        )
+
+    def effective_window(self, layer: int, head: int, share: float = 0.95) -> float:
+        """Tokens back within which `share` of the attention after the sink lies, on a straight line within a bin."""
+        profile = self.distance_profile(layer, head)
+        at = int(np.searchsorted(profile["within"].to_numpy(), share - 1e-9))
+        row = profile.iloc[min(at, len(profile) - 1)]
+        before = 0.0 if at == 0 else float(profile["within"].iloc[at - 1])
+        gained = max(float(row["within"]) - before, 1e-12)
+        return float(row["least"] + (row["most"] - row["least"] + 1) * min(1.0, (share - before) / gained))
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        with safe_open(self.path, framework="numpy") as file:
+            return frozenset(file.keys())
+
+    @cached_property
+    def _signed(self) -> UInt8[np.ndarray, " h"]:
+        return self._read("signed")
+
+    @cached_property
+    def _scale(self) -> Float[np.ndarray, " h"]:
+        return self._read("scale")
+
+    @cached_property
+    def _numbers(self) -> dict[Head, int]:
+        # of a layer with two mixers the first: the softmax one
+        return {head: h for h, head in reversed(list(enumerate(self.heads)))}
+
+    def _number(self, layer: int, head: int) -> int:
+        if Head(layer, head) not in self._numbers:
+            raise WorkbenchError(
+                f"there is no head L{layer}H{head} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
+            )
+        return self._numbers[Head(layer, head)]
+
+    def _codes(
+        self, h: int, block: int, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> UInt8[np.ndarray, "q k"]:
+        name = f"fine.{block}.{h}"
+        with safe_open(self.path, framework="numpy") as file:
+            if block == self.label.block:
+                return file.get_slice("peak")[h : h + 1][0][rows, columns]
+            if name not in self._names:
+                there = self.blocks(*self.heads[h])
+                raise WorkbenchError(f"{self.heads[h]} is kept in blocks of {there} tokens, not of {block}")
+            return file.get_slice(name)[rows][:, columns]
+
+    def _decoded(self, h: int, codes: UInt8[np.ndarray, "q k"]) -> Float[np.ndarray, "q k"]:
+        return decode_signed(codes, float(self._scale[h])) if self._signed[h] else decode(codes)
+
+    def _crop(self, h: int, queries: slice, keys: slice) -> Float[np.ndarray, "q k"]:
+        n, kept = self.label.n_tokens, self.label.qk[str(h)]
+        rows, columns = np.arange(n)[queries], np.arange(n)[keys]
+        q, k, lse, low = (self._read(f"{name}.{h}") for name in ("q", "k", "lse", "low"))
+        scores = (q[rows].astype(np.float32) * np.float32(kept["scale"])) @ k[columns].astype(np.float32).T
+        if (cap := kept["softcap"]) is not None:
+            scores = np.float32(cap) * np.tanh(scores / np.float32(cap))
+        is_seen = (columns >= low[rows, None]) & (columns <= rows[:, None])
+        return np.where(is_seen, np.exp(np.minimum(scores - lse[rows, None], 0)), 0).astype(np.float32)
+
+    def _read(self, name: str) -> Any:
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    def _row(self, name: str, h: int) -> Any:
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_slice(name)[h : h + 1][0]
+
+
+class Maps:
+    """The patterns of a run; looks at the disk whenever it is asked."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._kept: dict[tuple[Path, int, int], PatternFile] = {}
+
+    def table(self) -> pd.DataFrame:
+        """What there is, in series order: ckpt, step, tokens, probe, n_tokens, bytes, finer and exact (head names)."""
+        files = self.files()
+        return pd.DataFrame(
+            {
+                "ckpt": [f.label.origin.ckpt for f in files],
+                "step": pd.array([f.label.origin.step for f in files], dtype="Int64"),
+                "tokens": pd.array([f.label.origin.tokens for f in files], dtype="Int64"),
+                "probe": [f.label.probe for f in files],
+                "n_tokens": [f.label.n_tokens for f in files],
+                "bytes": [f.path.stat().st_size for f in files],
+                "finer": [" ".join(map(str, f.finer)) for f in files],
+                "exact": [" ".join(map(str, f.exact)) for f in files],
+            }
+        )
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The probes that there are patterns on, by name."""
+        return tuple(sorted({f.label.probe for f in self.files()}))
+
+    def files(self) -> tuple[PatternFile, ...]:
+        """Every part of patterns, in the order of the folders, which is that of steps, then by probe.
+
+        Raises:
+            WorkbenchError: naming the first file that is not a whole part.
+        """
+        found: dict[tuple[Path, int, int], PatternFile] = {}
+        for path in map_files(self._root):
+            try:
+                stat = path.stat()
+                key = (path, stat.st_mtime_ns, stat.st_size)
+                found[key] = self._kept.get(key) or PatternFile(path)
+            except FileNotFoundError:
+                continue
+        self._kept = found
+        return tuple(sorted(found.values(), key=lambda f: (f.path.parent, f.label.probe)))
+
+    def find(self, *, ckpt: str | None = None, step: Step = "last", probe: str | None = None) -> PatternFile:
+        """The patterns of one checkpoint and probe; of two parts the one with more in it.
+
+        `step` counts within its stage and is not looked at where `ckpt` is given; `probe` may be None where there is
+        one.
+
+        Raises:
+            WorkbenchError: if there are none; it says which there are, or how to make some.
+        """
+        files = self.files()
+        if not files:
+            raise WorkbenchError(
+                f"{self._root} has no maps: `workbench scan` writes them unless --no-maps is given; run the same scan "
+                "again without it"
+            )
+        probes = self.probes
+        if probe is None and len(probes) > 1:
+            raise WorkbenchError(f"there are maps on several probes, {_listed(probes)}; pass probe=")
+        mine = [f for f in files if probe in (None, f.label.probe)]
+        if ckpt is not None:
+            mine = [f for f in mine if f.label.origin.ckpt == ckpt]
+        elif step == "last":
+            mine = [f for f in mine if f.label.origin.ckpt == mine[-1].label.origin.ckpt]
+        else:
+            mine = [f for f in mine if f.label.origin.step == step]
+        if not mine:
+            raise WorkbenchError(
+                f"{self._root} has no maps of {ckpt or f'step {step}'} on {probe or probes[0]}; there are maps of "
+                f"{_listed({f.label.origin.ckpt for f in files})} on {_listed(probes)}"
+            )
+        return max(mine, key=lambda f: (len(f.label.qk), len(f.finer)))
+
+
+def _listed(names: Sequence[str] | set[str]) -> str:
+    every = sorted(names)
+    return ", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")
+
+
+def _span(x: slice, n: int) -> tuple[int, int]:
+    """The tokens of a slice, at least one."""
+    start, stop, _ = x.indices(n)
+    start = min(start, n - 1)
+    return start, max(start + 1, stop)
