@@ -1,12 +1,14 @@
-"""bfloat16 arithmetic for Triton's interpreter, which holds bfloat16 as raw 16-bit integers and adds them as such.
+"""Narrow arithmetic for Triton's interpreter, which adds bfloat16 as raw 16-bit integers and multiplies TF32 exactly.
 
-Payloads are widened to float32, operated on, and rounded to nearest even. For tests only.
+bfloat16 payloads are widened to float32, operated on, and rounded to nearest even; float32 operands of a TF32 product
+lose their last 13 bits, the worst that tensor cores do. For tests only.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 
@@ -24,6 +26,11 @@ def narrowed(x):
     return np.where(np.isnan(x), np.uint16(0x7FC0), rounded)
 
 
+def as_tf32(x):
+    """float32 values with the ten bits of mantissa that TF32 keeps."""
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def install() -> None:
     """Patch the interpreter's dot, binary operations and casts."""
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
@@ -34,10 +41,12 @@ def install() -> None:
         builder.create_fp_to_fp,
     )
 
-    def create_dot(self, a, b, d, *rest):
+    def create_dot(self, a, b, d, precision, *rest):
         wide_a, wide_b = widened(a), widened(b)
+        if precision == ir.INPUT_PRECISION.TF32 and a.dtype.scalar == b.dtype.scalar == tl.float32:
+            wide_a, wide_b = as_tf32(a.data), as_tf32(b.data)
         if wide_a is None and wide_b is None:
-            return dot(self, a, b, d, *rest)
+            return dot(self, a, b, d, precision, *rest)
         product = np.matmul(
             a.data if wide_a is None else wide_a, b.data if wide_b is None else wide_b, dtype=np.float32
         )

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import attention_ops, forms, linear_ops, ops, profiles
+from workbench.kernels import attention_ops, forms, linear_attention, linear_ops, ops, profiles
+from workbench.kernels.configs import WIDEST
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.profiles import ProfileRequest
@@ -55,8 +56,6 @@ def test_linear_attention_gradients_flow_into_every_input(generator):
     out, state, _ = ops.linear_attention(*inputs[:3], log_decay=inputs[3])
     found = torch.autograd.grad(out.sum() + state.square().sum(), inputs)
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    from workbench.kernels import linear_attention
-
     out, state, _ = linear_attention.chunked(*wide)
     wanted = torch.autograd.grad(out.sum() + state.square().sum(), wide)
     for a, b in zip(found, wanted, strict=True):
@@ -72,34 +71,79 @@ def test_one_slope_per_head_is_a_gate_that_never_changes(generator):
     torch.testing.assert_close(one.state, two.state)
 
 
-def test_opcheck_passes_for_every_op(generator):
+def profile_calls(generator):
     q, k, v, sinks = (x.requires_grad_() for x in attention_inputs(generator))
     seen = intervals(21, 33)
     bounds = (seen.position, seen.low, seen.high, True)
     tags = torch.zeros(1, 21, dtype=torch.int32), torch.zeros(1, 33, dtype=torch.int32)
-    wanted = ([4, 8], *tags, True, True, True, "torch")
-    torch.library.opcheck(attention_ops.attention_profile, (q, k, v, *bounds, sinks, 0.25, None, *wanted))
-    nothing = ([], None, None, False, False, False, "torch")
-    torch.library.opcheck(attention_ops.attention_profile, (q, k, None, *bounds, None, 0.25, 30.0, *nothing))
-    lse = torch.zeros(1, 4, 21)
-    torch.library.opcheck(
-        attention_ops.attention_column_sums, (q.detach(), k.detach(), lse, *bounds, 0.25, None, "torch")
-    )
+    yield q, k, v, *bounds, sinks, 0.25, None, [4, 8], *tags, True, True, True, "torch"
+    yield q, k, None, *bounds, None, 0.25, 30.0, [], None, None, False, False, False, "torch"
+
+
+def profile_backward_calls(generator):
+    q, k, v, sinks = attention_inputs(generator)
+    seen = intervals(21, 33)
+    bounds = (seen.position, seen.low, seen.high, True)
+    out, lse, d_lse = torch.zeros_like(q), torch.zeros(1, 4, 21), torch.ones(1, 4, 21)
+    yield torch.ones_like(out), d_lse, q, k, v, *bounds, sinks, out, lse, 0.25, None
+    yield torch.ones_like(out), d_lse, q, k, None, *bounds, None, out, lse, 0.25, 30.0
+
+
+def column_calls(generator):
+    q, k, _, _ = attention_inputs(generator)
+    seen = intervals(21, 33)
+    yield q, k, torch.zeros(1, 4, 21), seen.position, seen.low, seen.high, True, 0.25, None, "torch"
+
+
+def linear_calls(generator):
     x = [x.requires_grad_() for x in linear_inputs(generator)]
     state = torch.randn(1, 2, 8, 8, generator=generator).requires_grad_()
-    torch.library.opcheck(linear_ops.linear_attention, (*x, 0.5, state, None, [3, 19], "torch"))
-    torch.library.opcheck(linear_ops.linear_attention, (*x, 0.5, None, [0, 7, 19], [], "torch"))
-    token = [y[:, :, 0].detach() for y in x]
-    torch.library.opcheck(linear_ops.linear_attention_step, (*token[:3], state.detach(), token[3], 0.5, "torch"))
+    yield *x, 0.5, state, None, [3, 19], "torch"
+    yield *x, 0.5, None, [0, 7, 19], [], "torch"
 
 
-@needs_triton
-def test_opcheck_passes_for_the_delta_rule(generator):
+def linear_backward_calls(generator):
+    x = linear_inputs(generator)
+    yield torch.ones(1, 2, 19, 8), torch.ones(1, 2, 8, 8), *x, 0.5, torch.ones(1, 2, 8, 8), None, True, "torch"
+    yield torch.ones(1, 2, 19, 8), torch.ones(2, 2, 8, 8), *x, 0.5, None, [0, 7, 19], False, "torch"
+
+
+def step_calls(generator):
+    q, k, v, g = (x[:, :, 0] for x in linear_inputs(generator))
+    yield q, k, v, torch.randn(1, 2, 8, 8, generator=generator), g, 0.5, "torch"
+
+
+def delta_calls(generator):
     q, k, v, g = linear_inputs(generator)
     beta, state = torch.rand(1, 2, 19, generator=generator), torch.randn(1, 2, 8, 8, generator=generator)
     k = torch.nn.functional.normalize(k, dim=-1)
-    torch.library.opcheck(linear_ops.gated_delta_rule, (q, k, v, g, beta, 0.5, state, None))
-    torch.library.opcheck(linear_ops.gated_delta_rule, (q, k, v, g, beta, 0.5, None, [0, 7, 19]))
+    yield q, k, v, g, beta, 0.5, state, None
+    yield q, k, v, g, beta, 0.5, None, [0, 7, 19]
+
+
+CALLS = {
+    "attention_profile": (attention_ops, profile_calls),
+    "attention_backward": (attention_ops, profile_backward_calls),
+    "attention_column_sums": (attention_ops, column_calls),
+    "linear_attention": (linear_ops, linear_calls),
+    "linear_attention_backward": (linear_ops, linear_backward_calls),
+    "linear_attention_step": (linear_ops, step_calls),
+    "gated_delta_rule": (linear_ops, delta_calls),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=needs_triton) if x == "gated_delta_rule" else x for x in CALLS])
+def test_opcheck_passes(name, generator):
+    module, calls = CALLS[name]
+    for call in calls(generator):
+        torch.library.opcheck(getattr(module, name), call)
+
+
+def test_every_registered_op_is_checked():
+    names = {
+        x for module in (attention_ops, linear_ops) for x, y in vars(module).items() if hasattr(y, "register_fake")
+    }
+    assert names == set(CALLS)
 
 
 COMPILED = """
@@ -151,9 +195,46 @@ def test_a_cpu_takes_torch_and_says_why():
 
 def test_the_delta_rules_limits_are_told(monkeypatch):
     monkeypatch.setattr(forms, "HAS_TRITON", True)
-    assert "forward only, heads of at most 128 channels" in ops.explain("cuda")["gated_delta_rule"]
+    assert "forward only; heads of at most 128 channels in" in ops.explain("cuda")["gated_delta_rule"]
     assert "forward only" not in ops.explain("cuda")["linear_attention"]
     assert "forward only" not in ops.explain("cpu")["gated_delta_rule"]
+
+
+def test_the_widest_heads_that_take_triton_are_told_for_each_type(monkeypatch):
+    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    told = ops.explain("cuda")["linear_attention"]
+    assert "heads of at most 256 channels in bfloat16 and float16, 128 channels in float32; else chunked torch" in told
+    assert "channels" not in ops.explain("cpu")["linear_attention"]
+
+
+@needs_triton
+@pytest.mark.parametrize("operation", forms.TORCH_NAMES)
+def test_auto_leaves_heads_without_a_sound_kernel_to_torch(operation, monkeypatch):
+    monkeypatch.setenv(forms.SETTING, "triton")
+    for dtype, widest in WIDEST[operation].items():
+        fits, exceeds = (torch.empty(1, 1, 0, d, dtype=dtype) for d in (widest, widest + 1))
+        assert ops.choose_for(operation, (fits, fits)).form == "triton"
+        choice = ops.choose_for(operation, (fits, exceeds))
+        assert choice.form == "torch"
+        assert f"heads of {widest + 1} channels in {str(dtype)[6:]}" in choice.why
+        assert ops.choose_for(operation, (exceeds,), "triton").form == "triton"
+    assert ops.choose_for(operation, (fits.double(),)) == ("torch", "float64 has no kernel")
+
+
+@needs_triton
+def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
+    monkeypatch.setenv(forms.SETTING, "triton")
+    launches = []
+
+    def launched(*args, **options):
+        launches.append(args[0].shape[-1])
+        return linear_attention.chunked(*args, **options)
+
+    monkeypatch.setattr(linear_attention, "launched", launched)
+    for d in (128, 136):
+        x = torch.ones(1, 1, 3, d)
+        ops.linear_attention(x, x, x, log_decay=torch.zeros(1))
+    assert launches == [128]
 
 
 def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):

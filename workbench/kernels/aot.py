@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.kernels import attention_stats, delta_triton, linear_triton
 from workbench.kernels.configs import (
+    WIDEST,
     Launch,
     attention_config,
     column_config,
@@ -34,6 +36,8 @@ from workbench.kernels.configs import (
 from workbench.kernels.dialect import HAS_TRITON, is_interpreted, precision_of
 
 ARCHITECTURES = (80, 90, 100)
+# Head widths of the matrix; tiles are padded to powers of two.
+_WIDTHS = (32, 64, 80, 128, 192, 256)
 # Bytes of shared memory that one program may have.
 _SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 # Spills outside loops, once per program: a bound against the absurd.
@@ -130,98 +134,89 @@ def compile_case(case: Case, arch: int) -> Resources:
 
 
 def shipped(arch: int, *, everything: bool = False) -> Iterator[Case]:
-    """The kernels in the shapes they are launched in: one each, or all head widths, types and sets of statistics."""
+    """The kernels in the shapes that "auto" launches: heads of 128 channels in two types, or the whole matrix.
+
+    The matrix has all types and sets of statistics, and heads up to the widest that `configs.WIDEST` names, among them
+    widths of no power of two.
+    """
     yield from _attention_cases(arch, everything=everything)
     yield from _linear_cases(arch, everything=everything)
     yield from _delta_cases(arch, everything=everything)
 
 
+_ROWS = {"ENTROPY": True, "TOP": True, "DISTANCE": True}
+_MASKED = {"HAS_LOW": True, "HAS_SINK": True, "HAS_CAP": True}
+_EVERY = _ROWS | {"N_EDGES": 16, "HAS_TAGS": True}
+_STATISTICS: dict[str, dict[str, Any]] = {
+    "output": {},
+    "entropy": {"ENTROPY": True},
+    "entropy, distance": {"ENTROPY": True, "DISTANCE": True},
+    "entropy, top, distance": _ROWS,
+    "recorded": _ROWS | {"N_EDGES": 1},
+    "recorded, window, sink, cap": _ROWS | _MASKED | {"N_EDGES": 1},
+    "all": _EVERY,
+    "all, window, sink, cap": _EVERY | _MASKED,
+    "all, no output": _EVERY | {"HAS_OUT": False},
+}
+_OFF = {"HAS_LOW": False, "HAS_SINK": False, "HAS_CAP": False, "N_EDGES": 0, "HAS_TAGS": False}
+_OFF |= {"ENTROPY": False, "TOP": False, "DISTANCE": False, "HAS_OUT": True}
+
+
+def _heads(operation: str, *, everything: bool) -> Iterator[tuple[torch.dtype, int, int]]:
+    """Element types and head widths, as they are and as a power of two."""
+    for dtype, widest in WIDEST[operation].items():
+        if everything:
+            yield from ((dtype, d, 1 << (d - 1).bit_length()) for d in _WIDTHS if d <= widest)
+        elif dtype != torch.float16:
+            yield dtype, 128, 128
+
+
 def _attention_cases(arch: int, *, everything: bool) -> Iterator[Case]:
-    widths = (64, 128, 256) if everything else (128,)
-    dtypes = tuple(_TYPES) if everything else (torch.bfloat16,)
-    sets = {
-        "output": {},
-        "entropy": {"ENTROPY": True},
-        "entropy, top, distance": {"ENTROPY": True, "TOP": True, "DISTANCE": True},
-        "all": {"ENTROPY": True, "TOP": True, "DISTANCE": True, "N_EDGES": 16, "HAS_TAGS": True},
-        "all, window, sink, cap": {
-            "ENTROPY": True,
-            "TOP": True,
-            "DISTANCE": True,
-            "N_EDGES": 16,
-            "HAS_TAGS": True,
-            "HAS_LOW": True,
-            "HAS_SINK": True,
-            "HAS_CAP": True,
-        },
-        "all, no output": {
-            "ENTROPY": True,
-            "TOP": True,
-            "DISTANCE": True,
-            "N_EDGES": 16,
-            "HAS_TAGS": True,
-            "HAS_OUT": False,
-        },
-    }
-    off = {"HAS_LOW": False, "HAS_SINK": False, "HAS_CAP": False, "N_EDGES": 0, "HAS_TAGS": False}
-    off |= {"ENTROPY": False, "TOP": False, "DISTANCE": False, "HAS_OUT": True}
-    for dtype in dtypes:
-        for d in widths:
-            if d > 128 and dtype == torch.float32:  # no tile of them fits the registers
-                continue
-            heads = {"HEADS": 32, "GROUP": 4, "PRECISION": precision_of(dtype)}
-            for name, flags in sets.items():
-                if not everything and name not in ("output", "all"):
-                    continue
-                flags = off | flags
-                n_statistics = sum(bool(flags[x]) for x in ("ENTROPY", "TOP", "DISTANCE", "N_EDGES", "HAS_TAGS"))
-                launch = attention_config(arch, d, dtype, n_statistics=n_statistics)
-                tile = {"BM": launch.rows, "BN": launch.columns}
-                constants = heads | tile | flags | {"D": d, "DV": d, "DP": d, "DVP": d}
-                yield _case(
-                    f"profile_forward: {name}, d {d}", attention_stats.profile_forward, dtype, constants, launch
-                )
-            launch = edge_config(arch, d, dtype)
-            tile = {"BM": launch.rows, "BN": launch.columns, "D": d, "DP": d, "HAS_CAP": False}
-            yield _case(
-                f"window_edges: d {d}", attention_stats.window_edges, dtype, heads | tile | {"N_EDGES": 16}, launch
-            )
-            launch = column_config(arch, d, dtype)
-            tile = {"BM": launch.columns, "BN": launch.rows, "D": d, "DP": d, "HAS_CAP": False}
-            yield _case(f"column_sums: d {d}", attention_stats.column_sums, dtype, heads | tile, launch)
+    for dtype, d, padded in _heads("attention_profile", everything=everything):
+        heads = {"HEADS": 32, "GROUP": 4, "PRECISION": precision_of(dtype), "D": d, "DP": padded}
+        for name in _STATISTICS if everything else ("output", "all"):
+            flags = _OFF | _STATISTICS[name]
+            n_statistics = sum(bool(flags[x]) for x in ("ENTROPY", "TOP", "DISTANCE", "N_EDGES", "HAS_TAGS"))
+            launch = attention_config(arch, d, dtype, n_statistics=n_statistics)
+            tile = {"BM": launch.rows, "BN": launch.columns, "DV": d, "DVP": padded}
+            kernel = attention_stats.profile_forward
+            yield _case(f"profile_forward: {name}, d {d}", kernel, dtype, heads | tile | flags, launch)
+        launch = edge_config(arch, d, dtype)
+        tile = {"BM": launch.rows, "BN": launch.columns, "HAS_CAP": False, "N_EDGES": 16}
+        yield _case(f"window_edges: d {d}", attention_stats.window_edges, dtype, heads | tile, launch)
+        launch = column_config(arch, d, dtype)
+        tile = {"BM": launch.columns, "BN": launch.rows, "HAS_CAP": False}
+        yield _case(f"column_sums: d {d}", attention_stats.column_sums, dtype, heads | tile, launch)
 
 
 def _linear_cases(arch: int, *, everything: bool) -> Iterator[Case]:
-    widths = (64, 128, 256) if everything else (128,)
-    dtypes = (torch.bfloat16, torch.float16) if everything else (torch.bfloat16,)
-    for dtype in dtypes:
-        for d in widths:
-            launch = linear_config(arch, d, dtype)
-            tile = {"D": d, "DV": d, "DP": d, "BV": min(launch.columns, d), "C": launch.rows}
-            tile |= {"PRECISION": precision_of(dtype)}
-            for per_token in (False, True) if everything else (False,):
-                for is_reversed in (False, True):
-                    flags = {"PER_TOKEN": per_token, "REVERSE": is_reversed}
-                    name = f"d {d}{', per token' * per_token}{', reversed' * is_reversed}"
-                    for kernel in (linear_triton.segment_state, linear_triton.segment_rows):
-                        yield _case(f"{kernel.__name__}: {name}", kernel, dtype, tile | flags, launch)
+    for dtype, d, padded in _heads("linear_attention", everything=everything):
+        both = (False, True) if everything else (False,)
+        for is_wide, per_token, is_reversed in product(both, both, (False, True)):
+            if is_wide and dtype == torch.float32:  # the same products
+                continue
+            launch = linear_config(arch, d, dtype, is_wide=is_wide)
+            tile = {"D": d, "DV": d, "DP": padded, "BV": min(launch.columns, padded), "C": launch.rows}
+            flags = {"PER_TOKEN": per_token, "REVERSE": is_reversed, "WIDE": is_wide, "PRECISION": precision_of(dtype)}
+            name = f"d {d}{', wide' * is_wide}{', per token' * per_token}{', reversed' * is_reversed}"
+            for kernel in (linear_triton.segment_state, linear_triton.segment_rows):
+                yield _case(f"{kernel.__name__}: {name}", kernel, dtype, tile | flags, launch)
+    for dtype, d, padded in _heads("linear_attention_step", everything=everything):
         step = step_config(arch)
-        tile = {"HEADS": 64, "D": 128, "DV": 128, "DP": 128, "BV": step.columns}
+        tile = {"HEADS": 64, "D": d, "DV": d, "DP": padded, "BV": step.columns}
         plain = {"uses_tensor_cores": False, "is_pipelined": False}
-        yield _case("recurrent_step: d 128", linear_triton.recurrent_step, dtype, tile, step, **plain)
+        yield _case(f"recurrent_step: d {d}", linear_triton.recurrent_step, dtype, tile, step, **plain)
 
 
 def _delta_cases(arch: int, *, everything: bool) -> Iterator[Case]:
-    widths = (64, 128) if everything else (128,)
-    dtypes = (torch.bfloat16, torch.float16) if everything else (torch.bfloat16,)
-    for dtype in dtypes:
-        for d in widths:
-            launch = delta_config(arch, d, dtype)
-            tile = {"HEADS": 32, "D": d, "DV": d, "DP": d, "BV": min(launch.columns, d), "C": launch.rows}
-            tile |= {"PRECISION": precision_of(dtype)}
-            # Chunks are prepared one per program, without a loop over memory: there is nothing to pipeline.
-            yield _case(f"delta_chunks: d {d}", delta_triton.delta_chunks, dtype, tile, launch, is_pipelined=False)
-            yield _case(f"delta_rows: d {d}", delta_triton.delta_rows, dtype, tile, launch)
+    for dtype, d, padded in _heads("gated_delta_rule", everything=everything):
+        launch = delta_config(arch, d, dtype)
+        tile = {"HEADS": 32, "D": d, "DV": d, "DP": padded, "BV": min(launch.columns, padded), "C": launch.rows}
+        tile |= {"PRECISION": precision_of(dtype)}
+        # Chunks are prepared one per program, without a loop over memory: there is nothing to pipeline.
+        yield _case(f"delta_chunks: d {d}", delta_triton.delta_chunks, dtype, tile, launch, is_pipelined=False)
+        is_pipelined = launch.num_stages > 1
+        yield _case(f"delta_rows: d {d}", delta_triton.delta_rows, dtype, tile, launch, is_pipelined=is_pipelined)
 
 
 def _case(
@@ -244,7 +239,7 @@ def _spills(sass: str) -> tuple[int, int]:
 
 
 # What the arguments are by their names: kernels name pointers in capitals, and element types follow the model's.
-_MODEL_POINTERS = {"Q", "K", "V", "OUT", "UPDATES", "ERASED"}
+_MODEL_POINTERS = {"Q", "K", "V", "OUT", "ERASED"}
 _INTEGER_POINTERS = {
     "POSITION", "LOW", "HIGH", "EDGES", "QUERY_TAG", "KEY_TAG", "TOP_KEY", "FIRST_ROW", "LAST_ROW",
     "SEGMENTS", "BOUNDS",

@@ -1,7 +1,7 @@
 """The launch shape of each kernel: a static table by architecture, head width, element type and what is asked for.
 
-Every row has been compiled for its architecture and read back by `aot`: nothing spilled in loops, pipelined loads,
-and tensor cores.
+What `WIDEST` names has been compiled for its architecture and read back by `aot`: at most one register spilled in a
+loop, pipelined loads, and tensor cores. Wider heads run too, slowly, where Triton is asked for by name.
 """
 
 from __future__ import annotations
@@ -24,6 +24,18 @@ class Launch(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
+_NARROW = (torch.bfloat16, torch.float16)
+_UP_TO_256 = {**dict.fromkeys(_NARROW, 256), torch.float32: 128}
+_UP_TO_128 = dict.fromkeys((*_NARROW, torch.float32), 128)
+# The widest heads, in channels, whose compiled kernels pass the gate of `aot`, by operation and element type.
+WIDEST: dict[str, dict[torch.dtype, int]] = {
+    "attention_profile": _UP_TO_256,
+    "attention_column_sums": _UP_TO_256,
+    "linear_attention": _UP_TO_256,
+    "linear_attention_step": _UP_TO_256,
+    "gated_delta_rule": _UP_TO_128,
+}
+
 # Off the GPU kernels are interpreted: tiles so small that short inputs still cross their edges.
 _INTERPRETED = Launch(32, 32, 4, 2)
 
@@ -33,7 +45,8 @@ def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int
     if arch == 0:
         return _INTERPRETED
     if dtype == torch.float32:
-        return Launch(64 if d <= 64 else 32, 32, 8, 2)  # four warps spill up to 220 registers per tile
+        # Four warps spill up to 220 registers per tile; tiles of 32 keys up to 90 for 128 channels.
+        return Launch(64, 32, 8, 2) if d <= 64 else Launch(32, 16, 8, 2)
     if d > 128:
         return Launch(64 if arch >= 90 else 32, 32, 8, 2)
     is_loaded = n_statistics > 3
@@ -61,13 +74,13 @@ def column_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
     return Launch(128, 64, 8, 3)
 
 
-def linear_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
+def linear_config(arch: int, d: int, dtype: torch.dtype, *, is_wide: bool = False) -> Launch:
     """Chunk of the linear kernels: `rows` tokens, and `columns` value channels per program."""
     if arch == 0:
         return Launch(32, 32, 4, 2)
-    if dtype == torch.float32:
-        return Launch(32, 32, 4, 2)
-    if d > 128 and arch < 90:
+    if dtype == torch.float32:  # each thread holds whole rows of both factors: chunks of 32 spill 1,800 registers
+        return Launch(32, 32, 8, 2) if d <= 64 else Launch(16, 16, 8, 2)
+    if d > 128 and (arch < 90 or is_wide):
         return Launch(32, 32, 8, 2)
     return Launch(64, 64, 8, 2)
 
@@ -81,6 +94,6 @@ def delta_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
     """Chunk of the delta rule: `rows` tokens, and `columns` value channels per program."""
     if arch == 0:
         return Launch(32, 32, 4, 2)
-    if dtype == torch.float32:
-        return Launch(32, 32, 4, 1)
+    if dtype == torch.float32:  # a second stage spills up to 500 registers
+        return Launch(32 if d <= 64 else 16, 16, 8, 1)
     return Launch(64, min(32, max(16, d)), 8, 2)  # 64 channels spill up to 5 registers in the loop

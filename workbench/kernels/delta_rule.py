@@ -112,7 +112,7 @@ def launched(
     bounds = sequence_bounds(len(q), n_tokens, cu_seqlens)
     launch = delta_config(arch_of(q), max(d, d_v), q.dtype)
     chunks = cut(bounds, launch.rows, (), q.device).table
-    updates = torch.empty(len(q), n_heads, n_tokens, d_v, dtype=q.dtype, device=q.device)
+    updates = torch.empty(len(q), n_heads, n_tokens, d_v, device=q.device)
     erased = torch.empty(len(q), n_heads, n_tokens, d, dtype=q.dtype, device=q.device)
     out = torch.empty(len(q), n_heads, n_tokens, d_v, dtype=v.dtype, device=q.device)
     new = torch.empty(len(bounds), n_heads, d, d_v, device=q.device)

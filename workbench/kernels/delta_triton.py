@@ -53,7 +53,7 @@ def delta_chunks(
         row = tl.sum(link[:, None] * solved, 0)
         solved = tl.where(c[:, None] == i, solved - row[None, :], solved)
     weight = (beta * tl.math.exp2(through))[:, None]
-    erased = tl.dot(solved.to(k.dtype), (k.to(tl.float32) * weight).to(k.dtype), input_precision=PRECISION)
+    erased = tl.dot(solved, k.to(tl.float32) * weight, input_precision=PRECISION)
     erased_at = ERASED + row_base * D + (c[:, None] * D + d[None, :])
     tl.store(erased_at, erased.to(ERASED.dtype.element_ty), mask=k_mask)
     v_base = b * stride_vb + h * stride_vh + first * stride_vt
@@ -61,10 +61,9 @@ def delta_chunks(
         dv = block * BV + tl.arange(0, BV)
         v_mask = is_token[:, None] & (dv < DV)[None, :]
         v = tl.load(V + v_base + (c[:, None] * stride_vt + dv[None, :]), mask=v_mask, other=0.0)
-        written = (v.to(tl.float32) * beta[:, None]).to(v.dtype)
-        update = tl.dot(solved.to(v.dtype), written, input_precision=PRECISION)
+        update = tl.dot(solved, v.to(tl.float32) * beta[:, None], input_precision=PRECISION)
         out_at = UPDATES + row_base * DV + (c[:, None] * DV + dv[None, :])
-        tl.store(out_at, update.to(UPDATES.dtype.element_ty), mask=v_mask)
+        tl.store(out_at, update, mask=v_mask)
 
 
 @jit
@@ -108,14 +107,14 @@ def delta_rows(
         to_end = tl.where(is_token, tl.math.exp2(tl.cumsum(after, 0, reverse=True)), 0.0)
         whole = tl.sum(g, 0)
         narrow = state.to(q.dtype)
-        update = update.to(tl.float32) - tl.dot(erased, narrow, input_precision=PRECISION)
+        update = update - tl.dot(erased, narrow, input_precision=PRECISION)
         apart = tl.minimum(through[:, None] - through[None, :], 0.0)
         between = tl.where(c[:, None] >= c[None, :], tl.math.exp2(apart), 0.0)
         rows = tl.dot(q, k_t, input_precision=PRECISION) * between
         inter = tl.dot(q, narrow, input_precision=PRECISION) * tl.math.exp2(through)[:, None]
-        out = tl.dot(rows.to(q.dtype), update.to(q.dtype), inter, input_precision=PRECISION) * scale
+        out = tl.dot(rows, update, inter, input_precision=PRECISION) * scale
         out_at = OUT + row_base * DV + (c[:, None] * DV + dv[None, :])
         tl.store(out_at, out.to(OUT.dtype.element_ty), mask=in_values)
-        kept = (k_t.to(tl.float32) * to_end[None, :]).to(k_t.dtype)
-        state = state * tl.math.exp2(whole) + tl.dot(kept, update.to(q.dtype), input_precision=PRECISION)
+        kept = update * to_end[:, None]
+        state = state * tl.math.exp2(whole) + tl.dot(k_t.to(tl.float32), kept, input_precision=PRECISION)
     tl.store(NEW_STATE + state_at, state, mask=state_mask)

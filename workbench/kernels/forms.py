@@ -2,17 +2,21 @@
 
 A form that was asked for by name and cannot run is refused, never replaced. The environment variable WORKBENCH_KERNELS
 says what "auto" means: "auto", Triton on CUDA and torch elsewhere; "torch"; or "triton", which off the GPU needs
-Triton's interpreter (TRITON_INTERPRET=1) and is for testing.
+Triton's interpreter (TRITON_INTERPRET=1) and is for testing. Whatever it says, "auto" takes Triton only for heads of a
+width and type whose compiled kernels are known to be sound (`configs.WIDEST`).
 """
 
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from workbench.heads import WorkbenchError
+from workbench.kernels.configs import WIDEST
 from workbench.kernels.dialect import HAS_TRITON, is_interpreted
 
 Backend = Literal["auto", "torch", "triton", "fla"]
@@ -24,7 +28,7 @@ TORCH_NAMES = {
     "linear_attention_step": "torch",
     "gated_delta_rule": "chunked torch",
 }
-_LIMITS = {"gated_delta_rule": "forward only, heads of at most 128 channels; chunked torch serves the rest"}
+_LIMITS = {"gated_delta_rule": "forward only"}
 
 
 class Choice(NamedTuple):
@@ -70,6 +74,39 @@ def choose(operation: str, device: torch.device | str, backend: Backend = "auto"
     return Choice("triton", "cuda: one pass in registers")
 
 
+def choose_for(operation: str, tensors: tuple[Tensor, ...], backend: Backend = "auto") -> Choice:
+    """The form of one operation on given tensors: as `choose`, but "auto" leaves heads without a sound kernel to torch.
+
+    Args:
+        tensors: those that are as wide as heads, on one device and of one element type.
+
+    Raises:
+        WorkbenchError: as `choose`.
+    """
+    choice = choose(operation, tensors[0].device, backend)
+    if choice.form != "triton" or backend != "auto":
+        return choice
+    dtype, width = tensors[0].dtype, max(x.shape[-1] for x in tensors)
+    widest = WIDEST[operation].get(dtype)
+    if widest is None:
+        return Choice("torch", f"{_name(dtype)} has no kernel")
+    if width > widest:
+        why = f"heads of {width} channels in {_name(dtype)}: compiled kernels are sound up to {widest}"
+        return Choice("torch", why)
+    return choice
+
+
+def widest_heads(operation: str) -> str:
+    """In words, the heads for which "auto" takes Triton on CUDA."""
+    by_width = groupby(WIDEST[operation].items(), key=lambda item: item[1])
+    parts = [f"{width} channels in {' and '.join(_name(x) for x, _ in group)}" for width, group in by_width]
+    return f"heads of at most {', '.join(parts)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def setting() -> Literal["auto", "torch", "triton"]:
     """What WORKBENCH_KERNELS says; "auto" where it is not set.
 
@@ -83,12 +120,14 @@ def setting() -> Literal["auto", "torch", "triton"]:
 
 
 def explain(device: torch.device | str | None = None) -> dict[str, str]:
-    """For each operation the form it takes on a device (the first GPU, or else the CPU), why, and its limits."""
+    """For each operation the form it takes on a device (the first GPU, or else the CPU), why, and for which heads."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, str] = {}
     for operation, torch_name in TORCH_NAMES.items():
         form, why = choose(operation, device)
-        limit = f"; {_LIMITS[operation]}" if form == "triton" and operation in _LIMITS else ""
-        found[operation] = f"{torch_name if form == 'torch' else 'Triton'} ({why}{limit})"
+        if form == "triton":
+            limits = [_LIMITS[operation]] if operation in _LIMITS else []
+            why = "; ".join([why, *limits, widest_heads(operation), f"else {torch_name}"])
+        found[operation] = f"{torch_name if form == 'torch' else 'Triton'} ({why})"
     found["attention_cells"] = "torch (any device: a product per cell, from the rows' denominators)"
     return found

@@ -6,7 +6,8 @@ The backward pass is the same kernel three times: dq reads (do, v, k), and dk an
 with time reversed. Each call computes its own orientation of the score matrix, so no product is ever transposed.
 
 Bytes per token and head: k and v read twice, q once, out written once. State and accumulators are float32 whatever the
-inputs. Only non-positive exponents are taken, so no decay overflows.
+inputs. Only non-positive exponents are taken, so no decay overflows. What is computed on the way is a factor of later
+products in the inputs' type, or, if WIDE, in TF32.
 """
 # pyright: basic
 # (The kernels' language is Triton, whose values have no Python types.)
@@ -47,7 +48,7 @@ def segment_state(
     K, V, G, SEGMENTS, STATES,
     stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, stride_gb, stride_gh, stride_gt, update_scale,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    PER_TOKEN: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    PER_TOKEN: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state, from zero. Grid: segments, value blocks, heads.
 
@@ -65,6 +66,7 @@ def segment_state(
     v_base = b * stride_vb + h * stride_vh
     g_base = b * stride_gb + h * stride_gh
     state = tl.zeros([DP, BV], tl.float32)
+    factor = tl.float32 if WIDE else V.dtype.element_ty
     n_chunks = (t1 - t0 + C - 1) // C
     for x in tl.range(0, n_chunks):
         s = t0 + (n_chunks - 1 - x) * C if REVERSE else t0 + x * C
@@ -79,7 +81,8 @@ def segment_state(
         through, to_end, whole = _log_decay(G, g_base, stride_gt, t, is_token, n, C, PER_TOKEN)
         to_edge = through if REVERSE else to_end
         weight = tl.where(is_token, tl.math.exp2(to_edge), 0.0) * update_scale
-        update = tl.dot((k_t.to(tl.float32) * weight[None, :]).to(k_t.dtype), v, input_precision=PRECISION)
+        weighted = (k_t.to(tl.float32) * weight[None, :]).to(factor)
+        update = tl.dot(weighted, v.to(factor), input_precision=PRECISION)
         state = state * tl.math.exp2(whole) + update
     state_at = STATES + ((segment.to(tl.int64) * tl.num_programs(2) + h) * D + d[:, None]) * DV + dv[None, :]
     tl.store(state_at, state, mask=(d < D)[:, None] & (dv < DV)[None, :])
@@ -93,7 +96,7 @@ def segment_rows(
     stride_gb, stride_gh, stride_gt, stride_ob, stride_oh, stride_ot, stride_sd, stride_sv,
     scale, state_scale, update_scale,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    PER_TOKEN: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    PER_TOKEN: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows of every token, given the state at its segment's start (its end, if REVERSE). Grid as `segment_state`.
 
@@ -116,6 +119,7 @@ def segment_rows(
     state_at = STATES + state_base + d[:, None] * stride_sd + dv[None, :] * stride_sv
     state = tl.load(state_at, mask=(d < D)[:, None] & (dv < DV)[None, :], other=0.0)
     is_before = c[:, None] <= c[None, :] if REVERSE else c[:, None] >= c[None, :]
+    factor = tl.float32 if WIDE else V.dtype.element_ty
     n_chunks = (t1 - t0 + C - 1) // C
     for x in tl.range(0, n_chunks):
         s = t0 + (n_chunks - 1 - x) * C if REVERSE else t0 + x * C
@@ -135,13 +139,14 @@ def segment_rows(
         apart = from_edge[:, None] - from_edge[None, :]
         decay = tl.where(is_before, tl.math.exp2(tl.minimum(apart, 0.0)), 0.0)
         rows = tl.dot(q, k_t, input_precision=PRECISION) * (decay * scale)
-        inter = tl.dot(q, state.to(q.dtype), input_precision=PRECISION)
+        inter = tl.dot(q.to(factor), state.to(factor), input_precision=PRECISION)
         inter = inter * (tl.math.exp2(from_edge) * state_scale)[:, None]
-        out = tl.dot(rows.to(v.dtype), v, inter, input_precision=PRECISION)
+        out = tl.dot(rows.to(factor), v.to(factor), inter, input_precision=PRECISION)
         out_at = OUT + (o_base + first * stride_ot) + (c[:, None] * stride_ot + dv[None, :])
         tl.store(out_at, out.to(OUT.dtype.element_ty), mask=is_token[:, None] & (dv < DV)[None, :])
         weight = tl.where(is_token, tl.math.exp2(to_edge), 0.0) * update_scale
-        update = tl.dot((k_t.to(tl.float32) * weight[None, :]).to(k_t.dtype), v, input_precision=PRECISION)
+        weighted = (k_t.to(tl.float32) * weight[None, :]).to(factor)
+        update = tl.dot(weighted, v.to(factor), input_precision=PRECISION)
         state = state * tl.math.exp2(whole) + update
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels import attention_ops, delta_rule, linear_ops
-from workbench.kernels.forms import Backend, Choice, choose, explain
+from workbench.kernels.forms import Backend, Choice, choose, choose_for, explain
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.linear_attention import LinearOutput
 from workbench.kernels.profiles import AttentionProfile, ProfileRequest, sink_share
@@ -25,6 +25,7 @@ __all__ = [
     "attention_column_sums",
     "attention_profile",
     "choose",
+    "choose_for",
     "explain",
     "gated_delta_rule",
     "linear_attention",
@@ -51,7 +52,7 @@ def attention_profile(
     """
     check_groups(q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    form = choose("attention_profile", q.device, backend).form
+    form = choose_for("attention_profile", (q, k if v is None else v), backend).form
     seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
     tags = (request.query_tags, request.key_tags)
     wanted = (list(request.windows), *tags, request.entropy, request.top, request.distance)
@@ -82,7 +83,7 @@ def attention_column_sums(
 ) -> Float[Tensor, "b n_heads k"]:
     """What each key receives, Σ_i p_ij, from the rows' denominators; no gradient."""
     check_groups(q, k)
-    form = choose("attention_column_sums", q.device, backend).form
+    form = choose_for("attention_column_sums", (q, k), backend).form
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
     return attention_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, form)
@@ -106,7 +107,7 @@ def linear_attention(
         log_decay: g <= 0, −slope per head or a gate per token. Gradients flow into it; none flow out of snapshots.
         cu_seqlens: bounds of packed sequences, for a batch of one; `initial_state` then holds one state each.
     """
-    form = choose("linear_attention", q.device, backend).form
+    form = choose_for("linear_attention", (q, v), backend).form
     gate = log_decay[None, :, None] if log_decay.ndim == 1 else log_decay
     bounds = None if cu_seqlens is None else list(cu_seqlens)
     out, state, taken = linear_ops.linear_attention(q, k, v, gate, scale, initial_state, bounds, list(snapshots), form)
@@ -124,7 +125,7 @@ def linear_attention_step(
     backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "b n_heads d_v"], Float[Tensor, "b n_heads d d_v"]]:
     """One token more: its row and the new state; for decoding, without gradients."""
-    form = choose("linear_attention_step", q.device, backend).form
+    form = choose_for("linear_attention_step", (q, v), backend).form
     gate = log_decay[None] if log_decay.ndim == 1 else log_decay
     return linear_ops.linear_attention_step(*(x.detach() for x in (q, k, v, state, gate)), scale, form)
 
@@ -144,15 +145,13 @@ def gated_delta_rule(
     """Rows and last states of the gated delta rule; `k` at unit length.
 
     Gradients: of the torch form and fla's. Where any input asks for them, "auto" takes torch; the Triton form has none.
-    Heads wider than 128 channels take the torch form too.
     """
-    form = choose("gated_delta_rule", q.device, backend).form
+    form = choose_for("gated_delta_rule", (q, v), backend).form
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     bounds = None if cu_seqlens is None else list(cu_seqlens)
     inputs = (q, k, v, g, beta)
     has_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, initial_state))
-    is_wide = max(q.shape[-1], v.shape[-1]) > 128
-    if form == "triton" and backend == "auto" and (has_gradients or is_wide):
+    if form == "triton" and backend == "auto" and has_gradients:
         form = "torch"
     if form == "triton" and has_gradients:
         raise WorkbenchError(

@@ -1,7 +1,8 @@
 """How a softmax layer is recorded, by the Triton kernels or row by row, and why: decided before anything runs.
 
-The rule: on CUDA the kernels, for masks that are one run of keys per row and statistics that a profile holds; the
-row-blocked form for all else. `WORKBENCH_KERNELS` (see `forms`) overrules the device, never the mask.
+The rule: on CUDA the kernels, for masks that are one run of keys per row, statistics that a profile holds and heads
+whose compiled kernels are sound; the row-blocked form for all else. `WORKBENCH_KERNELS` (see `forms`) overrules the
+device, never the rest.
 """
 
 from __future__ import annotations
@@ -11,14 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.kernels import blockwise, recorded
-from workbench.kernels.forms import TORCH_NAMES, Choice, choose
+from workbench.kernels.forms import TORCH_NAMES, Choice, choose, choose_for, widest_heads
 from workbench.kernels.intervals import has_inner_padding
 from workbench.kernels.masks import CausalMask, TileMask
 from workbench.kernels.statistics import Request, RowStatistics
-
-# Wider heads leave no room for a tile of keys and values in shared memory; none has been compiled.
-WIDEST = 256
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def choose_route(
@@ -32,10 +29,10 @@ def choose_route(
     Raises:
         WorkbenchError: if WORKBENCH_KERNELS asks for what this machine does not have.
     """
-    choice = choose("attention_profile", q.device)
+    choice = choose_for("attention_profile", (q, v))
     if choice.form == "torch":
         return choice
-    refusal = _refusal(q, v, mask, request)
+    refusal = _refusal(q, mask, request)
     return choice if refusal is None else Choice("torch", refusal)
 
 
@@ -65,7 +62,7 @@ def explain_routes(device: torch.device | str | None = None) -> dict[str, str]:
     rows = TORCH_NAMES["attention_profile"]
     plain = f"{rows} ({why})"
     if form == "triton":
-        plain = f"Triton ({why}; heads of at most {WIDEST} channels, float32, bfloat16 or float16; else {rows})"
+        plain = f"Triton ({why}; {widest_heads('attention_profile')}; else {rows})"
     only = "exact, any device; the only form of this operation"
     return {
         "recording: causal, sliding and padded layers": plain,
@@ -77,8 +74,8 @@ def explain_routes(device: torch.device | str | None = None) -> dict[str, str]:
     }
 
 
-def _refusal(q: Tensor, v: Tensor, mask: TileMask, request: Request) -> str | None:
-    """Why the kernels cannot record a layer; None if they can."""
+def _refusal(q: Tensor, mask: TileMask, request: Request) -> str | None:
+    """Why the kernels cannot record rows under this mask; None if they can."""
     if not isinstance(mask, CausalMask):
         return f"a {type(mask).__name__} is not one run of keys per row"
     if mask.valid is not None and has_inner_padding(mask.valid):
@@ -86,8 +83,4 @@ def _refusal(q: Tensor, v: Tensor, mask: TileMask, request: Request) -> str | No
     if q.shape[2] > mask.n_keys:
         return "there are more queries than keys"
     beyond = recorded.beyond_a_profile(request)
-    if beyond:
-        return f"a profile does not hold {', '.join(beyond)}"
-    if max(q.shape[-1], v.shape[-1]) > WIDEST:
-        return f"heads are wider than {WIDEST} channels"
-    return None if q.dtype in _DTYPES else f"{q.dtype} has no kernel"
+    return f"a profile does not hold {', '.join(beyond)}" if beyond else None
