@@ -12,6 +12,7 @@ import typer
 from workbench.console import say_json, say_table, showing_phases, showing_progress, warn
 from workbench.experiments.command import experiment
 from workbench.heads import BadCheckpoint, Head, WorkbenchError
+from workbench.pretrain.command import pretrain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="Which attention heads need the whole context, since when in pretraining, and which may get a window.",
 )
 app.add_typer(experiment, name="experiment")
+app.command()(pretrain)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `workbench scan` wrote.")]
