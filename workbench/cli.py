@@ -189,6 +189,31 @@ def emergence(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    detector: Annotated[
+        list[str] | None, typer.Option(help="A detector; repeat for more. Default: all rising.")
+    ] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads of each class to list.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Write what runs show into one HTML file: claims with intervals, tables, figures. It needs no network."""
+    from workbench.report import contents_of, write_page
+    from workbench.run import open_run
+
+    contents = contents_of([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    written = write_page(contents, out)
+    if as_json:
+        say_json({"report": written, **contents.document()})
+        return
+    for claim in contents.claims:
+        print(claim)
+    warn(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
 def check(run: RunFolder, as_json: Json = False) -> None:
     """Re-read every stored part; exit 1 if one is damaged."""
     from workbench.store import Store

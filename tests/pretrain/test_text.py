@@ -127,8 +127,15 @@ def test_a_few_steps_lower_the_loss(corpus, optimiser, tmp_path):
 
 @pytest.mark.parametrize(
     ("variant", "layers", "ratio", "kinds"),
-    [("full", 2, 1, "ff"), ("sliding", 3, 1, "sss"), ("hybrid", 4, 1, "sfsf"), ("hybrid", 4, 3, "sssf")]
-    + [("linear", 3, 1, "flf"), ("linear", 4, 1, "flfl"), ("linear", 8, 7, "flllllll")],
+    [
+        ("full", 2, 1, "ff"),
+        ("sliding", 3, 1, "sss"),
+        ("hybrid", 4, 1, "sfsf"),
+        ("hybrid", 4, 3, "sssf"),
+        ("linear", 3, 1, "flf"),
+        ("linear", 4, 1, "flfl"),
+        ("linear", 8, 7, "flllllll"),
+    ],
 )
 def test_the_ratio_says_which_layers_are_full(variant, layers, ratio, kinds):
     shape = Shape(n_layers=layers, local_per_full=ratio)
@@ -152,13 +159,13 @@ def test_what_cannot_be_trained_on_is_refused_with_what_to_do(files, corpus, tmp
     with pytest.raises(WorkbenchError, match="vocabulary 100000: expected 257 to 65536"):
         prepare_corpus(files, tmp_path / "c", replace(SMALL, vocabulary=100_000))
     assert not (tmp_path / "c").exists()
-    with pytest.raises(WorkbenchError, match="the text is too small.*hold no packed window of 1000000 tokens"):
+    with pytest.raises(WorkbenchError, match=r"the text is too small.*hold no packed window of 1000000 tokens"):
         Material(replace(small_recipe(corpus), length=1_000_000), corpus)
     with pytest.raises(WorkbenchError, match="no plain window of 20000 tokens"):
         Material(replace(small_recipe(corpus, windows="plain"), length=20_000), corpus)
     with pytest.raises(WorkbenchError, match="300 different tokens and the model 40"):
         Material(replace(small_recipe(corpus), shape=Shape()), corpus)
-    with pytest.raises(WorkbenchError, match="trains on the corpus .* and was given the synthetic language"):
+    with pytest.raises(WorkbenchError, match=r"trains on the corpus .* and was given the synthetic language"):
         pretrain_run(small_recipe(corpus), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -126,7 +126,7 @@ class _Run:
     def save(self, out: Path) -> Path:
         """Write the checkpoint of this step, then what going on from it needs."""
         path = save_checkpoint(
-            self.model, self.tokenizer, self.recipe, out, step=self.step, log_history=self.log_history
+            self.model, self.recipe, out, step=self.step, log_history=self.log_history, tokenizer=self.tokenizer
         )
         state = {
             "step": self.step,
