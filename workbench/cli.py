@@ -163,6 +163,12 @@ def emergence(
     detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: each.")] = None,
     probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per class to list, earliest onset first.")] = 3,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Also the heads of each class in order of onset, run beside run.")
+    ] = False,
+    counts: Annotated[
+        bool, typer.Option("--counts", help="Also how many heads of each class there are by when.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
@@ -180,6 +186,10 @@ def emergence(
         "heads": "The earliest of each class",
         "phase_changes": "When the model as a whole changed its course",
     }
+    if aligned:
+        titles["aligned"] = "Onsets of the k-th head of each class: heads meet by class and place, never by number"
+    if counts:
+        titles["counts"] = "Heads of each class that are there by a time"
     for i, (name, title) in enumerate(titles.items()):
         table = found.tables[name]
         print("\n" if i else "", end="")
