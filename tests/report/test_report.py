@@ -78,6 +78,7 @@ def test_the_page_tells_what_failed_as_text_and_not_as_markup(page):
 def test_every_figure_is_drawn_offline_without_a_complaint(tab, page):
     asked = []
     tab.on("request", lambda request: asked.append(request.url))
+    tab.set_default_timeout(120_000)  # four megabytes of script on a machine that is busy with other tests
     tab.goto(page.as_uri())
     n_figures = tab.locator(".plotly-graph-div").count()
     assert n_figures >= 2 * 4

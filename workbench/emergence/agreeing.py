@@ -94,7 +94,14 @@ def top_rows(values: Float[np.ndarray, " heads"], k: int) -> list[int]:
 
 
 def _centred_ranks(values: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return _ranked(np.ascontiguousarray(values).tobytes())
+
+
+@lru_cache(
+    maxsize=64
+)  # a checkpoint's scores and their halves are ranked for several comparisons, a reference's for all
+def _ranked(values: bytes) -> Float[np.ndarray, " heads"]:
+    _, place, count = np.unique(np.frombuffer(values), return_inverse=True, return_counts=True)
     ranks = (np.cumsum(count) - (count - 1) / 2)[place]
     return ranks - ranks.mean()
 
