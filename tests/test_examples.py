@@ -15,6 +15,8 @@ def test_there_are_examples():
         "01_one_model.ipynb",
         "02_checkpoints.ipynb",
         "03_from_transformerlens.ipynb",
+        "04_which_heads_may_go_local.ipynb",
+        "05_own_detector.ipynb",
     ]
 
 

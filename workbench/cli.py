@@ -10,6 +10,7 @@ from workbench.commands import machine, planning, runs, scans, showing
 from workbench.console import warn
 from workbench.experiments.command import experiment
 from workbench.heads import WorkbenchError
+from workbench.pretrain.command import pretrain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,8 +22,8 @@ app = typer.Typer(
 app.add_typer(experiment, name="experiment")
 for verb in (
     *(scans.series, scans.scan, scans.status),
-    *(runs.top, runs.emergence, runs.check),
-    *(machine.detectors, machine.doctor, planning.plan, showing.demo),
+    *(runs.top, runs.emergence, runs.report, runs.check),
+    *(machine.detectors, machine.doctor, planning.plan, showing.demo, pretrain),
 ):
     app.command()(verb)
 app.command(name="app")(showing.open_app)

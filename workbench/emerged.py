@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.emergence import compare
+from workbench.emergence import aligned, compare, counts
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.run import Run
 
@@ -33,7 +33,11 @@ _CHANGES = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Tables `classes`, `heads` and `phase_changes`; and for each class what its lock-in supports, or why nothing."""
+    """Tables `classes`, `heads`, `phase_changes`, `aligned`, `counts`; and what lock-in supports for each class.
+
+    `aligned`: the heads of each class in the order of their onsets, a column of onsets per run. `counts`: how many
+    heads of each class every run has by a time.
+    """
 
     tables: dict[str, pd.DataFrame]
     sentences: list[dict[str, str]]
@@ -65,7 +69,8 @@ def summarise(
         for on in run.probes_of(detector)
         if probe in (None, on)
     ]
-    return Summary({"classes": compare(traced), "heads": heads, "phase_changes": changes}, sentences)
+    tables = {"classes": compare(traced), "heads": heads, "phase_changes": changes}
+    return Summary({**tables, "aligned": aligned(traced), "counts": counts(traced)}, sentences)
 
 
 def _detectors(runs: Sequence[Run], named: Sequence[str] | None) -> list[str]:

@@ -234,8 +234,8 @@ class Run:
         """
         if isinstance(against, int):
             against = str(self.scores(detector=detector, probe=probe, step=against).loc[:, "ckpt"].iloc[-1])
-        scores = plain_text(self._scores_of(detector, probe))
-        return lock_in(scores, against=against, k=k, parents=self._parents())
+        scores = self._scores_of(detector, probe)
+        return plain_text(lock_in(scores, against=against, k=k, parents=self._parents()))
 
     def lock_in_sentence(self, detector: str, *, probe: str | None = None) -> str:
         """What lock-in supports of "formed early, hard to move", in one sentence.

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from tests.synthetic_run import DEMO, STEPS, write_run
+from workbench.cli import app
 from workbench.emerged import summarise
 from workbench.emergence import align
 from workbench.heads import Row, WorkbenchError
@@ -129,6 +131,7 @@ def test_the_verb_tells_classes_heads_changes_and_lock_in(path):
 def test_emergence_imports_no_torch(path):
     code = f"""
 import sys
+from workbench.cli import app
 from workbench.emerged import summarise
 from workbench.run import open_run
 summarise([open_run({str(path)!r})])
@@ -149,3 +152,19 @@ def test_in_the_demo_previous_token_heads_come_before_induction_heads(demo_runs)
     assert best["induction"].verdict in ("emerged", "unconfirmed")
     assert best["previous_token"].n50_hi < best["induction"].fit_n50
     assert pd.notna(best["previous_token"].n50_lo)
+
+
+def test_the_command_sets_onsets_beside_each_other_and_counts_heads(tmp_path):
+    paths = [str(write_run(tmp_path / name, replace(SMALL, seed=seed))) for name, seed in (("one", 1), ("two", 2))]
+    words = ["emergence", *paths, "--detector", "induction", "--aligned", "--counts"]
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
+    assert "Onsets of the k-th head of each class" in said.stdout
+    assert "Heads of each class that are there by a time" in said.stdout
+    document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    traced = open_run(paths[0]).emergence("induction")
+    onsets = sorted(traced.n50.dropna())
+    assert [row["one"] for row in document["aligned"] if row["one"] is not None] == pytest.approx(onsets)
+    mine = [row for row in document["counts"] if row["run"] == "one"]
+    assert [row["amount"] for row in mine] == pytest.approx([0, *onsets])
+    assert [row["n"] for row in mine] == list(range(mine[0]["n"], mine[0]["n"] + len(onsets) + 1))

@@ -50,6 +50,12 @@ def emergence(
     detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: each.")] = None,
     probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per class to list, earliest onset first.")] = 3,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Also the heads of each class in order of onset, run beside run.")
+    ] = False,
+    counts: Annotated[
+        bool, typer.Option("--counts", help="Also how many heads of each class there are by when.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
@@ -67,12 +73,40 @@ def emergence(
         "heads": "The earliest of each class",
         "phase_changes": "When the model as a whole changed its course",
     }
+    if aligned:
+        titles["aligned"] = "Onsets of the k-th head of each class: heads meet by class and place, never by number"
+    if counts:
+        titles["counts"] = "Heads of each class that are there by a time"
     for i, (name, title) in enumerate(titles.items()):
         table = found.tables[name]
         print("\n" if i else "", end="")
         say_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
     for sentence in found.sentences:
         print(f"\n{sentence['run']}, {sentence['detector']} on {sentence['probe']}: {sentence['says']}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    detector: Annotated[
+        list[str] | None, typer.Option(help="A detector; repeat for more. Default: all rising.")
+    ] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads of each class to list.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Write what runs show into one HTML file: claims with intervals, tables, figures. It needs no network."""
+    from workbench.report import contents_of, write_page
+    from workbench.run import open_run
+
+    contents = contents_of([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    written = write_page(contents, out)
+    if as_json:
+        say_json({"report": written, **contents.document()})
+        return
+    for claim in contents.claims:
+        print(claim)
+    warn(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
 def check(run: RunFolder, as_json: Json = False) -> None:

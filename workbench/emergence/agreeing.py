@@ -76,9 +76,16 @@ def spearman(one: Float[np.ndarray, " heads"], other: Float[np.ndarray, " heads"
 
 def ranks(values: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
     """Ranks around their mean, ties sharing theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return _ranked(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+
+
+@lru_cache(maxsize=64)  # scores and their halves are ranked for several comparisons, a reference for all
+def _ranked(values: bytes) -> Float[np.ndarray, " heads"]:
+    _, place, count = np.unique(np.frombuffer(values), return_inverse=True, return_counts=True)
     shared = (np.cumsum(count) - (count - 1) / 2)[place]
-    return shared - shared.mean()
+    centred = shared - shared.mean()
+    centred.setflags(write=False)
+    return centred
 
 
 def within_layers(values: Float[np.ndarray, " heads"], layer: Int[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:

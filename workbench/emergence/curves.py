@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +42,16 @@ def curves_of(scores: pd.DataFrame) -> Curves:
     (an attention and a recurrent one, at the same checkpoint), heads of one number are told apart by their kind;
     a layer that only changes its kind over training keeps its heads' curves whole.
     """
+    return curves_with(scores, ())[0]
+
+
+def curves_with(
+    scores: pd.DataFrame, columns: Sequence[str]
+) -> tuple[Curves, dict[str, Float[np.ndarray, "heads ckpts"]]]:
+    """The curves of `curves_of`, and other columns of the same rows, heads by checkpoints as the score is.
+
+    A column that the table lacks is all NaN.
+    """
     mixer = _mixer(scores)
     there = scores.loc[:, "score"].notna().to_numpy()
     scores, mixer = scores.loc[there], mixer[there]
@@ -50,12 +61,18 @@ def curves_of(scores: pd.DataFrame) -> Curves:
     row = grouped.ngroup().to_numpy()
     column = _positions(checkpoints, scores)
     shape = grouped.ngroups, max(len(checkpoints), 1)
-    score, se = np.full(shape, np.nan), np.full(shape, np.nan)
-    score[row, column] = scores.loc[:, "score"].to_numpy(np.float64)
-    se[row, column] = _standard_error(scores)
+
+    def placed(values: Any) -> Float[np.ndarray, "heads ckpts"]:
+        matrix = np.full(shape, np.nan)
+        matrix[row, column] = values
+        return matrix
+
+    known = {name for name in columns if name in scores.columns}
+    others = {name: placed(scores[name].to_numpy(np.float64) if name in known else np.nan) for name in columns}
     heads = grouped[["kind", "window"]].last().reset_index().drop(columns="_mixer")
     amount, unit = axis_of(checkpoints)
-    return Curves(heads, checkpoints, score, se, amount, unit)
+    score, se = placed(scores.loc[:, "score"].to_numpy(np.float64)), placed(_standard_error(scores))
+    return Curves(heads, checkpoints, score, se, amount, unit), others
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:

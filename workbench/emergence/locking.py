@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.emergence.agreeing import FEWEST_HEADS, agreement, spearman, top_count, within_layers
-from workbench.emergence.curves import curves_of
+from workbench.emergence.curves import curves_with
 from workbench.emergence.lineages import parents_of
 from workbench.heads import WorkbenchError
 
@@ -57,9 +57,9 @@ def lock_in(
             that continues another, or fewer than four heads with scores at both checkpoints throughout.
     """
     _check_single(scores)
-    heads, halves = _matrices(scores)
+    heads = _Matrices(scores)
     pairs = _pairs(heads.checkpoints, against, parents)
-    rows = [_row(heads, halves, ckpt, reference, k=k, seed=seed) for ckpt, reference in pairs]
+    rows = [_row(heads, ckpt, reference, k=k, seed=seed) for ckpt, reference in pairs]
     if all(row["n_heads"] < FEWEST_HEADS for row in rows):
         raise WorkbenchError(
             f"no two checkpoints share {FEWEST_HEADS} heads with scores; lock-in needs the same heads at both"
@@ -72,32 +72,18 @@ class _Matrices:
     """Scores, and those of each half: heads by checkpoints. A head is one on all branches."""
 
     def __init__(self, scores: pd.DataFrame) -> None:
-        curves = curves_of(scores.assign(branch=pd.array([None] * len(scores), dtype="str")))
+        trunk = pd.Series(pd.NA, scores.index, dtype="str")
+        curves, of_halves = curves_with(scores.assign(branch=trunk), ("half_a", "half_b"))
         self.checkpoints = curves.checkpoints.assign(branch=_branches(scores, curves.checkpoints))
         self.layer: Int[np.ndarray, " heads"] = curves.heads.loc[:, "layer"].to_numpy(np.int64)
         self.score = curves.score
+        self.halves = tuple(of_halves[name] for name in ("half_a", "half_b"))
         self.column = {str(name): i for i, name in enumerate(curves.checkpoints.index)}
 
 
 def _branches(scores: pd.DataFrame, checkpoints: pd.DataFrame) -> Any:
     first = scores.drop_duplicates("ckpt").set_index("ckpt").loc[:, "branch"]
     return first.astype("str").reindex(checkpoints.index.astype("str")).to_numpy()
-
-
-def _matrices(scores: pd.DataFrame) -> tuple[_Matrices, tuple[Any, Any]]:
-    """Of the scores, and of their halves where these are known."""
-    whole = _Matrices(scores)
-    halves: list[Any] = []
-    for name in ("half_a", "half_b"):
-        known = name in scores.columns
-        values = scores.loc[:, name] if known else pd.Series(np.nan, scores.index)
-        # a half that has no row leaves its head in place, so that rows are the same as those of the scores
-        halves.append(_Matrices(scores.assign(score=values.fillna(np.inf).where(scores["score"].notna()))).score)
-    return whole, (_finite(halves[0], whole), _finite(halves[1], whole))
-
-
-def _finite(matrix: Any, whole: _Matrices) -> Any:
-    return np.where(np.isfinite(matrix) & ~np.isnan(whole.score), matrix, np.nan)
 
 
 def _check_single(scores: pd.DataFrame) -> None:
@@ -130,7 +116,6 @@ def _pairs(checkpoints: pd.DataFrame, against: str, known: Mapping[str, str] | N
 
 def _row(
     heads: _Matrices,
-    halves: tuple[Any, Any],
     ckpt: str,
     reference: str,
     *,
@@ -139,7 +124,7 @@ def _row(
 ) -> dict[str, Any]:
     here, there, layer = heads.column[ckpt], heads.column[reference], heads.layer
     found = agreement(heads.score[:, here], heads.score[:, there], layer, k=k, n_permutations=PERMUTATIONS, seed=seed)
-    of_here, of_there = ([half[:, column] for half in halves] for column in (here, there))
+    of_here, of_there = ([half[:, column] for half in heads.halves] for column in (here, there))
     across = np.mean([_both(of_here[i], of_there[1 - i], layer) for i in (0, 1)], axis=0)
     ceiling = _both(of_there[0], of_there[1], layer)
     clear = ceiling > _CLEAR / np.sqrt(max(found.n - 1, 1))

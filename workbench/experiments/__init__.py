@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.experiments.conversion import StudyProgress, run_conversion
+    from workbench.experiments.early import EarlyChoices, early_choices
     from workbench.experiments.report import write_report
     from workbench.experiments.settings import Continued, Conversion, larger_study, quick_study
     from workbench.experiments.tables import Results, read_results
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Continued",
     "Conversion",
+    "EarlyChoices",
     "Results",
     "StudyProgress",
+    "early_choices",
     "larger_study",
     "quick_study",
     "read_results",
@@ -26,6 +29,8 @@ __all__ = [
 _HOME = {
     "Continued": "settings",
     "Conversion": "settings",
+    "EarlyChoices": "early",
+    "early_choices": "early",
     "Results": "tables",
     "StudyProgress": "conversion",
     "larger_study": "settings",

@@ -129,3 +129,56 @@ def parity(
         "source",
     )
     say_table(columns, [[getattr(one, c) for c in columns] for one in found], title=f"{model} against {published.name}")
+
+
+@experiment.command()
+def early(
+    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT_DIR", help="The checkpoints of the run, or its last.")],
+    run: Annotated[Path, typer.Option(help="A scan of these checkpoints.")],
+    window: Annotated[int, typer.Option(help="Last tokens that a windowed head sees, its own included.")],
+    sink: Annotated[int, typer.Option(help="First tokens that it sees as well.")] = 0,
+    keep: Annotated[float, typer.Option(help="Share of the full-attention key/value heads to keep.")] = 0.25,
+    detector: Annotated[str, typer.Option(help="What heads are chosen by.")] = "induction",
+    on: Annotated[str | None, typer.Option(help="The probe of its scores, where there are several.")] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option(help="What is asked of the final model; repeat for more. Default: far needles.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Nats per answer that an early choice may lose.")] = 0.1,
+    figure: Annotated[Path | None, typer.Option(help="Write the figure here as HTML.")] = None,
+    seed: Annotated[int, typer.Option(help="Of probes, random choices and bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """How early is a plan safe? Keep in the final model what each checkpoint would have chosen."""
+    from workbench.checkpoints import find_checkpoints
+    from workbench.experiments.early import early_choices
+    from workbench.figures import early_choices as drawn
+    from workbench.hooks import open_model
+    from workbench.planning import evaluation_on
+    from workbench.run import open_run
+
+    folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
+    m = open_model(folder)
+    probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
+    found = early_choices(
+        m, open_run(run), probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed
+    )
+    if figure is not None:
+        drawn(found).write_html(figure, include_plotlyjs=True)
+    if as_json:
+        say_json(
+            {
+                "choices": found.table.to_dict("records"),
+                "references": found.references.to_dict("records"),
+                "safe_since": found.safe_since(tolerance).to_dict("records"),
+                "says": found.sentences(tolerance),
+            }
+        )
+        return
+    columns = ("probe", "ckpt", "heads", "in_common", "accuracy", "accuracy_lo", "accuracy_hi")
+    columns += ("lost", "lost_lo", "lost_hi", "n_seq")
+    table = found.table.sort_values("probe", kind="stable")
+    say_table(columns, table.loc[:, list(columns)].to_numpy(object).tolist(), title=f"Heads chosen by {detector}")
+    print()
+    say_table(list(found.references.columns), found.references.to_numpy(object).tolist(), title="For comparison")
+    for sentence in found.sentences(tolerance):
+        print(f"\n{sentence}")

@@ -1,5 +1,6 @@
 """Tables as plotly figures, the same in a notebook and in the app. Each function returns a plain `go.Figure`."""
 
+from workbench.figures.choosing import EarlyLike, early_choices
 from workbench.figures.comparing import rank_agreement, scores_against
 from workbench.figures.conversions import heads_before_and_after, recall_by_distance
 from workbench.figures.curves import emergence, history, metrics
@@ -13,10 +14,12 @@ from workbench.figures.plans import PlanLike, pareto, plan, waterfall
 from workbench.figures.trajectories import RunLike
 
 __all__ = [
+    "EarlyLike",
     "PlanLike",
     "RunLike",
     "compare",
     "crossover",
+    "early_choices",
     "emergence",
     "heads",
     "heads_before_and_after",

@@ -12,15 +12,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.pretrain.corpus import Corpus, prepare_corpus, python_sources
     from workbench.pretrain.language import Language
-    from workbench.pretrain.recipes import VARIANTS, Recipe, recipe
+    from workbench.pretrain.recipes import VARIANTS, Recipe, Shape, recipe, text_recipe
     from workbench.pretrain.training import TrainingProgress, pretrain_run
 
-__all__ = ["VARIANTS", "Language", "Recipe", "TrainingProgress", "pretrain_run", "recipe"]
+__all__ = [
+    "VARIANTS",
+    "Corpus",
+    "Language",
+    "Recipe",
+    "Shape",
+    "TrainingProgress",
+    "prepare_corpus",
+    "pretrain_run",
+    "python_sources",
+    "recipe",
+    "text_recipe",
+]
 
 _HOME = {
+    "Corpus": "corpus",
+    "prepare_corpus": "corpus",
+    "python_sources": "corpus",
     "Language": "language",
     "Recipe": "recipes",
+    "Shape": "recipes",
+    "text_recipe": "recipes",
     "VARIANTS": "recipes",
     "recipe": "recipes",
     "TrainingProgress": "training",

@@ -1,17 +1,23 @@
-"""What one pretraining run is: variant, seed, steps, learning rates, and which steps become checkpoints. No torch."""
+"""What one pretraining run is: model, material, seed, steps, learning rates, and which steps are kept. No torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
 from workbench.heads import WorkbenchError
+from workbench.pretrain.language import VOCABULARY
 
 Variant = Literal["full", "sliding", "hybrid", "linear"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+Optimiser = Literal["muon", "adamw"]
+Windows = Literal["packed", "plain"]
+Kind = Literal["full_attention", "sliding_attention", "linear_attention"]
 
 _STEPS: dict[Variant, int] = {"full": 480, "sliding": 420, "hybrid": 420, "linear": 560}
 _QUICK_STEPS: dict[Variant, int] = {"full": 300, "sliding": 240, "hybrid": 300, "linear": 400}
@@ -20,11 +26,62 @@ _EARLY = (0, 8, 16)  # steps kept before the logarithmic ones, which begin at st
 _FIRST_LOG_STEP = 24
 
 
+def _check_least(given: object, least: Mapping[str, int]) -> None:
+    for name, smallest in least.items():
+        if getattr(given, name) < smallest:
+            raise WorkbenchError(f"{name} is {getattr(given, name)}; expected at least {smallest}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a model is. `window`: tokens that a sliding layer sees; `vocabulary` in tokens.
+
+    `local_per_full`: windowed or linear layers per layer of full attention in the hybrids. Windowed hybrids end each
+    such group with the full layer, linear ones begin with it: two layers of attention patterns are what induction
+    needs, and a linear layer between them may carry the rest.
+    """
+
+    n_layers: int = 2
+    n_heads: int = 4
+    d_head: int = 32
+    d_model: int = 64
+    d_ff: int = 128
+    window: int = 16
+    local_per_full: int = 1
+    vocabulary: int = VOCABULARY
+
+    def __post_init__(self) -> None:
+        _check_least(self, dict.fromkeys(self.__dataclass_fields__, 1) | {"vocabulary": 2})
+        if self.d_head % 2:
+            raise WorkbenchError(f"d_head is {self.d_head}; rotary positions need an even number")
+
+    def layer_kinds(self, variant: Variant) -> tuple[Kind, ...]:
+        """What each layer is, in the words of transformers' configurations."""
+        group, layers = self.local_per_full + 1, range(self.n_layers)
+        match variant:
+            case "full":
+                return ("full_attention",) * self.n_layers
+            case "sliding":
+                return ("sliding_attention",) * self.n_layers
+            case "hybrid":
+                return tuple("sliding_attention" if (i + 1) % group else "full_attention" for i in layers)
+            case "linear":
+                return tuple("linear_attention" if i % group else "full_attention" for i in layers)
+
+
+SMALL = Shape()
+SMALL_LINEAR = Shape(n_layers=3)
+TEXT = Shape(n_layers=4, d_model=128, d_ff=512, window=64, vocabulary=1024)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """All that determines a run. Learning rates are peaks: linear warm-up, then a cosine to `final_lr` of the peak.
 
     `batch` is in sequences per step, `length` in tokens per sequence, `warmup` in steps. `n_checkpoints` counts step 0.
+    `shape`: None is the small one of the demo. `corpus`: the digest of the text that is trained on, "" for the
+    synthetic language. `windows` of text: `packed` ones run over the ends of documents, `plain` ones lie within one.
+    With `adamw`, `lr_matrices` is its rate for matrices.
 
     Raises:
         WorkbenchError: for a number below its least.
@@ -41,12 +98,20 @@ class Recipe:
     lr_rest: float = 5e-3
     warmup: int = 20
     final_lr: float = 0.5
+    shape: Shape | None = None
+    corpus: str = ""
+    windows: Windows = "packed"
+    optimiser: Optimiser = "muon"
 
     def __post_init__(self) -> None:
-        least = {"seed": 0, "steps": 1, "batch": 1, "length": 2, "n_checkpoints": 4, "warmup": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise WorkbenchError(f"{name} is {getattr(self, name)}; expected at least {smallest}")
+        _check_least(self, {"seed": 0, "steps": 1, "batch": 1, "length": 2, "n_checkpoints": 4, "warmup": 1})
+
+    @property
+    def dimensions(self) -> Shape:
+        """The shape of the model, whether given or the variant's own."""
+        if self.shape is not None:
+            return self.shape
+        return SMALL_LINEAR if self.variant == "linear" else SMALL
 
     @property
     def tokens_per_step(self) -> int:
@@ -71,8 +136,42 @@ def recipe(variant: str, *, seed: int = 0, quick: bool = False) -> Recipe:
     Raises:
         WorkbenchError: for an unknown variant or a negative seed.
     """
-    if variant not in VARIANTS:
-        raise WorkbenchError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
+    known = as_variant(variant)
     if quick:
-        return Recipe(variant, seed, steps=_QUICK_STEPS[variant], n_checkpoints=_QUICK_CHECKPOINTS)
-    return Recipe(variant, seed, steps=_STEPS[variant])
+        return Recipe(known, seed, steps=_QUICK_STEPS[known], n_checkpoints=_QUICK_CHECKPOINTS)
+    return Recipe(known, seed, steps=_STEPS[known])
+
+
+def text_recipe(variant: str, corpus: str, *, seed: int = 0, steps: int = 1_800, shape: Shape = TEXT) -> Recipe:
+    """The recipe for real text: 8 windows of 256 tokens a step, 30 checkpoints, rates falling to 0.3 of their peak.
+
+    `corpus` is the digest of the text. The rates were not swept on text.
+
+    Raises:
+        WorkbenchError: for an unknown variant or a number below its least.
+    """
+    return Recipe(
+        as_variant(variant),
+        seed,
+        steps=steps,
+        batch=8,
+        length=256,
+        n_checkpoints=30,
+        lr_rest=3e-3,
+        warmup=50,
+        final_lr=0.3,
+        shape=shape,
+        corpus=corpus,
+    )
+
+
+def as_variant(name: str) -> Variant:
+    """The variant of this name.
+
+    Raises:
+        WorkbenchError: if there is none.
+    """
+    for variant in VARIANTS:
+        if name == variant:
+            return variant
+    raise WorkbenchError(f"unknown variant {name!r}; expected one of {', '.join(VARIANTS)}")

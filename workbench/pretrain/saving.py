@@ -31,11 +31,18 @@ def checkpoint_path(out: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    model: PreTrainedModel, recipe: Recipe, out: Path, *, step: int, log_history: list[dict[str, float]]
+    model: PreTrainedModel,
+    recipe: Recipe,
+    out: Path,
+    *,
+    step: int,
+    log_history: list[dict[str, float]],
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Write out/checkpoint-<step>: weights, configuration, tokenizer and trainer state; renamed into place at the end.
 
-    A checkpoint that is there already stays: the same recipe writes the same bytes.
+    `tokenizer`: None is that of the synthetic language. A checkpoint that is there already stays: the same recipe
+    writes the same bytes.
     """
     path = checkpoint_path(out, step)
     if path.exists():
@@ -43,7 +50,7 @@ def save_checkpoint(
     partial = out / f"{_PARTIAL}{path.name}"
     with _without_progress_bars():
         model.save_pretrained(partial)
-    word_tokenizer(recipe.length).save_pretrained(partial)
+    (tokenizer or word_tokenizer(recipe.length)).save_pretrained(partial)
     _trainer_state(recipe, step, log_history).save_to_json(str(partial / "trainer_state.json"))
     os.rename(partial, path)
     return path

@@ -1,7 +1,7 @@
 """One pretraining run, from recipe to checkpoints; after a kill the same call goes on and writes the same bytes.
 
 1. `recipe.json` claims the folder for one recipe.
-2. All documents are generated from the seed, so step s always trains on rows s·batch to (s+1)·batch.
+2. Step s always trains on the same tokens, drawn from the seed: `material`.
 3. At each checkpoint step: first the checkpoint folder, then `resume.pt` (weights, optimisers, log), each renamed into
    place. A kill between the two repeats the steps before the checkpoint, to the same weights.
 
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.pretrain.language import Language
+from workbench.pretrain.corpus import Corpus
+from workbench.pretrain.material import Material
 from workbench.pretrain.muon import Muon
 from workbench.pretrain.recipes import Recipe
 from workbench.pretrain.saving import checkpoint_path, remove_partial_checkpoints, save_checkpoint
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _LOG_EVERY = 10
 _RECIPE = "recipe.json"
 _RESUME = "resume.pt"
+_DEFAULTS = asdict(Recipe("full"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +53,26 @@ class TrainingProgress:
     checkpoint: Path | None
 
 
-def pretrain_run(recipe: Recipe, out: Path, *, on_step: Callable[[TrainingProgress], None] | None = None) -> list[Path]:
+def pretrain_run(
+    recipe: Recipe,
+    out: Path,
+    corpus: Corpus | None = None,
+    *,
+    on_step: Callable[[TrainingProgress], None] | None = None,
+) -> list[Path]:
     """Train a recipe's model and write its checkpoints to `out`/checkpoint-<step>; go on where an earlier call stopped.
 
-    A finished run is left untouched. `on_step` is called after every step that is trained now.
+    A finished run is left untouched. `corpus` is the text that the recipe names; None for the synthetic language.
+    `on_step` is called after every step that is trained now.
 
     Returns:
         The checkpoint folders in order of step.
 
     Raises:
-        WorkbenchError: if `out` holds the checkpoints of another recipe.
+        WorkbenchError: if `out` holds the checkpoints of another recipe, or the corpus is not the recipe's.
         StoreNotWritable: if `out` cannot be made or written.
     """
+    material = Material(recipe, corpus)
     try:
         out.mkdir(parents=True, exist_ok=True)
         _claim(recipe, out)
@@ -73,15 +82,16 @@ def pretrain_run(recipe: Recipe, out: Path, *, on_step: Callable[[TrainingProgre
     paths = [checkpoint_path(out, step) for step in recipe.checkpoint_steps]
     if not all(path.exists() for path in paths):
         with one_thread():
-            _train(recipe, out, on_step)
+            _train(material, out, on_step)
     return paths
 
 
 class _Run:
     """The model with its optimisers, their learning rates, and the log: what a checkpoint step must keep together."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, material: Material) -> None:
+        self.recipe = recipe = material.recipe
+        self.tokenizer = material.tokenizer()
         self.step = 0
         self.log_history: list[dict[str, float]] = []
         self.losses: list[float] = []  # since the last entry of the log
@@ -115,7 +125,9 @@ class _Run:
 
     def save(self, out: Path) -> Path:
         """Write the checkpoint of this step, then what going on from it needs."""
-        path = save_checkpoint(self.model, self.recipe, out, step=self.step, log_history=self.log_history)
+        path = save_checkpoint(
+            self.model, self.recipe, out, step=self.step, log_history=self.log_history, tokenizer=self.tokenizer
+        )
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -144,15 +156,15 @@ def next_token_loss(logits: Float[Tensor, "b t vocab"], tokens: Int[Tensor, "b t
     return F.cross_entropy(predicted, rearrange(tokens[:, 1:], "b t -> (b t)"))
 
 
-def _train(recipe: Recipe, out: Path, on_step: Callable[[TrainingProgress], None] | None) -> None:
-    run = _Run(recipe)
+def _train(material: Material, out: Path, on_step: Callable[[TrainingProgress], None] | None) -> None:
+    recipe, run = material.recipe, _Run(material)
     saved = _resume_state(recipe, out)
     if saved is None:
         run.save(out)
     else:
         run.resume(saved)
     checkpoints = set(recipe.checkpoint_steps)
-    for batch in _batches(recipe, run.step):
+    for batch in material.batches(run.step):
         loss = run.advance(batch)
         is_checkpoint = run.step in checkpoints
         if is_checkpoint or run.step % _LOG_EVERY == 0:
@@ -163,7 +175,7 @@ def _train(recipe: Recipe, out: Path, on_step: Callable[[TrainingProgress], None
 
 
 def optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the rest."""
+    """Muon for the matrices and AdamW for the rest, or AdamW for all."""
     embeddings: list[Tensor] = []
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
@@ -175,16 +187,10 @@ def optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optim
         else:
             matrices.append(weight)
     groups = [{"params": rest, "lr": recipe.lr_rest}, {"params": embeddings, "lr": recipe.lr_embeddings}]
+    if recipe.optimiser == "adamw":
+        groups.append({"params": matrices, "lr": recipe.lr_matrices})
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    return [Muon(matrices, recipe.lr_matrices), adamw]
-
-
-def _batches(recipe: Recipe, first: int) -> Iterator[Int[Tensor, "b t"]]:
-    """The training batches from step `first` on."""
-    rng = np.random.default_rng(1 + recipe.seed)
-    documents = Language().documents(recipe.batch * recipe.steps, recipe.length, rng)
-    steps = rearrange(torch.from_numpy(documents), "(step b) t -> step b t", b=recipe.batch)
-    yield from steps[first:]
+    return [adamw] if recipe.optimiser == "adamw" else [Muon(matrices, recipe.lr_matrices), adamw]
 
 
 def _resume_state(recipe: Recipe, out: Path) -> dict[str, Any] | None:
@@ -202,7 +208,8 @@ def _claim(recipe: Recipe, out: Path) -> None:
     path = out / _RECIPE
     ours = asdict(recipe)
     if path.exists():
-        theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        # A field that the file lacks had but one value when it was written, which is the default's.
+        theirs: dict[str, Any] = {**_DEFAULTS, **json.loads(path.read_text(encoding="utf-8"))}
         if theirs != ours:
             differs = [
                 f"{k} {theirs.get(k)!r}, asked for {ours.get(k)!r}"

@@ -1,5 +1,7 @@
 """The four models: stock Hugging Face configurations, one per kind of attention, and the initialisation they need.
 
+In the small shape of the demo:
+
 | variant | class | layers | parameters |
 |---|---|---|---|
 | full | Llama | full, full | 120,128 |
@@ -15,45 +17,46 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, CwmConfig, LlamaConfig, MiniMaxConfig, MistralConfig
 
-from workbench.pretrain.language import VOCABULARY, Language
-from workbench.pretrain.recipes import Recipe, Variant
+from workbench.pretrain.recipes import SMALL, Recipe, Shape, Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-WINDOW = 16
+WINDOW = SMALL.window
+BOS = 0  # in the synthetic language and in the tokenizers of text alike
 _SHARED_EMBEDDING = 0.5
 _ZERO = ("o_proj", "out_proj", "down_proj", "lm_head")
 
 
-def variant_config(variant: Variant, *, length: int = 64) -> PreTrainedConfig:
-    """The stock configuration of a variant; positions end at the length it is trained on."""
-    shape: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 32,
+def variant_config(variant: Variant, *, length: int = 64, shape: Shape | None = None) -> PreTrainedConfig:
+    """The stock configuration of a variant; positions end at the length it is trained on. `shape` as in `Recipe`."""
+    sized = Recipe(variant, length=length, shape=shape).dimensions
+    kinds: list[str] = list(sized.layer_kinds(variant))
+    given: dict[str, Any] = {
+        "vocab_size": sized.vocabulary,
+        "hidden_size": sized.d_model,
+        "intermediate_size": sized.d_ff,
+        "num_hidden_layers": sized.n_layers,
+        "num_attention_heads": sized.n_heads,
+        "num_key_value_heads": sized.n_heads,
+        "head_dim": sized.d_head,
         "max_position_embeddings": length,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         "tie_word_embeddings": False,
-        "bos_token_id": Language().bos,
-        "eos_token_id": Language().bos,
+        "bos_token_id": BOS,
+        "eos_token_id": BOS,
         "pad_token_id": None,
     }
     match variant:
         case "full":
-            return LlamaConfig(num_hidden_layers=2, **shape)
+            return LlamaConfig(**given)
         case "sliding":
-            return MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **shape)
+            return MistralConfig(sliding_window=sized.window, **given)
         case "hybrid":
-            kinds = ["sliding_attention", "full_attention"]
-            return CwmConfig(num_hidden_layers=2, sliding_window=WINDOW, layer_types=kinds, **shape)
+            return CwmConfig(sliding_window=sized.window, layer_types=kinds, **given)
         case "linear":
-            kinds = ["full_attention", "linear_attention", "full_attention"]
             experts = {"num_local_experts": 1, "num_experts_per_tok": 1}
-            return MiniMaxConfig(num_hidden_layers=3, layer_types=kinds, block_size=64, **experts, **shape)
+            return MiniMaxConfig(layer_types=kinds, block_size=64, **experts, **given)
 
 
 def build_model(recipe: Recipe) -> PreTrainedModel:
@@ -62,7 +65,7 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
     Embeddings are N(0, 1) plus one vector of N(0, ¼) shared by all tokens; matrices are N(0, 1/fan-in); what writes
     into the residual stream, and the unembedding, begins at zero.
     """
-    config = variant_config(recipe.variant, length=recipe.length)
+    config = variant_config(recipe.variant, length=recipe.length, shape=recipe.shape)
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return initialised(model, recipe.seed)

@@ -1,0 +1,133 @@
+"""`workbench pretrain`: small models trained here and now, on the synthetic language, on text or on Python sources."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from workbench.console import say_json, say_table, showing_phases, warn
+from workbench.heads import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.pretrain.corpus import Corpus
+    from workbench.pretrain.recipes import Recipe
+
+Data = Literal["language", "text", "python"]
+
+
+def pretrain(
+    variants: Annotated[
+        list[str] | None, typer.Argument(metavar="[VARIANT...]", help="full, sliding, hybrid, linear. Default: all.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Gets corpus/ and checkpoints/VARIANT/.")] = Path("runs/pretrained"),
+    data: Annotated[Data, typer.Option(help="The synthetic language, --text files, or installed Python.")] = "language",
+    text: Annotated[list[Path] | None, typer.Option(help="A text file or a folder of them; repeat for more.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Tokens of the byte-pair tokenizer trained on the text.")] = 1024,
+    max_bytes: Annotated[int, typer.Option(help="Text taken at most.")] = 40_000_000,
+    windows: Annotated[
+        Literal["packed", "plain"] | None, typer.Option(help="Over the ends of documents, or within one each.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    checkpoints: Annotated[int | None, typer.Option(help="How many to keep, step 0 included.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Depth.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the residual stream; the MLP scales with it.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Per layer; together as wide as they are by default.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens that a sliding layer sees.")] = None,
+    local_per_full: Annotated[int | None, typer.Option(help="Sliding or linear layers per full one.")] = None,
+    optimiser: Annotated[
+        Literal["muon", "adamw"] | None, typer.Option(help="For matrices; the rest is AdamW's.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of matrices.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data and shuffle.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages on stderr.")] = False,
+) -> None:
+    """Pretrain small models here and now, checkpoints log-spaced; run the same command again to go on."""
+    from workbench.pretrain.recipes import VARIANTS, as_variant
+    from workbench.pretrain.training import pretrain_run
+
+    chosen = [as_variant(name) for name in dict.fromkeys(variants or VARIANTS)]
+    corpus = _corpus(data, text or [], out / "corpus", vocabulary=vocabulary, max_bytes=max_bytes, seed=seed)
+    given: dict[str, Any] = {
+        "steps": steps,
+        "batch": batch,
+        "length": length,
+        "n_checkpoints": checkpoints,
+        "windows": windows,
+        "optimiser": optimiser,
+        "lr_matrices": lr,
+    }
+    size = {"n_layers": layers, "window": window, "local_per_full": local_per_full}
+    recipes = [_recipe(v, corpus, seed, given=given, size=size, width=width, heads=heads) for v in chosen]
+    made: dict[str, list[Path]] = {}
+    try:
+        with showing_phases() as show:
+            for recipe in recipes:
+                made[recipe.variant] = pretrain_run(
+                    recipe,
+                    out / "checkpoints" / recipe.variant,
+                    corpus,
+                    on_step=lambda p: show(p.recipe.variant, "training", p.step, p.recipe.steps),
+                )
+    except KeyboardInterrupt:
+        warn("interrupted; what is finished is kept, and the same command goes on from there")
+        raise
+    if as_json:
+        say_json({"checkpoints": made, "corpus": None if corpus is None else corpus.folder})
+        return
+    rows = [[r.variant, r.steps, r.steps * r.tokens_per_step, len(made[r.variant])] for r in recipes]
+    say_table(("model", "steps", "tokens", "checkpoints"), rows)
+    warn(f"next: workbench scan {out / 'checkpoints' / chosen[0]} --out {out / 'runs' / chosen[0]}")
+
+
+def _corpus(data: Data, text: list[Path], folder: Path, *, vocabulary: int, max_bytes: int, seed: int) -> Corpus | None:
+    if text and data != "text":
+        raise WorkbenchError(f"--text was given with --data {data}; pass --data text")
+    if data == "language":
+        return None
+    from workbench.pretrain.corpus import CorpusSettings, prepare_corpus, python_sources, text_files
+
+    if data == "text" and not text:
+        raise WorkbenchError("--data text needs text; pass --text FILE")
+    if not (folder / "corpus.json").exists():
+        warn("tokenizing the text")
+    files = text_files(text) if data == "text" else python_sources()
+    return prepare_corpus(files, folder, CorpusSettings(data, vocabulary, max_bytes, seed))
+
+
+def _recipe(
+    variant: str,
+    corpus: Corpus | None,
+    seed: int,
+    *,
+    given: dict[str, Any],
+    size: dict[str, int | None],
+    width: int | None,
+    heads: int | None,
+) -> Recipe:
+    """The recipe of a variant with what was given in place of its own."""
+    from workbench.pretrain.recipes import TEXT, recipe, text_recipe
+
+    base = recipe(variant, seed=seed)
+    if corpus is not None:
+        base = text_recipe(variant, corpus.digest, seed=seed, shape=replace(TEXT, vocabulary=corpus.vocabulary))
+    if given["optimiser"] == "adamw" and given["lr_matrices"] is None:
+        given = {**given, "lr_matrices": base.lr_rest}
+    shape = base.dimensions
+    changes: dict[str, Any] = {name: value for name, value in size.items() if value is not None}
+    if width is not None:
+        changes |= {"d_model": width, "d_ff": width * shape.d_ff // shape.d_model}
+    if heads is not None:
+        across = shape.n_heads * shape.d_head if width is None else width
+        if across % heads:
+            raise WorkbenchError(f"--heads {heads} does not divide the {across} channels of the heads together")
+        changes |= {"n_heads": heads, "d_head": across // heads}
+    if width is not None and heads is None:
+        changes |= {"d_head": width * shape.d_head // shape.d_model}
+    # An unchanged shape stays unsaid, so that the folder of a demo goes on as it began.
+    shaped = {"shape": replace(shape, **changes)} if changes else {}
+    return replace(base, **shaped, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,232 @@
+"""Text to train on: files -> documents -> a byte-pair tokenizer trained on them -> one array of tokens on disk.
+
+1. Documents are shuffled with the seed and taken until `max_bytes`; the last of them, at most a hundredth of the bytes,
+   are held out as text (`held_out.txt`), for probes.
+2. A byte-level byte-pair tokenizer of `vocabulary` tokens is trained on the first documents, token 0 being `<bos>`.
+3. Every document becomes `<bos>` and its tokens; all of them lie one behind the other in `tokens.npy`, and
+   `starts.npy` says where each begins.
+
+The folder appears whole or not at all. Its digest covers tokens and tokenizer: two folders of one digest train alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt16
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from workbench.heads import StoreNotWritable, WorkbenchError
+
+BOS_TOKEN = "<bos>"
+_SMALLEST, _LARGEST = 257, 1 << 16  # every byte and <bos>; what 16 bits hold
+_TRAIN_ON = 600  # documents that the tokenizer is trained on
+_HELD_OUT = 100  # one byte in so many
+_AT_ONCE = 500  # documents tokenized together
+_PACKAGES = ("torch", "transformers", "sympy", "pandas", "numpy", "networkx")
+_FILE_BYTES = (500, 200_000)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSettings:
+    """Where documents come from, tokens in the vocabulary, bytes of text at most, and the seed of the shuffle."""
+
+    source: Literal["text", "python"] = "python"
+    vocabulary: int = 1024
+    max_bytes: int = 40_000_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Tokenized text. `tokens`: all documents; `starts`: where each begins; `vocabulary`: tokens that there are."""
+
+    folder: Path
+    digest: str
+    vocabulary: int
+    tokens: UInt16[np.ndarray, " n_tokens"]
+    starts: Int64[np.ndarray, " n_documents"]
+
+    @property
+    def held_out(self) -> Path:
+        """A text file of documents that are not trained on."""
+        return self.folder / "held_out.txt"
+
+    def tokenizer(self, length: int) -> PreTrainedTokenizerFast:
+        """The tokenizer as Hugging Face has it, for sequences of `length` tokens; it puts `<bos>` first."""
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_file(str(self.folder / "tokenizer.json")),
+            bos_token=BOS_TOKEN,
+            model_max_length=length,
+        )
+
+
+def python_sources() -> list[Path]:
+    """The Python files of the standard library and of the large packages installed beside it, 500 B to 200 kB each."""
+    library = Path(sysconfig.get_path("stdlib"))
+    # Where an environment shares the interpreter's folder, its packages lie inside the library.
+    found = [p for p in library.rglob("*.py") if "site-packages" not in p.relative_to(library).parts]
+    for package in _PACKAGES:
+        found += (Path(sysconfig.get_path("purelib")) / package).rglob("*.py")
+    return [p for p in sorted(found) if _FILE_BYTES[0] <= p.stat().st_size <= _FILE_BYTES[1]]
+
+
+def text_files(given: Iterable[Path]) -> list[Path]:
+    """Files as they are given, and all files of the folders among them.
+
+    Raises:
+        WorkbenchError: if a path does not exist.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise WorkbenchError(f"{path} does not exist; give a text file or a folder of them")
+        found += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return found
+
+
+def prepare_corpus(files: Sequence[Path], folder: Path, settings: CorpusSettings | None = None) -> Corpus:
+    """Make `folder` of these files, one document each; a folder that was made so before is opened as it stands.
+
+    Raises:
+        WorkbenchError: if no file holds text, the vocabulary is out of range or larger than the text supports, or the
+            folder was made with other settings.
+        StoreNotWritable: if the folder cannot be written.
+    """
+    settings = settings or CorpusSettings()
+    if not _SMALLEST <= settings.vocabulary <= _LARGEST:
+        raise WorkbenchError(f"vocabulary {settings.vocabulary}: expected {_SMALLEST} to {_LARGEST} tokens")
+    if (folder / "corpus.json").exists():
+        return open_corpus(folder, settings)
+    documents, held_out = _documents(files, settings)
+    tokenizer = _trained(documents[:_TRAIN_ON], settings.vocabulary)
+    tokens, starts = _tokenized(tokenizer, documents)
+    described = {
+        **asdict(settings),
+        "digest": _digest(tokenizer, tokens),
+        "documents": len(documents),
+        "tokens": len(tokens),
+        "bytes": sum(len(d.encode()) for d in documents),
+        "held_out_documents": len(held_out),
+    }
+    partial = folder.with_name(f".partial-{folder.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        np.save(partial / "tokens.npy", tokens)
+        np.save(partial / "starts.npy", starts)
+        tokenizer.save(str(partial / "tokenizer.json"))
+        (partial / "held_out.txt").write_text("\n".join(held_out), encoding="utf-8")
+        (partial / "corpus.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        os.rename(partial, folder)
+    except OSError as error:
+        raise StoreNotWritable(f"{folder} cannot be written ({error.strerror}); choose another folder") from error
+    return open_corpus(folder, settings)
+
+
+def open_corpus(folder: Path, settings: CorpusSettings | None = None) -> Corpus:
+    """Open what `prepare_corpus` made; with settings, only if it was made so.
+
+    Raises:
+        WorkbenchError: if the folder is no corpus, or was made with other settings.
+    """
+    path = folder / "corpus.json"
+    if not path.exists():
+        raise WorkbenchError(f"{folder} is no corpus: it has no corpus.json")
+    made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    asked = made if settings is None else asdict(settings)
+    differs = [f"{k} {made[k]!r}, asked for {asked[k]!r}" for k in asked if made[k] != asked[k]]
+    if differs:
+        raise WorkbenchError(f"{folder} holds another corpus: {'; '.join(differs)}. Choose another folder")
+    return Corpus(
+        folder,
+        made["digest"],
+        vocabulary=made["vocabulary"],
+        tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
+        starts=np.load(folder / "starts.npy"),
+    )
+
+
+def _documents(files: Sequence[Path], settings: CorpusSettings) -> tuple[list[str], list[str]]:
+    """What is trained on and what is held out, in shuffled order."""
+    shuffled = list(files)
+    random.Random(settings.seed).shuffle(shuffled)
+    texts: list[str] = []
+    n_bytes = 0
+    for path in shuffled:
+        content = _read(path)
+        texts += [content] if content else []
+        n_bytes += len(content.encode())
+        if n_bytes >= settings.max_bytes:
+            break
+    if not texts:
+        raise WorkbenchError(f"no text was found in {len(files)} files; give files of UTF-8 text")
+    held_out: list[str] = []
+    room = n_bytes // _HELD_OUT
+    for content in reversed(texts[1:]):
+        room -= len(content.encode())
+        if room < 0:
+            break
+        held_out.append(content)
+    return texts[: len(texts) - len(held_out)], held_out
+
+
+def _read(path: Path) -> str:
+    """The text of a file; none where it is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        return ""
+    except OSError as error:
+        raise WorkbenchError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _trained(documents: Sequence[str], vocabulary: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[BOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    if tokenizer.get_vocab_size() < vocabulary:
+        raise WorkbenchError(
+            f"the text is too small for a vocabulary of {vocabulary}: it supports {tokenizer.get_vocab_size()} tokens; "
+            "give more text or a smaller vocabulary"
+        )
+    tokenizer.post_processor = TemplateProcessing(single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, 0)])
+    return tokenizer
+
+
+def _tokenized(tokenizer: Tokenizer, documents: Sequence[str]) -> tuple[Any, Any]:
+    """All tokens one behind the other, and where each document begins."""
+    pieces = [np.array(ids, dtype=np.uint16) for ids in _encoded(tokenizer, documents)]
+    lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+    return np.concatenate(pieces), np.cumsum(lengths) - lengths
+
+
+def _encoded(tokenizer: Tokenizer, documents: Sequence[str]) -> Iterable[list[int]]:
+    for i in range(0, len(documents), _AT_ONCE):
+        for encoding in tokenizer.encode_batch(list(documents[i : i + _AT_ONCE])):
+            yield encoding.ids
+
+
+def _digest(tokenizer: Tokenizer, tokens: UInt16[np.ndarray, " n"]) -> str:
+    digest = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16)
+    digest.update(tokens.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""What a report says: facts, claims with their n and interval, tables; each from the runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from workbench.console import shown
+from workbench.emerged import Summary, summarise
+from workbench.heads import Head, KVHead, WorkbenchError
+from workbench.report.remembering import RememberingRun
+from workbench.run import Run
+from workbench.store import Store
+
+_BEST = ("run", "detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "n_seq", "onset_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The report of some runs.
+
+    `facts`: per run, what was scanned, with what, and how far. `claims`: sentences. `best`, `failures`: tables with a
+    column `run`; `summary`: that of `workbench emergence`. `classes`: the (detector, probe) that all runs have.
+    """
+
+    runs: tuple[Run, ...]
+    facts: dict[str, dict[str, Any]]
+    claims: list[str]
+    best: pd.DataFrame
+    summary: Summary
+    failures: pd.DataFrame
+    classes: tuple[tuple[str, str], ...]
+
+    def document(self) -> dict[str, Any]:
+        """The same as one JSON document."""
+        tables = {name: table.to_dict("records") for name, table in self.summary.tables.items()}
+        lists = {"best_heads": self.best, "failures": self.failures}
+        return {
+            "runs": self.facts,
+            "claims": self.claims,
+            **{name: table.to_dict("records") for name, table in lists.items()},
+            **tables,
+            "lock_in": self.summary.sentences,
+        }
+
+
+def contents_of(
+    runs: Sequence[Run], *, detectors: Sequence[str] | None = None, probe: str | None = None, n: int = 5
+) -> Contents:
+    """Gather what is known of these runs; `n` heads of each class are listed.
+
+    Raises:
+        WorkbenchError: as `workbench.emerged.summarise`: no run, runs of one name, or without a detector in common.
+    """
+    if not runs:
+        raise WorkbenchError("no run was given; pass the folders of one or several")
+    runs = [RememberingRun(Store.open(run.path)) for run in runs]
+    summary = summarise(runs, detectors=detectors, probe=probe, n=n)
+    classes = summary.tables["classes"]
+    pairs = tuple(dict.fromkeys(classes.loc[:, ["detector", "probe"]].itertuples(index=False, name=None)))
+    best = pd.concat([_best(run, detector, on, n) for detector, on in pairs for run in runs], ignore_index=True)
+    failed = pd.concat([run.failures().drop(columns="traceback").assign(run=run.name) for run in runs])
+    return Contents(
+        tuple(runs),
+        {run.name: _facts(run) for run in runs},
+        [*_claims(classes), *(f"{s['run']}, {s['detector']} on {s['probe']}: {s['says']}" for s in summary.sentences)],
+        best,
+        summary,
+        failed.reset_index(drop=True),
+        pairs,
+    )
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    described, series, status = Store.open(run.path).description(), run.checkpoints(), run.status()
+    job: dict[str, Any] = {k: v for k, v in described["job"].items() if v is not None and v != []}
+    tokens = series["tokens"].dropna()
+    layers = run.layers()
+    kinds = [
+        f"{len(group)} {kind}" + (f" (window {window})" if pd.notna(window) else "")
+        for (kind, window), group in layers.groupby(["kind", "window"], dropna=False, sort=False)
+    ]
+    return {
+        "folder": str(run.path),
+        "scanned": described.get("created"),
+        "checkpoints": len(series),
+        "steps": f"{series['step'].min()} to {series['step'].max()}",
+        "tokens": None if tokens.empty else f"{tokens.min():,} to {tokens.max():,}",
+        "layers": ", ".join(kinds),
+        "heads": int(layers["n_heads"].sum()),
+        "detectors": ", ".join(run.detectors),
+        "probes": ", ".join(run.probes),
+        "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
+        "versions": ", ".join(f"{name} {value}" for name, value in described["versions"].items()),
+        "job": ", ".join(f"{name}={value}" for name, value in job.items()),
+        "status": asdict(status),
+    }
+
+
+def _claims(classes: pd.DataFrame) -> list[str]:
+    """One sentence per class and run: how many heads there are, and when half of their rise was over."""
+    return [_claim(row) for row in classes.to_dict("records")]
+
+
+def _claim(row: dict[str, Any]) -> str:
+    there = f"{row['at_first'] + row['emerged']} of {row['n_heads']} heads are there at the end"
+    parts = [f"{row['emerged']} emerged", f"{row['at_first']} there at first", f"{row['transient']} transient"]
+    said = f"{row['run']}, {row['detector']} on {row['probe']}: {there} ({', '.join(parts)})"
+    if pd.isna(row["first"]):
+        return f"{said}."
+    unit = "tokens" if row["unit"] == "tokens" else "steps"
+    return f"{said}; half of the first rise was over at {row['first']:,.0f} {unit}, the median at {row['median']:,.0f}."
+
+
+def _best(run: Run, detector: str, probe: str, n: int) -> pd.DataFrame:
+    table = run.top(detector, n, probe=probe).assign(run=run.name)
+    labels = [
+        str(KVHead(row["layer"], row["kv_head"]) if pd.isna(row["head"]) else Head(row["layer"], row["head"]))
+        for row in table.to_dict("records")
+    ]
+    return table.assign(head=labels).loc[:, list(_BEST)]
+
+
+def as_cell(value: Any) -> str:
+    """A value as a table of the page shows it; large whole numbers with commas."""
+    if isinstance(value, float) and abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else shown(value)
