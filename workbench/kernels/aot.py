@@ -158,8 +158,11 @@ _STATISTICS: dict[str, dict[str, Any]] = {
     "all, window, sink, cap": _EVERY | _MASKED,
     "all, no output": _EVERY | {"HAS_OUT": False},
 }
-_OFF = {"HAS_LOW": False, "HAS_SINK": False, "HAS_CAP": False, "N_EDGES": 0, "HAS_TAGS": False}
-_OFF |= {"ENTROPY": False, "TOP": False, "DISTANCE": False, "HAS_OUT": True}
+_OFF = {
+    **dict.fromkeys((*_ROWS, *_MASKED, "HAS_TAGS"), False),
+    "N_EDGES": 0,
+    "HAS_OUT": True,
+}
 
 
 def _heads(operation: str, *, everything: bool) -> Iterator[tuple[torch.dtype, int, int]]:
