@@ -31,11 +31,14 @@ def synthetic_runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served():
-    """Serve the app over some runs in a process of its own: `with served(paths) as address`."""
+    """Serve the app over some runs in a process of its own: `with served(paths) as address`; `access`: of `Access`."""
 
     @contextlib.contextmanager
-    def serving(paths):
-        code = f"from workbench.app import serve; serve({[str(path) for path in paths]}, port=0)"
+    def serving(paths, access=""):
+        code = (
+            "from workbench.app import Access, serve; "
+            f"serve({[str(path) for path in paths]}, port=0, access=Access({access}))"
+        )
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as server:
             try:
                 yield re.search(r"http://\S+", server.stderr.readline())[0].rstrip("/")
@@ -72,7 +75,7 @@ def window(chromium):
 def tab(window):
     """A page that must load everything and say nothing on its console; `tab.said` is what it said."""
     page = window.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)  # a machine that is busy with other things is slow, not wrong
     page.said = []
     page.on("console", lambda message: message.type in ("error", "warning") and page.said.append(message.text))
     page.on("pageerror", lambda error: page.said.append(str(error)))

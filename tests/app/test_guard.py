@@ -60,4 +60,5 @@ def test_a_prefix_is_in_every_address_and_may_be_stripped_by_the_proxy_or_not(pa
         page = client.get(address, headers={"Host": "localhost"}).get_data(as_text=True)
         assert '"/user/me/proxy/8050/assets/workbench.js' in page
     for address in ("/assets/workbench.js", "/user/me/proxy/8050/assets/workbench.js"):
-        assert b"dash_clientside" in client.get(address, headers={"Host": "localhost"}).data
+        with client.get(address, headers={"Host": "localhost"}) as answer:
+            assert b"dash_clientside" in answer.data

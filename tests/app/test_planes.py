@@ -80,3 +80,15 @@ def test_a_run_says_its_layers_and_first_onset(runs):
     earliest = int(runs[0].emergence("induction")["onset_tokens"].min())
     assert sent["linear"]["first_onset"].endswith(" tokens")
     assert float(sent["linear"]["first_onset"][:-8].rstrip("KM")) == pytest.approx(earliest / 1e6, rel=0.01)
+
+
+def test_of_very_many_scores_eight_bits_come_back_within_a_five_hundredth_and_no_intervals(runs, monkeypatch):
+    monkeypatch.setattr("workbench.app.planes.MANY", 10)
+    sent = planes(runs, "learned_sink", "text")["runs"]["hybrid"]
+    table = runs[1].scores(detector="learned_sink")
+    wide = table.pivot_table(index=["layer", "head"], columns="step", values="score", dropna=False)
+    levels = np.frombuffer(base64.b64decode(sent["score"]), dtype="u1").astype(float)
+    levels[levels == 255] = np.nan
+    values = (sent["low"] + levels / 254 * (sent["high"] - sent["low"])).reshape(2, 12).T
+    assert values == pytest.approx(wide.to_numpy(), abs=0.002 * (sent["high"] - sent["low"]), nan_ok=True)
+    assert sent["ci_lo"] == sent["ci_hi"] == ""

@@ -102,8 +102,8 @@ def layout(_: p.Content) -> html.Div:
         placeholder="Write or paste a text here (of a checkpoint without a tokenizer: token ids, as 5 17 4).",
         className="probe-text",
     )
-    standard = p.select(STANDARD, [_OWN, *STANDARD_PROBES], width=220, label="standard probe")
-    standard.value = _OWN
+    choices = [_OWN, *STANDARD_PROBES]
+    standard = dmc.Select(id=STANDARD, data=choices, value=_OWN, size="xs", allowDeselect=False, w=220)
     controls = html.Div(
         [
             p.labelled("Sequence", standard),

@@ -28,6 +28,9 @@ from workbench.figures.trajectories import (
 from workbench.heads import Head, WorkbenchError
 
 _LABELLED_CELLS = 18
+# Beyond so many cells, what is said of each would weigh more than its score: then only head and score are said.
+_TOLD_CELLS = 2000
+_SHORT = "<b>%{customdata}</b><br>%{z:.4f}<extra></extra>"
 
 
 def heads(
@@ -175,16 +178,18 @@ def _add_grid(figure: go.Figure, found: Trajectories, column: int, *, panel: int
     names = np.full(z.shape, "", dtype=object)
     for row, head in enumerate(found.heads):
         cell = found.places[row], head[1]
-        z[cell], text[cell], names[cell] = found.score[row, column], found.hover(row, column, scale.unit), str(head)
+        z[cell], names[cell] = found.score[row, column], str(head)
+        if z.size <= _TOLD_CELLS:
+            text[cell] = found.hover(row, column, scale.unit)
     figure.add_heatmap(
         z=z,
         x=np.arange(width),
         y=np.arange(len(found.layers)),
-        text=text,
+        text=text if z.size <= _TOLD_CELLS else None,
         customdata=names,
         texttemplate="%{z:.2f}" if numbers else None,
         textfont={"size": 12},
-        hovertemplate="%{text}<extra></extra>",
+        hovertemplate="%{text}<extra></extra>" if z.size <= _TOLD_CELLS else _SHORT,
         xgap=2 if width <= 16 else 0.5,
         ygap=2 if len(found.layers) <= 24 else 0.5,
         coloraxis="coloraxis",
@@ -225,13 +230,14 @@ def _add_strip(
 ) -> None:
     columns = range(len(found.checkpoints))
     names = [str(found.heads[row]) for row in order]
+    is_told = len(order) * len(columns) <= _TOLD_CELLS
     figure.add_heatmap(
         z=found.score[order],
         x=cell_edges(axis.positions(found.checkpoints)),
         y=np.arange(len(order) + 1) - 0.5,
-        text=[[found.hover(row, column, unit) for column in columns] for row in order],
+        text=[[found.hover(row, column, unit) for column in columns] for row in order] if is_told else None,
         customdata=[[name] * len(columns) for name in names],
-        hovertemplate="%{text}<extra></extra>",
+        hovertemplate="%{text}<extra></extra>" if is_told else _SHORT,
         coloraxis="coloraxis",
         row=1,
         col=panel,

@@ -101,7 +101,8 @@ def record_maps(
     if model.interventions != Interventions():
         raise WorkbenchError("maps are made of the model as it is; leave restrict, ablate and patch before making them")
     batch = batch_of(model.model, tokens)
-    blocks, layers = blocks_of(len(tokens)), model.layers
+    coarse, *finer_blocks = blocks_of(len(tokens))
+    finest, layers = (finer_blocks or [coarse])[-1], model.layers
     wanted = None if fine is None else frozenset(fine)
     place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(layers)}
     summaries: dict[int, PatternSummary] = {}
@@ -113,15 +114,14 @@ def record_maps(
         return [h for h in range(layer.n_heads) if wanted is None or Head(layer.index, h) in wanted]
 
     def look_at(at: int) -> Look:
-        return Look(blocks[-1] if heads_of(at) else blocks[0], far, n_links)
+        return Look(finest if heads_of(at) else coarse, far, n_links)
 
     def take(at: int, found: PatternSummary) -> None:
         """Keep the coarse peaks of all heads, and the finer ones of some."""
-        block = blocks[-1] if heads_of(at) else blocks[0]
-        for h in heads_of(at) if len(blocks) > 1 else []:
+        for h in heads_of(at) if finer_blocks else []:
             one = found.peak[h : h + 1]
-            finer[at, h] = {b: coarser(one, b // block)[0].cpu() for b in blocks[1:]}
-        summaries[at] = _on_cpu(found, coarser(found.peak, blocks[0] // block))
+            finer[at, h] = {b: coarser(one, b // finest)[0].cpu() for b in finer_blocks}
+        summaries[at] = _on_cpu(found, coarser(found.peak, coarse // (finest if heads_of(at) else coarse)))
 
     def attend(call: AttentionCall) -> Tensor:
         at = place[call.layer, False]
@@ -130,8 +130,9 @@ def record_maps(
         take(at, found)
         if keep_qk and not isinstance(call, ScoredCall) and heads_of(at):
             low = _first_keys(mask, len(tokens), call.q.device)
-            for h in heads_of(at) if low is not None else []:
-                kept[at, h] = _kept(call, h, found.lse[h], low, Head(layers[at].index, h))
+            if low is not None:
+                name = layers[at].index
+                kept.update({(at, h): _kept(call, h, found.lse[h], low, Head(name, h)) for h in heads_of(at)})
         return call.output()
 
     def read(call: LinearCall) -> None:
@@ -143,7 +144,7 @@ def record_maps(
     return PatternMaps(
         tokens=batch.tokens[0].cpu(),
         layers=layers,
-        block=blocks[0],
+        block=coarse,
         far=far,
         distances=distances_of(len(tokens)),
         summaries=tuple(summaries[i] for i in range(len(layers))),

@@ -335,8 +335,8 @@ class Maps:
             mine = [f for f in mine if f.label.origin.step == step]
         if not mine:
             raise WorkbenchError(
-                f"{self._root} has no maps of {ckpt or f'step {step}'} on {probe or probes[0]}; there are maps of "
-                f"{_listed({f.label.origin.ckpt for f in files})} on {_listed(probes)}"
+                f"{self._root} has no maps of {ckpt or f'step {step}'} on {probe or _listed(probes)}; there are maps "
+                f"of {_listed({f.label.origin.ckpt for f in files})} on {_listed(probes)}"
             )
         return max(mine, key=lambda f: (len(f.label.qk), len(f.finer)))
 

@@ -6,6 +6,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const THUMB = 76;
   const RINGS = 8;
+  const RETRY_MS = 5000;
 
   const shown = new Map(); // by the id of the container
 
@@ -58,7 +59,10 @@
       view.query = before && before.query < view.file.n && same ? before.query : view.file.n - 1;
       build(view);
     } catch (error) {
-      if (error.name !== "AbortError") holder.replaceChildren(make("div", "patterns", card("Pattern", "", empty(error.message))));
+      if (error.name === "AbortError") return;
+      holder.replaceChildren(make("div", "patterns", card("Pattern", "", empty(error.message))));
+      // a scan that is still writing makes maps after the scores that the page follows
+      setTimeout(() => shown.get(id) === view && holder.offsetParent && show(id, source, at, onHead), RETRY_MS);
     }
   }
 

@@ -2,8 +2,6 @@
 (function () {
   "use strict";
 
-  const MISSING = 65535;
-  const LEVELS = 65534;
   const DEFAULTS = { x: "tokens" }; // what the address leaves out
   const STEP_PAGES = ["head"];
   const SVG = "http://www.w3.org/2000/svg";
@@ -92,16 +90,19 @@
 
   /* another checkpoint */
 
-  function unpack(text) {
+  function unpack(text, bits) {
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    return new Uint16Array(bytes.buffer);
+    return bits === 8 ? bytes : new Uint16Array(bytes.buffer);
   }
 
   function plane(run) {
     if (!decoded.has(run)) {
       const span = run.high - run.low || 1;
+      const missing = 2 ** run.bits - 1;
       const values = (text) =>
-        Float64Array.from(unpack(text), (level) => (level === MISSING ? NaN : run.low + (level / LEVELS) * span));
+        Float64Array.from(unpack(text, run.bits), (level) =>
+          level === missing ? NaN : run.low + (level / (missing - 1)) * span,
+        );
       decoded.set(run, { score: values(run.score), ci_lo: values(run.ci_lo), ci_hi: values(run.ci_hi) });
     }
     return decoded.get(run);
@@ -192,7 +193,7 @@
   function fill(plot, position, planes) {
     const traces = plot.data.map((trace, i) => [i, planes.runs[trace.name]]).filter(([, run]) => run);
     const cells = traces.map(([, run]) => filled(run, position, planes));
-    const values = { z: cells.map((cell) => cell.z), text: cells.map((cell) => cell.text) };
+    const values = { z: cells.map((cell) => cell.z), text: cells.map((cell) => cell.text), hovertemplate: "%{text}<extra></extra>" };
     window.Plotly.restyle(plot, values, traces.map(([i]) => i));
   }
 
@@ -239,8 +240,8 @@
     if (column < 0 || Number.isNaN(scores.score[i])) return `${planes.detector}: no score (no such row here)`;
     const unit = planes.unit ? " " + planes.unit : "";
     const [low, high] = [scores.ci_lo[i], scores.ci_hi[i]];
-    const interval = Number.isNaN(low) ? "" : ` · 95 % CI ${low.toFixed(4)} to ${high.toFixed(4)}`;
-    return `${planes.detector} ${scores.score[i].toFixed(4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
+    const interval = low === undefined || Number.isNaN(low) ? "" : ` · 95 % CI ${low.toFixed(4)} to ${high.toFixed(4)}`;
+    return `${planes.detector} ${scores.score[i].toFixed(run.bits === 8 ? 2 : 4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
   }
 
   /* the cards: how many heads, now and so far */
