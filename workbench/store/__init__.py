@@ -1,5 +1,6 @@
 """The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
 
+from workbench.store.cube import Cube
 from workbench.store.folder import Failure, Store
 from workbench.store.parts import Part, Problem
 from workbench.store.reader import Reader, plain_text
@@ -10,6 +11,7 @@ __all__ = [
     "METRICS",
     "SCHEMA",
     "SCORES",
+    "Cube",
     "Failure",
     "Label",
     "Origin",
