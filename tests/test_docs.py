@@ -30,7 +30,7 @@ def test_every_module_of_the_package_stands_in_the_readmes_tree():
     assert listed - {"tests/", "benchmarks/", "docs/", "examples/", "workbench/"} <= there
 
 
-DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in ("detectors", "emergence", "kernels", "planning"))]
+DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in ("detectors", "emergence", "jobs", "kernels", "planning"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -405,7 +405,7 @@ def test_a_cube_has_the_scores_of_every_head_and_checkpoint_and_takes_in_new_par
     run.refresh()
     assert run.cube("induction").ckpts == ("step2", "step10", "step20")
     for wrong in (lambda: cube.head(5, 5), lambda: cube.checkpoint("step3"), lambda: run.cube("sink")):
-        with pytest.raises(WorkbenchError, match="has no scores|is not in"):
+        with pytest.raises(WorkbenchError, match=r"has no scores|is not in"):
             wrong()
 
 
