@@ -39,14 +39,14 @@ def by_workbench(folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     started = time.perf_counter()
     run = open_run(folder)
-    assert len(run.detectors) > DETECTOR.count("3")
+    assert DETECTOR in run.detectors
     found["open the run, list its detectors"] = 1000 * (time.perf_counter() - started)
     started = time.perf_counter()
     run.cube(DETECTOR)
     found["first look at one detector: its cube"] = 1000 * (time.perf_counter() - started)
     found["one head, all checkpoints"] = milliseconds(lambda: run.cube(DETECTOR).head(LAYER, HEAD))
     found["all heads, one checkpoint"] = milliseconds(lambda: run.cube(DETECTOR).checkpoint(f"step{STEPS[-1]}"))
-    found["top 50 at the last checkpoint"] = milliseconds(lambda: run.cube(DETECTOR).top(50))
+    found["top 50 at the last checkpoint"] = milliseconds(lambda: run.cube(DETECTOR).top(50, ckpt=f"step{STEPS[-1]}"))
     found["top 50 over all checkpoints"] = milliseconds(lambda: run.cube(DETECTOR).top(50, ckpt=None))
     return found
 

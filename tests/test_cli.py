@@ -49,6 +49,32 @@ def test_scan_shows_progress_on_stderr_and_its_end_on_stdout(series, tmp_path):
     assert "checkpoint-16 repeats: " in done.stderr
 
 
+def test_a_dry_run_tells_the_job_its_units_and_bytes_and_does_nothing(series, tmp_path):
+    arguments = ["scan", series, "--out", tmp_path / "run", *FAST, "--set", "seed=3", "--dry-run"]
+    document = json.loads(workbench(*arguments, "--json").stdout)
+    size = sum((folder / "model.safetensors").stat().st_size for folder in series.iterdir())
+    assert (document["units_to_do"], document["bytes_to_read"], document["job"]["seed"]) == (12, size, 3)
+    assert [c["units"] for c in document["checkpoints"]] == [3] * 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scan_of_the_job_that_a_run_keeps_is_the_run_again_in_worker_processes(run, tmp_path):
+    again = workbench("scan", run / "job.toml", "--out", tmp_path / "again", "--engine", "local", "--workers", 2)
+    assert again.returncode == 0, again.stderr
+    names = [sorted(p.name for p in folder.glob("scores/*/*.parquet")) for folder in (run, tmp_path / "again")]
+    assert names[0] == names[1]
+
+
+def test_status_watches_until_the_end_and_tells_the_slowest(run):
+    done = workbench("status", run, "--watch", "--json")
+    document = json.loads(done.stdout)
+    assert (document["done"], document["eta_s"]) == (12, 0)
+    slow = document["slowest"]
+    assert len(slow) == 3
+    assert slow[0]["total_s"] >= slow[1]["total_s"] >= slow[2]["total_s"] > 0
+    assert slow[0]["total_s"] >= slow[0]["load_s"] + slow[0]["forward_s"]
+
+
 def test_top_gives_the_best_heads_with_interval_and_onset(run):
     document = json.loads(workbench("top", run, "--detector", "sink", "-n", 3, "--json").stdout)
     assert len(document) == 3
@@ -90,6 +116,9 @@ def test_check_names_a_damaged_part_and_scan_makes_it_anew(series, run):
         (["scan", "SERIES", "--out", "NEW", "--detector", "inductoin"], 2, "known: "),
         (["scan", "SERIES", "--out", "NEW", "--probe", "repeats:n=9999"], 2, "9999 different tokens"),
         (["scan", "SERIES", "--out", "NEW", "--rows", "0"], 2, "rows"),
+        (["scan", "SERIES", "--out", "NEW", "--set", "seeed=3"], 2, "did you mean 'seed'"),
+        (["scan", "SERIES", "--out", "NEW", "--workers", "2"], 2, "--engine local"),
+        (["scan", "SERIES", "--out", "NEW", "--shard", "4/4"], 2, "0 <= i < n"),
         (["status", "EMPTY"], 2, "no run.json"),
         (["top", "RUN", "--detector", "nothing"], 2, "induction"),
         (["frobnicate"], 2, "No such command"),

@@ -32,7 +32,10 @@ def test_every_module_of_the_package_stands_in_the_readmes_tree():
 
 DOCUMENTS = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("detectors", "emergence", "kernels", "patterns", "planning", "pretraining")),
+    *(
+        f"docs/{name}.md"
+        for name in ("detectors", "emergence", "jobs", "kernels", "patterns", "planning", "pretraining")
+    ),
 ]
 
 

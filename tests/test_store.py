@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from dataclasses import asdict, astuple, fields, replace
+from importlib.util import find_spec
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.heads import KINDS, Metric, Row, RunLocked, StoreNotWritable, StoreTooNew, WorkbenchError
+from workbench.run import open_run
 from workbench.store import METRICS, SCORES, Failure, Origin, Reader, Store, canonical_digest, disk
 
 ORIGIN = Origin("run", "step100", "ab" * 16, "cd" * 16, "stage1", None, 100, 100, 409_600)
@@ -369,3 +371,58 @@ def test_a_file_in_place_of_the_folder_is_said_not_to_be_one(tmp_path):
     with pytest.raises(StoreNotWritable, match="not a folder") as caught:
         Store.create(tmp_path / "run", job={}, versions={})
     assert caught.value.exit_code == 5
+
+
+def test_a_cube_has_the_scores_of_every_head_and_checkpoint_and_takes_in_new_parts(store):
+    def at(step):
+        return replace(ORIGIN, ckpt=f"step{step}", step=step, step_total=step, weights=f"{step:032x}")
+
+    def scored(**by_head):
+        heads = [row(layer=int(k[1]), head=int(k[3]), score=v) for k, v in by_head.items()]
+        return [*heads, row(layer=9, head=None)]
+
+    commit(store, UNIT, scored(L0H1=0.5, L1H0=0.25), at(2))
+    commit(store, OTHER, scored(L0H1=0.75, L2H3=0.125), at(10))
+    run = open_run(store.path)
+    cube = run.cube("induction")
+    assert (cube.ckpts, cube.scores.dtype) == (("step2", "step10"), "float32")
+    assert list(zip(cube.layers, cube.heads, strict=True)) == [(0, 1), (1, 0), (2, 3)]
+    assert cube.head(0, 1).to_dict("list") == {"ckpt": ["step2", "step10"], "step": [2, 10], "score": [0.5, 0.75]}
+    assert cube.checkpoint("step10").dropna().to_dict("list") == {
+        "layer": [0, 2],
+        "head": [1, 3],
+        "score": [0.75, 0.125],
+    }
+    assert cube.top(2, ckpt="step2").score.tolist() == [0.5, 0.25]
+    assert cube.top(9, ckpt=None)[["step", "layer", "head"]].to_numpy().tolist() == [
+        [10, 0, 1],
+        [2, 0, 1],
+        [2, 1, 0],
+        [10, 2, 3],
+    ]
+    assert run.cube("induction") is cube
+    commit(store, "2" * 32, scored(L3H3=1.0), at(20))
+    run.refresh()
+    assert run.cube("induction").ckpts == ("step2", "step10", "step20")
+    for wrong in (lambda: cube.head(5, 5), lambda: cube.checkpoint("step3"), lambda: run.cube("sink")):
+        with pytest.raises(WorkbenchError, match=r"has no scores|is not in"):
+            wrong()
+
+
+def test_the_parts_are_read_by_pandas_and_where_they_are_installed_by_duckdb_and_polars(store):
+    commit(store, UNIT, [row(score=0.5), row(head=2, score=0.25)])
+    commit(store, OTHER, [row(score=0.75)], replace(ORIGIN, ckpt="step200", step=200, step_total=200))
+    parts = f"{store.path}/scores/*/*.parquet"
+    one_head = [(100, 0.5), (200, 0.75)]
+    frame = pd.read_parquet(store.path / "scores", filters=[("layer", "==", 0), ("head", "==", 1)])
+    assert sorted(zip(frame["step"], frame["score"], strict=True)) == one_head
+    if find_spec("duckdb"):
+        import duckdb
+
+        query = f"select step, score from read_parquet('{parts}') where layer = 0 and head = 1 order by step"
+        assert duckdb.sql(query).fetchall() == one_head
+    if find_spec("polars"):
+        import polars as pl
+
+        asked = pl.scan_parquet(parts).filter((pl.col("layer") == 0) & (pl.col("head") == 1)).sort("step")
+        assert asked.select("step", "score").collect().rows() == one_head

@@ -27,7 +27,7 @@ from workbench.emergence import (
     with_past,
 )
 from workbench.heads import Head, WorkbenchError
-from workbench.store import HeadMap, Label, Maps, Part, Reader, Store, Table, Timings, plain_text
+from workbench.store import Cube, HeadMap, Label, Maps, Part, Reader, Store, Table, Timings, plain_text
 
 Step = int | Literal["last"]
 
@@ -145,6 +145,20 @@ class Run:
         }
         frame = self._frame("scores", parts, step=step, wanted=wanted)
         return plain_text(frame if columns is None else frame.loc[:, list(columns)])
+
+    def cube(self, detector: str, *, probe: str | None = None) -> Cube:
+        """The scores of one detector on one probe as an array in memory, for looks at many heads or checkpoints.
+
+        `probe` may be None where there is one.
+
+        Raises:
+            WorkbenchError: if the detector or probe is not there, or there are several probes; it lists what is.
+        """
+        parts = self._parts("scores", detector=detector, probe=probe)
+        if len(names := self._names("probe", parts)) > 1:
+            raise WorkbenchError(f"{detector} has scores on {', '.join(names)}; pass probe= with one of them")
+        ranks = self._series_rank()
+        return self._reader.cube(sorted(parts, key=lambda part: ranks[part.label.ckpt]))
 
     def metrics(
         self,

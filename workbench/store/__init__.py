@@ -1,5 +1,6 @@
 """The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
 
+from workbench.store.cube import Cube
 from workbench.store.folder import Failure, Store
 from workbench.store.map_parts import MapArrays, QueriesKeys
 from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
@@ -12,6 +13,7 @@ __all__ = [
     "METRICS",
     "SCHEMA",
     "SCORES",
+    "Cube",
     "Failure",
     "HeadMap",
     "Label",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,14 @@ def read_label(root: Path, path: Path) -> Part:
     return Part(path, label)
 
 
-def read_rows(root: Path, part: Part) -> pa.Table:
-    """Read the columns in which a part's rows differ; the label says the others.
+def read_rows(root: Path, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the columns in which a part's rows differ, or some of them; the label says the others.
 
     Raises:
         FileNotFoundError: if it is no longer there.
         WorkbenchError: if it is not whole.
     """
-    return _read(root, part, list(VARYING[part.label.table])).replace_schema_metadata(None)
+    return _read(root, part, list(columns or VARYING[part.label.table])).replace_schema_metadata(None)
 
 
 def check_parts(root: Path) -> list[Problem]:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from workbench.store.cube import COLUMNS as CUBE_COLUMNS
+from workbench.store.cube import Cube, make_cube
 from workbench.store.parts import Part, part_files, read_label, read_rows
 from workbench.store.schema import COLUMNS, SCORES, VARYING, Table, canonical_digest
 
@@ -36,6 +38,7 @@ class Reader:
         self._stamps: dict[Path, _Stamp] = {}
         self._parts: dict[Path, Part] = {}
         self._rows: dict[Path, pa.Table] = {}
+        self._cubes: dict[tuple[tuple[Path, _Stamp], ...], Cube] = {}
         self.refresh()
 
     def refresh(self) -> tuple[Part, ...]:
@@ -61,6 +64,8 @@ class Reader:
         for path in self._stamps.keys() - stamps.keys():
             self._parts.pop(path, None)
             self._rows.pop(path, None)
+        if changed or self._stamps.keys() != stamps.keys():
+            self._cubes.clear()
         self._stamps = stamps
         return tuple(changed)
 
@@ -79,6 +84,14 @@ class Reader:
     def fingerprint(self, parts: Iterable[Part]) -> str:
         """A digest that changes when one of these parts is replaced, or others are given."""
         return canonical_digest([(part.path.name, *self._stamps[part.path]) for part in parts])
+
+    def cube(self, parts: Sequence[Part]) -> Cube:
+        """The scores of these parts of one detector and probe, kept until one of them changes."""
+        stamps = tuple((part.path, self._stamps[part.path]) for part in parts if part.label.rows)
+        if stamps not in self._cubes:
+            rows = {part: read_rows(self.root, part, CUBE_COLUMNS) for part in parts if part.label.rows}
+            self._cubes[stamps] = make_cube(list(rows), rows)
+        return self._cubes[stamps]
 
     def frame(self, table: Table, parts: Iterable[Part]) -> pd.DataFrame:
         """The rows of these parts of one table, exact duplicates dropped: the first part given stays."""
