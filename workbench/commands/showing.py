@@ -64,9 +64,9 @@ def demo(
         say_table(("model", *map(str, distances)), table, title="Needle words copied right, by distance in tokens")
     failed = any(run.status().failed for run in runs)
     if serve:
-        from workbench.app import serve
+        from workbench.app import serve as open_page
 
-        serve([run.path for run in runs], port=port, open_browser=True)
+        open_page([run.path for run in runs], port=port, open_browser=True)
     if failed:
         raise typer.Exit(1)
 
