@@ -1,4 +1,4 @@
-"""The kept study of models pretrained on Python source says what its README says."""
+"""The kept study of a model pretrained on Python source says what its README says."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from workbench.run import open_run
 STUDY = Path(__file__).parent.parent / "examples" / "python_source"
 
 
-@pytest.mark.parametrize(("name", "onset", "induction"), [("full", 392_801, 0.25), ("linear", 862_865, 0.05)])
+@pytest.mark.parametrize(("name", "onset", "induction"), [("full", 392_801, 0.25)])
 def test_previous_token_heads_emerge_and_induction_on_repeats_has_not_formed(name, onset, induction):
     run = open_run(STUDY / name)
     assert run.status().is_complete

@@ -1,7 +1,6 @@
 """Choosing early: what is kept is what a checkpoint's scores say, and what it is worth is what the final model does."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from workbench.experiments import early_choices
 from workbench.figures import early_choices as drawn
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import open_model
+from workbench.probes import copy_needle
 from workbench.run import open_run
 
 WINDOW = 8
@@ -74,11 +74,8 @@ def test_random_choices_lie_between_all_and_none(found):
     assert nats["all"] < found.table.nats.iloc[-1] < nats["random"]
 
 
-def test_with_too_few_sequences_nothing_is_called_safe(final, demo, needles):
-    few = replace(needles, tokens=needles.tokens[:3], attention_mask=needles.attention_mask[:3])
-    mine = needles.answer_rows[:, 0] < 3
-    few = replace(few, answer_rows=needles.answer_rows[mine], target_cells=needles.target_cells[mine])
-    few = replace(few, classes=needles.classes[mine])
+def test_with_too_few_sequences_nothing_is_called_safe(final, demo):
+    few = copy_needle(final, 24, length=64, n_sequences=3)
     found = early_choices(final, open_run(demo / "runs" / "full"), [few], on="repeats", window=WINDOW)
     assert np.isnan(found.table.lost_hi).all()
     assert found.safe_since().ckpt.isna().all()

@@ -75,10 +75,11 @@ def contents_of(
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    described, series, status = Store.open(run.path).description(), run.checkpoints(), run.status()
+    described, status = Store.open(run.path).description(), run.status()
+    series: Any = run.checkpoints()
     job: dict[str, Any] = {k: v for k, v in described["job"].items() if v is not None and v != []}
     tokens = series["tokens"].dropna()
-    layers = run.layers()
+    layers: Any = run.layers()
     kinds = [
         f"{len(group)} {kind}" + (f" (window {window})" if pd.notna(window) else "")
         for (kind, window), group in layers.groupby(["kind", "window"], dropna=False, sort=False)
@@ -116,7 +117,7 @@ def _claim(row: dict[str, Any]) -> str:
 
 
 def _best(run: Run, detector: str, probe: str, n: int) -> pd.DataFrame:
-    table = run.top(detector, n, probe=probe).assign(run=run.name)
+    table: Any = run.top(detector, n, probe=probe).assign(run=run.name)
     labels = [
         str(KVHead(row["layer"], row["kv_head"]) if pd.isna(row["head"]) else Head(row["layer"], row["head"]))
         for row in table.to_dict("records")
