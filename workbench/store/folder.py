@@ -296,9 +296,7 @@ class Store:
 
     def _commit(self, rows: Sequence[Row] | Sequence[Metric], label: Label) -> Path:
         path = self._part_path(label.table, label.origin, label.unit)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(part_table(rows, label), buffer, compression="zstd", write_page_checksum=True)
-        replace_file(path, buffer.getvalue().to_pybytes(), temporaries=self._temporaries)
+        replace_file(path, _as_parquet(part_table(rows, label)), temporaries=self._temporaries)
         return path
 
     def _put_json(self, path: Path, value: Any) -> None:
@@ -331,3 +329,18 @@ def _load_json(path: Path) -> Any:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# What readers choose parts by; statistics of the rest would be a third of a small part, and Arrow's own copy of the
+# schema another: every column's type is one that Parquet has.
+_CHOSEN_BY = ("ckpt", "branch", "step", "layer", "detector", "probe", "metric")
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    chosen_by = [name for name in table.schema.names if name in _CHOSEN_BY]
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "write_statistics": chosen_by}
+    with pq.ParquetWriter(buffer, table.schema, store_schema=False, **options) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(table.schema.metadata)
+    return buffer.getvalue().to_pybytes()

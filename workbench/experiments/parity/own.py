@@ -67,7 +67,9 @@ def _of(table: pd.DataFrame, figure: Figure) -> Own:
     mine = table.loc[table["detector"] == figure.detector]
     values = {name: np.asarray(mine[name], dtype=np.float64) for name in ("score", "half_a", "half_b")}
     heads = zip(mine["layer"].tolist(), mine["head"].tolist(), strict=True)
-    return Own(tuple((int(layer), int(head)) for layer, head in heads), **values, flags=str(mine.loc[:, "flags"].iloc[0]))
+    return Own(
+        tuple((int(layer), int(head)) for layer, head in heads), **values, flags=str(mine.loc[:, "flags"].iloc[0])
+    )
 
 
 def _of_groups(m: HookedModel, figure: Figure, seed: int) -> Own:
