@@ -110,6 +110,18 @@ def octave(distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     return 2 ** (torch.frexp(distance.double()).exponent.long() - 1)
 
 
+def looked_up(name: str, tokens: Int[Tensor, "b t"], cells: Int[Tensor, "n_rows 3"], *, metric: str) -> Probe:
+    """A probe whose every answer stands in one cell; classes are the octaves of the distance to it."""
+    return make_probe(
+        name,
+        tokens,
+        answer_rows=cells[:, :2],
+        target_cells=cells,
+        classes=octave(cells[:, 1] - cells[:, 2]),
+        metric=metric,
+    )
+
+
 def part(probe: Probe, start: int, stop: int) -> Probe:
     """Sequences start … stop − 1 of a probe, as a probe of the same name and digest: for passes over batches."""
 
