@@ -1,5 +1,6 @@
 """Scores on pairs of a question and an empty one, and the rows that are read for them."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -68,9 +69,44 @@ def test_a_head_that_finds_the_key_of_the_question_has_a_high_query_focused_scor
     q, k = torch.zeros_like(finder.q), torch.zeros_like(finder.k)
     q[TOKEN, TOKEN], k[TOKEN, TOKEN] = 8 * torch.eye(VOCABULARY), torch.eye(VOCABULARY)
     m = open_model(PlantedModel([[replace(finder, q=q, k=k), uniform_head()]]))
-    found = score(m, ["qr_head", "qr_head_mean"], probes=probe).set_index(["detector", "head"]).score
+    names = ["qr_head", "qr_head_mean", "qr_head_ndcg"]
+    found = score(m, names, probes=probe).set_index(["detector", "head"]).score
+    assert found["qr_head_ndcg", 0] > 0.9  # first but where another document's key shares a token
+    assert found["qr_head_ndcg", 1] == pytest.approx(1 / math.log2(3))  # no difference: second of three on average
     assert found["qr_head", 0] > 0.2  # half goes to the question's own tokens, some to keys that share a token
     assert found["qr_head", 1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "minimax"])
+def test_documents_are_ranked_as_by_hand(family):
+    probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=3)
+    found = score(open_model(tiny(family)), ["qr_head_ndcg"], probes=probe).set_index(["layer", "head"]).score
+    expected = Counter()
+    for i in range(3):
+        mine = probe.answer_rows[:, 0] == 2 * i
+        gold = probe.needles[mine][0].tolist()
+        spans = [span for b, *span in probe.documents.tolist() if b == 2 * i]
+        assert len(spans) == 4
+        assert gold in spans
+        columns = []
+        for b in (2 * i, 2 * i + 1):
+            mask = None if probe.attention_mask is None else probe.attention_mask[b : b + 1].long()
+            patterns, _, linear = eager_patterns(tiny(family, "eager"), probe.tokens[b : b + 1], mask)
+            patterns = [p / p.abs().sum(-1, keepdim=True) if x in linear else p for x, p in enumerate(patterns)]
+            rows = probe.answer_rows[probe.answer_rows[:, 0] == b][:, 1]
+            columns.append([p[0][:, rows].mean(1) for p in patterns])
+        for layer in range(2):
+            for head in range(4):
+                gained = columns[0][layer][head] - columns[1][layer][head]
+                by_document = {}
+                for start, stop in spans:
+                    tokens = gained[start:stop]
+                    by_document[start] = float((tokens * (tokens > tokens.mean() - 2 * tokens.std())).sum())
+                own = by_document.pop(gold[0])
+                # Beyond a window all documents score 0: none is first, they share the mean rank.
+                rank = 1 + sum((value > own) + (value == own) / 2 for value in by_document.values())
+                expected[layer, head] += 1 / math.log2(1 + rank) / 3
+    assert found.to_dict() == pytest.approx(dict(expected))
 
 
 def test_a_reading_of_rows_is_the_same_piece_by_piece_and_under_padding():

@@ -38,6 +38,28 @@ def test_a_probe_longer_than_the_context_names_both_numbers(name):
         probes.build(bare_model(n_positions=512), f"{name}:length=600")
 
 
+@pytest.mark.parametrize(
+    ("written", "smaller"),
+    [
+        ("repeats:n=300", "600 tokens exceed the 512 positions of this model; pass a smaller n or fewer copies"),
+        ("copy_needle:distance=600", "900 tokens exceed the 512 .*; pass a smaller distance or length"),
+        ("key_value:gap=600", "640 tokens exceed the 512 .*; pass a smaller n_pairs, gap or n_queries"),
+    ],
+)
+def test_a_short_probe_made_too_long_says_what_makes_it_so(written, smaller):
+    model = bpe_model(bos=False, n_positions=512)
+    with pytest.raises(WorkbenchError, match=smaller):
+        probes.build(model, written)
+
+
+@pytest.mark.parametrize("name", ["repeats", "copy_needle", "key_value", "mqar", "abfill"])
+def test_without_a_beginning_of_sequence_every_token_is_drawn(name):
+    model = bpe_model(bos=False)
+    probe = probes.build(model, name)
+    assert not torch.isin(probe.tokens, torch.tensor(model.tokenizer.all_special_ids)).any()
+    assert len(set(probe.tokens[:, 0].tolist())) > 1
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_vocabulary_too_small_says_how_many_tokens_it_has(name):
     with pytest.raises(WorkbenchError, match=r"vocabulary has \d+|the \d+ ordinary tokens"):

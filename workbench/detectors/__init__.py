@@ -17,6 +17,7 @@ from workbench.detectors.registry import (
     weight_detector,
 )
 from workbench.detectors.sinks import gu_sink
+from workbench.detectors.sketches import token_sketch
 from workbench.detectors.thresholds import THRESHOLDS, Threshold, claims
 from workbench.detectors.weights import WEIGHTS, measure_weights
 
@@ -46,6 +47,7 @@ __all__ = [
     "reliability",
     "score",
     "series_far",
+    "token_sketch",
     "untrained",
     "untrained_scores",
     "weight_detector",

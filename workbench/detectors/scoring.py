@@ -7,7 +7,8 @@ were the same in all of them, which is never too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,6 +61,28 @@ def score_rows(
     if row_error is not None:
         low = mean - np.hypot(mean - low, _NORMAL * row_error)
         high = mean + np.hypot(high - mean, _NORMAL * row_error)
+    per_head = {"score": mean, "half_a": half_a, "half_b": half_b, "sd_seq": sd, "ci_lo": low, "ci_hi": high}
+    found = table_rows(layers, per_head, rows.sum(0), n_seq, detector=detector, version=version, probe=probe)
+    if row_error is None:
+        return [replace(row, flags=flags) for row in found]
+    errors = [row_error[place, head] for place, info in enumerate(layers) for head in range(info.n_heads)]
+    return [
+        replace(row, flags=_joined(flags, f"row_error={error:.2g}")) for row, error in zip(found, errors, strict=True)
+    ]
+
+
+def table_rows(
+    layers: Sequence[LayerInfo],
+    per_head: Mapping[str, Float[np.ndarray, "n_layers max_heads"]],
+    n: Int[np.ndarray, "n_layers max_heads"],
+    n_seq: Int[np.ndarray, "n_layers max_heads"],
+    *,
+    detector: str,
+    version: int,
+    probe: str,
+) -> list[Row]:
+    """One Row per query head of what was measured; of `score`, halves, spread and interval, what is absent is NaN."""
+    names = ("score", "half_a", "half_b", "sd_seq", "ci_lo", "ci_hi")
     return [
         Row(
             layer=info.index,
@@ -70,15 +93,10 @@ def score_rows(
             detector=detector,
             version=version,
             probe=probe,
-            score=float(mean[place, head]),
-            half_a=float(half_a[place, head]),
-            half_b=float(half_b[place, head]),
-            sd_seq=float(sd[place, head]),
             n_seq=int(n_seq[place, head]),
-            n=int(rows[:, place, head].sum()),
-            ci_lo=float(low[place, head]),
-            ci_hi=float(high[place, head]),
-            flags=flags if row_error is None else _joined(flags, f"row_error={row_error[place, head]:.2g}"),
+            n=int(n[place, head]),
+            flags="",
+            **{name: float(per_head[name][place, head]) if name in per_head else np.nan for name in names},
         )
         for place, info in enumerate(layers)
         for head in range(info.n_heads)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from workbench.detectors.registry import PerHead, WeightDetector
+from workbench.detectors.scoring import table_rows
 from workbench.heads import LayerInfo, Row
 from workbench.hooks import HookedModel
 from workbench.hooks.weights import read_weights
@@ -28,25 +30,13 @@ def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict
 
 def _rows(detector: WeightDetector, measured: PerHead, layers: Sequence[LayerInfo]) -> list[Row]:
     """One Row per query head; without sequences there are no halves, no spread and no interval."""
-    return [
-        Row(
-            layer=info.index,
-            head=head,
-            kv_head=info.kv_head(head),
-            kind=info.kind,
-            window=info.window,
-            detector=detector.name,
-            version=detector.version,
-            probe=WEIGHTS,
-            score=float(measured.score[place, head]),
-            half_a=math.nan,
-            half_b=math.nan,
-            sd_seq=math.nan,
-            n_seq=0,
-            n=int(measured.n[place, head]),
-            ci_lo=math.nan,
-            ci_hi=math.nan,
-        )
-        for place, info in enumerate(layers)
-        for head in range(info.n_heads)
-    ]
+    n = measured.n.numpy()
+    return table_rows(
+        layers,
+        {"score": measured.score.double().numpy()},
+        n,
+        np.zeros_like(n),
+        detector=detector.name,
+        version=detector.version,
+        probe=WEIGHTS,
+    )

@@ -22,7 +22,7 @@ class Sequences:
     (on padding, of the sequence's first valid token).
     `targets`: (sequence, row, key) of the cells that hold the answers, sorted; `answers`: (sequence, row) of the rows
     that predict them. Both absent where the tokens came without answers.
-    `needles`, `is_paired`: as in `Probe`.
+    `needles`, `is_paired`, `documents`: as in `Probe`.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -34,6 +34,7 @@ class Sequences:
     targets: Int[Tensor, "n_cells 3"] | None = None
     needles: Int[Tensor, "n_rows 2"] | None = None
     is_paired: bool = False
+    documents: Int[Tensor, "n_spans 3"] | None = None
 
     @property
     def is_packed(self) -> bool:

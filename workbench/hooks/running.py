@@ -39,6 +39,7 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
             targets=None if targets is None else targets.to(model.device),
             needles=None if tokens.needles is None else tokens.needles.to(model.device),
             is_paired=tokens.is_paired,
+            documents=None if tokens.documents is None else tokens.documents.to(model.device),
         )
     else:
         ids = tokens if tokens.ndim == 2 else tokens[None]

@@ -11,8 +11,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.probes.probe import Probe, make_probe, octave
-from workbench.probes.words import HasVocabulary, Vocabulary, check_sizes, draw, draw_one, vocabulary, with_bos
+from workbench.probes.probe import Probe, looked_up, make_probe
+from workbench.probes.words import (
+    HasVocabulary,
+    Vocabulary,
+    check_context,
+    check_sizes,
+    draw,
+    draw_one,
+    vocabulary,
+    with_bos,
+)
 
 NEEDLE = 8
 # Of the copy, the rows that follow enough of it to know what is being copied and still have a next word.
@@ -34,13 +43,15 @@ def repeats(
     distance to the source, n − 1.
 
     Raises:
-        WorkbenchError: if the vocabulary has fewer than n ordinary tokens, or copies < 2.
+        WorkbenchError: if the vocabulary has fewer than n ordinary tokens, copies < 2, or n × copies tokens exceed the
+            model's context.
     """
     if copies < 2:
         raise WorkbenchError(f"copies is {copies}; expected at least 2")
     words = vocabulary(source)
     generator = torch.Generator().manual_seed(seed)
     once = draw(words, (n_sequences, n), generator, what=f"a repeat of n = {n}")
+    check_context(source, copies * n + (words.bos is not None), smaller="n or fewer copies")
     tokens = with_bos(words, repeat(once, "b n -> b (c n)", c=copies))
     first = tokens.shape[1] - (copies - 1) * n
     rows = torch.arange(first, tokens.shape[1] - 1)
@@ -68,7 +79,8 @@ def copy_needle(
         filler: sequences to write needle and copy into, beginning-of-sequence token included; default: random words.
 
     Raises:
-        WorkbenchError: if a distance leaves no room for the needle, or filler has the wrong number of sequences.
+        WorkbenchError: if a distance leaves no room for the needle, filler has the wrong number of sequences, or the
+            sequences exceed the model's context.
     """
     distances = [distance] if isinstance(distance, int) else list(distance)
     words = vocabulary(source)
@@ -82,6 +94,7 @@ def copy_needle(
     if len(filler) != total:
         raise WorkbenchError(f"filler has {len(filler)} sequences; expected {n_sequences} for each distance: {total}")
     t = filler.shape[1]
+    check_context(source, t, smaller="distance or length")
     start = t - NEEDLE
     for d in distances:
         if not NEEDLE <= d <= start - 1:
@@ -135,14 +148,7 @@ def abfill(
         sequence[place[i] : place[i] + 2] = sequence[-2:] = pair
     row = np.full(n_sequences, length - 2)
     cells = torch.from_numpy(np.stack([np.arange(n_sequences), row, place + 1], -1))
-    return make_probe(
-        name,
-        torch.from_numpy(tokens),
-        answer_rows=cells[:, :2],
-        target_cells=cells,
-        classes=octave(cells[:, 1] - cells[:, 2]),
-        metric="copy_accuracy",
-    )
+    return looked_up(name, torch.from_numpy(tokens), cells, metric="copy_accuracy")
 
 
 def _copying(name: str, tokens: Int[Tensor, "b t"], rows: Int[Tensor, "b r"], period: int | Tensor) -> Probe:

@@ -7,8 +7,9 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -135,9 +136,8 @@ def needle(
     Answers, cells, classes and arguments as in `niah`; `n_sequences` for each depth, which is in percent. For the whole
     grid make one probe per length, each with a name of its own.
     """
-    check_sizes(source, length=length)
-    task = Niah()
-    return _at_depths(source, _form(source, task, form, path), depth, length, n_sequences, seed=seed, name=name)
+    make = partial(_form, source, Niah(), form, path)
+    return _at_depths(source, make, depth, length, n_sequences, seed=seed, name=name)
 
 
 def passkey(
@@ -156,9 +156,12 @@ def passkey(
     Without a tokenizer: filler, a key token, `n_answer` value tokens, filler, the key again; the key is said once.
     Answers, classes and arguments as in `needle`; target cells: both places of the pass key.
     """
-    speller = speller_of(source, form)
     check_sizes(source, length=length, n_answer=n_answer)
-    make = token_passkey(vocabulary(source), n_answer) if speller is None else passkey_sentences(speller)
+
+    def make() -> NeedleForm:
+        speller = speller_of(source, form)
+        return token_passkey(vocabulary(source), n_answer) if speller is None else passkey_sentences(speller)
+
     return _at_depths(source, make, depth, length, n_sequences, seed=seed, name=name)
 
 
@@ -171,7 +174,7 @@ def _form(source: HasVocabulary | Vocabulary | int, task: Niah, form: Form, path
 
 def _at_depths(
     source: HasVocabulary | Vocabulary | int,
-    make: NeedleForm,
+    make: Callable[[], NeedleForm],
     depth: int | Sequence[int],
     length: int,
     n_sequences: int,
@@ -183,9 +186,9 @@ def _at_depths(
     depths = [depth] if isinstance(depth, int) else list(depth)
     if not depths or not all(0 <= d <= 100 for d in depths):
         raise WorkbenchError(f"depth is {depth}; expected percentages from 0 to 100")
-    bos = vocabulary(source).bos
+    bos, made = vocabulary(source).bos, make()
     drafts = [
-        _sequence(make, Niah(), [d], length, bos, np.random.default_rng([seed, d, i]))
+        _sequence(made, Niah(), [d], length, bos, np.random.default_rng([seed, d, i]))
         for d in depths
         for i in range(n_sequences)
     ]

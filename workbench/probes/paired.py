@@ -38,7 +38,8 @@ def gold_document(
     """Documents that hold one needle each, and a question that needs one of them: pairs, with and without the question.
 
     Answer rows: those of the question, its first token to the last before the answer. Needles: the document with the
-    answer. There are no target cells. Without a tokenizer the empty question is about a key that no document holds.
+    answer; `documents` tells all of them. There are no target cells. Without a tokenizer the empty question is about a
+    key that no document holds.
     The sequences with a question have exactly `length` tokens.
 
     Args:
@@ -66,11 +67,12 @@ def gold_document(
 
 
 class _Asked(NamedTuple):
-    """A sequence, the rows of its question, and its gold document: first and one past the last."""
+    """A sequence, the rows of its question, and its documents, which one is gold: first and one past the last."""
 
     draft: Draft
     question: tuple[int, int]
-    gold: tuple[int, int]
+    documents: list[tuple[int, int]]
+    gold: int
 
 
 def _pair(
@@ -92,7 +94,8 @@ def _pair(
         draft.add(made.head)
         starts = [draft.add(document) for document in documents]
         first = draft.add(asked)
-        found.append(_Asked(draft, (first, first + len(asked)), (starts[gold], starts[gold] + len(documents[gold]))))
+        spans = [(start, start + len(document)) for start, document in zip(starts, documents, strict=True)]
+        found.append(_Asked(draft, (first, first + len(asked)), spans, gold))
         draft.add(answer)
     return found
 
@@ -121,7 +124,8 @@ def _assembled(name: str, asked: list[_Asked]) -> Probe:
         row[: len(written)], row[len(written) :] = written, written[0]
     is_valid = torch.arange(tokens.shape[1]) < lengths[:, None]
     rows = [(i, row) for i, one in enumerate(asked) for row in range(*one.question)]
-    needles = [one.gold for one in asked for _ in range(*one.question)]
+    needles = [one.documents[one.gold] for one in asked for _ in range(*one.question)]
+    documents = [(i, *span) for i, one in enumerate(asked) for span in one.documents]
     return make_probe(
         name,
         tokens,
@@ -129,4 +133,5 @@ def _assembled(name: str, asked: list[_Asked]) -> Probe:
         answer_rows=torch.tensor(rows),
         needles=torch.tensor(needles),
         is_paired=True,
+        documents=torch.tensor(documents),
     )

@@ -27,6 +27,7 @@ class Probe:
     `digest` identifies tokens and answers; two probes with equal digests measure the same.
     `needles`: of each answer row, the first token of what is to be found and one past its last. None: not told.
     `is_paired`: sequences 2i and 2i + 1 are one text with its question and with an empty one.
+    `documents`: (sequence, first token, one past the last) of what a sequence is made of. None: not told.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -40,6 +41,7 @@ class Probe:
     digest: str
     needles: Int[Tensor, "n_rows 2"] | None = None
     is_paired: bool = False
+    documents: Int[Tensor, "n_documents 3"] | None = None
 
 
 def make_probe(
@@ -54,6 +56,7 @@ def make_probe(
     metric: str | None = None,
     needles: Int[Tensor, "n_rows 2"] | None = None,
     is_paired: bool = False,
+    documents: Int[Tensor, "n_documents 3"] | None = None,
 ) -> Probe:
     """Check the parts against each other, sort the answers, and add the digest.
 
@@ -84,6 +87,8 @@ def make_probe(
     if needles is not None:
         digest.update(b"paired" if is_paired else b"needles")
         digest.update(needles.to(torch.int64).contiguous().numpy().tobytes())
+    if documents is not None:
+        digest.update(b"documents" + documents.to(torch.int64).contiguous().numpy().tobytes())
     return Probe(
         tokens=tokens,
         attention_mask=attention_mask,
@@ -96,12 +101,25 @@ def make_probe(
         digest=digest.hexdigest(),
         needles=needles,
         is_paired=is_paired,
+        documents=documents,
     )
 
 
 def octave(distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Distances of at least 1 rounded down to a power of two: few enough classes to compare, at any length."""
     return 2 ** (torch.frexp(distance.double()).exponent.long() - 1)
+
+
+def looked_up(name: str, tokens: Int[Tensor, "b t"], cells: Int[Tensor, "n_rows 3"], *, metric: str) -> Probe:
+    """A probe whose every answer stands in one cell; classes are the octaves of the distance to it."""
+    return make_probe(
+        name,
+        tokens,
+        answer_rows=cells[:, :2],
+        target_cells=cells,
+        classes=octave(cells[:, 1] - cells[:, 2]),
+        metric=metric,
+    )
 
 
 def part(probe: Probe, start: int, stop: int) -> Probe:
@@ -131,6 +149,7 @@ def part(probe: Probe, start: int, stop: int) -> Probe:
         digest=probe.digest,
         needles=of_rows(probe.needles),
         is_paired=probe.is_paired,
+        documents=cut(probe.documents),
     )
 
 

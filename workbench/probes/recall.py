@@ -11,8 +11,8 @@ import torch
 from einops import rearrange, repeat
 
 from workbench.heads import WorkbenchError
-from workbench.probes.probe import Probe, make_probe, octave
-from workbench.probes.words import HasVocabulary, Vocabulary, check_sizes, vocabulary, with_bos
+from workbench.probes.probe import Probe, looked_up, make_probe
+from workbench.probes.words import HasVocabulary, Vocabulary, check_context, check_sizes, vocabulary, with_bos
 
 
 def key_value(
@@ -32,11 +32,14 @@ def key_value(
     queried key to that value.
 
     Raises:
-        WorkbenchError: if there are fewer keys than pairs, or more queries than pairs.
+        WorkbenchError: if there are fewer keys than pairs, more queries than pairs, or the sequences exceed the model's
+            context.
     """
     if n_queries > n_pairs:
         raise WorkbenchError(f"n_queries is {n_queries}; expected at most n_pairs = {n_pairs}")
     words = vocabulary(source)
+    n_tokens = 2 * n_pairs + gap + 2 * n_queries + (words.bos is not None)
+    check_context(source, n_tokens, smaller="n_pairs, gap or n_queries")
     half = len(words.ids) // 2
     if n_pairs > half:
         raise WorkbenchError(f"n_pairs is {n_pairs}; the vocabulary has {half} tokens for keys")
@@ -117,11 +120,4 @@ def mqar(
         sequence[sources[i]] = sequence[rows[i] + 1] = ids[half + values]
     sequence = repeat(np.arange(n_sequences), "b -> (b n)", n=n_pairs)
     cells = torch.from_numpy(np.stack([sequence, rows.ravel(), sources.ravel()], -1))
-    return make_probe(
-        name,
-        torch.from_numpy(tokens),
-        answer_rows=cells[:, :2],
-        target_cells=cells,
-        classes=octave(cells[:, 1] - cells[:, 2]),
-        metric="recall",
-    )
+    return looked_up(name, torch.from_numpy(tokens), cells, metric="recall")

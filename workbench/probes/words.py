@@ -78,6 +78,19 @@ def check_sizes(source: HasVocabulary | Vocabulary | int, *, length: object, **s
         raise WorkbenchError(f"length {length} exceeds the {longest} positions of this model; pass length={longest}")
 
 
+def check_context(source: HasVocabulary | Vocabulary | int, n_tokens: int, *, smaller: str) -> None:
+    """Refuse sequences of `n_tokens`, whose number follows from the arguments named in `smaller`.
+
+    Raises:
+        WorkbenchError: if the model has fewer positions.
+    """
+    longest = context(source)
+    if longest is not None and n_tokens > longest:
+        raise WorkbenchError(
+            f"{n_tokens} tokens exceed the {longest} positions of this model; pass a smaller {smaller}"
+        )
+
+
 def context(source: HasVocabulary | Vocabulary | int) -> int | None:
     """How many positions the model has; None where that is not bounded or not known."""
     if isinstance(source, Vocabulary | int):
