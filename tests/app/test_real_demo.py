@@ -3,6 +3,7 @@
 import pytest
 
 from tests.app.test_browser import arrive, drawn, query
+from tests.app.test_browser_pages import shot
 from workbench.run import open_run
 
 pytestmark = pytest.mark.browser
@@ -24,5 +25,25 @@ def test_the_demo_is_shown_without_one_complaint(tab, served, demo_runs):
         assert tab.inner_text("#head-title") == head
         tab.go_back()
         drawn(tab, "emergence", "strips", "grid")
+        assert tab.said == []
+        tab.goto("about:blank")
+
+
+@pytest.mark.slow
+def test_every_page_of_the_demo_is_whole(tab, served, demo_runs):
+    with served(demo_runs) as address:
+        for page, graphs in {
+            "overview": ("emergence", "strips", "ridges"),
+            "head": ("history", "place", "head-grid"),
+            "compare": ("against", "matrices", "classes"),
+            "jobs": (),
+        }.items():
+            tab.goto(f"{address}/{page}?detector=induction&probe=repeats")
+            drawn(tab, *graphs)
+            tab.wait_for_selector(f"#{page}", state="visible")
+            shot(tab, f"demo-{page}")
+        assert tab.locator("#scans .scan").count() == len(demo_runs)
+        tab.click("#nav-plan")
+        tab.wait_for_function("document.querySelector('#mask').textContent.includes('workbench plan MODEL')")
         assert tab.said == []
         tab.goto("about:blank")
