@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from workbench.run import open_run
@@ -9,15 +10,54 @@ from workbench.run import open_run
 STUDY = Path(__file__).parent.parent / "examples" / "python_source"
 
 
-@pytest.mark.parametrize(("name", "onset", "induction"), [("full", 392_801, 0.25)])
-def test_previous_token_heads_emerge_and_induction_on_repeats_has_not_formed(name, onset, induction):
-    run = open_run(STUDY / name)
+@pytest.fixture(scope="module")
+def run():
+    return open_run(STUDY / "full")
+
+
+def test_the_kept_run_is_whole_and_small(run):
     assert run.status().is_complete
+    assert run.status().failed == 0
     assert len(run.checkpoints()) == 30
-    heads = run.emergence("previous_token", probe="text").set_index(["layer", "head"])
-    assert heads.loc[(0, 1), "verdict"] == "emerged"
-    assert heads.loc[(0, 1), "n50"] == pytest.approx(onset, rel=0.01)
-    last = run.scores(detector="induction", step="last", kind="full")
-    best = last.groupby("probe").score.max()
-    assert best["text"] == pytest.approx(induction, abs=0.01)
-    assert best["repeats"] < 0.1
+    assert sum(file.stat().st_size for file in STUDY.rglob("*") if file.is_file()) < 10e6
+
+
+def test_previous_token_heads_come_before_induction_heads(run):
+    onsets = {}
+    for detector in ("previous_token", "induction"):
+        heads = run.emergence(detector, probe="text")
+        onsets[detector] = heads.loc[heads["verdict"] == "emerged"].set_index(["layer", "head"])["n50"]
+    assert onsets["previous_token"].min() == pytest.approx(464e3, rel=0.01)
+    assert onsets["induction"].loc[(2, 2)] == pytest.approx(2.43e6, rel=0.01)
+    assert onsets["induction"].loc[(3, 1)] == pytest.approx(2.90e6, rel=0.01)
+    assert onsets["previous_token"].min() < onsets["induction"].min()
+
+
+@pytest.mark.parametrize(
+    ("detector", "probe", "best"),
+    [
+        ("previous_token", "text", 0.83),
+        ("previous_token", "repeats", 0.82),
+        ("induction", "text", 0.48),
+        ("induction", "repeats", 0.31),
+    ],
+)
+def test_the_highest_scores_at_the_end(run, detector, probe, best):
+    assert run.scores(detector=detector, probe=probe, step="last")["score"].max() == pytest.approx(best, abs=0.005)
+
+
+def test_context_begins_to_help_while_the_induction_heads_rise(run):
+    losses = run.metrics(probe="text", metric="loss_nats")
+    by_position = losses.loc[losses["position"].notna()].pivot_table(index="tokens", columns="position", values="value")
+    late = by_position.loc[:, by_position.columns >= 0.75 * (by_position.columns.max() + 1)].mean(axis=1)
+    early = by_position.loc[:, (by_position.columns >= 16) & (by_position.columns < 32)].mean(axis=1)
+    helped = (late - early).to_numpy()
+    tokens = np.asarray(by_position.index)
+    assert helped[tokens == 1_916_928] > 0
+    assert helped[-1] == pytest.approx(-0.72, abs=0.005)
+    assert tokens[np.flatnonzero(helped > 0).max() + 1] <= 2_625_536
+
+
+def test_patterns_of_every_checkpoint_are_kept(run):
+    assert run.map(3, 1, step="last", probe="text").values.max() > 0.5
+    assert set(run.maps.table()["ckpt"]) == set(run.checkpoints()["ckpt"])
