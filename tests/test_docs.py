@@ -45,6 +45,13 @@ def test_python_blocks_are_python(document):
         compile(block, document, "exec")
 
 
+def test_every_link_to_a_file_leads_to_one():
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    links = [(page, link) for page in documents for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
+    assert len(links) > 20
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
 def test_a_detector_written_as_the_documentation_shows_can_be_scored():
     from tests.families import random_tokens, tiny
     from workbench import open_model, score

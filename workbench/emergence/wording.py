@@ -41,8 +41,8 @@ def _formed(line: pd.DataFrame) -> str:
     if len(line) < 2:
         return f"{last['ckpt']} is the only checkpoint of its branch: nothing can be said about when heads formed"
     if np.isnan(last["lock_in_within"]):
-        ceiling = f"within-layer ceiling {last['ceiling_within']:.2f}"
-        return f"the probe does not tell the heads of a layer apart ({ceiling}): nothing can be said about single heads"
+        halves = f"{last['n_heads']} heads, of which two halves of the probe agree to {last['ceiling_within']:.2f}"
+        return f"{halves} within layers, do not stand clear of chance: nothing can be said about single heads"
     row, over_all = locked_since(line), locked_since(line, "lock_in")
     where, share = _place(line, row)
     if row in (-1, len(line) - 1):
