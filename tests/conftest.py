@@ -7,6 +7,10 @@ import os
 import pytest
 from filelock import FileLock
 
+from tests.browser import chromium, tab, window
+
+__all__ = ["chromium", "demo", "demo_runs", "tab", "window"]
+
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"
 

@@ -92,7 +92,7 @@ def test_the_figure_has_a_line_per_probe_with_its_interval(found):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"on": None}, "induction was scored on repeats, repeats_near; name one"),
+        ({"on": None}, "induction was scored on .*repeats, repeats_near; name one"),
         ({"keep": 1.5}, "keep is 1.5; expected a share above 0 and below 1 of 8 heads"),
     ],
 )

@@ -44,7 +44,7 @@ def test_every_score_stands_in_its_cell_and_kept_heads_are_framed(plan):
         "L",
         "F",
     ]
-    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-0.5, 2.0)
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-2.0, 2.0)  # white is nothing
 
 
 def test_pareto_has_a_line_per_method_and_a_star_for_the_plan_in_every_probes_panel(plan):

@@ -63,11 +63,6 @@ def emergence(
     from workbench.run import open_run
 
     found = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
-    if as_json:
-        say_json(
-            {name: table.to_dict("records") for name, table in found.tables.items()} | {"lock_in": found.sentences}
-        )
-        return
     titles = {
         "classes": "Heads of each class, and when half of their rise was over",
         "heads": "The earliest of each class",
@@ -77,6 +72,9 @@ def emergence(
         titles["aligned"] = "Onsets of the k-th head of each class: heads meet by class and place, never by number"
     if counts:
         titles["counts"] = "Heads of each class that are there by a time"
+    if as_json:
+        say_json({name: found.tables[name].to_dict("records") for name in titles} | {"lock_in": found.sentences})
+        return
     for i, (name, title) in enumerate(titles.items()):
         table = found.tables[name]
         print("\n" if i else "", end="")
