@@ -88,7 +88,7 @@ def test_two_checkpoints_of_a_run_are_compared_and_a_choice_is_in_the_address(ta
     assert "one lineage" in tab.inner_text("#compare-how")
     assert tab.locator("#moved tbody tr").count() == 12
     shot(tab, "compare")
-    tab.locator("#compare .labelled input").nth(2).click()
+    tab.get_by_role("textbox", name="Run B").click()
     tab.get_by_role("option", name="hybrid").click()
     tab.wait_for_function("location.search.includes('b=hybrid')")
     says(tab, "#compare-how", "not by name")
@@ -114,6 +114,7 @@ def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab
         ".map(row => row.children[0].textContent.slice(1).split('KV').map(Number))"
     )
     assert keeps() == {tuple(head) for head in plan.keep}
+    tab.wait_for_timeout(1500)  # until nothing on the page moves any more
     box = tab.locator("#mask .nsewdrag").first.bounding_box()
 
     def cell(layer, head):
@@ -184,7 +185,7 @@ def test_figures_and_tables_are_taken_away_and_a_permalink_names_the_version(tab
 @pytest.mark.slow
 def test_training_is_counted_in_steps_where_asked(tab, address):
     arrive(tab, f"{address}/overview?run=full&detector=retrieval")
-    tab.locator("#emergence").locator("xpath=ancestor::section").locator("input").click()
+    tab.get_by_role("textbox", name="x", exact=True).click()
     tab.get_by_role("option", name="step").click()
     tab.wait_for_function("location.search.includes('x=step')")
     says(tab, "#emergence", "training step (log)")
