@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor
 
 from workbench.detectors import THRESHOLDS, series_far
 from workbench.heads import Head
@@ -70,11 +72,9 @@ def map_probe(
     Raises:
         StoreNotWritable: if the disk is full or refuses; nothing is left behind.
     """
-    mask = None if probe.attention_mask is None else probe.attention_mask[:1].long()
-    first = sequences(probe.tokens[:1], mask)
     recorded = record_maps(
         model,
-        first.tokens[first.document == 0],
+        first_document(probe),
         far=options.far_window or series_far(model, probe).window,
         fine=fine,
         keep_qk=options.keep_qk,
@@ -84,6 +84,13 @@ def map_probe(
     size = store.commit_maps(origin, unit, arrays, probe=probe.name, probe_digest=probe.digest)
     store.forgive(origin.ckpt, unit)
     return size
+
+
+def first_document(probe: Probe) -> Int[Tensor, " t"]:
+    """The tokens of the first sequence of a probe, or of its first document where several are packed; no padding."""
+    mask = None if probe.attention_mask is None else probe.attention_mask[:1].long()
+    first = sequences(probe.tokens[:1], mask)
+    return first.tokens[first.document == 0]
 
 
 def flagged(store: Store, origin: Origin) -> list[Head]:

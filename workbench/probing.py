@@ -18,9 +18,8 @@ from torch import Tensor
 from workbench.detectors import series_far
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.cells import sequences
 from workbench.hooks.maps import record_maps
-from workbench.mapping import arrays_of
+from workbench.mapping import arrays_of, first_document
 from workbench.probes import build, text, token_sequences
 from workbench.store import Origin
 from workbench.store.map_parts import write_maps
@@ -62,10 +61,7 @@ def main(folder: Path) -> int:
 def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
     """The tokens of a text, the first sequence of a probe, or ids where a checkpoint has no tokenizer."""
     if probe:
-        made = build(model, probe)
-        mask = None if made.attention_mask is None else made.attention_mask[:1].long()
-        first = sequences(made.tokens[:1], mask)
-        return first.tokens[first.document == 0]
+        return first_document(build(model, probe))
     if model.tokenizer is not None:
         return _read(model, written)
     pieces = re.split(r"[\s,]+", written.strip())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,30 +27,10 @@ from workbench.emergence import (
     with_past,
 )
 from workbench.heads import Head, WorkbenchError
-from workbench.store import Cube, HeadMap, Label, Maps, Part, Reader, Store, Table, Timings, plain_text
+from workbench.status import Status, status_of
+from workbench.store import Cube, HeadMap, Maps, Part, Reader, Store, Table, Timings, plain_text
 
 Step = int | Literal["last"]
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How far a scan has come, counted from the parts on disk.
-
-    `planned`, `done` and `failed` count units; where a checkpoint could not be loaded, all units that it
-    lacks are failed. The others count checkpoints: done when all units are, failed when some unit is.
-    """
-
-    planned: int
-    done: int
-    failed: int
-    checkpoints: int
-    checkpoints_done: int
-    checkpoints_failed: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left that could still be tried."""
-        return self.done + self.failed >= self.planned
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -298,30 +278,7 @@ class Run:
     def status(self) -> Status:
         """How far the scan has come; reads the disk anew."""
         self._reader.refresh()
-        plan = self._store.plan()
-        units = Counter(_planned(unit) for unit in plan["units"])
-        committed: dict[str, Counter[tuple[Any, ...]]] = {name: Counter() for name in plan["checkpoints"]}
-        for part in self._reader.parts():
-            committed.get(part.label.ckpt, Counter())[_committed(part.label)] += 1
-        done = {name: (units & parts).total() for name, parts in committed.items()}
-        failures = self._store.failures()
-        unloadable = {failure.ckpt for failure in failures if failure.unit is None}
-        failed_units = Counter(failure.ckpt for failure in failures if failure.unit is not None)
-        per_checkpoint = units.total()
-        failed = {
-            name: per_checkpoint - done[name] if name in unloadable else min(per_checkpoint - done[name], count)
-            for name, count in ((name, failed_units[name]) for name in committed)
-        }
-        # Nothing could be planned where no checkpoint could be read at all.
-        unplanned = unloadable if per_checkpoint == 0 else set[str]()
-        return Status(
-            planned=per_checkpoint * len(committed),
-            done=sum(done.values()),
-            failed=sum(failed.values()),
-            checkpoints=len(committed),
-            checkpoints_done=sum(count == per_checkpoint for name, count in done.items() if name not in unplanned),
-            checkpoints_failed=sum(count > 0 or name in unplanned for name, count in failed.items()),
-        )
+        return status_of(self._store.plan(), self._reader.parts(), self._store.failures())
 
     def layers(self) -> pd.DataFrame:
         """What each layer is at the last checkpoint that has scores: layer, kind, window, n_heads."""
@@ -419,14 +376,6 @@ _TOP = (
     *("detector", "layer", "head", "kv_head", "kind", "window", "probe"),
     *("score", "ci_lo", "ci_hi", "n", "n_seq", "onset_step", "onset_tokens"),
 )
-
-
-def _planned(unit: dict[str, Any]) -> tuple[Any, ...]:
-    return unit["table"], unit["probe"], unit["detector"], unit["version"]
-
-
-def _committed(label: Label) -> tuple[Any, ...]:
-    return label.table, label.probe, label.detector, label.version
 
 
 def _missing(what: str, given: object, there: Any, path: Path) -> str:

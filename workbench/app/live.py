@@ -12,7 +12,8 @@ import pandas as pd
 
 from workbench.emergence import phase_changes
 from workbench.heads import WorkbenchError
-from workbench.run import Maps, Run, Status, Table, open_run
+from workbench.run import Maps, Run, Table, open_run
+from workbench.status import Status
 
 _KEPT_TABLES = 48
 _PHASE = ["metric", "probe", "unit", "is_change", "n10", "n50", "n90"]

@@ -31,7 +31,7 @@ _BYTES = {
 }  # fmt: skip
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # Buffers that older releases saved: masks and positions, whatever their dtype.
-_BUFFERS = ("position_ids", "inv_freq", ".bias_mask", ".masked_bias", ".attn.bias", ".attention.bias")
+OLD_BUFFERS = ("position_ids", "inv_freq", ".bias_mask", ".masked_bias", ".attn.bias", ".attention.bias")
 _MAX_HEADER = 100_000_000
 _LFS = b"version https://git-lfs"
 # Weight files that transformers prefers to model.safetensors.
@@ -85,12 +85,12 @@ def inspect_weights(path: Path) -> WeightsInfo:
             tensors[name] = tensor
     _refuse_disagreement(path, listed, tensors)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _FLOATS and not name.endswith(_BUFFERS):
+        if tensor.dtype not in _FLOATS and not name.endswith(OLD_BUFFERS):
             raise BadCheckpoint(
                 f"{path / tensor.file}: tensor {name} has dtype {tensor.dtype}, expected floats"
                 f" ({', '.join(sorted(_FLOATS))}); quantised weights are not scored"
             )
-    return _summary(files, tensors)
+    return weights_info(files, tensors)
 
 
 def _not_a_folder(path: Path) -> str:
@@ -251,7 +251,8 @@ def _refuse_disagreement(path: Path, listed: dict[str, str] | None, tensors: dic
             )
 
 
-def _summary(files: tuple[Path, ...], tensors: dict[str, TensorInfo]) -> WeightsInfo:
+def weights_info(files: tuple[Path, ...], tensors: dict[str, TensorInfo]) -> WeightsInfo:
+    """What these files hold: how many numbers in floats, and the type that most of them have."""
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape)

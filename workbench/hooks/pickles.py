@@ -19,6 +19,7 @@ from torch import Tensor
 from workbench.checkpoints import TensorInfo, WeightsInfo, checkpoint_format
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.formats import DCP_INDEX, HINTS, Format, weight_files
+from workbench.checkpoints.weights import OLD_BUFFERS, weights_info
 from workbench.heads import BadCheckpoint
 
 READABLE: tuple[Format, ...] = ("bin", "pt", "dcp")
@@ -34,7 +35,6 @@ _DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_BUFFERS = ("position_ids", "inv_freq", ".bias_mask", ".masked_bias", ".attn.bias", ".attention.bias")
 
 
 def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
     state = {"bin": _read_bin, "pt": _read_pt, "dcp": _read_dcp}[kind](path)
     state = _without_prefix(state, set(expected))
     for name, tensor in state.items():
-        if tensor.dtype not in _DTYPES and not name.endswith(_BUFFERS):
+        if tensor.dtype not in _DTYPES and not name.endswith(OLD_BUFFERS):
             raise BadCheckpoint(
                 f"{path}: tensor {name} has dtype {tensor.dtype}, expected floats; quantised weights are not scored"
             )
@@ -61,19 +61,8 @@ def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
 def pickled_info(path: Path, state: Mapping[str, Tensor]) -> WeightsInfo:
     """What `inspect_weights` tells of safetensors, of tensors in memory."""
     files = tuple(weight_files(path))
-    sizes: dict[str, int] = {}
-    for tensor in state.values():
-        dtype = _DTYPES.get(tensor.dtype)
-        if dtype is not None:
-            sizes[dtype] = sizes.get(dtype, 0) + tensor.numel()
     named = {n: TensorInfo(_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape), files[0].name) for n, t in state.items()}
-    return WeightsInfo(
-        files=files,
-        tensors=named,
-        n_parameters=sum(sizes.values()),
-        n_bytes=sum(file.stat().st_size for file in files),
-        dtype=max(sizes, key=sizes.__getitem__, default="none"),
-    )
+    return weights_info(files, named)
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:

@@ -141,8 +141,9 @@ class ScanWorker:
             marks = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
         origin = _origin(self._store.path.name, checkpoint, marks.weights, marks.config)
         missing = self._missing(origin, checkpoint.path, tell)
-        to_map = unmapped(self._store, origin, self.units.probes(checkpoint.path), self._map_options)
-        if not (missing or (self._job.maps and to_map)):
+        probes = self.units.probes(checkpoint.path) if self._job.maps else []
+        to_map = unmapped(self._store, origin, probes, self._map_options)
+        if not (missing or to_map):
             self._store.forgive(checkpoint.name, None)
             return
         with clock.on("load"):
@@ -156,8 +157,7 @@ class ScanWorker:
             if should_stop():
                 break
         else:
-            if self._job.maps:
-                self._map(origin, model, to_map, tell=tell, should_stop=should_stop)
+            self._map(origin, model, to_map, tell=tell, should_stop=should_stop)
         kept = weakref.ref(model.model)
         del model
         if kept() is not None:  # a knot of references: without this, two checkpoints would be in memory at a time
@@ -190,8 +190,6 @@ class ScanWorker:
             with clock.on("measure"):
                 measured = self._measure(model, probe, units)
         except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
-            if is_out_of_memory(error):
-                _give_memory_back()
             self._fail(origin.ckpt, [u.key for u in units], error, tell)
             return
         with clock.on("write"):
@@ -242,7 +240,10 @@ class ScanWorker:
                 self._fail(origin.ckpt, [map_unit(origin, probe, self._map_options)], error, tell)
 
     def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception, tell: Tell) -> None:
-        kind = "oom" if is_out_of_memory(error) else type(error).__name__
+        kind = type(error).__name__
+        if is_out_of_memory(error):
+            kind = "oom"
+            _give_memory_back()
         told = "".join(traceback.format_exception(error))
         for unit in units:
             self._store.fail(Failure(ckpt, unit, kind, str(error), told))
