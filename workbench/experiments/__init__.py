@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.experiments.conversion import StudyProgress, run_conversion
     from workbench.experiments.report import write_report
-    from workbench.experiments.settings import Continued, Conversion, larger_study, quick_study
+    from workbench.experiments.settings import Continued, Conversion, larger_study, medium_study, quick_study
     from workbench.experiments.tables import Results, read_results
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Results",
     "StudyProgress",
     "larger_study",
+    "medium_study",
     "quick_study",
     "read_results",
     "run_conversion",
@@ -29,6 +30,7 @@ _HOME = {
     "Results": "tables",
     "StudyProgress": "conversion",
     "larger_study": "settings",
+    "medium_study": "settings",
     "quick_study": "settings",
     "read_results": "tables",
     "run_conversion": "conversion",

@@ -31,6 +31,8 @@ _BY_PATTERN = ("induction", "retrieval")
 # The keep-sets that every continued pretraining is done with; the others have the first of them only.
 MAIN = ("all", "none", "window_gates", "induction", "least_induction")
 FROM_SCRATCH = ("none", "induction", "least_induction")  # all heads full from scratch are the pretrained model
+# What the main ones are held against where nothing else is trained.
+_CONTROLS = ("none_sink", "random_non_top")
 _RANDOM = ("random", "random_non_top")
 
 Scores = dict[str, dict[KVHead, float]]
@@ -109,7 +111,9 @@ def trained_sets(study: Conversion, sets: Sequence[KeepSet]) -> list[KeepSet]:
 def is_trained(study: Conversion, one: KeepSet, *, n_th: int | None) -> bool:
     """Whether a set is given the n-th continued pretraining, or (None) training from scratch."""
     if n_th is None:
-        return one.method in FROM_SCRATCH
+        return study.is_from_scratch and one.method in FROM_SCRATCH
+    if study.trained == "main" and one.method not in (*MAIN, *_CONTROLS):
+        return False
     if n_th == 0:
         return one.method not in _RANDOM or one.draw < study.n_random_trained
     return one.method in MAIN and one.draw == 0
