@@ -84,7 +84,7 @@ def _curves(rankings: list[Ranking], held_out: list[Game]) -> Found:
     """Area on everything and on each kind, the curve on everything, and the order; means over the rankings."""
     together, *kinds = held_out
     n = len(together.heads)
-    counts = range(n + 1) if n <= 16 else sorted({*range(0, 9), *range(10, 25, 2), *range(28, n + 1, 6), n})
+    counts = range(n + 1) if n <= 16 else sorted({*range(9), *range(10, 25, 2), *range(28, n + 1, 6), n})
     points = [[_points(r, game, counts) for game in held_out] for r in rankings]
     of_all = [one[0] for one in points]
     enough = [first_at(p, 0.9) for p in of_all]
@@ -152,7 +152,11 @@ def _verdicts(found: list[dict[str, Found]]) -> list[str]:
     if len(found) > 1:
         below = {prior: -np.array(_above(found, prior)) for prior in PRIORS}
         beyond = [f"`{prior}`" for prior, d in below.items() if d.mean() > d.std(ddof=1)]
-        within = [f"`{prior}` ({d.mean():+.4f} ± {d.std(ddof=1):.4f})" for prior, d in below.items() if d.mean() <= d.std(ddof=1)]
+        within = [
+            f"`{prior}` ({d.mean():+.4f} ± {d.std(ddof=1):.4f})"
+            for prior, d in below.items()
+            if d.mean() <= d.std(ddof=1)
+        ]
         lines.append(f"- Below window gates by more than a deviation over seeds: {', '.join(beyond) or 'none'}.")
         lines.append(f"- Not: {', '.join(within) or 'none'}.")
     return lines

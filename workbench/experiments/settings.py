@@ -112,18 +112,18 @@ def quick_study() -> Conversion:
 
 
 def medium_study() -> Conversion:
-    """64 heads and both tasks at 64 tokens, the main keep-sets alone and nothing from scratch: 45 minutes of a core."""
+    """64 heads and both tasks at 64 tokens, the main keep-sets alone, nothing from scratch: half an hour of a core."""
     return Conversion(
         n_layers=4,
         n_heads=16,
         d_head=8,
-        steps=2000,
+        steps=1200,
         n_kept=12,
         kept_counts=(4, 8, 12, 16, 24),
-        continued=(Continued(100), Continued(300)),
+        continued=(Continued(80), Continued(300)),
         n_random=2,
         n_random_trained=1,
-        n_sequences=12,
+        n_sequences=10,
         tasks=("variable_tracking", "majority"),
         n_task=3,
         hops=(1, 2),
