@@ -3,7 +3,7 @@
 - `demo`: the demo's full-attention model, 2 layers of 4 heads; needles copied over 24, 32 and 40 tokens.
 - `study`: that of the quick conversion study, 2 layers of 8 heads; needles over 16 to 52 tokens.
 - `large`: that of the medium one, 4 layers of 16 heads, trained on multi-hop and counting tasks as well; needles over
-  16 to 52 tokens, values one and two assignments away, the most frequent words of a text, a third of the sequences each.
+  16 to 52 tokens, values one and two assignments away, the most frequent words of a text, a third each.
 
 All see 64 tokens. The folder of a conversion study serves as the folder of its models.
 """
