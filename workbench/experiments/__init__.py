@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from workbench.experiments.conversion import StudyProgress, run_conversion
     from workbench.experiments.report import write_report
     from workbench.experiments.settings import Continued, Conversion, larger_study, medium_study, quick_study
-    from workbench.experiments.tables import Results, read_results
+    from workbench.experiments.tables import Results, read_finished, read_results
 
 __all__ = [
     "Continued",
@@ -19,6 +19,7 @@ __all__ = [
     "larger_study",
     "medium_study",
     "quick_study",
+    "read_finished",
     "read_results",
     "run_conversion",
     "write_report",
@@ -32,6 +33,7 @@ _HOME = {
     "larger_study": "settings",
     "medium_study": "settings",
     "quick_study": "settings",
+    "read_finished": "tables",
     "read_results": "tables",
     "run_conversion": "conversion",
     "write_report": "report",

@@ -119,6 +119,31 @@ def is_trained(study: Conversion, one: KeepSet, *, n_th: int | None) -> bool:
     return one.method in MAIN and one.draw == 0
 
 
+def methods(study: Conversion) -> list[str]:
+    """The names of all keep-sets of a study."""
+    on_probes = [f"window_gates_{name}" for name in ("documents", *study.tasks)]
+    ranked = [*_BY_WINDOWING, *on_probes, *_BY_PATTERN, "induction_sink", "least_induction"]
+    return ["all", "none", "none_sink", *ranked, *_RANDOM, "layers_even", "layers_odd"]
+
+
+def told_trainings(study: Conversion) -> list[str]:
+    """What is trained and what is left out, a line each: the plan of a study before it runs."""
+    every = [KeepSet(method, study.n_kept, 0, 0, ()) for method in methods(study)]
+
+    def trained(n: int | None) -> list[str]:
+        return [one.method for one in every if is_trained(study, one, n_th=n)]
+
+    n_heads, counts = study.n_layers * study.n_heads, ", ".join(map(str, study.kept_counts))
+    left_out = [method for method in methods(study) if method not in trained(0)]
+    return [
+        f"{n_heads} heads, {study.steps} steps of {study.batch} × {study.length} tokens; converted without training to "
+        f"the first {counts} heads of each of: {', '.join(methods(study))}",
+        *(f"{how}: {', '.join(trained(n))}" for n, how in enumerate(study.continued)),
+        f"from scratch: {', '.join(trained(None)) or 'nothing'}",
+        f"left out of all training: {', '.join(left_out) or 'nothing'}",
+    ]
+
+
 def ordered(scores: dict[KVHead, float]) -> list[KVHead]:
     """Best first; equal ones by layer and head."""
     return sorted(scores, key=lambda head: (-scores[head], head))
