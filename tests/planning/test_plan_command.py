@@ -85,7 +85,7 @@ def test_layers_and_other_budgets(model, run):
         (["EMPTY", *QUICK], "holds no weights"),
         (["MODEL", *QUICK, *HELD_OUT, "--window", "0"], "window of at least 1"),
         (["MODEL", "--window", "0"], "window of at least 1"),
-        (["MODEL", *QUICK, *HELD_OUT, "--window", "6.5"], "6.5"),
+        (["MODEL", *QUICK, *HELD_OUT, "--window", "6.5"], "'--window': Input should be a valid integer"),
         (["MODEL", *QUICK, *HELD_OUT, "--sink", "-1"], "sink -1"),
         (["MODEL", *QUICK, *HELD_OUT, "--window", "99"], "nothing is far"),
         (["MODEL", *QUICK, *HELD_OUT, "--keep", "2"], "expected a share from 0 to 1"),

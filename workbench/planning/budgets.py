@@ -49,7 +49,7 @@ def lost_nats(order: Order, n: int, held_out: Sequence[Game]) -> float:
 
 
 def _is_number(given: object) -> bool:
-    return isinstance(given, Real) and not isinstance(given, bool)
+    return not isinstance(given, bool) and isinstance(given, Real)
 
 
 def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:

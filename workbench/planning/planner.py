@@ -226,7 +226,7 @@ def _longest(m: HookedModel) -> int | None:
 
 def _check_window(window: int, sink: int) -> None:
     for name, given in (("window", window), ("sink", sink)):
-        if not isinstance(given, Integral) or isinstance(given, bool):
+        if isinstance(given, bool) or not isinstance(given, Integral):
             raise WorkbenchError(f"{name} is {given!r}; expected a whole number of tokens")
     check_window(window, sink)
 
