@@ -147,8 +147,11 @@ class Plan:
 
     def check(self, layers: Sequence[LayerInfo]) -> None:
         """Raises:
-        WorkbenchError: if the plan is for a model of other layers.
+        WorkbenchError: if the plan is for a model of other layers, or does not fit itself.
         """
+        problem = _inconsistency(self)
+        if problem:
+            raise WorkbenchError(f"the plan {problem}; make one with wb.plan")
         other = [(mine, theirs) for mine, theirs in zip(self.layers, layers, strict=False) if mine != theirs]
         if other:
             raise WorkbenchError(

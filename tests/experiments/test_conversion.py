@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.experiments.small import STUDY
-from workbench.experiments import quick_study, read_results, run_conversion, write_report
+from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
+from workbench.experiments.answers import recovered_share
 from workbench.experiments.arms import arms_of
 from workbench.experiments.masking import masked
 from workbench.experiments.material import probes
+from workbench.experiments.parts import claim
 from workbench.experiments.tables import (
     NO_TRAINING,
     causes,
@@ -153,6 +156,49 @@ def test_the_report_has_seeds_sizes_time_tables_and_what_is_not_claimed(results,
     assert {r["overlap"] for r in read["random"]} <= {0, 1}
 
 
+def test_what_is_finished_so_far_is_reported_as_partial(study_folder, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study_folder, out)
+    (out / "parts/seed1/prepared.json").unlink()
+    arms = [arm.name for arm in arms_of(STUDY, out, 0)]
+    for name in arms[1:]:
+        (out / f"parts/seed0/{name}.json").unlink()
+    found = read_finished(STUDY, out, seeds=2)
+    assert found.seeds == (0,)
+    assert {path.stem for path in found.missing} == {"prepared", *arms[1:]}
+    markdown, document = write_report(found, tmp_path)
+    assert f"Partial: seed 1 is not prepared; {len(arms) - 1} arms" in markdown.read_text()
+    assert json.loads(document.read_text())["missing"][0] == "seed1/prepared"
+    for name in arms:
+        (out / f"parts/seed0/{name}.json").unlink(missing_ok=True)
+    write_report(read_finished(STUDY, out, seeds=2), tmp_path)
+    with pytest.raises(WorkbenchError, match="is missing; run the study for 1 seeds or more"):
+        read_finished(STUDY, tmp_path / "none", seeds=1)
+
+
+def test_shares_that_come_back_are_of_each_seeds_own_gap(results):
+    table, measured = recovered_share(results), results.measured
+    of = {m: table[(table.method == m) & (table.probe == "documents")].share.tolist() for m in ("all", "none")}
+    assert of == {"all": [1, 1], "none": [0, 0]}
+    mine = measured[(measured.seed == 1) & (measured.training == NO_TRAINING) & measured.label.isna()]
+    nats = mine[mine.probe == "documents"].drop_duplicates("method").set_index("method").nats
+    expected = (nats["none"] - nats["far_mass"]) / (nats["none"] - nats["all"])
+    found = table[(table.seed == 1) & (table.method == "far_mass") & (table.probe == "documents")].share
+    assert found.item() == pytest.approx(expected)
+
+
+def test_a_folder_written_before_a_setting_existed_is_the_same_study(study_folder, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study_folder, out)
+    settings = json.loads((out / "study.json").read_text())
+    for name in ("n_task", "hops", "trained", "is_from_scratch"):
+        settings.pop(name)
+    (out / "study.json").write_text(json.dumps(settings))
+    claim(STUDY, out)
+    with pytest.raises(WorkbenchError, match="holds another study: n_task 1, asked for 2"):
+        claim(replace(STUDY, n_task=2), out)
+
+
 def test_another_study_a_stranger_folder_and_a_file_are_refused(study_folder, tmp_path):
     with pytest.raises(WorkbenchError, match=r"holds another study: n_heads 2, asked for 8.*Pass another --out"):
         run_conversion(quick_study(), study_folder, seeds=1)
@@ -177,6 +223,12 @@ def test_the_command_refuses_what_it_cannot_do(study_folder, tmp_path):
     none = experiment("--quick", "--seeds", "0", "--out", tmp_path / "out")
     assert (none.returncode, none.stdout) == (2, "")
     assert "--seeds 0: expected at least 1" in none.stderr
+    two = experiment("--quick", "--medium", "--out", tmp_path / "out")
+    assert (two.returncode, two.stdout) == (2, "")
+    assert "expected one of them" in two.stderr
+    nothing = experiment("--medium", "--so-far", "--out", tmp_path / "out")
+    assert nothing.returncode == 2
+    assert "prepared.json is missing" in nothing.stderr
     other = experiment("--quick", "--out", study_folder)
     assert other.returncode == 2
     assert "holds another study" in other.stderr

@@ -6,13 +6,27 @@ from dataclasses import replace
 import pytest
 
 from tests.experiments.small import STUDY
-from workbench.experiments import Continued
-from workbench.experiments.keepsets import keep_sets, least, ordered
+from workbench.experiments import Continued, medium_study, quick_study
+from workbench.experiments.keepsets import (
+    is_trained,
+    keep_sets,
+    least,
+    methods,
+    ordered,
+    told_trainings,
+    trained_sets,
+)
 from workbench.heads import KVHead, WorkbenchError
 
 HEADS = [KVHead(layer, head) for layer in range(2) for head in range(4)]
 SCORES = dict(zip(HEADS, [0.1, 0.2, 0.9, 0.0, 0.7, 0.8, 0.05, 0.3], strict=True))
+PATTERNS = ("induction", "retrieval")
 TOP = (KVHead(0, 2), KVHead(1, 1))
+BY_METHOD = {
+    method: {KVHead(layer, head): float((7 * layer + head) % 5) for layer in range(4) for head in range(16)}
+    for method in methods(medium_study())
+    if method.startswith("window_gates") or method in ("leave_one_windowed", "restore_one", "far_mass", *PATTERNS)
+}
 MANY = replace(STUDY, n_heads=4, n_kept=2, kept_counts=(2, 3), n_random=5)
 
 
@@ -37,6 +51,27 @@ def test_random_sets_are_of_the_wanted_size_their_own_per_draw_and_seed_and_with
         assert drawn[0] != drawn[1]
         assert len(set(drawn[0])) > 5
         assert any(set(TOP) & set(heads) for heads in drawn[0]) == (method == "random")
+
+
+def test_a_study_of_main_sets_trains_those_and_their_controls_and_says_what_it_leaves_out():
+    study = medium_study()
+    sets = trained_sets(study, keep_sets(study, 0, BY_METHOD, ()))
+    first = {s.method for s in sets if is_trained(study, s, n_th=0)}
+    assert first == {"all", "none", "none_sink", "window_gates", "induction", "least_induction", "random_non_top"}
+    assert not any(is_trained(study, s, n_th=None) for s in sets)
+    lines = told_trainings(study)
+    assert lines[0].startswith(
+        "64 heads, 1200 steps of 32 × 64 tokens; converted without training to the first 4, 8, 12"
+    )
+    assert lines[1] == f"{study.continued[0]}: " + ", ".join(m for m in methods(study) if m in first)
+    assert lines[3] == "from scratch: nothing"
+    assert lines[4].startswith("left out of all training: leave_one_windowed, restore_one, far_mass")
+    assert told_trainings(quick_study())[-1] == "left out of all training: nothing"
+
+
+def test_the_methods_that_are_told_are_those_of_the_keep_sets():
+    names = {s.method for s in keep_sets(medium_study(), 0, BY_METHOD, ())}
+    assert names == set(methods(medium_study()))
 
 
 def test_layers_interleave():

@@ -32,6 +32,15 @@ def test_of_task_sequences_only_the_answer_counts():
     assert tasks[:, -1].eq(STUDY.length / 2).all(), "answers end their sequences"
 
 
+def test_tasks_have_as_many_sequences_of_each_class_as_are_asked_for():
+    study = replace(WITH_TASKS, batch=12, n_task=2, hops=(1, 2))
+    batch = next(batches(study, study.pretraining(0), stream=0))
+    assert batch.tokens.shape == (12, STUDY.length)
+    assert batch.weight.gt(0).sum(1).tolist() == [STUDY.length] * 4 + [1] * 8
+    assert set(probes(study).tasks[0].classes.tolist()) == {1, 2}
+    assert torch.unique(batch.tokens, dim=0).shape == batch.tokens.shape
+
+
 def test_no_probe_is_trained_on():
     trained = {
         tuple(row) for b in batches(WITH_TASKS, WITH_TASKS.pretraining(0), stream=0) for row in b.tokens.tolist()

@@ -1,6 +1,7 @@
 """A model under its plan: the same logits as the intervention, generation, and gradients that training can use."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,22 @@ def test_a_plan_that_keeps_all_heads_changes_nothing_and_one_for_another_model_i
     assert torch.equal(within, logits(m))
     with pytest.raises(WorkbenchError, match="make a plan for it"), m.apply(plan_of(layers_of(m.layers[0]), [])):
         pass
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(keep=(KVHead(0, 2),)), "the plan keeps L0KV2, which its ranking does not have; make one with wb.plan"),
+        (dict(keep=(KVHead(7, 0),)), "the plan keeps L7KV0"),
+        (dict(window=0), "the plan has a window of 0"),
+        (dict(keep=(), ranking=()), "the plan ranks 0 heads, which are not the 4 softmax heads of its layers"),
+    ],
+)
+def test_a_plan_that_does_not_fit_itself_is_not_applied(change, told):
+    m = open_model(tiny("llama"))
+    with pytest.raises(WorkbenchError, match=told), m.apply(replace(planned(m, [(0, 0)]), **change)):
+        pass
+    m.record(random_tokens(1, 9), {"sink_mass"})
 
 
 @pytest.mark.parametrize("padding", [0, 3, 36])

@@ -1,5 +1,7 @@
 """wb.plan from a model to a plan: budgets, units, held-out probes, refusals."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -122,6 +124,11 @@ def test_a_model_without_softmax_layers_has_no_plan():
     [
         (dict(window=0), "window 0, sink 0: expected a window of at least 1"),
         (dict(sink=-1), "sink -1"),
+        (dict(window=True), "window is True; expected a whole number of tokens"),
+        (dict(window=-3, evaluation=None), "window -3, sink 0: expected a window of at least 1"),
+        (dict(keep=True), "keep is True; expected a share from 0 to 1"),
+        (dict(unit="layer", keep=LossTolerance(99)), "keeps none of 2 layers; pass a larger one"),
+        (dict(evaluation=replace(QUICK, context=0)), "context is 0; expected at least 1 token"),
         (dict(keep=1.2), "keep is 1.2; expected a share from 0 to 1"),
         (dict(keep=KVBytes(3)), "3 bytes hold no plan"),
         (dict(method="gates"), "unknown method 'gates'; expected one of window_gates"),
@@ -138,6 +145,39 @@ def test_what_cannot_be_planned_is_refused_with_the_reason(m, arguments, told):
     given = dict(window=WINDOW, sink=0, keep=0.5, method="far_mass", unit="head", evaluation=QUICK)
     with pytest.raises(WorkbenchError, match=told):
         plan(m, **{**given, **arguments})
+
+
+@pytest.mark.slow
+def test_what_is_no_number_is_refused_where_types_are_not_checked():
+    """The suite checks annotations; a notebook does not."""
+    program = """
+from workbench import KVBytes, LossTolerance, WorkbenchError, open_model, plan, window_gates, probes
+from tests.families import tiny
+m = open_model(tiny("llama"))
+given = [dict(window=2.5), dict(window="6"), dict(sink=None), dict(keep="0.5"), dict(keep=None)]
+given += [dict(keep=LossTolerance("much")), dict(keep=KVBytes("much")), dict(unit="row")]
+for arguments in given:
+    try:
+        plan(m, **{"window": 6, **arguments})
+    except WorkbenchError as error:
+        print(error)
+try:
+    window_gates(m, probes.copy_needle(97, 16, length=40, n_sequences=2), 6, quadrature="simpson")
+except WorkbenchError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    beginnings = ["window is 2.5;", "window is '6';", "sink is None;", "keep is '0.5';", "keep is None;"]
+    beginnings += [
+        "a tolerance of 'much' nats",
+        "a budget of 'much' bytes",
+        "unit is 'row';",
+        "quadrature is 'simpson';",
+    ]
+    assert len(told) == len(beginnings)
+    assert all(line.startswith(start) for line, start in zip(told, beginnings, strict=True))
 
 
 def test_the_default_is_judged_on_needles_that_the_ranking_has_not_seen(m):

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from tests.families import random_tokens, tiny
-from tests.planning.junction import AND, OR, SUM, JunctionModel, far_answer
+from tests.planning.junction import AND, CERTAINTY, OR, SUM, JunctionModel, far_answer
 from tests.planted import VOCABULARY
 from workbench import Head, KVHead, WorkbenchError, open_model, probes
 from workbench.hooks.gates import gated, windowed_heads
 from workbench.hooks.interventions import Window
 from workbench.planning import METHODS, Game, game, rank, window_gates
 from workbench.planning.duo import duo_gates, duo_gates_annealed
-from workbench.planning.integrated import gate_gradients
+from workbench.planning.integrated import gate_gradients, integrate, path_nodes
 from workbench.planning.objectives import Piece
+from workbench.planning.one_by_one import greedy
 
 GAP = math.log(VOCABULARY)
 
@@ -52,6 +53,18 @@ def test_in_a_linear_model_gates_are_what_leaving_one_out_costs(monkeypatch):
     assert rank(Game(m, probe, 4), "greedy").order == [KVHead(0, 1), KVHead(0, 0)]
 
 
+def test_greedy_of_few_picks_begins_like_greedy_and_goes_on_with_the_last_rounds_order():
+    m = open_model(tiny("llama"))
+    g = Game(m, probes.copy_needle(97, 16, length=40, n_sequences=4), 6)
+    every = greedy(g).order
+    assert greedy(g, picks=4).order == greedy(g, picks=99).order == every
+    first = every[0]
+    rest = [head for head in g.heads if head != first]
+    by_gain = sorted(rest, key=lambda head: g.without([first, head]).mean())
+    assert greedy(g, picks=2).order == [first, *by_gain]
+    assert greedy(g, picks=1).order == sorted(g.heads, key=lambda head: g.without([head]).mean())
+
+
 @pytest.mark.parametrize(
     "family", ["llama", "gpt_oss", "gemma2", "cwm", "llama4", "minimax", "deepseek_v3", "gptj", "bloom"]
 )
@@ -72,6 +85,35 @@ def test_a_gates_gradient_is_the_slope_of_the_loss(family, place):
     slope = torch.stack([(loss(i, eps) - loss(i, -eps)) / (2 * eps) for i in range(len(g.heads))], -1)
     assert torch.allclose(found, slope, atol=5e-3 * float(slope.abs().max()) + 1e-3)
     assert found.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5, 8])
+def test_gauss_nodes_are_exact_to_degree_two_m_minus_one_and_midpoints_are_the_rectangle_rule(nodes):
+    places, weights = path_nodes(nodes, "gauss")
+    for degree in range(2 * nodes):
+        assert weights @ places**degree == pytest.approx(1 / (degree + 1))
+    places, weights = path_nodes(nodes, "midpoint")
+    assert places == pytest.approx([(2 * i + 1) / (2 * nodes) for i in range(nodes)])
+    assert (weights @ places, weights.sum()) == pytest.approx((1 / 2, 1))
+    assert weights @ places**2 == pytest.approx(1 / 3 - 1 / (12 * nodes**2))
+
+
+@pytest.mark.parametrize("quadrature", ["gauss", "midpoint"])
+def test_the_scores_are_the_quadrature_of_the_slope_known_by_hand(quadrature):
+    """Both heads together raise the answer's logit to c·(1 − (1 − a)²): the slope of each is known at every a."""
+    for nodes in (2, 3, 8):
+        places, weights = path_nodes(nodes, quadrature)
+        logit = CERTAINTY * (1 - (1 - places) ** 2)
+        wrong = (VOCABULARY - 1) / (VOCABULARY - 1 + np.exp(logit))
+        expected = weights @ (wrong * CERTAINTY * (1 - places))
+        g = Game(open_model(JunctionModel(OR)), far_answer(), 4)
+        assert integrate(g, nodes=nodes, quadrature=quadrature).scores == pytest.approx([expected] * 2, rel=1e-4)
+
+
+def test_unless_asked_few_nodes_are_midpoints_and_many_gauss():
+    for nodes in range(1, 12):
+        expected = path_nodes(nodes, "midpoint" if nodes <= 4 else "gauss")
+        assert all(np.array_equal(a, b) for a, b in zip(path_nodes(nodes), expected, strict=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "minimax"])

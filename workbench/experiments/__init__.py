@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from workbench.experiments.conversion import StudyProgress, run_conversion
     from workbench.experiments.early import EarlyChoices, early_choices
     from workbench.experiments.report import write_report
-    from workbench.experiments.settings import Continued, Conversion, larger_study, quick_study
-    from workbench.experiments.tables import Results, read_results
+    from workbench.experiments.settings import Continued, Conversion, larger_study, medium_study, quick_study
+    from workbench.experiments.tables import Results, read_finished, read_results
 
 __all__ = [
     "Continued",
@@ -20,7 +20,9 @@ __all__ = [
     "StudyProgress",
     "early_choices",
     "larger_study",
+    "medium_study",
     "quick_study",
+    "read_finished",
     "read_results",
     "run_conversion",
     "write_report",
@@ -34,7 +36,9 @@ _HOME = {
     "Results": "tables",
     "StudyProgress": "conversion",
     "larger_study": "settings",
+    "medium_study": "settings",
     "quick_study": "settings",
+    "read_finished": "tables",
     "read_results": "tables",
     "run_conversion": "conversion",
     "write_report": "report",

@@ -141,6 +141,13 @@ def run_arm(study: Conversion, out: Path, arm: Arm) -> None:
     write(path, {"arm": identity, **found, "losses": losses, "cpu_s": time.process_time() - started})
 
 
+def pretrained(study: Conversion, out: Path, seed: int) -> Path:
+    """The checkpoint of a seed's pretrained model, trained now if it is not there."""
+    with one_thread():
+        _pretrain(study, out, seed)
+    return _checkpoint(study, out, seed)
+
+
 def _pretrain(study: Conversion, out: Path, seed: int) -> list[float]:
     """The loss before each step; a model that is there already is not trained again, and its losses are not known."""
     if _checkpoint(study, out, seed).exists():

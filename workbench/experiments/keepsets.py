@@ -31,6 +31,8 @@ _BY_PATTERN = ("induction", "retrieval")
 # The keep-sets that every continued pretraining is done with; the others have the first of them only.
 MAIN = ("all", "none", "window_gates", "induction", "least_induction")
 FROM_SCRATCH = ("none", "induction", "least_induction")  # all heads full from scratch are the pretrained model
+# What the main ones are held against where nothing else is trained.
+_CONTROLS = ("none_sink", "random_non_top")
 _RANDOM = ("random", "random_non_top")
 
 Scores = dict[str, dict[KVHead, float]]
@@ -109,10 +111,37 @@ def trained_sets(study: Conversion, sets: Sequence[KeepSet]) -> list[KeepSet]:
 def is_trained(study: Conversion, one: KeepSet, *, n_th: int | None) -> bool:
     """Whether a set is given the n-th continued pretraining, or (None) training from scratch."""
     if n_th is None:
-        return one.method in FROM_SCRATCH
+        return study.is_from_scratch and one.method in FROM_SCRATCH
+    if study.trained == "main" and one.method not in (*MAIN, *_CONTROLS):
+        return False
     if n_th == 0:
         return one.method not in _RANDOM or one.draw < study.n_random_trained
     return one.method in MAIN and one.draw == 0
+
+
+def methods(study: Conversion) -> list[str]:
+    """The names of all keep-sets of a study."""
+    on_probes = [f"window_gates_{name}" for name in ("documents", *study.tasks)]
+    ranked = [*_BY_WINDOWING, *on_probes, *_BY_PATTERN, "induction_sink", "least_induction"]
+    return ["all", "none", "none_sink", *ranked, *_RANDOM, "layers_even", "layers_odd"]
+
+
+def told_trainings(study: Conversion) -> list[str]:
+    """What is trained and what is left out, a line each: the plan of a study before it runs."""
+    every = [KeepSet(method, study.n_kept, 0, 0, ()) for method in methods(study)]
+
+    def trained(n: int | None) -> list[str]:
+        return [one.method for one in every if is_trained(study, one, n_th=n)]
+
+    n_heads, counts = study.n_layers * study.n_heads, ", ".join(map(str, study.kept_counts))
+    left_out = [method for method in methods(study) if method not in trained(0)]
+    return [
+        f"{n_heads} heads, {study.steps} steps of {study.batch} × {study.length} tokens; converted without training to "
+        f"the first {counts} heads of each of: {', '.join(methods(study))}",
+        *(f"{how}: {', '.join(trained(n))}" for n, how in enumerate(study.continued)),
+        f"from scratch: {', '.join(trained(None)) or 'nothing'}",
+        f"left out of all training: {', '.join(left_out) or 'nothing'}",
+    ]
 
 
 def ordered(scores: dict[KVHead, float]) -> list[KVHead]:

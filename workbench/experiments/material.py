@@ -1,8 +1,8 @@
 """What a study's models are trained on and asked: documents, and in the larger one multi-hop and counting tasks.
 
-Without tasks every token of every document counts alike. With them, each batch holds one sequence of every class of
-every task in place of a document; of those only the answers count, half as much as a document each: their other tokens
-are drawn at random and cannot be foreseen.
+Without tasks every token of every document counts alike. With them, each batch holds sequences of every class of every
+task in place of documents; of those only the answers count, half as much as a document each: their other tokens are
+drawn at random and cannot be foreseen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workbench.pretrain.recipes import Recipe
 from workbench.probes import Probe, Vocabulary, copy_needle, majority, repeats, token_sequences, variable_tracking
 from workbench.probes.probe import octave
 
-HOPS, RANKS = (1, 2, 3), (1, 2)
+RANKS = (1, 2)
 _PROBE_SEED = 777
 _TRAINING_SEED = 10**7  # of tasks to train on, far from those of the probes
 _REPEAT = 28
@@ -49,14 +49,14 @@ class Probes:
 def batches(study: Conversion, recipe: Recipe, *, stream: int) -> Iterator[Batch]:
     """The batches of a run; another `stream` of the same seed is other text."""
     language = Language()
-    n_documents = recipe.batch - sum(len(_classes(task)) for task in study.tasks)
+    n_documents = recipe.batch - study.n_task * sum(len(_classes(task, study)) for task in study.tasks)
     for step in range(recipe.steps):
         rng = np.random.default_rng([1 + recipe.seed, stream, step])
         tokens = torch.from_numpy(language.documents(n_documents, recipe.length, rng))
         weight = torch.ones(tokens.shape)
         for i, task in enumerate(study.tasks):
             seed = _TRAINING_SEED * (1 + recipe.seed) + 10**6 * (2 * stream + i) + step
-            asked = _asked(task, study, n_sequences=1, seed=seed)
+            asked = _asked(task, study, n_sequences=study.n_task, seed=seed)
             tokens = torch.cat([tokens, asked.tokens])
             weight = torch.cat([weight, _answers_alone(asked, recipe.length / 2)])
         yield Batch(tokens, weight)
@@ -88,14 +88,16 @@ def _words() -> Vocabulary:
     return Vocabulary(torch.tensor(language.words), bos=language.bos)
 
 
-def _classes(task: Task) -> tuple[int, ...]:
-    return HOPS if task == "variable_tracking" else RANKS
+def _classes(task: Task, study: Conversion) -> tuple[int, ...]:
+    return study.hops if task == "variable_tracking" else RANKS
 
 
 def _asked(task: Task, study: Conversion, *, n_sequences: int, seed: int) -> Probe:
     length = study.length
     if task == "variable_tracking":
-        return variable_tracking(_words(), hops=HOPS, n_chains=2, length=length, n_sequences=n_sequences, seed=seed)
+        return variable_tracking(
+            _words(), hops=study.hops, n_chains=2, length=length, n_sequences=n_sequences, seed=seed
+        )
     # The gap is two windows: nothing that is counted can be seen from the question.
     n_candidates = 4 if length >= 128 else 2
     gap = 2 * study.window

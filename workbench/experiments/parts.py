@@ -32,7 +32,8 @@ def claim(study: Conversion, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            # A setting that the folder's study does not have yet is what it is unless something else is asked for.
+            theirs: dict[str, Any] = {**plain(asdict(Conversion())), **json.loads(path.read_text(encoding="utf-8"))}
             differs = [f"{k} {theirs.get(k)!r}, asked for {v!r}" for k, v in ours.items() if theirs.get(k) != v]
             if differs:
                 raise WorkbenchError(f"{out} holds another study: {'; '.join(differs)}. Pass another --out")

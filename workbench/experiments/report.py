@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.console import duration
+from workbench.experiments.answers import answers, recovered_share, recovered_table
+from workbench.experiments.arms import PREPARED
 from workbench.experiments.cells import (
     by_count,
     by_training,
@@ -25,7 +27,7 @@ from workbench.experiments.cells import (
     picked,
     training_rows,
 )
-from workbench.experiments.keepsets import least
+from workbench.experiments.keepsets import least, told_trainings
 from workbench.experiments.parts import write
 from workbench.experiments.settings import Conversion
 from workbench.experiments.tables import (
@@ -63,11 +65,13 @@ def as_document(results: Results) -> dict[str, Any]:
         "lock_in": lock_in(results),
         "kept_role": kept_role(results),
         "causes": causes(results),
+        "recovered": recovered_share(results),
         "rankings": results.rankings,
     }
     return {
         "study": asdict(results.study),
         "seeds": list(results.seeds),
+        "missing": [f"{path.parent.name}/{path.stem}" for path in results.missing],
         "cpu_s": results.cpu_s,
         "calls": results.calls,
         "top": results.top,
@@ -84,8 +88,16 @@ def as_markdown(results: Results) -> str:
     sections = [
         "# Conversion to sliding windows, head by head",
         _setting(results),
+        _unfinished(results),
+        "\n".join(f"- {line}." for line in told_trainings(study)),
+        "## Answers",
+        answers(results),
         "## Findings",
         _findings(results, recall),
+        "## What comes back on each kind of question, without training",
+        f"Share of the loss of windowing every head that the first {study.n_kept} heads bring back when they stay "
+        "full; needles from beyond the window, documents, and tasks.",
+        recovered_table(results),
         "## Recall beyond the window, without training",
         f"Share of needle words copied right, mean over distances {_listed(study.far)} (window {study.window}). "
         f"Random sets: {study.n_random} draws per seed, averaged first.",
@@ -163,6 +175,17 @@ def _setting(results: Results) -> str:
         f"{study.window}; seeds {_listed(results.seeds)}; mean ± standard deviation over seeds. "
         f"CPU time: {cpu}. Wall time of the calls that came to an end: {wall}."
     )
+
+
+def _unfinished(results: Results) -> str:
+    """What is missing where the study has not come to its end."""
+    if not results.missing:
+        return ""
+    prepared = [path for path in results.missing if path.stem == PREPARED]
+    n_arms = len(results.missing) - len(prepared)
+    told = [f"seed {path.parent.name.removeprefix('seed')} is not prepared" for path in prepared]
+    told += [f"{n_arms} arms of the other seeds are not trained"] if n_arms else []
+    return f"**Partial: {'; '.join(told)}.** Means are over the seeds that are there; a dash or no ± means one or none."
 
 
 def _findings(results: Results, recall: pd.DataFrame) -> str:

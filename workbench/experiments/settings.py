@@ -12,6 +12,7 @@ from workbench.heads import WorkbenchError
 from workbench.pretrain.recipes import Recipe
 
 Task = Literal["variable_tracking", "majority"]
+Trained = Literal["all", "main"]
 _NEEDLE = 8  # words of a needle: the shortest distance to its copy
 
 
@@ -33,8 +34,10 @@ class Conversion:
     `window`: what a converted head sees; `sink`: first tokens it also sees where sinks are kept. `n_kept`: heads kept
     full in the trained arms; `kept_counts`: without training. `continued`: the first is given to every keep-set, the
     others to the main ones. `n_random`, `n_random_trained`: random sets drawn per seed without and with training.
-    `distances`: of the needles' copies. `n_sequences`: of each class of a probe. `tasks`: mixed into the training data
-    beside documents.
+    `trained`: whether all keep-sets are trained on or the main ones and their controls alone; `is_from_scratch`:
+    whether masks are also trained with from the start. `distances`: of the needles' copies. `n_sequences`: of each
+    class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every class in a
+    batch. `hops`: the classes of variable tracking.
 
     Raises:
         WorkbenchError: for numbers that do not fit each other.
@@ -57,6 +60,10 @@ class Conversion:
     distances: tuple[int, ...] = (8, 16, 24, 32, 40, 52)
     n_sequences: int = 24
     tasks: tuple[Task, ...] = ()
+    n_task: int = 1
+    hops: tuple[int, ...] = (1, 2, 3)
+    trained: Trained = "all"
+    is_from_scratch: bool = True
 
     def __post_init__(self) -> None:
         self._check(0 < self.window < self.length, "window", self.window, f"1 to {self.length - 1}")
@@ -102,6 +109,27 @@ class Conversion:
 def quick_study() -> Conversion:
     """16 heads, minutes on two cores."""
     return Conversion()
+
+
+def medium_study() -> Conversion:
+    """64 heads and both tasks at 64 tokens, the main keep-sets alone, nothing from scratch: half an hour of a core."""
+    return Conversion(
+        n_layers=4,
+        n_heads=16,
+        d_head=8,
+        steps=1200,
+        n_kept=12,
+        kept_counts=(4, 8, 12, 16, 24),
+        continued=(Continued(80), Continued(300)),
+        n_random=2,
+        n_random_trained=1,
+        n_sequences=10,
+        tasks=("variable_tracking", "majority"),
+        n_task=3,
+        hops=(1, 2),
+        trained="main",
+        is_from_scratch=False,
+    )
 
 
 def larger_study() -> Conversion:

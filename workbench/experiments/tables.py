@@ -23,13 +23,13 @@ DAMAGES = ("leave_one_windowed", "restore_one", "window_gates")
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A finished study.
+    """A study, finished or as far as it is.
 
     `measured`: a row per seed, training, keep-set, probe and class (`label`; missing: all): `nats` and `accuracy` over
     `n` answers; `overlap` heads of the set are among the top. `scores`: a row per seed, training, keep-set, detector
     and head, with windows lifted or not. `rankings`: a row per seed, method and head. `top`: each seed's top heads.
     `cpu_s`: of each kind of work, all processes. `calls`: how long each call took, how many pieces it finished, in how
-    many processes.
+    many processes. `missing`: parts that are not there yet.
     """
 
     study: Conversion
@@ -40,6 +40,7 @@ class Results:
     top: dict[int, list[str]]
     cpu_s: dict[str, float]
     calls: list[dict[str, Any]]
+    missing: list[Path]
 
 
 def read_results(study: Conversion, out: Path, *, seeds: int) -> Results:
@@ -48,26 +49,44 @@ def read_results(study: Conversion, out: Path, *, seeds: int) -> Results:
     Raises:
         WorkbenchError: if some of it is missing or damaged.
     """
-    found = [_of_seed(study, out, seed) for seed in range(seeds)]
+    results = read_finished(study, out, seeds=seeds)
+    if results.missing:
+        raise WorkbenchError(f"{results.missing[0]} is missing; run the study for {seeds} seeds or more")
+    return results
+
+
+def read_finished(study: Conversion, out: Path, *, seeds: int) -> Results:
+    """Read what is there of a study that may still run: the seeds that are prepared, the arms that are done.
+
+    Raises:
+        WorkbenchError: if no seed is prepared, or a part is damaged.
+    """
+    prepared = [seed for seed in range(seeds) if part_path(out, seed, PREPARED).exists()]
+    missing = [part_path(out, seed, PREPARED) for seed in range(seeds) if seed not in prepared]
+    if not prepared:
+        raise WorkbenchError(f"{missing[0]} is missing; run the study for {seeds} seeds or more")
+    found = [_of_seed(study, out, seed) for seed in prepared]
+    missing += [path for one in found for path in one["missing"]]
     cpu_s = {kind: float(sum(one["cpu_s"][kind] for one in found)) for kind in found[0]["cpu_s"]}
     measured, scores, rankings = (
         pd.DataFrame([row for one in found for row in one[name]]) for name in ("measured", "scores", "rankings")
     )
     return Results(
         study=study,
-        seeds=tuple(range(seeds)),
+        seeds=tuple(prepared),
         measured=measured,
         scores=scores,
         rankings=rankings,
-        top={seed: one["top"] for seed, one in enumerate(found)},
+        top={seed: one["top"] for seed, one in zip(prepared, found, strict=True)},
         cpu_s=cpu_s,
         calls=calls(out),
+        missing=missing,
     )
 
 
 def _of_seed(study: Conversion, out: Path, seed: int) -> dict[str, Any]:
     """The rows of one seed's parts, each with the keep-set and training it is of."""
-    prepared = _part(out, seed, PREPARED)
+    prepared = read(part_path(out, seed, PREPARED))
     sets = sets_of(prepared)
     top = {KVHead(*head) for head in prepared["top"]}
 
@@ -79,10 +98,15 @@ def _of_seed(study: Conversion, out: Path, seed: int) -> dict[str, Any]:
     measured = [r for one, rows in zip(sets, prepared["converted"], strict=True) for r in of(one, NO_TRAINING, rows)]
     scores = of(sets[0], NO_TRAINING, prepared["head_scores"] + prepared["converted_retrieval"])
     cost: dict[str, tuple[str, float]] = {}  # by name: methods that keep the same heads share an arm
+    missing: dict[Path, None] = {}
     for one in trained_sets(study, sets):
         for n in (n for n in (None, *range(len(study.continued))) if is_trained(study, one, n_th=n)):
             arm = arm_of(one, seed, None if n is None else study.continued[n])
-            part = _part(out, seed, arm.name)
+            path = part_path(out, seed, arm.name)
+            if not path.exists():
+                missing[path] = None
+                continue
+            part = read(path)
             measured += of(one, training_name(study, n), part["measurements"])
             scores += of(one, training_name(study, n), part["head_scores"])
             cost[arm.name] = (FROM_SCRATCH if n is None else CONTINUED, part["cpu_s"])
@@ -93,6 +117,7 @@ def _of_seed(study: Conversion, out: Path, seed: int) -> dict[str, Any]:
         "scores": scores,
         "rankings": [{"seed": seed, **row} for row in prepared["rankings"]],
         "top": [f"L{layer}H{head}" for layer, head in prepared["top"]],
+        "missing": [*missing],
         "cpu_s": {"pretraining": pretraining, "ranking and converting": prepared["cpu_s"] - pretraining, **spent},
     }
 
@@ -140,7 +165,7 @@ def damage_by_context(results: Results) -> pd.DataFrame:
     full = table[table.method == "all"].set_index(["seed", "training", "label"]).nats.to_dict()
     # From scratch with every head full is the pretrained model itself.
     keys = zip(table.seed, table.training.replace(FROM_SCRATCH, NO_TRAINING), table.label, strict=True)
-    above = table.nats - [full[key] for key in keys]
+    above = table.nats - [full.get(key, float("nan")) for key in keys]
     return over_seeds(table.assign(above=above), ["training", "method", "n_kept", "label"], "above")
 
 
@@ -151,7 +176,8 @@ def random_sets(results: Results) -> pd.DataFrame:
     table = table[(table.method == "random") & (table.n_kept == results.study.n_kept)]
     wide = table.pivot_table(index=["seed", "draw", "overlap"], columns="training", values="far_accuracy")
     return (
-        wide.dropna(subset=[first])
+        wide.reindex(columns=[NO_TRAINING, first])
+        .dropna(subset=[first])
         .reset_index()[["overlap", "seed", "draw", NO_TRAINING, first]]
         .sort_values(["overlap", "seed", "draw"], ignore_index=True)
     )
@@ -176,7 +202,7 @@ def lock_in(results: Results) -> pd.DataFrame:
         before = first.loc[found["seed"], found["detector"]].reindex(now.index)
         layer = now.index.get_level_values("layer").to_numpy()
         rows.append({**found, **_spearmans(before.to_numpy(), now.to_numpy(), layer)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*who, "spearman", "spearman_centred"])
 
 
 def kept_role(results: Results) -> pd.DataFrame:
@@ -225,10 +251,3 @@ def _spearmans(
 def _centred(x: Float[np.ndarray, " n"], layer: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     of_layer = [x[layer == one].mean() for one in layer]
     return x - np.array(of_layer)
-
-
-def _part(out: Path, seed: int, name: str) -> dict[str, Any]:
-    path = part_path(out, seed, name)
-    if not path.exists():
-        raise WorkbenchError(f"{path} is missing; run the study for {seed + 1} seeds or more")
-    return read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 from workbench.heads import WorkbenchError
 from workbench.planning.curves import Order, keep_counts
@@ -15,13 +16,14 @@ def check_budget(keep: Budget) -> None:
     WorkbenchError: if it is no budget, or a share outside of 0 to 1, or a tolerance that is negative.
     """
     if isinstance(keep, KVBytes):
-        return
-    if isinstance(keep, LossTolerance):
-        if not keep.nats >= 0:
-            raise WorkbenchError(f"a tolerance of {keep.nats} nats was given; expected 0 or more")
-    elif not 0 <= keep <= 1:
+        if not _is_number(keep.n):
+            raise WorkbenchError(f"a budget of {keep.n!r} bytes was given; expected a number")
+    elif isinstance(keep, LossTolerance):
+        if not (_is_number(keep.nats) and keep.nats >= 0):
+            raise WorkbenchError(f"a tolerance of {keep.nats!r} nats was given; expected 0 or more")
+    elif not (_is_number(keep) and 0 <= keep <= 1):
         raise WorkbenchError(
-            f"keep is {keep}; expected a share from 0 to 1, workbench.KVBytes(n) or workbench.LossTolerance(nats)"
+            f"keep is {keep!r}; expected a share from 0 to 1, workbench.KVBytes(n) or workbench.LossTolerance(nats)"
         )
 
 
@@ -46,6 +48,10 @@ def lost_nats(order: Order, n: int, held_out: Sequence[Game]) -> float:
     return max(game.outcome(order.without(n)).nats - game.outcome().nats for game in held_out)
 
 
+def _is_number(given: object) -> bool:
+    return not isinstance(given, bool) and isinstance(given, Real)
+
+
 def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
     window, sink = game.limits.window, game.limits.sink
 
@@ -53,7 +59,10 @@ def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
         return kv_bytes(game.m.layers, set(order.first(n)), window=window, sink=sink, context=context)
 
     if size(0) > n_bytes:
-        raise WorkbenchError(f"{n_bytes} bytes hold no plan: with every head windowed the cache takes {size(0)}")
+        raise WorkbenchError(
+            f"{n_bytes} bytes hold no plan: with every head windowed the cache takes {size(0)}; pass as many or "
+            "more, or a smaller window"
+        )
     return max(n for n in range(len(order) + 1) if size(n) <= n_bytes)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from workbench.heads import WorkbenchError
 from workbench.planning.duo import duo_gates, duo_gates_annealed
 from workbench.planning.game import Game
-from workbench.planning.integrated import integrate
+from workbench.planning.integrated import Quadrature, integrate
 from workbench.planning.one_by_one import ablation, greedy, leave_one_windowed, restore_one
 from workbench.planning.output_error import output_error
 from workbench.planning.priors import far_mass, prior
@@ -21,9 +21,9 @@ from workbench.planning.slopes import first_order, gradient_at_zero
 Method = Callable[[Game], Ranking]
 
 
-def integrated(game: Game, *, nodes: int = 8) -> Ranking:
+def integrated(game: Game, *, nodes: int = 8, quadrature: Quadrature | None = None) -> Ranking:
     """Integrated window gates; see `window_gates`."""
-    found = integrate(game, nodes=nodes)
+    found = integrate(game, nodes=nodes, quadrature=quadrature)
     evidence = {"completeness_error": found.completeness_error, "full": found.full, "windowed": found.windowed}
     return Ranking("window_gates", "nats", found.heads, found.scores, found.per_sequence, evidence)
 

@@ -29,12 +29,18 @@ def restore_one(game: Game) -> Ranking:
     return Ranking("restore_one", "nats", game.heads, rows.mean(0), rows)
 
 
-def greedy(game: Game) -> Ranking:
-    """Restore the head that helps most, then the next; the score is minus the place in that order."""
+def greedy(game: Game, *, picks: int | None = None) -> Ranking:
+    """Restore the head that helps most, then the next; the score is minus the place in that order.
+
+    After so many `picks` the other heads follow in the order of the last round; None: every place is picked.
+    """
     kept: list[KVHead] = []
+    n_picks = len(game.heads) if picks is None else min(picks, len(game.heads))
     while len(kept) < len(game.heads):
         rest = [head for head in game.heads if head not in kept]
-        kept.append(min(rest, key=lambda head: float(game.without([*kept, head]).mean())))
+        nats = {head: float(game.without([*kept, head]).mean()) for head in rest}
+        best_first = sorted(rest, key=lambda head: nats[head])
+        kept += best_first[:1] if len(kept) + 1 < n_picks else best_first
     scores = np.array([-float(kept.index(head)) for head in game.heads])
     return Ranking("greedy", "rank", game.heads, scores)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from workbench.detectors.scoring import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
+from workbench.hooks.interventions import check_window
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
 from workbench.planning.curves import Order, keep_counts, keep_curve, order_of
 from workbench.planning.game import Game
@@ -50,8 +52,9 @@ def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0)
     """Needles copied from beyond the window, other ones held out, at the model's longest context.
 
     Raises:
-        WorkbenchError: if the model's context is not longer than sinks, window and a needle.
+        WorkbenchError: if the window is none, or the model's context is not longer than sinks, window and a needle.
     """
+    _check_window(window, sink)
     longest = _longest(m)
     near = window + sink + _NEEDLE
     length = 4 * near if longest is None else min(longest, 4 * near)
@@ -121,6 +124,7 @@ def plan(
         WorkbenchError: for an unknown method or unit, a window that is none or leaves nothing far in a probe, a budget
             outside of what there is or that keeps no layer, or a held-out probe that the ranking sees.
     """
+    _check_window(window, sink)
     check_budget(keep)
     check_method(method)
     if unit not in get_args(Unit):
@@ -220,7 +224,16 @@ def _longest(m: HookedModel) -> int | None:
     return getattr(m.config.get_text_config(), "max_position_embeddings", None)
 
 
+def _check_window(window: int, sink: int) -> None:
+    for name, given in (("window", window), ("sink", sink)):
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise WorkbenchError(f"{name} is {given!r}; expected a whole number of tokens")
+    check_window(window, sink)
+
+
 def _check_evaluation(chosen: Evaluation, n_seen: int) -> None:
+    if chosen.context < 1:
+        raise WorkbenchError(f"context is {chosen.context}; expected at least 1 token")
     for baseline in chosen.baselines:
         check_method(baseline)
     if not chosen.held_out:

@@ -1,0 +1,162 @@
+"""The questions that a study is made for, each answered with its own numbers; a dash where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench.experiments.cells import Table, cell, markdown, picked
+from workbench.experiments.keepsets import ordered
+from workbench.experiments.tables import (
+    NO_TRAINING,
+    Results,
+    damage_by_context,
+    lock_in,
+    over_seeds,
+    recall_by_seed,
+    trainings,
+)
+from workbench.heads import KVHead
+
+_BY = ["training", "method", "n_kept"]
+_PATTERNS = ("induction", "retrieval", "far_mass")
+
+
+def answers(results: Results) -> str:
+    """A paragraph for every question."""
+    recall = over_seeds(recall_by_seed(results), _BY, "far_accuracy")
+    documents = over_seeds(recall_by_seed(results), _BY, "documents_nats")
+    told = {
+        "Does the damage grow with the length of the context?": _growth(results),
+        "Do kept detected heads repair it?": _repair(results, recall),
+        "What do priors miss that gates find?": _missed(results),
+        "Do heads' scores move under continued pretraining?": _moves(results),
+        "Are sinks the cause?": _sinks(results, recall, documents),
+    }
+    return "\n\n".join(f"**{question}** {answer}" for question, answer in told.items())
+
+
+def recovered_share(results: Results) -> pd.DataFrame:
+    """How much of the loss of windowing every head is back without training, per seed, keep-set and probe.
+
+    `probe`: needles from beyond the window, documents, and every task; `share` of the gap in nats.
+    """
+    table: Any = results.measured
+    table = table[table.training == NO_TRAINING]
+    is_far = (table.probe == "needle") & table.label.isin(results.study.far)
+    table = table[is_far | ((table.probe != "needle") & table.label.isna())]
+    who = ["seed", "method", "n_kept", "draw", "probe"]
+    nats = table.groupby(who, sort=False).nats.mean().reset_index()
+    ends = {m: nats[nats.method == m].set_index(["seed", "probe"]).nats for m in ("all", "none")}
+    at = pd.MultiIndex.from_frame(nats[["seed", "probe"]])
+    full, windowed = (ends[m].reindex(at).to_numpy() for m in ("all", "none"))
+    return nats.assign(share=(windowed - nats.nats) / (windowed - full), training=NO_TRAINING)
+
+
+def recovered_table(results: Results) -> str:
+    """Rankings down, probes across: the share that the first `n_kept` heads bring back."""
+    table: Any = recovered_share(results)
+    n_kept, probes = results.study.n_kept, table.probe.unique().tolist()
+    means: Any = over_seeds(table, [*_BY, "probe"], "share")
+    rows = [["first heads by", *(f"`{probe}`" for probe in probes)]]
+    for method in means[means.n_kept == n_kept].method.unique():
+        cells = [cell(picked(means[means.probe == probe], NO_TRAINING, method, n_kept)) for probe in probes]
+        rows.append([f"`{method}`", *cells])
+    return markdown(rows)
+
+
+def _growth(results: Results) -> str:
+    table: Any = damage_by_context(results)
+    table = table[table.training == NO_TRAINING]
+    labels = sorted(int(label) for label in table.label.unique() if label >= results.study.window)
+    n_kept = results.study.n_kept
+
+    def along(method: str) -> str:
+        found = [picked(table[table.label == label], NO_TRAINING, method, n_kept) for label in labels]
+        return ", ".join(cell(one) for one in found)
+
+    return (
+        f"Loss on documents above the full model's, in nats per token, at contexts from {_listed(labels)} tokens on "
+        f"(window {results.study.window}): every head windowed {along('none')}; first {n_kept} by window gates full "
+        f"{along('window_gates')}. Recall by distance is in its own table."
+    )
+
+
+def _repair(results: Results, recall: Table) -> str:
+    n_kept, across = results.study.n_kept, trainings(results.study)[: 1 + len(results.study.continued)]
+    sentences: list[str] = []
+    for training in across:
+        pairs = [(m, cell(picked(recall, training, m, n_kept))) for m in ("all", "none", "window_gates", "induction")]
+        pairs += [(m, cell(picked(recall, training, m, n_kept))) for m in ("least_induction", "random_non_top")]
+        sentences.append(f"{training}: " + ", ".join(f"`{method}` {found}" for method, found in pairs if found != "–"))
+    return f"Recall beyond the window with {n_kept} heads full. {'. '.join(sentences)}."
+
+
+def _missed(results: Results) -> str:
+    """For every probe: what gates ranked on it bring back, what the best prior does, and which heads it lacks."""
+    table: Any = over_seeds(recovered_share(results), [*_BY, "probe"], "share")
+    n_kept = results.study.n_kept
+    sentences: list[str] = []
+    for probe in table.probe.unique():
+        own = "window_gates" if probe == "needle" else f"window_gates_{probe}"
+        mine = table[table.probe == probe]
+        found = {m: picked(mine, NO_TRAINING, m, n_kept) for m in (own, *_PATTERNS)}
+        shown = ", ".join(f"`{m}` {cell(one)}" for m, one in found.items())
+        sentences.append(f"{probe}: {shown} ({_not_shared(results, own)})")
+    return f"Share of the loss gap that the first {n_kept} heads bring back without training. {'; '.join(sentences)}."
+
+
+def _not_shared(results: Results, method: str) -> str:
+    """How many of the first heads by window gates no pattern has among its first as many."""
+    ranked: Any = results.rankings
+    n, counts = results.study.n_kept, list[int]()
+    for seed in results.seeds:
+        first = {m: _first(ranked[(ranked.seed == seed) & (ranked.method == m)], n) for m in (method, *_PATTERNS)}
+        counts.append(len(first[method] - set.union(*(first[m] for m in _PATTERNS))))
+    return f"heads of it that none of these has, by seed: {_listed(counts)} of {n}"
+
+
+def _first(rows: Table, n: int) -> set[KVHead]:
+    scores = {KVHead(int(r["layer"]), int(r["kv_head"])): float(r["score"]) for r in rows.to_dict("records")}
+    return set(ordered(scores)[:n])
+
+
+def _moves(results: Results) -> str:
+    table: Any = lock_in(results)
+    if table.empty:
+        return "–"
+    centred: Any = over_seeds(table, [*_BY, "detector"], "spearman_centred")
+    n_kept, sentences = results.study.n_kept, list[str]()
+    for training in map(str, results.study.continued):
+        shown = [
+            f"`{method}` {detector} {found}"
+            for method in ("all", "window_gates", "least_induction", "none")
+            for detector in ("induction", "retrieval")
+            if (found := cell(picked(centred[centred.detector == detector], training, method, n_kept))) != "–"
+        ]
+        sentences.append(f"{training}: {', '.join(shown) or '–'}")
+    return (
+        "Spearman of scores before and after, windows lifted, each layer's mean taken off; 1 means that no head moved "
+        f"within its layer. {'; '.join(sentences)}."
+    )
+
+
+def _sinks(results: Results, recall: Table, documents: Table) -> str:
+    study = results.study
+
+    def at(table: Table, training: str, method: str) -> str:
+        return cell(picked(table, training, method, study.n_kept))
+
+    told = [
+        f"{training}: recall {at(recall, training, 'none')} without and {at(recall, training, 'none_sink')} with the "
+        f"first tokens ({study.sink}) in sight, loss on documents {at(documents, training, 'none')} and "
+        f"{at(documents, training, 'none_sink')} (full {at(documents, training, 'all')})"
+        for training in (NO_TRAINING, str(study.continued[0]))
+    ]
+    return f"Every head windowed. {'; '.join(told)}."
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
