@@ -55,7 +55,8 @@ def _granite_with_its_sink():
 
 
 def _sink_layers(model):
-    return {m.layer_idx for m in model.modules() if isinstance(getattr(m, "sinks", None), torch.Tensor)}
+    learned = [m for m in model.modules() if isinstance(getattr(m, "sinks", None), torch.Tensor)]
+    return {m.layer_idx for m in [*learned, *(m for m in model.modules() if hasattr(m, "sink_proj"))]}
 
 
 def _recurrent(attended, attention_mask):

@@ -52,6 +52,8 @@ NAMES = {
     "gptj": "GPT-J",
     "granite": "Granite 4 hybrid",
     "granite_swa": "Granite with sliding windows",
+    "inkling": "Inkling",
+    "inkling2": "Inkling 2",
     "kimi_linear": "Kimi-Linear",
     "llama": "Llama 1, 2, 3, SmolLM",
     "llama4": "Llama 4",

@@ -36,6 +36,21 @@ _LATENT = {
     "moe_intermediate_size": 16,
     "first_k_dense_replace": 1,
 }
+# A bias of every score by distance; in the second, a learned sink logit that depends on the token.
+_BIASED = {
+    **{k: v for k, v in _WIDE.items() if k not in ("intermediate_size", "tie_word_embeddings")},
+    "unpadded_vocab_size": VOCABULARY,
+    "swa_num_attention_heads": HEADS,
+    "swa_num_key_value_heads": GROUPS,
+    "swa_head_dim": 16,
+    "sliding_window_size": WINDOW,
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "d_rel": 4,
+    "rel_extent": 12,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
 _PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
 
 MORE_CONFIGS = {
@@ -59,6 +74,8 @@ MORE_CONFIGS = {
     "phi3": lambda: transformers.Phi3Config(**_BASE, sliding_window=WINDOW),
     "starcoder2": lambda: transformers.Starcoder2Config(**_BASE, sliding_window=WINDOW),
     "granite_swa": lambda: transformers.GraniteSWAConfig(**_WIDE, **_SLIDING),
+    "inkling": lambda: transformers.InklingTextConfig(**_BIASED, intermediate_size=48),
+    "inkling2": lambda: transformers.Inkling2TextConfig(**_BIASED, n_layers_per_attn_res_block=2),
     "mimo_v2_flash": lambda: transformers.MiMoV2FlashConfig(**_WIDE, **_SLIDING),
     "llama4": lambda: transformers.Llama4TextConfig(
         **_WIDE,
@@ -72,3 +89,6 @@ MORE_CONFIGS = {
         **{**_BASE, "num_key_value_heads": HEADS}, **_LATENT, head_dim=8
     ),
 }
+
+# Their keys and values are mixed with those of the tokens before, which no cache of keys and values holds.
+WITH_CONVOLUTIONS = ("inkling", "inkling2")

@@ -13,6 +13,8 @@ UNREADABLE = (
     "cwm",
     "minimax",
     "granite_swa",
+    "inkling",
+    "inkling2",
     "mimo_v2_flash",
     "gemma4",
     "gemma4_shared",

@@ -6,7 +6,7 @@ import torch
 from tests.families import SOFTMAX, random_tokens, tiny
 from tests.linear_families import CONFIGS as LINEAR_CONFIGS
 from tests.linear_families import tiny as tiny_linear
-from tests.more_families import MORE_CONFIGS
+from tests.more_families import MORE_CONFIGS, WITH_CONVOLUTIONS
 from workbench import KVHead, WorkbenchError, open_model, score
 from workbench.kernels import Far
 
@@ -21,7 +21,7 @@ def documents():
     return [(0, 0, 13), (0, 13, 34), (0, 34, 37), (1, 4, 21), (1, 21, 31)]
 
 
-@pytest.mark.parametrize("family", [*SOFTMAX, *MORE_CONFIGS])
+@pytest.mark.parametrize("family", [*SOFTMAX, *(f for f in MORE_CONFIGS if f not in WITH_CONVOLUTIONS)])
 def test_packed_documents_score_as_they_do_alone(family):
     m = open_model(tiny(family))
     packed = m.record(TOKENS, {*NEEDS, "lse_per_row"}, DOCUMENTS, far=Far(5))
@@ -73,6 +73,8 @@ def test_what_cannot_be_packed_is_refused():
     softmax, linear = open_model(tiny("llama")), open_model(tiny_linear(next(iter(LINEAR_CONFIGS))))
     with pytest.raises(WorkbenchError, match="packed documents need a model of softmax layers alone"):
         linear.record(TOKENS, {"entropy"}, DOCUMENTS)
+    with pytest.raises(WorkbenchError, match="InklingForCausalLM has short convolutions over neighbouring tokens"):
+        open_model(tiny("inkling")).record(TOKENS, {"entropy"}, DOCUMENTS)
     with pytest.raises(WorkbenchError, match="BloomForCausalLM cannot be told where packed documents begin"):
         open_model(tiny("bloom")).record(TOKENS, {"entropy"}, DOCUMENTS)
     with pytest.raises(WorkbenchError, match=r"far.sink is 3; with packed documents expected 0"):

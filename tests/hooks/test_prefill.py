@@ -6,15 +6,17 @@ import torch
 from tests.families import SOFTMAX, random_tokens, tiny
 from tests.linear_families import CONFIGS as LINEAR_CONFIGS
 from tests.linear_families import tiny as tiny_linear
-from tests.more_families import MORE_CONFIGS
+from tests.more_families import MORE_CONFIGS, WITH_CONVOLUTIONS
 from tests.older_families import OLDER_CONFIGS
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
 from workbench.hooks.recording import NEEDS
 from workbench.kernels import Far
 
+THROUGH_A_CACHE = [f for f in (*SOFTMAX, *MORE_CONFIGS, *OLDER_CONFIGS) if f not in ("openai_gpt", *WITH_CONVOLUTIONS)]
+
 
 @pytest.mark.parametrize("prefill", [1, 7, 48])
-@pytest.mark.parametrize("family", [*SOFTMAX, *MORE_CONFIGS, *(f for f in OLDER_CONFIGS if f != "openai_gpt")])
+@pytest.mark.parametrize("family", THROUGH_A_CACHE)
 def test_pieces_give_the_numbers_of_one_pass(family, prefill):
     if prefill == 1 and family not in ("llama", "cwm", "gpt_oss", "gemma2"):
         prefill = 16
@@ -73,6 +75,12 @@ def test_a_score_is_the_same_piece_by_piece():
 def test_layers_that_transformers_continues_wrongly_are_refused(family):
     with pytest.raises(WorkbenchError, match="pieces through a cache need a model of softmax layers alone; layer 0"):
         open_model(tiny_linear(family)).record(random_tokens(1, 20), {"entropy"}, prefill=8)
+
+
+@pytest.mark.parametrize("family", WITH_CONVOLUTIONS)
+def test_short_convolutions_are_not_run_piece_by_piece(family):
+    with pytest.raises(WorkbenchError, match="has short convolutions over neighbouring tokens beside them: leave"):
+        open_model(tiny(family)).record(random_tokens(1, 20), {"entropy"}, prefill=8)
 
 
 def test_a_family_without_a_cache_is_refused():

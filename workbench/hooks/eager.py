@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
@@ -29,12 +29,11 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from workbench.heads import WorkbenchError
-from workbench.hooks import attention
+from workbench.hooks import interface
 from workbench.hooks.attention import Handler, LazyMask
 from workbench.hooks.forwards import another_forward
-from workbench.hooks.scored import scored_call
+from workbench.hooks.scored import MAX_TOKENS, grouped_scores, scored_call
 
-MAX_TOKENS = 4096
 # Passes as short as the one that opens a model are given the true probabilities, and must hand them on unchanged.
 _CHECKED_ROWS = 16
 _SOFTMAX = {softmax, torch.softmax, Tensor.softmax}
@@ -50,7 +49,7 @@ def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
     Raises:
         WorkbenchError: inside, for more tokens than MAX_TOKENS where the family gives no other way than T × T scores.
     """
-    own = _handling_scores if is_without_interface(model) else attention.handling
+    own = _handling_scores if is_without_interface(model) else interface.handling
     with own(model, handler):
         yield
 
@@ -244,7 +243,7 @@ class _Tap(TorchFunctionMode):
         scale: float | None = None,
         **__: Any,
     ) -> Float[Tensor, "b h q d_v"]:
-        scores = _scores(query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        scores = grouped_scores(query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -273,8 +272,3 @@ def _are_probabilities(used: Float[Tensor, "b h q k"], scores: Float[Tensor, "b 
     tolerance = 1e-5 if used.dtype in (torch.float32, torch.float64) else 1e-2
     # A model whose weights are not finite is somebody else's to refuse.
     return not bool((used.float() - softmax(scores.float(), -1)).abs().max() > tolerance)
-
-
-def _scores(query: Float[Tensor, "b h q d"], key: Float[Tensor, "b kv k d"]) -> Float[Tensor, "b h q k"]:
-    grouped = rearrange(query.float(), "b (kv g) q d -> b kv g q d", kv=key.shape[1])
-    return rearrange(einsum(grouped, key.float(), "b kv g q d, b kv k d -> b kv g q k"), "b kv g q k -> b (kv g) q k")

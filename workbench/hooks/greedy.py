@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.cells import sequences
+from workbench.hooks.limits import has_convolutions
 from workbench.hooks.model import HookedModel
 from workbench.hooks.running import logits_of
 
@@ -51,10 +52,9 @@ def greedy(
 
 
 def _has_cache(m: HookedModel) -> bool:
-    # transformers itself continues some linear layers wrongly from a cache.
-    return "past_key_values" in inspect.signature(m.model.forward).parameters and all(
-        layer.mixer == "softmax" for layer in m.layers
-    )
+    # transformers itself continues some linear layers wrongly from a cache, and convolutions not from this one.
+    is_softmax = all(layer.mixer == "softmax" for layer in m.layers) and not has_convolutions(m.model)
+    return is_softmax and "past_key_values" in inspect.signature(m.model.forward).parameters
 
 
 def _until(said: Int[Tensor, " steps"], stop: frozenset[int]) -> Int[Tensor, " n"]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.cells import Sequences
-from workbench.hooks.eager import is_without_interface
+from workbench.hooks.eager import blocks, is_without_interface
 from workbench.hooks.interventions import Interventions
 from workbench.hooks.replacing import Ablation
 from workbench.kernels import Far
@@ -18,7 +19,7 @@ def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) 
     """Raises:
     WorkbenchError: if documents packed into a sequence would run into each other.
     """
-    _check_all_softmax(layers, "packed documents", "pass them one to a sequence, padded")
+    _check_all_softmax(model, layers, "packed documents", "pass them one to a sequence, padded")
     if is_without_interface(model):
         raise WorkbenchError(
             f"{type(model).__name__} cannot be told where packed documents begin; pass them one to a sequence, padded"
@@ -27,14 +28,20 @@ def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) 
         raise WorkbenchError(f"far.sink is {far.sink}; with packed documents expected 0")
 
 
-def check_prefill(layers: Sequence[LayerInfo], batch: Sequences, prefill: int, interventions: Interventions) -> None:
+def check_prefill(
+    model: PreTrainedModel,
+    layers: Sequence[LayerInfo],
+    batch: Sequences,
+    prefill: int,
+    interventions: Interventions,
+) -> None:
     """Raises:
     WorkbenchError: if pieces through a cache would not give the numbers of one pass.
     """
     if prefill < 1:
         raise WorkbenchError(f"prefill is {prefill}; expected at least 1 token")
     # transformers itself continues Mamba and lightning layers wrongly from a cache.
-    _check_all_softmax(layers, "pieces through a cache", "leave prefill= out")
+    _check_all_softmax(model, layers, "pieces through a cache", "leave prefill= out")
     if batch.is_packed:
         raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
     replacements = interventions.replacements.values()
@@ -42,9 +49,19 @@ def check_prefill(layers: Sequence[LayerInfo], batch: Sequences, prefill: int, i
         raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
 
 
-def _check_all_softmax(layers: Sequence[LayerInfo], what: str, instead: str) -> None:
+def has_convolutions(model: PreTrainedModel) -> bool:
+    """True if a layer mixes neighbouring tokens before it attends, as short convolutions of keys and values do."""
+    return any(isinstance(module, nn.Conv1d) for _, block in blocks(model) for module in block.modules())
+
+
+def _check_all_softmax(model: PreTrainedModel, layers: Sequence[LayerInfo], what: str, instead: str) -> None:
     other = next((info for info in layers if info.mixer != "softmax"), None)
     if other is not None:
         raise WorkbenchError(
             f"{what} need a model of softmax layers alone; layer {other.index} is {other.mixer} attention: {instead}"
+        )
+    if has_convolutions(model):
+        raise WorkbenchError(
+            f"{what} need a model of softmax layers alone; {type(model).__name__} has short convolutions over "
+            f"neighbouring tokens beside them: {instead}"
         )

@@ -24,7 +24,7 @@ from workbench.hooks.running import answers_of, batch_of
 from workbench.hooks.scored import ScoredCall
 from workbench.kernels.masks import TileMask, visible_tile
 from workbench.kernels.pooled import Look, PatternSummary, coarser, distances_of, signed_summary, softmax_summary
-from workbench.kernels.scored import ScoredLayer
+from workbench.kernels.scored import scored_layer
 from workbench.kernels.softmax_tiles import SoftmaxLayer
 
 # Blocks along a side, at most: of every head, and of the heads that are kept finer.
@@ -155,8 +155,7 @@ def record_maps(
 
 def _layer(call: AttentionCall, mask: TileMask) -> SoftmaxLayer:
     if isinstance(call, ScoredCall):
-        heads = call.q.new_zeros(1, 1, 1, 1).expand(1, call.v.shape[1], 1, call.q.shape[-1])
-        return ScoredLayer(call.q, heads, mask, scale=1.0, softcap=None, sinks=None)
+        return scored_layer(call.q, call.v.shape[1], mask, call.sinks)
     return SoftmaxLayer(call.q, call.k, mask, call.scale, call.softcap, call.sinks)
 
 

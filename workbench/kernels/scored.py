@@ -40,6 +40,7 @@ def scored_statistics(
     mask: TileMask,
     request: Request,
     *,
+    sinks: Float[Tensor, " n_heads"] | None = None,
     tile_bytes: int | None = None,
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
     """Softmax attention's output and the statistics of its rows; both of `request.rows` only, where given.
@@ -49,9 +50,15 @@ def scored_statistics(
 
     Rows that see no key at all (padding) give zero output, zero mass and lse −inf.
     """
-    heads = scores.new_zeros(1, 1, 1, 1).expand(len(scores), v.shape[1], 1, scores.shape[-1])
-    layer = ScoredLayer(scores, heads, mask, scale=1.0, softcap=None, sinks=None)
-    return layer_statistics(layer, v, request, tile_bytes=tile_bytes)
+    return layer_statistics(scored_layer(scores, v.shape[1], mask, sinks), v, request, tile_bytes=tile_bytes)
+
+
+def scored_layer(
+    scores: Float[Tensor, "b n_heads q k"], n_kv_heads: int, mask: TileMask, sinks: Float[Tensor, " n_heads"] | None
+) -> ScoredLayer:
+    """The layer of these scores; of its keys there is only the number of heads."""
+    heads = scores.new_zeros(1, 1, 1, 1).expand(len(scores), n_kv_heads, 1, scores.shape[-1])
+    return ScoredLayer(scores, heads, mask, scale=1.0, softcap=None, sinks=sinks)
 
 
 def scored_crop(
@@ -60,15 +67,22 @@ def scored_crop(
     *,
     queries: Int[Tensor, " rows"],
     keys: Int[Tensor, " columns"],
+    sink: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """Attention probabilities of one head on one sequence; the denominator runs over all keys the mask allows."""
     rows, place = torch.sort(queries)
     visible = visible_tile(mask, slice(0, 1), rows, scores.shape[-1])[0]
     crop = torch.empty(len(queries), len(keys), device=scores.device)
-    crop[place] = _softmax(scores[rows], visible)[:, keys]
+    crop[place] = _softmax(scores[rows], visible, sink)[:, keys]
     return crop
 
 
-def _softmax(scores: Float[Tensor, "q k"], visible: Bool[Tensor, "q k"]) -> Float[Tensor, "q k"]:
+def _softmax(
+    scores: Float[Tensor, "q k"], visible: Bool[Tensor, "q k"], sink: Float[Tensor, ""] | None
+) -> Float[Tensor, "q k"]:
     """The probabilities, 0 where hidden and in rows that see nothing."""
-    return scores.float().masked_fill(~visible, HIDDEN).softmax(-1) * visible
+    n_keys = scores.shape[-1]
+    scores = scores.float().masked_fill(~visible, HIDDEN)
+    if sink is not None:
+        scores = torch.cat([scores, sink.float().expand(len(scores), 1)], -1)
+    return scores.softmax(-1)[:, :n_keys] * visible
