@@ -195,7 +195,7 @@ def test_a_cpu_takes_torch_and_says_why():
 
 def test_the_delta_rules_limits_are_told(monkeypatch):
     monkeypatch.setattr(forms, "HAS_TRITON", True)
-    assert "forward only; heads of at most 128 channels in" in ops.explain("cuda")["gated_delta_rule"]
+    assert "forward only; heads of 32 to 128 channels in" in ops.explain("cuda")["gated_delta_rule"]
     assert "forward only" not in ops.explain("cuda")["linear_attention"]
     assert "forward only" not in ops.explain("cpu")["gated_delta_rule"]
 
@@ -203,7 +203,7 @@ def test_the_delta_rules_limits_are_told(monkeypatch):
 def test_the_widest_heads_that_take_triton_are_told_for_each_type(monkeypatch):
     monkeypatch.setattr(forms, "HAS_TRITON", True)
     told = ops.explain("cuda")["linear_attention"]
-    assert "heads of at most 256 channels in bfloat16 and float16, 128 channels in float32; else chunked torch" in told
+    assert "heads of 32 to 256 channels in bfloat16 and float16, 128 channels in float32; else chunked torch" in told
     assert "channels" not in ops.explain("cpu")["linear_attention"]
 
 
@@ -235,6 +235,30 @@ def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
         x = torch.ones(1, 1, 3, d)
         ops.linear_attention(x, x, x, log_decay=torch.zeros(1))
     assert launches == [128]
+
+
+@needs_triton
+def test_heads_narrower_than_any_that_was_compiled_are_left_to_torch(monkeypatch):
+    monkeypatch.setenv(forms.SETTING, "triton")
+    monkeypatch.setattr(forms, "is_interpreted", lambda: False)
+    monkeypatch.setattr(forms, "choose", lambda *_: forms.Choice("triton", "cuda"))
+    narrow, fits = (torch.empty(1, 1, 0, d) for d in (31, 32))
+    assert ops.choose_for("attention_profile", (fits,)).form == "triton"
+    assert ops.choose_for("attention_profile", (narrow,)).why.startswith("heads of 31 channels")
+    assert ops.choose_for("attention_profile", (narrow, fits)).form == "triton"  # tiles are as wide as the widest
+
+
+@pytest.mark.parametrize(
+    ("capability", "form"), [((8, 0), "triton"), ((8, 6), "torch"), ((9, 0), "triton"), ((12, 0), "torch")]
+)
+def test_auto_takes_triton_on_gpus_whose_compiled_kernels_were_checked(capability, form, monkeypatch):
+    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    choice = ops.choose("attention_profile", "cuda")
+    assert choice.form == form
+    assert form == "triton" or "kernels are compiled and checked for 8.0, 9.0, 10.0" in choice.why
+    assert ops.choose("attention_profile", "cuda", "triton").form == "triton"
 
 
 def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):

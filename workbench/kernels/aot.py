@@ -24,6 +24,8 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.kernels import attention_stats, delta_triton, linear_triton
 from workbench.kernels.configs import (
+    ARCHITECTURES,
+    NARROWEST,
     WIDEST,
     Launch,
     attention_config,
@@ -35,9 +37,8 @@ from workbench.kernels.configs import (
 )
 from workbench.kernels.dialect import HAS_TRITON, is_interpreted, precision_of
 
-ARCHITECTURES = (80, 90, 100)
 # Head widths of the matrix; tiles are padded to powers of two.
-_WIDTHS = (32, 64, 80, 128, 192, 256)
+_WIDTHS = (NARROWEST, 64, 80, 128, 192, 256)
 # Bytes of shared memory that one program may have.
 _SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 # Spills outside loops, once per program: a bound against the absurd.

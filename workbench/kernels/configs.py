@@ -1,7 +1,8 @@
 """The launch shape of each kernel: a static table by architecture, head width, element type and what is asked for.
 
-What `WIDEST` names has been compiled for its architecture and read back by `aot`: at most one register spilled in a
-loop, pipelined loads, and tensor cores. Wider heads run too, slowly, where Triton is asked for by name.
+What `ARCHITECTURES`, `NARROWEST` and `WIDEST` name has been compiled and read back by `aot`: at most one register
+spilled in a loop, pipelined loads, and tensor cores. Other heads, and other GPUs with room for the tiles, run too where
+Triton is asked for by name.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class Launch(NamedTuple):
 _NARROW = (torch.bfloat16, torch.float16)
 _UP_TO_256 = {**dict.fromkeys(_NARROW, 256), torch.float32: 128}
 _UP_TO_128 = dict.fromkeys((*_NARROW, torch.float32), 128)
+# Compute capabilities whose compiled kernels pass the gate, and the fewest channels of heads that it compiles.
+ARCHITECTURES = (80, 90, 100)
+NARROWEST = 32
 # The widest heads, in channels, whose compiled kernels pass the gate of `aot`, by operation and element type.
 WIDEST: dict[str, dict[torch.dtype, int]] = {
     "attention_profile": _UP_TO_256,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 
-__all__ = ["HAS_TRITON", "arch_of", "is_interpreted", "jit", "launching_on", "precision_of", "tl"]
+__all__ = ["HAS_TRITON", "arch_of", "capability", "is_interpreted", "jit", "launching_on", "precision_of", "tl"]
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -58,9 +58,14 @@ def launching_on(x: Tensor) -> AbstractContextManager[Any]:
 
 def arch_of(x: Tensor) -> int:
     """Compute capability as one number, 90 for Hopper; 0 off the GPU."""
-    if x.device.type != "cuda":
+    return capability(x.device)
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability of a device as one number, 90 for Hopper; 0 where there is no GPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return 0
-    major, minor = torch.cuda.get_device_capability(x.device)
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 

@@ -2,8 +2,8 @@
 
 A form that was asked for by name and cannot run is refused, never replaced. The environment variable WORKBENCH_KERNELS
 says what "auto" means: "auto", Triton on CUDA and torch elsewhere; "torch"; or "triton", which off the GPU needs
-Triton's interpreter (TRITON_INTERPRET=1) and is for testing. Whatever it says, "auto" takes Triton only for heads of a
-width and type whose compiled kernels are known to be sound (`configs.WIDEST`).
+Triton's interpreter (TRITON_INTERPRET=1) and is for testing. Whatever it says, "auto" takes Triton only where compiled
+kernels are known to be sound: on the kinds of GPU and for the widths and types of heads that `configs` names.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.configs import WIDEST
-from workbench.kernels.dialect import HAS_TRITON, is_interpreted
+from workbench.kernels.configs import ARCHITECTURES, NARROWEST, WIDEST
+from workbench.kernels.dialect import HAS_TRITON, capability, is_interpreted
 
 Backend = Literal["auto", "torch", "triton", "fla"]
 SETTING = "WORKBENCH_KERNELS"
@@ -71,6 +71,11 @@ def choose(operation: str, device: torch.device | str, backend: Backend = "auto"
         return Choice("torch", f"{kind}: exact, and Triton's kernels need a GPU")
     if not HAS_TRITON:
         return Choice("torch", "cuda, but triton is not installed")
+    arch = capability(torch.device(device))
+    if arch and arch not in ARCHITECTURES:
+        known = ", ".join(f"{a / 10:.1f}" for a in ARCHITECTURES)
+        why = f"cuda {arch / 10:.1f}: kernels are compiled and checked for {known}; ask for Triton by name to try them"
+        return Choice("torch", why)
     return Choice("triton", "cuda: one pass in registers")
 
 
@@ -93,6 +98,9 @@ def choose_for(operation: str, tensors: tuple[Tensor, ...], backend: Backend = "
     if width > widest:
         why = f"heads of {width} channels in {_name(dtype)}: compiled kernels are sound up to {widest}"
         return Choice("torch", why)
+    if width < NARROWEST:
+        why = f"heads of {width} channels: compiled kernels are checked from {NARROWEST} on"
+        return choice if is_interpreted() else Choice("torch", why)
     return choice
 
 
@@ -100,7 +108,7 @@ def widest_heads(operation: str) -> str:
     """In words, the heads for which "auto" takes Triton on CUDA."""
     by_width = groupby(WIDEST[operation].items(), key=lambda item: item[1])
     parts = [f"{width} channels in {' and '.join(_name(x) for x, _ in group)}" for width, group in by_width]
-    return f"heads of at most {', '.join(parts)}"
+    return f"heads of {NARROWEST} to {', '.join(parts)}"
 
 
 def _name(dtype: torch.dtype) -> str:
