@@ -58,6 +58,12 @@ def test_numbers_below_their_least_are_refused_by_name(change):
         Recipe("full", **change)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_final_rate_that_is_no_share_of_the_peak_is_refused(share):
+    with pytest.raises(WorkbenchError, match="expected a share of the peak rates, 0 to 1"):
+        Recipe("full", final_lr=share)
+
+
 def test_recipes_and_the_language_are_read_without_importing_torch():
     code = (
         "import sys; from workbench.pretrain import Language, recipe; recipe('full'), Language();"

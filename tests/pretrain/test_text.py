@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -123,6 +125,41 @@ def test_a_few_steps_lower_the_loss(corpus, optimiser, tmp_path):
     pretrain_run(chosen, tmp_path, corpus, on_step=lambda p: losses.append(p.loss))
     assert losses[0] == pytest.approx(np.log(300), abs=1e-4)
     assert np.mean(losses[-5:]) < 3.5
+
+
+def test_bfloat16_products_train_as_float32_ones_do_with_weights_in_float32(corpus, tmp_path):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        chosen = replace(small_recipe(corpus), steps=60, warmup=5, precision=precision)
+        said = losses.setdefault(precision, [])
+        last = pretrain_run(chosen, tmp_path / precision, corpus, on_step=lambda p, said=said: said.append(p.loss))[-1]
+        assert {x.dtype for x in load_file(last / "model.safetensors").values()} == {torch.float32}
+    rounded, exact = np.array(losses["bfloat16"]), np.array(losses["float32"])
+    assert not np.array_equal(rounded, exact)
+    assert np.abs(rounded - exact).max() < 0.1
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WorkbenchError, match="device cuda was asked for, and torch sees no GPU; expected cpu"):
+        pretrain_run(small_recipe(corpus), tmp_path / "run", corpus, device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("variant", ["full", "linear"])
+def test_a_run_on_a_gpu_goes_on_on_the_cpu_with_the_same_losses(corpus, variant, tmp_path):
+    losses = {}
+    for name, device in {"cpu": "cpu", "gpu": "cuda"}.items():
+        said = losses.setdefault(name, [])
+        pretrain_run(
+            small_recipe(corpus, variant),
+            tmp_path / name,
+            corpus,
+            device=device,
+            on_step=lambda p, s=said: s.append(p.loss),
+        )
+    assert np.abs(np.array(losses["cpu"]) - losses["gpu"]).max() < 0.02
 
 
 @pytest.mark.parametrize(

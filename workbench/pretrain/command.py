@@ -43,6 +43,11 @@ def pretrain(
         Literal["muon", "adamw"] | None, typer.Option(help="For matrices; the rest is AdamW's.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of matrices.")] = None,
+    final_lr: Annotated[float | None, typer.Option(help="Share of the peak rates that is left at the end.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of products; weights and updates are float32.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for models of tens of millions of parameters.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data and shuffle.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages on stderr.")] = False,
 ) -> None:
@@ -60,6 +65,8 @@ def pretrain(
         "windows": windows,
         "optimiser": optimiser,
         "lr_matrices": lr,
+        "final_lr": final_lr,
+        "precision": precision,
     }
     size = {"n_layers": layers, "window": window, "local_per_full": local_per_full}
     recipes = [_recipe(v, corpus, seed, given=given, size=size, width=width, heads=heads) for v in chosen]
@@ -71,6 +78,7 @@ def pretrain(
                     recipe,
                     out / "checkpoints" / recipe.variant,
                     corpus,
+                    device=device,
                     on_step=lambda p: show(p.recipe.variant, "training", p.step, p.recipe.steps),
                 )
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 Optimiser = Literal["muon", "adamw"]
 Windows = Literal["packed", "plain"]
+Precision = Literal["float32", "bfloat16"]
 Kind = Literal["full_attention", "sliding_attention", "linear_attention"]
 
 _STEPS: dict[Variant, int] = {"full": 480, "sliding": 420, "hybrid": 420, "linear": 560}
@@ -81,10 +82,11 @@ class Recipe:
     `batch` is in sequences per step, `length` in tokens per sequence, `warmup` in steps. `n_checkpoints` counts step 0.
     `shape`: None is the small one of the demo. `corpus`: the digest of the text that is trained on, "" for the
     synthetic language. `windows` of text: `packed` ones run over the ends of documents, `plain` ones lie within one.
-    With `adamw`, `lr_matrices` is its rate for matrices.
+    With `adamw`, `lr_matrices` is its rate for matrices. `precision`: of products; weights, their updates and the loss
+    are float32.
 
     Raises:
-        WorkbenchError: for a number below its least.
+        WorkbenchError: for a number out of its range.
     """
 
     variant: Variant
@@ -102,9 +104,12 @@ class Recipe:
     corpus: str = ""
     windows: Windows = "packed"
     optimiser: Optimiser = "muon"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         _check_least(self, {"seed": 0, "steps": 1, "batch": 1, "length": 2, "n_checkpoints": 4, "warmup": 1})
+        if not 0 <= self.final_lr <= 1:
+            raise WorkbenchError(f"final_lr is {self.final_lr}; expected a share of the peak rates, 0 to 1")
 
     @property
     def dimensions(self) -> Shape:

@@ -6,7 +6,8 @@
    place. A kill between the two repeats the steps before the checkpoint, to the same weights.
 
 Matrices are moved by Muon; embeddings, unembedding, norms and router by AdamW (β = 0.9, 0.95, weight decay 0.1).
-Gradients are clipped to norm 1. One torch thread: a second one makes models of this size slower, not faster.
+Gradients are clipped to norm 1. One torch thread: a second one makes models of this size slower, not faster. On a GPU
+some sums are taken in any order: two runs agree to rounding, not in their bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.pretrain.corpus import Corpus
@@ -58,21 +59,24 @@ def pretrain_run(
     out: Path,
     corpus: Corpus | None = None,
     *,
+    device: torch.device | str = "cpu",
     on_step: Callable[[TrainingProgress], None] | None = None,
 ) -> list[Path]:
     """Train a recipe's model and write its checkpoints to `out`/checkpoint-<step>; go on where an earlier call stopped.
 
     A finished run is left untouched. `corpus` is the text that the recipe names; None for the synthetic language.
-    `on_step` is called after every step that is trained now.
+    `device` may be another one when the run goes on. `on_step` is called after every step that is trained now.
 
     Returns:
         The checkpoint folders in order of step.
 
     Raises:
-        WorkbenchError: if `out` holds the checkpoints of another recipe, or the corpus is not the recipe's.
+        WorkbenchError: if `out` holds the checkpoints of another recipe, the corpus is not the recipe's, or the device
+            is not there.
         StoreNotWritable: if `out` cannot be made or written.
     """
     material = Material(recipe, corpus)
+    device = _present(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
         _claim(recipe, out)
@@ -82,20 +86,22 @@ def pretrain_run(
     paths = [checkpoint_path(out, step) for step in recipe.checkpoint_steps]
     if not all(path.exists() for path in paths):
         with one_thread():
-            _train(material, out, on_step)
+            _train(material, out, device, on_step)
     return paths
 
 
 class _Run:
     """The model with its optimisers, their learning rates, and the log: what a checkpoint step must keep together."""
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, material: Material, device: torch.device) -> None:
+        self.device = device
         self.recipe = recipe = material.recipe
         self.tokenizer = material.tokenizer()
         self.step = 0
         self.log_history: list[dict[str, float]] = []
         self.losses: list[float] = []  # since the last entry of the log
         self.model = build_model(recipe)
+        nn.Module.to(self.model, device)
         self.optimisers = optimisers(self.model, recipe)
         self.peaks = [group["lr"] for group in self._groups()]
 
@@ -104,10 +110,12 @@ class _Run:
         scale = self.recipe.lr_scale(self.step)
         for group, peak in zip(self._groups(), self.peaks, strict=True):
             group["lr"] = peak * scale
-        logits = self.model(input_ids=tokens, use_cache=False).logits
-        loss = next_token_loss(logits, tokens)
+        tokens = tokens.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+        loss = next_token_loss(logits.float(), tokens)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -156,8 +164,17 @@ def next_token_loss(logits: Float[Tensor, "b t vocab"], tokens: Int[Tensor, "b t
     return F.cross_entropy(predicted, rearrange(tokens[:, 1:], "b t -> (b t)"))
 
 
-def _train(material: Material, out: Path, on_step: Callable[[TrainingProgress], None] | None) -> None:
-    recipe, run = material.recipe, _Run(material)
+def _present(device: torch.device | str) -> torch.device:
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise WorkbenchError(f"device {found} was asked for, and torch sees no GPU; expected cpu")
+    return found
+
+
+def _train(
+    material: Material, out: Path, device: torch.device, on_step: Callable[[TrainingProgress], None] | None
+) -> None:
+    recipe, run = material.recipe, _Run(material, device)
     saved = _resume_state(recipe, out)
     if saved is None:
         run.save(out)
