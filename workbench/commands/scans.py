@@ -58,6 +58,9 @@ def scan(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also .bin, .pt and distributed checkpoints; no code is run.")
     ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Also weights with NaN or infinity; their rows are flagged.")
+    ] = False,
     rows: Annotated[int | None, typer.Option(help="Query rows per sequence to sample. Default: all.")] = None,
     far_window: Annotated[int | None, typer.Option(help="Window of far_mass in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the bootstrap.")] = None,
@@ -87,6 +90,7 @@ def scan(
         "retry": retry or None,
         "verify": verify or None,
         "allow_pickle": allow_pickle or None,
+        "allow_nonfinite": allow_nonfinite or None,
         "rows": rows,
         "far_window": far_window,
         "seed": seed,

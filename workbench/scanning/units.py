@@ -12,7 +12,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
 from workbench.jobs import Job
 from workbench.probes import Probe, build, default
-from workbench.store import SCHEMA, Origin, Table, canonical_digest
+from workbench.store import MAPS_SCHEMA, SCHEMA, Origin, Table, canonical_digest
 
 METRICS_VERSION = 1
 
@@ -65,11 +65,13 @@ class Units:
 
     def planned(self, probes: Sequence[Probe]) -> list[dict[str, Any]]:
         """What each checkpoint will have, as the store's plan lists it."""
-        return [
+        measured = [
             {"probe": WEIGHTS if p is None else p.name, "detector": u.name, "version": u.version, "table": u.table}
             for p in [*probes, None]
             for u in (Unit("", d) for d in self._wanted(p))
         ]
+        kept = probes if self._job.maps else ()
+        return measured + [{"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps"} for p in kept]
 
     def _wanted(self, probe: Probe | None) -> list[AnyDetector | None]:
         if probe is None:
