@@ -2,6 +2,7 @@
 
 BAD, STORE = "tests/faults/test_bad_checkpoints.py", "tests/faults/test_store_faults.py"
 SCAN, LOCAL = "tests/faults/test_scan_faults.py", "tests/engines/test_local.py"
+EVIL = "tests/faults/test_malicious.py"
 RAY, NODES = "tests/engines/test_ray.py", "tests/engines/test_ray_nodes.py"
 SCANNING = "tests/test_scanning.py"
 
@@ -32,14 +33,19 @@ TESTS: dict[int, tuple[tuple[str, str], ...]] = {
     ),
     11: ((BAD, "one_tensor_of_int8"),),
     12: ((BAD, "half_weights_under_a_float_config"),),
-    13: ((BAD, "a_pickle_is_refused_and_not_run"), (BAD, "a_payload_is_refused_and_not_run_where_pickles_are_allowed")),
+    13: (
+        (BAD, "a_pickle_is_refused_and_not_run"),
+        (EVIL, "each_attack_is_refused"),
+        (EVIL, "a_scan_of_a_directory_of_attacks"),
+    ),
     14: ((BAD, "a_pickle_beside_safetensors"),),
     15: ((BAD, "code_beside_an_unknown_model"),),
     16: ((BAD, "code_beside_a_known_model"),),
     17: (
         (BAD, "a_shard_outside_the_folder"),
         (BAD, "a_shard_linked_from_outside"),
-        (BAD, "a_file_that_is_a_link_to_outside"),
+        (EVIL, "each_attack_is_refused"),
+        (EVIL, "weights_from_elsewhere"),
         (BAD, "a_link_into_a_hub_cache"),
     ),
     18: ((BAD, "an_index_that_lacks_a_tensor"), (BAD, "a_tensor_in_two_shards")),

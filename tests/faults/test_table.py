@@ -11,7 +11,7 @@ from tests.faults.table import TESTS
 ROOT = Path(__file__).parents[2]
 
 
-def tests_in(file):
+def names_in(file):
     """The names of the test functions of a file."""
     parsed = ast.parse((ROOT / file).read_text("utf-8"))
     return [node.name for node in parsed.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
@@ -25,7 +25,7 @@ def test_every_row_of_the_specification_is_there():
 def test_every_row_has_tests_that_exist(row):
     assert TESTS[row]
     for file, beginning in TESTS[row]:
-        found = [name for name in tests_in(file) if name.startswith(f"test_{beginning}")]
+        found = [name for name in names_in(file) if name.startswith(f"test_{beginning}")]
         assert len(found) == 1, f"{file}: {found} begin with test_{beginning}"
 
 

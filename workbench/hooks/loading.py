@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weights
 from workbench.checkpoints.configs import read_config
+from workbench.checkpoints.inside import refuse_foreign
 from workbench.heads import BadCheckpoint
 from workbench.hooks.linear.lightning import lightning_modules, lightning_slopes
 from workbench.hooks.pickles import READABLE, pickled_info, read_pickled
@@ -184,8 +185,10 @@ def load_config(path: Path) -> PreTrainedConfig:
     """The configuration of a checkpoint's folder.
 
     Raises:
-        BadCheckpoint: if config.json is missing, or describes no causal language model that transformers knows.
+        BadCheckpoint: if config.json is missing, or describes no causal language model that transformers knows, or a
+            file of the folder is a link to elsewhere.
     """
+    refuse_foreign(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except FAILURES as error:
