@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -77,6 +77,7 @@ class _PartFields(TypedDict):
     seq_len: int
     detector: str
     version: int
+    determined: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -234,6 +235,7 @@ class ScanWorker:
                 "seq_len": 0 if probe is None else probe.tokens.shape[1],
                 "detector": unit.name,
                 "version": unit.version,
+                "determined": unit.determined,
             }
             if unit.detector is None:
                 self._store.commit_metrics(origin, unit.key, measured.metrics, **of_unit)
