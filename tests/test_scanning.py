@@ -14,11 +14,13 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 from tests.families import random_tokens
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
+from workbench.commands.scans import scan as scan_command
 from workbench.engines import Outcome, run_inline
 from workbench.heads import NoCheckpoints, RunLocked, WorkbenchError
 from workbench.scanning import look_ahead, read_job, run_job
@@ -230,6 +232,47 @@ def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, mo
     assert set(failures.message) == {"the kernel fell over"}
     assert failures.traceback.str.contains("RuntimeError").all()
     assert set(run.scores().probe) == {"repeats"}
+
+
+def test_a_failed_map_is_a_failed_unit_that_is_told_of_and_tried_again(series, tmp_path, monkeypatch):
+    from workbench.scanning import worker
+
+    real, tried = worker.make_map, []
+
+    def failing(model, probe, *args, **kwargs):
+        tried.append(model.name)
+        if model.name == "checkpoint-16":
+            raise RuntimeError("the map fell over")
+        return real(model, probe, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "make_map", failing)
+        run = scan(series, tmp_path / "run", **FAST)
+        status = run.status()
+        assert (status.planned, status.done, status.failed, status.checkpoints_failed) == (20, 19, 1, 1)
+        assert run.failures().message.tolist() == ["the map fell over"]
+        assert sorted(run.scores().step.unique()) == list(STEPS)
+        assert len(tried) == 4
+        again = scan(series, tmp_path / "run", **FAST)
+        assert tried[4:] == ["checkpoint-16"]
+        assert again.failures().attempts.tolist() == [2]
+        with pytest.raises(typer.Exit) as ended:
+            scan_command(tmp_path / "run" / "job.toml")
+        assert ended.value.exit_code == 1
+    mended = scan(series, tmp_path / "run", **FAST)
+    assert mended.failures().empty
+    assert (mended.status().done, mended.status().failed) == (20, 0)
+
+
+def test_while_maps_are_made_a_scan_is_not_complete(series, tmp_path):
+    seen = []
+
+    def look(progress):
+        if progress.done == 19:
+            seen.append(open_run(tmp_path / "run").status())
+
+    scan(series, tmp_path / "run", **FAST, on_progress=look)
+    assert {(status.done, status.is_complete) for status in seen} == {(19, False)}
 
 
 @pytest.mark.parametrize(
