@@ -22,8 +22,6 @@ from workbench.engines.tasks import RETRIES, Opener, Outcome, ShouldStop, Task, 
 from workbench.heads import WorkbenchError
 
 _POLL_S = 0.5
-# A worker whose cable was cut never answers: Ray itself asks after five minutes and gives up after two more.
-_PINGS = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
 
 
 def run_ray(
@@ -163,12 +161,12 @@ def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
 
 
 def _security(address: str | None) -> Mapping[str, str]:
-    """Environment of every process: no usage statistics, a token, made here for a cluster of this machine, and pings.
+    """Environment of every process: no usage statistics, and a token, made here for a cluster of this machine.
 
     Raises:
         WorkbenchError: if a cluster is to be joined and no token is given.
     """
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", **_PINGS}
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     if address is None:
         return {**variables, "RAY_AUTH_TOKEN": _token()}
     is_given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
