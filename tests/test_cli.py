@@ -45,7 +45,7 @@ def test_scan_shows_progress_on_stderr_and_its_end_on_stdout(series, tmp_path):
     done = workbench("scan", series, "--out", tmp_path / "run", *FAST, "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 0
-    assert (document["planned"], document["done"], document["failed"]) == (12, 12, 0)
+    assert (document["planned"], document["done"], document["failed"]) == (16, 16, 0)
     assert "checkpoint-16 repeats: " in done.stderr
 
 
@@ -53,7 +53,7 @@ def test_a_dry_run_tells_the_job_its_units_and_bytes_and_does_nothing(series, tm
     arguments = ["scan", series, "--out", tmp_path / "run", *FAST, "--set", "seed=3", "--dry-run"]
     document = json.loads(workbench(*arguments, "--json").stdout)
     size = sum((folder / "model.safetensors").stat().st_size for folder in series.iterdir())
-    assert (document["units_to_do"], document["bytes_to_read"], document["job"]["seed"]) == (12, size, 3)
+    assert (document["units_to_do"], document["bytes_to_read"], document["job"]["seed"]) == (16, size, 3)
     assert [c["units"] for c in document["checkpoints"]] == [3] * 4
     assert not (tmp_path / "run").exists()
 
@@ -68,7 +68,7 @@ def test_a_scan_of_the_job_that_a_run_keeps_is_the_run_again_in_worker_processes
 def test_status_watches_until_the_end_and_tells_the_slowest(run):
     done = workbench("status", run, "--watch", "--json")
     document = json.loads(done.stdout)
-    assert (document["done"], document["eta_s"]) == (12, 0)
+    assert (document["done"], document["eta_s"]) == (16, 0)
     slow = document["slowest"]
     assert len(slow) == 3
     assert slow[0]["total_s"] >= slow[1]["total_s"] >= slow[2]["total_s"] > 0
@@ -86,7 +86,7 @@ def test_top_gives_the_best_heads_with_interval_and_onset(run):
 
 def test_status_and_check_agree_that_a_whole_run_is_whole(run):
     status = workbench("status", run, "--json")
-    assert json.loads(status.stdout)["done"] == 12
+    assert json.loads(status.stdout)["done"] == 16
     check = workbench("check", run, "--json")
     assert (check.returncode, json.loads(check.stdout)) == (0, [])
 

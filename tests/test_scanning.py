@@ -14,11 +14,13 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 from tests.families import random_tokens
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
+from workbench.commands.scans import scan as scan_command
 from workbench.engines import Outcome, run_inline
 from workbench.heads import NoCheckpoints, RunLocked, WorkbenchError
 from workbench.scanning import look_ahead, read_job, run_job
@@ -232,6 +234,47 @@ def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, mo
     assert set(run.scores().probe) == {"repeats"}
 
 
+def test_a_failed_map_is_a_failed_unit_that_is_told_of_and_tried_again(series, tmp_path, monkeypatch):
+    from workbench.scanning import worker
+
+    real, tried = worker.make_map, []
+
+    def failing(model, probe, *args, **kwargs):
+        tried.append(model.name)
+        if model.name == "checkpoint-16":
+            raise RuntimeError("the map fell over")
+        return real(model, probe, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "make_map", failing)
+        run = scan(series, tmp_path / "run", **FAST)
+        status = run.status()
+        assert (status.planned, status.done, status.failed, status.checkpoints_failed) == (20, 19, 1, 1)
+        assert run.failures().message.tolist() == ["the map fell over"]
+        assert sorted(run.scores().step.unique()) == list(STEPS)
+        assert len(tried) == 4
+        again = scan(series, tmp_path / "run", **FAST)
+        assert tried[4:] == ["checkpoint-16"]
+        assert again.failures().attempts.tolist() == [2]
+        with pytest.raises(typer.Exit) as ended:
+            scan_command(tmp_path / "run" / "job.toml")
+        assert ended.value.exit_code == 1
+    mended = scan(series, tmp_path / "run", **FAST)
+    assert mended.failures().empty
+    assert (mended.status().done, mended.status().failed) == (20, 0)
+
+
+def test_while_maps_are_made_a_scan_is_not_complete(series, tmp_path):
+    seen = []
+
+    def look(progress):
+        if progress.done == 19:
+            seen.append(open_run(tmp_path / "run").status())
+
+    scan(series, tmp_path / "run", **FAST, on_progress=look)
+    assert {(status.done, status.is_complete) for status in seen} == {(19, False)}
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -280,7 +323,7 @@ def test_worker_processes_make_the_same_rows_bit_for_bit(series, run, tmp_path):
     said = []
     local = scan(series, tmp_path / "run", **FAST, engine="local", workers=2, on_progress=said.append)
     pd.testing.assert_frame_equal(sorted_scores(local), sorted_scores(run), check_exact=True)
-    assert (said[-1].done, said[-1].planned) == (16, 16)
+    assert (said[-1].done, said[-1].planned) == (20, 20)
     assert len({t.worker for t in local.timings().each}) == 2
     assert parts_by_name(local) == parts_by_name(run)
 
@@ -297,7 +340,7 @@ def test_a_ray_cluster_makes_the_same_rows_bit_for_bit(series, run, tmp_path):
 def test_shards_share_the_work_and_make_the_same_rows(series, run, tmp_path):
     first = scan(series, tmp_path / "run", **FAST, shard="0/3")
     assert sorted(first.scores().step.unique()) == [0, 100]
-    assert (first.status().planned, first.status().done) == (16, 8)
+    assert (first.status().planned, first.status().done) == (20, 10)
     with Store.open(first.path).locked(is_shared=True):  # another job of the array is at work
         scan(series, tmp_path / "run", **FAST, shard="1/3")
     whole = scan(series, tmp_path / "run", **FAST, shard="2/3")
@@ -329,33 +372,35 @@ def test_a_checkpoint_that_workers_die_of_is_given_up_until_it_is_retried(series
     (failure,) = run.failures().to_dict("records")
     assert (failure["ckpt"], failure["kind"], failure["attempts"]) == ("checkpoint-100", "worker_died", 3)
     assert "--retry" in failure["message"]
-    assert (run.status().done, run.status().failed, run.status().checkpoints_failed) == (12, 4, 1)
+    assert (run.status().done, run.status().failed, run.status().checkpoints_failed) == (15, 5, 1)
     again = scan(series, tmp_path / "run", **FAST)
-    assert (again.status().done, again.status().failed) == (12, 4)
+    assert (again.status().done, again.status().failed) == (15, 5)
     retried = scan(series, tmp_path / "run", **FAST, retry=True)
     assert retried.failures().empty
-    assert retried.status().done == 16
+    assert retried.status().done == 20
 
 
 def test_what_a_job_would_do_is_counted_without_doing_it(series, run, tmp_path):
     job = read_job(run.path / "job.toml", out=tmp_path / "new")
     outlook = look_ahead(job)
     size = sum((series / f"checkpoint-{s}" / "model.safetensors").stat().st_size for s in STEPS)
-    assert (outlook.units_to_do, outlook.bytes_to_read) == (16, size)
+    assert (outlook.units_to_do, outlook.bytes_to_read) == (20, size)
     assert not (tmp_path / "new").exists()
     done = look_ahead(read_job(run.path / "job.toml"))
     assert (done.units_to_do, done.bytes_to_read) == (0, 0)
     wider = look_ahead(read_job(run.path / "job.toml", detectors=["sink", "entropy"]))
-    assert [(c.units, c.done) for c in wider.checkpoints] == [(3, 2)] * 4
+    assert [(c.units, c.done) for c in wider.checkpoints] == [(4, 3)] * 4
 
 
 def test_every_unit_has_its_time_and_the_rest_its_forecast(series, tmp_path):
     timings = scan(series, tmp_path / "run", **FAST).timings()
-    assert [t.ckpt for t in timings.each] == [f"checkpoint-{s}" for s in STEPS]
-    assert all(t.units == 4 and min(t.load_s, t.forward_s, t.statistics_s, t.write_s) > 0 for t in timings.each)
+    named = [(t.ckpt, t.what, t.units) for t in timings.each]
+    assert named == [(f"checkpoint-{s}", *of) for s in STEPS for of in (("scores", 4), ("maps", 1))]
+    assert all(min(t.forward_s, t.write_s) > 0 for t in timings.each)
+    assert all((min(t.load_s, t.statistics_s) > 0) == (t.what == "scores") for t in timings.each)
     assert timings.eta_s(0) == 0
     last = max(t.at for t in timings.each)
-    pace = (last - timings.began) / 16
+    pace = (last - timings.began) / 20
     assert timings.eta_s(8, now=last) == pytest.approx(8 * pace)
     assert timings.eta_s(8, now=last + 2 * pace) == pytest.approx(6 * pace)
     assert timings.slowest(1)[0].total_s == max(t.total_s for t in timings.each)

@@ -53,6 +53,7 @@ class Job(BaseModel):
         device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is one.
         dtype: a torch dtype's name; None: float32 on the CPU, the checkpoint's own on CUDA.
         allow_pickle: also read `.bin`, `.pt` and distributed checkpoints, weights only: no code in them is run.
+        allow_nonfinite: also score checkpoints with NaN or infinity in their weights; their rows are flagged.
         maps: keep pooled patterns of one sequence per probe (see docs/patterns.md).
         keep: `qk`: of heads that stand out also queries and keys, for exact crops.
         verify: compare every weight file with the digests that are written beside it, and refuse one that differs.
@@ -78,6 +79,7 @@ class Job(BaseModel):
     device: StrictStr | None = None
     dtype: StrictStr | None = None
     allow_pickle: StrictBool = False
+    allow_nonfinite: StrictBool = False
     verify: StrictBool = False
     maps: StrictBool = True
     keep: Literal["qk"] | None = None
@@ -224,6 +226,7 @@ _EXPECTED = {
     "device": "a device's name, as 'cpu' or 'cuda:1'",
     "dtype": "a dtype's name, as 'float32' or 'bfloat16'",
     "allow_pickle": "true or false",
+    "allow_nonfinite": "true or false",
     "verify": "true or false",
 }
 

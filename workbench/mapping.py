@@ -21,10 +21,9 @@ from workbench.hooks import HookedModel
 from workbench.hooks.cells import sequences
 from workbench.hooks.maps import PatternMaps, record_maps
 from workbench.probes import Probe
-from workbench.store import MapArrays, Origin, QueriesKeys, Store, canonical_digest
+from workbench.store import MAPS_SCHEMA, MapArrays, Origin, QueriesKeys, Store, canonical_digest
 from workbench.store.parts import read_label, read_rows
 
-MAPS_VERSION = 1
 # Detectors of heads that reach far back, and the scores above which a head stands out. That of teacher-forced retrieval
 # is the one at which the app counts heads.
 _LONG_RANGE = ("induction", "duplicate_token", "retrieval_wu")
@@ -50,7 +49,7 @@ def map_unit(origin: Origin, probe: Probe, options: MapOptions) -> str:
     """The key of a part of patterns: what determines its numbers and where it is filed."""
     return canonical_digest(
         {
-            "maps": MAPS_VERSION,
+            "maps": MAPS_SCHEMA,
             "weights": origin.weights,
             "config": origin.config,
             "place": [origin.stage, origin.branch, origin.step],
@@ -65,12 +64,18 @@ def map_unit(origin: Origin, probe: Probe, options: MapOptions) -> str:
 def map_probe(
     store: Store, origin: Origin, model: HookedModel, probe: Probe, options: MapOptions, *, fine: Sequence[Head]
 ) -> int:
-    """Make and commit the patterns of a probe's first sequence (its first document); returns the part's bytes.
-
-    Padding is left out: the sequence runs alone. `fine`: the heads to keep finer, as `flagged` names them.
+    """Make and commit the patterns of a probe's first sequence; returns the part's bytes. See `make_map`.
 
     Raises:
         StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+    """
+    return commit_map(store, origin, probe, make_map(model, probe, options, fine=fine), options)
+
+
+def make_map(model: HookedModel, probe: Probe, options: MapOptions, *, fine: Sequence[Head]) -> MapArrays:
+    """The patterns of a probe's first sequence (its first document), in a pass of its own.
+
+    Padding is left out: the sequence runs alone. `fine`: the heads to keep finer, as `flagged` names them.
     """
     recorded = record_maps(
         model,
@@ -79,7 +84,15 @@ def map_probe(
         fine=fine,
         keep_qk=options.keep_qk,
     )
-    arrays = arrays_of(recorded, model.tokenizer)
+    return arrays_of(recorded, model.tokenizer)
+
+
+def commit_map(store: Store, origin: Origin, probe: Probe, arrays: MapArrays, options: MapOptions) -> int:
+    """Put the patterns of a probe in place and return the part's bytes.
+
+    Raises:
+        StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+    """
     unit = map_unit(origin, probe, options)
     size = store.commit_maps(origin, unit, arrays, probe=probe.name, probe_digest=probe.digest)
     store.forgive(origin.ckpt, unit)

@@ -278,7 +278,8 @@ class Run:
     def status(self) -> Status:
         """How far the scan has come; reads the disk anew."""
         self._reader.refresh()
-        return status_of(self._store.plan(), self._reader.parts(), self._store.failures())
+        maps = [file.label for file in self._maps.files()]
+        return status_of(self._store.plan(), self._reader.parts(), maps, self._store.failures())
 
     def layers(self) -> pd.DataFrame:
         """What each layer is at the last checkpoint that has scores: layer, kind, window, n_heads."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.store import Failure, Label, Part
+from workbench.store import Failure, MapLabel, Part
+
+UnitName = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +33,43 @@ class Status:
         return self.done + self.failed >= self.planned
 
 
-def status_of(plan: Mapping[str, Any], parts: Sequence[Part], failures: Sequence[Failure]) -> Status:
+def status_of(
+    plan: Mapping[str, Any], parts: Sequence[Part], maps: Sequence[MapLabel], failures: Sequence[Failure]
+) -> Status:
     """Count what is planned against what is on disk."""
-    units = Counter(_planned(unit) for unit in plan["units"])
-    committed: dict[str, Counter[tuple[Any, ...]]] = {name: Counter() for name in plan["checkpoints"]}
-    for part in parts:
-        committed.get(part.label.ckpt, Counter())[_committed(part.label)] += 1
-    done = {name: (units & of_unit).total() for name, of_unit in committed.items()}
+    units = planned_names(plan["units"])
+    committed = committed_names(parts, maps)
+    done = {name: (units & committed.get(name, Counter())).total() for name in plan["checkpoints"]}
     unloadable = {failure.ckpt for failure in failures if failure.unit is None}
     failed_units = Counter(failure.ckpt for failure in failures if failure.unit is not None)
     per_checkpoint = units.total()
     failed = {
         name: per_checkpoint - done[name] if name in unloadable else min(per_checkpoint - done[name], count)
-        for name, count in ((name, failed_units[name]) for name in committed)
+        for name, count in ((name, failed_units[name]) for name in done)
     }
     # Nothing could be planned where no checkpoint could be read at all.
     unplanned = unloadable if per_checkpoint == 0 else set[str]()
     return Status(
-        planned=per_checkpoint * len(committed),
+        planned=per_checkpoint * len(done),
         done=sum(done.values()),
         failed=sum(failed.values()),
-        checkpoints=len(committed),
+        checkpoints=len(done),
         checkpoints_done=sum(count == per_checkpoint for name, count in done.items() if name not in unplanned),
         checkpoints_failed=sum(count > 0 or name in unplanned for name, count in failed.items()),
     )
 
 
-def _planned(unit: Mapping[str, Any]) -> tuple[Any, ...]:
-    return unit["table"], unit["probe"], unit["detector"], unit["version"]
+def planned_names(units: Iterable[Mapping[str, Any]]) -> Counter[UnitName]:
+    """The units that each checkpoint will have, as a plan lists them, by table, probe, detector and version."""
+    return Counter((unit["table"], unit["probe"], unit["detector"], unit["version"]) for unit in units)
 
 
-def _committed(label: Label) -> tuple[Any, ...]:
-    return label.table, label.probe, label.detector, label.version
+def committed_names(parts: Iterable[Part], maps: Iterable[MapLabel]) -> dict[str, Counter[UnitName]]:
+    """The units that are on disk, by checkpoint. Patterns are a unit of each probe."""
+    found: dict[str, Counter[UnitName]] = {}
+    for part in parts:
+        label = part.label
+        found.setdefault(label.ckpt, Counter())[label.table, label.probe, label.detector, label.version] += 1
+    for kept in maps:
+        found.setdefault(kept.origin.ckpt, Counter())["maps", kept.probe, "maps", kept.schema] += 1
+    return found

@@ -6,17 +6,24 @@ Numbers are those of the fault table in docs/jobs.md.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
+from tests.families import tiny
 from tests.faults.test_store_faults import nothing_half_written, small_disk
 from tests.series import STEPS, write_series
 from workbench import open_run, scan
@@ -56,11 +63,11 @@ def assert_resumes(series, out, whole):
 
 
 def test_another_head_count_than_its_siblings_is_a_failure_of_that_checkpoint_alone(series, tmp_path):
-    copy = shutil.copytree(series, tmp_path / "series")
-    config = json.loads((copy / "checkpoint-2" / "config.json").read_text())
+    damaged = shutil.copytree(series, tmp_path / "series")
+    config = json.loads((damaged / "checkpoint-2" / "config.json").read_text())
     changed = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2 * config["head_dim"]}
-    (copy / "checkpoint-2" / "config.json").write_text(json.dumps(config | changed))
-    run = scan(copy, tmp_path / "run", **FAST)
+    (damaged / "checkpoint-2" / "config.json").write_text(json.dumps(config | changed))
+    run = scan(damaged, tmp_path / "run", **FAST)
     (failure,) = run.failures().to_dict("records")
     assert failure["ckpt"] == "checkpoint-2"
     assert "its siblings" in failure["message"]
@@ -71,18 +78,47 @@ def test_another_head_count_than_its_siblings_is_a_failure_of_that_checkpoint_al
 
 
 def test_verifying_refuses_a_flipped_bit_that_loads_without_an_error(series, tmp_path):
-    copy = shutil.copytree(series, tmp_path / "series")
-    for folder in copy.iterdir():
+    damaged = shutil.copytree(series, tmp_path / "series")
+    for folder in damaged.iterdir():
         sums = subprocess.run(["sha256sum", "model.safetensors"], cwd=folder, capture_output=True, check=True)
         (folder / "SHA256SUMS").write_bytes(sums.stdout)
-    weights = copy / "checkpoint-16" / "model.safetensors"
+    weights = damaged / "checkpoint-16" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 0x01
     weights.write_bytes(content)
-    assert scan(copy, tmp_path / "trusting", **FAST).failures().empty
-    (failure,) = scan(copy, tmp_path / "run", **FAST, verify=True).failures().to_dict("records")
+    assert scan(damaged, tmp_path / "trusting", **FAST).failures().empty
+    (failure,) = scan(damaged, tmp_path / "run", **FAST, verify=True).failures().to_dict("records")
     assert failure["ckpt"] == "checkpoint-16"
     assert "sha256 is" in failure["message"]
+
+
+# 10: numbers that are none
+
+
+def test_weights_that_are_not_finite_are_scored_if_allowed_and_every_row_says_so(series, whole, tmp_path):
+    damaged = shutil.copytree(series, tmp_path / "series")
+    weights = damaged / "checkpoint-16" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.self_attn.k_proj.weight"][0, 0] = torch.nan
+    tensors["model.layers.1.self_attn.v_proj.weight"][0, 0] = torch.inf
+    save_file(tensors, weights, {"format": "pt"})
+    refused = scan(damaged, tmp_path / "run", **FAST)
+    assert refused.failures().ckpt.tolist() == ["checkpoint-16"]
+    assert "--allow-nonfinite" in refused.failures().message.item()
+    run = scan(damaged, tmp_path / "run", **FAST, allow_nonfinite=True)
+    assert run.failures().empty
+    assert run.status().is_complete
+    flags = run.scores().groupby("step")["flags"].unique().map(list).to_dict()
+    assert flags == {0: [""], 2: [""], 16: ["nonfinite_weights=2"], 100: [""]}
+    below = scores(run)[lambda f: (f.step == 16) & (f.layer == 0)]
+    expected = whole[(whole.step == 16) & (whole.layer == 0)]
+    assert below.score.tolist() == expected.score.tolist()  # of layers before the damage nothing is lost
+    (log,) = [e for e in events(run.path) if e["event"] == "non-finite weights"]
+    assert len(log["tensors"]) == 2
+
+
+def events(path):
+    return [json.loads(line) for file in (path / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
 
 
 # 21, 23: disks
@@ -187,6 +223,35 @@ def test_a_checkpoint_that_needs_too_much_memory_is_told_so_and_the_others_go_on
     assert_resumes(series, tmp_path / "run", whole)
 
 
+def little_memory(*arguments):
+    """What a process says that may take only so much more memory than it has."""
+    command = [sys.executable, str(Path(__file__).with_name("little_memory.py")), *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_tiles_that_do_not_fit_into_the_address_space_are_halved_and_the_numbers_are_the_same():
+    said = little_memory("attention", 150)
+    assert len(said["sizes"]) >= 2
+    assert all(a == 2 * b for a, b in pairwise(said["sizes"]))
+    assert said["equal"]
+    assert said["error"] <= 1e-6
+
+
+def test_a_checkpoint_too_large_for_the_address_space_is_oom_and_the_others_go_on(tmp_path):
+    for step, width in ((1, 64), (2, 200_000), (3, 64)):
+        config = copy.deepcopy(tiny("llama").config)
+        config.intermediate_size = width
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "series" / f"step{step}")
+    said = little_memory("scan", 100, tmp_path / "series", tmp_path / "run")
+    assert [(f["ckpt"], f["kind"]) for f in said["failures"]] == [("step2", "oom")]
+    assert said["steps"] == [1, 3]
+    run = scan(tmp_path / "series", tmp_path / "run", ["sink"], ["repeats:n=12,n_sequences=6"])  # with memory again
+    assert run.failures().empty
+    assert run.status().is_complete
+
+
 # 27: signals
 
 
@@ -211,15 +276,15 @@ def test_a_signal_finishes_the_unit_at_hand_and_a_second_drops_it(series, whole,
 
 @pytest.mark.parametrize("when", [0, 4_070_908_800], ids=["1970", "2099"])
 def test_clocks_that_are_wrong_change_no_number_and_no_order(series, whole, tmp_path, when):
-    copy = shutil.copytree(series, tmp_path / "series")
-    for i, path in enumerate(sorted(copy.rglob("*"), reverse=True)):
+    damaged = shutil.copytree(series, tmp_path / "series")
+    for i, path in enumerate(sorted(damaged.rglob("*"), reverse=True)):
         os.utime(path, (when + i, when + i))
-    run = scan(copy, tmp_path / "run", **FAST)
+    run = scan(damaged, tmp_path / "run", **FAST)
     pd.testing.assert_frame_equal(scores(run), whole, check_exact=True)
     parts = list((tmp_path / "run").rglob("*.parquet"))
     for i, part in enumerate(parts):
         os.utime(part, (when - i if when else i, when + i))
-    again = scan(copy, tmp_path / "run", **FAST)
+    again = scan(damaged, tmp_path / "run", **FAST)
     assert again.checkpoints().ckpt.tolist() == [f"checkpoint-{s}" for s in STEPS]
     pd.testing.assert_frame_equal(scores(open_run(tmp_path / "run")), whole, check_exact=True)
     assert sorted((tmp_path / "run").rglob("*.parquet")) == sorted(parts)

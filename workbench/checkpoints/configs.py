@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from workbench.checkpoints.inside import own_file
 from workbench.heads import BadCheckpoint
 
 CONFIG = "config.json"
@@ -59,10 +60,10 @@ def read_json_object(path: Path) -> dict[str, object]:
     """The object in a JSON file.
 
     Raises:
-        BadCheckpoint: if the file is missing, is a git-lfs pointer, or holds no JSON object.
+        BadCheckpoint: if the file is missing, a link out of its folder, a git-lfs pointer, or holds no JSON object.
     """
     try:
-        content = path.read_bytes()
+        content = own_file(path.parent, path).read_bytes()
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
     if content.startswith(_LFS):

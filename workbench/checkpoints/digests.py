@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from workbench.checkpoints.formats import weight_files
+from workbench.checkpoints.inside import own_file
 from workbench.heads import BadCheckpoint
 
 LISTS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "checksums.sha256", "manifest.sha256")
@@ -27,7 +28,8 @@ def verify_digests(checkpoint: Path) -> dict[str, str]:
     files = weight_files(checkpoint)
     if not files:
         raise BadCheckpoint(f"{checkpoint}: holds no weights to verify")
-    written = _written(checkpoint)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    written = _written(folder)
     found: dict[str, str] = {}
     for file in files:
         expected = written.get(file.name) or _blob_name(file)
@@ -36,22 +38,21 @@ def verify_digests(checkpoint: Path) -> dict[str, str]:
                 f"{file}: no digest is written for it; expected a list such as {LISTS[0]} beside it (`sha256sum * > "
                 f"{LISTS[0]}` where the file is known to be good), or scan without --verify"
             )
-        with file.open("rb") as stream:
+        with own_file(folder, file).open("rb") as stream:
             found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
         if found[file.name] != expected:
             raise BadCheckpoint(f"{file}: sha256 is {found[file.name]}, written is {expected}; fetch the file again")
     return found
 
 
-def _written(checkpoint: Path) -> dict[str, str]:
+def _written(folder: Path) -> dict[str, str]:
     """Digests by file name, from every list there is."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     lists = [folder / name for name in LISTS] + sorted(folder.glob("*.sha256"))
     written: dict[str, str] = {}
     for path in dict.fromkeys(lists):
         if not path.is_file():
             continue
-        text = path.read_text("utf-8", errors="replace").strip()
+        text = own_file(folder, path).read_text("utf-8", errors="replace").strip()
         if _SHA256.fullmatch(text.lower()):
             written[path.stem] = text.lower()
         for match in map(_LINE.fullmatch, text.splitlines()):

@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 from workbench.checkpoints.configs import read_config
 from workbench.checkpoints.formats import weight_files
+from workbench.checkpoints.inside import own_file
 from workbench.heads import BadCheckpoint, StoreNotWritable
 
 _BLOCK = 4 << 20
@@ -45,10 +46,10 @@ def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint
     config's is of its JSON with sorted keys, without `_name_or_path` and `transformers_version`.
 
     Raises:
-        BadCheckpoint: if there are no weights or no config.json.
+        BadCheckpoint: if there are no weights or no config.json, or one of them is a link out of the folder.
         StoreNotWritable: if the cache cannot be written.
     """
-    files = [file for file in weight_files(checkpoint_path) if file.exists()]
+    files = [own_file(_folder(checkpoint_path), file) for file in weight_files(checkpoint_path) if file.exists()]
     if not files:
         raise BadCheckpoint(f"{checkpoint_path}: holds no weights to fingerprint")
     config = {key: value for key, value in read_config(checkpoint_path).items() if key not in _NO_MODEL}
@@ -69,8 +70,22 @@ def same_weights(a: Path, b: Path) -> bool:
     files_a, files_b = weight_files(a), weight_files(b)
     if len(files_a) != len(files_b) or not files_a or not all(file.exists() for file in (*files_a, *files_b)):
         return False
+    if not all(_is_own(_folder(path), file) for path, files in ((a, files_a), (b, files_b)) for file in files):
+        return False
     pairs = [pair for pair in zip(files_a, files_b, strict=True) if not os.path.samefile(*pair)]
     return all(all(map(same, pairs)) for same in (_same_size, _same_samples, _same_bytes))
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
+def _is_own(folder: Path, file: Path) -> bool:
+    try:
+        own_file(folder, file)
+    except BadCheckpoint:
+        return False
+    return True
 
 
 def _blake2b(content: bytes) -> str:

@@ -23,6 +23,7 @@ from workbench.checkpoints.formats import (
     checkpoint_format,
     weight_files,
 )
+from workbench.checkpoints.inside import own_file
 from workbench.heads import BadCheckpoint
 
 _BYTES = {
@@ -128,7 +129,6 @@ def _weight_map(path: Path) -> dict[str, str] | None:
     if not index.exists():
         found = ", ".join(file.name for file in weight_files(path)[:3])
         raise BadCheckpoint(f"{index}: is missing, as is {SAFETENSORS}; found {found}")
-    _refuse_outside(path, index)
     listed = read_json_object(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise BadCheckpoint(f"{index}: has no weight_map of tensor names to shards")
@@ -151,19 +151,8 @@ def _shards(path: Path, listed: dict[str, str] | None) -> tuple[Path, ...]:
         if not (path / name).exists():
             dangling = "is a symlink to nothing" if (path / name).is_symlink() else "is missing"
             raise BadCheckpoint(f"{path / name}: shard {dangling}; {len(names)} listed, fetch the checkpoint again")
-        _refuse_outside(path, path / name)
+        own_file(path, path / name)
     return tuple(path / name for name in names)
-
-
-def _refuse_outside(path: Path, file: Path) -> None:
-    """Refuse a symlink out of the checkpoint, except into the blobs of a Hugging Face cache."""
-    root, real = path.resolve(), file.resolve()
-    if real.is_relative_to(root):
-        return
-    snapshots = next((folder for folder in root.parents if folder.name == "snapshots"), None)
-    if snapshots is not None and real.parent == snapshots.parent / "blobs":
-        return
-    raise BadCheckpoint(f"{file}: is a symlink to {real}, outside the checkpoint; copy the file into the folder")
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:

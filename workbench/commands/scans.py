@@ -58,6 +58,9 @@ def scan(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also .bin, .pt and distributed checkpoints; no code is run.")
     ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Also weights with NaN or infinity; their rows are flagged.")
+    ] = False,
     rows: Annotated[int | None, typer.Option(help="Query rows per sequence to sample. Default: all.")] = None,
     far_window: Annotated[int | None, typer.Option(help="Window of far_mass in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the bootstrap.")] = None,
@@ -87,6 +90,7 @@ def scan(
         "retry": retry or None,
         "verify": verify or None,
         "allow_pickle": allow_pickle or None,
+        "allow_nonfinite": allow_nonfinite or None,
         "rows": rows,
         "far_window": far_window,
         "seed": seed,
@@ -131,18 +135,41 @@ def status(
 
 
 def _watch(run: Any) -> None:
-    """A line on stderr that follows the scan, wherever it runs, until every unit is done or has failed."""
-    said = ""
+    """A line on stderr that follows the scan, wherever it runs, until every unit is done or has failed.
+
+    It names the slowest so far; what fails meanwhile is told at once, each failure once.
+    """
+    said, told = "", set[str]()
     while not (found := run.status()).is_complete:
-        line = f"{found.done} of {found.planned} units done, {found.failed} failed, {_to_go(run, found)}"
+        failed = [_failed(failure) for failure in run.failures().to_dict("records")]
+        for failure in [f for f in failed if f not in told]:
+            _clear_line()
+            warn(failure)
+        told.update(failed)
+        slowest = "".join(f", slowest {_slow(t)}" for t in run.timings().slowest(1))
+        line = f"{found.done} of {found.planned} units done, {found.failed} failed, {_to_go(run, found)}{slowest}"
         if STDERR.is_terminal:
-            STDERR.print(f"\r\x1b[K{line}", end="", markup=False, highlight=False)
+            _clear_line()
+            STDERR.print(line[: STDERR.width - 1], end="", markup=False, highlight=False)
         elif line != said:
             warn(line)
         said = line
         time.sleep(_WATCH_S)
-    if said and STDERR.is_terminal:
-        STDERR.print()
+    _clear_line()
+
+
+def _clear_line() -> None:
+    if STDERR.is_terminal:
+        STDERR.print("\r\x1b[K", end="", markup=False, highlight=False)
+
+
+def _slow(timing: Any) -> str:
+    maps = " maps" if timing.what == "maps" else ""
+    return f"{timing.ckpt} {timing.probe}{maps} {timing.total_s:.1f} s"
+
+
+def _failed(failure: dict[str, Any]) -> str:
+    return f"failed {failure['ckpt']}: {failure['message']}"
 
 
 def _to_go(run: Any, found: Any) -> str:
@@ -157,7 +184,9 @@ def _tell_status(run: Any, as_json: bool) -> None:
     if as_json:
         document = {name: getattr(found, name) for name in found.__dataclass_fields__}
         parts = ("digest_s", "load_s", "forward_s", "statistics_s", "write_s")
-        slow = [{n: getattr(t, n) for n in ("ckpt", "probe", "units", "total_s", *parts, "worker")} for t in slowest]
+        slow = [
+            {n: getattr(t, n) for n in ("ckpt", "probe", "what", "units", "total_s", *parts, "worker")} for t in slowest
+        ]
         failed = failures.drop(columns="traceback").to_dict("records")
         say_json({"run": run.path, **document, "eta_s": eta, "slowest": slow, "failures": failed})
         return
@@ -168,11 +197,11 @@ def _tell_status(run: Any, as_json: bool) -> None:
     )
     for t in slowest:
         warn(
-            f"slowest {t.ckpt} {t.probe}: {t.total_s:.1f} s (digest {t.digest_s:.1f}, load {t.load_s:.1f}, "
+            f"slowest {_slow(t)} (digest {t.digest_s:.1f}, load {t.load_s:.1f}, "
             f"forward {t.forward_s:.1f}, statistics {t.statistics_s:.1f}, write {t.write_s:.1f})"
         )
     for failure in failures.to_dict("records"):
-        warn(f"failed {failure['ckpt']}: {failure['message']}")
+        warn(_failed(failure))
 
 
 def _tell_outlook(job: Any, as_json: bool) -> None:

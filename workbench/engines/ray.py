@@ -11,6 +11,7 @@ import contextlib
 import os
 import pickle
 import secrets
+import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -106,7 +107,11 @@ class _Told:
 
     @classmethod
     def of(cls, ray: Any) -> _Told:
-        return cls(ray, ray.remote(num_cpus=0)(_Events).remote())
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # Beside the process that started the scan: the loss of any other node must not take it along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return cls(ray, ray.remote(num_cpus=0, scheduling_strategy=here)(_Events).remote())
 
     def pass_on(self, tell: Tell) -> None:
         for event in self._ray.get(self.actor.take.remote()):
@@ -142,7 +147,7 @@ def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
                     _node_ip_address="127.0.0.1",
                 )
             else:
-                ray.init(address=address, log_to_driver=False)
+                ray.init(address=address, log_to_driver=False, **_own_address(address))
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise WorkbenchError(
                 f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}; start one with "
@@ -171,6 +176,17 @@ def _security(address: str | None) -> Mapping[str, str]:
             "RAY_AUTH_TOKEN_PATH=FILE both here and where `ray start` is called"
         )
     return variables
+
+
+def _own_address(address: str) -> dict[str, str]:
+    """What this machine is called on the way to the cluster; Ray itself would look for the way outside."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return {}
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((host, int(port)))  # sends nothing
+        return {"_node_ip_address": way.getsockname()[0]}
+    return {}
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,9 @@ asked: no code beside the weights, no pickle, no network, no prompt.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weights
 from workbench.checkpoints.configs import read_config
+from workbench.checkpoints.inside import refuse_foreign
 from workbench.heads import BadCheckpoint
 from workbench.hooks.linear.lightning import lightning_modules, lightning_slopes
 from workbench.hooks.pickles import READABLE, pickled_info, read_pickled
@@ -37,6 +40,8 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 # Buffers that older releases saved and none reads back: causal masks, rotary frequencies, positions.
 _UNREAD = (".attn.bias", ".attention.bias", ".masked_bias", ".bias_mask", "position_ids")
 _ROTARY = "rotary_emb.inv_freq"
+# What torch's allocator and the system say, the latter through whoever mapped a file.
+_NO_MEMORY = ("DefaultCPUAllocator", os.strerror(errno.ENOMEM))
 # Buffers that follow from the config; `_restore_decay` computes them.
 _DECAY = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
 TOKENIZER_FILES = (
@@ -78,7 +83,12 @@ class LoadedModel:
 
 
 def load_pretrained(
-    path: Path, *, device: torch.device | str, dtype: torch.dtype | None = None, allow_pickle: bool = False
+    path: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+    allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Load a Hugging Face folder with safetensors weights.
 
@@ -86,6 +96,7 @@ def load_pretrained(
         dtype: None is float32 on the CPU and the weights' own elsewhere. The state and the decay of lightning
             attention are float32 whatever it is: in bfloat16 slow heads would never forget.
         allow_pickle: where there are no safetensors, read pickled weights, tensors alone; see `hooks.pickles`.
+        allow_nonfinite: also load weights with NaN or infinity in them; `nonfinite_tensors` then says in which.
 
     Raises:
         BadCheckpoint: naming the file or tensors and the reason.
@@ -106,7 +117,8 @@ def load_pretrained(
             _load(path, config, torch.device("meta"), dtype_or_auto, given)
         model = _load(path, config, device, dtype_or_auto, given)
         tokenizer, no_tokenizer = load_tokenizer(path)
-    _refuse_nonfinite(path, model)
+    if not allow_nonfinite:
+        _refuse_nonfinite(path, model)
     _restore_decay(model)
     return LoadedModel(model.eval(), tokenizer, no_tokenizer, weights)
 
@@ -173,8 +185,10 @@ def load_config(path: Path) -> PreTrainedConfig:
     """The configuration of a checkpoint's folder.
 
     Raises:
-        BadCheckpoint: if config.json is missing, or describes no causal language model that transformers knows.
+        BadCheckpoint: if config.json is missing, or describes no causal language model that transformers knows, or a
+            file of the folder is a link to elsewhere.
     """
+    refuse_foreign(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except FAILURES as error:
@@ -186,9 +200,12 @@ def load_config(path: Path) -> PreTrainedConfig:
     return config
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine is too small, which is not the checkpoint's fault."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the machine is too small, which is not the checkpoint's fault; also where another error came of that."""
+    if error is None:
+        return False
+    is_it = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(told in str(error) for told in _NO_MEMORY)
+    return is_it or is_out_of_memory(error.__cause__)
 
 
 def _reason(error: Exception) -> str:
@@ -218,9 +235,17 @@ def _refuse_misfits(path: Path, report: dict[str, Any]) -> None:
 
 def _refuse_nonfinite(path: Path, model: PreTrainedModel) -> None:
     """Refuse NaN and infinity in a parameter or saved buffer: an infinite v leaves attention finite."""
-    bad = [name for name, tensor in _saved_tensors(model) if not _is_finite(tensor)]
+    bad = nonfinite_tensors(model)
     if bad:
-        raise BadCheckpoint(f"{path}: non-finite numbers in {_some(bad)}; a diverged run or a damaged file")
+        raise BadCheckpoint(
+            f"{path}: non-finite numbers in {_some(bad)}; a diverged run or a damaged file. --allow-nonfinite "
+            "(allow_nonfinite=True) scores what is left of it"
+        )
+
+
+def nonfinite_tensors(model: PreTrainedModel) -> list[str]:
+    """The parameters and saved buffers that have NaN or infinity in them, by name."""
+    return [name for name, tensor in _saved_tensors(model) if not _is_finite(tensor)]
 
 
 def _saved_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -21,6 +21,7 @@ def open_model(
     dtype: torch.dtype | None = None,
     *,
     allow_pickle: bool = False,
+    allow_nonfinite: bool = False,
 ) -> HookedModel:
     """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
 
@@ -31,6 +32,7 @@ def open_model(
         device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
         dtype: default float32 on the CPU, the checkpoint's own on CUDA. A model in memory keeps its own.
         allow_pickle: also read `.bin`, `.pt` and distributed checkpoints: tensors alone, no code in them is run.
+        allow_nonfinite: also open a checkpoint with NaN or infinity in its weights.
 
     Raises:
         BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
@@ -44,7 +46,9 @@ def open_model(
             )
         return _in_memory(source)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loaded = load_pretrained(Path(source), device=target, dtype=dtype, allow_pickle=allow_pickle)
+    loaded = load_pretrained(
+        Path(source), device=target, dtype=dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
+    )
     return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
 
 

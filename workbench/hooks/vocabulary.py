@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.checkpoints.inside import refuse_foreign
 from workbench.hooks.loading import TOKENIZER_FILES, load_config, load_tokenizer, quiet
 
 
@@ -32,6 +33,7 @@ def model_words(path: Path) -> ModelWords:
 
 def words_digest(path: Path) -> str:
     """Digest of the files that `model_words` reads: equal ones make equal probes, and no tokenizer need be loaded."""
+    refuse_foreign(path)
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", *TOKENIZER_FILES):
         file = path / name

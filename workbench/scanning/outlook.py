@@ -15,7 +15,8 @@ from workbench.jobs import Job
 from workbench.probes import Probe
 from workbench.scanning.units import Units
 from workbench.scanning.worker import dtype_of
-from workbench.store import Store
+from workbench.status import committed_names, planned_names
+from workbench.store import MapLabel, Maps, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,12 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     detectors = find_detectors(job.detectors)
     checkpoints = shard_of(job, [c for c in find_checkpoints(job.checkpoints).checkpoints if c.alias_of is None])
     planned = planned_units(Units(job, ready, detectors), checkpoints)
-    names = Counter((u["table"], u["probe"], u["detector"], u["version"]) for u in planned)
-    committed: dict[str, Counter[tuple[Any, ...]]] = {c.name: Counter() for c in checkpoints}
-    if (job.out / "run.json").is_file():
-        for part in Store.open(job.out).parts():
-            label = part.label
-            committed.get(label.ckpt, Counter())[label.table, label.probe, label.detector, label.version] += 1
+    names = planned_names(planned)
+    is_begun = (job.out / "run.json").is_file()
+    committed = committed_names(Store.open(job.out).parts(), _maps(job)) if is_begun else {}
     looks: list[CheckpointOutlook] = []
     for c in checkpoints:
-        done = (names & committed[c.name]).total()
+        done = (names & committed.get(c.name, Counter())).total()
         n_bytes = 0 if done == names.total() else _size(c)
         looks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
     return Outlook(job, tuple(planned), tuple(looks))
@@ -97,6 +95,10 @@ def shard_of(job: Job, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     if not mine:
         raise WorkbenchError(f"shard {job.shard} has none of {len(checkpoints)} checkpoints; use fewer shards")
     return mine
+
+
+def _maps(job: Job) -> list[MapLabel]:
+    return [file.label for file in Maps(job.out).files()]
 
 
 def _size(checkpoint: Checkpoint) -> int:

@@ -20,9 +20,10 @@ from workbench.interrupts import Interrupts
 from workbench.jobs import Job, make_job
 from workbench.probes import Probe
 from workbench.run import Run, open_run
+from workbench.scanning.memory import available_memory
 from workbench.scanning.outlook import planned_units, shard_of
 from workbench.scanning.progress import Counts, OnProgress
-from workbench.scanning.worker import CheckpointTask, ScanWorker, Setup, available_memory, open_worker
+from workbench.scanning.worker import CheckpointTask, ScanWorker, Setup, open_worker
 from workbench.store import Failure, Store
 
 WORKER_DIED = "worker_died"

@@ -12,17 +12,22 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
 from workbench.jobs import Job
 from workbench.probes import Probe, build, default
-from workbench.store import SCHEMA, Origin, Table, canonical_digest
+from workbench.store import MAPS_SCHEMA, SCHEMA, Origin, Table, canonical_digest
 
 METRICS_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One part to be: `detector` None is the probe's metrics."""
+    """One part to be: `detector` None is the probe's metrics. `determined`: what determines its numbers."""
 
-    key: str
+    determined: dict[str, Any]
     detector: AnyDetector | None
+
+    @property
+    def key(self) -> str:
+        """What it is filed under."""
+        return canonical_digest(self.determined)
 
     @property
     def name(self) -> str:
@@ -61,15 +66,17 @@ class Units:
 
         In place of a probe, None: the detectors that read weights.
         """
-        return [Unit(self._key(origin, probe, d), d) for d in self._wanted(probe)]
+        return [Unit(self._determined(origin, probe, d), d) for d in self._wanted(probe)]
 
     def planned(self, probes: Sequence[Probe]) -> list[dict[str, Any]]:
         """What each checkpoint will have, as the store's plan lists it."""
-        return [
+        measured = [
             {"probe": WEIGHTS if p is None else p.name, "detector": u.name, "version": u.version, "table": u.table}
             for p in [*probes, None]
-            for u in (Unit("", d) for d in self._wanted(p))
+            for u in (Unit({}, d) for d in self._wanted(p))
         ]
+        kept = probes if self._job.maps else ()
+        return measured + [{"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps"} for p in kept]
 
     def _wanted(self, probe: Probe | None) -> list[AnyDetector | None]:
         if probe is None:
@@ -90,7 +97,7 @@ class Units:
             )
         return probes
 
-    def _key(self, origin: Origin, probe: Probe | None, detector: AnyDetector | None) -> str:
+    def _determined(self, origin: Origin, probe: Probe | None, detector: AnyDetector | None) -> dict[str, Any]:
         """What determines a unit's numbers, and where they are filed; not the engine, device, batch or time."""
         job = self._job
         has_far = isinstance(detector, Detector) and "far_mass" in detector.needs
@@ -103,13 +110,11 @@ class Units:
             "dtype": job.dtype,
         }
         if probe is None:
-            return canonical_digest(determined)
-        return canonical_digest(
-            {
-                **determined,
-                "probe": [probe.name, probe.digest],
-                "rows": job.rows,
-                "far": [job.far_window, job.far_sink] if has_far else None,
-                "seed": job.seed,
-            }
-        )
+            return determined
+        return {
+            **determined,
+            "probe": [probe.name, probe.digest],
+            "rows": job.rows,
+            "far": [job.far_window, job.far_sink] if has_far else None,
+            "seed": job.seed,
+        }

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
 from workbench.checkpoints import Checkpoint, fingerprint, verify_digests
-from workbench.checkpoints.formats import weight_files
 from workbench.detectors import (
     WEIGHTS,
     AnyDetector,
@@ -33,19 +30,18 @@ from workbench.detectors import (
 from workbench.engines.tasks import ShouldStop, Tell
 from workbench.heads import BadCheckpoint, Row, StoreNotWritable, WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.loading import is_out_of_memory
+from workbench.hooks.loading import is_out_of_memory, nonfinite_tensors
 from workbench.jobs import Job
 from workbench.kernels import Far
-from workbench.mapping import MapOptions, flagged, map_probe, map_unit, unmapped
+from workbench.mapping import MapOptions, commit_map, flagged, make_map, map_unit, unmapped
 from workbench.probes import Probe
+from workbench.scanning.memory import give_memory_back, read_ahead
 from workbench.scanning.progress import Event
 from workbench.scanning.units import Unit, Units
 from workbench.store import Failure, Origin, Store, Timing, canonical_digest
 
 # The probe digest of scores that are read off weights: the same in every run.
 _NO_PROBE = canonical_digest({"probe": WEIGHTS})
-# Of the memory that is free, what the next checkpoint's files may take in the page cache.
-_READ_AHEAD_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +77,7 @@ class _PartFields(TypedDict):
     seq_len: int
     detector: str
     version: int
+    determined: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -141,27 +138,33 @@ class ScanWorker:
             marks = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
         origin = _origin(self._store.path.name, checkpoint, marks.weights, marks.config)
         missing = self._missing(origin, checkpoint.path, tell)
-        probes = self.units.probes(checkpoint.path) if self._job.maps else []
-        to_map = unmapped(self._store, origin, probes, self._map_options)
+        to_map = self._unmapped(origin, checkpoint.path, tell)
         if not (missing or to_map):
             self._store.forgive(checkpoint.name, None)
             return
         with clock.on("load"):
-            model = open_model(checkpoint.path, self._job.device, self._dtype, allow_pickle=self._job.allow_pickle)
+            model = open_model(
+                checkpoint.path,
+                self._job.device,
+                self._dtype,
+                allow_pickle=self._job.allow_pickle,
+                allow_nonfinite=self._job.allow_nonfinite,
+            )
+            flags = self._flags(origin, model)
         self._store.forgive(checkpoint.name, None)
         if argument.upcoming is not None:
             threading.Thread(target=read_ahead, args=(argument.upcoming,), daemon=True).start()
         for probe, units in missing:
-            self._probe(origin, model, probe, units, clock=clock, tell=tell)
+            self._probe(origin, model, probe, units, flags=flags, clock=clock, tell=tell)
             clock = _Clock()
             if should_stop():
                 break
         else:
-            self._map(origin, model, to_map, tell=tell, should_stop=should_stop)
+            self._map(origin, model, to_map, clock=clock, tell=tell, should_stop=should_stop)
         kept = weakref.ref(model.model)
         del model
         if kept() is not None:  # a knot of references: without this, two checkpoints would be in memory at a time
-            _give_memory_back()
+            give_memory_back()
 
     def _missing(self, origin: Origin, path: Path, tell: Tell) -> list[tuple[Probe | None, list[Unit]]]:
         missing: list[tuple[Probe | None, list[Unit]]] = []
@@ -173,6 +176,20 @@ class ScanWorker:
                 missing.append((probe, todo))
         return missing
 
+    def _unmapped(self, origin: Origin, path: Path, tell: Tell) -> list[Probe]:
+        probes = self.units.probes(path) if self._job.maps else []
+        todo = unmapped(self._store, origin, probes, self._map_options)
+        tell(Event(origin.ckpt, found=len(probes) - len(todo)))
+        return todo
+
+    def _flags(self, origin: Origin, model: HookedModel) -> str:
+        """What every row of this checkpoint says of its weights: how many tensors are not finite, where that may be."""
+        bad = nonfinite_tensors(model.model) if self._job.allow_nonfinite else []
+        if not bad:
+            return ""
+        self._store.log(event="non-finite weights", ckpt=origin.ckpt, tensors=bad)
+        return f"nonfinite_weights={len(bad)}"
+
     def _probe(
         self,
         origin: Origin,
@@ -180,6 +197,7 @@ class ScanWorker:
         probe: Probe | None,
         units: Sequence[Unit],
         *,
+        flags: str,
         clock: _Clock,
         tell: Tell,
     ) -> None:
@@ -193,7 +211,7 @@ class ScanWorker:
             self._fail(origin.ckpt, [u.key for u in units], error, tell)
             return
         with clock.on("write"):
-            self._commit(origin, probe, units, measured)
+            self._commit(origin, probe, units, measured, flags=flags)
         self._store.add_timing(_timing(origin.ckpt, name, len(units), clock, measured.forward_s))
         tell(Event(origin.ckpt, name, committed=len(units)))
 
@@ -206,7 +224,9 @@ class ScanWorker:
         detectors = [u.detector for u in units if isinstance(u.detector, Detector)]
         return measure(model, probe, detectors, far=Far(window, job.far_sink), seed=job.seed, rows=job.rows or "all")
 
-    def _commit(self, origin: Origin, probe: Probe | None, units: Sequence[Unit], measured: Measured) -> None:
+    def _commit(
+        self, origin: Origin, probe: Probe | None, units: Sequence[Unit], measured: Measured, *, flags: str
+    ) -> None:
         """Turn what was measured into parts: the one place where a checkpoint's recording goes to disk."""
         for unit in units:
             of_unit: _PartFields = {
@@ -215,16 +235,24 @@ class ScanWorker:
                 "seq_len": 0 if probe is None else probe.tokens.shape[1],
                 "detector": unit.name,
                 "version": unit.version,
+                "determined": unit.determined,
             }
             if unit.detector is None:
                 self._store.commit_metrics(origin, unit.key, measured.metrics, **of_unit)
             else:
-                rows: list[Row] = measured.rows[unit.name]
+                rows = [_flagged(row, flags) for row in measured.rows[unit.name]]
                 self._store.commit_scores(origin, unit.key, rows, **of_unit)
             self._store.forgive(origin.ckpt, unit.key)
 
     def _map(
-        self, origin: Origin, model: HookedModel, probes: Sequence[Probe], *, tell: Tell, should_stop: ShouldStop
+        self,
+        origin: Origin,
+        model: HookedModel,
+        probes: Sequence[Probe],
+        *,
+        clock: _Clock,
+        tell: Tell,
+        should_stop: ShouldStop,
     ) -> None:
         """Keep the patterns that are missing, now that the scores say which heads stand out."""
         fine = flagged(self._store, origin) if probes else []
@@ -233,44 +261,28 @@ class ScanWorker:
                 return
             tell(Event(origin.ckpt, probe.name))
             try:
-                map_probe(self._store, origin, model, probe, self._map_options, fine=fine)
-            except StoreNotWritable:
-                raise
+                with clock.on("measure"):
+                    arrays = make_map(model, probe, self._map_options, fine=fine)
             except Exception as error:  # scores stand without patterns; the reason is stored
                 self._fail(origin.ckpt, [map_unit(origin, probe, self._map_options)], error, tell)
+                continue
+            with clock.on("write"):
+                commit_map(self._store, origin, probe, arrays, self._map_options)
+            timing = _timing(origin.ckpt, probe.name, 1, clock, clock.spent["measure"])
+            self._store.add_timing(replace(timing, what="maps"))
+            tell(Event(origin.ckpt, probe.name, committed=1))
+            clock = _Clock()
 
     def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception, tell: Tell) -> None:
         kind = type(error).__name__
         if is_out_of_memory(error):
             kind = "oom"
-            _give_memory_back()
+            give_memory_back()
         told = "".join(traceback.format_exception(error))
         for unit in units:
             self._store.fail(Failure(ckpt, unit, kind, str(error), told))
         self._store.log(event="failed", ckpt=ckpt, kind=kind, message=str(error))
         tell(Event(ckpt, failed=len(units)))
-
-
-def read_ahead(checkpoint: Path) -> None:
-    """Ask the system to read a checkpoint's files into its page cache, unless they would fill it."""
-    try:
-        files = weight_files(checkpoint)
-        if sum(file.stat().st_size for file in files) > _READ_AHEAD_SHARE * available_memory():
-            return
-        for file in files:
-            with file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-    except OSError:
-        return  # the checkpoint's own turn will tell what is wrong with it
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping, as the system counts them."""
-    meminfo = Path("/proc/meminfo")
-    for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
@@ -303,11 +315,9 @@ def _timing(ckpt: str, probe: str, n_units: int, clock: _Clock, forward_s: float
     )
 
 
-def _give_memory_back() -> None:
-    """Let go of what only a knot of references keeps, and of the memory that CUDA keeps for later."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _flagged(row: Row, flags: str) -> Row:
+    """The row with flags of its checkpoint beside its own."""
+    return replace(row, flags=";".join(f for f in (row.flags, flags) if f)) if flags else row
 
 
 def _origin(run: str, checkpoint: Checkpoint, weights: str, config: str) -> Origin:

@@ -2,7 +2,7 @@
 
 from workbench.store.cube import Cube
 from workbench.store.folder import Failure, Store
-from workbench.store.map_parts import MapArrays, QueriesKeys
+from workbench.store.map_parts import MAPS_SCHEMA, MapArrays, MapLabel, QueriesKeys
 from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
 from workbench.store.parts import Part, Problem
 from workbench.store.reader import Reader, plain_text
@@ -10,6 +10,7 @@ from workbench.store.schema import METRICS, SCHEMA, SCORES, Label, Origin, Table
 from workbench.store.timings import Timing, Timings
 
 __all__ = [
+    "MAPS_SCHEMA",
     "METRICS",
     "SCHEMA",
     "SCORES",
@@ -18,6 +19,7 @@ __all__ = [
     "HeadMap",
     "Label",
     "MapArrays",
+    "MapLabel",
     "Maps",
     "Origin",
     "Part",

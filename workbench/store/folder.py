@@ -22,7 +22,7 @@ from workbench.store.disk import advisory_lock, append_line, prove_writable, rep
 from workbench.store.map_parts import MapArrays, check_maps, map_path, write_maps
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text
-from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, part_table
+from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 
@@ -115,10 +115,12 @@ class Store:
         probe: str = "",
         detector: str = "",
         version: int = 0,
+        determined: Mapping[str, Any] | None = None,
     ) -> Path:
         """Put the scores of one unit in place, whole or not at all.
 
         `probe`, `detector` and `version` are those of the rows; give them where there may be none to say so.
+        `determined`: what determines the numbers, whose digest `unit` is, for `check` to compare.
 
         Raises:
             StoreNotWritable: if the disk is full or refuses; nothing is left behind.
@@ -137,6 +139,7 @@ class Store:
             seq_len=seq_len,
             detector=detector,
             version=version,
+            determined="" if determined is None else canonical_json(determined),
         )
         return self._commit(rows, label)
 
@@ -151,6 +154,7 @@ class Store:
         probe: str = "",
         detector: str = "",
         version: int = 0,
+        determined: Mapping[str, Any] | None = None,
     ) -> Path:
         """Put the model-level numbers of one unit in place, whole or not at all.
 
@@ -172,6 +176,7 @@ class Store:
             seq_len=seq_len,
             detector=detector,
             version=version,
+            determined="" if determined is None else canonical_json(determined),
         )
         return self._commit(metrics, label)
 

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.heads import StoreTooNew, WorkbenchError
-from workbench.store.schema import COLUMNS, SCHEMA, VARYING, Label, Table
+from workbench.store.schema import COLUMNS, DIGEST, SCHEMA, VARYING, Label, Table, canonical_digest, part_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,42 @@ def _fault(root: Path, path: Path, folder: Path) -> str | None:
         part = read_label(root, path)
         if part.label.origin.folder != path.parent.name:
             return f"is of {part.label.ckpt} and belongs into {part.label.origin.folder}"
-        _read(root, part, COLUMNS[part.label.table].names)
+        table = _read(root, part, COLUMNS[part.label.table].names)
     except FileNotFoundError:
         return None
     except WorkbenchError as error:
         return str(error).removeprefix(f"{path} ").partition("; ")[0]
+    return _untruth(table, part.label, pq.read_metadata(path).metadata.get(DIGEST, b"").decode())
+
+
+def _untruth(table: pa.Table, label: Label, digest: str) -> str | None:
+    """What a part says of itself that its rows, its digest or its unit's key do not bear out; None if all is true."""
+    for name, said in label.shared().items():
+        if name in table.schema.names and table[name].unique().to_pylist() not in ([], [said]):
+            return f"says {name} {said!r} and has rows of {table[name].unique().to_pylist()}"
+    if digest and part_digest(table, label) != digest:
+        return "holds other rows than were written"
+    if label.determined:
+        determined = json.loads(label.determined)
+        if canonical_digest(determined) != label.unit:
+            return f"is named unit {label.unit}, and what determines its numbers makes {canonical_digest(determined)}"
+        for name, said in _of_key(label).items():
+            if determined.get(name, said) != said:
+                return f"has numbers of {name} {determined[name]!r} and says {said!r}"
     return None
+
+
+def _of_key(label: Label) -> dict[str, Any]:
+    """What a unit's key and the part's label both say."""
+    origin = label.origin
+    return {
+        "schema": label.schema,
+        "weights": origin.weights,
+        "config": origin.config,
+        "place": [origin.stage, origin.branch, origin.step],
+        "detector": [label.detector, label.version],
+        "probe": [label.probe, label.probe_digest],
+    }
 
 
 def _read(root: Path, part: Part, columns: list[str]) -> pa.Table:

@@ -71,6 +71,8 @@ METRICS = pa.schema(
     ]
 )
 
+# Where a file's metadata has the digest of the part.
+DIGEST = b"wb.digest"
 COLUMNS: dict[str, pa.Schema] = {"scores": SCORES, "metrics": METRICS}
 VARYING: dict[str, tuple[str, ...]] = {
     "scores": tuple(f.name for f in fields(Row) if f.name not in {"detector", "version", "probe"}),
@@ -105,7 +107,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a part is, as its file's metadata says it; `detector` is "" for metrics that belong to none."""
+    """What a part is, as its file's metadata says it; `detector` is "" for metrics that belong to none.
+
+    `determined`: JSON of what determines the numbers, of which `unit` is the digest; "" where it was not said.
+    """
 
     schema: int
     table: Table
@@ -117,6 +122,7 @@ class Label:
     seq_len: int
     detector: str
     version: int
+    determined: str = ""
 
     @property
     def ckpt(self) -> str:
@@ -148,7 +154,8 @@ class Label:
         Raises:
             KeyError, TypeError, ValueError: if some of it is missing or not of its type.
         """
-        text = {f.name: metadata[f"wb.{f.name}".encode()].decode() for f in fields(cls)}
+        named = {f.name: f"wb.{f.name}".encode() for f in fields(cls)}
+        text = {name: metadata[key].decode() for name, key in named.items() if name != "determined"}
         table = text["table"]
         if table != "scores" and table != "metrics":
             raise ValueError(f"table {table!r}")
@@ -163,13 +170,18 @@ class Label:
             seq_len=int(text["seq_len"]),
             detector=text["detector"],
             version=int(text["version"]),
+            determined=metadata.get(named["determined"], b"").decode(),
         )
 
 
 def canonical_digest(value: Any) -> str:
     """blake2b-128, in hex, of the value's canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=16).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table:
@@ -182,4 +194,17 @@ def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table
         )
         for field in schema
     ]
-    return pa.table(columns, schema=schema.with_metadata(label.metadata()))
+    table = pa.table(columns, schema=schema)
+    return table.replace_schema_metadata({**label.metadata(), DIGEST: part_digest(table, label).encode()})
+
+
+def part_digest(table: pa.Table, label: Label) -> str:
+    """blake2b-128, in hex, of what a part says of itself and of the columns in which its rows differ."""
+    digest = hashlib.blake2b(canonical_json(asdict(label)).encode(), digest_size=16)
+    for name in VARYING[label.table]:
+        column = table[name].combine_chunks()
+        is_text = column.type == pa.string()
+        values = column.fill_null("" if is_text else 0)
+        digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+        digest.update(canonical_json(values.to_pylist()).encode() if is_text else values.to_numpy().tobytes())
+    return digest.hexdigest()

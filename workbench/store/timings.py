@@ -11,7 +11,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.store.disk import append_line
 
@@ -20,7 +20,7 @@ FOLDER = "timings"
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that the units of one checkpoint and probe took together.
+    """Seconds that the units of one checkpoint and probe took together, their scores or their maps.
 
     `digest_s` (reading the weights to know them) and `load_s` are with the checkpoint's first probe. `forward_s` is the
     model's passes with the statistics that are taken inside them, `statistics_s` what is done with those, `write_s`
@@ -37,6 +37,7 @@ class Timing:
     write_s: float
     at: float = 0.0
     worker: str = ""
+    what: Literal["scores", "maps"] = "scores"
 
     @property
     def total_s(self) -> float:

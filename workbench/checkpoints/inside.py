@@ -1,0 +1,48 @@
+"""Which files are a checkpoint's own: none is read that a link takes from elsewhere, or that is a pipe or a device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from workbench.heads import BadCheckpoint
+
+# What transformers and the tokenizers look for beside the weights.
+_READ = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".safetensors")
+_TEMPLATES = "additional_chat_templates"
+
+
+def own_file(root: Path, file: Path) -> Path:
+    """The file itself, if it is a regular one inside the folder `root` or not there at all.
+
+    Links are followed: within the folder, and from a snapshot of a Hugging Face cache to the cache's own blobs.
+
+    Raises:
+        BadCheckpoint: if it lies elsewhere, or is no regular file.
+    """
+    real_root, real = root.resolve(), file.resolve()
+    if not real.is_relative_to(real_root) and not _is_blob(real_root, real):
+        raise BadCheckpoint(f"{file}: is a symlink to {real}, outside the checkpoint; copy the file into the folder")
+    if real.exists() and not real.is_file():
+        raise BadCheckpoint(f"{file}: is no regular file, and reading it might never end; fetch the checkpoint again")
+    return file
+
+
+def refuse_foreign(root: Path) -> None:
+    """Refuse a folder in which anything that is read by name is not its own.
+
+    Raises:
+        BadCheckpoint: naming the first such file.
+    """
+    if not root.is_dir():
+        return
+    templates = root / _TEMPLATES
+    inside = sorted(templates.iterdir()) if templates.is_dir() else []
+    named = [root / name for name in sorted(os.listdir(root)) if name.endswith(_READ)]
+    for file in [*named, *inside]:
+        own_file(root, file)
+
+
+def _is_blob(root: Path, real: Path) -> bool:
+    snapshots = next((folder for folder in root.parents if folder.name == "snapshots"), None)
+    return snapshots is not None and real.parent == snapshots.parent / "blobs"
