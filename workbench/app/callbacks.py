@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,15 @@ def register(app: Dash, content: p.Content) -> None:
         page.register(app, content)
     for fill in EXTRAS:
         fill(app, content)
+
+
+def read_ahead(runs: p.Runs) -> None:
+    """Read what the first page shows, while the browser is still loading its scripts."""
+    with suppress(WorkbenchError):  # whatever cannot be read is said on the page that asks for it
+        view = settled(view_of({"pathname": "", "search": ""})[0], runs)
+        planes(scored(view, runs), view.detector, view.probe, x=view.x)
+        for name in view.runs:
+            runs[name].metric_names()
 
 
 def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: p.Runs) -> View:

@@ -15,7 +15,7 @@ from workbench.app.live import LiveRun
 from workbench.app.tables import plain_table
 from workbench.app.view import View
 from workbench.figures.style import Theme
-from workbench.figures.trajectories import checkpoint_of, records, short_count
+from workbench.figures.trajectories import records, short_count
 from workbench.heads import WorkbenchError
 
 MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, HOW, LOCK_IN, LOCK_IN_SAID = (
@@ -29,7 +29,6 @@ MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, HOW, LOCK_IN, LOCK_IN_SAID = (
     "lock-in-said",
 )
 _MOVED_ROWS = 40
-_WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,7 @@ def settle(view: View, content: p.Content) -> View:
 
 def checkpoints(run: LiveRun, view: View) -> dict[str, str]:
     """The checkpoints of a run that have such scores: name -> what to call it."""
-    table = run.scores(detector=view.detector, probe=view.probe, columns=_WHERE).drop_duplicates("ckpt")
-    return {row["ckpt"]: str(checkpoint_of(row)) for row in records(table, *_WHERE)}
+    return {at.name: str(at) for at in run.trajectories(view.detector, view.probe).checkpoints}
 
 
 def sides_of(view: View, runs: p.Runs) -> Sides:

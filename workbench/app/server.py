@@ -17,7 +17,8 @@ from dash import Dash, html, set_props
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app import exports
-from workbench.app.callbacks import register
+from workbench.app.callbacks import read_ahead, register
+from workbench.app.compression import compress
 from workbench.app.guard import LOOPBACK, Guard
 from workbench.app.live import live_runs
 from workbench.app.mask import find_plans
@@ -45,8 +46,21 @@ def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), a
     Raises:
         WorkbenchError: if a folder holds no run, or a file no plan.
     """
-    access = access or Access()
+    return app_of(opened(runs, plans), access or Access())
+
+
+def opened(runs: Sequence[str | Path], plans: Sequence[str | Path]) -> Content:
+    """These runs, and these plans and those beside the runs.
+
+    Raises:
+        WorkbenchError: if a folder holds no run, or a file no plan.
+    """
     shown = live_runs(runs)
+    return Content(shown, find_plans([run.path for run in shown.values()], plans))
+
+
+def app_of(content: Content, access: Access) -> Dash:
+    """The app over what was opened."""
     app = Dash(
         __name__,
         title="attention workbench",
@@ -58,10 +72,10 @@ def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), a
         routes_pathname_prefix="/",
         on_error=_say,
     )
-    content = Content(shown, find_plans([run.path for run in shown.values()], plans))
     app.layout = document(content)
     register(app, content)
     exports.register(app, content)
+    compress(app.server)
     Guard(LOOPBACK | set(access.hosts), access.token, _prefix(access.prefix)).protect(app.server)
     app.server.wsgi_app = _Stripped(app.server.wsgi_app, _prefix(access.prefix).rstrip("/"))
     return app
@@ -88,11 +102,13 @@ def serve(
         names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
         token = access.token or secrets.token_urlsafe(18)
         access = Access((*access.hosts, *sorted(names)), token, access.prefix)
-    app = build_app(runs, plans=plans, access=access)
+    content = opened(runs, plans)
+    app = app_of(content, access)
     _require_free(host, port)
     server = Server(host, port, app.server, handler=_Quiet)
     address = _address(host, server.server_port, access)
     print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    threading.Thread(target=read_ahead, args=(content.runs,), daemon=True).start()
     if open_browser:
         threading.Timer(0.3, webbrowser.open, [address]).start()
     try:

@@ -34,6 +34,7 @@ from workbench.heads import Head, KVHead, WorkbenchError
 Runs = RunLike | Sequence[RunLike]
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
 _INTERVAL = ("n", "ci_lo", "ci_hi")
+_OF_LAYER = (*_WHERE, *_INTERVAL, "layer", "head", "kv_head", "kind", "detector", "probe", "score")
 
 
 _BRANCH = {"dash": "dash"}
@@ -66,7 +67,7 @@ def emergence(
         lines = [_head_line(found, row, scale) for row in rows] + [_mean_line(found, rows)]
         for line in lines:
             _add_line(figure, axis, found.checkpoints, line, name=one.name, style=line_style(i, theme))
-        marks = onset_marks(found, one.emergence(detector, probe=found.probe))
+        marks = onset_marks(found, one.onsets(detector, probe=found.probe))
         _add_onsets(figure, axis, found, {row: mark for row, mark in marks.items() if row in rows})
     styled(figure, theme, height=300)
     title = f"{detector} ({scale.unit})" if scale.unit else f"{detector} score"
@@ -285,7 +286,7 @@ def _detector_lines(
     run: RunLike, head: Head | KVHead, probe: str | None
 ) -> list[tuple[str, list[dict[str, Any]], Scale]]:
     """Name, rows and scale of every detector that scored this head, on the wanted probe or on all."""
-    scores = run.scores(layer=head.layer)
+    scores = run.scores(layer=head.layer, columns=_OF_LAYER)
     column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
     mine = scores.loc[scores[column] == number]
     if mine.empty:

@@ -90,7 +90,7 @@ def strips(
     figure = _panels(runs, spacing=0.065)
     rows = 1
     for i, (one, found) in enumerate(zip(runs, each, strict=True)):
-        marks = onset_marks(found, one.emergence(detector, probe=found.probe))
+        marks = onset_marks(found, one.onsets(detector, probe=found.probe))
         order = _by_onset(found, marks, top)
         rows = max(rows, len(order))
         _add_strip(figure, found, axis, order, unit=scale.unit, panel=i + 1)

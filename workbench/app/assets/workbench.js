@@ -193,8 +193,19 @@
   function fill(plot, position, planes) {
     const traces = plot.data.map((trace, i) => [i, planes.runs[trace.name]]).filter(([, run]) => run);
     const cells = traces.map(([, run]) => filled(run, position, planes));
-    const values = { z: cells.map((cell) => cell.z), text: cells.map((cell) => cell.text), hovertemplate: "%{text}<extra></extra>" };
+    const values = {
+      z: cells.map((cell) => cell.z),
+      text: cells.map((cell) => cell.text),
+      hovertemplate: traces.map(([, run]) => template(run, position, planes)),
+    };
     window.Plotly.restyle(plot, values, traces.map(([i]) => i));
+  }
+
+  // Of very many heads what is said is not made for each: head and score are put into one sentence when pointed at.
+  function template(run, position, planes) {
+    if (run.bits === 16) return "%{text}<extra></extra>";
+    const unit = planes.unit ? " " + planes.unit : "";
+    return `<b>%{customdata}</b> · ${run.checkpoints[run.columns[position]] || ""}<br>${planes.detector} %{z:.2f}${unit}<extra></extra>`;
   }
 
   // Lines of our own over the plot: `Plotly.relayout` would send the whole figure through Dash and draw it again.
@@ -221,15 +232,16 @@
   }
 
   function filled(run, position, planes) {
-    const rows = 1 + Math.max(...run.cells.map((cell) => cell[0]));
+    const rows = 1 + run.cells[run.cells.length - 1][0];
     const z = Array.from({ length: rows }, () => new Array(run.width).fill(null));
-    const text = Array.from({ length: rows }, () => new Array(run.width).fill("no such head"));
+    const text = run.bits === 16 ? Array.from({ length: rows }, () => new Array(run.width).fill("no such head")) : null;
     const column = run.columns[position];
     const scores = plane(run);
     run.cells.forEach(([row, at], head) => {
       const i = column * run.heads.length + head;
       const score = column < 0 ? NaN : scores.score[i];
       z[row][at] = Number.isNaN(score) ? null : score;
+      if (!text) return;
       const where = column < 0 ? "no checkpoint yet" : run.checkpoints[column];
       text[row][at] = `<b>${run.heads[head]}</b> · ${run.kinds[head]} · ${where}<br>` + said(run, scores, i, head, column, planes);
     });
@@ -241,7 +253,7 @@
     const unit = planes.unit ? " " + planes.unit : "";
     const [low, high] = [scores.ci_lo[i], scores.ci_hi[i]];
     const interval = low === undefined || Number.isNaN(low) ? "" : ` · 95 % CI ${low.toFixed(4)} to ${high.toFixed(4)}`;
-    return `${planes.detector} ${scores.score[i].toFixed(run.bits === 8 ? 2 : 4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
+    return `${planes.detector} ${scores.score[i].toFixed(4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
   }
 
   /* the cards: how many heads, now and so far */
@@ -261,20 +273,26 @@
   function counted(run, position, planes) {
     const { score } = plane(run);
     const last = run.columns[position];
-    let now = 0;
-    let ever = 0;
-    for (let head = 0; head < run.heads.length; head++) {
-      let reached = false;
-      for (let column = 0; column <= last; column++) {
-        reached = score[column * run.heads.length + head] >= planes.threshold;
-        if (reached) break;
-      }
-      if (reached) ever += 1;
-      if (last >= 0 && score[last * run.heads.length + head] >= planes.threshold) now += 1;
-    }
+    const n = run.heads.length;
+    const reached = firstReached(run, planes.threshold);
+    const ever = reached.filter((column) => column <= last).length;
+    const now = last < 0 ? 0 : score.subarray(last * n, (last + 1) * n).filter((value) => value >= planes.threshold).length;
     const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
-    const rule = ` of ${run.heads.length} heads at ${planes.detector} ≥ ${planes.threshold}`;
+    const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
     return [[`${now}`, span("of", rule)], `${ever} so far · ${ever - now} lost · ${onset}`];
+  }
+
+  // The first checkpoint at which each head reaches a threshold.
+  const reaching = new WeakMap();
+  function firstReached(run, threshold) {
+    if (!reaching.has(run)) {
+      const { score } = plane(run);
+      const n = run.heads.length;
+      const first = Float64Array.from(run.heads, () => Infinity);
+      for (let i = score.length - 1; i >= 0; i--) if (score[i] >= threshold) first[i % n] = Math.floor(i / n);
+      reaching.set(run, first);
+    }
+    return reaching.get(run);
   }
 
   function extremes(run, position, planes) {
