@@ -160,7 +160,6 @@ def register(app: Dash, content: p.Content) -> None:
         *(Output(p.choice_id(name), what) for name in ("a", "at_a", "b", "at_b") for what in ("data", "value")),
         Output(HOW, "children"),
         *changes[:2],
-        prevent_initial_call=True,
     )
     def offer_sides(kept: Any, _: Any) -> Any:
         if not shown(kept):
@@ -175,7 +174,7 @@ def register(app: Dash, content: p.Content) -> None:
             offered += [names, view.get(run), [{"value": k, "label": v} for k, v in there.items()], view.get(at)]
         return *offered, _how(sides_of(view, runs))
 
-    @app.callback(Output(SCATTER, "figure"), Output(MOVED, "children"), *changes, prevent_initial_call=True)
+    @app.callback(Output(SCATTER, "figure"), Output(MOVED, "children"), *changes)
     def show_pairs(kept: Any, _: Any, dark: Any) -> Any:
         if not shown(kept):
             return no_update, no_update
@@ -188,7 +187,7 @@ def register(app: Dash, content: p.Content) -> None:
             return p.message(str(error), theme), []
         return figure, moved_table(pairs, view.get("a"))
 
-    @app.callback(Output(MATRICES, "figure"), *changes, prevent_initial_call=True)
+    @app.callback(Output(MATRICES, "figure"), *changes)
     def show_matrices(kept: Any, _: Any, dark: Any) -> Any:
         if not shown(kept):
             return no_update
@@ -207,7 +206,6 @@ def register(app: Dash, content: p.Content) -> None:
         Output(CLASSES, "figure"),
         Output(CLASS_TABLE, "children"),
         *changes,
-        prevent_initial_call=True,
     )
     def show_over_training(kept: Any, _: Any, dark: Any) -> Any:
         if not shown(kept):

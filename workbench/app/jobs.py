@@ -45,7 +45,6 @@ def register(app: Dash, content: p.Content) -> None:
         Input(p.TICK, "n_intervals"),
         Input(p.ANY_CHANGED, "data"),
         State(FAILED, "title"),
-        prevent_initial_call=True,
     )
     def look(kept: Any, _: Any, __: Any, seen: Any) -> Any:
         if kept is None or kept["page"] != "jobs":

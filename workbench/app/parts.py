@@ -13,13 +13,15 @@ from dash import Dash, dcc, html
 
 from workbench.app.live import LiveRun
 from workbench.app.probing import Probings
+from workbench.app.remembered import Remembered
 from workbench.app.view import View
 from workbench.figures.style import PALETTES, Theme, styled
 
 Runs = Mapping[str, LiveRun]
 
 # what the browser keeps
-LOCATION, NAVIGATE, VIEW, WANTED, JUMP, THEME = "location", "navigate", "view", "wanted", "jump", "theme"
+LOCATION, NAVIGATE, VIEW, WANTED, UNFILLED = "location", "navigate", "view", "wanted", "unfilled"
+JUMP, THEME = "jump", "theme"
 PLANES, SENT, AT, STEPS, SEEN = "planes", "sent", "at", "steps", "seen"
 SCORES_CHANGED, METRICS_CHANGED, HEAD_CHANGED, NAMES_CHANGED, ANY_CHANGED = (
     "scores-changed",
@@ -43,11 +45,15 @@ _GRAPH: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the app is opened on: runs under the names that it shows, plans beside them, and models run on demand."""
+    """What the app is opened on: runs under the names that it shows, plans beside them, and models run on demand.
+
+    `made`: figures and other answers that were made of them.
+    """
 
     runs: Runs
     plans: Mapping[str, Path] = field(default_factory=dict[str, Path])
     probings: Probings = field(default_factory=Probings)
+    made: Remembered = field(default_factory=Remembered)
 
 
 def _as_it_is(view: View, _: Content) -> View:

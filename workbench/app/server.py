@@ -24,7 +24,12 @@ from workbench.app.live import live_runs
 from workbench.app.mask import find_plans
 from workbench.app.pages import document
 from workbench.app.parts import STATUS, Content
+from workbench.app.view import PARAMETERS
 from workbench.heads import WorkbenchError
+
+
+# What Dash loads only when a figure is laid out.
+_LATE_SCRIPTS = ("plotly/package_data/plotly.min.js", "dash/dcc/async-graph.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,9 @@ def app_of(content: Content, access: Access) -> Dash:
         routes_pathname_prefix="/",
         on_error=_say,
     )
+    app.index_string = _asking_early(app.index_string, _prefix(access.prefix))
     app.layout = document(content)
+    app.validation_layout = document(content, pages=PARAMETERS)
     register(app, content)
     exports.register(app, content)
     compress(app.server)
@@ -108,7 +115,7 @@ def serve(
     server = Server(host, port, app.server, handler=_Quiet)
     address = _address(host, server.server_port, access)
     print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    threading.Thread(target=read_ahead, args=(content.runs,), daemon=True).start()
+    threading.Thread(target=read_ahead, args=(content,), daemon=True).start()
     if open_browser:
         threading.Timer(0.3, webbrowser.open, [address]).start()
     try:
@@ -127,6 +134,12 @@ def show(run: Any, *, height: int = 900) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     app.run(host="127.0.0.1", port=port, debug=False, jupyter_mode="inline", jupyter_height=height)
+
+
+def _asking_early(page: str, prefix: str) -> str:
+    """The page that asks for plotly's script at once, and not when the first figure is laid out."""
+    links = (f'<link rel="preload" as="script" href="{prefix}_dash-component-suites/{name}">' for name in _LATE_SCRIPTS)
+    return page.replace("{%metas%}", "{%metas%}" + "".join(links))
 
 
 def _say(error: Exception) -> Any:

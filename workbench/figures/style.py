@@ -106,6 +106,12 @@ def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:
     }
 
 
+def faint(colour: str, strength: float | int) -> str:
+    """A colour (#rrggbb) that lets through what is behind it."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {strength})"
+
+
 def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
     """Put a figure on the theme's ground."""
     palette = PALETTES[theme]
@@ -128,6 +134,7 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         "zeroline": False,
         "ticks": "outside",
         "ticklen": 4,
+        "ticklabeloverflow": "allow",  # else the place of each label is measured in each drawing
         "tickfont": {"size": 11, "color": palette.muted},
         "title": {"font": {"size": 12, "color": palette.muted}, "standoff": 6},
     }

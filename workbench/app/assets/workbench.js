@@ -88,10 +88,21 @@
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}`];
   }
 
+  // The page that is looked at, if it is not laid out yet.
+  const asked = new Set();
+  function unfilled(view) {
+    const page = view && document.querySelector(`.page[data-name^="${view.page}"]`);
+    if (!page || page.childElementCount || asked.has(view.page)) return window.dash_clientside.no_update;
+    asked.add(view.page);
+    return view.page;
+  }
+
   /* another checkpoint */
 
   function unpack(text, bits) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const packed = atob(text);
+    const bytes = new Uint8Array(packed.length);
+    for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
     return bits === 8 ? bytes : new Uint16Array(bytes.buffer);
   }
 
@@ -99,10 +110,14 @@
     if (!decoded.has(run)) {
       const span = run.high - run.low || 1;
       const missing = 2 ** run.bits - 1;
-      const values = (text) =>
-        Float64Array.from(unpack(text, run.bits), (level) =>
-          level === missing ? NaN : run.low + (level / (missing - 1)) * span,
-        );
+      const table = Float64Array.from({ length: missing + 1 }, (_, level) => run.low + (level / (missing - 1)) * span);
+      table[missing] = NaN;
+      const values = (text) => {
+        const levels = unpack(text, run.bits);
+        const scores = new Float64Array(levels.length);
+        for (let i = 0; i < levels.length; i++) scores[i] = table[levels[i]];
+        return scores;
+      };
       decoded.set(run, { score: values(run.score), ci_lo: values(run.ci_lo), ci_hi: values(run.ci_hi) });
     }
     return decoded.get(run);
@@ -185,9 +200,11 @@
     if (plot.broughtTo === key && plot.broughtData === plot.data) return;
     const meta = plot.layout.meta || {};
     if (!marked(id, "grid") || meta.detector !== planes.detector || meta.probe !== planes.probe) return;
+    const isFresh = plot.broughtData !== plot.data;
     plot.broughtTo = key;
     plot.broughtData = plot.data;
-    fill(plot, position, planes);
+    // the server draws the last checkpoint
+    if (!isFresh || position < planes.stops.length - 1) fill(plot, position, planes);
   }
 
   function fill(plot, position, planes) {
@@ -327,6 +344,11 @@
     jump(run ? { page: "head", head, run } : { page: "head", head });
   }
 
+  // The Head page's own select was told another run.
+  function focused(run, view) {
+    if (run && view && run !== view.run) jump({ run });
+  }
+
   // A select named as a parameter of the address was told another value.
   function chose(values, view) {
     if (!view) return;
@@ -375,6 +397,6 @@
 
   window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, stepped, drawn, chose },
+    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, unfilled, stepped, drawn, focused, chose },
   });
 })();
