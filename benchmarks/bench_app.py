@@ -93,15 +93,20 @@ LIMITS: dict[str, float | str] = {
 def enrich(folder: Path) -> None:
     """Add to a run of scores two model-level numbers at every checkpoint, and patterns at the last."""
     store, rng = Store.open(folder), np.random.default_rng(1)
-    for step in STEPS:
-        name = f"step{step}"
-        where = None, None, step, step, step * TOKENS_PER_STEP
-        origin = Origin("bench", name, canonical_digest(name), "c" * 32, *where)
+    origins = [_origin(step) for step in STEPS]
+    for origin in origins:
+        name = origin.ckpt
         for metric, base in (("copy_accuracy", 0.5), ("loss_nats", 3.0)):
             values = [(d, base + rng.normal(0, 0.01)) for d in (None, 8, 32, 128)]
             rows = [Metric("repeats", metric, d, None, v, v, v, 512, v - 0.02, v + 0.02) for d, v in values]
             store.commit_metrics(origin, canonical_digest([name, metric]), rows, probe_digest="repeats", seq_len=256)
-    store.commit_maps(origin, "0" * 32, noise(T, n_layers=2), probe="repeats", probe_digest="repeats")
+    store.commit_maps(origins[-1], "0" * 32, noise(T, n_layers=2), probe="repeats", probe_digest="repeats")
+
+
+def _origin(step: int) -> Origin:
+    """A checkpoint as `bench_emergence.write` names it."""
+    name = f"step{step}"
+    return Origin("bench", name, canonical_digest(name), "c" * 32, None, None, step, step, step * TOKENS_PER_STEP)
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[str], str, float]:

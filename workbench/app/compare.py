@@ -29,6 +29,7 @@ MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, HOW, LOCK_IN, LOCK_IN_SAID = (
     "lock-in-said",
 )
 _MOVED_ROWS = 40
+_MATRICES_PX = 760
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,8 @@ def register(app: Dash, content: p.Content) -> None:
             sides = sides_of(view, runs)
             every = [one for run in sides.runs for one in checkpoints(run, view).items()]
             labels = {name: said.rpartition(" · ")[2].removesuffix(" tokens") for name, said in every}
-            return figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
+            figure = figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
+            return figure.update_layout(meta={"width": _MATRICES_PX})
         except WorkbenchError as error:
             return p.message(str(error), theme)
 

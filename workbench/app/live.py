@@ -16,7 +16,7 @@ from workbench.figures.trajectories import Trajectories
 from workbench.heads import WorkbenchError
 from workbench.run import Maps, Table
 from workbench.status import Status
-from workbench.store import Store
+from workbench.store import Store, Timings
 
 # What is kept of tables and arrays: those of 12 detectors of 48 layers of 64 heads over 150 checkpoints.
 _KEPT_BYTES = 160 * 2**20
@@ -103,6 +103,10 @@ class LiveRun:
         """As `Run.failures`, read anew."""
         with self._lock:
             return self._run.failures()
+
+    def timings(self) -> Timings:
+        """As `Run.timings`, read anew."""
+        return self._run.timings()
 
     def failed_at(self) -> int:
         """When the run's failures last changed, in nanoseconds; 0 where there are none."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from workbench.emergence.curves import Curves, axis_of
 from workbench.emergence.half_rise import half_rises
@@ -47,7 +47,8 @@ class NewestRun(Run):
         found = self._aligned(sorted(parts, key=lambda part: ranks[part.label.ckpt]))
         if found is not None:
             return found
-        found = read_trajectories(self, detector, probe)
+        run: Any = self
+        found = read_trajectories(run, detector, probe)
         return replace(found, **{name: getattr(found, name).astype(np.float32) for name in _SCORES})
 
     def _aligned(self, parts: Sequence[Part]) -> Trajectories | None:

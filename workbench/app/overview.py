@@ -24,6 +24,8 @@ DRAWN: dict[str, Callable[..., go.Figure]] = {
     GRID: figures.heads,
     RIDGES: figures.ridgelines,
 }
+# What a run's panel beside others needs at least.
+_PANEL_PX = 210
 # as `recall_hops_2`, `loss_nats_depth_50`
 _CLASSED = re.compile(r"(?P<what>.+)_(?P<by>[a-z]+)_(?P<at>\d+)")
 LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-right", "figure-left", "figure-right"
@@ -96,7 +98,8 @@ def overview_figure(draw: Any, kept: Any, dark: Any, runs: p.Runs) -> Any:
         figure: go.Figure = draw(drawn, detector=view.detector, probe=view.probe, theme=theme, **over_training)
     except WorkbenchError as error:
         return p.message(str(error), theme)
-    return figure.update_layout(meta={"detector": view.detector, "probe": view.probe})
+    width = 0 if draw is figures.emergence else _PANEL_PX * len(drawn)
+    return figure.update_layout(meta={"detector": view.detector, "probe": view.probe, "width": width})
 
 
 def scored(view: View, runs: p.Runs) -> list[LiveRun]:

@@ -44,12 +44,14 @@ def document(content: p.Content, *, pages: Collection[str] = ("overview",)) -> d
 
 def fill_pages(app: Dash, content: p.Content) -> None:
     """Lay out a page when it is first looked at: figures that nobody sees would delay those that somebody does."""
-    mains = [page.layout(content).id for page in PAGES]
+    layouts: list[Any] = [page.layout(content) for page in PAGES]
     app.clientside_callback(
         ClientsideFunction("workbench", "unfilled"), Output(p.UNFILLED, "data"), Input(p.VIEW, "data")
     )
 
-    @app.callback(*(Output(main, "children") for main in mains), Input(p.UNFILLED, "data"), prevent_initial_call=True)
+    filled = [Output(layout.id, "children") for layout in layouts]
+
+    @app.callback(*filled, Input(p.UNFILLED, "data"), prevent_initial_call=True)
     def lay_out(name: Any) -> Any:
         return [page.layout(content).children if page.name == name else no_update for page in PAGES]
 

@@ -109,6 +109,11 @@ def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
     )
 
 
+def controls(title: str, about: str, body: Any) -> html.Section:
+    """A titled box around what the reader sets, of which nothing can be taken away."""
+    return html.Section([html.H3([title, html.Small(about)]), body], className="card")
+
+
 def graph(name: str, class_name: str = "") -> dcc.Graph:
     """A figure's place. `clickable`: a click on a head opens it; `cursor`, `grid`: see assets/workbench.js."""
     return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=message("", "light"))

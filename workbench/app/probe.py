@@ -115,7 +115,7 @@ def layout(_: p.Content) -> html.Div:
     )
     about = "the model runs in a process of its own on this machine; the result is kept until the app ends"
     return p.page_of(
-        PAGE_ID, [p.card("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
+        PAGE_ID, [p.controls("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
     )
 
 

@@ -27,7 +27,6 @@ from workbench.app.parts import STATUS, Content
 from workbench.app.view import PARAMETERS
 from workbench.heads import WorkbenchError
 
-
 # What Dash loads only when a figure is laid out.
 _LATE_SCRIPTS = ("plotly/package_data/plotly.min.js", "dash/dcc/async-graph.js")
 

@@ -142,6 +142,7 @@ def history(
             col=1,
         )
     styled(figure, theme, height=250 + 100 * (len(units) - 1))
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     for i, unit in enumerate(units):
         scales = [scale for _, _, scale in lines if scale.unit == unit]
         whole = Scale(min(s.low for s in scales), max(s.high for s in scales), unit)

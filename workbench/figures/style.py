@@ -124,6 +124,7 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         margin={"l": 52, "r": 12, "t": 28, "b": 42},
         hoverlabel={"font": {"family": FONT, "size": 12}, "align": "left"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.muted, "activecolor": palette.text},
         hovermode="closest",
         uirevision="keep",
     )

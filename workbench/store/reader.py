@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from workbench.store.cube import COLUMNS as CUBE_COLUMNS
 from workbench.store.cube import Cube, make_cube
@@ -135,7 +134,7 @@ class Reader:
             except FileNotFoundError:
                 continue
             for name, value in where.items():
-                rows = rows.filter(pc.equal(rows[name], pa.scalar(value, rows.schema.field(name).type)))
+                rows = rows.filter(pa.array(rows[name].to_numpy() == value))
             if not where or rows.num_rows:
                 yield part, rows
 

@@ -14,12 +14,12 @@
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `patterns of the ${view.atlas.heads.length} heads of layer ${view.at.layer}`);
     canvas.addEventListener("click", (event) => {
-      const head = headAt(view, event);
-      if (head !== undefined) view.onHead({ layer: view.at.layer, head });
+      const i = placeAt(view, event);
+      if (i !== undefined) view.onHead({ layer: view.at.layer, head: view.atlas.heads[i], ...(isMixed(view) ? { kind: view.atlas.kinds[i] } : {}) });
     });
     canvas.addEventListener("mousemove", (event) => {
-      const head = headAt(view, event);
-      canvas.title = head === undefined ? "" : `L${view.at.layer}H${head}`;
+      const i = placeAt(view, event);
+      canvas.title = i === undefined ? "" : `L${view.at.layer}H${view.atlas.heads[i]} · ${view.atlas.kinds[i]}`;
     });
     view.atlasCanvas = canvas;
     const signed = view.atlas.signed.some(Boolean) ? " · signed: each head on its own scale" : "";
@@ -52,12 +52,18 @@
     return Math.max(THUMB, Math.min(128, Math.floor((width + GAP) / view.atlas.heads.length) - GAP));
   }
 
-  function headAt(view, event) {
+  // Whether the layer mixes in two ways: then its heads' numbers come twice.
+  function isMixed(view) {
+    return new Set(view.atlas.kinds).size > 1;
+  }
+
+  function placeAt(view, event) {
     const box = view.atlasCanvas.getBoundingClientRect();
     const [size, columns] = [thumb(view), perRow(view)];
     const column = Math.floor((event.clientX - box.left) / (size + GAP));
     const row = Math.floor((event.clientY - box.top) / (size + GAP + LABEL));
-    return column < columns ? view.atlas.heads[row * columns + column] : undefined;
+    const i = row * columns + column;
+    return column < columns && i < view.atlas.heads.length ? i : undefined;
   }
 
   function paintAtlas(view) {
@@ -77,17 +83,18 @@
     const style = getComputedStyle(view.holder);
     context.font = "11px sans-serif";
     context.textAlign = "center";
+    const chosen = atlas.heads.findIndex((head, i) => head === view.at.head && (!view.at.kind || !isMixed(view) || atlas.kinds[i] === view.at.kind));
     atlas.heads.forEach((head, i) => {
       const [x, y] = [(i % columns) * (size + GAP) + 2, Math.floor(i / columns) * (size + GAP + LABEL) + 2];
       const codes = atlas.codes.subarray(i * atlas.side ** 2, (i + 1) * atlas.side ** 2);
       const tile = { signed: atlas.signed[i], scale: atlas.scale[i] };
       context.drawImage(pixels().picture(codes, atlas.side, atlas.side, tile, parts.stops(view)), x, y, size, size);
-      const isChosen = head === view.at.head;
+      const isChosen = i === chosen;
       context.strokeStyle = isChosen ? "#e4572e" : style.getPropertyValue("--line");
       context.lineWidth = isChosen ? 3 : 1;
       context.strokeRect(x, y, size, size);
       context.fillStyle = style.getPropertyValue(isChosen ? "--text" : "--muted");
-      context.fillText(`H${head}`, x + size / 2, y + size + 13);
+      context.fillText(isMixed(view) ? `H${head} ${atlas.kinds[i]}` : `H${head}`, x + size / 2, y + size + 13);
     });
   }
 

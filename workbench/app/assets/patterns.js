@@ -7,7 +7,7 @@
 
   const shown = new Map(); // by the id of the container
 
-  // `source`: what the server knows the patterns by; `at`: {layer, head}; `onHead`: told which head was clicked.
+  // `source`: what the server knows the patterns by; `at`: {layer, head, kind}, the kind where a layer has two mixers; `onHead`: told which head was clicked.
   async function show(id, source, at, onHead) {
     const holder = document.getElementById(id);
     if (!holder) return;
@@ -82,10 +82,12 @@
     const [layer, head] = kept.head.slice(1).split("H").map(Number);
     const ckpt = (steps || {})[kept.run];
     const source = { run: kept.run, ...(kept.probe ? { probe: kept.probe } : {}), ...(ckpt ? { ckpt } : {}) };
-    const key = JSON.stringify([source, layer, head, changed]);
+    const kind = Object.fromEntries(kept.more || []).mixer;
+    const key = JSON.stringify([source, layer, head, kind, changed]);
     if (key === last) return setTimeout(redraw, 0) && undefined;
     last = key;
-    show("head-patterns", source, { layer, head }, (to) => window.workbench.jump({ page: "head", run: kept.run, head: `L${to.layer}H${to.head}` }));
+    const open = (to) => window.workbench.jump({ page: "head", run: kept.run, head: `L${to.layer}H${to.head}`, set: { mixer: to.kind || "" } });
+    show("head-patterns", source, { layer, head, ...(kind ? { kind } : {}) }, open);
   }
 
   Object.assign(parts, { ask, tileOf, stops });

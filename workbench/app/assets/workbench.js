@@ -185,9 +185,11 @@
     update(plot, id);
   }
 
-  // Figures know their height; the width is that of the card.
+  // Figures know their height; the width is that of the card, or what many panels need: then the card scrolls.
   function fit(plot) {
-    const width = plot.parentElement.clientWidth;
+    const least = ((plot.layout && plot.layout.meta) || {}).width || 0;
+    const width = plot.parentElement.clientWidth && Math.max(plot.parentElement.clientWidth, least);
+    plot.style.minWidth = `${least}px`;
     if (width > 0 && plot._fullLayout && Math.abs(plot._fullLayout.width - width) > 1) window.Plotly.Plots.resize(plot);
   }
 
@@ -203,8 +205,9 @@
     const isFresh = plot.broughtData !== plot.data;
     plot.broughtTo = key;
     plot.broughtData = plot.data;
-    // the server draws the last checkpoint
-    if (!isFresh || position < planes.stops.length - 1) fill(plot, position, planes);
+    // The server draws the last checkpoint: of very many heads, to draw that again would be seen as a pause.
+    const isThere = isFresh && position === planes.stops.length - 1;
+    if (!isThere || Object.values(planes.runs).some((run) => run.bits === 16)) fill(plot, position, planes);
   }
 
   function fill(plot, position, planes) {
