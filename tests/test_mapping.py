@@ -62,6 +62,21 @@ def test_peaks_shares_and_links_are_those_of_the_whole_pattern(family):
                 torch.testing.assert_close(peak, peaks(pattern, block), atol=atol, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "minimax", "gemma2"])
+def test_a_finer_head_is_as_if_all_were_and_leaves_the_others_alone(family, monkeypatch):
+    monkeypatch.setattr("workbench.hooks.maps.COARSE", 16)
+    model, tokens = open_model(tiny(family)), random_tokens(1, N)[0]
+    one, every, none = (record_maps(model, tokens, far=FAR, fine=fine) for fine in (FINE, None, ()))
+    kept = {(i, 1) for i, layer in enumerate(model.layers) if layer.index == 1}
+    assert one.fine.keys() == kept
+    assert not none.fine
+    for place in kept:
+        for block, peak in one.fine[place].items():
+            torch.testing.assert_close(peak, every.fine[place][block], atol=0, rtol=0)
+    for mine, alone in zip(one.summaries, none.summaries, strict=True):
+        torch.testing.assert_close(mine.peak, alone.peak, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("n_tokens", [1, 2, 63, 64, 65, 255, 257, 300, 1500, 8192, 131_072])
 def test_blocks_are_multiples_of_each_other_and_few_enough(n_tokens):
     blocks = blocks_of(n_tokens)

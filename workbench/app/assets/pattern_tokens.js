@@ -119,6 +119,7 @@
       if (inks[i] === ink) return;
       inks[i] = ink;
       span.style.background = shade;
+      span.style.color = strength > 0.55 ? "#10151d" : ""; // light text would vanish on it
       span.classList.toggle("unseen", isUnseen);
       span.classList.toggle("query", i === token);
     });
