@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from workbench.app.tables import plain_table
 from workbench.app.view import View
 from workbench.figures.trajectories import checkpoint_of, records
 from workbench.heads import WorkbenchError
+from workbench.store import Timing
 
 SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
 _QUIET_S = 120
@@ -204,7 +205,8 @@ def timings_table(runs: list[LiveRun]) -> pd.DataFrame:
     rows = [
         {"run": run.name, **asdict(timing), "total_s": timing.total_s} for run in runs for timing in run.timings().each
     ]
-    return pd.DataFrame(rows)
+    names = ["run", *(field.name for field in fields(Timing)), "total_s"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _cell(row: dict[str, Any], most: int) -> html.Span:
