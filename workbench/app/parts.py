@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +117,13 @@ def controls(title: str, about: str, body: Any) -> html.Section:
 
 def graph(name: str, class_name: str = "") -> dcc.Graph:
     """A figure's place. `clickable`: a click on a head opens it; `cursor`, `grid`: see assets/workbench.js."""
-    return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=message("", "light"))
+    return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=_nothing())
+
+
+@cache
+def _nothing() -> go.Figure:
+    """What a figure is until the server has drawn it; made once, and nobody writes into it."""
+    return message("", "light")
 
 
 def choice(name: str, *, width: int = 190, label: str = "", choices: Sequence[str] = ()) -> html.Div:
