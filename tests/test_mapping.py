@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests import linear_families
 from tests.families import random_tokens, tiny
 from workbench.heads import Head, WorkbenchError
 from workbench.hooks import open_model
@@ -163,6 +164,23 @@ def test_linear_layers_keep_their_sign_and_size(tmp_path):
     assert found.values == pytest.approx(expected, rel=0.046, abs=float(2.0**-15 * np.abs(expected).max()))
     assert not run.map(1, 0).is_signed
     assert run.maps.find().exact == ()
+
+
+def test_of_a_layer_with_two_mixers_either_head_is_read(tmp_path):
+    model, tokens = open_model(linear_families.tiny("falcon_h1")), random_tokens(1, 40)[0]
+    store = Store.create(tmp_path, job={}, versions={})
+    arrays = arrays_of(record_maps(model, tokens, far=FAR, fine=()), None)
+    origin = Origin("r", "c", "ab" * 16, "cd" * 16, None, None, 7, 7, 700)
+    store.commit_maps(origin, "1" * 32, arrays, probe="p", probe_digest="d")
+    file = open_run(tmp_path).maps.find()
+    for layer in model.layers:
+        pattern = model.pattern(tokens, layer.index, 1, mixer=layer.mixer).numpy()
+        found = file.map(layer.index, 1, kind=layer.kind)
+        assert found.is_signed == (layer.kind == "linear")
+        np.testing.assert_allclose(found.values, pattern, rtol=0.05, atol=1e-4 * max(1, np.abs(pattern).max()))
+    np.testing.assert_array_equal(file.map(0, 1).values, file.map(0, 1, kind="full").values)
+    with pytest.raises(WorkbenchError, match="no sliding head L0H1"):
+        file.map(0, 1, kind="sliding")
 
 
 def test_what_is_not_there_is_refused_with_what_is(tmp_path):
