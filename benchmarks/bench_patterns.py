@@ -34,8 +34,8 @@ from workbench.store import MapArrays, Origin, QueriesKeys, Store
 HEADS, WIDTH = 32, 64
 
 
-def stored(folder: Path, n: int) -> tuple[Path, int]:
-    """A run with one layer of 32 heads at n tokens, of noise: head 0 finer, head 1 with queries and keys."""
+def noise(n: int, n_layers: int = 1) -> MapArrays:
+    """Patterns of layers of 32 heads at n tokens, of noise: head 0 finer, head 1 with queries and keys."""
     rng = np.random.default_rng(0)
     blocks = blocks_of(n)
 
@@ -45,27 +45,35 @@ def stored(folder: Path, n: int) -> tuple[Path, int]:
 
     q, k = (rng.standard_normal((n, WIDTH)).astype(np.float16) for _ in range(2))
     qk = QueriesKeys(q, k, np.full(n, 10.0, np.float32), np.zeros(n, np.int32), WIDTH**-0.5, None)
-    arrays = MapArrays(
+    kept = n_layers * HEADS
+    return MapArrays(
         ids=np.arange(n) % 50,
         pieces=tuple(f" w{i % 50}" for i in range(n)),
-        layers=({"layer": 0, "kind": "full", "mixer": "softmax", "window": None, "n_heads": HEADS},),
-        layer=np.zeros(HEADS, int),
-        head=np.arange(HEADS),
-        is_signed=np.zeros(HEADS, bool),
+        layers=tuple(
+            {"layer": layer, "kind": "full", "mixer": "softmax", "window": None, "n_heads": HEADS}
+            for layer in range(n_layers)
+        ),
+        layer=np.repeat(np.arange(n_layers), HEADS),
+        head=np.tile(np.arange(HEADS), n_layers),
+        is_signed=np.zeros(kept, bool),
         block=blocks[0],
         far=256,
         distances=(0, 1),
-        peak=np.stack([peaks(blocks[0]) for _ in range(HEADS)]),
-        beyond=np.ones((HEADS, 2)),
-        sink=np.zeros(HEADS),
-        links=np.zeros((HEADS, 16, 2), int),
-        link_value=np.zeros((HEADS, 16)),
+        peak=np.stack([peaks(blocks[0]) for _ in range(kept)]),
+        beyond=np.ones((kept, 2)),
+        sink=np.zeros(kept),
+        links=np.zeros((kept, 16, 2), int),
+        link_value=np.zeros((kept, 16)),
         fine={0: {b: peaks(b) for b in blocks[1:]}},
         qk={1: qk},
     )
+
+
+def stored(folder: Path, n: int) -> tuple[Path, int]:
+    """A run with such patterns of one layer, and their bytes."""
     store = Store.create(folder / "run", job={}, versions={})
     origin = Origin("run", "c", "ab" * 16, "cd" * 16, None, None, 1, 1, 1)
-    return folder / "run", store.commit_maps(origin, "0" * 32, arrays, probe="p", probe_digest="d")
+    return folder / "run", store.commit_maps(origin, "0" * 32, noise(n), probe="p", probe_digest="d")
 
 
 def answered(run: Path, address: str, rounds: int) -> tuple[float, int]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests import linear_families
 from tests.families import random_tokens, tiny
 from workbench.heads import Head, WorkbenchError
 from workbench.hooks import open_model
@@ -60,6 +61,21 @@ def test_peaks_shares_and_links_are_those_of_the_whole_pattern(family):
             assert ((place, h) in found.fine) == ((layer.index, h) == (1, 2))
             for block, peak in found.fine.get((place, h), {}).items():
                 torch.testing.assert_close(peak, peaks(pattern, block), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "minimax", "gemma2"])
+def test_a_finer_head_is_as_if_all_were_and_leaves_the_others_alone(family, monkeypatch):
+    monkeypatch.setattr("workbench.hooks.maps.COARSE", 16)
+    model, tokens = open_model(tiny(family)), random_tokens(1, N)[0]
+    one, every, none = (record_maps(model, tokens, far=FAR, fine=fine) for fine in (FINE, None, ()))
+    kept = {(i, 1) for i, layer in enumerate(model.layers) if layer.index == 1}
+    assert one.fine.keys() == kept
+    assert not none.fine
+    for place in kept:
+        for block, peak in one.fine[place].items():
+            torch.testing.assert_close(peak, every.fine[place][block], atol=0, rtol=0)
+    for mine, alone in zip(one.summaries, none.summaries, strict=True):
+        torch.testing.assert_close(mine.peak, alone.peak, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 63, 64, 65, 255, 257, 300, 1500, 8192, 131_072])
@@ -148,6 +164,23 @@ def test_linear_layers_keep_their_sign_and_size(tmp_path):
     assert found.values == pytest.approx(expected, rel=0.046, abs=float(2.0**-15 * np.abs(expected).max()))
     assert not run.map(1, 0).is_signed
     assert run.maps.find().exact == ()
+
+
+def test_of_a_layer_with_two_mixers_either_head_is_read(tmp_path):
+    model, tokens = open_model(linear_families.tiny("falcon_h1")), random_tokens(1, 40)[0]
+    store = Store.create(tmp_path, job={}, versions={})
+    arrays = arrays_of(record_maps(model, tokens, far=FAR, fine=()), None)
+    origin = Origin("r", "c", "ab" * 16, "cd" * 16, None, None, 7, 7, 700)
+    store.commit_maps(origin, "1" * 32, arrays, probe="p", probe_digest="d")
+    file = open_run(tmp_path).maps.find()
+    for layer in model.layers:
+        pattern = model.pattern(tokens, layer.index, 1, mixer=layer.mixer).numpy()
+        found = file.map(layer.index, 1, kind=layer.kind)
+        assert found.is_signed == (layer.kind == "linear")
+        np.testing.assert_allclose(found.values, pattern, rtol=0.05, atol=1e-4 * max(1, np.abs(pattern).max()))
+    np.testing.assert_array_equal(file.map(0, 1).values, file.map(0, 1, kind="full").values)
+    with pytest.raises(WorkbenchError, match="no sliding head L0H1"):
+        file.map(0, 1, kind="sliding")
 
 
 def test_what_is_not_there_is_refused_with_what_is(tmp_path):

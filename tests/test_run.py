@@ -59,6 +59,30 @@ def test_filters_narrow_the_rows(run, filters, rows):
     assert len(run.scores(**filters)) == rows
 
 
+@pytest.mark.parametrize("filters", [{"layer": 1}, {"step": 64}, {"ckpt": "step256"}, {"step": 8, "head": 2}])
+def test_columns_read_alone_are_those_of_the_whole_rows(run, filters):
+    columns = ["kind", "ckpt", "score", "head"]
+    pd.testing.assert_frame_equal(run.scores(**filters, columns=columns), run.scores(**filters).loc[:, columns])
+    every = run.scores()
+    for name, value in filters.items():
+        every = every.loc[every[name] == value]
+    pd.testing.assert_frame_equal(run.scores(**filters), every.reset_index(drop=True))
+
+
+def test_onsets_are_those_of_the_courses(run):
+    names = ["layer", "head", "onset_step", "onset_tokens", "previous_step", "at_first"]
+    pd.testing.assert_frame_equal(run.onsets("induction").loc[:, names], run.emergence("induction").loc[:, names])
+
+
+def test_rows_are_kept_up_to_a_bound_and_read_again_beyond_it(path, monkeypatch):
+    expected = open_run(path).scores()
+    monkeypatch.setattr("workbench.store.reader._KEPT_BYTES", 20_000)
+    run = open_run(path)
+    for _ in range(2):
+        pd.testing.assert_frame_equal(run.scores(), expected)
+        assert sum(rows.nbytes for rows in run._reader._rows.values()) == run._reader._kept_bytes <= 20_000
+
+
 def test_last_is_the_last_checkpoint_that_has_such_scores(tmp_path):
     store = Store.open(write_run(tmp_path / "run", SMALL))
     last = [part for part in store.parts() if part.label.detector == "retrieval"][-1]

@@ -28,7 +28,7 @@ from workbench.emergence import (
 )
 from workbench.heads import Head, WorkbenchError
 from workbench.status import Status, status_of
-from workbench.store import Cube, HeadMap, Maps, Part, Reader, Store, Table, Timings, plain_text
+from workbench.store import VARYING, Cube, HeadMap, Maps, Part, Reader, Store, Table, Timings, plain_text
 
 Step = int | Literal["last"]
 
@@ -123,8 +123,7 @@ class Run:
             "stage": stage,
             "branch": branch,
         }
-        frame = self._frame("scores", parts, step=step, wanted=wanted)
-        return plain_text(frame if columns is None else frame.loc[:, list(columns)])
+        return plain_text(self._frame("scores", parts, step=step, wanted=wanted, columns=columns))
 
     def cube(self, detector: str, *, probe: str | None = None) -> Cube:
         """The scores of one detector on one probe as an array in memory, for looks at many heads or checkpoints.
@@ -216,6 +215,15 @@ class Run:
             scores = with_past(plain_text(scores), self._parents())
         return plain_text(trace(scores, least=least))
 
+    def onsets(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+        """The half-rise onset of every head and nothing else, which is quick; see `workbench.emergence.onsets`.
+
+        Raises:
+            WorkbenchError: if the detector or probe is not there; it lists what is.
+        """
+        parts = self._parts("scores", detector=detector, probe=probe)
+        return plain_text(onsets(self._frame("scores", parts, columns=_OF_ONSETS)))
+
     def lock_in(
         self, detector: str, *, probe: str | None = None, against: Step | str = "last", k: int | None = None
     ) -> pd.DataFrame:
@@ -287,8 +295,9 @@ class Run:
         parts = self._reader.parts("scores")
         ranks = self._series_rank()
         last = max((ranks[part.label.ckpt] for part in parts if part.label.rows), default=-1)
-        frame = self._reader.frame("scores", [part for part in parts if ranks[part.label.ckpt] == last])
-        heads = plain_text(frame).loc[lambda f: f["head"].notna(), [*names, "head"]].drop_duplicates()
+        parts = [part for part in parts if ranks[part.label.ckpt] == last]
+        frame = self._reader.frame("scores", parts, columns=[*names, "head"])
+        heads = plain_text(frame).loc[lambda f: f["head"].notna()].drop_duplicates()
         return heads.groupby(names, dropna=False).size().rename("n_heads").reset_index()
 
     def _scores_of(self, detector: str, probe: str | None) -> pd.DataFrame:
@@ -326,6 +335,7 @@ class Run:
         *,
         step: Step | None = None,
         wanted: Mapping[str, Any] = MappingProxyType({}),
+        columns: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """The rows of these parts in series order, filtered; text as categories."""
         ranks = self._series_rank()
@@ -335,21 +345,37 @@ class Run:
             parts = [part for part in parts if part.label.ckpt == (scored or [""])[-1]]
         else:
             wanted = {"step": step, **wanted}
-        frame = self._reader.frame(table, parts)
-        for column, value in wanted.items():
-            if value is None:
-                continue
-            kept = frame.loc[(frame[column] == value).fillna(False).astype(bool)]
-            if kept.empty and not frame.empty:
-                raise WorkbenchError(_missing(column, value, frame[column].dropna().unique(), self.path))
-            frame = kept
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        for name in ("step", "ckpt", "stage", "branch"):
+            if name in wanted:
+                parts = self._of_checkpoint(parts, name, wanted[name])
+        where = {name: wanted[name] for name in wanted if name in VARYING[table]}
+        frame = self._reader.frame(table, parts, columns=columns, where=where)
+        if frame.empty and where:
+            self._say_missing(self._reader.frame(table, parts, columns=list(where)), where)
         return frame.reset_index(drop=True)
+
+    def _of_checkpoint(self, parts: Sequence[Part], name: str, value: Any) -> list[Part]:
+        """The parts whose checkpoint has such a step, name, stage or branch."""
+        kept = [part for part in parts if getattr(part.label.origin, name) == value]
+        if not kept and any(part.label.rows for part in parts):
+            there = {getattr(part.label.origin, name) for part in parts if part.label.rows} - {None}
+            raise WorkbenchError(_missing(name, value, there, self.path))
+        return kept
+
+    def _say_missing(self, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
+        """Raise for the first value that no row has beside those before it; `frame` has all rows."""
+        for name, value in where.items():
+            kept = frame.loc[(frame[name] == value).fillna(False).astype(bool)]
+            if kept.empty and not frame.empty:
+                raise WorkbenchError(_missing(name, value, frame[name].dropna().unique(), self.path))
+            frame = kept
 
     def _top(self, detector: str, n: int, probe: str | None) -> pd.DataFrame:
         rows = self.scores(detector=detector, probe=probe, step="last")
         best = rows.loc[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
         best = best.drop_duplicates(list(HEAD)).head(n)
-        onset = plain_text(onsets(self._scores_of(detector, probe)))
+        onset = self.onsets(detector, probe=probe)
         onset = onset.loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
         return best.merge(onset, on=list(LINEAGE), how="left").loc[:, list(_TOP)]
 
@@ -373,6 +399,7 @@ _CHECKPOINT_DTYPES = {
     "step_total": "Int64",
     "tokens": "Int64",
 }
+_OF_ONSETS = (*LINEAGE, "window", "ckpt", "stage", "step", "step_total", "tokens", "score")
 _TOP = (
     *("detector", "layer", "head", "kv_head", "kind", "window", "probe"),
     *("score", "ci_lo", "ci_hi", "n", "n_seq", "onset_step", "onset_tokens"),

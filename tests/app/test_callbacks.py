@@ -85,7 +85,8 @@ def test_the_overview_draws_while_it_is_shown_and_only_then(app, figure):
     graph = figure.split(".")[0]
     answer = call(app, figure, ["view.data"], view=view())
     assert answer[graph]["figure"]["data"]
-    assert answer[graph]["figure"]["layout"]["meta"] == {"detector": "induction", "probe": "repeats"}
+    meta = answer[graph]["figure"]["layout"]["meta"]
+    assert (meta["detector"], meta["probe"]) == ("induction", "repeats")
     assert call(app, figure, ["view.data"], view=view(page="head", head="L0H0")) == {}
 
 

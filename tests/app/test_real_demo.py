@@ -42,8 +42,8 @@ def test_every_page_of_the_demo_is_whole(tab, served, demo_runs):
             drawn(tab, *graphs)
             tab.wait_for_selector(f"#{page}", state="visible")
             shot(tab, f"demo-{page}")
-        assert tab.locator("#scans .scan").count() == len(demo_runs)
+        tab.wait_for_function("n => document.querySelectorAll('#scans .scan').length === n", arg=len(demo_runs))
         tab.click("#nav-plan")
-        tab.wait_for_function("document.querySelector('#mask').textContent.includes('workbench plan MODEL')")
+        tab.wait_for_function("document.querySelector('#mask')?.textContent.includes('workbench plan MODEL')")
         assert tab.said == []
         tab.goto("about:blank")

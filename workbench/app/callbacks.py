@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
+from workbench.app import overview
 from workbench.app import parts as p
 from workbench.app.live import LiveRun
 from workbench.app.overview import KPIS, scored
-from workbench.app.pages import EXTRAS, PAGES, status_line
+from workbench.app.pages import EXTRAS, PAGES, fill_pages, status_line
 from workbench.app.planes import planes, stop_of
 from workbench.app.view import (
     View,
@@ -30,12 +32,22 @@ def register(app: Dash, content: p.Content) -> None:
     """Add all callbacks, those of the pages included."""
     _register_browser(app)
     _register_view(app, content)
-    _register_planes(app, content.runs)
+    _register_planes(app, content)
     _register_refresh(app, content.runs)
+    fill_pages(app, content)
     for page in PAGES:
         page.register(app, content)
     for fill in EXTRAS:
         fill(app, content)
+
+
+def read_ahead(content: p.Content) -> None:
+    """Read and draw what the first page shows, while the browser is still loading its scripts."""
+    runs = content.runs
+    with suppress(WorkbenchError):  # whatever cannot be read is said on the page that asks for it
+        view = settled(view_of({"pathname": "", "search": ""})[0], runs)
+        _planes(view, content)
+        overview.read_ahead(view, content)
 
 
 def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: p.Runs) -> View:
@@ -48,8 +60,6 @@ def next_view(view: View, trigger: str, given: Mapping[str, Any], runs: p.Runs) 
         return settled(replace(view, detector=given[p.DETECTOR] or ""), runs)
     if trigger == p.PROBE:
         return settled(replace(view, probe=given[p.PROBE] or ""), runs)
-    if trigger == p.FOCUS:
-        return settled(replace(view, run=given[p.FOCUS] or ""), runs)
     if trigger == p.JUMP:
         jump = given[p.JUMP]
         if "key" in jump:
@@ -83,10 +93,9 @@ def _register_browser(app: Dash) -> None:
         Input(p.THEME, "data"),
         Input(p.VIEW, "data"),
     )
-    app.clientside_callback(
-        ClientsideFunction(js, "drawn"),
-        *(Input(graph, "figure") for page in PAGES for graph in page.graphs),
-    )
+    for page in PAGES:
+        if page.graphs:
+            app.clientside_callback(ClientsideFunction(js, "drawn"), *(Input(graph, "figure") for graph in page.graphs))
     app.clientside_callback(
         ClientsideFunction(js, "chose"),
         Input({"type": "choice", "name": ALL}, "value"),
@@ -108,37 +117,31 @@ def _register_view(app: Dash, content: p.Content) -> None:
         Output(p.DETECTOR, "value"),
         Output(p.PROBE, "data"),
         Output(p.PROBE, "value"),
-        Output(p.FOCUS, "data"),
-        Output(p.FOCUS, "value"),
         Input(p.LOCATION, "data"),
         Input(p.RUNS, "value"),
         Input(p.DETECTOR, "value"),
         Input(p.PROBE, "value"),
-        Input(p.FOCUS, "value"),
         Input(p.JUMP, "data"),
         Input(p.NAMES_CHANGED, "data"),
         State(p.VIEW, "data"),
         prevent_initial_call=True,
     )
-    def change_view(
-        location: Any, chosen: Any, detector: Any, probe: Any, focus: Any, jump: Any, _: Any, kept: Any
-    ) -> Any:
+    def change_view(location: Any, chosen: Any, detector: Any, probe: Any, jump: Any, _: Any, kept: Any) -> Any:
         trigger = str(ctx.triggered_id)
         if kept is None and trigger != p.LOCATION:
-            return (no_update,) * 10
+            return (no_update,) * 8
         view = View() if kept is None else View.from_json(kept)
         given = {
             p.LOCATION: location,
             p.RUNS: chosen,
             p.DETECTOR: detector,
             p.PROBE: probe,
-            p.FOCUS: focus,
             p.JUMP: jump,
         }
         new = next_view(view, trigger, given, runs)
         new = settle[new.page](new, content)
-        if new == view and trigger in {p.DETECTOR, p.PROBE, p.FOCUS}:  # a control repeats what it was told
-            return (no_update,) * 10
+        if new == view and trigger in {p.DETECTOR, p.PROBE}:  # a control repeats what it was told
+            return (no_update,) * 8
         by_address = trigger == p.LOCATION
         by_key = trigger == p.JUMP and ("key" in jump or bool(jump.get("replace")))
         replaces = by_address or by_key or trigger == p.NAMES_CHANGED
@@ -151,12 +154,18 @@ def _register_view(app: Dash, content: p.Content) -> None:
             new.detector or None,
             choices_of_probe(runs, new.runs, new.detector),
             new.probe or None,
-            list(new.runs),
-            new.run or None,
         )
 
 
-def _register_planes(app: Dash, runs: p.Runs) -> None:
+def _planes(view: View, content: p.Content) -> dict[str, Any]:
+    """The scores of the chosen runs that have such, for the slider."""
+    drawn = scored(view, content.runs)
+    prints = [run.fingerprint("scores", detector=view.detector, probe=view.probe) for run in drawn]
+    key = ("planes", view.detector, view.probe, view.x, *(run.name for run in drawn), *prints)
+    return content.made.once(key, lambda: planes(drawn, view.detector, view.probe, x=view.x))
+
+
+def _register_planes(app: Dash, content: p.Content) -> None:
     """The scores that the slider steps through."""
 
     @app.callback(
@@ -178,7 +187,7 @@ def _register_planes(app: Dash, runs: p.Runs) -> None:
         if asked == sent_before:
             return (no_update,) * 5
         try:
-            sent = planes(scored(view, runs), view.detector, view.probe, x=view.x)
+            sent = _planes(view, content)
         except WorkbenchError:
             return asked, {"runs": {}, "stops": [], "detector": "", "probe": ""}, 0, [], 0
         by_address = any(change["prop_id"].startswith(f"{p.WANTED}.") for change in ctx.triggered)

@@ -15,7 +15,7 @@ from workbench.app.live import LiveRun
 from workbench.app.tables import plain_table
 from workbench.app.view import View
 from workbench.figures.style import Theme
-from workbench.figures.trajectories import checkpoint_of, records, short_count
+from workbench.figures.trajectories import records, short_count
 from workbench.heads import WorkbenchError
 
 MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, HOW, LOCK_IN, LOCK_IN_SAID = (
@@ -29,7 +29,7 @@ MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, HOW, LOCK_IN, LOCK_IN_SAID = (
     "lock-in-said",
 )
 _MOVED_ROWS = 40
-_WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
+_MATRICES_PX = 760
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,7 @@ def settle(view: View, content: p.Content) -> View:
 
 def checkpoints(run: LiveRun, view: View) -> dict[str, str]:
     """The checkpoints of a run that have such scores: name -> what to call it."""
-    table = run.scores(detector=view.detector, probe=view.probe, columns=_WHERE).drop_duplicates("ckpt")
-    return {row["ckpt"]: str(checkpoint_of(row)) for row in records(table, *_WHERE)}
+    return {at.name: str(at) for at in run.trajectories(view.detector, view.probe).checkpoints}
 
 
 def sides_of(view: View, runs: p.Runs) -> Sides:
@@ -162,7 +161,6 @@ def register(app: Dash, content: p.Content) -> None:
         *(Output(p.choice_id(name), what) for name in ("a", "at_a", "b", "at_b") for what in ("data", "value")),
         Output(HOW, "children"),
         *changes[:2],
-        prevent_initial_call=True,
     )
     def offer_sides(kept: Any, _: Any) -> Any:
         if not shown(kept):
@@ -177,7 +175,7 @@ def register(app: Dash, content: p.Content) -> None:
             offered += [names, view.get(run), [{"value": k, "label": v} for k, v in there.items()], view.get(at)]
         return *offered, _how(sides_of(view, runs))
 
-    @app.callback(Output(SCATTER, "figure"), Output(MOVED, "children"), *changes, prevent_initial_call=True)
+    @app.callback(Output(SCATTER, "figure"), Output(MOVED, "children"), *changes)
     def show_pairs(kept: Any, _: Any, dark: Any) -> Any:
         if not shown(kept):
             return no_update, no_update
@@ -190,7 +188,7 @@ def register(app: Dash, content: p.Content) -> None:
             return p.message(str(error), theme), []
         return figure, moved_table(pairs, view.get("a"))
 
-    @app.callback(Output(MATRICES, "figure"), *changes, prevent_initial_call=True)
+    @app.callback(Output(MATRICES, "figure"), *changes)
     def show_matrices(kept: Any, _: Any, dark: Any) -> Any:
         if not shown(kept):
             return no_update
@@ -199,7 +197,8 @@ def register(app: Dash, content: p.Content) -> None:
             sides = sides_of(view, runs)
             every = [one for run in sides.runs for one in checkpoints(run, view).items()]
             labels = {name: said.rpartition(" · ")[2].removesuffix(" tokens") for name, said in every}
-            return figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
+            figure = figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
+            return figure.update_layout(meta={"width": _MATRICES_PX})
         except WorkbenchError as error:
             return p.message(str(error), theme)
 
@@ -209,7 +208,6 @@ def register(app: Dash, content: p.Content) -> None:
         Output(CLASSES, "figure"),
         Output(CLASS_TABLE, "children"),
         *changes,
-        prevent_initial_call=True,
     )
     def show_over_training(kept: Any, _: Any, dark: Any) -> Any:
         if not shown(kept):

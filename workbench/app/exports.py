@@ -125,5 +125,6 @@ TABLES: dict[str, Callable[[View, p.Content, _Step], pd.DataFrame]] = {
     "ranking": lambda view, content, _: plan.ranking_frame(plan.plan_of(view, content)),
     "scans": lambda view, content, _: jobs.scans_table([content.runs[name] for name in view.runs]),
     "failures": lambda view, content, _: jobs.failures_table([content.runs[name] for name in view.runs]),
+    "timings": lambda view, content, _: jobs.timings_table([content.runs[name] for name in view.runs]),
     "checkpoints": lambda view, content, _: jobs.checkpoints_table([content.runs[name] for name in view.runs]),
 }

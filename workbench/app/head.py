@@ -6,7 +6,7 @@ from typing import Any
 
 import dash_mantine_components as dmc
 import plotly.graph_objects as go
-from dash import Dash, Input, Output, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
 
 from workbench import figures
 from workbench.app import parts as p
@@ -30,6 +30,18 @@ TITLE, BADGES, HISTORY, PLACE, SCORES, HEAD_GRID, PATTERNS = (
 def register(app: Dash, content: p.Content) -> None:
     """The Head page."""
     runs = content.runs
+    app.clientside_callback(
+        ClientsideFunction("workbench", "focused"),
+        Input(p.FOCUS, "value"),
+        State(p.VIEW, "data"),
+        prevent_initial_call=True,
+    )
+
+    @app.callback(Output(p.FOCUS, "data"), Output(p.FOCUS, "value"), Input(p.VIEW, "data"))
+    def offer_runs(kept: Any) -> Any:
+        if kept is None or kept["page"] != "head":
+            return no_update, no_update
+        return kept["runs"], kept["run"] or None
 
     @app.callback(
         Output(TITLE, "children"),
@@ -39,7 +51,6 @@ def register(app: Dash, content: p.Content) -> None:
         Input(p.VIEW, "data"),
         Input(p.HEAD_CHANGED, "data"),
         Input(p.THEME, "data"),
-        prevent_initial_call=True,
     )
     def show_head(kept: Any, _: Any, dark: Any) -> Any:
         if kept is None or kept["page"] != "head":
@@ -65,7 +76,6 @@ def register(app: Dash, content: p.Content) -> None:
         Input(p.STEPS, "data"),
         Input(p.HEAD_CHANGED, "data"),
         Input(p.THEME, "data"),
-        prevent_initial_call=True,
     )
     def show_place(kept: Any, steps: Any, _: Any, dark: Any) -> Any:
         if kept is None or kept["page"] != "head" or not kept["head"]:

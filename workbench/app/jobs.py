@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import asdict, fields
 from typing import Any
 
 import pandas as pd
@@ -11,12 +12,23 @@ from dash import Dash, Input, Output, State, html, no_update
 
 from workbench.app import parts as p
 from workbench.app.live import LiveRun
+from workbench.app.tables import plain_table
 from workbench.app.view import View
 from workbench.figures.trajectories import checkpoint_of, records
 from workbench.heads import WorkbenchError
+from workbench.store import Timing
 
-SCANS, FAILED, CHECKPOINTS, LOOKED = "scans", "failed", "job-checkpoints", "jobs-looked"
+SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
 _QUIET_S = 120
+_SLOWEST_ROWS = 8
+_SECONDS = {
+    "all": "total_s",
+    "digest": "digest_s",
+    "load": "load_s",
+    "model": "forward_s",
+    "statistics": "statistics_s",
+    "write": "write_s",
+}
 _TRACE_CHARACTERS = 6000
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens", "parts", "failed")
 
@@ -29,6 +41,12 @@ def layout(_: p.Content) -> html.Div:
             p.card("Scans", "", html.Div(id=SCANS), table="scans"),
             p.card("Failures", "", html.Div(id=FAILED), table="failures"),
             p.card("Checkpoints", "units that are done, per run", html.Div(id=CHECKPOINTS), table="checkpoints"),
+            p.card(
+                "What took longest",
+                "seconds for all units of one checkpoint and probe, by the scan's own account",
+                html.Div(id=SLOWEST, className="table"),
+                table="timings",
+            ),
         ],
     )
 
@@ -40,22 +58,22 @@ def register(app: Dash, content: p.Content) -> None:
         Output(SCANS, "children"),
         Output(FAILED, "children"),
         Output(CHECKPOINTS, "children"),
+        Output(SLOWEST, "children"),
         Output(FAILED, "title"),
         Input(p.VIEW, "data"),
         Input(p.TICK, "n_intervals"),
         Input(p.ANY_CHANGED, "data"),
         State(FAILED, "title"),
-        prevent_initial_call=True,
     )
     def look(kept: Any, _: Any, __: Any, seen: Any) -> Any:
         if kept is None or kept["page"] != "jobs":
-            return (no_update,) * 4
+            return (no_update,) * 5
         chosen = [content.runs[name] for name in View.from_json(kept).runs]
         found = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failed_at()}" for run in chosen)
         scans = [scan_card(run) for run in chosen]
         if found == seen:  # what was opened to read stays open
-            return scans, no_update, no_update, no_update
-        return scans, failure_list(chosen), checkpoint_strips(chosen), found
+            return scans, no_update, no_update, no_update, no_update
+        return scans, failure_list(chosen), checkpoint_strips(chosen), slowest_table(chosen), found
 
 
 def state_of(run: LiveRun, now: float) -> str:
@@ -166,6 +184,29 @@ def checkpoint_strips(runs: list[LiveRun]) -> Any:
 def checkpoints_table(runs: list[LiveRun]) -> pd.DataFrame:
     """The checkpoints of these runs with what is done of each."""
     return pd.concat([run.checkpoints().assign(run=run.name) for run in runs], ignore_index=True)
+
+
+def slowest_table(runs: list[LiveRun]) -> Any:
+    """The checkpoints and probes that took longest, and what of them took it."""
+    table = timings_table(runs)
+    if table.empty:
+        return html.P("no timings: these scores were not made by a scan", className="muted")
+    slowest = table.sort_values("total_s", ascending=False).head(_SLOWEST_ROWS)
+    titles = ("run", "checkpoint", "probe", "units", *(name for name in _SECONDS))
+    rows = [
+        [row["run"], row["ckpt"], row["probe"], row["units"], *(f"{row[name]:.2f}" for name in _SECONDS.values())]
+        for row in records(slowest, *slowest.columns)
+    ]
+    return plain_table(titles, rows, numbers_from=3)
+
+
+def timings_table(runs: list[LiveRun]) -> pd.DataFrame:
+    """How long every checkpoint and probe of these runs took, and each of its parts, in seconds."""
+    rows = [
+        {"run": run.name, **asdict(timing), "total_s": timing.total_s} for run in runs for timing in run.timings().each
+    ]
+    names = ["run", *(field.name for field in fields(Timing)), "total_s"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _cell(row: dict[str, Any], most: int) -> html.Span:

@@ -10,23 +10,28 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.app.newest import NewestRun, layer_of, onsets_of
 from workbench.emergence import phase_changes
+from workbench.figures.trajectories import Trajectories
 from workbench.heads import WorkbenchError
-from workbench.run import Maps, Run, Table, open_run
+from workbench.run import Maps, Table
 from workbench.status import Status
+from workbench.store import Store, Timings
 
-_KEPT_TABLES = 48
+# What is kept of tables and arrays: those of 12 detectors of 48 layers of 64 heads over 150 checkpoints.
+_KEPT_BYTES = 160 * 2**20
 _PHASE = ["metric", "probe", "unit", "is_change", "n10", "n50", "n90"]
 
 
 class LiveRun:
     """A run whose tables are cached; the figures take it in place of a `Run`, under the name the app shows."""
 
-    def __init__(self, run: Run, name: str) -> None:
+    def __init__(self, run: NewestRun, name: str) -> None:
         self.name = name
         self._run = run
         self._lock = threading.RLock()
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._sizes: dict[tuple[str, str], int] = {}
 
     @property
     def path(self) -> Path:
@@ -45,7 +50,9 @@ class LiveRun:
             return self._run.probes_of(detector)
 
     def scores(self, **filters: Any) -> pd.DataFrame:
-        """As `Run.scores`."""
+        """As `Run.scores`; a layer over all of training is made of kept arrays, in single precision."""
+        if filters.keys() == {"layer", "columns"}:
+            return self._once("scores", {}, sorted(filters.items()), lambda: self._layer(filters["layer"]))
         of = {"detector": filters.get("detector"), "probe": filters.get("probe")}
         return self._once("scores", of, sorted(filters.items()), lambda: self._run.scores(**filters))
 
@@ -58,6 +65,21 @@ class LiveRun:
         """As `Run.emergence`."""
         of = {"detector": detector, "probe": probe}
         return self._once("scores", of, "emergence", lambda: self._run.emergence(detector, probe=probe))
+
+    def trajectories(self, detector: str, probe: str | None) -> Trajectories:
+        """As `NewestRun.trajectories`."""
+        of = {"detector": detector, "probe": probe}
+        return self._once("scores", of, "trajectories", lambda: self._run.trajectories(detector, probe))
+
+    def onsets(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+        """As `Run.onsets`; of a run of one branch only the columns that figures ask for."""
+
+        def found() -> pd.DataFrame:
+            courses = self.trajectories(detector, probe)
+            is_one_branch = len({at.branch for at in courses.checkpoints}) == 1
+            return onsets_of(courses) if is_one_branch else self._run.onsets(detector, probe=probe)
+
+        return self._once("scores", {"detector": detector, "probe": probe}, "onsets", found)
 
     def layers(self) -> pd.DataFrame:
         """As `Run.layers`."""
@@ -81,6 +103,10 @@ class LiveRun:
         """As `Run.failures`, read anew."""
         with self._lock:
             return self._run.failures()
+
+    def timings(self) -> Timings:
+        """As `Run.timings`, read anew."""
+        return self._run.timings()
 
     def failed_at(self) -> int:
         """When the run's failures last changed, in nanoseconds; 0 where there are none."""
@@ -127,16 +153,31 @@ class LiveRun:
         with self._lock:
             return self._run.fingerprint(table, detector=detector, probe=probe)
 
+    def _layer(self, layer: int) -> pd.DataFrame:
+        """One layer under all detectors, on all probes."""
+        each = [self.trajectories(name, probe) for name in self.detectors for probe in self.probes_of(name)]
+        return pd.concat([layer_of(found, layer) for found in each], ignore_index=True)
+
     def _once(self, table: Table, of: dict[str, Any], what: object, read: Callable[[], Any]) -> Any:
         """Read a table, or take what was read while the parts it comes from were the same."""
         with self._lock:
             key = (self._run.fingerprint(table, **of), str(what))
             if key not in self._kept:
-                self._kept[key] = read()
-                while len(self._kept) > _KEPT_TABLES:
-                    self._kept.popitem(last=False)
+                found = read()
+                self._kept[key] = found
+                self._sizes[key] = _size(found)
+                while sum(self._sizes.values()) > _KEPT_BYTES and len(self._kept) > 1:
+                    self._sizes.pop(self._kept.popitem(last=False)[0])
+                return found
             self._kept.move_to_end(key)
             return self._kept[key]
+
+
+def _size(found: Any) -> int:
+    """The bytes of a table or of arrays."""
+    if isinstance(found, Trajectories):
+        return sum(array.nbytes for array in (found.score, found.ci_lo, found.ci_hi, found.n))
+    return int(found.memory_usage().sum()) if isinstance(found, pd.DataFrame) else 1000
 
 
 def live_runs(paths: Sequence[str | Path]) -> dict[str, LiveRun]:
@@ -156,7 +197,7 @@ def live_runs(paths: Sequence[str | Path]) -> dict[str, LiveRun]:
         for name, folder in zip(names, folders, strict=True)
     ]
     unique = [name if unique.count(name) == 1 else str(folder) for name, folder in zip(unique, folders, strict=True)]
-    return {name: LiveRun(open_run(folder), name) for name, folder in zip(unique, folders, strict=True)}
+    return {name: LiveRun(NewestRun(Store.open(folder)), name) for name, folder in zip(unique, folders, strict=True)}
 
 
 def _run_folders(path: Path) -> list[Path]:

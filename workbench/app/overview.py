@@ -24,6 +24,8 @@ DRAWN: dict[str, Callable[..., go.Figure]] = {
     GRID: figures.heads,
     RIDGES: figures.ridgelines,
 }
+# What a run's panel beside others needs at least.
+_PANEL_PX = 210
 # as `recall_hops_2`, `loss_nats_depth_50`
 _CLASSED = re.compile(r"(?P<what>.+)_(?P<by>[a-z]+)_(?P<at>\d+)")
 LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-right", "figure-left", "figure-right"
@@ -31,12 +33,21 @@ LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-ri
 
 def register(app: Dash, content: p.Content) -> None:
     """The figures of the Overview."""
-    _register_figures(app, content.runs)
-    _register_metrics(app, content.runs)
+    _register_figures(app, content)
+    _register_metrics(app, content)
 
 
-def _register_figures(app: Dash, runs: p.Runs) -> None:
-    for graph, draw in DRAWN.items():
+def read_ahead(view: View, content: p.Content) -> None:
+    """Read and draw what the page shows first, in the light theme."""
+    choices = default_metrics(metric_choices(view, content.runs))
+    for graph in DRAWN:
+        _drawn(graph, view, None, content=content, metric=choices[0])
+    for choice in choices:
+        _metric(choice, view, None, content=content)
+
+
+def _register_figures(app: Dash, content: p.Content) -> None:
+    for graph in DRAWN:
 
         @app.callback(
             Output(graph, "figure"),
@@ -46,17 +57,32 @@ def _register_figures(app: Dash, runs: p.Runs) -> None:
             State(LEFT_METRIC, "value"),
             prevent_initial_call=True,
         )
-        def show_figure(kept: Any, _: Any, dark: Any, metric: Any, draw: Any = draw) -> Any:
-            figure = overview_figure(draw, kept, dark, runs)
-            if draw is not figures.emergence or figure is no_update:
-                return figure
+        def show_figure(kept: Any, _: Any, dark: Any, metric: Any, graph: Any = graph) -> Any:
+            if kept is None or kept["page"] != "overview":
+                return no_update
             view = View.from_json(kept)
-            chosen = metric or default_metrics(metric_choices(view, runs))[0]
-            return mark(figure, scored(view, runs), chosen, view=view, theme=p.theme_of(dark))
+            chosen = metric or default_metrics(metric_choices(view, content.runs))[0]
+            return _drawn(graph, view, dark, content=content, metric=chosen)
 
     @app.callback(Output(p.choice_id("x"), "value"), Input(p.VIEW, "data"), prevent_initial_call=True)
     def show_unit(kept: Any) -> Any:
         return no_update if kept is None else View.from_json(kept).x
+
+
+def _drawn(graph: str, view: View, dark: bool | None, *, content: p.Content, metric: str | None) -> go.Figure:
+    """One of `DRAWN`, with the phase changes of a metric where it has lines."""
+
+    def draw() -> go.Figure:
+        figure = overview_figure(DRAWN[graph], {**view.as_json(), "page": "overview"}, dark, content.runs)
+        if graph != EMERGENCE:
+            return figure
+        return mark(figure, scored(view, content.runs), metric, view=view, theme=p.theme_of(dark))
+
+    shown = [content.runs[name].fingerprint("scores", detector=view.detector, probe=view.probe) for name in view.runs]
+    about = (view.runs, view.detector, view.probe, view.x, bool(dark), *shown)
+    if graph == EMERGENCE:
+        about += (metric, *(content.runs[name].fingerprint("metrics") for name in view.runs))
+    return content.made.once((graph, *about), draw)
 
 
 def overview_figure(draw: Any, kept: Any, dark: Any, runs: p.Runs) -> Any:
@@ -72,7 +98,8 @@ def overview_figure(draw: Any, kept: Any, dark: Any, runs: p.Runs) -> Any:
         figure: go.Figure = draw(drawn, detector=view.detector, probe=view.probe, theme=theme, **over_training)
     except WorkbenchError as error:
         return p.message(str(error), theme)
-    return figure.update_layout(meta={"detector": view.detector, "probe": view.probe})
+    width = 0 if draw is figures.emergence else _PANEL_PX * len(drawn)
+    return figure.update_layout(meta={"detector": view.detector, "probe": view.probe, "width": width})
 
 
 def scored(view: View, runs: p.Runs) -> list[LiveRun]:
@@ -81,7 +108,9 @@ def scored(view: View, runs: p.Runs) -> list[LiveRun]:
     return [run for run in chosen if view.detector and view.probe in run.probes_of(view.detector)]
 
 
-def _register_metrics(app: Dash, runs: p.Runs) -> None:
+def _register_metrics(app: Dash, content: p.Content) -> None:
+    runs = content.runs
+
     @app.callback(
         Output(LEFT_METRIC, "data"),
         Output(LEFT_METRIC, "value"),
@@ -112,16 +141,25 @@ def _register_metrics(app: Dash, runs: p.Runs) -> None:
         def show_metric(choice: Any, kept: Any, _: Any, dark: Any) -> Any:
             if kept is None or kept["page"] != "overview":
                 return no_update
-            view, theme = View.from_json(kept), p.theme_of(dark)
-            if not choice:
-                return p.message("no model-level numbers yet", theme)
-            metric, _, probe = choice.partition(" on ")
-            drawn = [runs[name] for name in view.runs if (metric, probe) in runs[name].metric_names()]
-            if not drawn:
-                return p.message("no model-level numbers yet", theme)
-            # whose colour is whose stands beside it: in the cards and in the legend of Emergence
-            figure = figures.metrics(drawn, metric=metric, probe=probe, x=view.x, theme=theme)
-            return mark(figure, drawn, choice, view=view, theme=theme).update_layout(showlegend=False)
+            return _metric(choice, View.from_json(kept), dark, content=content)
+
+
+def _metric(choice: str | None, view: View, dark: bool | None, *, content: p.Content) -> go.Figure:
+    """A model-level number of all chosen runs that have it."""
+    theme, runs = p.theme_of(dark), content.runs
+    metric, _, probe = (choice or "").partition(" on ")
+    drawn = [runs[name] for name in view.runs if (metric, probe) in runs[name].metric_names()]
+
+    def draw() -> go.Figure:
+        if not drawn:
+            return p.message("no model-level numbers yet", theme)
+        # whose colour is whose stands beside it: in the cards and in the legend of Emergence
+        figure = figures.metrics(drawn, metric=metric, probe=probe, x=view.x, theme=theme)
+        return mark(figure, drawn, choice, view=view, theme=theme).update_layout(showlegend=False)
+
+    shown = [run.fingerprint("metrics", probe=probe) for run in drawn]
+    names = [run.name for run in drawn]
+    return content.made.once((metric, probe, view.x, bool(dark), *names, *shown), draw)
 
 
 def metric_choices(view: View, runs: p.Runs) -> list[str]:

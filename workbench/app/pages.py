@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import Dash, dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 
 from workbench.app import compare, head, jobs, overview, patterns, plan, probe
 from workbench.app import parts as p
@@ -18,10 +18,17 @@ PAGES = (overview.PAGE, head.PAGE, compare.PAGE, plan.PAGE, jobs.PAGE, probe.PAG
 EXTRAS: tuple[Callable[[Dash, p.Content], None], ...] = (patterns.register,)
 
 
-def document(content: p.Content) -> dmc.MantineProvider:
-    """The whole document: stores, header, controls and all pages, of which one is shown."""
+def document(content: p.Content, *, pages: Collection[str] = ("overview",)) -> dmc.MantineProvider:
+    """The whole document: stores, header, controls and all pages, of which one is shown.
+
+    Only these `pages` are laid out; the others are filled when they are first looked at, see `fill_pages`.
+    """
+    mains = [page.layout(content) for page in PAGES]
+    for page, main in zip(PAGES, mains, strict=True):
+        if page.name not in pages:
+            main.children = []
     stores = [
-        *(p.LOCATION, p.NAVIGATE, p.VIEW, p.WANTED, p.JUMP, p.PLANES, p.SENT, p.AT, p.STEPS, p.SEEN),
+        *(p.LOCATION, p.NAVIGATE, p.VIEW, p.WANTED, p.UNFILLED, p.JUMP, p.PLANES, p.SENT, p.AT, p.STEPS, p.SEEN),
         *(p.SCORES_CHANGED, p.METRICS_CHANGED, p.HEAD_CHANGED, p.NAMES_CHANGED, p.ANY_CHANGED),
     ]
     body = [
@@ -30,9 +37,23 @@ def document(content: p.Content) -> dmc.MantineProvider:
         dcc.Interval(id=p.TICK, interval=POLL_MS),
         _header(),
         _controls(list(content.runs)),
-        html.Main([page.layout(content) for page in PAGES]),
+        html.Main(mains),
     ]
     return dmc.MantineProvider(html.Div(body, id=p.ROOT, className="wb"), id=p.MANTINE, forceColorScheme="light")
+
+
+def fill_pages(app: Dash, content: p.Content) -> None:
+    """Lay out a page when it is first looked at: figures that nobody sees would delay those that somebody does."""
+    layouts: list[Any] = [page.layout(content) for page in PAGES]
+    app.clientside_callback(
+        ClientsideFunction("workbench", "unfilled"), Output(p.UNFILLED, "data"), Input(p.VIEW, "data")
+    )
+
+    filled = [Output(layout.id, "children") for layout in layouts]
+
+    @app.callback(*filled, Input(p.UNFILLED, "data"), prevent_initial_call=True)
+    def lay_out(name: Any) -> Any:
+        return [page.layout(content).children if page.name == name else no_update for page in PAGES]
 
 
 def status_line(done: int, planned: int, failed: int, *, runs: int, checkpoints: int) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,15 @@ from dash import Dash, dcc, html
 
 from workbench.app.live import LiveRun
 from workbench.app.probing import Probings
+from workbench.app.remembered import Remembered
 from workbench.app.view import View
 from workbench.figures.style import PALETTES, Theme, styled
 
 Runs = Mapping[str, LiveRun]
 
 # what the browser keeps
-LOCATION, NAVIGATE, VIEW, WANTED, JUMP, THEME = "location", "navigate", "view", "wanted", "jump", "theme"
+LOCATION, NAVIGATE, VIEW, WANTED, UNFILLED = "location", "navigate", "view", "wanted", "unfilled"
+JUMP, THEME = "jump", "theme"
 PLANES, SENT, AT, STEPS, SEEN = "planes", "sent", "at", "steps", "seen"
 SCORES_CHANGED, METRICS_CHANGED, HEAD_CHANGED, NAMES_CHANGED, ANY_CHANGED = (
     "scores-changed",
@@ -43,11 +46,15 @@ _GRAPH: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the app is opened on: runs under the names that it shows, plans beside them, and models run on demand."""
+    """What the app is opened on: runs under the names that it shows, plans beside them, and models run on demand.
+
+    `made`: figures and other answers that were made of them.
+    """
 
     runs: Runs
     plans: Mapping[str, Path] = field(default_factory=dict[str, Path])
     probings: Probings = field(default_factory=Probings)
+    made: Remembered = field(default_factory=Remembered)
 
 
 def _as_it_is(view: View, _: Content) -> View:
@@ -103,9 +110,20 @@ def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
     )
 
 
+def controls(title: str, about: str, body: Any) -> html.Section:
+    """A titled box around what the reader sets, of which nothing can be taken away."""
+    return html.Section([html.H3([title, html.Small(about)]), body], className="card")
+
+
 def graph(name: str, class_name: str = "") -> dcc.Graph:
     """A figure's place. `clickable`: a click on a head opens it; `cursor`, `grid`: see assets/workbench.js."""
-    return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=message("", "light"))
+    return dcc.Graph(id=name, config=_GRAPH, responsive=False, className=class_name, figure=_nothing())
+
+
+@cache
+def _nothing() -> go.Figure:
+    """What a figure is until the server has drawn it; made once, and nobody writes into it."""
+    return message("", "light")
 
 
 def choice(name: str, *, width: int = 190, label: str = "", choices: Sequence[str] = ()) -> html.Div:

@@ -89,16 +89,23 @@ def _of(file: PatternFile, _: Mapping[str, str]) -> flask.Response:
     )
 
 
+def _at(file: PatternFile, asked: Mapping[str, str]) -> tuple[int, int, str | None]:
+    """The layer and head that are asked for, and their kind where the layer has one of that."""
+    layer, head, kind = int(asked["layer"]), int(asked["head"]), asked.get("kind")
+    there = {one["kind"] for one in file.label.layers if one["layer"] == layer}
+    return layer, head, kind if kind in there else None
+
+
 def _head(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
     """A head's strongest links, where its attention lies by distance, and how far most of it reaches."""
-    at = int(asked["layer"]), int(asked["head"])
+    layer, head, kind = _at(file, asked)
     return flask.jsonify(
         {
-            "links": file.links(*at).to_dict("records"),
-            "profile": file.distance_profile(*at).to_dict("records"),
-            "sink": file.sink_mass(*at),
-            "window": file.effective_window(*at),
-            "blocks": file.blocks(*at),
+            "links": file.links(layer, head, kind=kind).to_dict("records"),
+            "profile": file.distance_profile(layer, head, kind=kind).to_dict("records"),
+            "sink": file.sink_mass(layer, head, kind=kind),
+            "window": file.effective_window(layer, head, kind=kind),
+            "blocks": file.blocks(layer, head, kind=kind),
         }
     )
 
@@ -106,10 +113,12 @@ def _head(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
 def _atlas(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
     """All heads of a layer, one after the other."""
     tiles = file.atlas(int(asked["layer"]))
-    heads = [head.head for head in file.heads if head.layer == int(asked["layer"])]
+    every = zip(file.heads, file.kinds, strict=True)
+    heads = [(head.head, kind) for head, kind in every if head.layer == int(asked["layer"])]
     described = {
         "side": len(tiles[0].codes),
-        "heads": heads,
+        "heads": [head for head, _ in heads],
+        "kinds": [kind for _, kind in heads],
         "signed": [tile.is_signed for tile in tiles],
         "scale": [tile.scale for tile in tiles],
     }
@@ -121,7 +130,8 @@ def _tile(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
     queries, keys = (slice(int(asked[f"{axis}0"]), int(asked[f"{axis}1"])) for axis in "qk")
     if min(queries.start, keys.start) < 0:
         raise WorkbenchError(f"tokens count from 0; asked for {queries.start} and {keys.start}")
-    tile: Tile = file.tile(int(asked["layer"]), int(asked["head"]), queries, keys, cells=CELLS)
+    layer, head, kind = _at(file, asked)
+    tile: Tile = file.tile(layer, head, queries, keys, cells=CELLS, kind=kind)
     rows, columns = tile.codes.shape
     described = {
         "rows": rows,

@@ -117,7 +117,6 @@ def register(app: Dash, content: p.Content) -> None:
         Output(RANKING, "children"),
         Input(p.VIEW, "data"),
         Input(p.THEME, "data"),
-        prevent_initial_call=True,
     )
     def show_plan(kept: Any, dark: Any) -> Any:
         if kept is None or kept["page"] != "plan":

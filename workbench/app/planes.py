@@ -78,7 +78,7 @@ def _plane(
     arrays = found.score, found.ci_lo, found.ci_hi
     low = min((float(np.nanmin(a)) for a in arrays if not np.isnan(a).all()), default=0.0)
     high = max((float(np.nanmax(a)) for a in arrays if not np.isnan(a).all()), default=1.0)
-    onsets = run.emergence(found.detector, probe=found.probe).loc[
+    onsets = run.onsets(found.detector, probe=found.probe).loc[
         :, "onset_tokens" if axis.unit == "tokens" else "onset_step"
     ]
     amounts = np.array([amount_of(at, axis.unit) for at in found.checkpoints])

@@ -42,7 +42,6 @@ def register(app: Dash, content: p.Content) -> None:
         Output(CKPT, "value"),
         Input(p.VIEW, "data"),
         State(CKPT, "value"),
-        prevent_initial_call=True,
     )
     def offer_checkpoints(kept: Any, chosen: Any) -> Any:
         view = View.from_json(kept)
@@ -57,8 +56,8 @@ def register(app: Dash, content: p.Content) -> None:
 
     app.clientside_callback(
         ClientsideFunction("workbench", "probed"),
-        Input(START, "n_clicks"),
-        Input(CANCEL, "n_clicks"),
+        Input(START, "n_clicks", allow_optional=True),
+        Input(CANCEL, "n_clicks", allow_optional=True),
         Input(p.THEME, "data"),
     )
 
@@ -116,7 +115,7 @@ def layout(_: p.Content) -> html.Div:
     )
     about = "the model runs in a process of its own on this machine; the result is kept until the app ends"
     return p.page_of(
-        PAGE_ID, [p.card("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
+        PAGE_ID, [p.controls("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
     )
 
 

@@ -17,13 +17,18 @@ from dash import Dash, html, set_props
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app import exports
-from workbench.app.callbacks import register
+from workbench.app.callbacks import read_ahead, register
+from workbench.app.compression import compress
 from workbench.app.guard import LOOPBACK, Guard
 from workbench.app.live import live_runs
 from workbench.app.mask import find_plans
 from workbench.app.pages import document
 from workbench.app.parts import STATUS, Content
+from workbench.app.view import PARAMETERS
 from workbench.heads import WorkbenchError
+
+# What Dash loads only when a figure is laid out.
+_LATE_SCRIPTS = ("plotly/package_data/plotly.min.js", "dash/dcc/async-graph.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,21 @@ def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), a
     Raises:
         WorkbenchError: if a folder holds no run, or a file no plan.
     """
-    access = access or Access()
+    return app_of(opened(runs, plans), access or Access())
+
+
+def opened(runs: Sequence[str | Path], plans: Sequence[str | Path]) -> Content:
+    """These runs, and these plans and those beside the runs.
+
+    Raises:
+        WorkbenchError: if a folder holds no run, or a file no plan.
+    """
     shown = live_runs(runs)
+    return Content(shown, find_plans([run.path for run in shown.values()], plans))
+
+
+def app_of(content: Content, access: Access) -> Dash:
+    """The app over what was opened."""
     app = Dash(
         __name__,
         title="attention workbench",
@@ -58,10 +76,12 @@ def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), a
         routes_pathname_prefix="/",
         on_error=_say,
     )
-    content = Content(shown, find_plans([run.path for run in shown.values()], plans))
+    app.index_string = _asking_early(app.index_string, _prefix(access.prefix))
     app.layout = document(content)
+    app.validation_layout = document(content, pages=PARAMETERS)
     register(app, content)
     exports.register(app, content)
+    compress(app.server)
     Guard(LOOPBACK | set(access.hosts), access.token, _prefix(access.prefix)).protect(app.server)
     app.server.wsgi_app = _Stripped(app.server.wsgi_app, _prefix(access.prefix).rstrip("/"))
     return app
@@ -88,11 +108,13 @@ def serve(
         names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
         token = access.token or secrets.token_urlsafe(18)
         access = Access((*access.hosts, *sorted(names)), token, access.prefix)
-    app = build_app(runs, plans=plans, access=access)
+    content = opened(runs, plans)
+    app = app_of(content, access)
     _require_free(host, port)
     server = Server(host, port, app.server, handler=_Quiet)
     address = _address(host, server.server_port, access)
     print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    threading.Thread(target=read_ahead, args=(content,), daemon=True).start()
     if open_browser:
         threading.Timer(0.3, webbrowser.open, [address]).start()
     try:
@@ -111,6 +133,12 @@ def show(run: Any, *, height: int = 900) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     app.run(host="127.0.0.1", port=port, debug=False, jupyter_mode="inline", jupyter_height=height)
+
+
+def _asking_early(page: str, prefix: str) -> str:
+    """The page that asks for plotly's script at once, and not when the first figure is laid out."""
+    links = (f'<link rel="preload" as="script" href="{prefix}_dash-component-suites/{name}">' for name in _LATE_SCRIPTS)
+    return page.replace("{%metas%}", "{%metas%}" + "".join(links))
 
 
 def _say(error: Exception) -> Any:

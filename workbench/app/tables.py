@@ -75,7 +75,7 @@ def _cells(row: dict[str, Any]) -> list[html.Td]:
 def _onset(run: RunLike, head: Head, detector: str, probe: str) -> str:
     if detector in DESCRIPTIVE:
         return "–"
-    table = run.emergence(detector, probe=probe)
+    table = run.onsets(detector, probe=probe)
     mine = table.loc[(table["layer"] == head.layer) & (table["head"] == head.head)]
     found: list[dict[str, Any]] = [] if mine.empty else records(mine.tail(1), "onset_step", "onset_tokens", "at_first")
     if not found or found[0]["onset_step"] is None:

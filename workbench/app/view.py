@@ -14,7 +14,7 @@ from workbench.heads import Head, WorkbenchError
 # The pages, and the parameters of the address that each has for itself.
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "overview": ("x",),
-    "head": ("x",),
+    "head": ("x", "mixer"),
     "compare": ("x", "a", "b", "at_a", "at_b"),
     "plan": ("plan", "keep"),
     "jobs": (),

@@ -47,6 +47,8 @@ class TrainingAxis:
         decades = [10.0**power for power in range(math.floor(low), math.ceil(high) + 1)]
         values = [factor * decade for decade in decades for factor in factors]
         values = [value for value in values if self.first * 0.999 <= value <= self.last * 1.001]
+        if len(values) < 2 and self.first < self.last:
+            values = [float(self.first), float(self.last)]
         while len(values) > 6:
             values = values[::-2][::-1]
         labels = [short_count(value) for value in values]

@@ -34,6 +34,7 @@ from workbench.heads import Head, KVHead, WorkbenchError
 Runs = RunLike | Sequence[RunLike]
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
 _INTERVAL = ("n", "ci_lo", "ci_hi")
+_OF_LAYER = (*_WHERE, *_INTERVAL, "layer", "head", "kv_head", "kind", "detector", "probe", "score")
 
 
 _BRANCH = {"dash": "dash"}
@@ -66,7 +67,7 @@ def emergence(
         lines = [_head_line(found, row, scale) for row in rows] + [_mean_line(found, rows)]
         for line in lines:
             _add_line(figure, axis, found.checkpoints, line, name=one.name, style=line_style(i, theme))
-        marks = onset_marks(found, one.emergence(detector, probe=found.probe))
+        marks = onset_marks(found, one.onsets(detector, probe=found.probe))
         _add_onsets(figure, axis, found, {row: mark for row, mark in marks.items() if row in rows})
     styled(figure, theme, height=300)
     title = f"{detector} ({scale.unit})" if scale.unit else f"{detector} score"
@@ -141,6 +142,7 @@ def history(
             col=1,
         )
     styled(figure, theme, height=250 + 100 * (len(units) - 1))
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     for i, unit in enumerate(units):
         scales = [scale for _, _, scale in lines if scale.unit == unit]
         whole = Scale(min(s.low for s in scales), max(s.high for s in scales), unit)
@@ -285,7 +287,7 @@ def _detector_lines(
     run: RunLike, head: Head | KVHead, probe: str | None
 ) -> list[tuple[str, list[dict[str, Any]], Scale]]:
     """Name, rows and scale of every detector that scored this head, on the wanted probe or on all."""
-    scores = run.scores(layer=head.layer)
+    scores = run.scores(layer=head.layer, columns=_OF_LAYER)
     column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
     mine = scores.loc[scores[column] == number]
     if mine.empty:

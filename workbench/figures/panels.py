@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from workbench.figures.axis import AxisUnit, TrainingAxis, cell_edges, draw_axis, training_axis
 from workbench.figures.curves import Runs, as_runs, onset_marks
-from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, letter, styled
+from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, faint, letter, styled
 from workbench.figures.trajectories import (
     UNITS,
     RunLike,
@@ -30,6 +30,7 @@ from workbench.heads import Head, WorkbenchError
 _LABELLED_CELLS = 18
 # Beyond so many cells, what is said of each would weigh more than its score: then only head and score are said.
 _TOLD_CELLS = 2000
+_SPOTS = 200
 _SHORT = "<b>%{customdata}</b><br>%{z:.4f}<extra></extra>"
 
 
@@ -90,7 +91,7 @@ def strips(
     figure = _panels(runs, spacing=0.065)
     rows = 1
     for i, (one, found) in enumerate(zip(runs, each, strict=True)):
-        marks = onset_marks(found, one.emergence(detector, probe=found.probe))
+        marks = onset_marks(found, one.onsets(detector, probe=found.probe))
         order = _by_onset(found, marks, top)
         rows = max(rows, len(order))
         _add_strip(figure, found, axis, order, unit=scale.unit, panel=i + 1)
@@ -131,10 +132,11 @@ def place(
     if not chosen:
         raise WorkbenchError(f"{head} has no scores at {step if step == 'last' else f'step {step}'} in {run.name}")
     beside = [row for row in rows if row["layer"] == head.layer and row["head"] != head.head]
-    others = [row for row in rows if row["layer"] != head.layer]
+    others = _spread_out([row for row in rows if row["layer"] != head.layer])
     figure = go.Figure()
-    dots = {"color": COLOURS[theme][0], "size": 8, "opacity": 0.75}
-    _add_dots(figure, "other layers", others, {"color": PALETTES[theme].muted, "size": 5, "opacity": 0.28})
+    # transparent colours, not transparent dots: of thousands each would be a layer of its own to a browser
+    dots = {"color": faint(COLOURS[theme][0], 0.75), "size": 8}
+    _add_dots(figure, "other layers", others, {"color": faint(PALETTES[theme].muted, 0.28), "size": 5})
     _add_dots(figure, f"layer {head.layer}", beside, dots)
     _add_dots(figure, str(head), chosen, {"color": COLOURS[theme][1], "size": 12, "symbol": "diamond"})
     names = sorted({row["label"] for row in rows}, reverse=True)
@@ -144,6 +146,13 @@ def place(
     figure.update_xaxes(range=[low - 0.03, 1.03], title_text="score")
     figure.update_yaxes(categoryorder="array", categoryarray=names, ticks="")
     return figure
+
+
+def _spread_out(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of very many rows one for each spot that can be told apart."""
+    if len(rows) <= _TOLD_CELLS:
+        return rows
+    return list({(row["label"], round(row["score"] * _SPOTS)): row for row in rows}.values())
 
 
 def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: dict[str, Any]) -> None:

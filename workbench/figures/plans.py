@@ -123,6 +123,7 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
             col=panel,
         )
     styled(figure, theme, height=380)
+    figure.update_layout(legend={"y": 1.08}, margin={"t": 56})  # above the panels' titles
     figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
     figure.update_xaxes(title_text="key/value cache saved", tickformat=".0%")
     figure.update_yaxes(tickformat=".0%")

@@ -106,6 +106,12 @@ def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:
     }
 
 
+def faint(colour: str, strength: float | int) -> str:
+    """A colour (#rrggbb) that lets through what is behind it."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {strength})"
+
+
 def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
     """Put a figure on the theme's ground."""
     palette = PALETTES[theme]
@@ -118,6 +124,7 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         margin={"l": 52, "r": 12, "t": 28, "b": 42},
         hoverlabel={"font": {"family": FONT, "size": 12}, "align": "left"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.muted, "activecolor": palette.text},
         hovermode="closest",
         uirevision="keep",
     )
@@ -128,6 +135,7 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         "zeroline": False,
         "ticks": "outside",
         "ticklen": 4,
+        "ticklabeloverflow": "allow",  # else the place of each label is measured in each drawing
         "tickfont": {"size": 11, "color": palette.muted},
         "title": {"font": {"size": 12, "color": palette.muted}, "standoff": 6},
     }

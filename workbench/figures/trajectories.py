@@ -50,6 +50,10 @@ class RunLike(Protocol):
         """As `Run.emergence`."""
         ...
 
+    def onsets(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+        """As `Run.onsets`."""
+        ...
+
 
 class Checkpoint(NamedTuple):
     """Where in training a score was taken."""
@@ -124,16 +128,36 @@ class Trajectories:
     def hover(self, row: int, column: int, unit: str) -> str:
         """What one score is: head, checkpoint, value, confidence interval, n."""
         head = self.heads[row]
+        score, low, high = (float(array[row, column]) for array in (self.score, self.ci_lo, self.ci_hi))
         number = said(
             self.detector,
-            (self.score[row, column], self.ci_lo[row, column], self.ci_hi[row, column]),
+            (score, low, high),
             int(self.n[row, column]),
             unit=unit,
         )
         return f"<b>{head}</b> · {self.layer_of(row).kind} · {self.checkpoints[column]}<br>{number}"
 
 
+@runtime_checkable
+class KeepsTrajectories(Protocol):
+    """A run that keeps the arrays it was asked for, such as the app's."""
+
+    def trajectories(self, detector: str, probe: str | None) -> Trajectories:
+        """As `read_trajectories`."""
+        ...
+
+
 def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories:
+    """A run's scores under one detector, kept or read; `probe` may be None where only one probe scored it.
+
+    Raises:
+        WorkbenchError: as `read_trajectories`.
+    """
+    keeps = isinstance(run, KeepsTrajectories)
+    return run.trajectories(detector, probe) if keeps else read_trajectories(run, detector, probe)
+
+
+def read_trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories:
     """Read a run's scores under one detector; `probe` may be None where only one probe scored it.
 
     Raises:
@@ -145,6 +169,11 @@ def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories
     probes = scores.loc[:, "probe"].unique().tolist()
     if len(probes) > 1:
         raise WorkbenchError(f"{detector} was scored on {', '.join(probes)}: pass one of them as probe=")
+    return arranged(scores, detector)
+
+
+def arranged(scores: pd.DataFrame, detector: str) -> Trajectories:
+    """Rows of `Run.scores` of one detector and probe, head by checkpoint."""
     checkpoints = checkpoints_of(scores)
     by_kv_head = bool(scores.loc[:, "head"].isna().all())
     layers, layer = _layers(scores)
@@ -163,7 +192,7 @@ def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories
     kind = KVHead if by_kv_head else Head
     return Trajectories(
         detector,
-        probes[0],
+        str(scores.loc[:, "probe"].iloc[0]),
         heads=tuple(kind(layers[at].layer, int(code) % stride - 1) for at, code in zip(places, codes, strict=True)),
         layers=layers,
         places=places,

@@ -114,14 +114,13 @@ def record_maps(
         return [h for h in range(layer.n_heads) if wanted is None or Head(layer.index, h) in wanted]
 
     def look_at(at: int) -> Look:
-        return Look(finest if heads_of(at) else coarse, far, n_links)
+        return Look(coarse, far, n_links, finest, tuple(heads_of(at)) if finer_blocks else ())
 
     def take(at: int, found: PatternSummary) -> None:
         """Keep the coarse peaks of all heads, and the finer ones of some."""
-        for h in heads_of(at) if finer_blocks else []:
-            one = found.peak[h : h + 1]
+        for h, one in zip(heads_of(at) if finer_blocks else [], found.fine.split(1), strict=False):
             finer[at, h] = {b: coarser(one, b // finest)[0].cpu() for b in finer_blocks}
-        summaries[at] = _on_cpu(found, coarser(found.peak, coarse // (finest if heads_of(at) else coarse)))
+        summaries[at] = _on_cpu(found)
 
     def attend(call: AttentionCall) -> Tensor:
         at = place[call.layer, False]
@@ -159,15 +158,17 @@ def _layer(call: AttentionCall, mask: TileMask) -> SoftmaxLayer:
     return SoftmaxLayer(call.q, call.k, mask, call.scale, call.softcap, call.sinks)
 
 
-def _on_cpu(found: PatternSummary, peak: Float[Tensor, "h n n"]) -> PatternSummary:
+def _on_cpu(found: PatternSummary) -> PatternSummary:
+    """What is kept of every head."""
     return PatternSummary(
-        peak=peak.cpu(),
+        peak=found.peak.cpu(),
         beyond=found.beyond.cpu(),
         sink=found.sink.cpu(),
         link_row=found.link_row.cpu(),
         link_key=found.link_key.cpu(),
         link_value=found.link_value.cpu(),
         lse=found.lse.cpu(),
+        fine=found.fine[:0].cpu(),
     )
 
 

@@ -25,12 +25,15 @@ from workbench.kernels.tiles import Cut, Scratch, within_memory
 class Look:
     """What to keep of a pattern: `block`, in tokens, of the maxima; `far`, the distance from which a link is long.
 
-    `n_links`: how many of the strongest long links, at most one of each row.
+    `n_links`: how many of the strongest long links, at most one of each row. `fine_heads`: heads whose maxima are also
+    kept in blocks of `fine_block` tokens, which costs several times as much as all the rest of what is kept of a head.
     """
 
     block: int
     far: int
     n_links: int = 16
+    fine_block: int = 1
+    fine_heads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class PatternSummary:
     after the sink that lie 0, 1, 2, 4, … or more tokens back, mean over rows; `sink`: that on the sink. `link_row`,
     `link_key`, `link_value`: the strongest entries `far` or more tokens back, sink excluded, strongest first; value 0
     where there are fewer. `lse`: of each row, ln Σ|A| for signed rows.
-    Shares are of Σ|A| in linear layers; `peak` and `link_value` are not normalised there.
+    `fine`: the finer peaks of `Look.fine_heads`, in their order.
+    Shares are of Σ|A| in linear layers; `peak`, `fine` and `link_value` are not normalised there.
     """
 
     peak: Float[Tensor, "h n n"]
@@ -51,6 +55,7 @@ class PatternSummary:
     link_key: Int[Tensor, "h n_links"]
     link_value: Float[Tensor, "h n_links"]
     lse: Float[Tensor, "h t"]
+    fine: Float[Tensor, "n_fine m m"]
 
 
 def distances_of(n_tokens: int) -> tuple[int, ...]:
@@ -121,13 +126,42 @@ def coarser(peak: Float[Tensor, "h n n"], times: int) -> Float[Tensor, "h m m"]:
     return torch.where(below > above, -below, above)
 
 
+class _Peaks:
+    """Block maxima in the making, of both signs where there are both."""
+
+    def __init__(self, n_heads: int, n_tokens: int, block: int, device: torch.device):
+        n_blocks, self._block = -(-n_tokens // block), block
+        self._above = torch.zeros(n_heads, n_blocks, n_blocks, device=device)
+        self._below: Tensor | None = None
+
+    def read(self, weights: Tensor, scale: Tensor, heads: slice, at: tuple[int, int], is_signed: bool) -> None:
+        """Read a tile of some heads that begins at a row and a key; entries are weights / scale."""
+        self._raise(self._above, weights, scale, heads, at)
+        if is_signed:
+            self._below = torch.zeros_like(self._above) if self._below is None else self._below
+            self._raise(self._below, -weights, scale, heads, at)
+
+    def _raise(self, into: Tensor, weights: Tensor, scale: Tensor, heads: slice, at: tuple[int, int]) -> None:
+        first, first_key = at
+        across = _keys_pooled(weights, self._block, first_key) / scale[..., None]
+        peaks = _rows_pooled(across, self._block, first)
+        down, right = first // self._block, first_key // self._block
+        here = into[heads, down : down + peaks.shape[1], right : right + peaks.shape[2]]
+        torch.maximum(here, peaks, out=here)
+
+    def finish(self) -> Tensor:
+        """The entry of largest size in each block."""
+        below = self._below
+        return self._above if below is None else torch.where(below > self._above, -below, self._above)
+
+
 class _Gathered:
     """A summary in the making."""
 
     def __init__(self, look: Look, n_heads: int, n_tokens: int, device: torch.device):
-        n_blocks, self._look, self._distances = -(-n_tokens // look.block), look, distances_of(n_tokens)
-        self._above = torch.zeros(n_heads, n_blocks, n_blocks, device=device)
-        self._below: Tensor | None = None
+        self._look, self._distances = look, distances_of(n_tokens)
+        self._peaks = _Peaks(n_heads, n_tokens, look.block, device)
+        self._fine = _Peaks(len(look.fine_heads), n_tokens, look.fine_block, device)
         self._beyond = torch.zeros(n_heads, len(self._distances), device=device)
         self._sink = torch.zeros(n_heads, device=device)
         self._best = torch.zeros(n_heads, n_tokens, device=device)
@@ -146,11 +180,13 @@ class _Gathered:
         is_signed: bool = False,
     ) -> None:
         """Read rows of some heads; entries are weights / scale, shares |weights| / total. Writes on the weights."""
-        self._peak(self._above, weights, scale, heads, rows, first_key)
+        at = int(rows[0]), first_key
+        self._peaks.read(weights, scale, heads, at, is_signed)
+        fine = [(i, h - heads.start) for i, h in enumerate(self._look.fine_heads) if heads.start <= h < heads.stop]
+        for i, here in fine:
+            self._fine.read(weights[here : here + 1], scale[here : here + 1], slice(i, i + 1), at, is_signed)
         signed = weights
         if is_signed:
-            self._below = torch.zeros_like(self._above) if self._below is None else self._below
-            self._peak(self._below, -weights, scale, heads, rows, first_key)
             weights = weights.abs()
         if first_key == 0:
             self._sink[heads] += (weights[..., 0] / total).sum(-1)
@@ -158,14 +194,6 @@ class _Gathered:
         masses = torch.stack(steps.masses(weights, 1 if first_key == 0 else 0), -1)
         self._beyond[heads] += (masses / total[..., None]).sum(1)
         self._links(weights, signed, scale, heads, rows, first_key)
-
-    def _peak(self, into: Tensor, weights: Tensor, scale: Tensor, heads: slice, rows: Tensor, first_key: int) -> None:
-        block, first = self._look.block, int(rows[0])
-        across = _keys_pooled(weights, block, first_key) / scale[..., None]
-        peaks = _rows_pooled(across, block, first)
-        down, right = first // block, first_key // block
-        here = into[heads, down : down + peaks.shape[1], right : right + peaks.shape[2]]
-        torch.maximum(here, peaks, out=here)
 
     def _links(
         self, weights: Tensor, signed: Tensor, scale: Tensor, heads: slice, rows: Tensor, first_key: int
@@ -191,15 +219,15 @@ class _Gathered:
         n_tokens = self._best.shape[1]
         n_links = min(self._look.n_links, n_tokens)
         row = self._best.abs().topk(n_links, dim=-1).indices
-        peak = self._above if self._below is None else torch.where(self._below > self._above, -self._below, self._above)
         return PatternSummary(
-            peak=peak,
+            peak=self._peaks.finish(),
             beyond=self._beyond / n_tokens,
             sink=self._sink / n_tokens,
             link_row=row,
             link_key=self._best_key.gather(-1, row),
             link_value=self._best.gather(-1, row),
             lse=self.lse,
+            fine=self._fine.finish(),
         )
 
 

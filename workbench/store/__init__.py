@@ -4,9 +4,9 @@ from workbench.store.cube import Cube
 from workbench.store.folder import Failure, Store
 from workbench.store.map_parts import MAPS_SCHEMA, MapArrays, MapLabel, QueriesKeys
 from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
-from workbench.store.parts import Part, Problem
+from workbench.store.parts import Part, Problem, read_rows
 from workbench.store.reader import Reader, plain_text
-from workbench.store.schema import METRICS, SCHEMA, SCORES, Label, Origin, Table, canonical_digest
+from workbench.store.schema import METRICS, SCHEMA, SCORES, VARYING, Label, Origin, Table, canonical_digest
 from workbench.store.timings import Timing, Timings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "METRICS",
     "SCHEMA",
     "SCORES",
+    "VARYING",
     "Cube",
     "Failure",
     "HeadMap",
@@ -34,4 +35,5 @@ __all__ = [
     "Timings",
     "canonical_digest",
     "plain_text",
+    "read_rows",
 ]

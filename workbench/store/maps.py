@@ -90,13 +90,15 @@ class PatternFile:
         """The heads that are kept with their queries and keys."""
         return tuple(self.heads[h] for h in sorted(map(int, self.label.qk)))
 
-    def map(self, layer: int, head: int, *, block: int | None = None) -> HeadMap:
+    def map(self, layer: int, head: int, *, block: int | None = None, kind: str | None = None) -> HeadMap:
         """A head's pattern in blocks of `block` tokens, the coarsest where not given.
+
+        Here and below, `kind` says which mixer's head is meant where a layer has two; None: the softmax one.
 
         Raises:
             WorkbenchError: if there is no such head, or no such blocks of it.
         """
-        h = self._number(layer, head)
+        h = self._number(layer, head, kind)
         block = self.label.block if block is None else block
         codes = self._codes(h, block)
         return HeadMap(self._decoded(h, codes), self.edges(block), bool(self._signed[h]))
@@ -105,10 +107,9 @@ class PatternFile:
         """Where blocks begin, and the number of tokens."""
         return np.append(np.arange(0, self.label.n_tokens, block), self.label.n_tokens)
 
-    def blocks(self, layer: int, head: int) -> tuple[int, ...]:
+    def blocks(self, layer: int, head: int, *, kind: str | None = None) -> tuple[int, ...]:
         """The block sizes a head is kept in, coarse to fine."""
-        h = self._number(layer, head)
-        return (self.label.block, *(b for b in self.label.fine_blocks[::-1] if f"fine.{b}.{h}" in self._names))
+        return self._blocks(self._number(layer, head, kind))
 
     def atlas(self, layer: int) -> list[Tile]:
         """The coarsest blocks of all heads of a layer, in order.
@@ -126,18 +127,20 @@ class PatternFile:
         block = self.label.block
         return [Tile(codes[h - numbers[0]], 0, 0, block, bool(self._signed[h]), float(self._scale[h])) for h in numbers]
 
-    def tile(self, layer: int, head: int, queries: slice, keys: slice, *, cells: int = 512) -> Tile:
+    def tile(
+        self, layer: int, head: int, queries: slice, keys: slice, *, cells: int = 512, kind: str | None = None
+    ) -> Tile:
         """A part of a pattern, as fine as is kept and at most `cells` cells a side, where the blocks allow that.
 
         Raises:
             WorkbenchError: if there is no such head.
         """
-        h, n = self._number(layer, head), self.label.n_tokens
+        h, n = self._number(layer, head, kind), self.label.n_tokens
         (q0, q1), (k0, k1) = (_span(x, n) for x in (queries, keys))
         width = max(q1 - q0, k1 - k0)
         if width <= min(cells, WIDEST_CROP) and str(h) in self.label.qk:
             return Tile(encode(self._crop(h, slice(q0, q1), slice(k0, k1))), q0, k0, 1, is_signed=False, scale=1.0)
-        block = next((b for b in self.blocks(layer, head)[::-1] if width <= b * cells), self.label.block)
+        block = next((b for b in self._blocks(h)[::-1] if width <= b * cells), self.label.block)
         rows, columns = (slice(lo // block, -(-hi // block)) for lo, hi in ((q0, q1), (k0, k1)))
         return Tile(
             codes=self._codes(h, block, rows, columns),
@@ -149,14 +152,20 @@ class PatternFile:
         )
 
     def crop(
-        self, layer: int, head: int, queries: slice = slice(None), keys: slice = slice(None)
+        self,
+        layer: int,
+        head: int,
+        queries: slice = slice(None),
+        keys: slice = slice(None),
+        *,
+        kind: str | None = None,
     ) -> Float[np.ndarray, "q k"]:
         """Exact probabilities of a part of a pattern, from the queries and keys that were kept.
 
         Raises:
             WorkbenchError: if there is no such head, or its queries and keys were not kept.
         """
-        h = self._number(layer, head)
+        h = self._number(layer, head, kind)
         if str(h) not in self.label.qk:
             kept = ", ".join(map(str, self.exact)) or "none"
             raise WorkbenchError(
@@ -165,24 +174,24 @@ class PatternFile:
             )
         return self._crop(h, queries, keys)
 
-    def links(self, layer: int, head: int) -> pd.DataFrame:
+    def links(self, layer: int, head: int, *, kind: str | None = None) -> pd.DataFrame:
         """The strongest entries `label.far` or more tokens back, sink excluded: query, key, distance, value."""
-        h = self._number(layer, head)
+        h = self._number(layer, head, kind)
         cells, values = self._row("links", h), self._row("link_value", h)
         table = pd.DataFrame({"query": cells[:, 0], "key": cells[:, 1], "value": values.astype(float)})
         table.insert(2, "distance", table["query"] - table["key"])
         return table.loc[table["value"] != 0].reset_index(drop=True)
 
-    def sink_mass(self, layer: int, head: int) -> float:
+    def sink_mass(self, layer: int, head: int, *, kind: str | None = None) -> float:
         """The mean share of attention on the first token."""
-        return float(self._row("sink", self._number(layer, head)))
+        return float(self._row("sink", self._number(layer, head, kind)))
 
-    def distance_profile(self, layer: int, head: int) -> pd.DataFrame:
+    def distance_profile(self, layer: int, head: int, *, kind: str | None = None) -> pd.DataFrame:
         """The mean share of attention by distance, in bins from `least` to `most` tokens back; without the sink.
 
         `within` is the share up to `most` tokens back, of all that is not on the sink.
         """
-        beyond = self._row("beyond", self._number(layer, head)).astype(float)
+        beyond = self._row("beyond", self._number(layer, head, kind)).astype(float)
         least = np.array(self.label.distances)
         most = np.append(least[1:], self.label.n_tokens) - 1
         mass = beyond - np.append(beyond[1:], 0.0)
@@ -195,9 +204,9 @@ class PatternFile:
             }
         )
 
-    def effective_window(self, layer: int, head: int, share: float = 0.95) -> float:
+    def effective_window(self, layer: int, head: int, share: float = 0.95, *, kind: str | None = None) -> float:
         """Tokens back within which `share` of the attention after the sink lies, on a straight line within a bin."""
-        profile = self.distance_profile(layer, head)
+        profile = self.distance_profile(layer, head, kind=kind)
         at = int(np.searchsorted(profile["within"].to_numpy(), share - 1e-9))
         row = profile.iloc[min(at, len(profile) - 1)]
         before = 0.0 if at == 0 else float(profile["within"].iloc[at - 1])
@@ -218,16 +227,26 @@ class PatternFile:
         return self._read("scale")
 
     @cached_property
-    def _numbers(self) -> dict[Head, int]:
-        # of a layer with two mixers the first: the softmax one
-        return {head: h for h, head in reversed(list(enumerate(self.heads)))}
+    def kinds(self) -> tuple[str, ...]:
+        """What the layer of each of `heads` is: in a layer with two mixers, that of the head's own."""
+        return tuple(str(layer["kind"]) for layer in self.label.layers for _ in range(layer["n_heads"]))
 
-    def _number(self, layer: int, head: int) -> int:
-        if Head(layer, head) not in self._numbers:
+    @cached_property
+    def _numbers(self) -> dict[tuple[Head, str | None], int]:
+        # of a layer with two mixers the first, unless a kind is named: the softmax one
+        every = list(enumerate(zip(self.heads, self.kinds, strict=True)))
+        return {(head, name): h for h, (head, kind) in reversed(every) for name in (kind, None)}
+
+    def _number(self, layer: int, head: int, kind: str | None) -> int:
+        if (Head(layer, head), kind) not in self._numbers:
+            what = f"{kind} head" if kind else "head"
             raise WorkbenchError(
-                f"there is no head L{layer}H{head} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
+                f"there is no {what} L{layer}H{head} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
             )
-        return self._numbers[Head(layer, head)]
+        return self._numbers[Head(layer, head), kind]
+
+    def _blocks(self, h: int) -> tuple[int, ...]:
+        return (self.label.block, *(b for b in self.label.fine_blocks[::-1] if f"fine.{b}.{h}" in self._names))
 
     def _codes(
         self, h: int, block: int, rows: slice = slice(None), columns: slice = slice(None)
@@ -237,7 +256,7 @@ class PatternFile:
             if block == self.label.block:
                 return file.get_slice("peak")[h : h + 1][0][rows, columns]
             if name not in self._names:
-                there = self.blocks(*self.heads[h])
+                there = self._blocks(h)
                 raise WorkbenchError(f"{self.heads[h]} is kept in blocks of {there} tokens, not of {block}")
             return file.get_slice(name)[rows][:, columns]
 

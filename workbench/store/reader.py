@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,12 @@ _DUPLICATE = {
     "scores": ["layer", "head", "kv_head"],
     "metrics": ["metric", "distance", "position"],
 }
+# Of whole rows that were read, so much is kept: two detectors of 48 layers of 64 heads over 150 checkpoints.
+_KEPT_BYTES = 128 * 2**20
 
 
 class Reader:
-    """Keeps the rows it has read and, at `refresh`, looks only at files whose (name, time, size) is another.
+    """Keeps whole rows it has read and, at `refresh`, looks only at files whose (name, time, size) is another.
 
     Frames have one row per head (scores) or number (metrics), by step_total, with text as categories;
     `plain_text` makes it strings. That of metrics also says ckpt, step_total, probe_digest and seq_len.
@@ -37,7 +41,8 @@ class Reader:
         self.root = root
         self._stamps: dict[Path, _Stamp] = {}
         self._parts: dict[Path, Part] = {}
-        self._rows: dict[Path, pa.Table] = {}
+        self._rows: OrderedDict[Path, pa.Table] = OrderedDict()
+        self._kept_bytes = 0
         self._cubes: dict[tuple[tuple[Path, _Stamp], ...], Cube] = {}
         self.refresh()
 
@@ -55,7 +60,7 @@ class Reader:
                     stat = path.stat()
                     stamp = stat.st_mtime_ns, stat.st_size
                     if self._stamps.get(path) != stamp:
-                        self._rows.pop(path, None)
+                        self._forget(path)
                         self._parts[path] = read_label(self.root, path)
                         changed.append(self._parts[path])
                 except FileNotFoundError:
@@ -63,7 +68,7 @@ class Reader:
                 stamps[path] = stamp
         for path in self._stamps.keys() - stamps.keys():
             self._parts.pop(path, None)
-            self._rows.pop(path, None)
+            self._forget(path)
         if changed or self._stamps.keys() != stamps.keys():
             self._cubes.clear()
         self._stamps = stamps
@@ -93,19 +98,66 @@ class Reader:
             self._cubes[stamps] = make_cube(list(rows), rows)
         return self._cubes[stamps]
 
-    def frame(self, table: Table, parts: Iterable[Part]) -> pd.DataFrame:
-        """The rows of these parts of one table, exact duplicates dropped: the first part given stays."""
-        read: list[tuple[Part, pa.Table]] = []
+    def written(self, part: Part) -> int:
+        """When a part was put in place, in nanoseconds."""
+        return self._stamps[part.path][0]
+
+    def frame(
+        self,
+        table: Table,
+        parts: Iterable[Part],
+        *,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, int | str] = MappingProxyType({}),
+    ) -> pd.DataFrame:
+        """The rows of these parts of one table, exact duplicates dropped: the first part given stays.
+
+        With `columns` only those are read, and not kept. `where`: values that rows must have in columns that differ
+        within a part.
+        """
+        parts = [part for part in parts if part.label.rows]
+        identities = [part.label.identity for part in parts]
+        is_repeated = len(set(identities)) < len(identities)
+        names = None if columns is None else [*columns, *(_DUPLICATE[table] if is_repeated else ())]
+        read = list(self._filtered(parts, names, where))
+        frame = _joined(table, read, names)
+        if is_repeated:
+            frame = _drop_duplicates(frame, table, read)
+        return frame if columns is None else frame.loc[:, list(columns)]
+
+    def _filtered(
+        self, parts: Sequence[Part], columns: Sequence[str] | None, where: Mapping[str, int | str]
+    ) -> Iterable[tuple[Part, pa.Table]]:
         for part in parts:
-            if part.label.rows == 0:
+            try:
+                rows = self._rows_of(part, None if columns is None else {*columns, *where})
+            except FileNotFoundError:
                 continue
-            if part.path not in self._rows:
-                try:
-                    self._rows[part.path] = read_rows(self.root, part)
-                except FileNotFoundError:
-                    continue
-            read.append((part, self._rows[part.path]))
-        return _drop_duplicates(_joined(table, read), table, [part for part, _ in read])
+            for name, value in where.items():
+                rows = rows.filter(pa.array(rows[name].to_numpy() == value))
+            if not where or rows.num_rows:
+                yield part, rows
+
+    def _rows_of(self, part: Part, columns: set[str] | None) -> pa.Table:
+        """The rows of a part with at least those of these columns in which they differ; whole rows are kept."""
+        if part.path in self._rows:
+            return self._rows[part.path]
+        varying = VARYING[part.label.table]
+        if columns is not None:
+            return read_rows(self.root, part, [name for name in varying if name in columns] or varying[:1])
+        rows = read_rows(self.root, part)
+        self._keep(part.path, rows)
+        return rows
+
+    def _keep(self, path: Path, rows: pa.Table) -> None:
+        self._rows[path] = rows
+        self._kept_bytes += rows.nbytes
+        while self._kept_bytes > _KEPT_BYTES:
+            self._forget(next(iter(self._rows)))
+
+    def _forget(self, path: Path) -> None:
+        if path in self._rows:
+            self._kept_bytes -= self._rows.pop(path).nbytes
 
 
 def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -113,13 +165,14 @@ def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({name: "str" for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)})
 
 
-def _joined(table: Table, read: Sequence[tuple[Part, pa.Table]]) -> pd.DataFrame:
-    schema, varying = COLUMNS[table], VARYING[table]
-    rows = pa.concat_tables([schema.empty_table().select(varying), *(rows for _, rows in read)])
+def _joined(table: Table, read: Sequence[tuple[Part, pa.Table]], names: Sequence[str] | None) -> pd.DataFrame:
+    fields = [field for field in [*COLUMNS[table], *_ADDED[table]] if names is None or field.name in names]
+    varying = [field.name for field in fields if field.name in VARYING[table]]
+    rows = pa.concat_tables(table.select(varying) for table in (COLUMNS[table].empty_table(), *(r for _, r in read)))
     shared = [part.label.shared() for part, _ in read]
-    part = np.repeat(np.arange(len(read)), [part.label.rows for part, _ in read])
+    part = np.repeat(np.arange(len(read)), [rows.num_rows for _, rows in read])
     columns: dict[str, Any] = {}
-    for field in [*schema, *_ADDED[table]]:
+    for field in fields:
         if field.name in varying:
             columns[field.name] = _column(rows[field.name], field)
         else:
@@ -142,14 +195,12 @@ def _spread(values: Sequence[Any], part: np.ndarray, field: pa.Field) -> Any:
     return pd.array(list(values), dtype="Int64" if field.nullable else "int64").take(part)
 
 
-def _drop_duplicates(frame: pd.DataFrame, table: Table, parts: Sequence[Part]) -> pd.DataFrame:
+def _drop_duplicates(frame: pd.DataFrame, table: Table, read: Sequence[tuple[Part, pa.Table]]) -> pd.DataFrame:
     """Rows can only repeat where two parts share their identity; rows of one part never repeat each other."""
-    identities = [part.label.identity for part in parts]
-    if len(set(identities)) == len(identities):
-        return frame
-    lengths = [part.label.rows for part in parts]
+    identities = [part.label.identity for part, _ in read]
+    lengths = [rows.num_rows for _, rows in read]
     same = np.repeat([identities.index(identity) for identity in identities], lengths)
-    part = np.repeat(np.arange(len(parts)), lengths)
+    part = np.repeat(np.arange(len(read)), lengths)
     key = frame[_DUPLICATE[table]].assign(_same=same, _part=part)
     names = [*_DUPLICATE[table], "_same"]
     key["_occurrence"] = key.groupby(["_part", *names], dropna=False, observed=True).cumcount()

@@ -105,7 +105,19 @@
         links.push(node("a", { className: "text", href: exported(card.dataset.table, form), download: "", textContent: label }));
       }
     }
+    for (const [form, make] of Object.entries(card.ways || {})) {
+      const button = node("button", { className: "text", textContent: form });
+      button.dataset.format = form.toLowerCase();
+      button.addEventListener("click", async () => save(await make(), `workbench-${title.replace(/\W+/g, "-").toLowerCase()}.${form.toLowerCase()}`));
+      links.push(button);
+    }
     return { title: title || card.dataset.table, links };
+  }
+
+  function save(blob, name) {
+    const link = node("a", { href: URL.createObjectURL(blob), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }
 
   function take(cards) {

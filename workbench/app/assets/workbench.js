@@ -88,10 +88,21 @@
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}`];
   }
 
+  // The page that is looked at, if it is not laid out yet.
+  const asked = new Set();
+  function unfilled(view) {
+    const page = view && document.querySelector(`.page[data-name^="${view.page}"]`);
+    if (!page || page.childElementCount || asked.has(view.page)) return window.dash_clientside.no_update;
+    asked.add(view.page);
+    return view.page;
+  }
+
   /* another checkpoint */
 
   function unpack(text, bits) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const packed = atob(text);
+    const bytes = new Uint8Array(packed.length);
+    for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
     return bits === 8 ? bytes : new Uint16Array(bytes.buffer);
   }
 
@@ -99,10 +110,14 @@
     if (!decoded.has(run)) {
       const span = run.high - run.low || 1;
       const missing = 2 ** run.bits - 1;
-      const values = (text) =>
-        Float64Array.from(unpack(text, run.bits), (level) =>
-          level === missing ? NaN : run.low + (level / (missing - 1)) * span,
-        );
+      const table = Float64Array.from({ length: missing + 1 }, (_, level) => run.low + (level / (missing - 1)) * span);
+      table[missing] = NaN;
+      const values = (text) => {
+        const levels = unpack(text, run.bits);
+        const scores = new Float64Array(levels.length);
+        for (let i = 0; i < levels.length; i++) scores[i] = table[levels[i]];
+        return scores;
+      };
       decoded.set(run, { score: values(run.score), ci_lo: values(run.ci_lo), ci_hi: values(run.ci_hi) });
     }
     return decoded.get(run);
@@ -170,9 +185,11 @@
     update(plot, id);
   }
 
-  // Figures know their height; the width is that of the card.
+  // Figures know their height; the width is that of the card, or what many panels need: then the card scrolls.
   function fit(plot) {
-    const width = plot.parentElement.clientWidth;
+    const least = ((plot.layout && plot.layout.meta) || {}).width || 0;
+    const width = plot.parentElement.clientWidth && Math.max(plot.parentElement.clientWidth, least);
+    plot.style.minWidth = `${least}px`;
     if (width > 0 && plot._fullLayout && Math.abs(plot._fullLayout.width - width) > 1) window.Plotly.Plots.resize(plot);
   }
 
@@ -185,16 +202,30 @@
     if (plot.broughtTo === key && plot.broughtData === plot.data) return;
     const meta = plot.layout.meta || {};
     if (!marked(id, "grid") || meta.detector !== planes.detector || meta.probe !== planes.probe) return;
+    const isFresh = plot.broughtData !== plot.data;
     plot.broughtTo = key;
     plot.broughtData = plot.data;
-    fill(plot, position, planes);
+    // The server draws the last checkpoint: of very many heads, to draw that again would be seen as a pause.
+    const isThere = isFresh && position === planes.stops.length - 1;
+    if (!isThere || Object.values(planes.runs).some((run) => run.bits === 16)) fill(plot, position, planes);
   }
 
   function fill(plot, position, planes) {
     const traces = plot.data.map((trace, i) => [i, planes.runs[trace.name]]).filter(([, run]) => run);
     const cells = traces.map(([, run]) => filled(run, position, planes));
-    const values = { z: cells.map((cell) => cell.z), text: cells.map((cell) => cell.text), hovertemplate: "%{text}<extra></extra>" };
+    const values = {
+      z: cells.map((cell) => cell.z),
+      text: cells.map((cell) => cell.text),
+      hovertemplate: traces.map(([, run]) => template(run, position, planes)),
+    };
     window.Plotly.restyle(plot, values, traces.map(([i]) => i));
+  }
+
+  // Of very many heads what is said is not made for each: head and score are put into one sentence when pointed at.
+  function template(run, position, planes) {
+    if (run.bits === 16) return "%{text}<extra></extra>";
+    const unit = planes.unit ? " " + planes.unit : "";
+    return `<b>%{customdata}</b> · ${run.checkpoints[run.columns[position]] || ""}<br>${planes.detector} %{z:.2f}${unit}<extra></extra>`;
   }
 
   // Lines of our own over the plot: `Plotly.relayout` would send the whole figure through Dash and draw it again.
@@ -221,15 +252,16 @@
   }
 
   function filled(run, position, planes) {
-    const rows = 1 + Math.max(...run.cells.map((cell) => cell[0]));
+    const rows = 1 + run.cells[run.cells.length - 1][0];
     const z = Array.from({ length: rows }, () => new Array(run.width).fill(null));
-    const text = Array.from({ length: rows }, () => new Array(run.width).fill("no such head"));
+    const text = run.bits === 16 ? Array.from({ length: rows }, () => new Array(run.width).fill("no such head")) : null;
     const column = run.columns[position];
     const scores = plane(run);
     run.cells.forEach(([row, at], head) => {
       const i = column * run.heads.length + head;
       const score = column < 0 ? NaN : scores.score[i];
       z[row][at] = Number.isNaN(score) ? null : score;
+      if (!text) return;
       const where = column < 0 ? "no checkpoint yet" : run.checkpoints[column];
       text[row][at] = `<b>${run.heads[head]}</b> · ${run.kinds[head]} · ${where}<br>` + said(run, scores, i, head, column, planes);
     });
@@ -241,7 +273,7 @@
     const unit = planes.unit ? " " + planes.unit : "";
     const [low, high] = [scores.ci_lo[i], scores.ci_hi[i]];
     const interval = low === undefined || Number.isNaN(low) ? "" : ` · 95 % CI ${low.toFixed(4)} to ${high.toFixed(4)}`;
-    return `${planes.detector} ${scores.score[i].toFixed(run.bits === 8 ? 2 : 4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
+    return `${planes.detector} ${scores.score[i].toFixed(4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
   }
 
   /* the cards: how many heads, now and so far */
@@ -261,20 +293,26 @@
   function counted(run, position, planes) {
     const { score } = plane(run);
     const last = run.columns[position];
-    let now = 0;
-    let ever = 0;
-    for (let head = 0; head < run.heads.length; head++) {
-      let reached = false;
-      for (let column = 0; column <= last; column++) {
-        reached = score[column * run.heads.length + head] >= planes.threshold;
-        if (reached) break;
-      }
-      if (reached) ever += 1;
-      if (last >= 0 && score[last * run.heads.length + head] >= planes.threshold) now += 1;
-    }
+    const n = run.heads.length;
+    const reached = firstReached(run, planes.threshold);
+    const ever = reached.filter((column) => column <= last).length;
+    const now = last < 0 ? 0 : score.subarray(last * n, (last + 1) * n).filter((value) => value >= planes.threshold).length;
     const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
-    const rule = ` of ${run.heads.length} heads at ${planes.detector} ≥ ${planes.threshold}`;
+    const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
     return [[`${now}`, span("of", rule)], `${ever} so far · ${ever - now} lost · ${onset}`];
+  }
+
+  // The first checkpoint at which each head reaches a threshold.
+  const reaching = new WeakMap();
+  function firstReached(run, threshold) {
+    if (!reaching.has(run)) {
+      const { score } = plane(run);
+      const n = run.heads.length;
+      const first = Float64Array.from(run.heads, () => Infinity);
+      for (let i = score.length - 1; i >= 0; i--) if (score[i] >= threshold) first[i % n] = Math.floor(i / n);
+      reaching.set(run, first);
+    }
+    return reaching.get(run);
   }
 
   function extremes(run, position, planes) {
@@ -307,6 +345,11 @@
     if (typeof head !== "string" || !head) return;
     const run = [point.data.legendgroup, point.data.name].find((name) => name && name in shown.planes.runs);
     jump(run ? { page: "head", head, run } : { page: "head", head });
+  }
+
+  // The Head page's own select was told another run.
+  function focused(run, view) {
+    if (run && view && run !== view.run) jump({ run });
   }
 
   // A select named as a parameter of the address was told another value.
@@ -357,6 +400,6 @@
 
   window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, stepped, drawn, chose },
+    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, unfilled, stepped, drawn, focused, chose },
   });
 })();

@@ -1,0 +1,133 @@
+// The tokens of a pattern, coloured by what one of them attends to, or is attended by; pointing goes both ways.
+(function () {
+  "use strict";
+
+  const parts = (window.workbenchPatternParts ??= {});
+  const pixels = () => window.workbenchPixels;
+
+  function span(view, cell) {
+    const { tile, file } = view;
+    const range = (start, i) => [start + i * tile.block, Math.min(file.n, start + (i + 1) * tile.block) - 1];
+    return { queries: range(tile.query, cell.row), keys: range(tile.key, cell.column) };
+  }
+
+  function word(view, i) {
+    const { pieces, ids } = view.file;
+    if (!pieces) return `token ${ids[i]}`;
+    return JSON.stringify(pieces[i]).slice(1, -1);
+  }
+
+  const tokens = (view, [first, last]) => (first === last ? `${word(view, first)} @${first}` : `@${first} … ${last}`);
+  const told = (view, query, key, value) => `${word(view, query)} @${query} → ${word(view, key)} @${key} · A = ${parts.number(value)}`;
+
+  function point(view, cell) {
+    view.words.querySelectorAll(".pointed").forEach((element) => element.classList.remove("pointed"));
+    if (!cell) {
+      view.said.textContent = "";
+      return colour(view);
+    }
+    const { queries, keys } = span(view, cell);
+    const value = pixels().valueOf(view.tile, view.tile.codes[cell.row * view.tile.columns + cell.column]);
+    view.said.textContent = `query ${tokens(view, queries)} → key ${tokens(view, keys)} · A = ${parts.number(value)}`;
+    for (let i = keys[0]; i <= keys[1]; i++) view.spans[i].classList.add("pointed");
+    colour(view, view.direction === "from" ? queries[0] : keys[0]);
+  }
+
+  // The token whose row, or column, colours the others.
+  function pick(view, cell) {
+    const { queries, keys } = span(view, cell);
+    choose(view, view.direction === "from" ? queries[1] : keys[0]);
+  }
+
+  function choose(view, token) {
+    view.query = token;
+    colour(view);
+    parts.overlay(view);
+  }
+
+  function tokensCard(view) {
+    const { pieces, ids } = view.file;
+    // words of a tokenizer that writes no spaces would run into each other
+    const isSpaced = pieces && pieces.filter((piece) => /^\s/.test(piece)).length * 10 > pieces.length;
+    const box = parts.make("div", isSpaced ? "tokens" : "tokens apart");
+    view.spans = Array.from(ids, (id, i) => {
+      const text = pieces ? pieces[i].replaceAll("\n", "↵\n") || "∅" : String(id);
+      const span = parts.make("span", "", text);
+      span.dataset.i = i;
+      return span;
+    });
+    box.append(...gathered(view.spans));
+    view.inks = [];
+    const at = (event) => event.target.dataset?.i;
+    box.addEventListener("mouseover", (event) => at(event) !== undefined && hover(view, Number(at(event))));
+    box.addEventListener("mouseleave", () => hover(view, null));
+    box.addEventListener("click", (event) => at(event) !== undefined && choose(view, Number(at(event))));
+    const buttons = ["from", "to"].map((direction) => {
+      const button = parts.make("button", "button quiet", direction);
+      button.title = direction === "from" ? "what this token looks at" : "who looks at this token";
+      button.addEventListener("click", () => {
+        view.direction = direction;
+        colour(view);
+        parts.overlay(view);
+      });
+      return button;
+    });
+    view.buttons = buttons;
+    const one = parts.card("Tokens", "", box);
+    one.querySelector("h3").append(...buttons);
+    const rows = () => view.spans.map((span, i) => [i, ids[i], pieces ? pieces[i] : "", attention(view, i, view.query)]);
+    parts.offer(one, { CSV: () => parts.asTable(["token", "id", "text", view.direction === "from" ? "attended" : "attends"], rows())() });
+    return one;
+  }
+
+  // Of very many tokens those out of sight are not laid out.
+  const GROUP = 256;
+  function gathered(spans) {
+    if (spans.length <= 2 * GROUP) return spans;
+    const starts = Array.from({ length: Math.ceil(spans.length / GROUP) }, (_, i) => i * GROUP);
+    return starts.map((start) => parts.make("div", "group", ...spans.slice(start, start + GROUP)));
+  }
+
+  function hover(view, token) {
+    view.svg.querySelectorAll(".hover").forEach((line) => line.remove());
+    if (token === null) return colour(view);
+    colour(view, token);
+    const { q0, q1 } = parts.extent(view);
+    if (token < q0 || token >= q1) return;
+    const { x, y, box } = parts.place(view, token, token);
+    const line = view.direction === "from" ? { x1: 0, x2: box.width, y1: y, y2: y } : { x1: x, x2: x, y1: 0, y2: box.height };
+    view.svg.append(parts.draw("line", { ...line, class: "cross hover" }));
+  }
+
+  // What a token and another have of each other, in the whole pattern: the token's row (from) or column (to).
+  function attention(view, other, token) {
+    const { whole, direction } = view;
+    const [row, column] = (direction === "from" ? [token, other] : [other, token]).map((i) => Math.floor(i / whole.block));
+    return pixels().valueOf(whole, whole.codes[row * whole.columns + column]);
+  }
+
+  // Colour the tokens by one of them; only those that look different from before are touched.
+  function colour(view, token = view.query) {
+    const { whole, spans, inks, direction } = view;
+    const largest = whole.signed ? whole.scale || 1 : 1;
+    spans.forEach((span, i) => {
+      const value = attention(view, i, token);
+      const strength = Math.sqrt(Math.abs(value) / largest);
+      const shade = strength > 0.05 ? `rgba(${value < 0 ? "47, 127, 181" : "245, 158, 11"}, ${strength.toFixed(3)})` : "";
+      const isUnseen = direction === "from" ? i > token : i < token;
+      const ink = `${shade} ${isUnseen} ${i === token}`;
+      if (inks[i] === ink) return;
+      inks[i] = ink;
+      span.style.background = shade;
+      span.style.color = strength > 0.55 ? "#10151d" : ""; // light text would vanish on it
+      span.classList.toggle("unseen", isUnseen);
+      span.classList.toggle("query", i === token);
+    });
+    view.buttons.forEach((button) => button.classList.toggle("on", button.textContent === direction));
+    const row = whole.block === 1 ? "" : ` · rows of ${whole.block} tokens together`;
+    const what = direction === "from" ? "attention FROM" : "attention TO";
+    view.words.about.textContent = `${what} ${word(view, token)} @${token} · click changes the token${row}`;
+  }
+
+  Object.assign(parts, { point, pick, choose, tokensCard, colour, word, told });
+})();
