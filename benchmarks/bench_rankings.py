@@ -39,7 +39,7 @@ _WITHOUT_LABELS = f"{GATES}, no labels"
 _CHEAP = ("first_order", *PRIORS[:4], "output_error_all")
 _DEAR = ("leave_one_windowed", "restore_one", "duo_gates", "duo_gates_annealed")
 _BY_CHANCE = ("random", "random_in_layer")
-_GREEDY_PICKS = 16  # with more heads the rest come in the order of the last round
+_GREEDY_PICKS = 12  # with more heads the rest come in the order of the last round
 _TITLE = "Which ranking keeps the right heads"
 _ABOUT = (
     "Made by `benchmarks/bench_rankings.py`: window 8 of 64 tokens, no sink. *Area*: the share of the loss gap that "
@@ -55,7 +55,7 @@ def ways(n_heads: int) -> dict[str, Callable[[Game], Ranking]]:
         f"{GATES}, m = 3": partial(integrated, nodes=3, quadrature="midpoint"),
         f"{GATES}, m = 3, gauss": partial(integrated, nodes=3, quadrature="gauss"),
         **{name: METHODS[name] for name in (*_CHEAP, *_BY_CHANCE)},
-        GREEDY: partial(greedy, picks=_GREEDY_PICKS) if n_heads > _GREEDY_PICKS else greedy,
+        GREEDY: partial(greedy, picks=_GREEDY_PICKS) if n_heads > 16 else greedy,
         _WITHOUT_LABELS: integrated,
         **{name: METHODS[name] for name in _DEAR},
     }
@@ -133,7 +133,6 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="put the sections into benchmarks/results/rankings.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    made = f"{describe()}; `{' '.join(['python benchmarks/bench_rankings.py', *sys.argv[1:]])}`"
     sections: dict[str, list[str]] = {}
     for name in given.models:
         found: list[dict[str, Found]] = []
@@ -145,7 +144,8 @@ def main() -> None:
                 found.append(json.loads(path.read_text()))
         shared = set.intersection(*(set(one) for one in found)) if found else set[str]()
         if {GATES, GREEDY} <= shared:
-            sections[name] = section(name, found, made)
+            command = f"python benchmarks/bench_rankings.py --out runs/rankings --models {name} --seeds {len(found)}"
+            sections[name] = section(name, found, f"{describe()}; `{command}`")
     print("\n".join(line for lines in sections.values() for line in lines))
     if given.keep:
         write(Path(__file__).parent / "results" / "rankings.md", _TITLE, _ABOUT, sections)

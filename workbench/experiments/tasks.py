@@ -73,7 +73,7 @@ def drills(hops: Sequence[int], *, length: int, n_sequences: int, rng: np.random
 
     def ask() -> list[_Question]:
         every = [(chain, h) for chain in range(n_chains) for h in hops] * _ROUNDS
-        return [_question(*every[i], depth, rng) for i in rng.permutation(len(every))]
+        return [_question(chain, h, depth, rng) for chain, h in (every[i] for i in rng.permutation(len(every)))]
 
     return _asked("drills", [ask() for _ in range(n_sequences)], n_chains, depth, length=length, gap=0, rng=rng)
 
