@@ -3,7 +3,7 @@
 - `demo`: the demo's full-attention model, 2 layers of 4 heads; needles copied over 24, 32 and 40 tokens.
 - `study`: that of the quick conversion study, 2 layers of 8 heads; needles over 16 to 52 tokens.
 - `large`: that of the medium one, 4 layers of 16 heads, trained on multi-hop and counting tasks as well; needles over
-  16 to 52 tokens, values one and two assignments away, the most frequent words of a text, a third each.
+  16 to 52 tokens, names one and two assignments away, the most frequent words of a text, a third each.
 
 All see 64 tokens. The folder of a conversion study serves as the folder of its models.
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 
-from workbench.experiments import Conversion, medium_study, quick_study
+from workbench.experiments import medium_study, quick_study
 from workbench.experiments.arms import pretrained
+from workbench.experiments.tasks import chains, counts
 from workbench.hooks import HookedModel, open_model
 from workbench.pretrain import Language, pretrain_run, recipe
-from workbench.probes import Probe, Vocabulary, copy_needle, majority, make_probe, variable_tracking
+from workbench.probes import Probe, Vocabulary, copy_needle, make_probe
 
 MODELS = ("demo", "study", "large")
 LENGTH, WINDOW = 64, 8
@@ -59,10 +59,9 @@ def _kinds(name: str, times: int, *, seed: int) -> tuple[Probe, ...]:
     needles = copy_needle(words, distances, n_sequences=n, filler=filler, seed=seed, name="needles")
     if name != "large":
         return (needles,)
-    study: Conversion = medium_study()
-    tasks = {"length": LENGTH, "n_sequences": 10 * times, "seed": 900 + seed}
-    hops = variable_tracking(words, hops=study.hops, n_chains=2, name="hops", **tasks)
-    counting = majority(words, k=(1, 2), gap=2 * WINDOW, n_candidates=2, name="counting", **tasks)
+    rng = np.random.default_rng([2, seed])
+    hops = chains(medium_study().hops, length=LENGTH, gap=2 * WINDOW, n_sequences=20 * times, rng=rng)
+    counting = counts(length=LENGTH, gap=2 * WINDOW, n_sequences=20 * times, rng=rng)
     return needles, hops, counting
 
 
@@ -75,5 +74,5 @@ def _together(kinds: tuple[Probe, ...]) -> Probe:
         torch.cat([getattr(p, name) + torch.tensor([at, *[0] * width]) for p, at in zip(kinds, first, strict=False)])
         for name, width in (("answer_rows", 1), ("target_cells", 2))
     )
-    tokens = torch.cat([pad(p.tokens, (0, LENGTH - p.tokens.shape[1])) for p in kinds])
+    tokens = torch.cat([p.tokens for p in kinds])
     return make_probe("together", tokens, answer_rows=rows, target_cells=cells)

@@ -191,7 +191,7 @@ def test_a_folder_written_before_a_setting_existed_is_the_same_study(study_folde
     out = tmp_path / "study"
     shutil.copytree(study_folder, out)
     settings = json.loads((out / "study.json").read_text())
-    for name in ("n_task", "hops", "trained", "is_from_scratch"):
+    for name in ("n_task", "hops", "trained", "is_from_scratch", "documents_first", "rope_theta"):
         settings.pop(name)
     (out / "study.json").write_text(json.dumps(settings))
     claim(STUDY, out)

@@ -10,7 +10,7 @@ from workbench.experiments.material import batches, probes
 from workbench.experiments.runs import weighted_loss
 from workbench.pretrain.training import next_token_loss
 
-WITH_TASKS = replace(STUDY, tasks=("variable_tracking", "majority"))
+WITH_TASKS = replace(STUDY, tasks=("hops", "counting"))
 
 
 @pytest.mark.parametrize("study", [STUDY, WITH_TASKS])
@@ -24,21 +24,24 @@ def test_batches_are_the_same_for_a_seed_and_others_for_other_seeds_and_streams(
     assert not torch.equal(all_of(0, 0), all_of(1, 0))
 
 
-def test_of_task_sequences_only_the_answer_counts():
+def test_of_task_sequences_only_the_answers_count_and_together_as_much_as_a_document():
     batch = next(batches(WITH_TASKS, WITH_TASKS.pretraining(0), stream=0))
-    documents, tasks = batch.weight[:1], batch.weight[1:]
+    documents, tasks = batch.weight[:3], batch.weight[3:]
     assert documents.eq(1).all()
-    assert tasks.gt(0).sum(1).tolist() == [1] * 5  # three numbers of hops, two ranks
-    assert tasks[:, -1].eq(STUDY.length / 2).all(), "answers end their sequences"
+    assert tasks.gt(0).sum(1).tolist() == [1, 6, 2]  # one chain asked once, drilled twice at three numbers of hops
+    torch.testing.assert_close(tasks.sum(1), torch.full((3,), float(STUDY.length)))
 
 
-def test_tasks_have_as_many_sequences_of_each_class_as_are_asked_for():
-    study = replace(WITH_TASKS, batch=12, n_task=2, hops=(1, 2))
-    batch = next(batches(study, study.pretraining(0), stream=0))
-    assert batch.tokens.shape == (12, STUDY.length)
-    assert batch.weight.gt(0).sum(1).tolist() == [STUDY.length] * 4 + [1] * 8
+def test_tasks_have_as_many_sequences_as_are_asked_for_and_begin_after_the_documents():
+    study = replace(WITH_TASKS, batch=12, n_task=2, hops=(1, 2), documents_first=1)
+    alone, mixed, _ = batches(study, study.pretraining(0), stream=0)
+    assert alone.tokens.shape == mixed.tokens.shape == (12, STUDY.length)
+    assert alone.weight.eq(1).all()
+    assert mixed.weight.eq(1).all(1).sum() == 6
+    continued = next(batches(study, study.continuing(0, study.continued[0]), stream=1))
+    assert continued.weight.eq(1).all(1).sum() == 6, "continued pretraining begins with tasks"
     assert set(probes(study).tasks[0].classes.tolist()) == {1, 2}
-    assert torch.unique(batch.tokens, dim=0).shape == batch.tokens.shape
+    assert torch.unique(mixed.tokens, dim=0).shape == mixed.tokens.shape
 
 
 def test_no_probe_is_trained_on():

@@ -22,6 +22,7 @@ from workbench.heads import KVHead
 
 _BY = ["training", "method", "n_kept"]
 _PATTERNS = ("induction", "retrieval", "far_mass")
+_REPAIRED_BY = ("all", "none", "window_gates", "window_gates_mixed", "induction", "least_induction", "random_non_top")
 
 
 def answers(results: Results) -> str:
@@ -85,13 +86,22 @@ def _growth(results: Results) -> str:
 
 
 def _repair(results: Results, recall: Table) -> str:
+    told = [f"Recall beyond the window with {results.study.n_kept} heads full. {_repaired(results, recall)}."]
+    for task in results.study.tasks:
+        measured: Any = results.measured
+        of_task = measured[(measured.probe == task) & measured.label.isna()]
+        told.append(f"Share of {task} right. {_repaired(results, over_seeds(of_task, _BY, 'accuracy'))}.")
+    return "\n\n".join(told)
+
+
+def _repaired(results: Results, accuracy: Table) -> str:
+    """Accuracy with the main keep-sets, training by training."""
     n_kept, across = results.study.n_kept, trainings(results.study)[: 1 + len(results.study.continued)]
     sentences: list[str] = []
     for training in across:
-        pairs = [(m, cell(picked(recall, training, m, n_kept))) for m in ("all", "none", "window_gates", "induction")]
-        pairs += [(m, cell(picked(recall, training, m, n_kept))) for m in ("least_induction", "random_non_top")]
+        pairs = [(m, cell(picked(accuracy, training, m, n_kept))) for m in _REPAIRED_BY]
         sentences.append(f"{training}: " + ", ".join(f"`{method}` {found}" for method, found in pairs if found != "–"))
-    return f"Recall beyond the window with {n_kept} heads full. {'. '.join(sentences)}."
+    return ". ".join(sentences)
 
 
 def _missed(results: Results) -> str:
@@ -102,7 +112,8 @@ def _missed(results: Results) -> str:
     for probe in table.probe.unique():
         own = "window_gates" if probe == "needle" else f"window_gates_{probe}"
         mine = table[table.probe == probe]
-        found = {m: picked(mine, NO_TRAINING, m, n_kept) for m in (own, *_PATTERNS)}
+        mixed = ["window_gates_mixed"] if results.study.tasks else []
+        found = {m: picked(mine, NO_TRAINING, m, n_kept) for m in (own, *mixed, *_PATTERNS)}
         shown = ", ".join(f"`{m}` {cell(one)}" for m, one in found.items())
         sentences.append(f"{probe}: {shown} ({_not_shared(results, own)})")
     return f"Share of the loss gap that the first {n_kept} heads bring back without training. {'; '.join(sentences)}."

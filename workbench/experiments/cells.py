@@ -18,7 +18,17 @@ from workbench.experiments.tables import (
 )
 
 Table = Any  # a pandas DataFrame, whose own types know little of what its methods return
-_MAIN = ("all", "none", "none_sink", "induction", "window_gates", "least_induction", "random_non_top", "random")
+_MAIN = (
+    "all",
+    "none",
+    "none_sink",
+    "induction",
+    "window_gates",
+    "window_gates_mixed",
+    "least_induction",
+    "random_non_top",
+    "random",
+)
 
 
 def by_count(results: Results, table: Table) -> str:

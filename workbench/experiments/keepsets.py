@@ -6,8 +6,8 @@
   some that matter, so its overlap with the top is part of what is reported.
 - `layers_even`, `layers_odd`: every other layer, as layer-wise hybrids interleave them.
 
-The top is the fewest first heads by `window_gates` that bring back 95 % of the held-out loss that windowing costs, at
-most half of all heads.
+The top is the fewest first heads by `window_gates` (with tasks, by `window_gates_mixed`) that bring back 95 % of the
+held-out loss on needles that windowing costs, at most half of all heads.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from workbench.probes import Probe
 
 _BY_WINDOWING = ("window_gates", "leave_one_windowed", "restore_one", "far_mass")
 _BY_PATTERN = ("induction", "retrieval")
+# By window gates on needles and every task, each as much: gates of a mean loss are the mean of its parts' gates.
+_MIXED = "window_gates_mixed"
 # The keep-sets that every continued pretraining is done with; the others have the first of them only.
-MAIN = ("all", "none", "window_gates", "induction", "least_induction")
+MAIN = ("all", "none", "window_gates", _MIXED, "induction", "least_induction")
 FROM_SCRATCH = ("none", "induction", "least_induction")  # all heads full from scratch are the pretrained model
 # What the main ones are held against where nothing else is trained.
 _CONTROLS = ("none_sink", "random_non_top")
@@ -51,8 +53,8 @@ class KeepSet(NamedTuple):
 def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequence[HeadScore]) -> Scores:
     """Every head's score by every method, higher for heads to keep.
 
-    Windowing methods see needles from beyond the window; window gates also documents and tasks, under a name of their
-    own. Patterns are the scores that detectors gave.
+    Windowing methods see needles from beyond the window; window gates also documents, tasks, and where there are tasks
+    a mixture, under names of their own. Patterns are the scores that detectors gave.
     """
     found: Scores = {}
     asked: list[tuple[str, str, Probe]] = [(method, method, probes.ranking) for method in _BY_WINDOWING]
@@ -60,6 +62,9 @@ def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequenc
     for name, method, probe in asked:
         ranking = rank(Game(m, probe, study.window), method)
         found[name] = dict(zip(ranking.heads, ranking.scores.tolist(), strict=True))
+    if study.tasks:
+        parts = [found[name] for name in ("window_gates", *(f"window_gates_{p.name}" for p in probes.tasks))]
+        found[_MIXED] = {head: sum(one[head] for one in parts) / len(parts) for head in parts[0]}
     for detector in _BY_PATTERN:
         found[detector] = {KVHead(s["layer"], s["head"]): s["score"] for s in by_head if s["detector"] == detector}
     return found
@@ -67,7 +72,7 @@ def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequenc
 
 def top_heads(m: HookedModel, study: Conversion, probes: Probes, scores: Scores) -> tuple[KVHead, ...]:
     """The heads that windowing the others shows to be enough, best first."""
-    order = ordered(scores["window_gates"])
+    order = ordered(scores.get(_MIXED, scores["window_gates"]))
     counts = [0, *range(1, len(order) // 2 + 1, max(1, len(order) // 16)), len(order) // 2]
     game = Game(m, probes.needles, study.window)
     singly = Order(tuple((head,) for head in order))
@@ -122,7 +127,8 @@ def is_trained(study: Conversion, one: KeepSet, *, n_th: int | None) -> bool:
 def methods(study: Conversion) -> list[str]:
     """The names of all keep-sets of a study."""
     on_probes = [f"window_gates_{name}" for name in ("documents", *study.tasks)]
-    ranked = [*_BY_WINDOWING, *on_probes, *_BY_PATTERN, "induction_sink", "least_induction"]
+    mixed = [_MIXED] if study.tasks else []
+    ranked = [*_BY_WINDOWING, *on_probes, *mixed, *_BY_PATTERN, "induction_sink", "least_induction"]
     return ["all", "none", "none_sink", *ranked, *_RANDOM, "layers_even", "layers_odd"]
 
 

@@ -1,14 +1,15 @@
-"""What a study's models are trained on and asked: documents, and in the larger one multi-hop and counting tasks.
+"""What a study's models are trained on and asked: documents, and in the larger ones multi-hop and counting tasks.
 
-Without tasks every token of every document counts alike. With them, each batch holds sequences of every class of every
-task in place of documents; of those only the answers count, half as much as a document each: their other tokens are
-drawn at random and cannot be foreseen.
+Without tasks every token of every document counts alike. With them, documents come alone at first: copying is learned
+from them, and following chains from copying. Then each batch holds sequences of every task in place of documents; of
+those only the answers count, together as much as a document: their other tokens cannot be foreseen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,15 +17,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.experiments.settings import Conversion, Task
+from workbench.experiments.tasks import chains, counts, drills
 from workbench.pretrain.language import Language
 from workbench.pretrain.recipes import Recipe
-from workbench.probes import Probe, Vocabulary, copy_needle, majority, repeats, token_sequences, variable_tracking
+from workbench.probes import Probe, Vocabulary, copy_needle, repeats, token_sequences
 from workbench.probes.probe import octave
 
-RANKS = (1, 2)
 _PROBE_SEED = 777
-_TRAINING_SEED = 10**7  # of tasks to train on, far from those of the probes
 _REPEAT = 28
+
+
+class _Sizes(TypedDict):
+    length: int
+    gap: int
+    n_sequences: int
+    rng: np.random.Generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +54,16 @@ class Probes:
 
 
 def batches(study: Conversion, recipe: Recipe, *, stream: int) -> Iterator[Batch]:
-    """The batches of a run; another `stream` of the same seed is other text."""
+    """The batches of a run; another `stream` of the same seed is other text, and all but 0 have tasks at once."""
     language = Language()
-    n_documents = recipe.batch - study.n_task * sum(len(_classes(task, study)) for task in study.tasks)
     for step in range(recipe.steps):
         rng = np.random.default_rng([1 + recipe.seed, stream, step])
-        tokens = torch.from_numpy(language.documents(n_documents, recipe.length, rng))
-        weight = torch.ones(tokens.shape)
-        for i, task in enumerate(study.tasks):
-            seed = _TRAINING_SEED * (1 + recipe.seed) + 10**6 * (2 * stream + i) + step
-            asked = _asked(task, study, n_sequences=study.n_task, seed=seed)
-            tokens = torch.cat([tokens, asked.tokens])
-            weight = torch.cat([weight, _answers_alone(asked, recipe.length / 2)])
-        yield Batch(tokens, weight)
+        is_alone = stream == 0 and step < study.documents_first
+        asked = [] if is_alone else [one for task in study.tasks for one in _trained_on(task, study, rng)]
+        n_documents = recipe.batch - sum(len(one.tokens) for one in asked)
+        documents = torch.from_numpy(language.documents(n_documents, recipe.length, rng))
+        weights = [torch.ones(documents.shape), *(_answers_alone(one) for one in asked)]
+        yield Batch(torch.cat([documents, *(one.tokens for one in asked)]), torch.cat(weights))
 
 
 def probes(study: Conversion) -> Probes:
@@ -79,7 +83,7 @@ def probes(study: Conversion) -> Probes:
         needles=needles(study.distances, "needle", _PROBE_SEED + 1),
         documents=_by_octave(token_sequences(documents, name="documents")),
         repeats=repeats(words, n=n_repeat, n_sequences=study.n_sequences, seed=_PROBE_SEED),
-        tasks=tuple(_asked(task, study, n_sequences=study.n_sequences, seed=_PROBE_SEED) for task in study.tasks),
+        tasks=tuple(_asked(task, study, n_sequences=2 * study.n_sequences, rng=rng) for task in study.tasks),
     )
 
 
@@ -88,29 +92,26 @@ def _words() -> Vocabulary:
     return Vocabulary(torch.tensor(language.words), bos=language.bos)
 
 
-def _classes(task: Task, study: Conversion) -> tuple[int, ...]:
-    return study.hops if task == "variable_tracking" else RANKS
+def _asked(task: Task, study: Conversion, *, n_sequences: int, rng: np.random.Generator) -> Probe:
+    """Nothing that is asked about can be seen from the question: the gap is two windows."""
+    sizes: _Sizes = {"length": study.length, "gap": 2 * study.window, "n_sequences": n_sequences, "rng": rng}
+    return chains(study.hops, **sizes) if task == "hops" else counts(**sizes)
 
 
-def _asked(task: Task, study: Conversion, *, n_sequences: int, seed: int) -> Probe:
-    length = study.length
-    if task == "variable_tracking":
-        return variable_tracking(
-            _words(), hops=study.hops, n_chains=2, length=length, n_sequences=n_sequences, seed=seed
-        )
-    # The gap is two windows: nothing that is counted can be seen from the question.
-    n_candidates = 4 if length >= 128 else 2
-    gap = 2 * study.window
-    return majority(
-        _words(), k=RANKS, length=length, gap=gap, n_candidates=n_candidates, n_sequences=n_sequences, seed=seed
-    )
+def _trained_on(task: Task, study: Conversion, rng: np.random.Generator) -> list[Probe]:
+    asked = _asked(task, study, n_sequences=study.n_task, rng=rng)
+    if task == "counting":
+        return [asked]
+    return [asked, drills(study.hops, length=study.length, n_sequences=study.n_task, rng=rng)]
 
 
-def _answers_alone(probe: Probe, weight: float) -> Float[Tensor, "b t"]:
+def _answers_alone(probe: Probe) -> Float[Tensor, "b t"]:
+    """The answers of a sequence weigh as much together as all tokens of a document."""
     assert probe.answer_rows is not None
     sequence, row = probe.answer_rows.unbind(-1)
+    n_answers = torch.bincount(sequence, minlength=len(probe.tokens))
     weights = torch.zeros(probe.tokens.shape)
-    weights[sequence, row + 1] = weight
+    weights[sequence, row + 1] = weights.shape[1] / n_answers[sequence].float()
     return weights
 
 

@@ -214,7 +214,7 @@ def _findings(results: Results, recall: pd.DataFrame) -> str:
 
 
 def _tasks(results: Results) -> list[str]:
-    names = {"variable_tracking": "hops", "majority": "rank"}
+    names = {"hops": "hops", "counting": "lead"}
     found: list[str] = []
     for task in results.study.tasks:
         found.append(f"## Accuracy on {task}")

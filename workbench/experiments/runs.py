@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from workbench.experiments.masking import masked
 from workbench.experiments.material import Batch
 from workbench.experiments.settings import Conversion
+from workbench.experiments.tasks import N_TASK_WORDS
 from workbench.heads import KVHead
 from workbench.hooks.loading import load_pretrained
 from workbench.pretrain.language import VOCABULARY, Language
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def untrained(study: Conversion, seed: int) -> PreTrainedModel:
     """A stock Llama of the study's shape before its first step; the global random state is left as it is."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY + (N_TASK_WORDS if study.tasks else 0),
         hidden_size=study.d_model,
         intermediate_size=2 * study.d_model,
         num_hidden_layers=study.n_layers,
@@ -38,7 +39,7 @@ def untrained(study: Conversion, seed: int) -> PreTrainedModel:
         num_key_value_heads=study.n_heads,
         head_dim=study.d_head,
         max_position_embeddings=study.length,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": study.rope_theta},
         tie_word_embeddings=False,
         bos_token_id=Language().bos,
         eos_token_id=Language().bos,

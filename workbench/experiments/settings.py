@@ -11,7 +11,7 @@ from typing import Literal
 from workbench.heads import WorkbenchError
 from workbench.pretrain.recipes import Recipe
 
-Task = Literal["variable_tracking", "majority"]
+Task = Literal["hops", "counting"]
 Trained = Literal["all", "main"]
 _NEEDLE = 8  # words of a needle: the shortest distance to its copy
 
@@ -36,8 +36,9 @@ class Conversion:
     others to the main ones. `n_random`, `n_random_trained`: random sets drawn per seed without and with training.
     `trained`: whether all keep-sets are trained on or the main ones and their controls alone; `is_from_scratch`:
     whether masks are also trained with from the start. `distances`: of the needles' copies. `n_sequences`: of each
-    class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every class in a
-    batch. `hops`: the classes of variable tracking.
+    class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every form in a
+    batch (of `hops` two forms), after `documents_first` steps of documents alone. `hops`: how many assignments are
+    followed.
 
     Raises:
         WorkbenchError: for numbers that do not fit each other.
@@ -47,6 +48,7 @@ class Conversion:
     n_heads: int = 8
     d_head: int = 16
     d_model: int = 64
+    rope_theta: float = 10_000.0
     length: int = 64
     batch: int = 32
     steps: int = 600
@@ -62,6 +64,7 @@ class Conversion:
     tasks: tuple[Task, ...] = ()
     n_task: int = 1
     hops: tuple[int, ...] = (1, 2, 3)
+    documents_first: int = 0
     trained: Trained = "all"
     is_from_scratch: bool = True
 
@@ -116,17 +119,18 @@ def medium_study() -> Conversion:
     return Conversion(
         n_layers=4,
         n_heads=16,
-        d_head=8,
-        steps=1200,
+        rope_theta=100.0,
+        steps=1400,
         n_kept=12,
         kept_counts=(4, 8, 12, 16, 24),
-        continued=(Continued(80), Continued(300)),
+        continued=(Continued(80), Continued(240), Continued(80, 1.0)),
         n_random=2,
         n_random_trained=1,
         n_sequences=10,
-        tasks=("variable_tracking", "majority"),
-        n_task=3,
+        tasks=("hops", "counting"),
+        n_task=6,
         hops=(1, 2),
+        documents_first=350,
         trained="main",
         is_from_scratch=False,
     )
@@ -147,5 +151,7 @@ def larger_study() -> Conversion:
         continued=(Continued(150), Continued(600), Continued(2000), Continued(600, 0.1), Continued(600, 1.0)),
         distances=(16, 32, 48, 64, 96, 128, 192, 240),
         n_sequences=16,
-        tasks=("variable_tracking", "majority"),
+        tasks=("hops", "counting"),
+        n_task=3,
+        documents_first=700,
     )
