@@ -107,10 +107,10 @@ class _Told:
 
     @classmethod
     def of(cls, ray: Any) -> _Told:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         # Beside the process that started the scan: the loss of any other node must not take it along.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
         return cls(ray, ray.remote(num_cpus=0, scheduling_strategy=here)(_Events).remote())
 
     def pass_on(self, tell: Tell) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from workbench.checkpoints.formats import DCP_INDEX
@@ -53,7 +53,7 @@ def read_distributed(path: Path) -> dict[str, Tensor]:
     tensors = {
         name: entry
         for name, entry in metadata.state_dict_metadata.items()
-        if hasattr(entry, "size") and not name.startswith(_NO_MODEL)
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith(_NO_MODEL)
     }
     if not tensors:
         raise BadCheckpoint(f"{folder / DCP_INDEX}: lists no tensors of a model")
@@ -80,7 +80,7 @@ def _read_index(path: Path, index: Path) -> Metadata:
     return metadata
 
 
-def _refuse_misfit(path: Path, folder: Path, metadata: Metadata, tensors: dict[str, Any]) -> None:
+def _refuse_misfit(path: Path, folder: Path, metadata: Metadata, tensors: dict[str, TensorStorageMetadata]) -> None:
     """Refuse an index that sends its reader elsewhere, or for more than the files hold."""
     index = folder / DCP_INDEX
     names: set[str] = set()
