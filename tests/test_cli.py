@@ -54,7 +54,7 @@ def test_a_dry_run_tells_the_job_its_units_and_bytes_and_does_nothing(series, tm
     document = json.loads(workbench(*arguments, "--json").stdout)
     size = sum((folder / "model.safetensors").stat().st_size for folder in series.iterdir())
     assert (document["units_to_do"], document["bytes_to_read"], document["job"]["seed"]) == (16, size, 3)
-    assert [c["units"] for c in document["checkpoints"]] == [3] * 4
+    assert [c["units"] for c in document["checkpoints"]] == [4] * 4
     assert not (tmp_path / "run").exists()
 
 

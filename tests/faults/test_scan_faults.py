@@ -259,7 +259,7 @@ def test_a_checkpoint_too_large_for_the_address_space_is_oom_and_the_others_go_o
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_signal_finishes_the_unit_at_hand_and_a_second_drops_it(series, whole, tmp_path, number, times):
     def interrupt(progress):
-        if progress.checkpoint == "checkpoint-2" and progress.probe and progress.done == 3:
+        if progress.checkpoint == "checkpoint-2" and progress.probe and progress.done == 4:
             for _ in range(times):
                 os.kill(os.getpid(), number)
 
