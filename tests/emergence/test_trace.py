@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.emergence.made_up import FEW, PYTHIA, TOKENS_PER_STEP, rising_heads, rows
-from workbench.emergence import trace
+from workbench.emergence import intervals, trace
 
 NAN = np.nan
 
@@ -35,6 +35,21 @@ def test_the_interval_holds_the_true_onset_of_90_to_99_percent_of_heads(steps, n
     holds = (table.n50_lo <= truth) & (truth <= table.n50_hi)
     assert known.mean() > 0.8
     assert 0.90 <= holds[known].mean() <= 0.99
+
+
+@pytest.mark.parametrize("steps", [PYTHIA, FEW], ids=["154", "20"])
+def test_heads_known_so_well_that_refits_are_straight_get_the_interval_of_refits(steps, monkeypatch):
+    rng = np.random.default_rng([8, len(steps)])
+    score, _ = rising_heads(rng, steps, 300, sd=0.01)
+    straight = traced(score, steps, se=0.01)
+    monkeypatch.setattr(intervals, "_STRAIGHT", 0.0)
+    refitted = traced(score, steps, se=0.01)
+    compared = (refitted.is_resolved & (refitted.method == "logistic")).to_numpy()
+    low, high = np.log(refitted[compared][["n50_lo", "n50_hi"]].to_numpy().T)
+    moved = np.abs(np.log(straight[compared][["n50_lo", "n50_hi"]].to_numpy().T) - [low, high]) / ((high - low) / 2)
+    assert (moved > 0).mean() > 0.5  # most were indeed computed the other way
+    assert np.median(moved) < 0.03
+    assert np.quantile(moved, 0.95) < 0.15
 
 
 def test_the_interval_still_holds_the_onset_where_checkpoints_are_missing():

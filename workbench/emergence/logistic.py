@@ -77,6 +77,14 @@ def rise(x: Places, middle: Any, width: Any) -> Any:
     return 1 / (1 + np.exp(-np.clip(z, -80, 80)))
 
 
+def partials(x: Places, fit: Logistics) -> Float[np.ndarray, "heads 4 points"]:
+    """The change of each fitted curve with floor, amplitude, middle in widths, and ln width."""
+    g = rise(x, fit.middle, fit.width)
+    steepness = -fit.amplitude[:, None] * g * (1 - g)
+    z = (x - fit.middle[:, None]) / fit.width[:, None]
+    return np.stack([np.ones_like(g), g, steepness, steepness * np.clip(z, -80, 80)], axis=1)
+
+
 def refine(
     x: Places,
     y: Float[np.ndarray, "heads points"],
