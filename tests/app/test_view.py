@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.callbacks import next_view
 from workbench.app.live import live_runs
+from workbench.app.overview import default_metrics, unscored
 from workbench.app.parts import DETECTOR, JUMP, LOCATION, PROBE, RUNS
 from workbench.app.view import View, address_of, neighbour, settled, view_of
 from workbench.heads import Head
@@ -45,6 +46,37 @@ def test_nothing_asked_for_is_everything_there_is(runs):
     view, step = view_of(address("/"))
     assert step is None
     assert settled(view, runs) == View("overview", ("full", "small"), "induction", "repeats", "full", "")
+
+
+def test_a_chosen_run_without_such_scores_says_what_it_has(runs):
+    view = settled(View(), runs)
+    assert unscored(view, runs) == {"small": "no scores of induction"}
+    assert unscored(replace(view, detector="sink", probe="elsewhere"), runs)["small"] == "scored on text"
+    assert unscored(replace(view, detector="sink", probe="text"), runs) == {}
+
+
+def test_metrics_start_on_the_probe_that_is_shown_where_there_are_such():
+    names = ["copy_accuracy on repeats", "loss_nats on repeats", "loss_nats on text"]
+    assert default_metrics(names, "text") == ("copy_accuracy on repeats", "loss_nats on text")
+    assert default_metrics(names, "repeats") == ("copy_accuracy on repeats", "loss_nats on repeats")
+    assert default_metrics([], "text") == (None, None)
+
+
+def test_of_probes_the_one_that_most_runs_were_scored_on_is_shown_first():
+    class Scored:
+        def __init__(self, *probes):
+            self.detectors, self.probes = ("induction",), probes
+
+        def probes_of(self, detector):
+            return self.probes if detector == "induction" else ()
+
+        def scores(self, **filters):
+            raise AssertionError("no page asks for them")
+
+    both, text = Scored("repeats", "text"), Scored("text")
+    assert settled(View(), {"a": both, "b": text}).probe == "text"
+    assert settled(View(), {"a": both, "b": both}).probe == "repeats"
+    assert settled(View(probe="repeats"), {"a": both, "b": text}).probe == "repeats"
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12)

@@ -12,7 +12,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_up
 from workbench.app import overview
 from workbench.app import parts as p
 from workbench.app.live import LiveRun
-from workbench.app.overview import KPIS, scored
+from workbench.app.overview import KPIS, scored, unscored
 from workbench.app.pages import EXTRAS, PAGES, fill_pages, status_line
 from workbench.app.planes import planes, stop_of
 from workbench.app.view import (
@@ -196,7 +196,8 @@ def _register_planes(app: Dash, content: p.Content) -> None:
         every = max(1, (stops - 1) // 5)
         shown = range(stops - 1, -1, -every)
         marks = [{"value": i, "label": sent["stops"][i]["label"].removesuffix(" tokens")} for i in reversed(shown)]
-        return asked, {**sent, "probe": view.probe}, max(stops - 1, 0), marks, stop_of(sent, step)
+        sent = {**sent, "probe": view.probe, "unscored": unscored(view, content.runs)}
+        return asked, sent, max(stops - 1, 0), marks, stop_of(sent, step)
 
 
 def _register_refresh(app: Dash, runs: p.Runs) -> None:

@@ -39,7 +39,7 @@ def register(app: Dash, content: p.Content) -> None:
 
 def read_ahead(view: View, content: p.Content) -> None:
     """Read and draw what the page shows first, in the light theme."""
-    choices = default_metrics(metric_choices(view, content.runs))
+    choices = default_metrics(metric_choices(view, content.runs), view.probe)
     for graph in DRAWN:
         _drawn(graph, view, None, content=content, metric=choices[0])
     for choice in choices:
@@ -61,7 +61,7 @@ def _register_figures(app: Dash, content: p.Content) -> None:
             if kept is None or kept["page"] != "overview":
                 return no_update
             view = View.from_json(kept)
-            chosen = metric or default_metrics(metric_choices(view, content.runs))[0]
+            chosen = metric or default_metrics(metric_choices(view, content.runs), view.probe)[0]
             return _drawn(graph, view, dark, content=content, metric=chosen)
 
     @app.callback(Output(p.choice_id("x"), "value"), Input(p.VIEW, "data"), prevent_initial_call=True)
@@ -108,6 +108,17 @@ def scored(view: View, runs: p.Runs) -> list[LiveRun]:
     return [run for run in chosen if view.detector and view.probe in run.probes_of(view.detector)]
 
 
+def unscored(view: View, runs: p.Runs) -> dict[str, str]:
+    """The chosen runs without such scores, and what the detector was scored on there."""
+    shown = {run.name for run in scored(view, runs)}
+    found: dict[str, str] = {}
+    for name in view.runs:
+        if name in runs and name not in shown:
+            probes = runs[name].probes_of(view.detector)
+            found[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
+    return found
+
+
 def _register_metrics(app: Dash, content: p.Content) -> None:
     runs = content.runs
 
@@ -123,8 +134,9 @@ def _register_metrics(app: Dash, content: p.Content) -> None:
         prevent_initial_call=True,
     )
     def offer_metrics(kept: Any, _: Any, left: Any, right: Any) -> Any:
-        names = metric_choices(View.from_json(kept), runs)
-        accuracy, loss = default_metrics(names)
+        view = View.from_json(kept)
+        names = metric_choices(view, runs)
+        accuracy, loss = default_metrics(names, view.probe)
         data = grouped(names)
         return data, left if left in names else accuracy, data, right if right in names else loss
 
@@ -167,10 +179,11 @@ def metric_choices(view: View, runs: p.Runs) -> list[str]:
     return sorted({f"{metric} on {probe}" for name in view.runs for metric, probe in runs[name].metric_names()})
 
 
-def default_metrics(names: list[str]) -> tuple[str | None, str | None]:
-    """What the two figures show unless told otherwise: an accuracy, and a loss."""
-    accuracy = next((name for name in names if "accuracy" in name), names[0] if names else None)
-    return accuracy, next((name for name in names if "loss" in name), names[-1] if names else None)
+def default_metrics(names: list[str], probe: str) -> tuple[str | None, str | None]:
+    """What the two figures show unless told otherwise: an accuracy, and a loss; on the probe, if there are such."""
+    near_first = sorted(names, key=lambda name: not name.endswith(f" on {probe}"))
+    accuracy = next((name for name in near_first if "accuracy" in name), names[0] if names else None)
+    return accuracy, next((name for name in near_first if "loss" in name), names[-1] if names else None)
 
 
 def grouped(names: list[str]) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def register(app: Dash, content: p.Content) -> None:
             plan = plan_of(view, content)
         except WorkbenchError as error:
             said = p.message(str(error), theme, height=300)
-            return names, view.get("plan") or None, None, 1, 0, [], [], said, said, said, []
+            return names, view.get("plan") or None, None, 1, 0, [], html.Div(), said, said, said, []
         order = [str(r.head) for r in plan.ranking]
         state = {"keep": [str(head) for head in plan.keep], "order": order}
         controls = names, view.get("plan"), state, len(order), len(plan.keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -118,11 +119,14 @@ def address_of(view: View) -> str:
 
 
 def settled(view: View, runs: Mapping[str, Shown]) -> View:
-    """The nearest view that can be shown: unknown names give way to the first that are there."""
+    """The nearest view that can be shown: unknown names give way to the first that are there, or to the probe that most
+    of the chosen runs were scored on.
+    """
     chosen = tuple(name for name in view.runs if name in runs) or tuple(runs)
-    detectors = choices_of_detector(runs, chosen)
-    detector = _first([view.detector, *_PREFERRED], detectors)
-    probe = _first([view.probe, *_PREFERRED_PROBES], choices_of_probe(runs, chosen, detector))
+    detector = _first([view.detector, *_PREFERRED], choices_of_detector(runs, chosen))
+    probe = view.probe
+    if probe not in choices_of_probe(runs, chosen, detector):
+        probe = _commonest([runs[name].probes_of(detector) for name in chosen])
     run = _first([view.run], chosen)
     page = view.page if view.page in PAGES else PAGES[0]
     settled_view = View(page, chosen, detector, probe, run, view.head, view.more)
@@ -162,6 +166,13 @@ def heads_of(run: Shown) -> list[Head]:
 
 def _first(wanted: Sequence[str], there: Sequence[str]) -> str:
     return next((name for name in wanted if name in there), (list(there) or [""])[0])
+
+
+def _commonest(probes_of_runs: Sequence[Sequence[str]]) -> str:
+    """What most runs were scored on; of several the first that is preferred, then by name; "" if there is nothing."""
+    counts = Counter(name for probes in probes_of_runs for name in probes)
+    ranks = {name: i for i, name in enumerate(_PREFERRED_PROBES)}
+    return min(counts, key=lambda name: (-counts[name], ranks.get(name, len(ranks)), name), default="")
 
 
 def _head(view: View, run: Shown) -> str:

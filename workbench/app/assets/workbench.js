@@ -282,12 +282,17 @@
     const colours = dark
       ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
       : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
+    const unscored = Object.entries(planes.unscored || {}).map(([name, why]) =>
+      div("card kpi", [div("what", [span("", name)]), div("value", "–"), div("about", `not shown on ${planes.probe}: ${why}`)], {
+        borderLeftColor: "var(--muted)",
+      }),
+    );
     return Object.entries(planes.runs).map(([name, run], i) => {
       const [value, about] = planes.threshold === null ? extremes(run, position, planes) : counted(run, position, planes);
       return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
         borderLeftColor: colours[i % colours.length],
       });
-    });
+    }).concat(unscored);
   }
 
   function counted(run, position, planes) {
