@@ -18,4 +18,5 @@ STUDY = Conversion(
     n_random_trained=1,
     distances=(8, 16, 20),
     n_sequences=3,
+    early=(0.3, 0.6),
 )

@@ -14,8 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.experiments.small import STUDY
+from workbench.detectors import score
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
-from workbench.experiments.answers import recovered_share
+from workbench.experiments.answers import answers, recovered_share
 from workbench.experiments.arms import arms_of
 from workbench.experiments.masking import masked
 from workbench.experiments.material import probes
@@ -26,10 +27,12 @@ from workbench.experiments.tables import (
     damage_by_context,
     kept_role,
     lock_in,
+    lost_early,
     recall_by_seed,
     spearman,
 )
 from workbench.heads import KVHead, StoreNotWritable, WorkbenchError
+from workbench.hooks import open_model
 
 
 def parts(out):
@@ -116,6 +119,43 @@ def test_every_trained_arm_is_told_and_windowed_heads_see_nothing_far(results):
     assert role[role.method == "all"].score.gt(0).all()
     full = damage_by_context(results)
     assert full[full.method == "all"]["mean"].eq(0).all()
+
+
+def test_a_choice_made_early_is_worth_what_the_final_model_measures_with_those_heads(study_folder, results):
+    table = lost_early(results)
+    assert STUDY.early_steps == (1, 2)
+    assert sorted(set(table.step)) == [1, 2, STUDY.steps]
+    assert set(table.method) == {"window_gates", "induction"}
+    last = table[table.step == STUDY.steps]
+    assert last.lost.eq(0).all()
+    assert last.shared.eq(STUDY.n_kept).all()
+    prepared = json.loads((study_folder / "parts/seed0/prepared.json").read_text())
+    checkpoint = study_folder / "models" / "seed0" / f"checkpoint-{STUDY.steps}"
+    m, asked = open_model(checkpoint), probes(STUDY)
+    for one in prepared["early"]:
+        kept = [KVHead(*head) for head in one["heads"]]
+        windowed = [KVHead(i, h) for i in range(2) for h in range(2) if KVHead(i, h) not in kept]
+        with m.restrict(windowed, STUDY.window):
+            nats = m.answers(asked.documents).loss_nats.mean().item()
+        is_it = (table.seed == 0) & (table.step == one["step"]) & (table.method == one["method"])
+        found = table[is_it & (table.probe == "documents")]
+        assert found.nats.item() == pytest.approx(nats, abs=1e-5)
+        own = last[(last.seed == 0) & (last.method == one["method"]) & (last.probe == "documents")].nats.item()
+        assert found.lost.item() == pytest.approx(nats - own, abs=1e-5)
+    early = open_model(study_folder / "models" / "seed0" / "checkpoint-1")
+    scores = score(early, ["induction"], probes=[asked.repeats]).set_index(["layer", "head"]).score
+    first = next(one["heads"] for one in prepared["early"] if (one["step"], one["method"]) == (1, "induction"))
+    assert scores[tuple(first[0])] == pytest.approx(scores.max())
+
+
+def test_a_choice_is_safe_from_the_first_step_after_which_none_loses_more(results):
+    frame = results.early.copy()
+    probe = frame[(frame.probe == "documents") & frame.label.isna() & (frame.method == "induction")]
+    nats = {0: {1: 2.0, 2: 1.0, 3: 1.05}, 1: {1: 1.0, 2: 1.5, 3: 1.0}}  # by seed and step
+    frame.loc[probe.index, "nats"] = [nats[seed][step] for seed, step in zip(probe.seed, probe.step, strict=True)]
+    told = answers(replace(results, early=frame))
+    assert "documents: by `window_gates`" in told
+    assert "by `induction` from 2, 3" in told
 
 
 def test_lock_in_and_causes_are_rank_correlations_of_the_stored_scores(results):

@@ -91,6 +91,7 @@ def test_layers_interleave():
         ({"window": 8, "distances": (8,)}, "one of them beyond the window of 8"),
         ({"continued": ()}, "at least one"),
         ({"n_layers": 1}, "at least 2"),
+        ({"early": (0.5, 1.0)}, r"early is \(0.5, 1.0\); expected shares above 0 and below 1"),
     ],
 )
 def test_a_study_that_does_not_fit_itself_is_refused(change, said):

@@ -14,13 +14,17 @@ from workbench.experiments.tables import (
     Results,
     damage_by_context,
     lock_in,
+    lost_early,
     over_seeds,
+    pooled,
     recall_by_seed,
     trainings,
 )
 from workbench.heads import KVHead
 
 _BY = ["training", "method", "n_kept"]
+# Nats per answer that an early choice of heads may lose.
+TOLERANCE = 0.1
 _PATTERNS = ("induction", "retrieval", "far_mass")
 _REPAIRED_BY = ("all", "none", "window_gates", "window_gates_mixed", "induction", "least_induction", "random_non_top")
 
@@ -36,6 +40,8 @@ def answers(results: Results) -> str:
         "Do heads' scores move under continued pretraining?": _moves(results),
         "Are sinks the cause?": _sinks(results, recall, documents),
     }
+    if results.study.early:
+        told["How early could the heads be chosen?"] = _early(results)
     return "\n\n".join(f"**{question}** {answer}" for question, answer in told.items())
 
 
@@ -44,10 +50,8 @@ def recovered_share(results: Results) -> pd.DataFrame:
 
     `probe`: needles from beyond the window, documents, and every task; `share` of the gap in nats.
     """
-    table: Any = results.measured
-    table = table[table.training == NO_TRAINING]
-    is_far = (table.probe == "needle") & table.label.isin(results.study.far)
-    table = table[is_far | ((table.probe != "needle") & table.label.isna())]
+    measured: Any = results.measured
+    table: Any = pooled(results, measured[measured.training == NO_TRAINING])
     who = ["seed", "method", "n_kept", "draw", "probe"]
     nats = table.groupby(who, sort=False).nats.mean().reset_index()
     ends = {m: nats[nats.method == m].set_index(["seed", "probe"]).nats for m in ("all", "none")}
@@ -167,6 +171,49 @@ def _sinks(results: Results, recall: Table, documents: Table) -> str:
         for training in (NO_TRAINING, str(study.continued[0]))
     ]
     return f"Every head windowed. {'; '.join(told)}."
+
+
+def early_table(results: Results) -> str:
+    """Methods and probes down, steps across: nats per answer lost against the last choice."""
+    table: Any = lost_early(results)
+    steps = results.study.early_steps
+    means: Any = over_seeds(table, ["step", "method", "probe"], "lost")
+    shared: Any = over_seeds(table, ["step", "method"], "shared")
+    rows = [["chosen by", "", *(f"step {step}" for step in steps)]]
+    for method in table.method.unique():
+        mine = shared[shared.method == method].set_index("step")
+        rows.append([f"`{method}`", "heads in common", *(cell(mine.loc[step]) for step in steps)])
+        for probe in table.probe.unique():
+            mine = means[(means.method == method) & (means.probe == probe)].set_index("step")
+            rows.append(["", f"lost on {probe}", *(cell(mine.loc[step]) for step in steps)])
+    return markdown(rows)
+
+
+def _early(results: Results) -> str:
+    """For every probe, since when the choices by its own gates and by a prior are as good as the last one."""
+    table: Any = lost_early(results)
+    told: list[str] = []
+    for probe in table.probe.unique():
+        own = f"window_gates_{probe}"
+        methods = (own if own in table.method.unique() else "window_gates", "induction")
+        mine = table[table.probe == probe]
+        shown = [f"by `{method}` from {_safe_steps(results, mine[mine.method == method])}" for method in methods]
+        told.append(f"{probe}: {', '.join(shown)}")
+    return (
+        f"First step since which the {results.study.n_kept} heads then chosen, kept in the final model, stay within "
+        f"{TOLERANCE:g} nats per answer of the heads that it chooses itself, by seed, of {results.study.steps} steps. "
+        f"{'; '.join(told)}."
+    )
+
+
+def _safe_steps(results: Results, table: Table) -> str:
+    """Per seed; the last choice is as good as itself."""
+    found: list[int] = []
+    for seed in results.seeds:
+        mine = table[table.seed == seed].sort_values("step")
+        late = mine[mine.lost > TOLERANCE].step
+        found.append(int(mine.step.min() if late.empty else mine[mine.step > late.max()].step.min()))
+    return _listed(found)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """The pieces of work of a study. Each is named by what it is, ends as one part, and is skipped when the part is there.
 
-1. `prepare`: pretrain a seed's model, score and rank its heads, and convert it in every way without training.
+1. `prepare`: pretrain a seed's model, score and rank its heads, and convert it in every way without training; also to
+   the heads that earlier checkpoints of it would have kept.
 2. `run_arm`: go on training with a mask, or train with it from scratch, and measure again.
 
 Two methods that keep the same heads share their arm.
@@ -13,9 +14,17 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from workbench.experiments.keepsets import KeepSet, is_trained, keep_sets, rankings, top_heads, trained_sets
+from workbench.experiments.keepsets import (
+    KeepSet,
+    early_sets,
+    is_trained,
+    keep_sets,
+    rankings,
+    top_heads,
+    trained_sets,
+)
 from workbench.experiments.material import Probes, batches, probes
 from workbench.experiments.measuring import Measurement, converted_retrieval, head_scores, measurements
 from workbench.experiments.parts import part_path, read, write
@@ -27,6 +36,11 @@ from workbench.pretrain.saving import checkpoint_path, save_checkpoint
 from workbench.pretrain.training import one_thread
 
 PREPARED = "prepared"
+
+
+class _Limits(TypedDict):
+    window: int
+    sink: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,8 @@ def prepare(study: Conversion, out: Path, seed: int) -> None:
         top = top_heads(m, study, asked, ranked)
         sets = keep_sets(study, seed, ranked, top)
         converted = _converted(m, study, asked, sets)
+        early = [(step, one) for step in study.early_steps for one in _early_sets(study, out, seed, step, asked)]
+        early_converted = _converted(m, study, asked, [one for _, one in early])
     write(
         path,
         {
@@ -80,6 +96,10 @@ def prepare(study: Conversion, out: Path, seed: int) -> None:
             "top": top,
             "sets": [one._asdict() for one in sets],
             "converted": converted,
+            "early": [
+                {"step": step, "method": one.method, "heads": one.heads, "measurements": rows}
+                for (step, one), rows in zip(early, early_converted, strict=True)
+            ],
             "pretraining_cpu_s": pretraining_s,
             "cpu_s": time.process_time() - started,
         },
@@ -130,7 +150,7 @@ def run_arm(study: Conversion, out: Path, arm: Arm) -> None:
         else:
             model, recipe = opened(_checkpoint(study, out, arm.seed)), study.continuing(arm.seed, arm.continued)
             stream = 1
-        limits = {"window": study.window, "sink": arm.sink}
+        limits: _Limits = {"window": study.window, "sink": arm.sink}
         losses = train(model, recipe, batches(study, recipe, stream=stream), windowed=windowed, **limits)
         m, asked = open_model(model), probes(study)
         found = {
@@ -154,15 +174,22 @@ def _pretrain(study: Conversion, out: Path, seed: int) -> list[float]:
         return []
     recipe = study.pretraining(seed)
     model = untrained(study, seed)
-    losses = train(model, recipe, batches(study, recipe, stream=0))
     folder = _checkpoint(study, out, seed).parent
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed call left half-written
-    save_checkpoint(model, recipe, folder, step=recipe.steps, log_history=[])
-    return losses
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed call left
+
+    def save(step: int) -> None:
+        if step in (*study.early_steps, recipe.steps):
+            save_checkpoint(model, recipe, folder, step=step, log_history=[])
+
+    return train(model, recipe, batches(study, recipe, stream=0), on_step=save)
 
 
-def _checkpoint(study: Conversion, out: Path, seed: int) -> Path:
-    return checkpoint_path(out / "models" / f"seed{seed}", study.steps)
+def _checkpoint(study: Conversion, out: Path, seed: int, step: int | None = None) -> Path:
+    return checkpoint_path(out / "models" / f"seed{seed}", study.steps if step is None else step)
+
+
+def _early_sets(study: Conversion, out: Path, seed: int, step: int, asked: Probes) -> list[KeepSet]:
+    return early_sets(open_model(opened(_checkpoint(study, out, seed, step)).eval()), study, asked)
 
 
 def _converted(m: HookedModel, study: Conversion, asked: Probes, sets: list[KeepSet]) -> list[list[Measurement]]:

@@ -125,7 +125,8 @@ def cell(found: Any) -> str:
     """`.83 ± .05`; a dash where nothing was measured, no deviation from one seed."""
     if found is None or math.isnan(found["mean"]):
         return "–"
-    return f"{found['mean']:.2f}" + ("" if math.isnan(found["std"]) else f" ± {found['std']:.2f}")
+    mean = round(found["mean"], 2) or 0.0  # no minus before a zero
+    return f"{mean:.2f}" + ("" if math.isnan(found["std"]) else f" ± {found['std']:.2f}")
 
 
 def frame_table(frame: Table) -> str:

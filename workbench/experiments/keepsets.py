@@ -12,13 +12,13 @@ held-out loss on needles that windowing costs, at most half of all heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from workbench.experiments.material import Probes
-from workbench.experiments.measuring import HeadScore
+from workbench.experiments.measuring import HeadScore, head_scores
 from workbench.experiments.settings import Conversion
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel
@@ -50,8 +50,15 @@ class KeepSet(NamedTuple):
     heads: tuple[KVHead, ...]
 
 
-def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequence[HeadScore]) -> Scores:
-    """Every head's score by every method, higher for heads to keep.
+def rankings(
+    m: HookedModel,
+    study: Conversion,
+    probes: Probes,
+    by_head: Sequence[HeadScore],
+    *,
+    among: Collection[str] | None = None,
+) -> Scores:
+    """Every head's score by every method, or by those `among` them, higher for heads to keep.
 
     Windowing methods see needles from beyond the window; window gates also documents, tasks, and where there are tasks
     a mixture, under names of their own. Patterns are the scores that detectors gave.
@@ -60,6 +67,8 @@ def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequenc
     asked: list[tuple[str, str, Probe]] = [(method, method, probes.ranking) for method in _BY_WINDOWING]
     asked += [(f"window_gates_{p.name}", "window_gates", p) for p in (probes.documents, *probes.tasks)]
     for name, method, probe in asked:
+        if among is not None and name not in among:
+            continue
         ranking = rank(Game(m, probe, study.window), method)
         found[name] = dict(zip(ranking.heads, ranking.scores.tolist(), strict=True))
     if study.tasks:
@@ -67,7 +76,19 @@ def rankings(m: HookedModel, study: Conversion, probes: Probes, by_head: Sequenc
         found[_MIXED] = {head: sum(one[head] for one in parts) / len(parts) for head in parts[0]}
     for detector in _BY_PATTERN:
         found[detector] = {KVHead(s["layer"], s["head"]): s["score"] for s in by_head if s["detector"] == detector}
-    return found
+    return found if among is None else {name: found[name] for name in among}
+
+
+def early_methods(study: Conversion) -> tuple[str, ...]:
+    """What heads are chosen by before pretraining ends: gates on needles, on every task and on both, and a prior."""
+    of_tasks = (*(f"window_gates_{task}" for task in study.tasks), _MIXED) if study.tasks else ()
+    return ("window_gates", *of_tasks, "induction")
+
+
+def early_sets(m: HookedModel, study: Conversion, probes: Probes) -> list[KeepSet]:
+    """The heads that this model, not yet trained to its end, would have kept."""
+    scores = rankings(m, study, probes, head_scores(m, probes), among=early_methods(study))
+    return [KeepSet(name, study.n_kept, 0, 0, tuple(ordered(one)[: study.n_kept])) for name, one in scores.items()]
 
 
 def top_heads(m: HookedModel, study: Conversion, probes: Probes, scores: Scores) -> tuple[KVHead, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.console import duration
-from workbench.experiments.answers import answers, recovered_share, recovered_table
+from workbench.experiments.answers import answers, early_table, recovered_share, recovered_table
 from workbench.experiments.arms import PREPARED
 from workbench.experiments.cells import (
     by_count,
@@ -38,6 +38,7 @@ from workbench.experiments.tables import (
     damage_by_context,
     kept_role,
     lock_in,
+    lost_early,
     over_seeds,
     random_sets,
     recall_by_seed,
@@ -67,6 +68,7 @@ def as_document(results: Results) -> dict[str, Any]:
         "causes": causes(results),
         "recovered": recovered_share(results),
         "rankings": results.rankings,
+        "early": lost_early(results),
     }
     return {
         "study": asdict(results.study),
@@ -116,6 +118,7 @@ def as_markdown(results: Results) -> str:
         "rounded down to a power of two.",
         classes(results, damage_by_context(results), "context", trainings(study)),
         *_tasks(results),
+        *_early(results),
         "## Random sets and the top",
         f"The top of each seed: {_tops(results)}. Plain random sets of {study.n_kept}, by how many of them are top:",
         frame_table(random_sets(results)),
@@ -220,6 +223,18 @@ def _tasks(results: Results) -> list[str]:
         found.append(f"## Accuracy on {task}")
         found.append(classes(results, by_class(results, task, "accuracy"), names[task], trainings(results.study)))
     return found
+
+
+def _early(results: Results) -> list[str]:
+    if not results.study.early:
+        return []
+    return [
+        "## How early could the heads be chosen?",
+        f"Nats per answer lost in the final model, without training, by keeping the {results.study.n_kept} heads that "
+        "an earlier checkpoint ranks first instead of those that the final model ranks first; needles from beyond the "
+        "window. Below 0 the early choice is the better one.",
+        early_table(results),
+    ]
 
 
 def _sinks(recall: pd.DataFrame, documents: pd.DataFrame, study: Conversion) -> str:

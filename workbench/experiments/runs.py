@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,10 +63,12 @@ def train(
     windowed: Collection[KVHead] = (),
     window: int = 1,
     sink: int = 0,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train in place, with a window on some heads; the loss before each step, in nats. Leaves the model in eval mode.
 
-    Gradients are clipped to norm 1; rates follow the recipe's schedule.
+    Gradients are clipped to norm 1; rates follow the recipe's schedule. `on_step` is called with the number of updates
+    after each of them.
     """
     chosen = optimisers(model, recipe)
     groups = [group for optimiser in chosen for group in optimiser.param_groups]
@@ -84,6 +86,8 @@ def train(
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             losses.append(loss.item())
+            if on_step is not None:
+                on_step(step + 1)
     model.eval()
     return losses
 

@@ -13,6 +13,7 @@ from workbench.pretrain.recipes import Recipe
 
 Task = Literal["hops", "counting"]
 Trained = Literal["all", "main"]
+_EARLY = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 _NEEDLE = 8  # words of a needle: the shortest distance to its copy
 
 
@@ -38,7 +39,7 @@ class Conversion:
     whether masks are also trained with from the start. `distances`: of the needles' copies. `n_sequences`: of each
     class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every form in a
     batch (of `hops` two forms), after `documents_first` steps of documents alone. `hops`: how many assignments are
-    followed.
+    followed. `early`: shares of the pretraining after which heads are chosen as well, to be kept in the final model.
 
     Raises:
         WorkbenchError: for numbers that do not fit each other.
@@ -67,11 +68,13 @@ class Conversion:
     documents_first: int = 0
     trained: Trained = "all"
     is_from_scratch: bool = True
+    early: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._check(0 < self.window < self.length, "window", self.window, f"1 to {self.length - 1}")
         self._check(0 < self.n_kept < self.n_heads, "n_kept", self.n_kept, f"1 to {self.n_heads - 1}")
         self._check(self.n_kept in self.kept_counts, "kept_counts", self.kept_counts, f"{self.n_kept} among them")
+        self._check(all(0 < share < 1 for share in self.early), "early", self.early, "shares above 0 and below 1")
         self._check(self.n_layers >= 2, "n_layers", self.n_layers, "at least 2, for induction takes two")
         self._check(len(self.continued) > 0, "continued", self.continued, "at least one")
         longest = self.length - _NEEDLE - 1
@@ -83,6 +86,11 @@ class Conversion:
     def far(self) -> tuple[int, ...]:
         """The distances whose source lies beyond the window."""
         return tuple(d for d in self.distances if d > self.window)
+
+    @property
+    def early_steps(self) -> tuple[int, ...]:
+        """The steps of the pretraining after which heads are chosen as well, rising."""
+        return tuple(sorted({max(1, round(share * self.steps)) for share in self.early}))
 
     def pretraining(self, seed: int) -> Recipe:
         """The run that models begin with, and that models with a mask from the start have too."""
@@ -111,7 +119,7 @@ class Conversion:
 
 def quick_study() -> Conversion:
     """16 heads, minutes on two cores."""
-    return Conversion()
+    return Conversion(early=_EARLY)
 
 
 def medium_study() -> Conversion:
@@ -133,6 +141,7 @@ def medium_study() -> Conversion:
         documents_first=350,
         trained="main",
         is_from_scratch=False,
+        early=_EARLY,
     )
 
 
@@ -154,4 +163,5 @@ def larger_study() -> Conversion:
         tasks=("hops", "counting"),
         n_task=3,
         documents_first=700,
+        early=_EARLY,
     )

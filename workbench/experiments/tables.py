@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.experiments.arms import PREPARED, arm_of, sets_of
-from workbench.experiments.keepsets import KeepSet, is_trained, trained_sets
+from workbench.experiments.keepsets import KeepSet, early_methods, is_trained, trained_sets
 from workbench.experiments.parts import calls, part_path, read
 from workbench.experiments.settings import Conversion
 from workbench.heads import KVHead, WorkbenchError
@@ -27,7 +27,9 @@ class Results:
 
     `measured`: a row per seed, training, keep-set, probe and class (`label`; missing: all): `nats` and `accuracy` over
     `n` answers; `overlap` heads of the set are among the top. `scores`: a row per seed, training, keep-set, detector
-    and head, with windows lifted or not. `rankings`: a row per seed, method and head. `top`: each seed's top heads.
+    and head, with windows lifted or not. `rankings`: a row per seed, method and head. `early`: a row per seed,
+    step, method, probe and class: nats and accuracy of the final model with the heads full that the checkpoint of that
+    step would have kept, `shared` of which the last one keeps too. `top`: each seed's top heads.
     `cpu_s`: of each kind of work, all processes. `calls`: how long each call took, how many pieces it finished, in how
     many processes. `missing`: parts that are not there yet.
     """
@@ -37,6 +39,7 @@ class Results:
     measured: pd.DataFrame
     scores: pd.DataFrame
     rankings: pd.DataFrame
+    early: pd.DataFrame
     top: dict[int, list[str]]
     cpu_s: dict[str, float]
     calls: list[dict[str, Any]]
@@ -68,8 +71,9 @@ def read_finished(study: Conversion, out: Path, *, seeds: int) -> Results:
     found = [_of_seed(study, out, seed) for seed in prepared]
     missing += [path for one in found for path in one["missing"]]
     cpu_s = {kind: float(sum(one["cpu_s"][kind] for one in found)) for kind in found[0]["cpu_s"]}
-    measured, scores, rankings = (
-        pd.DataFrame([row for one in found for row in one[name]]) for name in ("measured", "scores", "rankings")
+    measured, scores, rankings, early = (
+        pd.DataFrame([row for one in found for row in one[name]])
+        for name in ("measured", "scores", "rankings", "early")
     )
     return Results(
         study=study,
@@ -77,6 +81,7 @@ def read_finished(study: Conversion, out: Path, *, seeds: int) -> Results:
         measured=measured,
         scores=scores,
         rankings=rankings,
+        early=early,
         top={seed: one["top"] for seed, one in zip(prepared, found, strict=True)},
         cpu_s=cpu_s,
         calls=calls(out),
@@ -116,10 +121,29 @@ def _of_seed(study: Conversion, out: Path, seed: int) -> dict[str, Any]:
         "measured": measured,
         "scores": scores,
         "rankings": [{"seed": seed, **row} for row in prepared["rankings"]],
+        "early": [{"seed": seed, **row} for row in _early(study, prepared, sets)],
         "top": [f"L{layer}H{head}" for layer, head in prepared["top"]],
         "missing": [*missing],
         "cpu_s": {"pretraining": pretraining, "ranking and converting": prepared["cpu_s"] - pretraining, **spent},
     }
+
+
+def _early(study: Conversion, prepared: dict[str, Any], sets: Sequence[KeepSet]) -> list[dict[str, Any]]:
+    """What heads chosen early are worth in the final model, and those that it chooses itself."""
+    names = early_methods(study) if study.early else ()
+    last = {one.method: i for i, one in enumerate(sets) if one.n_kept == study.n_kept and one.method in names}
+    found = prepared["early"] if study.early else []
+    found = found + [
+        {"step": study.steps, "method": name, "heads": sets[i].heads, "measurements": prepared["converted"][i]}
+        for name, i in last.items()
+    ]
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        of_last = set(sets[last[one["method"]]].heads)
+        shared = len(of_last & {KVHead(*head) for head in one["heads"]})
+        where = {"step": one["step"], "method": one["method"], "shared": shared}
+        rows += [{**where, **row} for row in one["measurements"]]
+    return rows
 
 
 def training_name(study: Conversion, n_th: int | None) -> str:
@@ -142,6 +166,28 @@ def recall_by_seed(results: Results) -> pd.DataFrame:
     found["far_nats"] = far.groupby(who, sort=False).nats.mean()
     found["documents_nats"] = pooled.groupby(who, sort=False).nats.mean()
     return found.reset_index()
+
+
+def pooled(results: Results, measured: pd.DataFrame) -> pd.DataFrame:
+    """Of measurements, those of whole probes; of needles, those from beyond the window."""
+    table: Any = measured
+    is_far = (table.probe == "needle") & table.label.isin(results.study.far)
+    return table[is_far | ((table.probe != "needle") & table.label.isna())]
+
+
+def lost_early(results: Results) -> pd.DataFrame:
+    """Nats per answer that a choice of heads made early loses in the final model against the choice made last.
+
+    Rows: seed, step, method, probe, shared (heads in common with the last choice), nats, accuracy, lost.
+    """
+    table: Any = pooled(results, results.early) if len(results.early) else results.early
+    if table.empty:
+        return pd.DataFrame(columns=["seed", "step", "method", "probe", "shared", "nats", "accuracy", "lost"])
+    who = ["seed", "step", "method", "probe"]
+    found = table.groupby(who, sort=False)[["shared", "nats", "accuracy"]].mean().reset_index()
+    last = found[found.step == results.study.steps].set_index(["seed", "method", "probe"]).nats
+    at = pd.MultiIndex.from_frame(found[["seed", "method", "probe"]])
+    return found.assign(lost=found.nats - last.reindex(at).to_numpy())
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
