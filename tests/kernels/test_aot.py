@@ -87,6 +87,17 @@ def test_a_kernel_without_its_pipeline_or_with_atomics_is_complained_of():
         assert words in found
 
 
+def test_warp_groups_are_asked_for_on_hopper_where_a_product_has_the_rows_for_them():
+    plain = aot.Resources(100, 1 << 10, 0, 0, 0, 8, 8, 0)
+    short = [case for case in aot.shipped(90, everything=True) if case.product_rows < 64]
+    assert {case.name.partition(":")[0] for case in short} == {"segment_state", "segment_rows"}
+    assert all(case.constants["DP"] == 32 or case.constants["C"] == 32 or case.constants["C"] == 16 for case in short)
+    assert plain.complaints(short[0], 90) == []
+    tall = next(case for case in aot.shipped(90) if case.uses_tensor_cores)
+    assert plain.complaints(tall, 90) == ["no warp-group matrix instruction"]
+    assert plain.complaints(tall, 80) == []
+
+
 def test_compiling_under_the_interpreter_is_refused():
     with pytest.raises(WorkbenchError, match="TRITON_INTERPRET=1 is set"):
         aot.compile_case(next(iter(aot.shipped(90))), 90)

@@ -53,9 +53,11 @@ def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int
         return Launch(64, 32, 8, 2) if d <= 64 else Launch(32, 16, 8, 2)
     if d > 128:
         return Launch(64 if arch >= 90 else 32, 32, 8, 2)
-    is_loaded = n_statistics > 3
-    if arch < 90:
+    if arch < 90:  # four warps spill four registers per tile for heads of 80 channels with three statistics
+        is_loaded = n_statistics > (2 if d > 64 else 3)
         return Launch(64, 32, 8 if is_loaded else 4, 3)
+    if arch >= 100 and n_statistics > 4 and 64 < d < 128:  # the masks of padded channels take registers, too
+        return Launch(64, 32, 8, 2)
     is_narrow = arch >= 100 and n_statistics > (3 if d <= 64 else 2)
     return Launch(128, 32 if is_narrow else 64, 8, 2 if is_narrow and n_statistics > 4 else 3)
 
@@ -86,6 +88,8 @@ def linear_config(arch: int, d: int, dtype: torch.dtype, *, is_wide: bool = Fals
         return Launch(32, 32, 8, 2) if d <= 64 else Launch(16, 16, 8, 2)
     if d > 128 and (arch < 90 or is_wide):
         return Launch(32, 32, 8, 2)
+    if is_wide and arch == 90 and d > 64:  # chunks of 64 spill up to ten registers in the loop
+        return Launch(32, 64, 8, 2)
     return Launch(64, 64, 8, 2)
 
 
