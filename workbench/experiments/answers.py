@@ -13,6 +13,7 @@ from workbench.experiments.tables import (
     NO_TRAINING,
     Results,
     damage_by_context,
+    gates_on,
     lock_in,
     lost_early,
     over_seeds,
@@ -174,9 +175,9 @@ def _sinks(results: Results, recall: Table, documents: Table) -> str:
 
 
 def early_table(results: Results) -> str:
-    """Methods and probes down, steps across: nats per answer lost against the last choice."""
+    """Methods and probes down, steps across: nats per answer lost, as `lost_early` has it."""
     table: Any = lost_early(results)
-    steps = results.study.early_steps
+    steps = (*results.study.early_steps, results.study.steps)
     means: Any = over_seeds(table, ["step", "method", "probe"], "lost")
     shared: Any = over_seeds(table, ["step", "method"], "shared")
     rows = [["chosen by", "", *(f"step {step}" for step in steps)]]
@@ -194,26 +195,26 @@ def _early(results: Results) -> str:
     table: Any = lost_early(results)
     told: list[str] = []
     for probe in table.probe.unique():
-        own = f"window_gates_{probe}"
-        methods = (own if own in table.method.unique() else "window_gates", "induction")
+        methods = (gates_on(probe, table.method.unique()), "induction")
         mine = table[table.probe == probe]
         shown = [f"by `{method}` from {_safe_steps(results, mine[mine.method == method])}" for method in methods]
         told.append(f"{probe}: {', '.join(shown)}")
     return (
         f"First step since which the {results.study.n_kept} heads then chosen, kept in the final model, stay within "
-        f"{TOLERANCE:g} nats per answer of the heads that it chooses itself, by seed, of {results.study.steps} steps. "
-        f"{'; '.join(told)}."
+        f"{TOLERANCE:g} nats per answer of the heads that its own window gates choose (on the same probe; for "
+        f"documents on needles), by seed, of {results.study.steps} steps. {'; '.join(told)}."
     )
 
 
 def _safe_steps(results: Results, table: Table) -> str:
-    """Per seed; the last choice is as good as itself."""
-    found: list[int] = []
+    """Per seed."""
+    found: list[str] = []
     for seed in results.seeds:
-        mine = table[table.seed == seed].sort_values("step")
-        late = mine[mine.lost > TOLERANCE].step
-        found.append(int(mine.step.min() if late.empty else mine[mine.step > late.max()].step.min()))
-    return _listed(found)
+        mine = table[table.seed == seed]
+        late = mine[mine.lost > TOLERANCE].step.max()  # NaN if there is none
+        safe = mine[~(mine.step <= late)].step
+        found.append("never" if safe.empty else str(int(safe.min())))
+    return ", ".join(found)
 
 
 def _listed(values: Sequence[int]) -> str:

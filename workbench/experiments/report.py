@@ -231,8 +231,9 @@ def _early(results: Results) -> list[str]:
     return [
         "## How early could the heads be chosen?",
         f"Nats per answer lost in the final model, without training, by keeping the {results.study.n_kept} heads that "
-        "an earlier checkpoint ranks first instead of those that the final model ranks first; needles from beyond the "
-        "window. Below 0 the early choice is the better one.",
+        "the checkpoint of a step ranks first instead of those that window gates rank first in the final model, on the "
+        "same probe (for documents on needles, which lie beyond the window). Below 0 a choice is the better one. Heads "
+        "in common: with the last choice by the same ranking.",
         early_table(results),
     ]
 

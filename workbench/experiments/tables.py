@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,18 +176,25 @@ def pooled(results: Results, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def lost_early(results: Results) -> pd.DataFrame:
-    """Nats per answer that a choice of heads made early loses in the final model against the choice made last.
+    """Nats per answer that a choice of heads loses in the final model against what its own window gates choose.
 
-    Rows: seed, step, method, probe, shared (heads in common with the last choice), nats, accuracy, lost.
+    Those on the same probe, where heads were ranked on it, else those on needles. Rows: seed, step, method, probe,
+    shared (heads in common with the method's last choice), nats, accuracy, lost.
     """
     table: Any = pooled(results, results.early) if len(results.early) else results.early
     if table.empty:
         return pd.DataFrame(columns=["seed", "step", "method", "probe", "shared", "nats", "accuracy", "lost"])
     who = ["seed", "step", "method", "probe"]
     found = table.groupby(who, sort=False)[["shared", "nats", "accuracy"]].mean().reset_index()
-    last = found[found.step == results.study.steps].set_index(["seed", "method", "probe"]).nats
-    at = pd.MultiIndex.from_frame(found[["seed", "method", "probe"]])
-    return found.assign(lost=found.nats - last.reindex(at).to_numpy())
+    own = found.probe.map(lambda probe: gates_on(probe, found.method.unique()))
+    best = found[(found.step == results.study.steps) & (found.method == own)].set_index(["seed", "probe"]).nats
+    at = pd.MultiIndex.from_frame(found[["seed", "probe"]])
+    return found.assign(lost=found.nats - best.reindex(at).to_numpy())
+
+
+def gates_on(probe: str, methods: Collection[str]) -> str:
+    """The window gates that were ranked on a probe, or those on needles."""
+    return own if (own := f"window_gates_{probe}") in methods else "window_gates"
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
