@@ -25,6 +25,8 @@ from workbench.kernels.profiles import ProfileRequest
 
 PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
+# Heads, key/value heads, channels; the fewer, the more a call costs beside its products.
+CPU_SHAPES = ((4, 2, 64), (2, 1, 64))
 PEAK_WAYS = ("sdpa", "output and lse", "all statistics")
 
 
@@ -71,12 +73,13 @@ def ways(n: int, device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -
 
 
 def on_cpu(lengths: list[int], rounds: int) -> list[str]:
-    shape = (2, 1, 64)
-    lines = ["CPU, float32, 1 thread, B1 H2 Hkv1 D64; seconds of process time (ratio to sdpa)", ""]
-    for n in lengths:
-        # A short call is easily disturbed: the least of many is asked for.
-        best = cpu_seconds(ways(n, "cpu", torch.float32, shape), rounds * max(1, 8192 // n))
-        lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
+    lines = ["CPU, float32, 1 thread, B1 D64; seconds of process time (ratio to sdpa)"]
+    for shape in CPU_SHAPES:
+        lines += ["", f"H{shape[0]} Hkv{shape[1]}:", ""]
+        for n in lengths:
+            # A short call is easily disturbed: the least of many is asked for.
+            best = cpu_seconds(ways(n, "cpu", torch.float32, shape), rounds * max(1, 8192 // n))
+            lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
     n = max(lengths)
     peaks = [f"{way} {peak_in_own_process(way, n) / 1e6:.0f}" for way in PEAK_WAYS]
     return [*lines, "", f"Extra peak memory at T {n}, B1 H4 Hkv2 D64, MB: " + ", ".join(peaks)]
@@ -91,8 +94,8 @@ def peak_in_own_process(way: str, n: int) -> int:
 
 def peak(way: str, n: int) -> int:
     """The same, in this process; a short call comes first, so that what is loaded once is not counted."""
-    ways(256, "cpu", torch.float32, (4, 2, 64))[way]()
-    run = ways(n, "cpu", torch.float32, (4, 2, 64))[way]
+    ways(256, "cpu", torch.float32, CPU_SHAPES[0])[way]()
+    run = ways(n, "cpu", torch.float32, CPU_SHAPES[0])[way]
     with Peak() as found:
         run()
     return found.extra

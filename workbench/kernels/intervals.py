@@ -30,7 +30,7 @@ class Intervals:
 
     def key_range(self, rows: Integer[Tensor, " rows"]) -> tuple[int, int]:
         """Smallest and one past the largest key that any of these rows sees; some one key where they see none."""
-        low, high = int(self.low[:, rows].min()), int(self.high[:, rows].max())
+        low, high = int(self.low.index_select(1, rows).min()), int(self.high.index_select(1, rows).max())
         low = max(0, min(low, high - 1))
         return low, max(low + 1, high)
 

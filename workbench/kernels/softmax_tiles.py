@@ -20,7 +20,7 @@ from workbench.kernels.tiles import Scratch, Tile
 HIDDEN = -1e30
 LN_2 = math.log(2)
 # Columns in a run, of which the maximum is taken first: an arg-max over all columns takes ten times as long.
-_RUN = 64
+_RUN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ class SoftmaxLayer:
             scores.tanh_().mul_(self.softcap / LN_2)
         for first, cells in tile.hidden:
             at = first - tile.keys[0]
-            scores[..., at : at + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
+            part = scores[..., at : at + cells.shape[-1]]
+            # The smaller of two numbers takes a quarter of the time of filling in where a mask says so.
+            torch.minimum(part, torch.where(per_head(cells), HIDDEN, torch.inf), out=part)
         return scores
 
     def softmax(self, tile: Tile, scratch: Scratch, *, keep_shifted: bool = False, find_best: bool = False) -> Softmax:

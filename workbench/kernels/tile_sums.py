@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -69,9 +70,20 @@ def ladder(positions: Int[Tensor, " q"], keys: tuple[int, int], windows: Sequenc
         begin, end = first - window + 1, last - window + 1
         lo, hi = min(max(begin, keys[0]), keys[1]), min(max(end, keys[0]), keys[1])
         steps.append(Step(lo - keys[0], hi - lo, lo - begin))
-    ahead, column = (positions - first)[:, None], torch.arange(last - first, device=positions.device)
-    triangle = torch.empty(len(positions), last - first, device=positions.device)
-    return Ladder(torch.lt(column, ahead, out=triangle), steps)
+    if last - first == len(positions) - 1:
+        return Ladder(_stairs(len(positions), positions.device), steps)
+    return Ladder(_triangle(positions - first, last - first), steps)
+
+
+@lru_cache(maxsize=8)
+def _stairs(n: int, device: torch.device) -> Float[Tensor, "q edge"]:
+    """The triangle of consecutive rows, which all tiles but the last of a layer share."""
+    return _triangle(torch.arange(n, device=device), n - 1)
+
+
+def _triangle(ahead: Int[Tensor, " q"], n_columns: int) -> Float[Tensor, "q edge"]:
+    triangle = torch.empty(len(ahead), n_columns, device=ahead.device)
+    return torch.lt(torch.arange(n_columns, device=ahead.device), ahead[:, None], out=triangle)
 
 
 def beyond(
@@ -103,6 +115,6 @@ def distance_sum(
     Positions count from the first row, because float32 cancels at long range: i·Σw − Σw·j loses 1e-7·T tokens.
     """
     first = int(positions[0])
-    relative = torch.arange(keys[0] - first, keys[1] - first, device=weights.device).to(weights.dtype)
+    relative = torch.arange(keys[0] - first, keys[1] - first, device=weights.device, dtype=weights.dtype)
     ahead = (positions - first).to(seen.dtype)
     return ahead * seen - torch.mv(weights.flatten(0, -2), relative).view(seen.shape)
