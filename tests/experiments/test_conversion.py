@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.experiments.small import STUDY
+from workbench.cli import main
 from workbench.detectors import score
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
 from workbench.experiments.answers import answers, recovered_share
@@ -260,19 +261,25 @@ def test_a_damaged_part_is_named(study_folder, tmp_path):
         run_conversion(STUDY, out, seeds=1)
 
 
-def test_the_command_refuses_what_it_cannot_do(study_folder, tmp_path):
-    none = experiment("--quick", "--seeds", "0", "--out", tmp_path / "out")
-    assert (none.returncode, none.stdout) == (2, "")
-    assert "--seeds 0: expected at least 1" in none.stderr
-    two = experiment("--quick", "--medium", "--out", tmp_path / "out")
-    assert (two.returncode, two.stdout) == (2, "")
-    assert "expected one of them" in two.stderr
-    nothing = experiment("--medium", "--so-far", "--out", tmp_path / "out")
-    assert nothing.returncode == 2
-    assert "prepared.json is missing" in nothing.stderr
-    other = experiment("--quick", "--out", study_folder)
-    assert other.returncode == 2
-    assert "holds another study" in other.stderr
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--quick", "--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["--quick", "--medium"], "expected one of them"),
+        (["--medium", "--so-far"], "prepared.json is missing"),
+        (["--quick", "--out", "STUDY"], "holds another study"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(study_folder, tmp_path, monkeypatch, capsys, words, said):
+    words = [str(study_folder) if word == "STUDY" else word for word in words]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["workbench", "experiment", "conversion", *words, *out])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err
 
 
 @pytest.mark.slow
