@@ -5,6 +5,8 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.intervals import documents_of, intervals
+from workbench.kernels.profile_blockwise import attention_profile
+from workbench.kernels.profiles import ProfileRequest
 
 
 def dense(n_queries, n_keys, **options):
@@ -46,3 +48,13 @@ def test_more_queries_than_keys_are_refused():
 def test_bounds_that_do_not_cover_are_refused():
     with pytest.raises(WorkbenchError, match=r"cu_seqlens \[0, 2\] do not cut 3 tokens"):
         documents_of(torch.tensor([0, 2]), 3)
+
+
+def test_a_key_that_is_no_number_is_seen_by_its_own_rows_alone():
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 2, 300, 32), torch.randn(1, 2, 300, 32)
+    k[:, :, 290] = torch.nan
+    seen = intervals(300, 300, device="cpu")
+    lse = attention_profile(q, k, None, seen, ProfileRequest(entropy=True), scale=0.2).lse
+    assert lse[..., :290].isfinite().all()
+    assert lse[..., 290:].isnan().all()

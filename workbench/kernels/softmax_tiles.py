@@ -57,9 +57,7 @@ class SoftmaxLayer:
             scores.tanh_().mul_(self.softcap / LN_2)
         for first, cells in tile.hidden:
             at = first - tile.keys[0]
-            part = scores[..., at : at + cells.shape[-1]]
-            # The smaller of two numbers takes a quarter of the time of filling in where a mask says so.
-            torch.minimum(part, torch.where(per_head(cells), HIDDEN, torch.inf), out=part)
+            scores[..., at : at + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
         return scores
 
     def softmax(self, tile: Tile, scratch: Scratch, *, keep_shifted: bool = False, find_best: bool = False) -> Softmax:
