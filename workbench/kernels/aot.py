@@ -45,6 +45,7 @@ _SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 _SPILLS_LIMIT = 128
 # One store per tile among thousands of instructions: the reversed linear rows of 256 channels on Hopper, nothing else.
 _LOOP_SPILLS_LIMIT = 1
+# Rows of a product that Hopper's warp-group instruction takes at least; shorter ones are multiplied warp by warp.
 _WARP_GROUP_ROWS = 64
 _SASS = {
     "hgmma": r"\bHGMMA\b",
@@ -60,8 +61,7 @@ _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 class Case:
     """One kernel as it is launched: run-time argument types, compile-time arguments, and the launch shape.
 
-    `uses_tensor_cores`, `is_pipelined`: what the compiler is expected to do with it. `product_rows`: of its tallest
-    product; Hopper's warp-group instruction takes 64 at least, and shorter ones are multiplied warp by warp.
+    `uses_tensor_cores`, `uses_warp_groups` (on Hopper), `is_pipelined`: what the compiler is expected to do with it.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Case:
     constants: dict[str, Any]
     launch: Launch
     uses_tensor_cores: bool = True
+    uses_warp_groups: bool = True
     is_pipelined: bool = True
-    product_rows: int = _WARP_GROUP_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Resources:
             found.append(f"{self.atomics} memory atomics: sums would depend on their order")
         if case.uses_tensor_cores and not self.mma:
             found.append("no tensor-core instruction")
-        if case.uses_tensor_cores and arch == 90 and case.product_rows >= _WARP_GROUP_ROWS and not self.hgmma:
+        if case.uses_tensor_cores and case.uses_warp_groups and arch == 90 and not self.hgmma:
             found.append("no warp-group matrix instruction")
         if case.is_pipelined and not self.pipelined_loads:
             found.append("no asynchronous load: the load pipeline is off")
@@ -208,7 +208,8 @@ def _linear_cases(arch: int, *, everything: bool) -> Iterator[Case]:
             name = f"d {d}{', wide' * is_wide}{', per token' * per_token}{', reversed' * is_reversed}"
             # A state has a row per key channel, rows one per token of a chunk.
             for kernel, rows in ((linear_triton.segment_state, padded), (linear_triton.segment_rows, launch.rows)):
-                yield _case(f"{kernel.__name__}: {name}", kernel, dtype, tile | flags, launch, product_rows=rows)
+                is_tall = rows >= _WARP_GROUP_ROWS
+                yield _case(f"{kernel.__name__}: {name}", kernel, dtype, tile | flags, launch, uses_warp_groups=is_tall)
     for dtype, d, padded in _heads("linear_attention_step", everything=everything):
         step = step_config(arch)
         tile = {"HEADS": 64, "D": d, "DV": d, "DP": padded, "BV": step.columns}
@@ -228,20 +229,12 @@ def _delta_cases(arch: int, *, everything: bool) -> Iterator[Case]:
 
 
 def _case(
-    name: str,
-    kernel: Any,
-    dtype: torch.dtype,
-    constants: dict[str, Any],
-    launch: Launch,
-    *,
-    product_rows: int = _WARP_GROUP_ROWS,
-    **expected: bool,
+    name: str, kernel: Any, dtype: torch.dtype, constants: dict[str, Any], launch: Launch, **expected: bool
 ) -> Case:
     types = {x: _type_of(x, _TYPES[dtype]) for x in kernel.arg_names if x not in constants}
     if dtype == torch.float32:  # exact products have no tensor cores
         expected["uses_tensor_cores"] = False
-    full_name = f"{name}, {_TYPES[dtype]}"
-    return Case(full_name, kernel, types, constants, launch, product_rows=product_rows, **expected)
+    return Case(f"{name}, {_TYPES[dtype]}", kernel, types, constants, launch, **expected)
 
 
 def _spills(sass: str) -> tuple[int, int]:
