@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from workbench.app import show
     from workbench.detectors import detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
-    from workbench.hooks import HookedModel, Recording, open_model, patch_effects
+    from workbench.hooks import HookedModel, LinearAttention, Recording, open_model, patch_effects
     from workbench.jobs import Job
     from workbench.kernels import Far
-    from workbench.planning import plan, window_gates
+    from workbench.planning import fit_linear_attention, plan, window_gates
     from workbench.plans import KVBytes, LossTolerance, Plan
     from workbench.run import Run, open_run
     from workbench.scanning import scan
@@ -27,6 +27,7 @@ _HOMES = {
     "KVBytes": "workbench.plans",
     "KVHead": "workbench.heads",
     "LayerInfo": "workbench.heads",
+    "LinearAttention": "workbench.hooks",
     "LossTolerance": "workbench.plans",
     "Plan": "workbench.plans",
     "Recording": "workbench.hooks",
@@ -34,6 +35,7 @@ _HOMES = {
     "WorkbenchError": "workbench.heads",
     "detector": "workbench.detectors",
     "figures": "workbench.figures",
+    "fit_linear_attention": "workbench.planning",
     "open_model": "workbench.hooks",
     "open_run": "workbench.run",
     "patch_effects": "workbench.hooks",
@@ -53,6 +55,7 @@ __all__ = [
     "KVBytes",
     "KVHead",
     "LayerInfo",
+    "LinearAttention",
     "LossTolerance",
     "Plan",
     "Recording",
@@ -60,6 +63,7 @@ __all__ = [
     "WorkbenchError",
     "detector",
     "figures",
+    "fit_linear_attention",
     "open_model",
     "open_run",
     "patch_effects",

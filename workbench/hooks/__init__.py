@@ -1,6 +1,7 @@
 """Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
 
 from workbench.hooks.cells import CellSum, Sequences
+from workbench.hooks.linearised import LinearAttention
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
 from workbench.hooks.patching import PatchEffect, patch_effects
@@ -15,6 +16,7 @@ __all__ = [
     "FarSum",
     "FeatureSum",
     "HookedModel",
+    "LinearAttention",
     "PatchEffect",
     "PerSequence",
     "Reading",

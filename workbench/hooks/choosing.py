@@ -61,6 +61,19 @@ def check_kv_head(layers: Sequence[LayerInfo], head: KVHead) -> None:
         )
 
 
+def check_linearisable(layers: Sequence[LayerInfo], head: KVHead) -> None:
+    """Raises:
+    WorkbenchError: if the model has no such key/value head of softmax attention over its whole past.
+    """
+    check_kv_head(layers, head)
+    info = layer_of(layers, head.layer)
+    if info is not None and info.kind != "full":
+        raise WorkbenchError(
+            f"layer {head.layer} is {info.kind}: {head} does not see its whole past already; only heads of full layers "
+            "can be given linear attention"
+        )
+
+
 def heads_of(layers: Sequence[LayerInfo]) -> str:
     """The range of a model's heads, for messages."""
     return f"layers {layers[0].index} … {layers[-1].index} with {max(i.n_heads for i in layers)} heads"

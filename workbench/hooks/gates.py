@@ -1,5 +1,7 @@
 """Gates between full and windowed attention: o = a · o_full + (1 − a) · o_windowed for every key/value head.
 
+In place of a window, heads may have linear attention, wherever "windowed" stands here.
+
 With all gates 1 the model is itself, with all gates 0 every head is restricted, and in between the loss has a gradient
 for every gate, whatever their number, from one backward pass. A layer's own mask is the ceiling: where a sliding layer
 sees no more than the window, its gates change nothing. Memory is O(tokens) per layer.
@@ -22,7 +24,7 @@ from workbench.heads import KVHead, LayerInfo, WorkbenchError
 from workbench.hooks.attention import AttentionCall
 from workbench.hooks.eager import blocks, handling
 from workbench.hooks.forwards import another_forward
-from workbench.hooks.interventions import Window, intervened_output
+from workbench.hooks.interventions import Forms, Window, intervened_output
 from workbench.hooks.model import HookedModel
 
 
@@ -33,9 +35,9 @@ def windowed_heads(layers: Sequence[LayerInfo]) -> tuple[KVHead, ...]:
 
 @contextmanager
 def gated(
-    m: HookedModel, gates: Float[Tensor, "#b n_kv"], window: Window, *, checkpointed: bool = False
+    m: HookedModel, gates: Float[Tensor, "#b n_kv"], to: Window | Forms, *, checkpointed: bool = False
 ) -> Generator[None]:
-    """Inside the block, the model's softmax layers mix full and windowed attention by these gates.
+    """Inside the block, the model's softmax layers mix full and windowed (or linear) attention by these gates.
 
     Gradients reach the gates and nothing else: the model's parameters take none. Interventions in force on the model
     stay in force.
@@ -51,7 +53,7 @@ def gated(
     if gates.shape[-1] != len(heads):
         raise WorkbenchError(f"{gates.shape[-1]} gates were given; expected one for each of {len(heads)} heads")
     place = {head: i for i, head in enumerate(heads)}
-    everywhere = m.interventions.restricting(list(heads), window)
+    everywhere = m.interventions.restricting(heads, to)
 
     def attend(call: AttentionCall) -> Tensor:
         full = intervened_output(call, m.interventions)

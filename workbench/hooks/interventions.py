@@ -1,13 +1,13 @@
-"""Interventions on heads: a sliding window for chosen key/value heads, another output for chosen heads.
+"""Interventions on heads: a window or linear attention for chosen key/value heads, another output for chosen heads.
 
-Both act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
-restricted twice sees what both allow; of two replacements of a head's output the inner one holds; a uniform head is
-uniform over what its restriction leaves.
+All act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
+restricted twice sees what both allow; of two linear forms, as of two replacements of a head's output, the inner one
+holds; no head has a window and a linear form; a uniform head is uniform over what its restriction leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.attention import AttentionCall
+from workbench.hooks.linearised import Features, LinearAttention, linearised
 from workbench.hooks.replacing import Ablation, Replacement, replaced
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_tile
@@ -31,18 +32,41 @@ class Window:
     sink: int = 0
 
 
+# What heads with linear attention become.
+Forms = Mapping[KVHead, LinearAttention]
+
+
 @dataclass(frozen=True, slots=True)
 class Interventions:
-    """Everything in force at a moment. `linear`: the replacements in linear layers, which have no windows."""
+    """Everything in force at a moment.
+
+    `forms`: of the heads of softmax layers that have linear attention. `linear`: the replacements in linear layers,
+    which have neither windows nor other forms.
+    """
 
     windows: Mapping[KVHead, tuple[Window, ...]] = field(default_factory=dict)
+    forms: Forms = field(default_factory=dict)
     replacements: Mapping[Head, Replacement] = field(default_factory=dict)
     linear: Mapping[Head, Replacement] = field(default_factory=dict)
 
-    def restricting(self, heads: list[KVHead], window: Window) -> Interventions:
-        """These and a window on some key/value heads."""
-        more = {head: (*self.windows.get(head, ()), window) for head in heads}
-        return replace(self, windows={**self.windows, **more})
+    def restricting(self, heads: Collection[KVHead], to: Window | Forms) -> Interventions:
+        """These and a window, or linear attention, on some key/value heads.
+
+        Raises:
+            WorkbenchError: for a head that would have both, or that has no form.
+        """
+        if isinstance(to, Window):
+            both = [head for head in heads if head in self.forms]
+            more = {head: (*self.windows.get(head, ()), to) for head in heads}
+            found = replace(self, windows={**self.windows, **more})
+        else:
+            both = [head for head in heads if head in self.windows]
+            if missing := [head for head in heads if head not in to]:
+                raise WorkbenchError(f"no linear form was given for {missing[0]}; expected one for every head")
+            found = replace(self, forms={**self.forms, **{head: to[head] for head in heads}})
+        if both:
+            raise WorkbenchError(f"{both[0]} would have a window and linear attention at once; end one block first")
+        return found
 
     def replacing(self, replacements: Mapping[Head, Replacement], linear: Mapping[Head, Replacement]) -> Interventions:
         """These and some replacements, which take the place of earlier ones of the same heads."""
@@ -124,11 +148,10 @@ def intervened_statistics(
 
 def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
     """The call of one query head alone, and the mask it has under interventions."""
-    kv_head = head // (call.q.shape[1] // call.k.shape[1])
-    windows = interventions.windows.get(KVHead(call.layer, kv_head), ())
-    is_uniform = head in _uniform(call, interventions)
-    part = _part(call, _Group((head,), windows, is_uniform=is_uniform, is_whole=False))
-    return part, _restricted(part, windows)
+    group = next(g for g in _groups(call, interventions, _uniform(call, interventions)) if head in g.heads)
+    forms = tuple(group.forms[group.heads.index(head)] for _ in group.forms[:1])
+    part = _part(call, replace(group, heads=(head,), forms=forms))
+    return part, _restricted(part, group.windows)
 
 
 def _attend(
@@ -146,23 +169,35 @@ def _attend(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Query heads of one layer that are computed together, and how."""
+    """Query heads of one layer that are computed together, and how. `forms`: of each head, where it is linear."""
 
     heads: tuple[int, ...]
     windows: tuple[Window, ...]
+    forms: tuple[LinearAttention, ...]
     is_uniform: bool
     is_whole: bool
 
 
 def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
     n_heads, size = call.q.shape[1], call.q.shape[1] // call.k.shape[1]
-    members: dict[tuple[tuple[Window, ...], bool], list[int]] = {}
+    members: dict[tuple[tuple[Window, ...], Features | None, bool], list[int]] = {}
+    forms: dict[int, LinearAttention] = {}
     for head in range(n_heads):
-        windows = interventions.windows.get(KVHead(call.layer, head // size), ())
-        members.setdefault((windows, head in uniform), []).append(head)
+        kv_head, is_uniform = KVHead(call.layer, head // size), head in uniform
+        form = None if is_uniform else interventions.forms.get(kv_head)
+        if form is not None:
+            forms[head] = form
+        features = None if form is None else form.features
+        members.setdefault((interventions.windows.get(kv_head, ()), features, is_uniform), []).append(head)
     return [
-        _Group(tuple(heads), windows, is_uniform, len(heads) == n_heads and not windows and not is_uniform)
-        for (windows, is_uniform), heads in members.items()
+        _Group(
+            tuple(heads),
+            windows,
+            tuple(forms[head] for head in heads if head in forms),
+            is_uniform,
+            is_whole=len(heads) == n_heads and not windows and features is None and not is_uniform,
+        )
+        for (windows, features, is_uniform), heads in members.items()
     ]
 
 
@@ -187,20 +222,24 @@ def _by_group(
 
 
 def _part(call: AttentionCall, group: _Group) -> AttentionCall:
-    """The call of some heads, each with its own copy of its keys and values; uniform heads score every key alike."""
+    """The call of some heads, each with its own copy of its keys and values; uniform heads score every key alike.
+
+    Those with a linear form come as a call that computes it.
+    """
     size = call.q.shape[1] // call.k.shape[1]
     heads = torch.tensor(group.heads, device=call.q.device)
     kv_heads = torch.unique(heads // size)
     shared = len(kv_heads) * size == len(heads)
     kv = kv_heads if shared else heads // size
     q = call.q[:, heads]
-    return replace(
+    part = replace(
         call,
         q=torch.zeros_like(q) if group.is_uniform else q,
         k=call.k[:, kv],
         v=call.v[:, kv],
         sinks=None if call.sinks is None or group.is_uniform else call.sinks[heads],
     )
+    return linearised(part, group.forms) if group.forms else part
 
 
 def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:

@@ -20,6 +20,7 @@ from workbench.hooks.choosing import (
     ChosenHeads,
     HeadKey,
     check_kv_head,
+    check_linearisable,
     choose_heads,
     heads_of,
     layer_of,
@@ -36,6 +37,7 @@ from workbench.hooks.layers import survey
 from workbench.hooks.limits import check_packed, check_prefill
 from workbench.hooks.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
 from workbench.hooks.linear.replacing import changing_linear
+from workbench.hooks.linearised import LinearAttention
 from workbench.hooks.outputs import outputs_of
 from workbench.hooks.readings import Readings
 from workbench.hooks.recording import Answers, Need, Recording
@@ -75,7 +77,7 @@ class HookedModel:
 
     @property
     def interventions(self) -> Interventions:
-        """What `restrict`, `ablate` and `patch` have in force at this moment."""
+        """What `restrict`, `linearize`, `ablate` and `patch` have in force at this moment."""
         return self._interventions
 
     @cached_property
@@ -265,6 +267,22 @@ class HookedModel:
         for head in heads:
             check_kv_head(self._layers, head)
         with self._intervening(self._interventions.restricting(heads, check_window(window, sink))):
+            yield self
+
+    @contextmanager
+    def linearize(self, forms: Mapping[KVHead, LinearAttention]) -> Generator[HookedModel]:
+        """Inside the block, these key/value heads of softmax layers have linear attention.
+
+        Their pattern is the normalised row of weights. Holds for `record`, `pattern`, `score`, the model's own forward
+        and generate, and training. `workbench.fit_linear_attention` chooses forms near to what the heads do.
+
+        Raises:
+            WorkbenchError: for heads the model does not have, in a linear layer or one with a window of its own, or
+                that are restricted; inside the block, for packed documents and pieces through a cache.
+        """
+        for head in forms:
+            check_linearisable(self._layers, head)
+        with self._intervening(self._interventions.restricting(forms.keys(), forms)):
             yield self
 
     @contextmanager

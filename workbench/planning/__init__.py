@@ -4,6 +4,7 @@ from workbench.planning.curves import area_under, first_at
 from workbench.planning.game import Game
 from workbench.planning.integrated import WindowGates, window_gates
 from workbench.planning.ladder import WindowLadder, window_ladder, windowed_each
+from workbench.planning.linear_fit import LinearFit, fit_linear_attention
 from workbench.planning.methods import METHODS, rank
 from workbench.planning.need import need_global
 from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
@@ -13,6 +14,7 @@ __all__ = [
     "METHODS",
     "Evaluation",
     "Game",
+    "LinearFit",
     "Ranking",
     "WindowGates",
     "WindowLadder",
@@ -20,6 +22,7 @@ __all__ = [
     "default_evaluation",
     "evaluation_on",
     "first_at",
+    "fit_linear_attention",
     "need_global",
     "plan",
     "rank",

@@ -95,7 +95,7 @@ def _trained(
             group["lr"] = RATE * _rate_scale(step, steps)
         part = parts[step % len(parts)]
         optimiser.zero_grad()
-        with gated(game.m, gates, game.limits):
+        with gated(game.m, gates, game.to):
             mixed = _final_hidden(game, part.batch, part.kept)[part.at[:, 0], part.at[:, 1]]
             loss = (part.full - mixed).pow(2).mean() + price(gates.detach()[0]) * gates.abs().mean()
             loss.backward()

@@ -1,18 +1,23 @@
-"""The windowing game: what the model loses on a probe when some key/value heads see only sinks and a window."""
+"""The windowing game: what the model loses on a probe when some key/value heads see only sinks and a window.
+
+Or have linear attention: the rankings that compare outputs or losses are of one as of the other, and where they speak
+of windowed heads, linear ones are meant.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from workbench.heads import KVHead
+from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.gates import windowed_heads
-from workbench.hooks.interventions import Window, check_window
+from workbench.hooks.interventions import Forms, Window, check_window
 from workbench.planning.objectives import Objective, batches, pieces
 from workbench.probes import Probe
 
@@ -28,32 +33,45 @@ class Outcome:
 class Game:
     """A model, a probe and a window; the players are the key/value heads of its softmax layers.
 
-    `seed` is for what is drawn at random. A game is about the model as it is when the game begins: its outcomes are
+    `window`: in tokens, or the forms of linear attention of every head, which has no sinks. `seed` is for what is drawn
+    at random. A game is about the model as it is when the game begins: its outcomes are
     remembered, since curves ask for the same ones again.
 
     Raises:
-        WorkbenchError: if the probe has no answers, the objective is unknown, or the window is no window.
+        WorkbenchError: if the probe has no answers, the objective is unknown, the window is no window, or a head has no
+            form.
     """
 
     def __init__(
         self,
         m: HookedModel,
         probe: Probe,
-        window: int,
+        window: int | Forms,
         *,
         sink: int = 0,
         objective: Objective = "loss",
         seed: int = 0,
     ):
         self.m, self.probe, self.seed = m, probe, seed
-        self.limits: Window = check_window(window, sink)
         self.heads: tuple[KVHead, ...] = windowed_heads(m.layers)
+        self.to: Window | Forms = check_window(window, sink) if isinstance(window, int) else _checked(window, self)
         self.pieces = pieces(m, probe, objective)
         self._outcomes: dict[frozenset[KVHead], Outcome] = {}
 
+    @property
+    def limits(self) -> Window:
+        """What a windowed head sees.
+
+        Raises:
+            WorkbenchError: if heads have linear attention instead.
+        """
+        if not isinstance(self.to, Window):
+            raise WorkbenchError("the heads are given linear attention, and this is defined for a window alone")
+        return self.to
+
     def nats(self, windowed: Collection[KVHead] = ()) -> Float[np.ndarray, " n_seq"]:
         """The objective with these heads windowed, for each sequence that has an answer."""
-        with torch.no_grad(), self.m.restrict(windowed, self.limits.window, self.limits.sink):
+        with torch.no_grad(), self._converted(windowed):
             found = [piece.nats()[piece.counted].double().cpu() for piece in self.pieces]
         return torch.cat(found).numpy()
 
@@ -61,7 +79,7 @@ class Game:
         """Loss and accuracy on the probe's answers with these heads windowed."""
         key = frozenset(windowed)
         if key not in self._outcomes:
-            with self.m.restrict(windowed, self.limits.window, self.limits.sink):
+            with self._converted(windowed):
                 found = [self.m.answers(p) for p in batches(self.probe)]
             nats = torch.cat([a.loss_nats for a in found]).double().mean()
             accuracy = torch.cat([a.is_right for a in found]).double().mean()
@@ -71,3 +89,14 @@ class Game:
     def without(self, kept: Collection[KVHead]) -> Float[np.ndarray, " n_seq"]:
         """The objective with every head windowed but these."""
         return self.nats([head for head in self.heads if head not in kept])
+
+    def _converted(self, heads: Collection[KVHead]) -> AbstractContextManager[HookedModel]:
+        if isinstance(self.to, Window):
+            return self.m.restrict(heads, self.to.window, self.to.sink)
+        return self.m.linearize({head: self.to[head] for head in heads})
+
+
+def _checked(forms: Forms, game: Game) -> Forms:
+    if missing := [head for head in game.heads if head not in forms]:
+        raise WorkbenchError(f"no linear form was given for {missing[0]}; expected one for every head")
+    return forms

@@ -27,6 +27,7 @@ from torch import Tensor
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.gates import gated
+from workbench.hooks.interventions import Forms
 from workbench.planning.game import Game
 from workbench.planning.objectives import Objective, Piece
 from workbench.probes import Probe
@@ -65,7 +66,7 @@ class WindowGates:
 def window_gates(
     m: HookedModel,
     probe: Probe,
-    window: int,
+    window: int | Forms,
     *,
     sink: int = 0,
     nodes: int = 8,
@@ -78,14 +79,16 @@ def window_gates(
     One forward and one backward pass per node and batch, and two forward passes for the ends; memory is O(tokens).
 
     Args:
-        window, sink: what a restricted head still sees, in tokens.
+        window, sink: what a restricted head still sees, in tokens; or the linear attention it gets instead, a form for
+            every head, as `fit_linear_attention` makes them.
         nodes: of the path; 3 are enough to rank.
         quadrature: where the nodes lie, see `path_nodes`.
         objective: `loss` of the answers, or `kl` from the model itself, which needs no right answers.
         progress: told (passes done, passes in all).
 
     Raises:
-        WorkbenchError: if the probe has no answers, nodes < 1, the quadrature is unknown, or the window is no window.
+        WorkbenchError: if the probe has no answers, nodes < 1, the quadrature is unknown, the window is no window, or a
+            head has no form.
     """
     game = Game(m, probe, window, sink=sink, objective=objective)
     return integrate(game, nodes=nodes, quadrature=quadrature, progress=progress)
@@ -139,7 +142,7 @@ def gate_gradients(game: Game, piece: Piece, place: float) -> Float[Tensor, "b n
     n_sequences = len(piece.counted)
     gates = torch.full((n_sequences, len(game.heads)), place, device=game.m.device, requires_grad=True)
     is_long = n_sequences * piece.n_tokens > _CHECKPOINTED_TOKENS
-    with gated(game.m, gates, game.limits, checkpointed=is_long):
+    with gated(game.m, gates, game.to, checkpointed=is_long):
         piece.nats().sum().backward()
     assert gates.grad is not None
     return gates.grad.double().cpu()
