@@ -19,4 +19,5 @@ STUDY = Conversion(
     distances=(8, 16, 20),
     n_sequences=3,
     early=(0.3, 0.6),
+    linear="elu",
 )

@@ -1,14 +1,15 @@
-"""Training with the explicit mask is training within `m.restrict`: the same loss, the same gradients."""
+"""Training in the explicit forms is training within `m.restrict` and `m.linearize`: the same loss and gradients."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.experiments.small import STUDY
+from workbench.experiments.linear_training import linear_heads
 from workbench.experiments.masking import head_masks, masked
 from workbench.experiments.runs import untrained
 from workbench.heads import KVHead
-from workbench.hooks import open_model
+from workbench.hooks import LinearAttention, open_model
 from workbench.pretrain import Language
 from workbench.pretrain.training import next_token_loss
 
@@ -44,6 +45,25 @@ def test_a_restricted_step_has_the_loss_and_gradients_of_the_explicit_mask(model
     assert abs(loss - full) > 1e-3
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("features", ["elu", "taylor"])
+def test_a_step_with_linear_heads_has_the_loss_and_gradients_of_the_chunked_form(model, features):
+    tokens = torch.from_numpy(Language().documents(4, 32, np.random.default_rng(0)))
+    full, _ = gradients(model, tokens)
+    forms = {
+        KVHead(0, 1): LinearAttention(features, 1.5, 0.9),
+        KVHead(1, 0): LinearAttention(features, 0.7),
+        KVHead(1, 1): LinearAttention(features, 2.0, 0.4),
+    }
+    with open_model(model).linearize(forms):
+        chunked, expected = gradients(model, tokens)
+    with linear_heads(model, forms, length=32):
+        loss, found = gradients(model, tokens)
+    assert loss == pytest.approx(chunked, abs=1e-5)
+    assert abs(loss - full) > 1e-3
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_a_mask_hides_exactly_what_lies_between_sink_and_window():

@@ -2,7 +2,7 @@
 
 1. `prepare`: pretrain a seed's model, score and rank its heads, and convert it in every way without training; also to
    the heads that earlier checkpoints of it would have kept.
-2. `run_arm`: go on training with a mask, or train with it from scratch, and measure again.
+2. `run_arm`: go on training the converted model, or train it so from scratch, and measure again.
 
 Two methods that keep the same heads share their arm.
 """
@@ -14,8 +14,9 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
+from workbench.experiments.converting import forms_from, left_by
 from workbench.experiments.keepsets import (
     KeepSet,
     early_sets,
@@ -29,39 +30,39 @@ from workbench.experiments.material import Probes, batches, probes
 from workbench.experiments.measuring import Measurement, converted_retrieval, head_scores, measurements
 from workbench.experiments.parts import part_path, read, write
 from workbench.experiments.runs import opened, train, untrained
-from workbench.experiments.settings import Continued, Conversion
+from workbench.experiments.settings import Continued, Conversion, Form
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, open_model
+from workbench.hooks.interventions import Forms
+from workbench.planning import fit_linear_attention
 from workbench.pretrain.saving import checkpoint_path, save_checkpoint
 from workbench.pretrain.training import one_thread
 
 PREPARED = "prepared"
 
 
-class _Limits(TypedDict):
-    window: int
-    sink: int
-
-
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One training with a mask: continued pretraining, or (`continued` None) the whole pretraining from scratch."""
+    """One training of a converted model: continued pretraining, or (`continued` None) all of it from scratch."""
 
     seed: int
     continued: Continued | None
     kept: tuple[KVHead, ...]
     sink: int
+    form: Form = "window"
 
     @property
     def name(self) -> str:
         """The same for the same work."""
         how = "scratch" if self.continued is None else f"continued-{self.continued.steps}-{self.continued.lr_share:g}"
         digest = hashlib.blake2b(" ".join(map(str, self.kept)).encode(), digest_size=4).hexdigest()
-        return f"{how}-sink{self.sink}-keep{len(self.kept)}-{digest}"
+        others = f"sink{self.sink}" if self.form == "window" else self.form
+        return f"{how}-{others}-keep{len(self.kept)}-{digest}"
 
     def __str__(self) -> str:
         how = "from scratch" if self.continued is None else f"{self.continued}"
-        return f"seed {self.seed}, {how}, {len(self.kept)} heads full"
+        others = "windowed" if self.form == "window" else self.form
+        return f"seed {self.seed}, {how}, {len(self.kept)} heads full, the others {others}"
 
 
 def prepare(study: Conversion, out: Path, seed: int) -> None:
@@ -75,19 +76,21 @@ def prepare(study: Conversion, out: Path, seed: int) -> None:
         pretraining_s = time.process_time() - started
         m, asked = open_model(opened(_checkpoint(study, out, seed)).eval()), probes(study)
         scores = head_scores(m, asked)
-        ranked = rankings(m, study, asked, scores)
+        forms = _forms(m, study, seed)
+        ranked = rankings(m, study, asked, scores, forms=forms_from(forms))
         top = top_heads(m, study, asked, ranked)
         sets = keep_sets(study, seed, ranked, top)
-        converted = _converted(m, study, asked, sets)
+        converted = _converted(m, study, asked, sets, forms_from(forms))
         early = [(step, one) for step in study.early_steps for one in _early_sets(study, out, seed, step, asked)]
-        early_converted = _converted(m, study, asked, [one for _, one in early])
+        early_converted = _converted(m, study, asked, [one for _, one in early], {})
     write(
         path,
         {
             "seed": seed,
             "losses": losses,
             "head_scores": scores,
-            "converted_retrieval": converted_retrieval(m, asked, (), window=study.window, sink=0),
+            "converted_retrieval": converted_retrieval(m, asked),
+            "forms": forms,
             "rankings": [
                 {"method": method, "layer": head.layer, "kv_head": head.kv_head, "score": score}
                 for method, by_head in ranked.items()
@@ -125,13 +128,20 @@ def n_steps(study: Conversion, arm: Arm) -> int:
 
 def arm_of(one: KeepSet, seed: int, continued: Continued | None) -> Arm:
     """The training of a keep-set."""
-    return Arm(seed, continued, tuple(sorted(one.heads)), one.sink)
+    return Arm(seed, continued, tuple(sorted(one.heads)), one.sink, one.form)
 
 
 def sets_of(prepared: dict[str, Any]) -> list[KeepSet]:
     """The keep-sets of a prepared part."""
     return [
-        KeepSet(s["method"], s["n_kept"], s["draw"], s["sink"], tuple(KVHead(*head) for head in s["heads"]))
+        KeepSet(
+            method=s["method"],
+            n_kept=s["n_kept"],
+            draw=s["draw"],
+            sink=s["sink"],
+            heads=tuple(KVHead(*head) for head in s["heads"]),
+            form=s.get("form", "window"),
+        )
         for s in prepared["sets"]
     ]
 
@@ -142,23 +152,22 @@ def run_arm(study: Conversion, out: Path, arm: Arm) -> None:
     if path.exists():
         return
     started = time.process_time()
-    everything = [KVHead(layer, head) for layer in range(study.n_layers) for head in range(study.n_heads)]
-    windowed = [head for head in everything if head not in arm.kept]
+    forms = forms_from(read(part_path(out, arm.seed, PREPARED)).get("forms", []))
+    left = left_by(study, arm.kept, form=arm.form, sink=arm.sink, forms=forms)
     with one_thread():
         if arm.continued is None:
             model, recipe, stream = untrained(study, arm.seed), study.pretraining(arm.seed), 0
         else:
             model, recipe = opened(_checkpoint(study, out, arm.seed)), study.continuing(arm.seed, arm.continued)
             stream = 1
-        limits: _Limits = {"window": study.window, "sink": arm.sink}
-        losses = train(model, recipe, batches(study, recipe, stream=stream), windowed=windowed, **limits)
+        losses = train(model, recipe, batches(study, recipe, stream=stream), left=left)
         m, asked = open_model(model), probes(study)
-        found = {
-            "measurements": measurements(m, asked, windowed, **limits),
-            "head_scores": head_scores(m, asked) + converted_retrieval(m, asked, windowed, **limits),
-        }
+        with left.measuring(m):
+            found, scores = measurements(m, asked), converted_retrieval(m, asked)
+        scores = head_scores(m, asked) + scores
     identity = {**asdict(arm), "kept": list(arm.kept)}
-    write(path, {"arm": identity, **found, "losses": losses, "cpu_s": time.process_time() - started})
+    cost = time.process_time() - started
+    write(path, {"arm": identity, "measurements": found, "head_scores": scores, "losses": losses, "cpu_s": cost})
 
 
 def pretrained(study: Conversion, out: Path, seed: int) -> Path:
@@ -192,13 +201,29 @@ def _early_sets(study: Conversion, out: Path, seed: int, step: int, asked: Probe
     return early_sets(open_model(opened(_checkpoint(study, out, seed, step)).eval()), study, asked)
 
 
-def _converted(m: HookedModel, study: Conversion, asked: Probes, sets: list[KeepSet]) -> list[list[Measurement]]:
+def _forms(m: HookedModel, study: Conversion, seed: int) -> list[dict[str, Any]]:
+    """The linear attention nearest to what each head does on text of continued pretraining."""
+    if study.linear is None:
+        return []
+    text = next(iter(batches(study, study.continuing(seed, study.continued[0]), stream=1))).tokens
+    fit = fit_linear_attention(m, text, features=study.linear)
+    return [
+        {"layer": head.layer, "head": head.kv_head, **asdict(form), "error": fit.error[head]}
+        for head, form in fit.forms.items()
+    ]
+
+
+def _converted(
+    m: HookedModel, study: Conversion, asked: Probes, sets: list[KeepSet], forms: Forms
+) -> list[list[Measurement]]:
     """Measurements of every keep-set without training, in the order of the sets; equal ones are measured once."""
-    everything = [KVHead(i.index, h) for i in m.layers for h in range(i.n_kv_heads)]
-    known: dict[tuple[int, tuple[KVHead, ...]], list[Measurement]] = {}
+    known: dict[tuple[Form, int, tuple[KVHead, ...]], list[Measurement]] = {}
+
+    def key(one: KeepSet) -> tuple[Form, int, tuple[KVHead, ...]]:
+        return one.form, one.sink, tuple(sorted(one.heads))
+
     for one in sets:
-        key = (one.sink, tuple(sorted(one.heads)))
-        if key not in known:
-            windowed = [head for head in everything if head not in one.heads]
-            known[key] = measurements(m, asked, windowed, window=study.window, sink=one.sink)
-    return [known[one.sink, tuple(sorted(one.heads))] for one in sets]
+        if key(one) not in known:
+            with left_by(study, one.heads, form=one.form, sink=one.sink, forms=forms).measuring(m):
+                known[key(one)] = measurements(m, asked)
+    return [known[key(one)] for one in sets]

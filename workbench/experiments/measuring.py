@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TypedDict
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 
 from workbench.detectors import score
 from workbench.experiments.material import Probes
-from workbench.heads import KVHead
 from workbench.hooks import HookedModel
 from workbench.planning.objectives import batches
 from workbench.probes import Probe
@@ -35,7 +33,7 @@ class Measurement(TypedDict):
 
 
 class HeadScore(TypedDict):
-    """`lifted`: as the weights would look without the windows, or as the converted model does."""
+    """`lifted`: as the weights would look with full attention, or as the converted model does."""
 
     layer: int
     head: int
@@ -44,27 +42,21 @@ class HeadScore(TypedDict):
     score: float
 
 
-def measurements(
-    m: HookedModel, probes: Probes, windowed: Collection[KVHead], *, window: int, sink: int
-) -> list[Measurement]:
-    """Loss and accuracy on needles, documents and tasks with these heads windowed."""
-    with m.restrict(windowed, window, sink):
-        return [row for probe in (probes.needles, probes.documents, *probes.tasks) for row in _on(m, probe)]
+def measurements(m: HookedModel, probes: Probes) -> list[Measurement]:
+    """Loss and accuracy on needles, documents and tasks, under what is in force on the model."""
+    return [row for probe in (probes.needles, probes.documents, *probes.tasks) for row in _on(m, probe)]
 
 
 def head_scores(m: HookedModel, probes: Probes) -> list[HeadScore]:
-    """Every head on every detector, windows lifted."""
+    """Every head on every detector, windows and linear attention lifted."""
     return [
         row for detector, name in _DETECTORS.items() for row in _scored(m, detector, getattr(probes, name), lifted=True)
     ]
 
 
-def converted_retrieval(
-    m: HookedModel, probes: Probes, windowed: Collection[KVHead], *, window: int, sink: int
-) -> list[HeadScore]:
-    """How much every head looks at the needle beyond the window as the converted model runs."""
-    with m.restrict(windowed, window, sink):
-        return _scored(m, "retrieval", probes.ranking, lifted=False)
+def converted_retrieval(m: HookedModel, probes: Probes) -> list[HeadScore]:
+    """How much every head looks at the needle beyond the window under what is in force on the model."""
+    return _scored(m, "retrieval", probes.ranking, lifted=False)
 
 
 def _scored(m: HookedModel, detector: str, probe: Probe, *, lifted: bool) -> list[HeadScore]:

@@ -1,8 +1,9 @@
-"""One training run of a study: its model, drawn or opened, and the updates, with some heads windowed throughout."""
+"""One training run of a study: its model, drawn or opened, and the updates, with some heads converted throughout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from workbench.experiments.masking import masked
+from workbench.experiments.converting import Left
 from workbench.experiments.material import Batch
 from workbench.experiments.settings import Conversion
 from workbench.experiments.tasks import N_TASK_WORDS
-from workbench.heads import KVHead
 from workbench.hooks.loading import load_pretrained
 from workbench.pretrain.language import VOCABULARY, Language
 from workbench.pretrain.recipes import Recipe
@@ -60,22 +60,20 @@ def train(
     recipe: Recipe,
     material: Iterable[Batch],
     *,
-    windowed: Collection[KVHead] = (),
-    window: int = 1,
-    sink: int = 0,
+    left: Left | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Train in place, with a window on some heads; the loss before each step, in nats. Leaves the model in eval mode.
+    """Train in place, with the heads that are `left` converted; the loss before each step, in nats.
 
-    Gradients are clipped to norm 1; rates follow the recipe's schedule. `on_step` is called with the number of updates
-    after each of them.
+    Leaves the model in eval mode. Gradients are clipped to norm 1; rates follow the recipe's schedule. `on_step` is
+    called with the number of updates after each of them.
     """
     chosen = optimisers(model, recipe)
     groups = [group for optimiser in chosen for group in optimiser.param_groups]
     peaks = [group["lr"] for group in groups]
     losses: list[float] = []
     model.train()
-    with masked(model, windowed, length=recipe.length, window=window, sink=sink):
+    with nullcontext() if left is None else left.training(model, recipe.length):
         for step, batch in enumerate(material):
             for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = peak * recipe.lr_scale(step)

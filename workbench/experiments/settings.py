@@ -13,6 +13,7 @@ from workbench.pretrain.recipes import Recipe
 
 Task = Literal["hops", "counting"]
 Trained = Literal["all", "main"]
+Form = Literal["window", "linear"]
 _EARLY = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 _NEEDLE = 8  # words of a needle: the shortest distance to its copy
 
@@ -40,6 +41,7 @@ class Conversion:
     class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every form in a
     batch (of `hops` two forms), after `documents_first` steps of documents alone. `hops`: how many assignments are
     followed. `early`: shares of the pretraining after which heads are chosen as well, to be kept in the final model.
+    `linear`: features of the linear attention that heads are given in another conversion, if there is one.
 
     Raises:
         WorkbenchError: for numbers that do not fit each other.
@@ -69,6 +71,7 @@ class Conversion:
     trained: Trained = "all"
     is_from_scratch: bool = True
     early: tuple[float, ...] = ()
+    linear: Literal["elu", "taylor"] | None = None
 
     def __post_init__(self) -> None:
         self._check(0 < self.window < self.length, "window", self.window, f"1 to {self.length - 1}")
@@ -119,11 +122,11 @@ class Conversion:
 
 def quick_study() -> Conversion:
     """16 heads, minutes on two cores."""
-    return Conversion(early=_EARLY)
+    return Conversion(early=_EARLY, linear="elu")
 
 
 def medium_study() -> Conversion:
-    """64 heads and both tasks at 64 tokens, the main keep-sets alone, nothing from scratch: half an hour of a core."""
+    """64 heads, both tasks, 64 tokens, the main keep-sets alone, nothing from scratch: 90 minutes of a core."""
     return Conversion(
         n_layers=4,
         n_heads=16,
@@ -142,6 +145,7 @@ def medium_study() -> Conversion:
         trained="main",
         is_from_scratch=False,
         early=_EARLY,
+        linear="elu",
     )
 
 
@@ -164,4 +168,5 @@ def larger_study() -> Conversion:
         n_task=3,
         documents_first=700,
         early=_EARLY,
+        linear="elu",
     )
