@@ -17,11 +17,14 @@ from tests.experiments.small import STUDY
 from workbench.cli import main
 from workbench.detectors import score
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
-from workbench.experiments.answers import answers, recovered_share
-from workbench.experiments.arms import arms_of
+from workbench.experiments.answers import answers
+from workbench.experiments.arms import arms_of, prepare
+from workbench.experiments.converting import forms_from
+from workbench.experiments.linear_training import linear_heads
 from workbench.experiments.masking import masked
 from workbench.experiments.material import probes
 from workbench.experiments.parts import claim
+from workbench.experiments.recovered import recovered_share
 from workbench.experiments.tables import (
     NO_TRAINING,
     causes,
@@ -83,33 +86,42 @@ def test_a_seed_added_later_gives_the_numbers_it_always_gives(study_folder, tmp_
     assert losses[0][-1] != losses[1][-1]
 
 
-def test_the_numbers_of_a_converted_model_are_those_of_its_plain_forward_pass_with_a_mask(study_folder, results):
-    checkpoint = study_folder / "models" / "seed1" / f"checkpoint-{STUDY.steps}"
+def test_the_numbers_of_a_converted_model_are_those_of_its_plain_forward_pass(study_folder, tmp_path):
+    """With a mask, or with all weights of linear attention at once; of weights at which a conversion changes much."""
+    out = tmp_path / "study"
+    shutil.copytree(study_folder, out)
+    (out / "parts/seed1/prepared.json").unlink()
+    checkpoint = out / "models" / "seed1" / f"checkpoint-{STUDY.steps}"
     model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
-    prepared = json.loads((study_folder / "parts/seed1/prepared.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    model.save_pretrained(checkpoint)
+    prepare(STUDY, out, 1)
+    prepared = json.loads((out / "parts/seed1/prepared.json").read_text())
+    forms = forms_from(prepared["forms"])
     probe = probes(STUDY).needles
     sequence, row = probe.answer_rows.unbind(-1)
-    checked = 0
-    for one in prepared["sets"]:
+    pooled = {}
+    for one, stored in zip(prepared["sets"], prepared["converted"], strict=True):
         kept = [KVHead(*head) for head in one["heads"]]
-        windowed = [KVHead(i, h) for i in range(2) for h in range(2) if KVHead(i, h) not in kept]
-        with torch.no_grad(), masked(model, windowed, length=32, window=STUDY.window, sink=one["sink"]):
+        left = [KVHead(i, h) for i in range(2) for h in range(2) if KVHead(i, h) not in kept]
+        if one["form"] == "window":
+            converted = masked(model, left, length=32, window=STUDY.window, sink=one["sink"])
+        else:
+            converted = linear_heads(model, {head: forms[head] for head in left}, length=32)
+        with torch.no_grad(), converted:
             logits = model(probe.tokens).logits[sequence, row]
         nats = torch.nn.functional.cross_entropy(logits, probe.tokens[sequence, row + 1], reduction="none")
-        table = results.measured
         for distance in STUDY.distances:
-            stored = table[
-                (table.seed == 1)
-                & (table.training == NO_TRAINING)
-                & (table.method == one["method"])
-                & (table.n_kept == one["n_kept"])
-                & (table.draw == one["draw"])
-                & (table.probe == "needle")
-                & (table.label == distance)
-            ]
-            assert stored.nats.tolist() == pytest.approx([nats[probe.classes == distance].mean().item()], abs=1e-5)
-            checked += 1
-    assert checked >= 3 * 15
+            (found,) = (r for r in stored if (r["probe"], r["label"]) == ("needle", distance))
+            assert found["nats"] == pytest.approx(nats[probe.classes == distance].mean().item(), abs=1e-4)
+        pooled[one["method"]] = nats.mean().item()
+    assert abs(pooled["none"] - pooled["all"]) > 0.02
+    assert abs(pooled["none_linear"] - pooled["all"]) > 0.02
+    assert abs(pooled["none_linear"] - pooled["none"]) > 0.02
+    assert len(set(pooled.values())) > 5
 
 
 def test_every_trained_arm_is_told_and_windowed_heads_see_nothing_far(results):
@@ -169,7 +181,7 @@ def test_lock_in_and_causes_are_rank_correlations_of_the_stored_scores(results):
     found = table[(table.seed == 0) & (table.training == "from scratch") & (table.method == "none")]
     expected = before.score.reset_index(drop=True).rank().corr(arm.score.reset_index(drop=True).rank())
     assert found[found.detector == "sink"].spearman.item() == pytest.approx(expected)
-    assert set(causes(results).damage) == {"window_gates", "leave_one_windowed", "restore_one"}
+    assert set(causes(results).damage) == {"window_gates", "leave_one_windowed", "restore_one", "linear_gates"}
 
 
 def test_spearman_is_one_for_any_rise_minus_one_for_any_fall_and_unknown_for_a_constant():
@@ -227,6 +239,26 @@ def test_shares_that_come_back_are_of_each_seeds_own_gap(results):
     expected = (nats["none"] - nats["far_mass"]) / (nats["none"] - nats["all"])
     found = table[(table.seed == 1) & (table.method == "far_mass") & (table.probe == "documents")].share
     assert found.item() == pytest.approx(expected)
+    expected = (nats["none_linear"] - nats["induction_linear"]) / (nats["none_linear"] - nats["all"])
+    found = table[(table.seed == 1) & (table.method == "induction_linear") & (table.probe == "documents")].share
+    assert found.item() == pytest.approx(expected)
+    assert table[(table.method == "none_linear") & (table.probe == "documents")].share.tolist() == [0, 0]
+
+
+def test_windows_and_linear_attention_are_told_side_by_side(results):
+    """As many heads in common, and patterns of those that one alone keeps, as the stored rankings and scores say."""
+    rankings, scores = results.rankings, results.scores
+    first = {
+        (seed, method): max(mine.itertuples(), key=lambda row: row.score)
+        for (seed, method), mine in rankings.groupby(["seed", "method"])
+    }
+    shared = [int(first[s, "linear_gates"][3:5] == first[s, "window_gates"][3:5]) for s in (0, 1)]
+    told = answers(results)
+    assert f"towards a window {shared[0]}, {shared[1]} are the same, by seed" in told
+    plain = scores[(scores.training == NO_TRAINING) & scores.lifted & (scores.detector == "previous_token")]
+    every = plain.groupby("seed").score.mean()
+    assert f"all heads: previous_token {every.mean():.2f} ± {every.std():.2f}" in told
+    assert "linear attention" not in answers(replace(results, study=replace(STUDY, linear=None)))
 
 
 def test_a_folder_written_before_a_setting_existed_is_the_same_study(study_folder, tmp_path):

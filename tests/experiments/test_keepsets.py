@@ -8,6 +8,7 @@ import pytest
 from tests.experiments.small import STUDY
 from workbench.experiments import Continued, medium_study, quick_study
 from workbench.experiments.keepsets import (
+    is_linear,
     is_trained,
     keep_sets,
     least,
@@ -25,7 +26,8 @@ TOP = (KVHead(0, 2), KVHead(1, 1))
 BY_METHOD = {
     method: {KVHead(layer, head): float((7 * layer + head) % 5) for layer in range(4) for head in range(16)}
     for method in methods(medium_study())
-    if method.startswith("window_gates") or method in ("leave_one_windowed", "restore_one", "far_mass", *PATTERNS)
+    if method in ("leave_one_windowed", "restore_one", "far_mass", *PATTERNS)
+    or (method.startswith(("window_gates", "linear_gates")) and not method.endswith("_linear"))
 }
 MANY = replace(STUDY, n_heads=4, n_kept=2, kept_counts=(2, 3), n_random=5)
 
@@ -58,7 +60,11 @@ def test_a_study_of_main_sets_trains_those_and_their_controls_and_says_what_it_l
     sets = trained_sets(study, keep_sets(study, 0, BY_METHOD, ()))
     first = {s.method for s in sets if is_trained(study, s, n_th=0)}
     by_gates = {"window_gates", "window_gates_mixed"}
-    assert first == {"all", "none", "none_sink", *by_gates, "induction", "least_induction", "random_non_top"}
+    linear = {"none_linear", "linear_gates", "linear_gates_mixed", "window_gates_linear", "induction_linear"}
+    assert {m for m in first if is_linear(m)} == {*linear, "random_linear"}
+    windowed = {m for m in first if not is_linear(m)}
+    assert windowed == {"all", "none", "none_sink", *by_gates, "induction", "least_induction", "random_non_top"}
+    assert all((s.form == "linear") == is_linear(s.method) for s in sets)
     assert not any(is_trained(study, s, n_th=None) for s in sets)
     lines = told_trainings(study)
     assert lines[0].startswith(
@@ -73,6 +79,21 @@ def test_a_study_of_main_sets_trains_those_and_their_controls_and_says_what_it_l
 def test_the_methods_that_are_told_are_those_of_the_keep_sets():
     names = {s.method for s in keep_sets(medium_study(), 0, BY_METHOD, ())}
     assert names == set(methods(medium_study()))
+
+
+def test_linear_sets_keep_the_same_heads_as_their_windowed_twins_and_linear_gates_their_own():
+    reversed_scores = {head: -score for head, score in SCORES.items()}
+    found = keep_sets(MANY, 0, {"window_gates": SCORES, "induction": SCORES, "linear_gates": reversed_scores}, TOP)
+    twins = {(s.method, s.n_kept, s.draw): s.heads for s in found if s.form == "window"}
+    linear = [s for s in found if s.form == "linear"]
+    names = {"none", "layers_even", "layers_odd", "window_gates", "induction", "random"}
+    assert {s.method for s in linear} == {"linear_gates", *(f"{name}_linear" for name in names)}
+    for one in linear:
+        if one.method == "linear_gates":
+            assert one.heads == tuple(ordered(reversed_scores)[: one.n_kept])
+        else:
+            assert one.heads == twins[one.method.removesuffix("_linear"), one.n_kept, one.draw]
+    assert not any(is_linear(s.method) for s in keep_sets(replace(MANY, linear=None), 0, BY_METHOD, ()))
 
 
 def test_layers_interleave():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from workbench.experiments.cells import Table, cell, markdown, picked
 from workbench.experiments.keepsets import ordered
+from workbench.experiments.linear_answer import linear_answer
+from workbench.experiments.recovered import recovered_share
 from workbench.experiments.tables import (
     NO_TRAINING,
     Results,
@@ -17,7 +17,6 @@ from workbench.experiments.tables import (
     lock_in,
     lost_early,
     over_seeds,
-    pooled,
     recall_by_seed,
     trainings,
 )
@@ -41,36 +40,11 @@ def answers(results: Results) -> str:
         "Do heads' scores move under continued pretraining?": _moves(results),
         "Are sinks the cause?": _sinks(results, recall, documents),
     }
+    if results.study.linear:
+        told["Which heads need softmax where the others get linear attention?"] = linear_answer(results)
     if results.study.early:
         told["How early could the heads be chosen?"] = _early(results)
     return "\n\n".join(f"**{question}** {answer}" for question, answer in told.items())
-
-
-def recovered_share(results: Results) -> pd.DataFrame:
-    """How much of the loss of windowing every head is back without training, per seed, keep-set and probe.
-
-    `probe`: needles from beyond the window, documents, and every task; `share` of the gap in nats.
-    """
-    measured: Any = results.measured
-    table: Any = pooled(results, measured[measured.training == NO_TRAINING])
-    who = ["seed", "method", "n_kept", "draw", "probe"]
-    nats = table.groupby(who, sort=False).nats.mean().reset_index()
-    ends = {m: nats[nats.method == m].set_index(["seed", "probe"]).nats for m in ("all", "none")}
-    at = pd.MultiIndex.from_frame(nats[["seed", "probe"]])
-    full, windowed = (ends[m].reindex(at).to_numpy() for m in ("all", "none"))
-    return nats.assign(share=(windowed - nats.nats) / (windowed - full), training=NO_TRAINING)
-
-
-def recovered_table(results: Results) -> str:
-    """Rankings down, probes across: the share that the first `n_kept` heads bring back."""
-    table: Any = recovered_share(results)
-    n_kept, probes = results.study.n_kept, table.probe.unique().tolist()
-    means: Any = over_seeds(table, [*_BY, "probe"], "share")
-    rows = [["first heads by", *(f"`{probe}`" for probe in probes)]]
-    for method in means[means.n_kept == n_kept].method.unique():
-        cells = [cell(picked(means[means.probe == probe], NO_TRAINING, method, n_kept)) for probe in probes]
-        rows.append([f"`{method}`", *cells])
-    return markdown(rows)
 
 
 def _growth(results: Results) -> str:

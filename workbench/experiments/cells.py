@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.experiments.tables import (
-    DAMAGES,
     NO_TRAINING,
     Results,
     causes,
+    damages,
     lock_in,
     over_seeds,
     recall_by_seed,
@@ -28,6 +28,12 @@ _MAIN = (
     "least_induction",
     "random_non_top",
     "random",
+    "none_linear",
+    "linear_gates",
+    "linear_gates_mixed",
+    "window_gates_linear",
+    "induction_linear",
+    "random_linear",
 )
 
 
@@ -37,9 +43,8 @@ def by_count(results: Results, table: Table) -> str:
     overlaps: Table = over_seeds(recall_by_seed(results), ["training", "method", "n_kept"], "overlap")
     counts = results.study.kept_counts
     rows = [["method", *(f"{k} full" for k in counts), "top heads among them"]]
-    fixed = ("all", "none", "none_sink", "layers_even", "layers_odd")
     for method in mine.method.unique():
-        if method in fixed:
+        if method.startswith(("all", "none", "layers_")):  # of a number of its own
             found = mine[mine.method == method].iloc[0]
             shown = ["–"] * len(counts)
             shown[0] = f"{cell(found)} ({int(found.n_kept)} full)"
@@ -103,10 +108,10 @@ def causes_table(results: Results) -> str:
     by = ["detector", "damage"]
     plain: Table = over_seeds(table, by, "spearman")
     centred: Table = over_seeds(table, by, "spearman_centred")
-    rows = [["score", *(f"`{damage}`" for damage in DAMAGES)]]
+    rows = [["score", *(f"`{damage}`" for damage in damages(results))]]
     for detector in table.detector.unique():
         cells: list[str] = []
-        for damage in DAMAGES:
+        for damage in damages(results):
             two = [t[(t.detector == detector) & (t.damage == damage)].iloc[0].to_dict() for t in (plain, centred)]
             cells.append(f"{cell(two[0])} [{cell(two[1])}]")
         rows.append([detector, *cells])

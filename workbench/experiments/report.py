@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.console import duration
-from workbench.experiments.answers import answers, early_table, recovered_share, recovered_table
+from workbench.experiments.answers import answers, early_table
 from workbench.experiments.arms import PREPARED
 from workbench.experiments.cells import (
     by_count,
@@ -28,7 +28,9 @@ from workbench.experiments.cells import (
     training_rows,
 )
 from workbench.experiments.keepsets import least, told_trainings
+from workbench.experiments.linear_answer import forms_table, needs_table, told_forms
 from workbench.experiments.parts import write
+from workbench.experiments.recovered import recovered_share, recovered_table
 from workbench.experiments.settings import Conversion
 from workbench.experiments.tables import (
     NO_TRAINING,
@@ -45,6 +47,11 @@ from workbench.experiments.tables import (
     trainings,
 )
 from workbench.heads import KVHead
+
+_LINEAR_LIMITS = (
+    "Linear attention is of one feature map with two numbers fitted to each head; maps that are learned, larger "
+    "states, gates or a window beside the state may cost less, and which heads then need softmax was not asked."
+)
 
 
 def write_report(results: Results, out: Path) -> tuple[Path, Path]:
@@ -69,6 +76,7 @@ def as_document(results: Results) -> dict[str, Any]:
         "recovered": recovered_share(results),
         "rankings": results.rankings,
         "early": lost_early(results),
+        "forms": results.forms,
     }
     return {
         "study": asdict(results.study),
@@ -88,7 +96,7 @@ def as_markdown(results: Results) -> str:
     recall = over_seeds(recall_by_seed(results), ["training", "method", "n_kept"], "far_accuracy")
     documents = over_seeds(recall_by_seed(results), ["training", "method", "n_kept"], "documents_nats")
     sections = [
-        "# Conversion to sliding windows, head by head",
+        "# Conversion to sliding windows and linear attention, head by head",
         _setting(results),
         _unfinished(results),
         "\n".join(f"- {line}." for line in told_trainings(study)),
@@ -97,9 +105,10 @@ def as_markdown(results: Results) -> str:
         "## Findings",
         _findings(results, recall),
         "## What comes back on each kind of question, without training",
-        f"Share of the loss of windowing every head that the first {study.n_kept} heads bring back when they stay "
-        "full; needles from beyond the window, documents, and tasks.",
+        f"Share of the loss of windowing every head (of making it linear, where the name says so) that the first "
+        f"{study.n_kept} heads bring back when they stay full; needles from beyond the window, documents, and tasks.",
         recovered_table(results),
+        *_linear(results),
         "## Recall beyond the window, without training",
         f"Share of needle words copied right, mean over distances {_listed(study.far)} (window {study.window}). "
         f"Random sets: {study.n_random} draws per seed, averaged first.",
@@ -132,7 +141,8 @@ def as_markdown(results: Results) -> str:
         "Who takes the role over? Induction of each head that `least_induction` keeps, windows lifted:",
         _least(results),
         "## Are sinks the cause?",
-        "Spearman of a head's score with the damage of windowing it, all heads; in brackets layer-centred.",
+        "Spearman of a head's score with the damage of windowing it (`linear_gates`: of making it linear), all heads; "
+        "in brackets layer-centred.",
         causes_table(results),
         "A correlation may be there because sinks sit on the heads that matter for another reason. The test is to keep "
         f"the first tokens ({study.sink}) in sight of windowed heads:",
@@ -161,7 +171,7 @@ def not_claimed(results: Results) -> str:
         "text, or about models a thousand times larger. That a role does not move is claimed for the lengths and "
         "learning rates of the table alone; longer or hotter training may move it further. Rankings were made on "
         "needles and are judged on other needles of the same kind. Correlations over few heads are rough, and in "
-        "these models sinks form on the induction heads themselves."
+        "these models sinks form on the induction heads themselves." + (f" {_LINEAR_LIMITS}" if study.linear else "")
     )
 
 
@@ -235,6 +245,19 @@ def _early(results: Results) -> list[str]:
         "same probe (for documents on needles, which lie beyond the window). Below 0 a choice is the better one. Heads "
         "in common: with the last choice by the same ranking.",
         early_table(results),
+    ]
+
+
+def _linear(results: Results) -> list[str]:
+    if results.study.linear is None:
+        return []
+    return [
+        "## Windows and linear attention",
+        told_forms(results),
+        forms_table(results),
+        f"The same {results.study.n_kept} heads kept in either conversion, no training: share of its loss that comes "
+        "back.",
+        needs_table(results),
     ]
 
 

@@ -18,7 +18,7 @@ from workbench.experiments.settings import Conversion
 from workbench.heads import KVHead, WorkbenchError
 
 NO_TRAINING, CONTINUED, FROM_SCRATCH = "no training", "continued pretraining", "from scratch"
-DAMAGES = ("leave_one_windowed", "restore_one", "window_gates")
+DAMAGES = ("leave_one_windowed", "restore_one", "window_gates", "linear_gates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,9 @@ class Results:
     `n` answers; `overlap` heads of the set are among the top. `scores`: a row per seed, training, keep-set, detector
     and head, with windows lifted or not. `rankings`: a row per seed, method and head. `early`: a row per seed,
     step, method, probe and class: nats and accuracy of the final model with the heads full that the checkpoint of that
-    step would have kept, `shared` of which the last one keeps too. `top`: each seed's top heads.
+    step would have kept, `shared` of which the last one keeps too. `forms`: a row per seed and head: the linear
+    attention it gets, and the share of its output's variance which that leaves unexplained. `top`: each seed's top
+    heads.
     `cpu_s`: of each kind of work, all processes. `calls`: how long each call took, how many pieces it finished, in how
     many processes. `missing`: parts that are not there yet.
     """
@@ -40,6 +42,7 @@ class Results:
     scores: pd.DataFrame
     rankings: pd.DataFrame
     early: pd.DataFrame
+    forms: pd.DataFrame
     top: dict[int, list[str]]
     cpu_s: dict[str, float]
     calls: list[dict[str, Any]]
@@ -71,9 +74,9 @@ def read_finished(study: Conversion, out: Path, *, seeds: int) -> Results:
     found = [_of_seed(study, out, seed) for seed in prepared]
     missing += [path for one in found for path in one["missing"]]
     cpu_s = {kind: float(sum(one["cpu_s"][kind] for one in found)) for kind in found[0]["cpu_s"]}
-    measured, scores, rankings, early = (
+    measured, scores, rankings, early, forms = (
         pd.DataFrame([row for one in found for row in one[name]])
-        for name in ("measured", "scores", "rankings", "early")
+        for name in ("measured", "scores", "rankings", "early", "forms")
     )
     return Results(
         study=study,
@@ -82,6 +85,7 @@ def read_finished(study: Conversion, out: Path, *, seeds: int) -> Results:
         scores=scores,
         rankings=rankings,
         early=early,
+        forms=forms,
         top={seed: one["top"] for seed, one in zip(prepared, found, strict=True)},
         cpu_s=cpu_s,
         calls=calls(out),
@@ -122,6 +126,7 @@ def _of_seed(study: Conversion, out: Path, seed: int) -> dict[str, Any]:
         "scores": scores,
         "rankings": [{"seed": seed, **row} for row in prepared["rankings"]],
         "early": [{"seed": seed, **row} for row in _early(study, prepared, sets)],
+        "forms": [{"seed": seed, **row} for row in prepared.get("forms", [])],
         "top": [f"L{layer}H{head}" for layer, head in prepared["top"]],
         "missing": [*missing],
         "cpu_s": {"pretraining": pretraining, "ranking and converting": prepared["cpu_s"] - pretraining, **spent},
@@ -270,7 +275,7 @@ def kept_role(results: Results) -> pd.DataFrame:
 
 
 def causes(results: Results) -> pd.DataFrame:
-    """Which scores of a head go with the damage that windowing it does? Spearman per seed, detector and damage."""
+    """Which scores of a head go with the damage that converting it does? Spearman per seed, detector and damage."""
     scores: Any = results.scores
     lifted = scores[scores.lifted & (scores.training == NO_TRAINING)]
     where = ["layer", "head"]
@@ -279,11 +284,16 @@ def causes(results: Results) -> pd.DataFrame:
     for (seed, detector), group in lifted.groupby(["seed", "detector"], sort=False):
         score = group.set_index(where).score
         layer = score.index.get_level_values("layer").to_numpy()
-        for damage in DAMAGES:
+        for damage in damages(results):
             mine = ranked[(ranked.seed == seed) & (ranked.method == damage)].set_index(where).score
             found = _spearmans(score.to_numpy(), mine.reindex(score.index).to_numpy(), layer)
             rows.append({"seed": seed, "detector": detector, "damage": damage, **found})
     return pd.DataFrame(rows)
+
+
+def damages(results: Results) -> tuple[str, ...]:
+    """The rankings of a study that say what converting a head costs."""
+    return DAMAGES if results.study.linear else DAMAGES[:-1]
 
 
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
