@@ -76,3 +76,24 @@ def test_heads_before_and_after_are_points_with_their_name():
     assert points["layer 1"].text == ("seed 0 L1H0", "seed 0 L1H1")
     with pytest.raises(WorkbenchError, match="no retrieval scores of 'all' before and after '60 steps'"):
         figures.heads_before_and_after(pd.DataFrame(rows), training="60 steps", method="all")
+
+
+def test_costs_of_windows_and_linear_attention_are_points_with_their_head():
+    table = pd.DataFrame(
+        {
+            "layer": [0, 0, 1],
+            "kv_head": [0, 1, 0],
+            "window_nats": [0.0, 0.5, 2.0],
+            "linear_nats": [1.5, 0.1, 1.0],
+            "seed": [0, 0, 0],
+        }
+    )
+    line, *layers = figures.window_against_linear(table).data
+    assert (line.x, line.y) == ((0.0, 2.0), (0.0, 2.0))
+    assert [trace.name for trace in layers] == ["layer 0", "layer 1"]
+    np.testing.assert_allclose(layers[0].x, [0, 0.5])
+    np.testing.assert_allclose(layers[0].y, [1.5, 0.1])
+    assert layers[0].text == ("seed 0 L0KV0", "seed 0 L0KV1")
+    assert figures.window_against_linear(table.drop(columns="seed"), theme="dark").data[2].text == ("L1KV0",)
+    with pytest.raises(WorkbenchError, match="the table has no linear_nats; expected"):
+        figures.window_against_linear(table.drop(columns="linear_nats"))

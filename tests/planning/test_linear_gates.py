@@ -1,6 +1,7 @@
 """Gates towards linear attention, and the forms it is fitted to: by hand, by brute force, and on a trained model."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,20 @@ from tests.families import random_tokens, tiny
 from tests.hooks.test_linearised import weights_of
 from tests.planning.junction import AND, OR, SUM, JunctionModel, far_answer
 from tests.planning.test_completeness import last_checkpoint, needles
-from workbench import KVHead, LinearAttention, WorkbenchError, fit_linear_attention, open_model, score, window_gates
+from workbench import (
+    KVHead,
+    LinearAttention,
+    WorkbenchError,
+    fit_linear_attention,
+    open_model,
+    probes,
+    score,
+    window_gates,
+)
 from workbench.hooks.eager import handling
 from workbench.hooks.gates import gated
 from workbench.planning import METHODS, Game, rank
+from workbench.planning.duo import duo_gates
 from workbench.planning.linear_fit import _candidates
 
 # Forgets within a token: a head that reads a far key reads nothing.
@@ -65,6 +76,19 @@ def test_on_a_trained_model_other_heads_need_softmax_than_need_the_whole_context
     assert windowed.scores[back] < 0.03 * (windowed.windowed - windowed.full)
 
 
+@pytest.mark.parametrize("method", ["window_gates", "output_error_all", "duo_gates", "leave_one_windowed"])
+def test_in_a_hybrid_the_heads_of_full_layers_alone_are_ranked(method, monkeypatch):
+    """As they would be with forms for some heads only: the others are as they are."""
+    monkeypatch.setitem(METHODS, "duo_gates", partial(duo_gates, steps=3))
+    m = open_model(tiny("gemma3"))
+    forms = fit_linear_attention(m, random_tokens(1, 20)).forms
+    probe = probes.copy_needle(97, 20, length=36, n_sequences=3)
+    found = rank(Game(m, probe, forms), method)
+    assert found.heads == tuple(sorted(forms))
+    assert {m.layers[head.layer].kind for head in found.heads} == {"full"}
+    assert np.abs(found.scores).max() > 0
+
+
 def test_what_is_about_a_window_is_refused_where_there_is_none():
     m = open_model(tiny("llama"))
     heads = [KVHead(i, h) for i in (0, 1) for h in range(2)]
@@ -72,8 +96,10 @@ def test_what_is_about_a_window_is_refused_where_there_is_none():
     with pytest.raises(WorkbenchError, match="given linear attention, and this is defined for a window alone"):
         rank(game, "far_mass")
     assert set(METHODS) > {"output_error", "duo_gates"}
-    with pytest.raises(WorkbenchError, match="no linear form was given for L1KV1; expected one for every head"):
-        Game(m, needles(), dict.fromkeys(heads[:3], LinearAttention()))
+    with pytest.raises(WorkbenchError, match="0 linear forms, sink 0: expected a form for a head or more"):
+        Game(m, needles(), {})
+    with pytest.raises(WorkbenchError, match=r"2 linear forms, sink 4: .* and no sink"):
+        Game(m, needles(), FORGETFUL, sink=4)
 
 
 def test_the_form_of_a_head_is_the_best_of_the_ladder_by_brute_force():

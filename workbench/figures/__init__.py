@@ -2,7 +2,7 @@
 
 from workbench.figures.choosing import EarlyLike, early_choices
 from workbench.figures.comparing import rank_agreement, scores_against
-from workbench.figures.conversions import heads_before_and_after, recall_by_distance
+from workbench.figures.conversions import heads_before_and_after, recall_by_distance, window_against_linear
 from workbench.figures.curves import emergence, history, metrics
 from workbench.figures.distributions import ridgelines
 from workbench.figures.linear_layers import crossover, state_precision
@@ -38,4 +38,5 @@ __all__ = [
     "state_precision",
     "strips",
     "waterfall",
+    "window_against_linear",
 ]

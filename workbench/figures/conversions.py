@@ -1,6 +1,7 @@
-"""A conversion study drawn: recall by distance for each keep-set, and heads before and after continued pretraining.
+"""A conversion study drawn: recall by distance for each keep-set, heads before and after continued pretraining.
 
-They take `Results.measured` and `Results.scores` of `workbench.experiments`; report.json has the former, too.
+And what a window and linear attention cost each head. The first two take `Results.measured` and `Results.scores` of
+`workbench.experiments`; report.json has the former, too.
 """
 
 from __future__ import annotations
@@ -101,3 +102,45 @@ def heads_before_and_after(
     figure.update_xaxes(title_text=f"{detector} before")
     figure.update_yaxes(title_text=f"{detector} after")
     return figure
+
+
+def window_against_linear(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
+    """What a window costs each head (x) and what linear attention does (y), in nats per answer, a point per head.
+
+    On the dotted line both cost the same; above it a head needs softmax more than it needs the far context.
+
+    Args:
+        table: `layer, kv_head, window_nats, linear_nats`, as `SafeForms.table()` has them, and `seed` if there are
+            several models.
+
+    Raises:
+        WorkbenchError: if a column is missing.
+    """
+    missing = [c for c in ("layer", "kv_head", "window_nats", "linear_nats") if c not in table.columns]
+    if missing:
+        raise WorkbenchError(f"the table has no {', '.join(missing)}; expected those of SafeForms.table()")
+    rows: Any = table
+    figure = go.Figure()
+    values = table[["window_nats", "linear_nats"]].to_numpy(dtype=float)
+    ends = [float(np.min(values)), float(np.max(values))]
+    line = {"dash": "dot", "width": 1, "color": PALETTES[theme].muted}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=line, showlegend=False, hoverinfo="skip")
+    for i, (layer, mine) in enumerate(rows.groupby("layer")):
+        figure.add_scatter(
+            x=mine.window_nats.to_numpy(),
+            y=mine.linear_nats.to_numpy(),
+            name=f"layer {layer}",
+            mode="markers",
+            marker={"size": 8, "color": COLOURS[theme][i % len(COLOURS[theme])], "opacity": 0.8},
+            text=[_named(row) for row in mine.to_dict("records")],
+            hovertemplate="%{text}<br>window %{x:.3f}, linear %{y:.3f}<extra></extra>",
+        )
+    styled(figure, theme, height=360)
+    figure.update_xaxes(title_text="cost of a window (nats per answer)")
+    figure.update_yaxes(title_text="cost of linear attention")
+    return figure
+
+
+def _named(row: dict[str, Any]) -> str:
+    head = f"L{row['layer']}KV{row['kv_head']}"
+    return f"seed {row['seed']} {head}" if "seed" in row else head

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -43,13 +44,14 @@ def gated(
     stay in force.
 
     Args:
-        gates: one for each of `windowed_heads`, for every sequence of the batch or all of them.
+        gates: one for each of `windowed_heads`, or of the heads that have a form, sorted; for every sequence of the
+            batch or all of them.
         checkpointed: compute each layer again in the backward pass and keep only what goes between layers.
 
     Raises:
         WorkbenchError: if there are more or fewer gates than heads.
     """
-    heads = windowed_heads(m.layers)
+    heads = windowed_heads(m.layers) if isinstance(to, Window) else tuple(sorted(to))
     if gates.shape[-1] != len(heads):
         raise WorkbenchError(f"{gates.shape[-1]} gates were given; expected one for each of {len(heads)} heads")
     place = {head: i for i, head in enumerate(heads)}
@@ -58,8 +60,12 @@ def gated(
     def attend(call: AttentionCall) -> Tensor:
         full = intervened_output(call, m.interventions)
         n_kv_heads = call.k.shape[1]
-        first = place[KVHead(call.layer, 0)]
-        mine = repeat(gates[:, first : first + n_kv_heads], "b kv -> b (kv g)", g=call.q.shape[1] // n_kv_heads)
+        here = [place.get(KVHead(call.layer, head)) for head in range(n_kv_heads)]
+        if all(at is None for at in here):
+            return full
+        # A head without a gate is full in both.
+        mine = torch.stack([gates[:, at or 0] for at in here], -1)
+        mine = repeat(mine, "b kv -> b (kv g)", g=call.q.shape[1] // n_kv_heads)
         windowed = intervened_output(call, everywhere)
         return windowed + rearrange(mine, "b h -> b 1 h 1").to(full.dtype) * (full - windowed)
 

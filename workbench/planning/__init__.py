@@ -9,6 +9,7 @@ from workbench.planning.methods import METHODS, rank
 from workbench.planning.need import need_global
 from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
 from workbench.planning.rankings import Ranking
+from workbench.planning.safe_forms import SafeForms, in_safe_forms, safe_forms
 
 __all__ = [
     "METHODS",
@@ -16,6 +17,7 @@ __all__ = [
     "Game",
     "LinearFit",
     "Ranking",
+    "SafeForms",
     "WindowGates",
     "WindowLadder",
     "area_under",
@@ -23,9 +25,11 @@ __all__ = [
     "evaluation_on",
     "first_at",
     "fit_linear_attention",
+    "in_safe_forms",
     "need_global",
     "plan",
     "rank",
+    "safe_forms",
     "window_gates",
     "window_ladder",
     "windowed_each",

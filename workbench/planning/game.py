@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
+from workbench.hooks.choosing import check_linearisable
 from workbench.hooks.gates import windowed_heads
 from workbench.hooks.interventions import Forms, Window, check_window
 from workbench.planning.objectives import Objective, batches, pieces
@@ -33,13 +34,13 @@ class Outcome:
 class Game:
     """A model, a probe and a window; the players are the key/value heads of its softmax layers.
 
-    `window`: in tokens, or the forms of linear attention of every head, which has no sinks. `seed` is for what is drawn
-    at random. A game is about the model as it is when the game begins: its outcomes are
-    remembered, since curves ask for the same ones again.
+    `window`: in tokens, or the forms of linear attention that heads get, without sinks; the players then are the heads
+    that have a form. `seed` is for what is drawn at random. A game is about the model as it is when the game begins:
+    its outcomes are remembered, since curves ask for the same ones again.
 
     Raises:
-        WorkbenchError: if the probe has no answers, the objective is unknown, the window is no window, or a head has no
-            form.
+        WorkbenchError: if the probe has no answers, the objective is unknown, the window is no window, or a head cannot
+            have linear attention.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Game:
         seed: int = 0,
     ):
         self.m, self.probe, self.seed = m, probe, seed
-        self.heads: tuple[KVHead, ...] = windowed_heads(m.layers)
-        self.to: Window | Forms = check_window(window, sink) if isinstance(window, int) else _checked(window, self)
+        self.to: Window | Forms = check_window(window, sink) if isinstance(window, int) else _checked(m, window, sink)
+        self.heads: tuple[KVHead, ...] = (
+            windowed_heads(m.layers) if isinstance(self.to, Window) else tuple(sorted(self.to))
+        )
         self.pieces = pieces(m, probe, objective)
         self._outcomes: dict[frozenset[KVHead], Outcome] = {}
 
@@ -96,7 +99,9 @@ class Game:
         return self.m.linearize({head: self.to[head] for head in heads})
 
 
-def _checked(forms: Forms, game: Game) -> Forms:
-    if missing := [head for head in game.heads if head not in forms]:
-        raise WorkbenchError(f"no linear form was given for {missing[0]}; expected one for every head")
+def _checked(m: HookedModel, forms: Forms, sink: int) -> Forms:
+    if not forms or sink:
+        raise WorkbenchError(f"{len(forms)} linear forms, sink {sink}: expected a form for a head or more, and no sink")
+    for head in forms:
+        check_linearisable(m.layers, head)
     return forms

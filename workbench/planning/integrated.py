@@ -79,8 +79,8 @@ def window_gates(
     One forward and one backward pass per node and batch, and two forward passes for the ends; memory is O(tokens).
 
     Args:
-        window, sink: what a restricted head still sees, in tokens; or the linear attention it gets instead, a form for
-            every head, as `fit_linear_attention` makes them.
+        window, sink: what a restricted head still sees, in tokens; or the linear attention that heads get instead, as
+            `fit_linear_attention` makes it; only heads with a form are scored then.
         nodes: of the path; 3 are enough to rank.
         quadrature: where the nodes lie, see `path_nodes`.
         objective: `loss` of the answers, or `kl` from the model itself, which needs no right answers.
@@ -88,7 +88,7 @@ def window_gates(
 
     Raises:
         WorkbenchError: if the probe has no answers, nodes < 1, the quadrature is unknown, the window is no window, or a
-            head has no form.
+            head cannot have linear attention.
     """
     game = Game(m, probe, window, sink=sink, objective=objective)
     return integrate(game, nodes=nodes, quadrature=quadrature, progress=progress)

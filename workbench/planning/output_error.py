@@ -81,9 +81,10 @@ def _errors(game: Game, probe: Probe, rows: ErrorRows) -> Float[Tensor, "n_seq n
 
     def take(w_o: Float[Tensor, "d_in d_model"]) -> None:
         said = waiting.pop()
-        first = place[KVHead(said.layer, 0)]
         norms = _written_norms(said, w_o).double().cpu()
-        total[:, first : first + said.n_kv_heads].index_add_(0, at[:, 0].cpu(), norms)
+        mine = [head for head in range(said.n_kv_heads) if KVHead(said.layer, head) in place]
+        summed = torch.zeros(len(total), said.n_kv_heads, dtype=torch.float64).index_add_(0, at[:, 0].cpu(), norms)
+        total[:, [place[KVHead(said.layer, head)] for head in mine]] += summed[:, mine]
 
     with torch.no_grad(), handling(m.model, attend), _seeing_projections(m.model, waiting, take):
         answers_of(m.model, batch)
