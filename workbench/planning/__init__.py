@@ -1,5 +1,6 @@
 """Which heads must keep the whole context: rankings, keep-sets, and what a conversion costs."""
 
+from workbench.planning.choosing_forms import SafeForms, in_safe_forms, safe_forms
 from workbench.planning.curves import area_under, first_at
 from workbench.planning.game import Game
 from workbench.planning.integrated import WindowGates, window_gates
@@ -9,7 +10,6 @@ from workbench.planning.methods import METHODS, rank
 from workbench.planning.need import need_global
 from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
 from workbench.planning.rankings import Ranking
-from workbench.planning.safe_forms import SafeForms, in_safe_forms, safe_forms
 
 __all__ = [
     "METHODS",

@@ -106,9 +106,11 @@ def safe_forms(
     to_linear = integrate(Game(m, probe, fit.forms), nodes=nodes)
     linear = to_linear.scores[[to_linear.heads.index(head) for head in heads]]
     sizes = {
-        i.index: (2 * i.d_head * (window + sink), LinearAttention(features).state_size(i.d_head)) for i in m.layers
+        i.index: (2 * i.d_head * (window + sink), LinearAttention(features).state_size(i.d_head))
+        for i in m.layers
+        if i.kind == "full"
     }
-    choices = tuple(
+    choices: tuple[Choice, ...] = tuple(
         _choice(w, x, sizes[head.layer], tolerance) for head, w, x in zip(heads, windowed, linear, strict=True)
     )
     made = SafeForms(
