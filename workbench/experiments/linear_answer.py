@@ -144,11 +144,12 @@ def _repaired(results: Results) -> str:
             found = ", ".join(f"`{method}` {value}" for method, value in pairs if value != "–")
             shown.append(f"{probe} {found}")
         sentences.append(f"{training}: {'; '.join(shown)}")
-    return f"Right answers with {study.n_kept} heads full and the others linear. {'. '.join(sentences)}."
+    told = ". ".join(sentences)
+    return f"Right answers with {study.n_kept} heads full and the others linear (`none`: all windowed). {told}."
 
 
 _LINEAR_SETS = (
-    *("all", "none_linear", "linear_gates", "linear_gates_mixed", "window_gates_linear"),
+    *("all", "none", "none_linear", "linear_gates", "linear_gates_mixed", "window_gates_linear"),
     *("window_gates_mixed_linear", "induction_linear", "random_linear"),
 )
 

@@ -31,6 +31,7 @@ from workbench.kernels.ops import linear_attention
 Features = Literal["elu", "taylor"]
 # Added to elu features, so that no row is empty where they underflow.
 _LEAST = 1e-6
+_CROP_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,13 @@ class LinearisedCall(AttentionCall):
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The weights of the first head on the first sequence, normalised, on chosen queries and keys."""
-        rows = self._rows(self._valid_mask(mask))
-        every = torch.arange(self.k.shape[2], device=self.k.device)
-        total = signed_crop(rows, 0, 0, queries=queries, keys=every).sum(-1, keepdim=True)
-        weights = signed_crop(rows, 0, 0, queries=queries, keys=keys)
-        return torch.where(total > 0, weights / total, 0)
+        rows, every = self._rows(self._valid_mask(mask)), torch.arange(self.k.shape[2], device=self.k.device)
+        crops: list[Tensor] = []
+        for some in queries.split(_CROP_ROWS):  # whole rows for their sums, a few at a time
+            total = signed_crop(rows, 0, 0, queries=some, keys=every).sum(-1, keepdim=True)
+            weights = signed_crop(rows, 0, 0, queries=some, keys=keys)
+            crops.append(torch.where(total > 0, weights / total, 0))
+        return torch.cat(crops)
 
     def _mixed(self, v: Float[Tensor, "b n_heads k d_v"], mask: CausalMask) -> Float[Tensor, "b q n_heads d_v"]:
         """Σ_j w_ij v_j / Σ_j w_ij: the denominator is one more column of values."""
@@ -113,9 +116,9 @@ class LinearisedCall(AttentionCall):
         ahead = self.k.shape[2] - self.q.shape[2]  # of a cache: its keys come before these queries
         q = pad(self.q, (0, 0, ahead, 0))
         assert self.log_decay is not None
-        summed = linear_attention(q, k, _wide(torch.cat([v, ones], -1)), log_decay=self.log_decay).out
-        weight = summed[:, :, ahead:, -1:]
-        out = summed[:, :, ahead:, :-1] / torch.where(weight > 0, weight, 1)
+        summed = linear_attention(q, k, _wide(torch.cat([v, ones], -1)), log_decay=self.log_decay).out[:, :, ahead:]
+        weight = summed[..., -1:]
+        out = summed[..., :-1] / torch.where(weight > 0, weight, 1)
         return rearrange(out, "b h q d -> b q h d").to(v.dtype)
 
     def _rows(self, mask: CausalMask) -> DecayRows:
