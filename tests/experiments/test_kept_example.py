@@ -38,8 +38,27 @@ ROWS = {
 }
 
 
-def test_the_table_of_the_medium_study_is_that_of_its_kept_numbers():
-    """Mean and deviation over seeds, needles over their far distances."""
+LINEAR_ROWS = {
+    "all 64 heads": "all",
+    "none, all windowed": "none",
+    "none, all linear": "none_linear",
+    "linear gates on needles": "linear_gates",
+    "linear gates on all three": "linear_gates_mixed",
+    "window gates on needles": "window_gates_linear",
+    "induction": "induction_linear",
+    "random": "random_linear",
+}
+
+
+@pytest.mark.parametrize(
+    ("heading", "rows", "trained"),
+    [
+        ("## 64 heads", ROWS, "240 steps at 0.3 of the peak rates"),
+        ("### Linear attention", LINEAR_ROWS, "80 steps at 0.3 of the peak rates"),
+    ],
+)
+def test_the_tables_of_the_medium_study_are_of_its_kept_numbers(heading, rows, trained):
+    """Mean and deviation over seeds, needles over their far distances; draws of a seed are averaged first."""
     document = kept("medium")
     measured = pd.DataFrame(document["measured"])
     far = [d for d in document["study"]["distances"] if d > document["study"]["window"]]
@@ -51,11 +70,12 @@ def test_the_table_of_the_medium_study_is_that_of_its_kept_numbers():
         assert len(by_seed) == 3
         return by_seed.mean(), np.std(by_seed, ddof=1)
 
-    text = (KEPT / "README.md").read_text().split("## 64 heads")[1]
-    for title, method in ROWS.items():
+    text = (KEPT / "README.md").read_text().split(heading)[1]
+    for title, method in rows.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
-        trainings = ("no training", "240 steps at 0.3 of the peak rates")
-        expected = [cell(method, t, probe) for t in trainings for probe in ("needle", "hops", "counting")]
+        expected = [
+            cell(method, t, probe) for t in ("no training", trained) for probe in ("needle", "hops", "counting")
+        ]
         written = [tuple(float(number) for number in one.split("±")) for one in row.split("|")[2:-1]]
         np.testing.assert_allclose(written, expected, atol=0.00502)
 
@@ -69,3 +89,33 @@ def test_what_priors_miss_is_told_as_it_was_measured():
     assert f"gates on counting bring back {told['window_gates_counting']}, by induction or retrieval" in text
     assert told["induction"] == told["retrieval"] == ".73 ± .21"
     assert (by["window_gates_counting"] > by["induction"]).all()
+
+
+def test_what_linear_attention_costs_is_told_as_it_was_measured():
+    document, text = kept("medium"), re.sub(r"\s+", " ", (KEPT / "README.md").read_text())
+    shares = pd.DataFrame(document["recovered"])
+    shares = shares[(shares.n_kept == 12) & (shares.probe == "needle")]
+    measured = pd.DataFrame(document["measured"])
+
+    def told(by_seed):
+        return f"{by_seed.mean():.2f} ± {by_seed.std():.2f}".replace("0.", ".")
+
+    def share(method):
+        return told(shares[shares.method == method].groupby("seed").share.mean())
+
+    def right(method, training, probe="counting"):
+        mine = measured[(measured.method == method) & (measured.training == training)]
+        return told(mine[(mine.probe == probe) & mine.label.isna()].groupby("seed").accuracy.mean())
+
+    assert f"bring back {share('window_gates')} of the loss on needles where the others are windowed" in text
+    assert f"windowed and {share('window_gates_linear')} where they are linear" in text
+    assert f"by induction {share('induction')} and {share('induction_linear')}; by gates towards" in text
+    assert f"towards linear attention it is {share('linear_gates')}" in text
+    short, long = "80 steps at 0.3 of the peak rates", "240 steps at 0.3 of the peak rates"
+    for method, words in (("none_linear", "With every head linear, counting is right in"), ("none", "windowed in")):
+        assert f"{words} {right(method, 'no training')}" in text
+        assert right(method, short) in text
+    both = {m: (right(m, long, "hops"), right(m, long)) for m in ("linear_gates_mixed", "window_gates_mixed")}
+    assert "hops {}, counting {}; windowed".format(*both["linear_gates_mixed"]) in text
+    assert ", {}, {}.".format(*both["window_gates_mixed"]) in text
+    assert not any(np.isnan(row["error"]) for row in document["forms"])
