@@ -73,7 +73,8 @@ def test_a_study_of_main_sets_trains_those_and_their_controls_and_says_what_it_l
     assert lines[1] == f"{study.continued[0]}: " + ", ".join(m for m in methods(study) if m in first)
     assert lines[-2] == "from scratch: nothing"
     assert lines[-1].startswith("left out of all training: leave_one_windowed, restore_one, far_mass")
-    assert told_trainings(quick_study())[-1] == "left out of all training: nothing"
+    assert told_trainings(quick_study())[-1] == "left out of all training: layers_even_linear, layers_odd_linear"
+    assert told_trainings(replace(quick_study(), linear=None))[-1] == "left out of all training: nothing"
 
 
 def test_the_methods_that_are_told_are_those_of_the_keep_sets():

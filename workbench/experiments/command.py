@@ -29,7 +29,9 @@ def experiments() -> None:
 @experiment.command()
 def conversion(
     quick: Annotated[bool, typer.Option("--quick", help="16 heads, minutes. Default: 64 heads, half a day.")] = False,
-    medium: Annotated[bool, typer.Option("--medium", help="64 heads, fewer arms: half an hour of a core.")] = False,
+    medium: Annotated[
+        bool, typer.Option("--medium", help="64 heads, fewer arms: an hour and a half of a core.")
+    ] = False,
     so_far: Annotated[bool, typer.Option("--so-far", help="Run nothing; report what is finished by now.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Models, parts and report. Default: runs/conversion, …-quick or …-medium.")
@@ -40,7 +42,7 @@ def conversion(
         bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")
     ] = False,
 ) -> None:
-    """Convert full attention to sliding windows head by head: what is lost, which heads repair it, do roles move?"""
+    """Convert full attention to windows or linear attention head by head: what is lost, what repairs it?"""
     if seeds < 1:
         raise WorkbenchError(f"--seeds {seeds}: expected at least 1; without several there are no error bars")
 

@@ -43,7 +43,7 @@ MAIN = (
     *("none_linear", _LINEAR_GATES, _LINEAR_MIXED),
 )
 # All heads full from scratch are the pretrained model.
-FROM_SCRATCH = ("none", "induction", "least_induction", "none_linear", _LINEAR_GATES)
+FROM_SCRATCH = ("none", "induction", "least_induction", _LINEAR_GATES)
 # What the main ones are held against where nothing else is trained.
 _CONTROLS = ("none_sink", "random_non_top", "window_gates_linear", "induction_linear", "random_linear")
 _RANDOM = ("random", "random_non_top")
@@ -180,7 +180,9 @@ def is_trained(study: Conversion, one: KeepSet, *, n_th: int | None) -> bool:
     if study.trained == "main" and one.method not in (*MAIN, *_CONTROLS):
         return False
     if n_th == 0:
-        return not one.method.startswith("random") or one.draw < study.n_random_trained
+        if one.form == "linear":
+            return one.draw == 0 and not one.method.startswith("layers_")
+        return one.method not in _RANDOM or one.draw < study.n_random_trained
     return one.method in MAIN and one.draw == 0
 
 
@@ -205,7 +207,7 @@ def is_linear(method: str) -> bool:
 
 def told_trainings(study: Conversion) -> list[str]:
     """What is trained and what is left out, a line each: the plan of a study before it runs."""
-    every = [KeepSet(method, study.n_kept, 0, 0, ()) for method in methods(study)]
+    every = [KeepSet(m, study.n_kept, 0, 0, (), "linear" if is_linear(m) else "window") for m in methods(study)]
 
     def trained(n: int | None) -> list[str]:
         return [one.method for one in every if is_trained(study, one, n_th=n)]
