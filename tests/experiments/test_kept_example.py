@@ -111,6 +111,11 @@ def test_what_linear_attention_costs_is_told_as_it_was_measured():
     assert f"windowed and {share('window_gates_linear')} where they are linear" in text
     assert f"by induction {share('induction')} and {share('induction_linear')}; by gates towards" in text
     assert f"towards linear attention it is {share('linear_gates')}" in text
+    front = re.sub(r"\s+", " ", (KEPT.parents[1] / "README.md").read_text())
+    assert f"bring back {share('window_gates_linear')} of what needles lose and not {share('window_gates')}" in front
+    assert f"12 by gates towards linear attention {share('linear_gates')}:" in front
+    for method, words in (("none_linear", "counting is right in"), ("none", "with every head windowed in")):
+        assert f"{words} {right(method, 'no training')}" in front
     short, long = "80 steps at 0.3 of the peak rates", "240 steps at 0.3 of the peak rates"
     for method, words in (("none_linear", "With every head linear, counting is right in"), ("none", "windowed in")):
         assert f"{words} {right(method, 'no training')}" in text
@@ -119,3 +124,29 @@ def test_what_linear_attention_costs_is_told_as_it_was_measured():
     assert "hops {}, counting {}; windowed".format(*both["linear_gates_mixed"]) in text
     assert ", {}, {}.".format(*both["window_gates_mixed"]) in text
     assert not any(np.isnan(row["error"]) for row in document["forms"])
+
+
+def test_what_the_quick_study_says_of_linear_attention_is_what_it_measured():
+    document, text = kept("report"), re.sub(r"\s+", " ", (KEPT / "README.md").read_text())
+    recall = pd.DataFrame(document["recall"])
+    trainings = (
+        "no training",
+        "60 steps at 0.3 of the peak rates",
+        "200 steps at 0.3 of the peak rates",
+        "from scratch",
+    )
+
+    def told(method, training):
+        mine = recall[(recall.method == method) & (recall.training == training) & (recall.n_kept == 3)]
+        by_seed = mine.groupby("seed").far_accuracy.mean()
+        return f"{by_seed.mean():.2f} ± {by_seed.std():.2f}".replace("0.", ".")
+
+    first, second, third, last = (told("linear_gates", training) for training in trainings)
+    said = f"they keep {first} of recall without training, {second} after 60 steps, {third} after 200 and {last} from"
+    assert said in text
+    first, second = (told("window_gates_linear", training) for training in trainings[:2])
+    assert f"the three by window gates {first} and, after 60 steps, {second}." in text
+    rankings = pd.DataFrame(document["rankings"])
+    for seed in document["seeds"]:
+        mine = rankings[(rankings.seed == seed) & (rankings.method == "linear_gates")].nlargest(3, "score")
+        assert sorted(mine.layer) == [0, 1, 1]
