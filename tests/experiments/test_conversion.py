@@ -350,3 +350,7 @@ def test_in_the_quick_study_the_detected_heads_repair_what_windows_destroy_and_o
     assert far("random_non_top", short).max() < 0.15
     assert far("least_induction", NO_TRAINING).max() < 0.1
     assert far("least_induction", "from scratch").min() > 0.7
+    assert far("none_linear", short).max() < 0.12
+    assert far("linear_gates", NO_TRAINING).min() > 0.25
+    assert far("window_gates_linear", NO_TRAINING).max() < 0.2
+    assert far("linear_gates", "from scratch").min() > 0.8
