@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.experiments.cells import Table, cell, markdown, picked
-from workbench.experiments.keepsets import ordered
 from workbench.experiments.linear_answer import linear_answer
 from workbench.experiments.recovered import recovered_share
 from workbench.experiments.tables import (
     NO_TRAINING,
     Results,
     damage_by_context,
+    first_heads,
     gates_on,
     lock_in,
     lost_early,
@@ -20,7 +20,6 @@ from workbench.experiments.tables import (
     recall_by_seed,
     trainings,
 )
-from workbench.heads import KVHead
 
 _BY = ["training", "method", "n_kept"]
 # Nats per answer that an early choice of heads may lose.
@@ -100,17 +99,11 @@ def _missed(results: Results) -> str:
 
 def _not_shared(results: Results, method: str) -> str:
     """How many of the first heads by window gates no pattern has among its first as many."""
-    ranked: Any = results.rankings
     n, counts = results.study.n_kept, list[int]()
     for seed in results.seeds:
-        first = {m: _first(ranked[(ranked.seed == seed) & (ranked.method == m)], n) for m in (method, *_PATTERNS)}
+        first = {m: set(first_heads(results, seed, m)) for m in (method, *_PATTERNS)}
         counts.append(len(first[method] - set.union(*(first[m] for m in _PATTERNS))))
     return f"heads of it that none of these has, by seed: {_listed(counts)} of {n}"
-
-
-def _first(rows: Table, n: int) -> set[KVHead]:
-    scores = {KVHead(int(r["layer"]), int(r["kv_head"])): float(r["score"]) for r in rows.to_dict("records")}
-    return set(ordered(scores)[:n])
 
 
 def _moves(results: Results) -> str:

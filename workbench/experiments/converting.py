@@ -14,6 +14,7 @@ from workbench.experiments.masking import masked
 from workbench.experiments.settings import Conversion, Form
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, LinearAttention
+from workbench.hooks.converting import converted
 from workbench.hooks.interventions import Forms, Window
 
 
@@ -26,9 +27,7 @@ class Left:
 
     def measuring(self, m: HookedModel) -> AbstractContextManager[Any]:
         """Inside the block, the model is converted."""
-        if isinstance(self.to, Window):
-            return m.restrict(self.heads, self.to.window, self.to.sink)
-        return m.linearize({head: self.to[head] for head in self.heads})
+        return converted(m, self.heads, self.to)
 
     def training(self, model: PreTrainedModel, length: int) -> AbstractContextManager[None]:
         """The same for sequences of this length, in the form that trains fastest where they are short."""
@@ -37,14 +36,10 @@ class Left:
         return linear_heads(model, {head: self.to[head] for head in self.heads}, length=length)
 
 
-def heads_of(study: Conversion) -> list[KVHead]:
-    """Every head of a study's models."""
-    return [KVHead(layer, head) for layer in range(study.n_layers) for head in range(study.n_heads)]
-
-
 def left_by(study: Conversion, kept: Collection[KVHead], *, form: Form, sink: int, forms: Forms) -> Left:
     """All heads but those that are kept."""
-    heads = tuple(head for head in heads_of(study) if head not in kept)
+    every = (KVHead(layer, head) for layer in range(study.n_layers) for head in range(study.n_heads))
+    heads = tuple(head for head in every if head not in kept)
     return Left(heads, Window(study.window, sink) if form == "window" else forms)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from workbench.experiments.cells import cell, markdown, picked
-from workbench.experiments.keepsets import ordered
 from workbench.experiments.recovered import recovered_share
 from workbench.experiments.tables import (
     NO_TRAINING,
     Results,
+    first_heads,
     over_seeds,
     recall_by_seed,
 )
@@ -23,6 +23,8 @@ _BY = ["training", "method", "n_kept"]
 _RANKINGS = ("window_gates", "linear_gates", "window_gates_mixed", "linear_gates_mixed", "induction", "random")
 _PATTERNS = ("previous_token", "induction", "sink")
 _SHORT = 16.0  # tokens
+# By seed: the first heads by gates towards linear attention, and by gates towards a window.
+_Firsts = dict[int, tuple[set[KVHead], set[KVHead]]]
 
 
 def linear_answer(results: Results) -> str:
@@ -40,10 +42,11 @@ def linear_answer(results: Results) -> str:
         f"{at(documents, training, 'none')}"
         for training in (NO_TRAINING, first)
     )
-    shared, n_kept = _in_common(results), results.study.n_kept
+    firsts, n_kept = _firsts(results), results.study.n_kept
+    shared = [len(linear & windowed) for linear, windowed in firsts.values()]
     return (
         f"{costs}. Of the first {n_kept} heads by gates towards linear attention and those by gates towards a window "
-        f"{', '.join(map(str, shared.values()))} are the same, by seed; {_who(results)}. {_repaired(results)}"
+        f"{', '.join(map(str, shared))} are the same, by seed; {_who(results, firsts)}. {_repaired(results)}"
     )
 
 
@@ -94,31 +97,24 @@ def _beside_linear(ranking: str) -> str:
     return ranking if ranking.startswith("linear_gates") else f"{ranking}_linear"
 
 
-def _firsts(results: Results) -> dict[int, tuple[set[KVHead], set[KVHead]]]:
+def _firsts(results: Results) -> _Firsts:
     """Each seed's first heads by gates towards linear attention and towards a window."""
-    ranked: Any = results.rankings
-
-    def first(seed: int, method: str) -> set[KVHead]:
-        rows = ranked[(ranked.seed == seed) & (ranked.method == method)].to_dict("records")
-        scores = {KVHead(int(r["layer"]), int(r["kv_head"])): float(r["score"]) for r in rows}
-        return set(ordered(scores)[: results.study.n_kept])
-
     suffix = "_mixed" if results.study.tasks else ""
-    return {s: (first(s, f"linear_gates{suffix}"), first(s, f"window_gates{suffix}")) for s in results.seeds}
+
+    def first(seed: int, gates: str) -> set[KVHead]:
+        return set(first_heads(results, seed, f"{gates}{suffix}"))
+
+    return {seed: (first(seed, "linear_gates"), first(seed, "window_gates")) for seed in results.seeds}
 
 
-def _in_common(results: Results) -> dict[int, int]:
-    return {seed: len(linear & windowed) for seed, (linear, windowed) in _firsts(results).items()}
-
-
-def _who(results: Results) -> str:
+def _who(results: Results, firsts: _Firsts) -> str:
     """Mean pattern scores of the heads that only one of the two gates has."""
     scores: Any = results.scores
     plain = scores[(scores.training == NO_TRAINING) & scores.lifted & scores.detector.isin(_PATTERNS)]
     told: list[str] = []
     for name, side in (("linear", 0), ("windowed", 1)):
         rows = []
-        for seed, both in _firsts(results).items():
+        for seed, both in firsts.items():
             alone = both[side] - both[1 - side]
             mine = plain[plain.seed == seed]
             is_it = [KVHead(layer, head) in alone for layer, head in zip(mine.layer, mine["head"], strict=True)]
@@ -134,12 +130,11 @@ def _who(results: Results) -> str:
 def _repaired(results: Results) -> str:
     """What the same number of heads brings back, by either gates and a prior, without training and after some."""
     study = results.study
-    names = ("needle", *study.tasks)
+    by_probe = {probe: _accuracy(results, probe) for probe in ("needle", *study.tasks)}
     sentences: list[str] = []
     for training in (NO_TRAINING, *map(str, study.continued)):
         shown: list[str] = []
-        for probe in names:
-            accuracy = _accuracy(results, probe)
+        for probe, accuracy in by_probe.items():
             pairs = [(m, cell(picked(accuracy, training, m, study.n_kept))) for m in _LINEAR_SETS]
             found = ", ".join(f"`{method}` {value}" for method, value in pairs if value != "–")
             shown.append(f"{probe} {found}")

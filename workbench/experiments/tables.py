@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.experiments.arms import PREPARED, arm_of, sets_of
-from workbench.experiments.keepsets import KeepSet, early_methods, is_trained, trained_sets
+from workbench.experiments.keepsets import KeepSet, early_methods, is_trained, ordered, trained_sets
 from workbench.experiments.parts import calls, part_path, read
 from workbench.experiments.settings import Conversion
 from workbench.heads import KVHead, WorkbenchError
@@ -289,6 +289,14 @@ def causes(results: Results) -> pd.DataFrame:
             found = _spearmans(score.to_numpy(), mine.reindex(score.index).to_numpy(), layer)
             rows.append({"seed": seed, "detector": detector, "damage": damage, **found})
     return pd.DataFrame(rows)
+
+
+def first_heads(results: Results, seed: int, method: str) -> list[KVHead]:
+    """The first `n_kept` heads of a seed's model by a ranking."""
+    ranked: Any = results.rankings
+    rows = ranked[(ranked.seed == seed) & (ranked.method == method)].to_dict("records")
+    scores = {KVHead(int(r["layer"]), int(r["kv_head"])): float(r["score"]) for r in rows}
+    return ordered(scores)[: results.study.n_kept]
 
 
 def damages(results: Results) -> tuple[str, ...]:

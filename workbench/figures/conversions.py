@@ -84,21 +84,8 @@ def heads_before_and_after(
     if before.empty or after.empty:
         raise WorkbenchError(f"there are no {detector} scores of {method!r} before and after {training!r}")
     both = pd.DataFrame({"before": before, "after": after}).dropna().reset_index()
-    figure = go.Figure()
-    low, high = float(np.min(both[["before", "after"]])), float(np.max(both[["before", "after"]]))
-    line = {"dash": "dot", "width": 1, "color": PALETTES[theme].muted}
-    figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=line, showlegend=False, hoverinfo="skip")
-    for i, (layer, mine) in enumerate(both.groupby("layer")):
-        figure.add_scatter(
-            x=mine["before"].to_numpy(),
-            y=mine["after"].to_numpy(),
-            name=f"layer {layer}",
-            mode="markers",
-            marker={"size": 8, "color": COLOURS[theme][i % len(COLOURS[theme])], "opacity": 0.8},
-            text=[f"seed {r['seed']} L{r['layer']}H{r['head']}" for r in mine.to_dict("records")],
-            hovertemplate="%{text}<br>%{x:.3f} → %{y:.3f}<extra></extra>",
-        )
-    styled(figure, theme, height=360)
+    names = [f"seed {r['seed']} L{r['layer']}H{r['head']}" for r in both.to_dict("records")]
+    figure = _by_layer(both.assign(name=names), "before", "after", hover="%{x:.3f} → %{y:.3f}", theme=theme)
     figure.update_xaxes(title_text=f"{detector} before")
     figure.update_yaxes(title_text=f"{detector} after")
     return figure
@@ -119,25 +106,33 @@ def window_against_linear(table: pd.DataFrame, *, theme: Theme = "light") -> go.
     missing = [c for c in ("layer", "kv_head", "window_nats", "linear_nats") if c not in table.columns]
     if missing:
         raise WorkbenchError(f"the table has no {', '.join(missing)}; expected those of SafeForms.table()")
-    rows: Any = table
-    figure = go.Figure()
-    values = table[["window_nats", "linear_nats"]].to_numpy(dtype=float)
+    named = table.assign(name=[_named(row) for row in table.to_dict("records")])
+    hover = "window %{x:.3f}, linear %{y:.3f}"
+    figure = _by_layer(named, "window_nats", "linear_nats", hover=hover, theme=theme)
+    figure.update_xaxes(title_text="cost of a window (nats per answer)")
+    figure.update_yaxes(title_text="cost of linear attention")
+    return figure
+
+
+def _by_layer(table: pd.DataFrame, x: str, y: str, *, hover: str, theme: Theme) -> go.Figure:
+    """A point per row at two of its columns, a colour per layer, and the line on which both are the same."""
+    values = table[[x, y]].to_numpy(dtype=float)
     ends = [float(np.min(values)), float(np.max(values))]
+    figure = go.Figure()
     line = {"dash": "dot", "width": 1, "color": PALETTES[theme].muted}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, showlegend=False, hoverinfo="skip")
+    rows: Any = table
     for i, (layer, mine) in enumerate(rows.groupby("layer")):
         figure.add_scatter(
-            x=mine.window_nats.to_numpy(),
-            y=mine.linear_nats.to_numpy(),
+            x=mine[x].to_numpy(),
+            y=mine[y].to_numpy(),
             name=f"layer {layer}",
             mode="markers",
             marker={"size": 8, "color": COLOURS[theme][i % len(COLOURS[theme])], "opacity": 0.8},
-            text=[_named(row) for row in mine.to_dict("records")],
-            hovertemplate="%{text}<br>window %{x:.3f}, linear %{y:.3f}<extra></extra>",
+            text=mine["name"].tolist(),
+            hovertemplate=f"%{{text}}<br>{hover}<extra></extra>",
         )
     styled(figure, theme, height=360)
-    figure.update_xaxes(title_text="cost of a window (nats per answer)")
-    figure.update_yaxes(title_text="cost of linear attention")
     return figure
 
 

@@ -148,10 +148,9 @@ def intervened_statistics(
 
 def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
     """The call of one query head alone, and the mask it has under interventions."""
-    group = next(g for g in _groups(call, interventions, _uniform(call, interventions)) if head in g.heads)
-    forms = tuple(group.forms[group.heads.index(head)] for _ in group.forms[:1])
-    part = _part(call, replace(group, heads=(head,), forms=forms))
-    return part, _restricted(part, group.windows)
+    windows, form, is_uniform = _how(call, interventions, head, _uniform(call, interventions))
+    part = _part(call, _Group((head,), windows, () if form is None else (form,), is_uniform, is_whole=False))
+    return part, _restricted(part, windows)
 
 
 def _attend(
@@ -178,17 +177,24 @@ class _Group:
     is_whole: bool
 
 
+def _how(
+    call: AttentionCall, interventions: Interventions, head: int, uniform: list[int]
+) -> tuple[tuple[Window, ...], LinearAttention | None, bool]:
+    """A query head's windows, its linear form, and whether it is uniform, which takes the place of a form."""
+    kv_head, is_uniform = KVHead(call.layer, head // (call.q.shape[1] // call.k.shape[1])), head in uniform
+    form = None if is_uniform else interventions.forms.get(kv_head)
+    return interventions.windows.get(kv_head, ()), form, is_uniform
+
+
 def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
-    n_heads, size = call.q.shape[1], call.q.shape[1] // call.k.shape[1]
+    n_heads = call.q.shape[1]
     members: dict[tuple[tuple[Window, ...], Features | None, bool], list[int]] = {}
     forms: dict[int, LinearAttention] = {}
     for head in range(n_heads):
-        kv_head, is_uniform = KVHead(call.layer, head // size), head in uniform
-        form = None if is_uniform else interventions.forms.get(kv_head)
+        windows, form, is_uniform = _how(call, interventions, head, uniform)
         if form is not None:
             forms[head] = form
-        features = None if form is None else form.features
-        members.setdefault((interventions.windows.get(kv_head, ()), features, is_uniform), []).append(head)
+        members.setdefault((windows, None if form is None else form.features, is_uniform), []).append(head)
     return [
         _Group(
             tuple(heads),

@@ -13,7 +13,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -74,7 +74,7 @@ class LinearisedCall(AttentionCall):
     no part in it.
     """
 
-    log_decay: Float[Tensor, " n_heads"] | None = None
+    log_decay: Float[Tensor, " n_heads"] = field(kw_only=True)
 
     def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
         """The heads' outputs; gradients flow where they are asked for."""
@@ -115,7 +115,6 @@ class LinearisedCall(AttentionCall):
         ones = v.new_ones(1).expand(*v.shape[:-1], 1)
         ahead = self.k.shape[2] - self.q.shape[2]  # of a cache: its keys come before these queries
         q = pad(self.q, (0, 0, ahead, 0))
-        assert self.log_decay is not None
         summed = linear_attention(q, k, _wide(torch.cat([v, ones], -1)), log_decay=self.log_decay).out[:, :, ahead:]
         weight = summed[..., -1:]
         out = summed[..., :-1] / torch.where(weight > 0, weight, 1)
@@ -124,7 +123,6 @@ class LinearisedCall(AttentionCall):
     def _rows(self, mask: CausalMask) -> DecayRows:
         if self.q.shape[2] != self.k.shape[2]:
             raise WorkbenchError("patterns of heads with linear attention are of whole sequences; leave prefill= out")
-        assert self.log_decay is not None
         everywhere = repeat(self.log_decay, "h -> 1 h t", t=self.q.shape[2])
         return DecayRows(self.q.float(), self.k.float(), everywhere, valid=mask.valid)
 

@@ -88,16 +88,16 @@ def safe_forms(
     """
     if not tolerance >= 0:
         raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
-    heads = [KVHead(i.index, h) for i in m.layers if i.kind == "full" for h in range(i.n_kv_heads)]
-    if not heads:
-        raise WorkbenchError("no layer of the model sees its whole past, so that no head has anything to lose")
 
     def tell(what: str) -> None:
         if progress is not None:
             progress(what)
 
     tell("linear forms")
-    fit = fit_linear_attention(m, probe if text is None else text, features=features, heads=heads)
+    fit = fit_linear_attention(m, probe if text is None else text, features=features)
+    heads = tuple(fit.forms)
+    if not heads:
+        raise WorkbenchError("no layer of the model sees its whole past, so that no head has anything to lose")
     tell("gates towards windows")
     to_window = Game(m, probe, window, sink=sink)
     found = integrate(to_window, nodes=nodes)
@@ -114,7 +114,7 @@ def safe_forms(
         _choice(w, x, sizes[head.layer], tolerance) for head, w, x in zip(heads, windowed, linear, strict=True)
     )
     made = SafeForms(
-        tuple(heads),
+        heads,
         window,
         sink,
         tolerance,

@@ -7,7 +7,6 @@ of windowed heads, linear ones are meant.
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.choosing import check_linearisable
+from workbench.hooks.converting import converted
 from workbench.hooks.gates import windowed_heads
 from workbench.hooks.interventions import Forms, Window, check_window
 from workbench.planning.objectives import Objective, batches, pieces
@@ -74,7 +74,7 @@ class Game:
 
     def nats(self, windowed: Collection[KVHead] = ()) -> Float[np.ndarray, " n_seq"]:
         """The objective with these heads windowed, for each sequence that has an answer."""
-        with torch.no_grad(), self._converted(windowed):
+        with torch.no_grad(), converted(self.m, windowed, self.to):
             found = [piece.nats()[piece.counted].double().cpu() for piece in self.pieces]
         return torch.cat(found).numpy()
 
@@ -82,7 +82,7 @@ class Game:
         """Loss and accuracy on the probe's answers with these heads windowed."""
         key = frozenset(windowed)
         if key not in self._outcomes:
-            with self._converted(windowed):
+            with converted(self.m, windowed, self.to):
                 found = [self.m.answers(p) for p in batches(self.probe)]
             nats = torch.cat([a.loss_nats for a in found]).double().mean()
             accuracy = torch.cat([a.is_right for a in found]).double().mean()
@@ -92,11 +92,6 @@ class Game:
     def without(self, kept: Collection[KVHead]) -> Float[np.ndarray, " n_seq"]:
         """The objective with every head windowed but these."""
         return self.nats([head for head in self.heads if head not in kept])
-
-    def _converted(self, heads: Collection[KVHead]) -> AbstractContextManager[HookedModel]:
-        if isinstance(self.to, Window):
-            return self.m.restrict(heads, self.to.window, self.to.sink)
-        return self.m.linearize({head: self.to[head] for head in heads})
 
 
 def _checked(m: HookedModel, forms: Forms, sink: int) -> Forms:
