@@ -21,7 +21,7 @@ from machine import Peak, cpu_seconds, describe, gpu_milliseconds, keep
 
 from workbench.kernels import ops
 from workbench.kernels.intervals import intervals
-from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.softmax.profiles import ProfileRequest
 
 PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from machine import cpu_seconds, describe, gpu_milliseconds, keep
 
+from workbench.analysis.state_precision import lightning_slopes
 from workbench.kernels import ops
-from workbench.kernels.state_precision import lightning_slopes
 
 PEAK_BYTES = 4.3e12
 

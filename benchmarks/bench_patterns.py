@@ -26,9 +26,9 @@ from workbench.app import build_app
 from workbench.detectors import Detector, find_detectors, measure
 from workbench.heads import Head
 from workbench.hooks import open_model
-from workbench.hooks.maps import blocks_of, record_maps
+from workbench.hooks.recording.pattern_maps import blocks_of, record_maps
 from workbench.kernels import Far
-from workbench.mapping import arrays_of
+from workbench.scanning.kept_patterns import arrays_of
 from workbench.store import MapArrays, Origin, QueriesKeys, Store
 
 HEADS, WIDTH = 32, 64

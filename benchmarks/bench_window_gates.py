@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.hooks import open_model
 from workbench.planning import Game
-from workbench.planning.integrated import gate_gradients, integrate
+from workbench.planning.rankings.window_gates import gate_gradients, integrate
 from workbench.probes import copy_needle
 
 VOCABULARY, WIDTH, N_LAYERS, NODES, WINDOW, SINK = 512, 512, 4, 8, 64, 4

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from tests import families, linear_families, more_families, older_families
 from workbench import Head, KVHead, LayerInfo, WorkbenchError, open_model
 from workbench.hooks import HookedModel
-from workbench.hooks.weights import read_weights
+from workbench.hooks.head_weights import read_weights
 
 COMMAND = "python -m tests.models_table > docs/models.md"
 

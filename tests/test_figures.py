@@ -15,7 +15,7 @@ from workbench.figures.axis import TrainingAxis, cell_edges, training_axis
 from workbench.figures.style import Scale, colour_scale
 from workbench.figures.trajectories import Checkpoint, score_scale, short_count, trajectories
 from workbench.heads import Head, KVHead, Metric, Row, WorkbenchError
-from workbench.run import open_run
+from workbench.runs.run import open_run
 from workbench.store import Origin, Store, canonical_digest
 
 FEW = (0, 8, 64, 256, 1024, 3072)

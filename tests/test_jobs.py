@@ -7,7 +7,7 @@ import pytest
 
 import workbench as wb
 from workbench.heads import WorkbenchError
-from workbench.jobs import Job, make_job, overrides, read_job
+from workbench.scanning.job import Job, make_job, overrides, read_job
 
 FIELDS = {"checkpoints": "series", "out": "run"}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from workbench import figures
+from workbench.analysis.crossover import MINIMAX_TEXT_01, crossover_table
+from workbench.analysis.precision_reports import state_precision_table
 from workbench.heads import WorkbenchError
-from workbench.kernels.crossover import MINIMAX_TEXT_01, crossover_table
-from workbench.kernels.precision_reports import state_precision_table
 
 
 @pytest.fixture(scope="module")

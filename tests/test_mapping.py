@@ -15,10 +15,10 @@ from tests import linear_families
 from tests.families import random_tokens, tiny
 from workbench.heads import Head, WorkbenchError
 from workbench.hooks import open_model
-from workbench.hooks.maps import blocks_of, record_maps
-from workbench.mapping import MapOptions, arrays_of, map_probe
+from workbench.hooks.recording.pattern_maps import blocks_of, record_maps
 from workbench.probes import make_probe, repeats
-from workbench.run import open_run
+from workbench.runs.run import open_run
+from workbench.scanning.kept_patterns import MapOptions, arrays_of, map_probe
 from workbench.store import Origin, Store, map_codes
 
 N, FAR = 150, 20
@@ -65,7 +65,7 @@ def test_peaks_shares_and_links_are_those_of_the_whole_pattern(family):
 
 @pytest.mark.parametrize("family", ["llama", "minimax", "gemma2"])
 def test_a_finer_head_is_as_if_all_were_and_leaves_the_others_alone(family, monkeypatch):
-    monkeypatch.setattr("workbench.hooks.maps.COARSE", 16)
+    monkeypatch.setattr("workbench.hooks.recording.pattern_maps.COARSE", 16)
     model, tokens = open_model(tiny(family)), random_tokens(1, N)[0]
     one, every, none = (record_maps(model, tokens, far=FAR, fine=fine) for fine in (FINE, None, ()))
     kept = {(i, 1) for i, layer in enumerate(model.layers) if layer.index == 1}
@@ -222,7 +222,7 @@ def test_maps_are_read_without_torch(tmp_path):
     written(tmp_path, "llama")
     code = f"""
 import sys
-from workbench.run import open_run
+from workbench.runs.run import open_run
 run = open_run({str(tmp_path)!r})
 run.map(1, 1); run.maps.find().crop(1, 1); run.maps.table()
 print(sorted({{"torch", "transformers"}} & set(sys.modules)))
@@ -259,7 +259,7 @@ def tiny_words():
 
 def test_heads_above_a_long_range_threshold_are_kept_finer(tmp_path):
     from workbench.heads import Row
-    from workbench.mapping import flagged
+    from workbench.scanning.kept_patterns import flagged
 
     store = Store.create(tmp_path, job={}, versions={})
     origin = Origin("r", "c", "ab" * 16, "cd" * 16, None, None, 7, 7, 700)

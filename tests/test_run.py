@@ -11,7 +11,7 @@ import pytest
 
 from tests.synthetic_run import DEMO, DISTANCES, STEPS, Shape, write_run
 from workbench.heads import Head, Row, WorkbenchError
-from workbench.run import open_run
+from workbench.runs.run import open_run
 from workbench.store import Failure, Origin, Store, canonical_digest
 
 FEW = (0, 8, 64, 256, 1024, 3072)
@@ -247,7 +247,7 @@ def test_refresh_brings_in_what_was_written_since(tmp_path):
 def test_reading_a_run_imports_no_torch(path):
     code = f"""
 import sys
-from workbench.run import open_run
+from workbench.runs.run import open_run
 run = open_run({str(path)!r})
 run.top(), run.status(), run.metrics()
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))

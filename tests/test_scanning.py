@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from tests.families import random_tokens
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
-from workbench.commands.scans import scan as scan_command
-from workbench.engines import Outcome, run_inline
+from workbench.cli.scan_verbs import scan as scan_command
 from workbench.heads import NoCheckpoints, RunLocked, WorkbenchError
 from workbench.scanning import look_ahead, read_job, run_job
+from workbench.scanning.engines import Outcome, run_inline
 from workbench.store import Store
 
 FAST = {"detectors": ["induction", "sink", "far_mass"], "probes": ["repeats:n=12,n_sequences=6"]}
@@ -359,7 +359,7 @@ def test_a_scan_joins_one_that_is_running_only_if_told_to(series, run, tmp_path)
 
 
 def test_a_checkpoint_that_workers_die_of_is_given_up_until_it_is_retried(series, tmp_path, monkeypatch):
-    from workbench.scanning import running
+    from workbench.scanning import execution
 
     def dying(opener, tasks, *, tell, should_stop, environments):
         *others, last = tasks
@@ -367,7 +367,7 @@ def test_a_checkpoint_that_workers_die_of_is_given_up_until_it_is_retried(series
         yield Outcome(last, is_done=False, deaths=3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "run_local", dying)
+        patch.setattr(execution, "run_local", dying)
         run = scan(series, tmp_path / "run", **FAST, engine="local")
     (failure,) = run.failures().to_dict("records")
     assert (failure["ckpt"], failure["kind"], failure["attempts"]) == ("checkpoint-100", "worker_died", 3)

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.heads import KINDS, Metric, Row, RunLocked, StoreNotWritable, StoreTooNew, WorkbenchError
-from workbench.run import open_run
-from workbench.store import METRICS, SCORES, Failure, Origin, Reader, Store, canonical_digest, disk
+from workbench.runs.run import open_run
+from workbench.store import METRICS, SCORES, Failure, Origin, Reader, Store, atomic, canonical_digest
 
 ORIGIN = Origin("run", "step100", "ab" * 16, "cd" * 16, "stage1", None, 100, 100, 409_600)
 UNIT = "0" * 32
@@ -344,7 +344,7 @@ def test_a_file_system_without_locks_is_warned_of_and_used(store, monkeypatch):
 
 
 def test_sweep_takes_the_temporaries_of_the_dead_and_leaves_those_of_the_living(store, monkeypatch):
-    monkeypatch.setattr(disk.socket, "gethostname", lambda: "node.cluster")
+    monkeypatch.setattr(atomic.socket, "gethostname", lambda: "node.cluster")
     folder = store.path / ".tmp"
     dead = folder / f"{UNIT}.node.cluster.4194305.ab12"
     for path in (

@@ -2,7 +2,7 @@
 
 from tests.synthetic_run import write_run
 from tests.test_run import FEW, SMALL
-from workbench.commands import scans
+from workbench.cli import scan_verbs
 from workbench.store import Failure, Store, Timing
 
 
@@ -18,8 +18,8 @@ def test_watching_tells_the_slowest_so_far_and_each_failure_once(tmp_path, monke
         step = next(steps)
         store.fail(Failure(f"step{step}", None, "bad_checkpoint", f"step {step} is truncated", ""))
 
-    monkeypatch.setattr(scans.time, "sleep", meanwhile)
-    scans.status(path, watch=True)
+    monkeypatch.setattr(scan_verbs.time, "sleep", meanwhile)
+    scan_verbs.status(path, watch=True)
     said = capsys.readouterr().err
     assert "10 of 30 units done, 0 failed" in said
     assert f"slowest step{FEW[1]} repeats 6.0 s" in said

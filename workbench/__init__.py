@@ -11,33 +11,33 @@ if TYPE_CHECKING:
     from workbench.detectors import detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
     from workbench.hooks import HookedModel, LinearAttention, Recording, open_model, patch_effects
-    from workbench.jobs import Job
     from workbench.kernels import Far
     from workbench.planning import fit_linear_attention, plan, window_gates
-    from workbench.plans import KVBytes, LossTolerance, Plan
-    from workbench.run import Run, open_run
+    from workbench.runs.run import Run, open_run
     from workbench.scanning import scan
+    from workbench.scanning.job import Job
+    from workbench.store.plan_file import KVBytes, LossTolerance, Plan
 
 # Where each public name lives; it is imported when it is first asked for.
 _HOMES = {
     "Far": "workbench.kernels",
     "Head": "workbench.heads",
     "HookedModel": "workbench.hooks",
-    "Job": "workbench.jobs",
-    "KVBytes": "workbench.plans",
+    "Job": "workbench.scanning.job",
+    "KVBytes": "workbench.store.plan_file",
     "KVHead": "workbench.heads",
     "LayerInfo": "workbench.heads",
     "LinearAttention": "workbench.hooks",
-    "LossTolerance": "workbench.plans",
-    "Plan": "workbench.plans",
+    "LossTolerance": "workbench.store.plan_file",
+    "Plan": "workbench.store.plan_file",
     "Recording": "workbench.hooks",
-    "Run": "workbench.run",
+    "Run": "workbench.runs.run",
     "WorkbenchError": "workbench.heads",
     "detector": "workbench.detectors",
     "figures": "workbench.figures",
     "fit_linear_attention": "workbench.planning",
     "open_model": "workbench.hooks",
-    "open_run": "workbench.run",
+    "open_run": "workbench.runs.run",
     "patch_effects": "workbench.hooks",
     "plan": "workbench.planning",
     "probes": "workbench.probes",

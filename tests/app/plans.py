@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workbench.heads import KVHead, LayerInfo
-from workbench.plans import CurvePoint, Plan, RankedHead
+from workbench.store.plan_file import CurvePoint, Plan, RankedHead
 
 
 def made_plan() -> Plan:

@@ -13,8 +13,8 @@ import pytest
 from tests.app.plans import made_plan
 from tests.app.test_browser import arrive, drawn, query, says
 from tests.synthetic_run import DEMO, write_run
-from workbench.plans import Plan
 from workbench.store import Failure, Store
+from workbench.store.plan_file import Plan
 
 pytestmark = pytest.mark.browser
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"

@@ -9,9 +9,9 @@ import pytest
 
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.live import live_runs
-from workbench.app.tables import facts_of, head_scores
-from workbench.app.view import View
+from workbench.app.head_tables import facts_of, head_scores
+from workbench.app.state.live_runs import live_runs
+from workbench.app.state.view import View
 from workbench.heads import Head, WorkbenchError
 
 FEW = replace(DEMO["hybrid"], steps=(0, 64, 1024), detectors=("induction", "retrieval", "entropy", "learned_sink"))

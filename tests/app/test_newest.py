@@ -10,11 +10,11 @@ import pytest
 
 from tests.synthetic_run import DEMO, write_run
 from workbench import figures
-from workbench.app.live import live_runs
-from workbench.app.newest import NewestRun
+from workbench.app.state.live_runs import live_runs
+from workbench.app.state.newest import NewestRun
 from workbench.figures.trajectories import read_trajectories
 from workbench.heads import Head
-from workbench.run import open_run
+from workbench.runs.run import open_run
 from workbench.store import Store
 from workbench.store.parts import part_files, read_label
 
@@ -108,7 +108,7 @@ def test_a_heads_history_is_that_of_the_run(folder, live):
 
 
 def test_what_is_kept_stays_within_its_bound(folder, live, monkeypatch):
-    monkeypatch.setattr("workbench.app.live._KEPT_BYTES", 20_000)
+    monkeypatch.setattr("workbench.app.state.live_runs._KEPT_BYTES", 20_000)
     for detector in live.detectors:
         for step in FEW.steps:
             live.scores(detector=detector, step=step)

@@ -12,14 +12,14 @@ from tests.app.plans import made_plan
 from tests.app.test_callbacks import call
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.compare import settle as settle_compare
+from workbench.app.components import Content
 from workbench.app.exports import TABLES
-from workbench.app.jobs import resume_command, state_of
-from workbench.app.live import live_runs
-from workbench.app.overview import grouped
-from workbench.app.parts import Content
-from workbench.app.view import View, settled
-from workbench.run import open_run
+from workbench.app.pages.compare import settle as settle_compare
+from workbench.app.pages.jobs import resume_command, state_of
+from workbench.app.pages.overview import grouped
+from workbench.app.state.live_runs import live_runs
+from workbench.app.state.view import View, settled
+from workbench.runs.run import open_run
 from workbench.store import Failure, Store
 
 FEW = {"steps": (0, 64, 256, 1024), "detectors": ("induction", "sink")}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.synthetic_run import DEMO, write_run
-from workbench.app.planes import planes, stop_of
-from workbench.run import open_run
+from workbench.app.score_planes import planes, stop_of
+from workbench.runs.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_run_says_its_layers_and_first_onset(runs):
 
 
 def test_of_very_many_scores_eight_bits_come_back_within_a_five_hundredth_and_no_intervals(runs, monkeypatch):
-    monkeypatch.setattr("workbench.app.planes.MANY", 10)
+    monkeypatch.setattr("workbench.app.score_planes.MANY", 10)
     sent = planes(runs, "learned_sink", "text")["runs"]["hybrid"]
     table = runs[1].scores(detector="learned_sink")
     wide = table.pivot_table(index=["layer", "head"], columns="step", values="score", dropna=False)

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from workbench.app import build_app, serve, show
-from workbench.app.live import live_runs
-from workbench.app.server import Server
+from workbench.app.server.serving import Server
+from workbench.app.state.live_runs import live_runs
 from workbench.heads import WorkbenchError
-from workbench.run import open_run
+from workbench.runs.run import open_run
 from workbench.store import Store
 
 

@@ -14,9 +14,9 @@ from tests.more_families import MORE_CONFIGS
 from tests.weights import UNREADABLE, head_matrices
 from workbench import WorkbenchError, open_model, probes, scan, score
 from workbench.detectors import all_detectors, composition, find_detectors
-from workbench.detectors.circuits import composition_table, copying, k_composition, random_ratio
+from workbench.detectors.builtin.weight_circuits import composition_table, copying, k_composition, random_ratio
 from workbench.heads import LayerInfo
-from workbench.hooks.weights import HeadWeights, Weights, linear_part, read_weights
+from workbench.hooks.head_weights import HeadWeights, Weights, linear_part, read_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

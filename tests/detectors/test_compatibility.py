@@ -20,7 +20,7 @@ from tests.planted import (
 )
 from workbench import probes
 from workbench.detectors import registry, score
-from workbench.detectors.sinks import gu_sink
+from workbench.detectors.builtin.sinks import gu_sink
 from workbench.heads import WorkbenchError
 from workbench.hooks import open_model
 from workbench.probes import Vocabulary

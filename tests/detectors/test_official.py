@@ -11,11 +11,17 @@ from tests.families import tiny
 from tests.planted import TOKEN, VOCABULARY, PlantedModel, induction_head, previous_token_head, uniform_head
 from workbench import probes
 from workbench.detectors import Decoding, decode, decoded, detector, registry, score
-from workbench.detectors.decoding import overlapping, said_right
-from workbench.detectors.official import NEEDLE, answer_rows, most_attended_in_needle, retrieval_headkv, retrieval_wu
+from workbench.detectors.builtin.retrieval_decoded import (
+    NEEDLE,
+    answer_rows,
+    most_attended_in_needle,
+    retrieval_headkv,
+    retrieval_wu,
+)
+from workbench.detectors.decoded_probes import overlapping, said_right
 from workbench.heads import WorkbenchError
 from workbench.hooks import RowReading, open_model
-from workbench.hooks.greedy import greedy
+from workbench.hooks.recording.greedy_decoding import greedy
 from workbench.probes import Vocabulary
 
 WORDS = Vocabulary(torch.arange(3, 90), bos=1)
@@ -215,7 +221,7 @@ def test_a_scan_stores_each_score_for_the_probes_it_is_defined_on(tmp_path):
 
 
 def test_words_decide_whether_an_answer_was_right_and_a_newline_ends_it(speaking, monkeypatch):
-    from workbench.detectors import decoding
+    from workbench.detectors import decoded_probes
 
     probe = probes.needle(speaking, length=200, depth=[20, 80], n_sequences=1)
     stops, texts = set(), [" It is 1234567, I think", " The number is"]
@@ -227,7 +233,7 @@ def test_words_decide_whether_an_answer_was_right_and_a_newline_ends_it(speaking
             number = speaking.tokenizer.decode(prompt.tolist()).split(" is: ")[1].split(".")[0]
             yield torch.tensor(speaking.tokenizer(said.replace("1234567", number))["input_ids"])
 
-    monkeypatch.setattr(decoding, "greedy", reciting)
+    monkeypatch.setattr(decoded_probes, "greedy", reciting)
     said = decode(speaking, probe)
     assert {speaking.tokenizer.decode([i]) for i in stops} == {"\n"}
     assert len(decoded(speaking, probe, Decoding("none"), said=said).tokens) == 2

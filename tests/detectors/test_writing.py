@@ -9,8 +9,8 @@ from tests.brute import eager_patterns
 from tests.families import tiny
 from workbench import probes
 from workbench.detectors import Decoding, decoded, score
-from workbench.detectors.official import answer_rows
-from workbench.detectors.writing import from_needle, spelling_rows
+from workbench.detectors.builtin.locos import from_needle, spelling_rows
+from workbench.detectors.builtin.retrieval_decoded import answer_rows
 from workbench.hooks import RowReading, open_model
 from workbench.probes import Vocabulary
 
@@ -76,7 +76,7 @@ def test_what_heads_write_from_the_needle_equals_the_authors_formula(family):
 
 
 def test_the_steps_that_say_the_needle_are_its_first_saying_in_one_piece():
-    from workbench.hooks.cells import sequences
+    from workbench.hooks.recording.cells import sequences
 
     tokens = torch.tensor([[5, 6, 7, 1, 9, 6, 7, 6, 7, 2], [5, 6, 7, 1, 6, 9, 7, 9, 9, 2]])
     rows = torch.tensor([(b, row) for b in range(2) for row in range(3, 9)])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.emergence.made_up import FEW, PYTHIA, logistic
-from workbench.emergence.breaks import breaks_of
-from workbench.emergence.crossings import crossings_of
-from workbench.emergence.curves import logarithm
-from workbench.emergence.logistic import fit_logistic
+from workbench.emergence.hysteresis import crossings_of
+from workbench.emergence.logistic_fit import fit_logistic
+from workbench.emergence.score_curves import logarithm
+from workbench.emergence.step_changes import breaks_of
 
 NAN = np.nan
 

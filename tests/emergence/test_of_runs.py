@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from tests.synthetic_run import DEMO, STEPS, write_run
 from workbench.cli import app
-from workbench.emerged import summarise
 from workbench.emergence import align
 from workbench.heads import Row, WorkbenchError
-from workbench.run import open_run
+from workbench.runs.run import open_run
+from workbench.runs.summary import summarise
 from workbench.store import Origin, Store, canonical_digest
 
 SMALL = replace(DEMO["full"], n_heads=8, n_kv_heads=8, detectors=("induction", "sink", "entropy"))
@@ -132,8 +132,8 @@ def test_emergence_imports_no_torch(path):
     code = f"""
 import sys
 from workbench.cli import app
-from workbench.emerged import summarise
-from workbench.run import open_run
+from workbench.runs.summary import summarise
+from workbench.runs.run import open_run
 summarise([open_run({str(path)!r})])
 print(sorted({{"torch", "transformers", "scipy"}} & set(sys.modules)))
 """

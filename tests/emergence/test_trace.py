@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.emergence.made_up import FEW, PYTHIA, TOKENS_PER_STEP, rising_heads, rows
-from workbench.emergence import intervals, trace
+from workbench.emergence import onset_intervals, trace
 
 NAN = np.nan
 
@@ -42,7 +42,7 @@ def test_heads_known_so_well_that_refits_are_straight_get_the_interval_of_refits
     rng = np.random.default_rng([8, len(steps)])
     score, _ = rising_heads(rng, steps, 300, sd=0.01)
     straight = traced(score, steps, se=0.01)
-    monkeypatch.setattr(intervals, "_STRAIGHT", 0.0)
+    monkeypatch.setattr(onset_intervals, "_STRAIGHT", 0.0)
     refitted = traced(score, steps, se=0.01)
     compared = (refitted.is_resolved & (refitted.method == "logistic")).to_numpy()
     low, high = np.log(refitted[compared][["n50_lo", "n50_hi"]].to_numpy().T)

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from tests.engines.workers import open_badly, open_nothing, open_worker
-from workbench.engines import Task, run_local
 from workbench.heads import StoreNotWritable, WorkbenchError
+from workbench.scanning.engines import Task, run_local
 
 TWO = [{"CUDA_VISIBLE_DEVICES": str(i), "OMP_NUM_THREADS": "1"} for i in range(2)]
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.engines.test_local import tasks
 from tests.engines.workers import open_worker
-from workbench.engines import run_ray
 from workbench.heads import StoreNotWritable, WorkbenchError
+from workbench.scanning.engines import run_ray
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,12 @@ from tests.experiments.small import STUDY
 from workbench.cli import main
 from workbench.detectors import score
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
-from workbench.experiments.answers import answers
-from workbench.experiments.arms import arms_of, prepare
-from workbench.experiments.converting import forms_from
-from workbench.experiments.linear_training import linear_heads
-from workbench.experiments.masking import masked
-from workbench.experiments.material import probes
-from workbench.experiments.parts import claim
-from workbench.experiments.recovered import recovered_share
-from workbench.experiments.tables import (
+from workbench.experiments.conversion.answers import answers
+from workbench.experiments.conversion.arms import arms_of, prepare
+from workbench.experiments.conversion.head_conversion import forms_from
+from workbench.experiments.conversion.linear_training import linear_heads
+from workbench.experiments.conversion.recovered import recovered_share
+from workbench.experiments.conversion.results import (
     NO_TRAINING,
     causes,
     damage_by_context,
@@ -35,6 +32,9 @@ from workbench.experiments.tables import (
     recall_by_seed,
     spearman,
 )
+from workbench.experiments.conversion.study_data import probes
+from workbench.experiments.conversion.study_folder import claim
+from workbench.experiments.conversion.window_masks import masked
 from workbench.heads import KVHead, StoreNotWritable, WorkbenchError
 from workbench.hooks import open_model
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.experiments.small import STUDY
 from workbench.experiments import Continued, medium_study, quick_study
-from workbench.experiments.keepsets import (
+from workbench.experiments.conversion.keep_sets import (
     is_linear,
     is_trained,
     keep_sets,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.experiments.small import STUDY
-from workbench.experiments.material import batches, probes
-from workbench.experiments.runs import weighted_loss
+from workbench.experiments.conversion.study_data import batches, probes
+from workbench.experiments.conversion.training_runs import weighted_loss
 from workbench.pretrain.training import next_token_loss
 
 WITH_TASKS = replace(STUDY, tasks=("hops", "counting"))

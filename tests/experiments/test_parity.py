@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from tests.families import CONFIGS, tiny
 from workbench import open_model, probes, score
 from workbench.cli import app
-from workbench.experiments.parity.agreement import Own, compare
-from workbench.experiments.parity.own import hold_against
+from workbench.experiments.parity.own_scores import hold_against
+from workbench.experiments.parity.parity_scores import Own, compare
 from workbench.experiments.parity.published import Figure, Published, Shape, choose, published_models, read_published
 from workbench.heads import Head, WorkbenchError
 from workbench.planning import METHODS, Game, rank
@@ -95,7 +95,7 @@ def test_heads_without_a_score_of_ours_are_left_out():
 
 def test_the_figures_that_come_along_name_sources_and_known_detectors_and_probes():
     from workbench.detectors import all_detectors
-    from workbench.probes.standard import BY_NAME
+    from workbench.probes.registry import BY_NAME
 
     models = published_models()
     assert len({p.name for p in models}) == len(models)

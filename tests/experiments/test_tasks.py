@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from workbench.experiments.tasks import chains, counts, drills
+from workbench.experiments.conversion.study_tasks import chains, counts, drills
 from workbench.heads import WorkbenchError
 from workbench.pretrain.language import VOCABULARY, Language
 

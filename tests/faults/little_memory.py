@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 import workbench as wb
-from workbench.kernels import CausalMask, Far, Request, blockwise, tiles
+from workbench.kernels import CausalMask, Far, Request, tiles
+from workbench.kernels.softmax import blockwise
 
 HEADS, KEYS, ROWS = 32, 8192, 128
 

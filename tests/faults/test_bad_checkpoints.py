@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tests.families import tiny
 from workbench.checkpoints import find_checkpoints, fingerprint
 from workbench.heads import BadCheckpoint, NoCheckpoints
-from workbench.hooks.loading import load_pretrained
+from workbench.loading.pretrained import load_pretrained
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 K_PROJ = "model.layers.0.self_attn.k_proj.weight"

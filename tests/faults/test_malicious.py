@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from tests.families import tiny
 from workbench.checkpoints import find_checkpoints, fingerprint
-from workbench.checkpoints.digests import verify_digests
 from workbench.checkpoints.fingerprints import same_weights
+from workbench.checkpoints.written_digests import verify_digests
 from workbench.heads import BadCheckpoint
-from workbench.hooks.loading import load_pretrained
+from workbench.loading.pretrained import load_pretrained
 
 OUTSIDE_FILES = ("config.json", "tokenizer.json", "generation_config.json", "model.safetensors", "pytorch_model.bin")
 

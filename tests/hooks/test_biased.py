@@ -7,7 +7,7 @@ from tests.brute import eager_patterns
 from tests.families import random_tokens, tiny
 from workbench import KVHead, WorkbenchError, open_model
 from workbench.detectors import score
-from workbench.hooks.scored import MAX_TOKENS
+from workbench.hooks.taps.scored_call import MAX_TOKENS
 
 FAMILIES = ["inkling", "inkling2"]
 

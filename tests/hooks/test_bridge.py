@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.families import VOCABULARY, random_tokens, tiny
 from workbench import HookedModel, WorkbenchError, open_model, score
-from workbench.pretrain.saving import word_tokenizer
+from workbench.pretrain.checkpoint_writer import word_tokenizer
 
 KNOWN = ["llama", "gpt2", "gpt_neox", "mistral", "gemma2", "gpt_oss"]
 pytestmark = [

@@ -11,7 +11,7 @@ from tests.detectors.test_exactness import assert_same
 from tests.families import WINDOW, random_tokens, tiny
 from tests.older_families import OLDER_CONFIGS, eager_twin, edited_logits
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
-from workbench.hooks.eager import MAX_TOKENS, handling
+from workbench.hooks.taps.eager import MAX_TOKENS, handling
 from workbench.kernels import Far
 
 NEEDS = {"entropy", "mean_distance", "far_mass", "induction", "sink_mass"}

@@ -15,9 +15,9 @@ from tests.recurrences import inputs_of, pattern_and_values, row_statistics
 from workbench.detectors import score
 from workbench.heads import RoundedDecayWarning, WorkbenchError
 from workbench.hooks import open_model
-from workbench.hooks.linear import decay_reach, head_outputs, linear_layers, measured_reach, reading_linear
-from workbench.hooks.linear.checking import implied_output
-from workbench.hooks.linear.lightning import lightning_modules, never_forgetting
+from workbench.hooks.taps.linear import decay_reach, head_outputs, linear_layers, measured_reach, reading_linear
+from workbench.hooks.taps.linear.lightning import lightning_modules, never_forgetting
+from workbench.hooks.taps.linear.linear_selfcheck import implied_output
 from workbench.kernels import Cells, Far, Request
 
 # One family of every mechanism; the others share its adapter and are tested in the claims about adapters.

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from tests.families import CONFIGS, tiny
 from workbench.heads import BadCheckpoint
-from workbench.hooks.loading import load_pretrained
+from workbench.loading.pretrained import load_pretrained
 
 TOKENS = torch.arange(40)[None]
 

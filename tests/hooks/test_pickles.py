@@ -14,7 +14,7 @@ import torch.distributed.checkpoint
 
 from tests.families import tiny
 from workbench.heads import BadCheckpoint
-from workbench.hooks.loading import load_pretrained
+from workbench.loading.pretrained import load_pretrained
 
 FAMILIES = ["llama", "gpt_neox", "minimax"]
 

@@ -9,7 +9,7 @@ from tests.linear_families import tiny as tiny_linear
 from tests.more_families import MORE_CONFIGS, WITH_CONVOLUTIONS
 from tests.older_families import OLDER_CONFIGS
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
-from workbench.hooks.recording import NEEDS
+from workbench.hooks.recording.needs import NEEDS
 from workbench.kernels import Far
 
 THROUGH_A_CACHE = [f for f in (*SOFTMAX, *MORE_CONFIGS, *OLDER_CONFIGS) if f not in ("openai_gpt", *WITH_CONVOLUTIONS)]

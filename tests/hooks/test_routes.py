@@ -7,10 +7,11 @@ import torch
 
 from tests.families import HEADS, WINDOW, random_tokens, tiny
 from workbench import KVHead, WorkbenchError, open_model
-from workbench.hooks.recording import NEEDS
-from workbench.kernels import CausalMask, Far, Request, blockwise, recorded, routes
+from workbench.hooks.recording.needs import NEEDS
+from workbench.kernels import CausalMask, Far, Request, routes
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.forms import SETTING
+from workbench.kernels.softmax import blockwise, recorded
 from workbench.probes import copy_needle
 
 # What the kernels' profile of a row holds.
@@ -145,7 +146,7 @@ def test_what_the_kernels_do_not_hold_goes_row_by_row_with_the_reason(changes, w
 
 def masks_of(family, n_tokens=30, attention_mask=None):
     """The masks that a model's layers bring."""
-    from workbench.hooks.interface import handling
+    from workbench.hooks.taps.attention_interface import handling
 
     seen = []
 
@@ -194,7 +195,7 @@ def test_sliding_rows_after_a_cache_hide_the_same_keys():
 def test_lookalikes_of_a_sliding_window_are_not_taken_for_one():
     from transformers import masking_utils as hf
 
-    from workbench.hooks.standard_masks import sliding_window_of
+    from workbench.hooks.taps.standard_masks import sliding_window_of
 
     sliding = hf.sliding_window_causal_mask_function(8)
     ids = torch.zeros(1, 9, dtype=torch.long)

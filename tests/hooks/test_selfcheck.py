@@ -14,7 +14,7 @@ from tests.families import CONFIGS, random_tokens, tiny
 from tests.more_families import MORE_CONFIGS
 from tests.older_families import OLDER_CONFIGS
 from workbench import WorkbenchError, open_model
-from workbench.hooks import attention
+from workbench.hooks.taps import attention_call
 
 
 def with_attention(family, kind, method):
@@ -98,13 +98,13 @@ def test_an_older_layer_that_attends_twice_is_refused():
 
 
 def test_probabilities_that_do_not_sum_to_one_are_refused(monkeypatch):
-    exact = attention.attention_statistics
+    exact = attention_call.attention_statistics
 
     def doubled(*args, **kwargs):
         out, statistics = exact(*args, **kwargs)
         return out, replace(statistics, mass=2 * statistics.mass)
 
-    monkeypatch.setattr(attention, "attention_statistics", doubled)
+    monkeypatch.setattr(attention_call, "attention_statistics", doubled)
     for family in ("llama", "gpt_oss"):
         with pytest.raises(WorkbenchError, match=r"the probabilities of layer 0 .*, layer 1 .* do not sum to 1"):
             open_model(tiny(family))

@@ -10,8 +10,8 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.kernels import aot
-from workbench.kernels.configs import WIDEST
 from workbench.kernels.dialect import HAS_TRITON
+from workbench.kernels.launch_shapes import WIDEST
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 

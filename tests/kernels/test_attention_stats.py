@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from workbench.kernels import attention_triton, profile_blockwise, profiles
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
-from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.softmax import profile_blockwise, profiles, triton_launch
+from workbench.kernels.softmax.profiles import ProfileRequest
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 LADDER = (1, 4, 8, 33, 64, 100)
@@ -27,7 +27,7 @@ CASES = {
     "one token": dict(heads=(2, 1), n=(1, 1), d=32),
 }
 FORMS = {
-    "triton": pytest.param(attention_triton, id="triton", marks=needs_triton),
+    "triton": pytest.param(triton_launch, id="triton", marks=needs_triton),
     "torch": pytest.param(profile_blockwise, id="torch"),
 }
 
@@ -177,7 +177,7 @@ def test_rows_that_see_nothing_have_no_mass_and_no_nan(form, generator, poisoned
 @needs_triton
 def test_a_second_launch_gives_the_same_bits(generator, poisoned):
     p = problem("window", generator)
-    one, two = run(attention_triton, p), run(attention_triton, p)
+    one, two = run(triton_launch, p), run(triton_launch, p)
     for name in ("out", "lse", "entropy", "top_key", "mean_distance", "beyond", "tag_mass"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, Cells, Far, Request, attention_crop, blockwise, reference
+from workbench.kernels import CausalMask, Cells, Far, Request, attention_crop
+from workbench.kernels.softmax import blockwise, reference
 
 CASES = {
     "causal": dict(heads=(2, 2), n=(37, 37)),

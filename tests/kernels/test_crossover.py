@@ -2,8 +2,8 @@
 
 import pytest
 
+from workbench.analysis.crossover import MINIMAX_TEXT_01, LayerShape, crossover, crossover_table
 from workbench.heads import WorkbenchError
-from workbench.kernels.crossover import MINIMAX_TEXT_01, LayerShape, crossover, crossover_table
 
 
 @pytest.mark.parametrize(("chunk", "tokens"), [(64, 384), (128, 512), (256, 768)])

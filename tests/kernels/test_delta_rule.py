@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import delta_rule
 from workbench.kernels.dialect import HAS_TRITON
+from workbench.kernels.linear import delta as delta_rule
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 FORMS = [

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from workbench.hooks.interventions import RestrictedMask, Window
+from workbench.hooks.interventions.windows import RestrictedMask, Window
 from workbench.kernels import CausalMask, tiles
-from workbench.kernels.differentiable import differentiable_attention
 from workbench.kernels.masks import visible_tile
+from workbench.kernels.softmax.differentiable import differentiable_attention
 
 
 def dense(q, k, v, visible, *, scale, softcap, sinks):

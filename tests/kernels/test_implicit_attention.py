@@ -5,14 +5,9 @@ import torch
 from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delta_attention
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from workbench.kernels import (
-    DeltaRows,
-    implicit_column_sums,
-    implicit_feature_mass,
-    implicit_rows,
-    reference,
-    signed_crop,
-)
+from workbench.analysis.implicit_attention import implicit_column_sums, implicit_feature_mass, implicit_rows
+from workbench.kernels import DeltaRows, signed_crop
+from workbench.kernels.softmax import reference
 
 N_TOKENS, N_HEADS, D, D_V = 90, 2, 8, 6
 

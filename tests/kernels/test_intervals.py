@@ -5,8 +5,8 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.intervals import documents_of, intervals
-from workbench.kernels.profile_blockwise import attention_profile
-from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.softmax.profile_blockwise import attention_profile
+from workbench.kernels.softmax.profiles import ProfileRequest
 
 
 def dense(n_queries, n_keys, **options):

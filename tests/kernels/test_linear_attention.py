@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import linear_attention
 from workbench.kernels.dialect import HAS_TRITON
+from workbench.kernels.linear import decay
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 CASES = {
@@ -25,14 +25,14 @@ FORMS = {"triton": pytest.param("triton", marks=needs_triton), "torch": "torch"}
 
 def forward(form, **more):
     if form == "torch":
-        return lambda *a, **k: linear_attention.chunked(*a, chunk=16, **k)
-    return lambda *a, **k: linear_attention.launched(*a, segment=64, **k)
+        return lambda *a, **k: decay.chunked(*a, chunk=16, **k)
+    return lambda *a, **k: decay.launched(*a, segment=64, **k)
 
 
 def backward(form):
     if form == "torch":
-        return linear_attention.chunked_backward
-    return lambda *a, **k: linear_attention.launched_backward(*a, segment=64, **k)
+        return decay.chunked_backward
+    return lambda *a, **k: decay.launched_backward(*a, segment=64, **k)
 
 
 def problem(case, generator, dtype=torch.float32):
@@ -77,7 +77,7 @@ def recurrence(q, k, v, log_decay, *, scale, initial_state=None, cu_seqlens=None
         finals.append(state)
         taken.append(torch.stack(kept) if kept else state.new_empty(0, *state.shape))
     out = torch.stack([torch.stack([outs[row, i] for i in range(t)], 1) for row in range(b)])
-    return linear_attention.LinearOutput(out, torch.stack(finals), torch.stack(taken))
+    return decay.LinearOutput(out, torch.stack(finals), torch.stack(taken))
 
 
 def exactly(p):
@@ -177,7 +177,7 @@ def test_snapshots_are_the_states_on_the_way(case, at, form, generator, poisoned
 @pytest.mark.parametrize("form", FORMS.values())
 def test_steps_equal_the_chunked_form(form, generator, poisoned):
     p = problem("per head", generator)
-    step = linear_attention.step if form == "torch" else linear_attention.launched_step
+    step = decay.step if form == "torch" else decay.launched_step
     state, scale = p["options"]["initial_state"], p["options"]["scale"]
     for i in range(3):
         out, state = step(*(p[x][:, :, i] for x in "qkv"), state, p["log_decay"][..., 0], scale=scale)
@@ -197,9 +197,7 @@ def test_the_steepest_decay_neither_overflows_nor_underflows_to_nan(form, poison
 def test_torch_chunks_are_differentiable_in_float64(generator):
     inputs = [torch.randn(1, 1, 7, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
     gate = -torch.rand(1, 1, 7, generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, g: tuple(linear_attention.chunked(q, k, v, g, chunk=3)[:2]), (*inputs, gate)
-    )
+    assert torch.autograd.gradcheck(lambda q, k, v, g: tuple(decay.chunked(q, k, v, g, chunk=3)[:2]), (*inputs, gate))
 
 
 @needs_triton
@@ -213,4 +211,4 @@ def test_a_second_launch_gives_the_same_bits(generator, poisoned):
 def test_bounds_that_do_not_cover_the_tokens_are_refused():
     x = torch.zeros(1, 1, 8, 4)
     with pytest.raises(WorkbenchError, match=r"cu_seqlens \[0, 5\] do not cut a batch of 1 × 8 tokens"):
-        linear_attention.chunked(x, x, x, torch.zeros(1, 1, 1), cu_seqlens=[0, 5])
+        decay.chunked(x, x, x, torch.zeros(1, 1, 1), cu_seqlens=[0, 5])

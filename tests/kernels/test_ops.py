@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import attention_ops, forms, linear_attention, linear_ops, ops, profiles
-from workbench.kernels.configs import WIDEST
+from workbench.kernels import forms, ops
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
-from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.launch_shapes import WIDEST
+from workbench.kernels.linear import decay, linear_ops
+from workbench.kernels.softmax import profiles, softmax_ops
+from workbench.kernels.softmax.profiles import ProfileRequest
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 
@@ -56,7 +58,7 @@ def test_linear_attention_gradients_flow_into_every_input(generator):
     out, state, _ = ops.linear_attention(*inputs[:3], log_decay=inputs[3])
     found = torch.autograd.grad(out.sum() + state.square().sum(), inputs)
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out, state, _ = linear_attention.chunked(*wide)
+    out, state, _ = decay.chunked(*wide)
     wanted = torch.autograd.grad(out.sum() + state.square().sum(), wide)
     for a, b in zip(found, wanted, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
@@ -122,9 +124,9 @@ def delta_calls(generator):
 
 
 CALLS = {
-    "attention_profile": (attention_ops, profile_calls),
-    "attention_backward": (attention_ops, profile_backward_calls),
-    "attention_column_sums": (attention_ops, column_calls),
+    "attention_profile": (softmax_ops, profile_calls),
+    "attention_backward": (softmax_ops, profile_backward_calls),
+    "attention_column_sums": (softmax_ops, column_calls),
     "linear_attention": (linear_ops, linear_calls),
     "linear_attention_backward": (linear_ops, linear_backward_calls),
     "linear_attention_step": (linear_ops, step_calls),
@@ -140,9 +142,7 @@ def test_opcheck_passes(name, generator):
 
 
 def test_every_registered_op_is_checked():
-    names = {
-        x for module in (attention_ops, linear_ops) for x, y in vars(module).items() if hasattr(y, "register_fake")
-    }
+    names = {x for module in (softmax_ops, linear_ops) for x, y in vars(module).items() if hasattr(y, "register_fake")}
     assert names == set(CALLS)
 
 
@@ -151,7 +151,7 @@ import torch
 torch.set_num_threads(1)
 from workbench.kernels import ops
 from workbench.kernels.intervals import intervals
-from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.softmax.profiles import ProfileRequest
 q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
 seen = intervals(16, 16)
 
@@ -228,9 +228,9 @@ def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
 
     def launched(*args, **options):
         launches.append(args[0].shape[-1])
-        return linear_attention.chunked(*args, **options)
+        return decay.chunked(*args, **options)
 
-    monkeypatch.setattr(linear_attention, "launched", launched)
+    monkeypatch.setattr(decay, "launched", launched)
     for d in (128, 136):
         x = torch.ones(1, 1, 3, d)
         ops.linear_attention(x, x, x, log_decay=torch.zeros(1))

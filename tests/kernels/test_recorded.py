@@ -8,8 +8,9 @@ import torch
 from tests.kernels.test_blockwise import everything as everything_there_is
 from tests.kernels.test_blockwise import problem
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, Request, recorded, reference
+from workbench.kernels import CausalMask, Request
 from workbench.kernels.dialect import HAS_TRITON
+from workbench.kernels.softmax import recorded, reference
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.kernels.test_blockwise import assert_equal, everything, problem
-from workbench.kernels import CausalMask, Request, reference
-from workbench.kernels.scored import scored_crop, scored_statistics
+from workbench.kernels import CausalMask, Request
+from workbench.kernels.softmax import reference
+from workbench.kernels.softmax.scored import scored_crop, scored_statistics
 
 CASES = ["causal", "gqa", "one kv head", "prefix", "window", "window and prefix", "left padding", "wide values"]
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from workbench.kernels import Cells, DecayRows, DeltaRows, Far, Request, reference, signed_crop, signed_statistics
+from workbench.kernels import Cells, DecayRows, DeltaRows, Far, Request, signed_crop, signed_statistics
+from workbench.kernels.softmax import reference
 
 MAKERS = ["decay", "delta", "delta by channel"]
 FAR = Far(window=6, sink=2)

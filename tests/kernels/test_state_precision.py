@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from workbench.heads import WorkbenchError
-from workbench.kernels.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
-from workbench.kernels.state_precision import (
+from workbench.analysis.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
+from workbench.analysis.state_precision import (
     horizon_share,
     lightning_slopes,
     lost_decays,
     rounded_decays,
     state_error_growth,
 )
+from workbench.heads import WorkbenchError
 
 # 80 layers of which every eighth is softmax.
 MINIMAX = torch.cat([lightning_slopes(layer, 80, 64) for layer in range(80) if layer % 8 != 7])

@@ -6,10 +6,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, DecayRows, Far, Request, blockwise, profile_blockwise, reference, signed
-from workbench.kernels.attention_gradients import attention_backward
+from workbench.kernels import CausalMask, DecayRows, Far, Request
 from workbench.kernels.intervals import intervals
-from workbench.kernels.profiles import ProfileRequest
+from workbench.kernels.linear import signed_rows
+from workbench.kernels.softmax import blockwise, profile_blockwise, reference
+from workbench.kernels.softmax.gradients import attention_backward
+from workbench.kernels.softmax.profiles import ProfileRequest
 from workbench.kernels.tiles import cut
 
 EVERYTHING = Request(entropy=True, distance=True, far=Far(30, sink=3))
@@ -65,7 +67,9 @@ def exact_statistics():
 
 def implied_rows():
     q, k, _ = attention_inputs()
-    found = signed.signed_statistics(DecayRows(q, k.repeat_interleave(2, 1), -torch.rand(1, 4, 301) / 9), EVERYTHING)
+    found = signed_rows.signed_statistics(
+        DecayRows(q, k.repeat_interleave(2, 1), -torch.rand(1, 4, 301) / 9), EVERYTHING
+    )
     return found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
 
 

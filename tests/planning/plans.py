@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from workbench import KVHead, LayerInfo, Plan
-from workbench.plans import CurvePoint, RankedHead
+from workbench.store.plan_file import CurvePoint, RankedHead
 
 NAN = float("nan")
 FULL = LayerInfo(0, "full", "softmax", None, False, 4, 2, 16)

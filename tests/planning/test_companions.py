@@ -9,9 +9,9 @@ import torch
 from tests.families import tiny
 from tests.planning.junction import AND, OR, JunctionModel, far_answer
 from workbench import KVHead, WorkbenchError, open_model, probes, score
-from workbench.hooks.gates import gated
+from workbench.hooks.interventions.gates import gated
 from workbench.planning import METHODS, Game, rank
-from workbench.planning.duo import duo_gates, duo_gates_annealed
+from workbench.planning.rankings.duo_gates import duo_gates, duo_gates_annealed
 from workbench.probes import make_probe
 
 WINDOW, SINK = 6, 1

@@ -7,10 +7,10 @@ from tests.planning.junction import AND, OR, JunctionModel, far_answer
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model
 from workbench.planning import Game, area_under, first_at
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
-from workbench.planning.curves import Order, keep_counts, keep_curve, order_of
-from workbench.planning.game import Outcome
-from workbench.planning.rankings import Ranking, random_order, shuffled_in_layers
-from workbench.plans import CurvePoint
+from workbench.planning.conversion_objective import Outcome
+from workbench.planning.keep_curves import Order, keep_counts, keep_curve, order_of
+from workbench.planning.rankings.ranking import Ranking, random_order, shuffled_in_layers
+from workbench.store.plan_file import CurvePoint
 
 HEADS = tuple(KVHead(layer, h) for layer in range(3) for h in range(2))
 

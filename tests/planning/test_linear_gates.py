@@ -21,11 +21,11 @@ from workbench import (
     score,
     window_gates,
 )
-from workbench.hooks.eager import handling
-from workbench.hooks.gates import gated
+from workbench.hooks.interventions.gates import gated
+from workbench.hooks.taps.eager import handling
 from workbench.planning import METHODS, Game, rank
-from workbench.planning.duo import duo_gates
 from workbench.planning.linear_fit import _candidates
+from workbench.planning.rankings.duo_gates import duo_gates
 
 # Forgets within a token: a head that reads a far key reads nothing.
 FORGETFUL = {KVHead(0, h): LinearAttention("elu", decay=1e-6) for h in range(2)}
@@ -36,7 +36,7 @@ FORGETFUL = {KVHead(0, h): LinearAttention("elu", decay=1e-6) for h in range(2)}
     [(OR, (0.5, 0.5), (0, 0), (1, 1)), (AND, (0.5, 0.5), (1, 1), (0, 0)), (SUM, (0.3, 0.7), (0.3, 0.7), (0.3, 0.7))],
 )
 def test_what_heads_are_worth_together_and_alone_is_known_by_hand(junction, gates, alone, restored, monkeypatch):
-    monkeypatch.setattr("workbench.planning.objectives.cross_entropy", lambda logits, *_, **__: -logits[:, 7] / 2)
+    monkeypatch.setattr("workbench.planning.answer_loss.cross_entropy", lambda logits, *_, **__: -logits[:, 7] / 2)
     game = Game(open_model(JunctionModel(junction)), far_answer(), FORGETFUL)
     expected = {"window_gates": gates, "leave_one_windowed": alone, "restore_one": restored}
     for method, shares in expected.items():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.planning.plans import FULL, LINEAR, layers_of, plan_of
 from workbench import KVHead, WorkbenchError, figures
-from workbench.plans import CurvePoint, RankedHead
+from workbench.store.plan_file import CurvePoint, RankedHead
 
 SCORES = {KVHead(0, 1): 2.0, KVHead(2, 0): 1.0, KVHead(0, 0): 0.25, KVHead(2, 1): -0.5}
 

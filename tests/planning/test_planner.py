@@ -11,8 +11,8 @@ from tests.families import random_tokens, tiny
 from tests.linear_families import tiny as linear_tiny
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, default_evaluation, evaluation_on
-from workbench.planning.methods import integrated
-from workbench.plans import kv_bytes
+from workbench.planning.rankings.registry import integrated
+from workbench.store.plan_file import kv_bytes
 
 WINDOW = 6
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.planning.plans import FULL, LINEAR, NAN, SLIDING, layers_of, plan_of
 from workbench import KVHead, Plan, WorkbenchError
-from workbench.plans import RankedHead, kv_bytes, kv_saved
+from workbench.store.plan_file import RankedHead, kv_bytes, kv_saved
 
 TWO = layers_of(FULL, FULL)
 

@@ -11,13 +11,13 @@ from tests.families import random_tokens, tiny
 from tests.planning.junction import AND, CERTAINTY, OR, SUM, JunctionModel, far_answer
 from tests.planted import VOCABULARY
 from workbench import Head, KVHead, WorkbenchError, open_model, probes
-from workbench.hooks.gates import gated, windowed_heads
-from workbench.hooks.interventions import Window
-from workbench.planning import METHODS, Game, game, rank, window_gates
-from workbench.planning.duo import duo_gates, duo_gates_annealed
-from workbench.planning.integrated import gate_gradients, integrate, path_nodes
-from workbench.planning.objectives import Piece
-from workbench.planning.one_by_one import greedy
+from workbench.hooks.interventions.gates import gated, windowed_heads
+from workbench.hooks.interventions.windows import Window
+from workbench.planning import METHODS, Game, conversion_objective, rank, window_gates
+from workbench.planning.answer_loss import Piece
+from workbench.planning.rankings.duo_gates import duo_gates, duo_gates_annealed
+from workbench.planning.rankings.one_by_one import greedy
+from workbench.planning.rankings.window_gates import gate_gradients, integrate, path_nodes
 
 GAP = math.log(VOCABULARY)
 
@@ -47,7 +47,7 @@ def test_in_a_linear_model_gates_are_what_leaving_one_out_costs(monkeypatch):
         nats = lambda: -m.model(probe.tokens).logits[torch.arange(3), rows, 7]  # noqa: E731
         return [Piece(probe.tokens.shape[1], torch.ones(3, dtype=torch.bool), nats)]
 
-    monkeypatch.setattr(game, "pieces", minus_the_logit)
+    monkeypatch.setattr(conversion_objective, "pieces", minus_the_logit)
     for method in ("window_gates", "leave_one_windowed", "restore_one", "first_order"):
         assert rank(Game(m, probe, 4), method).scores == pytest.approx([3.6, 8.4], rel=1e-5)
     assert rank(Game(m, probe, 4), "greedy").order == [KVHead(0, 1), KVHead(0, 0)]

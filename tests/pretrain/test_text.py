@@ -14,7 +14,7 @@ from workbench.cli import app
 from workbench.heads import WorkbenchError
 from workbench.pretrain import Shape, prepare_corpus, pretrain_run, python_sources, text_recipe
 from workbench.pretrain.corpus import CorpusSettings
-from workbench.pretrain.material import Material
+from workbench.pretrain.training_batches import Material
 
 SMALL = CorpusSettings("text", vocabulary=300, max_bytes=60_000)
 SHAPE = Shape(n_layers=2, d_model=32, n_heads=2, d_head=16, d_ff=32, window=8, vocabulary=300)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.pretrain import VARIANTS, Recipe, pretrain_run, recipe, saving
+from workbench.pretrain import VARIANTS, Recipe, checkpoint_writer, pretrain_run, recipe
 
 TINY = {"steps": 20, "batch": 2}
 
@@ -99,14 +99,14 @@ def test_a_kill_between_a_checkpoint_and_its_resume_file_costs_only_repeated_ste
 
 def test_a_kill_while_writing_leaves_no_visible_checkpoint_and_the_next_call_clears_up(tmp_path, monkeypatch):
     chosen = Recipe("full", **TINY)
-    write = saving._trainer_state
+    write = checkpoint_writer._trainer_state
 
     def killed_at_step_8(*args):
         if args[1] == 8:
             raise Killed
         return write(*args)
 
-    monkeypatch.setattr(saving, "_trainer_state", killed_at_step_8)
+    monkeypatch.setattr(checkpoint_writer, "_trainer_state", killed_at_step_8)
     with pytest.raises(Killed):
         pretrain_run(chosen, tmp_path)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import pytest
 from tests.probes.models import TEXT, bare_model, bpe_model
 from workbench import probes
 from workbench.heads import WorkbenchError
-from workbench.probes.standard import BY_NAME
+from workbench.probes.registry import BY_NAME
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "probes.md"
 TABLE = {m[1]: m[2].split(" | ") for m in re.finditer(r"^\| `(\w+)` \| (.*) \|$", DOCUMENT.read_text(), re.M)}

@@ -9,13 +9,13 @@ from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
-from workbench.app import overview
-from workbench.app import parts as p
-from workbench.app.live import LiveRun
-from workbench.app.overview import KPIS, scored, unscored
-from workbench.app.pages import EXTRAS, PAGES, fill_pages, status_line
-from workbench.app.planes import planes, stop_of
-from workbench.app.view import (
+from workbench.app import components as p
+from workbench.app.document import EXTRAS, PAGES, fill_pages, status_line
+from workbench.app.pages import overview
+from workbench.app.pages.overview import KPIS, scored, unscored
+from workbench.app.score_planes import planes, stop_of
+from workbench.app.state.live_runs import LiveRun
+from workbench.app.state.view import (
     View,
     address_of,
     choices_of_detector,

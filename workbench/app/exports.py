@@ -12,11 +12,11 @@ import pandas as pd
 from dash import Dash
 
 from workbench import emergence
-from workbench.app import compare, jobs, plan
-from workbench.app import parts as p
-from workbench.app.overview import scored
-from workbench.app.tables import head_scores
-from workbench.app.view import View, settled, view_of
+from workbench.app import components as p
+from workbench.app.head_tables import head_scores
+from workbench.app.pages import compare, jobs, plan
+from workbench.app.pages.overview import scored
+from workbench.app.state.view import View, settled, view_of
 from workbench.heads import Head, WorkbenchError
 
 _Step = int | None

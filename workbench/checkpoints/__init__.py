@@ -1,12 +1,12 @@
 """Directories of pretraining checkpoints: ordered, looked over by their headers, fingerprinted. No torch."""
 
 from workbench.checkpoints.configs import ConfigChange, config_changes, read_config
-from workbench.checkpoints.digests import verify_digests
 from workbench.checkpoints.fingerprints import Fingerprint, fingerprint, same_weights
 from workbench.checkpoints.formats import Format, checkpoint_format
 from workbench.checkpoints.names import CheckpointName, parse_name
 from workbench.checkpoints.series import Checkpoint, Series, find_checkpoints
-from workbench.checkpoints.weights import TensorInfo, WeightsInfo, inspect_weights
+from workbench.checkpoints.weight_headers import TensorInfo, WeightsInfo, inspect_weights
+from workbench.checkpoints.written_digests import verify_digests
 
 __all__ = [
     "Checkpoint",

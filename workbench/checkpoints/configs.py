@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from workbench.checkpoints.inside import own_file
+from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
 
 CONFIG = "config.json"

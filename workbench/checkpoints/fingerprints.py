@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 
 from workbench.checkpoints.configs import read_config
 from workbench.checkpoints.formats import weight_files
-from workbench.checkpoints.inside import own_file
+from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint, StoreNotWritable
 
 _BLOCK = 4 << 20

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from workbench.checkpoints.candidates import find_candidates
 from workbench.checkpoints.configs import ConfigChange, config_changes
-from workbench.checkpoints.counting import Counted, TokensSource, count_from_start
-from workbench.checkpoints.entries import place_entries, settle_duplicates, stage_order
-from workbench.checkpoints.finding import find_candidates
 from workbench.checkpoints.formats import Format
 from workbench.checkpoints.overrides import SERIES_FILE
+from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
+from workbench.checkpoints.training_order import place_entries, settle_duplicates, stage_order
 from workbench.heads import NoCheckpoints
 
 LrSource = Literal["trainer_state", "unknown"]

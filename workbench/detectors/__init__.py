@@ -1,10 +1,10 @@
 """Head scores: registered functions over one Recording, and the framework that averages, counts and bootstraps."""
 
 from workbench.detectors.baselines import layer_matched, untrained, untrained_scores
-from workbench.detectors.circuits import composition
-from workbench.detectors.decoding import Decoding, Said, decode, decoded
-from workbench.detectors.halves import reliability
-from workbench.detectors.massive import massive_activations
+from workbench.detectors.builtin.massive_activations import massive_activations
+from workbench.detectors.builtin.sinks import gu_sink
+from workbench.detectors.builtin.weight_circuits import composition
+from workbench.detectors.decoded_probes import Decoding, Said, decode, decoded
 from workbench.detectors.measuring import Measured, measure, score, series_far
 from workbench.detectors.registry import (
     AnyDetector,
@@ -16,10 +16,10 @@ from workbench.detectors.registry import (
     find_detectors,
     weight_detector,
 )
-from workbench.detectors.sinks import gu_sink
 from workbench.detectors.sketches import token_sketch
+from workbench.detectors.split_half import reliability
 from workbench.detectors.thresholds import THRESHOLDS, Threshold, claims
-from workbench.detectors.weights import WEIGHTS, measure_weights
+from workbench.detectors.weight_measuring import WEIGHTS, measure_weights
 
 __all__ = [
     "THRESHOLDS",

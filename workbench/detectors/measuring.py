@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.detectors.decoding import decode, decoded
+from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, WeightDetector, find_detectors
 from workbench.detectors.scoring import bootstrap, concatenate, score_rows
-from workbench.detectors.weights import measure_weights
+from workbench.detectors.weight_measuring import measure_weights
 from workbench.heads import Metric, Row, WorkbenchError
 from workbench.hooks import Answers, HookedModel, PerSequence, Recording, open_model
 from workbench.hooks.model import DEFAULT_FAR
-from workbench.hooks.recording import Need
-from workbench.hooks.running import Rows
+from workbench.hooks.recording.forward_pass import Rows
+from workbench.hooks.recording.needs import Need
 from workbench.kernels import Far
 from workbench.probes import Probe, default, make_probe, split
 

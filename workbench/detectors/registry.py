@@ -16,11 +16,11 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.detectors.decoding import Decoding
+from workbench.detectors.decoded_probes import Decoding
 from workbench.heads import WorkbenchError
 from workbench.hooks import PerSequence, Recording
-from workbench.hooks.recording import Need, check_needs
-from workbench.hooks.weights import Weights
+from workbench.hooks.head_weights import Weights
+from workbench.hooks.recording.needs import Need, check_needs
 from workbench.probes import Probe
 
 ENTRY_POINTS = "workbench.detectors"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import Sequences
-from workbench.hooks.recording import FeatureSum
+from workbench.hooks.recording.needs import FeatureSum
 
 
 def token_sketch(name: str, keys: Literal["same", "after"] = "same", *, width: int = 1024, seed: int = 0) -> FeatureSum:

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from workbench.detectors.halves import one_checkpoint
 from workbench.detectors.scoring import MIN_SEQUENCES
+from workbench.detectors.split_half import one_checkpoint
 from workbench.heads import WorkbenchError
 
 Rule = Literal["above", "top_share", "top_heads"]

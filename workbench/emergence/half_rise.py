@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from workbench.emergence.curves import Curves, curves_of
+from workbench.emergence.score_curves import Curves, curves_of
 
 
 def onsets(scores: pd.DataFrame, *, min_score: float = 0.1) -> pd.DataFrame:

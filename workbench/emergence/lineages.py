@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.emergence.curves import in_order
+from workbench.emergence.score_curves import in_order
 
 
 def parents_of(table: pd.DataFrame, known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.experiments.conversion import StudyProgress, run_conversion
+    from workbench.experiments.conversion.results import Results, read_finished, read_results
+    from workbench.experiments.conversion.settings import Continued, Conversion, larger_study, medium_study, quick_study
+    from workbench.experiments.conversion.study import StudyProgress, run_conversion
+    from workbench.experiments.conversion.study_report import write_report
     from workbench.experiments.early import EarlyChoices, early_choices
-    from workbench.experiments.report import write_report
-    from workbench.experiments.settings import Continued, Conversion, larger_study, medium_study, quick_study
-    from workbench.experiments.tables import Results, read_finished, read_results
 
 __all__ = [
     "Continued",
@@ -29,19 +29,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "Continued": "settings",
-    "Conversion": "settings",
+    "Continued": "conversion.settings",
+    "Conversion": "conversion.settings",
     "EarlyChoices": "early",
     "early_choices": "early",
-    "Results": "tables",
-    "StudyProgress": "conversion",
-    "larger_study": "settings",
-    "medium_study": "settings",
-    "quick_study": "settings",
-    "read_finished": "tables",
-    "read_results": "tables",
-    "run_conversion": "conversion",
-    "write_report": "report",
+    "Results": "conversion.results",
+    "StudyProgress": "conversion.study",
+    "larger_study": "conversion.settings",
+    "medium_study": "conversion.settings",
+    "quick_study": "conversion.settings",
+    "read_finished": "conversion.results",
+    "read_results": "conversion.results",
+    "run_conversion": "conversion.study",
+    "write_report": "conversion.study_report",
 }
 
 

@@ -26,9 +26,9 @@ from workbench.detectors.scoring import bootstrap
 from workbench.emergence import chosen_at
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.planning.objectives import batches
+from workbench.planning.answer_loss import batches
 from workbench.probes import Probe
-from workbench.run import Run
+from workbench.runs.run import Run
 
 _RANDOM_CHOICES = 5
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")

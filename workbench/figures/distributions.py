@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from workbench.figures.curves import Runs, as_runs
+from workbench.figures.head_curves import Runs, as_runs
 from workbench.figures.style import PALETTES, Scale, Theme, line_style, styled
 from workbench.figures.trajectories import Trajectories, score_scale, short_count, trajectories
 

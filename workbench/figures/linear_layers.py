@@ -21,7 +21,7 @@ def state_precision(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure
     The worst head is a line, the median a thin one.
 
     Args:
-        table: of `workbench.kernels.precision_reports.state_precision_table`.
+        table: of `workbench.analysis.precision_reports.state_precision_table`.
 
     Raises:
         WorkbenchError: if the table is empty or has other columns.
@@ -53,7 +53,7 @@ def crossover(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
     """Cost per token of softmax and of linear attention over context length, one panel per choice of terms.
 
     Args:
-        table: of `workbench.kernels.crossover.crossover_table`.
+        table: of `workbench.analysis.crossover.crossover_table`.
 
     Raises:
         WorkbenchError: if the table is empty or has other columns.

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.axis import AxisUnit, TrainingAxis, cell_edges, draw_axis, training_axis
-from workbench.figures.curves import Runs, as_runs, onset_marks
+from workbench.figures.head_curves import Runs, as_runs, onset_marks
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, faint, letter, styled
 from workbench.figures.trajectories import (
     UNITS,

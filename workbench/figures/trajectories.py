@@ -31,7 +31,7 @@ UNITS = {
 
 @runtime_checkable
 class RunLike(Protocol):
-    """What figures ask of a run: `workbench.run.Run` is one."""
+    """What figures ask of a run: `workbench.runs.run.Run` is one."""
 
     @property
     def name(self) -> str:

@@ -1,12 +1,12 @@
 """Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
 
-from workbench.hooks.cells import CellSum, Sequences
-from workbench.hooks.linearised import LinearAttention
+from workbench.hooks.interventions.linear_attention import LinearAttention
+from workbench.hooks.interventions.patching import PatchEffect, patch_effects
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
-from workbench.hooks.patching import PatchEffect, patch_effects
-from workbench.hooks.readings import Reading, RowReading
-from workbench.hooks.recording import NEEDS, Answers, FarSum, FeatureSum, PerSequence, Recording
+from workbench.hooks.recording.cells import CellSum, Sequences
+from workbench.hooks.recording.needs import NEEDS, Answers, FarSum, FeatureSum, PerSequence, Recording
+from workbench.hooks.recording.row_readings import Reading, RowReading
 
 __all__ = [
     "DEFAULT_FAR",

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 from workbench.heads import KVHead
-from workbench.hooks.interventions import Forms, Window
+from workbench.hooks.interventions.windows import Forms, Window
 from workbench.hooks.model import HookedModel
 
 

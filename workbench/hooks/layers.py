@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
-from workbench.hooks.attention import AttentionCall
-from workbench.hooks.eager import blocks, handling
-from workbench.hooks.linear import linear_layers
-from workbench.hooks.linear.checking import checking_linear
-from workbench.hooks.linear.lightning import warn_of_rounded_decay
-from workbench.hooks.loading import FAILURES, is_out_of_memory
-from workbench.hooks.refusals import refuse_other_models
-from workbench.hooks.scored import ScoredCall
-from workbench.hooks.selfcheck import is_causal, is_normalised, marker, noting_arrivals
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.eager import blocks, handling
+from workbench.hooks.taps.linear import linear_layers
+from workbench.hooks.taps.linear.lightning import warn_of_rounded_decay
+from workbench.hooks.taps.linear.linear_selfcheck import checking_linear
+from workbench.hooks.taps.scored_call import ScoredCall
+from workbench.hooks.taps.selfcheck import is_causal, is_normalised, marker, noting_arrivals
+from workbench.loading.pretrained import FAILURES, is_out_of_memory
+from workbench.loading.refusals import refuse_other_models
 
 # What configurations call a layer that mixes no tokens.
 _NO_MIXER = ("mlp", "moe")

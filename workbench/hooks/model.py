@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
-from workbench.hooks.attention import AttentionCall
 from workbench.hooks.bridge import bridge_twin
-from workbench.hooks.choosing import (
+from workbench.hooks.interventions.ablation import Ablation, Patch, Replacement, check_how, mean_output
+from workbench.hooks.interventions.linear_attention import LinearAttention
+from workbench.hooks.interventions.targets import (
     ChosenHeads,
     HeadKey,
     check_kv_head,
@@ -25,8 +26,7 @@ from workbench.hooks.choosing import (
     heads_of,
     layer_of,
 )
-from workbench.hooks.eager import handling
-from workbench.hooks.interventions import (
+from workbench.hooks.interventions.windows import (
     Interventions,
     check_window,
     intervened_output,
@@ -34,20 +34,20 @@ from workbench.hooks.interventions import (
     one_head,
 )
 from workbench.hooks.layers import survey
-from workbench.hooks.limits import check_packed, check_prefill
-from workbench.hooks.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
-from workbench.hooks.linear.replacing import changing_linear
-from workbench.hooks.linearised import LinearAttention
-from workbench.hooks.outputs import outputs_of
-from workbench.hooks.readings import Readings
-from workbench.hooks.recording import Answers, Need, Recording
-from workbench.hooks.reduction import Asked, Reduction
-from workbench.hooks.replacing import Ablation, Patch, Replacement, check_how, mean_output
-from workbench.hooks.running import Rows, answers_of, batch_of, picked_rows
-from workbench.hooks.writing import read_writing
+from workbench.hooks.recording.forward_pass import Rows, answers_of, batch_of, picked_rows
+from workbench.hooks.recording.head_outputs import outputs_of
+from workbench.hooks.recording.limits import check_packed, check_prefill
+from workbench.hooks.recording.needs import Answers, Need, Recording
+from workbench.hooks.recording.reduction import Asked, Reduction
+from workbench.hooks.recording.row_readings import Readings
+from workbench.hooks.recording.written_logits import read_writing
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.eager import handling
+from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
+from workbench.hooks.taps.linear.linear_outputs import changing_linear
 from workbench.kernels import Far
-from workbench.plans import Plan
 from workbench.probes.probe import Probe
+from workbench.store.plan_file import Plan
 
 DEFAULT_FAR = Far(window=256)
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.bridge import is_bridge, unbridged
-from workbench.hooks.loading import load_pretrained
 from workbench.hooks.model import HookedModel
+from workbench.loading.pretrained import load_pretrained
 
 
 def open_model(

@@ -1,13 +1,12 @@
 """Attention statistics and linear attention: float64 reference and row-blocked torch."""
 
-from workbench.kernels.blockwise import attention_statistics
-from workbench.kernels.crops import attention_crop
-from workbench.kernels.decay_rows import DecayRows
-from workbench.kernels.delta_rows import DeltaRows
-from workbench.kernels.implicit_attention import implicit_column_sums, implicit_feature_mass, implicit_rows
+from workbench.kernels.linear.decay_rows import DecayRows
+from workbench.kernels.linear.delta_rows import DeltaRows
+from workbench.kernels.linear.signed_rows import SignedRows, signed_crop, signed_pattern, signed_statistics
 from workbench.kernels.masks import CausalMask, Hidden, TileMask, hidden_runs
-from workbench.kernels.signed import SignedRows, signed_crop, signed_pattern, signed_statistics
-from workbench.kernels.statistics import Cells, Far, Request, RowStatistics
+from workbench.kernels.softmax.blockwise import attention_statistics
+from workbench.kernels.softmax.crops import attention_crop
+from workbench.kernels.softmax.statistics import Cells, Far, Request, RowStatistics
 
 __all__ = [
     "CausalMask",
@@ -23,9 +22,6 @@ __all__ = [
     "attention_crop",
     "attention_statistics",
     "hidden_runs",
-    "implicit_column_sums",
-    "implicit_feature_mass",
-    "implicit_rows",
     "signed_crop",
     "signed_pattern",
     "signed_statistics",

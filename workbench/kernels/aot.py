@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import attention_stats, delta_triton, linear_triton
-from workbench.kernels.configs import (
+from workbench.kernels.dialect import HAS_TRITON, is_interpreted, precision_of
+from workbench.kernels.launch_shapes import (
     ARCHITECTURES,
     NARROWEST,
     WIDEST,
@@ -35,7 +35,8 @@ from workbench.kernels.configs import (
     linear_config,
     step_config,
 )
-from workbench.kernels.dialect import HAS_TRITON, is_interpreted, precision_of
+from workbench.kernels.linear import decay_triton, delta_triton
+from workbench.kernels.softmax import triton_kernels
 
 # Head widths of the matrix; tiles are padded to powers of two.
 _WIDTHS = (NARROWEST, 64, 80, 128, 192, 256)
@@ -186,14 +187,14 @@ def _attention_cases(arch: int, *, everything: bool) -> Iterator[Case]:
             n_statistics = sum(bool(flags[x]) for x in ("ENTROPY", "TOP", "DISTANCE", "N_EDGES", "HAS_TAGS"))
             launch = attention_config(arch, d, dtype, n_statistics=n_statistics)
             tile = {"BM": launch.rows, "BN": launch.columns, "DV": d, "DVP": padded}
-            kernel = attention_stats.profile_forward
+            kernel = triton_kernels.profile_forward
             yield _case(f"profile_forward: {name}, d {d}", kernel, dtype, heads | tile | flags, launch)
         launch = edge_config(arch, d, dtype)
         tile = {"BM": launch.rows, "BN": launch.columns, "HAS_CAP": False, "N_EDGES": 16}
-        yield _case(f"window_edges: d {d}", attention_stats.window_edges, dtype, heads | tile, launch)
+        yield _case(f"window_edges: d {d}", triton_kernels.window_edges, dtype, heads | tile, launch)
         launch = column_config(arch, d, dtype)
         tile = {"BM": launch.columns, "BN": launch.rows, "HAS_CAP": False}
-        yield _case(f"column_sums: d {d}", attention_stats.column_sums, dtype, heads | tile, launch)
+        yield _case(f"column_sums: d {d}", triton_kernels.column_sums, dtype, heads | tile, launch)
 
 
 def _linear_cases(arch: int, *, everything: bool) -> Iterator[Case]:
@@ -207,14 +208,14 @@ def _linear_cases(arch: int, *, everything: bool) -> Iterator[Case]:
             flags = {"PER_TOKEN": per_token, "REVERSE": is_reversed, "WIDE": is_wide, "PRECISION": precision_of(dtype)}
             name = f"d {d}{', wide' * is_wide}{', per token' * per_token}{', reversed' * is_reversed}"
             # A state has a row per key channel, rows one per token of a chunk.
-            for kernel, rows in ((linear_triton.segment_state, padded), (linear_triton.segment_rows, launch.rows)):
+            for kernel, rows in ((decay_triton.segment_state, padded), (decay_triton.segment_rows, launch.rows)):
                 is_tall = rows >= _WARP_GROUP_ROWS
                 yield _case(f"{kernel.__name__}: {name}", kernel, dtype, tile | flags, launch, uses_warp_groups=is_tall)
     for dtype, d, padded in _heads("linear_attention_step", everything=everything):
         step = step_config(arch)
         tile = {"HEADS": 64, "D": d, "DV": d, "DP": padded, "BV": step.columns}
         plain = {"uses_tensor_cores": False, "is_pipelined": False}
-        yield _case(f"recurrent_step: d {d}", linear_triton.recurrent_step, dtype, tile, step, **plain)
+        yield _case(f"recurrent_step: d {d}", decay_triton.recurrent_step, dtype, tile, step, **plain)
 
 
 def _delta_cases(arch: int, *, everything: bool) -> Iterator[Case]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.configs import ARCHITECTURES, NARROWEST, WIDEST
 from workbench.kernels.dialect import HAS_TRITON, capability, is_interpreted
+from workbench.kernels.launch_shapes import ARCHITECTURES, NARROWEST, WIDEST
 
 Backend = Literal["auto", "torch", "triton", "fla"]
 SETTING = "WORKBENCH_KERNELS"

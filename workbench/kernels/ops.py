@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import attention_ops, delta_rule, linear_ops
 from workbench.kernels.forms import Backend, Choice, choose, choose_for, explain
 from workbench.kernels.intervals import Intervals
-from workbench.kernels.linear_attention import LinearOutput
-from workbench.kernels.profiles import AttentionProfile, ProfileRequest, sink_share
-from workbench.kernels.softmax_tiles import check_groups
+from workbench.kernels.linear import delta, linear_ops
+from workbench.kernels.linear.decay import LinearOutput
+from workbench.kernels.softmax import softmax_ops
+from workbench.kernels.softmax.profiles import AttentionProfile, ProfileRequest, sink_share
+from workbench.kernels.softmax.softmax_tiles import check_groups
 
 __all__ = [
     "Backend",
@@ -56,7 +57,7 @@ def attention_profile(
     seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
     tags = (request.query_tags, request.key_tags)
     wanted = (list(request.windows), *tags, request.entropy, request.top, request.distance)
-    found = attention_ops.attention_profile(q, k, v, *seen_by, sinks, scale, softcap, *wanted, form)
+    found = softmax_ops.attention_profile(q, k, v, *seen_by, sinks, scale, softcap, *wanted, form)
     out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = found
     return AttentionProfile(
         out=None if v is None else out,
@@ -86,7 +87,7 @@ def attention_column_sums(
     form = choose_for("attention_column_sums", (q, k), backend).form
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
-    return attention_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, form)
+    return softmax_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, form)
 
 
 def linear_attention(
@@ -141,7 +142,7 @@ def gated_delta_rule(
     initial_state: Float[Tensor, "sequences n_heads d d_v"] | None = None,
     cu_seqlens: Sequence[int] | None = None,
     backend: Backend = "auto",
-) -> delta_rule.DeltaOutput:
+) -> delta.DeltaOutput:
     """Rows and last states of the gated delta rule; `k` at unit length.
 
     Gradients: of the torch form and fla's. Where any input asks for them, "auto" takes torch; the Triton form has none.
@@ -159,7 +160,7 @@ def gated_delta_rule(
             "backward pass; use backend='auto', 'torch' or 'fla', or torch.no_grad()"
         )
     if form == "fla":
-        return delta_rule.by_fla(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
+        return delta.by_fla(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
     if form == "torch":
-        return delta_rule.chunked(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
-    return delta_rule.DeltaOutput(*linear_ops.gated_delta_rule(*inputs, factor, initial_state, bounds))
+        return delta.chunked(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
+    return delta.DeltaOutput(*linear_ops.gated_delta_rule(*inputs, factor, initial_state, bounds))

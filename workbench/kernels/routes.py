@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.kernels import blockwise, recorded
 from workbench.kernels.forms import TORCH_NAMES, Choice, choose, choose_for, widest_heads
 from workbench.kernels.intervals import has_inner_padding
 from workbench.kernels.masks import CausalMask, TileMask
-from workbench.kernels.statistics import Request, RowStatistics
+from workbench.kernels.softmax import blockwise, recorded
+from workbench.kernels.softmax.statistics import Request, RowStatistics
 
 
 def choose_route(

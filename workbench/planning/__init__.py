@@ -1,15 +1,15 @@
 """Which heads must keep the whole context: rankings, keep-sets, and what a conversion costs."""
 
-from workbench.planning.choosing_forms import SafeForms, in_safe_forms, safe_forms
-from workbench.planning.curves import area_under, first_at
-from workbench.planning.game import Game
-from workbench.planning.integrated import WindowGates, window_gates
-from workbench.planning.ladder import WindowLadder, window_ladder, windowed_each
+from workbench.planning.context_length_effect import need_global
+from workbench.planning.conversion_objective import Game
+from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
-from workbench.planning.methods import METHODS, rank
-from workbench.planning.need import need_global
 from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
-from workbench.planning.rankings import Ranking
+from workbench.planning.rankings.ranking import Ranking
+from workbench.planning.rankings.registry import METHODS, rank
+from workbench.planning.rankings.window_gates import WindowGates, window_gates
+from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms
+from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
 
 __all__ = [
     "METHODS",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from numbers import Real
 
 from workbench.heads import WorkbenchError
-from workbench.planning.curves import Order, keep_counts
-from workbench.planning.game import Game
-from workbench.plans import Budget, KVBytes, LossTolerance, kv_bytes
+from workbench.planning.conversion_objective import Game
+from workbench.planning.keep_curves import Order, keep_counts
+from workbench.store.plan_file import Budget, KVBytes, LossTolerance, kv_bytes
 
 
 def check_budget(keep: Budget) -> None:

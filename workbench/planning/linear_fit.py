@@ -21,12 +21,12 @@ from torch import Tensor
 
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel
-from workbench.hooks.attention import AttentionCall
-from workbench.hooks.choosing import check_linearisable
-from workbench.hooks.eager import handling
-from workbench.hooks.interventions import intervened_output
-from workbench.hooks.linearised import Features, LinearAttention, linearised
-from workbench.hooks.running import answers_of, batch_of
+from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
+from workbench.hooks.interventions.targets import check_linearisable
+from workbench.hooks.interventions.windows import intervened_output
+from workbench.hooks.recording.forward_pass import answers_of, batch_of
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.eager import handling
 from workbench.probes import Probe
 
 _SHARPNESS = {"elu": (1.0, 2.0, 4.0, 8.0, 16.0), "taylor": (0.5, 1.0, 2.0)}

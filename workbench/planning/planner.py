@@ -13,15 +13,15 @@ import torch
 from workbench.detectors.scoring import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.interventions import check_window
+from workbench.hooks.interventions.windows import check_window
+from workbench.planning.answer_loss import Objective
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
-from workbench.planning.curves import Order, keep_counts, keep_curve, order_of
-from workbench.planning.game import Game
-from workbench.planning.methods import check_method, rank
-from workbench.planning.objectives import Objective
-from workbench.planning.rankings import Ranking, random_order, shuffled_in_layers
-from workbench.plans import Budget, CurvePoint, Plan, RankedHead, Unit
+from workbench.planning.conversion_objective import Game
+from workbench.planning.keep_curves import Order, keep_counts, keep_curve, order_of
+from workbench.planning.rankings.ranking import Ranking, random_order, shuffled_in_layers
+from workbench.planning.rankings.registry import check_method, rank
 from workbench.probes import Probe, build, copy_needle
+from workbench.store.plan_file import Budget, CurvePoint, Plan, RankedHead, Unit
 
 # Random orders that a random baseline is the mean of.
 _RANDOM_ORDERS = 5

@@ -27,11 +27,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.heads import StoreNotWritable, WorkbenchError
+from workbench.pretrain.checkpoint_writer import checkpoint_path, remove_partial_checkpoints, save_checkpoint
 from workbench.pretrain.corpus import Corpus
-from workbench.pretrain.material import Material
 from workbench.pretrain.muon import Muon
 from workbench.pretrain.recipes import Recipe
-from workbench.pretrain.saving import checkpoint_path, remove_partial_checkpoints, save_checkpoint
+from workbench.pretrain.training_batches import Material
 from workbench.pretrain.variants import build_model
 
 if TYPE_CHECKING:

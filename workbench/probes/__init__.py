@@ -1,19 +1,19 @@
 """Token sequences with known answers, deterministic by seed, for any tokenizer or bare vocabulary size."""
 
-from workbench.probes.chains import variable_tracking
+from workbench.probes.aggregation import frequent_words, majority
 from workbench.probes.copying import abfill, copy_needle, repeats
 from workbench.probes.corruption import corrupted
-from workbench.probes.counting import frequent_words, majority
-from workbench.probes.natural import text, text_file, token_sequences
+from workbench.probes.gold_documents import gold_document
+from workbench.probes.key_value_recall import key_value, mqar
+from workbench.probes.multi_hop import variable_tracking
+from workbench.probes.natural_text import text, text_file, token_sequences
 from workbench.probes.needles import Niah, needle, niah, passkey
-from workbench.probes.paired import gold_document
+from workbench.probes.ngrams import repeated_ngrams
 from workbench.probes.passkeys import multi_passkey
 from workbench.probes.probe import Probe, make_probe, part, split
-from workbench.probes.recall import key_value, mqar
-from workbench.probes.repetition import repeated_ngrams
-from workbench.probes.standard import build, default
-from workbench.probes.wordlists import common_words
-from workbench.probes.words import Vocabulary, vocabulary
+from workbench.probes.registry import build, default
+from workbench.probes.token_ids import Vocabulary, vocabulary
+from workbench.probes.word_lists import common_words
 
 __all__ = [
     "Niah",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.probes.probe import Probe, looked_up, make_probe
-from workbench.probes.words import (
+from workbench.probes.token_ids import (
     HasVocabulary,
     Vocabulary,
     check_context,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.probes.probe import Probe
-from workbench.probes.words import HasVocabulary, Vocabulary, vocabulary
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, vocabulary
 
 
 def corrupted(source: HasVocabulary | Vocabulary | int, probe: Probe, *, seed: int = 0) -> Int[Tensor, "b t"]:

@@ -17,7 +17,9 @@ import numpy as np
 
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, assemble
-from workbench.probes.forms import (
+from workbench.probes.haystack import plant
+from workbench.probes.probe import Probe
+from workbench.probes.text_modes import (
     Form,
     Hidden,
     Kind,
@@ -28,9 +30,7 @@ from workbench.probes.forms import (
     token_needles,
     token_passkey,
 )
-from workbench.probes.haystack import plant
-from workbench.probes.probe import Probe
-from workbench.probes.words import HasVocabulary, Vocabulary, check_sizes, tokens_left, vocabulary
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, tokens_left, vocabulary
 
 # RULER plants at one of 40 depths, Wu et al. at one of 10: percent of the haystack before the needle.
 DEPTHS = tuple(np.linspace(0, 100, 40).round().astype(int).tolist())

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from workbench.console import shown
-from workbench.emerged import Summary, summarise
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.report.remembering import RememberingRun
-from workbench.run import Run
+from workbench.runs.run import Run
+from workbench.runs.summary import Summary, summarise
 from workbench.store import Store
 
 _BEST = ("run", "detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "n_seq", "onset_tokens")
@@ -53,7 +53,7 @@ def contents_of(
     """Gather what is known of these runs; `n` heads of each class are listed.
 
     Raises:
-        WorkbenchError: as `workbench.emerged.summarise`: no run, runs of one name, or without a detector in common.
+        WorkbenchError: as `workbench.runs.summary.summarise`: no run, runs of one name, or no detector in common.
     """
     if not runs:
         raise WorkbenchError("no run was given; pass the folders of one or several")

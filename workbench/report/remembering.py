@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.run import Run
+from workbench.runs.run import Run
 from workbench.store import Store
 
 

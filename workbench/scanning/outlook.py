@@ -11,11 +11,11 @@ from workbench.checkpoints import Checkpoint, find_checkpoints
 from workbench.checkpoints.formats import weight_files
 from workbench.detectors import find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
-from workbench.jobs import Job
 from workbench.probes import Probe
+from workbench.runs.status import committed_names, planned_names
+from workbench.scanning.job import Job
 from workbench.scanning.units import Units
 from workbench.scanning.worker import dtype_of
-from workbench.status import committed_names, planned_names
 from workbench.store import MapLabel, Maps, Store
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from workbench.detectors import WEIGHTS, AnyDetector, Detector, WeightDetector
 from workbench.heads import WorkbenchError
-from workbench.hooks.vocabulary import ModelWords, model_words, words_digest
-from workbench.jobs import Job
+from workbench.loading.tokenizers import ModelWords, model_words, words_digest
 from workbench.probes import Probe, build, default
+from workbench.scanning.job import Job
 from workbench.store import MAPS_SCHEMA, SCHEMA, Origin, Table, canonical_digest
 
 METRICS_VERSION = 1

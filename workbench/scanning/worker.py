@@ -27,14 +27,14 @@ from workbench.detectors import (
     measure_weights,
     series_far,
 )
-from workbench.engines.tasks import ShouldStop, Tell
 from workbench.heads import BadCheckpoint, Row, StoreNotWritable, WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.loading import is_out_of_memory, nonfinite_tensors
-from workbench.jobs import Job
 from workbench.kernels import Far
-from workbench.mapping import MapOptions, commit_map, flagged, make_map, map_unit, unmapped
+from workbench.loading.pretrained import is_out_of_memory, nonfinite_tensors
 from workbench.probes import Probe
+from workbench.scanning.engines.tasks import ShouldStop, Tell
+from workbench.scanning.job import Job
+from workbench.scanning.kept_patterns import MapOptions, commit_map, flagged, make_map, map_unit, unmapped
 from workbench.scanning.memory import give_memory_back, read_ahead
 from workbench.scanning.progress import Event
 from workbench.scanning.units import Unit, Units

@@ -1,11 +1,11 @@
 """The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
 
 from workbench.store.cube import Cube
-from workbench.store.folder import Failure, Store
 from workbench.store.map_parts import MAPS_SCHEMA, MapArrays, MapLabel, QueriesKeys
 from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
 from workbench.store.parts import Part, Problem, read_rows
 from workbench.store.reader import Reader, plain_text
+from workbench.store.run_folder import Failure, Store
 from workbench.store.schema import METRICS, SCHEMA, SCORES, VARYING, Label, Origin, Table, canonical_digest
 from workbench.store.timings import Timing, Timings
 

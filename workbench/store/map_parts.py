@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from workbench.heads import StoreTooNew, WorkbenchError
-from workbench.store.disk import replace_file
+from workbench.store.atomic import replace_file
 from workbench.store.map_codes import encode, encode_signed
 from workbench.store.parts import Problem
 from workbench.store.schema import Origin
@@ -42,7 +42,7 @@ class MapArrays:
 
     `pieces`: the text of each token, where a tokenizer is there. `layers`: one record per token mixer (layer, kind,
     mixer, window, n_heads). `block`: tokens in a side of the blocks of `peak`. `fine`, `qk`: of some heads, by number;
-    `fine` by block size. For the others see `workbench.kernels.pooled.PatternSummary`.
+    `fine` by block size. For the others see `workbench.kernels.softmax.pooled.PatternSummary`.
     """
 
     ids: Int[np.ndarray, " t"]

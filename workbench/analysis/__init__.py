@@ -1,0 +1,1 @@
+"""What is computed about kernels and linear layers: crossover lengths, precision of states, implied attention."""

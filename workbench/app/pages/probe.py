@@ -1,0 +1,122 @@
+"""Probe: any text through any checkpoint of a run, looked at as the Head page looks at a scan's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_mantine_components as dmc
+import flask
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+
+from workbench.app import components as p
+from workbench.app.probe_processes import checkpoint_folder, checkpoint_folders
+from workbench.app.state.view import View
+from workbench.heads import WorkbenchError
+
+# The select of the header is called `probe`.
+PAGE_ID = "probe-page"
+TEXT, STANDARD, CKPT, START, CANCEL, SAID, PATTERNS = (
+    "probe-text",
+    "probe-standard",
+    "probe-checkpoint",
+    "probe-start",
+    "probe-cancel",
+    "probe-said",
+    "probe-patterns",
+)
+# Standard probes by what they are called here, as `workbench.probes.build` reads them.
+STANDARD_PROBES = {
+    "repeated random tokens": "repeats:n=28,n_sequences=1",
+    "copied needles": "copy_needle:distance=16+32,n_sequences=1",
+    "key and value": "key_value:n_pairs=8,n_queries=2,gap=8,n_sequences=1",
+}
+_OWN = "my text"
+
+
+def register(app: Dash, content: p.Content) -> None:
+    """The Probe page and the routes that start, follow and end a model run."""
+    runs, probings = content.runs, content.probings
+
+    @app.callback(
+        Output(CKPT, "data"),
+        Output(CKPT, "value"),
+        Input(p.VIEW, "data"),
+        State(CKPT, "value"),
+    )
+    def offer_checkpoints(kept: Any, chosen: Any) -> Any:
+        view = View.from_json(kept)
+        if view.page != "probe":
+            return no_update, no_update
+        names = [
+            f"{name} · {ckpt}"
+            for name in view.runs
+            for ckpt in checkpoint_folders(runs[name].checkpoints().to_dict("records"))
+        ]
+        return names, chosen if chosen in names else (names or [None])[-1]
+
+    app.clientside_callback(
+        ClientsideFunction("workbench", "probed"),
+        Input(START, "n_clicks", allow_optional=True),
+        Input(CANCEL, "n_clicks", allow_optional=True),
+        Input(p.THEME, "data"),
+    )
+
+    def start() -> flask.Response:
+        asked = flask.request.get_json()
+        try:
+            run, _, ckpt = str(asked.get("checkpoint", "")).partition(" · ")
+            if run not in runs:
+                raise WorkbenchError(
+                    "no checkpoint is chosen; choose one of the list, which holds those whose folder is known"
+                )
+            folder = checkpoint_folder(runs[run].checkpoints().to_dict("records"), ckpt)
+            probe = STANDARD_PROBES.get(str(asked.get("standard")), "")
+            return flask.jsonify({"job": probings.start(folder, text=str(asked.get("text", "")), probe=probe)})
+        except WorkbenchError as error:
+            return flask.jsonify({"error": str(error)})
+
+    def status() -> flask.Response:
+        try:
+            return flask.jsonify(probings.status(flask.request.args.get("job", "")))
+        except WorkbenchError as error:
+            return flask.jsonify({"state": "failed", "said": "", "reason": str(error)})
+
+    def cancel() -> flask.Response:
+        try:
+            probings.cancel(str(flask.request.get_json().get("job")))
+        except WorkbenchError as error:
+            return flask.jsonify({"error": str(error)})
+        return flask.jsonify({})
+
+    prefix = f"{app.config.routes_pathname_prefix}probing/"
+    app.server.add_url_rule(f"{prefix}start", "probing-start", start, methods=["POST"])
+    app.server.add_url_rule(f"{prefix}status", "probing-status", status)
+    app.server.add_url_rule(f"{prefix}cancel", "probing-cancel", cancel, methods=["POST"])
+
+
+def layout(_: p.Content) -> html.Div:
+    """The Probe page."""
+    text = dcc.Textarea(
+        id=TEXT,
+        placeholder="Write or paste a text here (of a checkpoint without a tokenizer: token ids, as 5 17 4).",
+        className="probe-text",
+    )
+    choices = [_OWN, *STANDARD_PROBES]
+    standard = dmc.Select(id=STANDARD, data=choices, value=_OWN, size="xs", allowDeselect=False, w=220)
+    controls = html.Div(
+        [
+            p.labelled("Sequence", standard),
+            p.labelled("Checkpoint", dmc.Select(id=CKPT, data=[], size="xs", allowDeselect=False, w=300)),
+            html.Button("Run", id=START, className="button", n_clicks=0),
+            html.Button("Cancel", id=CANCEL, className="button quiet", n_clicks=0, disabled=True),
+            html.Span(id=SAID, className="muted", **p.extra(role="status")),
+        ],
+        className="choices",
+    )
+    about = "the model runs in a process of its own on this machine; the result is kept until the app ends"
+    return p.page_of(
+        PAGE_ID, [p.controls("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
+    )
+
+
+PAGE = p.Page("probe", layout, register)

@@ -1,0 +1,1 @@
+"""Serve the app: access, host names, compressed responses."""

@@ -1,0 +1,92 @@
+"""`workbench plan`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.options import Json
+from workbench.console import say_json, say_table, warn
+from workbench.heads import BadCheckpoint, WorkbenchError
+
+
+def plan(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint's folder.")],
+    window: Annotated[int, typer.Option(help="Last tokens that a windowed head sees, its own included.")],
+    sink: Annotated[int, typer.Option(help="First tokens that it sees as well.")] = 0,
+    keep: Annotated[float | None, typer.Option(help="Share of the key/value heads to keep. Default: 0.25.")] = None,
+    kv_bytes: Annotated[int | None, typer.Option(help="Instead: bytes of key/value cache at the full context.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Instead: nats of held-out loss that may be lost.")] = None,
+    method: Annotated[str, typer.Option(help="How heads are ranked.")] = "window_gates",
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Keep whole layers.")] = False,
+    probe: Annotated[str | None, typer.Option(help="What heads are ranked on. Default: needles from afar.")] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="A probe for the curve; repeat for more.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan here as JSON.")] = None,
+    duo: Annotated[Path | None, typer.Option(help="Write DuoAttention's head file here.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
+    from workbench.hooks import open_model
+    from workbench.planning import evaluation_on
+    from workbench.planning.planner import plan as make_plan
+    from workbench.store.plan_file import KVBytes, LossTolerance
+
+    budgets = [x for x in (keep, kv_bytes, tolerance) if x is not None]
+    if len(budgets) > 1:
+        raise WorkbenchError("several budgets were given; pass one of --keep, --kv-bytes and --tolerance")
+    budget = 0.25 if keep is None else keep
+    budget = budget if kv_bytes is None else KVBytes(kv_bytes)
+    budget = budget if tolerance is None else LossTolerance(tolerance)
+    for path in (out, duo):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise WorkbenchError(f"{path}: its folder does not exist; make it first")
+    try:
+        m = open_model(model, device=device)
+    except BadCheckpoint as error:  # elsewhere one of many units, here the argument
+        raise WorkbenchError(str(error)) from error
+    made = make_plan(
+        m,
+        window,
+        sink,
+        budget,
+        method,
+        unit="layer" if layerwise else "head",
+        evaluation=evaluation_on(m, window, sink, probe=probe, held_out=held_out or (), seed=seed),
+        progress=warn,
+    )
+    if out is not None:
+        made.save(out)
+    if duo is not None:
+        made.to_duo_attention(duo)
+    _tell_plan(made, as_json)
+
+
+def _tell_plan(made: Any, as_json: bool) -> None:
+    curves = made.curves()
+    if as_json:
+        heads = {"keep": [str(head) for head in made.keep], "windowed": [str(head) for head in made.windowed]}
+        ranking = [asdict(r) for r in made.ranking]
+        say_json(
+            {
+                **heads,
+                "kv_saved": made.kv_saved,
+                "evidence": made.evidence,
+                "ranking": ranking,
+                "curve": curves.to_dict("records"),
+            }
+        )
+        return
+    rows = [
+        [str(r.head), "full" if r.head in made.keep else "windowed", r.score, r.ci_lo, r.ci_hi] for r in made.ranking
+    ]
+    say_table(("head", "plan", made.units, "ci_lo", "ci_hi"), rows, title=f"{made.method} on {made.probe}")
+    print()
+    columns = ("method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved")
+    say_table(columns, curves.loc[:, list(columns)].to_numpy().tolist(), title="What is left on held-out probes")
+    told = "".join(f"; {name} {value:.3g}" for name, value in made.evidence.items())
+    warn(f"keeps {len(made.keep)} of {len(made.ranking)} heads and saves {made.kv_saved:.0%} of the cache{told}")

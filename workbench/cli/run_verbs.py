@@ -1,0 +1,124 @@
+"""What a run says: the best heads, what emerged, whether every part is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import Json, RunFolder
+from workbench.console import say_json, say_table, warn
+from workbench.heads import Head
+
+
+def top(
+    run: RunFolder,
+    detector: Annotated[str | None, typer.Option(help="One detector. Default: each.")] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per detector.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The highest-scoring heads at the last checkpoint, with interval, n, and onset."""
+    from workbench.runs.run import open_run
+
+    table = open_run(run).top(detector, n, probe=probe)
+    if as_json:
+        say_json(table.to_dict("records"))
+        return
+    columns = (
+        "detector",
+        "probe",
+        "head",
+        "kind",
+        "score",
+        "ci_lo",
+        "ci_hi",
+        "n",
+        "onset_step",
+        "onset_tokens",
+    )
+    rows = []
+    for record in table.to_dict("records"):
+        label = str(Head(record["layer"], record["head"])) if record["head"] == record["head"] else "–"
+        rows.append([{**record, "head": label}[c] for c in columns])
+    say_table(columns, rows)
+
+
+def emergence(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared by class.")],
+    detector: Annotated[list[str] | None, typer.Option(help="A detector; repeat for more. Default: each.")] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per class to list, earliest onset first.")] = 3,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Also the heads of each class in order of onset, run beside run.")
+    ] = False,
+    counts: Annotated[
+        bool, typer.Option("--counts", help="Also how many heads of each class there are by when.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
+    from workbench.runs.run import open_run
+    from workbench.runs.summary import summarise
+
+    found = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    titles = {
+        "classes": "Heads of each class, and when half of their rise was over",
+        "heads": "The earliest of each class",
+        "phase_changes": "When the model as a whole changed its course",
+    }
+    if aligned:
+        titles["aligned"] = "Onsets of the k-th head of each class: heads meet by class and place, never by number"
+    if counts:
+        titles["counts"] = "Heads of each class that are there by a time"
+    if as_json:
+        say_json({name: found.tables[name].to_dict("records") for name in titles} | {"lock_in": found.sentences})
+        return
+    for i, (name, title) in enumerate(titles.items()):
+        table = found.tables[name]
+        print("\n" if i else "", end="")
+        say_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
+    for sentence in found.sentences:
+        print(f"\n{sentence['run']}, {sentence['detector']} on {sentence['probe']}: {sentence['says']}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    detector: Annotated[
+        list[str] | None, typer.Option(help="A detector; repeat for more. Default: all rising.")
+    ] = None,
+    probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads of each class to list.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Write what runs show into one HTML file: claims with intervals, tables, figures. It needs no network."""
+    from workbench.report import contents_of, write_page
+    from workbench.runs.run import open_run
+
+    contents = contents_of([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    written = write_page(contents, out)
+    if as_json:
+        say_json({"report": written, **contents.document()})
+        return
+    for claim in contents.claims:
+        print(claim)
+    warn(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+def check(run: RunFolder, as_json: Json = False) -> None:
+    """Re-read every stored part; exit 1 if one is damaged."""
+    from workbench.store import Store
+
+    store = Store.open(run)
+    problems = store.check()
+    if as_json:
+        say_json([{"path": p.path, "reason": p.reason} for p in problems])
+    else:
+        for problem in problems:
+            print(f"{problem.path}: {problem.reason}")
+        warn(f"{len(problems)} damaged parts" if problems else "every part is whole")
+    if problems:
+        warn("delete the damaged parts and run the scan again: it makes just those anew")
+        raise typer.Exit(1)

@@ -1,0 +1,33 @@
+"""The detectors that come with the workbench; importing this package registers them."""
+
+from workbench.detectors.builtin import (
+    distance_ladder,
+    local_band,
+    locos,
+    qr_head,
+    razor_attention,
+    retrieval,
+    retrieval_decoded,
+    row_shape,
+    sinks,
+    token_matching,
+    transformerlens,
+    value_norms,
+    weight_circuits,
+)
+
+__all__ = [
+    "distance_ladder",
+    "local_band",
+    "locos",
+    "qr_head",
+    "razor_attention",
+    "retrieval",
+    "retrieval_decoded",
+    "row_shape",
+    "sinks",
+    "token_matching",
+    "transformerlens",
+    "value_norms",
+    "weight_circuits",
+]

@@ -1,0 +1,221 @@
+"""What became of every head: never, there at first, emerged or lost again; when, how fast, how well it is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from workbench.emergence.half_rise import at, half_rises
+from workbench.emergence.hysteresis import LOWER, Crossings, crossings_of
+from workbench.emergence.logistic_fit import TEN_TO_NINETY, Logistics, fit_logistic
+from workbench.emergence.onset_intervals import break_interval, logistic_interval
+from workbench.emergence.score_curves import Curves, curves_of, logarithm
+from workbench.emergence.step_changes import Breaks, breaks_of
+
+VERDICTS = ("at_first", "emerged", "transient", "unconfirmed", "never")
+TIE = 2.0  # of BIC: "not worth more than a bare mention" in Kass and Raftery 1995
+# n ln(variance / residual variance) that noise reaches in 2 to 5 of 1,000 curves, from 4 to 150 checkpoints
+_EVIDENCE, _BREAK_FEW, _LOGISTIC_FEW = 18.0, 24.0, 72.0
+_TINY = 1e-12  # no score is known to better than its square root
+
+
+def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, seed: int = 0) -> pd.DataFrame:
+    """The course of every head: the half-rise onset, the hysteresis crossing, two fits, and what they say together.
+
+    Definitions and sources: docs/emergence.md. Lineages are those of `onsets`.
+
+    Args:
+        scores: rows of `Run.scores()`; `sd_seq` and `n_seq` give the errors, residuals where they are missing.
+        min_score: of the half-rise onset.
+        least: the lowest score that can count as "there".
+        seed: of the bootstrap.
+
+    Returns:
+        The table of `onsets`, and for each lineage
+        verdict: "at_first" (there at the first checkpoint), "emerged", "transient" (emerged, and below the lower mark
+            at the end), "unconfirmed" (above the mark only at the last checkpoints), "never".
+        floor, plateau, high: the levels of the hysteresis.
+        crossing_ckpt, crossing_step, crossing_tokens; before_ckpt: the crossing and the scored checkpoint before it.
+        unit: what the next count, "tokens" or "step"; "" where neither is known, and they are NaN.
+        n50, n50_lo, n50_hi, method: half of the rise, by the better fit ("logistic" or "break"), with its 95 %
+            interval; only for "emerged" and "transient".
+        is_resolved: at least two scored checkpoints lie between 10 and 90 % of the rise; if not, the interval holds
+            the checkpoints on either side of its middle.
+        fit_floor, fit_amplitude, fit_n50, fit_width, fit_risen, fit_r2, fit_bic: the logistic, of a head that is lost
+            up to where it was last there; the width from 10 to 90 % in factors of e, and the share of the rise that is
+            over at the last checkpoint.
+        break_floor, break_amplitude, break_from, break_to, break_r2, break_bic: the two-level fit.
+        flat_bic: of a constant.
+    """
+    curves = curves_of(scores)
+    x = logarithm(curves.amount)
+    crossings = crossings_of(curves.score, least=least)
+    is_lost = are_lost(curves.score, crossings)
+    rising = _until_lost(curves.score, crossings, is_lost)
+    fits = _Fits(rising, fit_logistic(x, rising), breaks_of(rising))
+    verdict = _verdicts(curves.score, crossings, fits, is_lost, least)
+    moved = np.isin(verdict, ("emerged", "transient"))
+    onset = _onsets(replace(curves, score=rising), x, fits, moved, seed)
+    amount = np.append(curves.amount, np.nan)  # -1 is NaN
+    names, logistic, broken = curves.checkpoints.index.to_series(), fits.logistic, fits.broken
+    return half_rises(curves, min_score=min_score).assign(
+        verdict=verdict,
+        floor=crossings.floor,
+        plateau=crossings.plateau,
+        high=crossings.high,
+        crossing_ckpt=at(names, crossings.at),
+        crossing_step=at(curves.checkpoints.loc[:, "step"], crossings.at),
+        crossing_tokens=at(curves.checkpoints.loc[:, "tokens"], crossings.at),
+        before_ckpt=at(names, crossings.before),
+        unit=curves.unit,
+        **onset,
+        fit_floor=logistic.floor,
+        fit_amplitude=logistic.amplitude,
+        fit_n50=np.exp(logistic.middle),
+        fit_width=TEN_TO_NINETY * logistic.width,
+        fit_risen=1 / (1 + np.exp(-np.clip((x[-1] - logistic.middle) / logistic.width, -80, 80))),
+        fit_r2=fits.r2(logistic.sse),
+        fit_bic=fits.logistic_bic,
+        break_floor=broken.level_before,
+        break_amplitude=broken.level_after - broken.level_before,
+        break_from=amount[broken.before],
+        break_to=amount[broken.after],
+        break_r2=fits.r2(broken.sse),
+        break_bic=fits.break_bic,
+        flat_bic=fits.flat_bic,
+    )
+
+
+class _Fits:
+    """Both fits of every curve and their weights against each other and against a constant."""
+
+    def __init__(self, score: Float[np.ndarray, "heads ckpts"], logistic: Logistics, broken: Breaks) -> None:
+        self.logistic, self.broken = logistic, broken
+        self.n, self._total = _spread(score)
+        self.flat_bic = bic(self._total, self.n, 2)
+        self.logistic_bic = bic(logistic.sse, self.n, 5)
+        self.break_bic = bic(broken.sse, self.n, 4)
+
+    @property
+    def is_a_rise(self) -> Bool[np.ndarray, " heads"]:
+        """Whether either fit explains more than it would of noise."""
+        of_break = is_explained(self._total, self.broken.sse, self.n, few=_BREAK_FEW)
+        return of_break | (is_explained(self._total, self.logistic.sse, self.n) & (self.logistic.amplitude > 0))
+
+    @property
+    def is_logistic(self) -> Bool[np.ndarray, " heads"]:
+        """Whether the logistic is the better one, or tied."""
+        better = self.logistic_bic <= self.break_bic + TIE
+        return (self.logistic.amplitude > 0) & (better | np.isnan(self.break_bic))
+
+    def r2(self, sse: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
+        """The share of the variance that a fit explains; NaN for a constant curve."""
+        return np.where(self._total > 0, 1 - sse / np.where(self._total > 0, self._total, 1), np.nan)
+
+
+def is_explained(sse: Any, less: Any, n: Any, *, few: float | int = _LOGISTIC_FEW) -> Any:
+    """Whether residuals fall by more, from one fit to a richer one, than they do for noise; few points need more."""
+    with np.errstate(invalid="ignore"):
+        return bic(sse, n, 0) - bic(less, n, 0) >= _EVIDENCE + few / np.maximum(n, 1)
+
+
+def bic(sse: Any, n: Any, k: int) -> Any:
+    """n ln(variance of the residuals) + k ln n, the variance itself counted among the k parameters."""
+    n = np.maximum(n, 1)
+    return n * np.log(np.maximum(sse / n, _TINY)) + k * np.log(n)
+
+
+def _spread(score: Float[np.ndarray, "heads ckpts"]) -> tuple[Any, Any]:
+    """How many scores each curve has, and their squared distance from their mean."""
+    n = (~np.isnan(score)).sum(1)
+    mean = np.nansum(score, axis=1) / np.maximum(n, 1)
+    return n, np.nansum((score - mean[:, None]) ** 2, axis=1)
+
+
+def _falls(score: Float[np.ndarray, "heads ckpts"]) -> Bool[np.ndarray, " heads"]:
+    """Whether a second, lower level explains more than it would of noise."""
+    (n, total), broken = _spread(score), breaks_of(score, falling=True)
+    is_lower = broken.level_after < broken.level_before
+    return is_lower & is_explained(total, broken.sse, n, few=_BREAK_FEW)
+
+
+def are_lost(score: Float[np.ndarray, "heads ckpts"], crossings: Crossings) -> Bool[np.ndarray, " heads"]:
+    """Heads that crossed their high mark, end below the lower one, and fall by more than noise after the crossing."""
+    is_low = (crossings.at >= 0) & (crossings.final < LOWER * crossings.high)
+    since = np.where(np.arange(score.shape[1]) >= crossings.at[:, None], score, np.nan)
+    return is_low & _falls(since)
+
+
+def _until_lost(
+    score: Float[np.ndarray, "heads ckpts"], crossings: Crossings, is_lost: Bool[np.ndarray, " heads"]
+) -> Float[np.ndarray, "heads ckpts"]:
+    """The scores, those of lost heads up to the last at which they are there: a rise has no fall."""
+    with np.errstate(invalid="ignore"):
+        is_there = score >= LOWER * crossings.high[:, None]
+    last = score.shape[1] - 1 - is_there[:, ::-1].argmax(1)
+    return np.where(is_lost[:, None] & (np.arange(score.shape[1]) > last[:, None]), np.nan, score)
+
+
+def _verdicts(
+    score: Float[np.ndarray, "heads ckpts"],
+    crossings: Crossings,
+    fits: _Fits,
+    is_lost: Bool[np.ndarray, " heads"],
+    least: float,
+) -> np.ndarray:
+    is_low_first = crossings.first < np.maximum(least, crossings.plateau / 2)
+    has_risen = fits.is_a_rise & is_low_first & (crossings.before >= 0)
+    is_high = np.nanmedian(score, axis=1) >= least
+    was_high = _falls(score) & ~is_low_first
+    was_there = np.where(fits.is_a_rise, (crossings.at >= 0) & ~is_low_first, is_high | was_high)
+    return np.select(
+        [has_risen & is_lost, has_risen, was_there, fits.is_a_rise & crossings.unconfirmed],
+        ["transient", "emerged", "at_first", "unconfirmed"],
+        "never",
+    ).astype(object)
+
+
+def _onsets(curves: Curves, x: Any, fits: _Fits, moved: Bool[np.ndarray, " heads"], seed: int) -> dict[str, Any]:
+    """The columns n50, n50_lo, n50_hi, method and is_resolved."""
+    n50, low, high = (np.full(len(moved), np.nan) for _ in range(3))
+    method, resolved = np.full(len(moved), "", dtype=object), np.zeros(len(moved), dtype=bool)
+    if curves.unit:
+        smooth = np.flatnonzero(moved & fits.is_logistic)
+        sharp = np.flatnonzero(moved & ~fits.is_logistic)
+        method[smooth], method[sharp] = "logistic", "break"
+        n50[smooth], low[smooth], high[smooth], resolved[smooth] = _of_logistic(curves, x, fits, smooth, seed)
+        n50[sharp], low[sharp], high[sharp] = _of_break(curves, fits, sharp, seed)
+    return {"n50": n50, "n50_lo": low, "n50_hi": high, "method": method, "is_resolved": resolved}
+
+
+def _of_logistic(curves: Curves, x: Any, fits: _Fits, rows: Any, seed: int) -> tuple[Any, Any, Any, Any]:
+    score, fit = curves.score[rows], fits.logistic.rows(rows)
+    low, high = np.exp(logistic_interval(x, score, fit, curves.se[rows], seed=seed))
+    n50, there = np.exp(fit.middle), ~np.isnan(score)
+    before, after = _around(curves.amount, there, n50)
+    is_within = np.abs(x - fit.middle[:, None]) < TEN_TO_NINETY / 2 * fit.width[:, None]
+    resolved = (there & is_within).sum(1) >= 2
+    low = np.where(resolved, low, np.fmin(low, before))
+    high = np.where(resolved, high, np.fmax(high, after))
+    return n50, low, high, resolved
+
+
+def _of_break(curves: Curves, fits: _Fits, rows: Any, seed: int) -> tuple[Any, Any, Any]:
+    """The middle of the gap on the log scale, half of its end where it begins at 0; all of the gap is the interval."""
+    broken = fits.broken.rows(rows)
+    start, end = curves.amount[broken.before], curves.amount[broken.after]
+    first, last = break_interval(curves.score[rows], broken, curves.se[rows], seed=seed)
+    return np.where(start > 0, np.sqrt(start * end), end / 2), curves.amount[first], curves.amount[last]
+
+
+def _around(amount: Any, there: Bool[np.ndarray, "heads ckpts"], n50: Any) -> tuple[Any, Any]:
+    """The scored amounts on either side of each onset."""
+    is_before = there & (amount <= n50[:, None])
+    is_after = there & (amount > n50[:, None])
+    before = np.where(is_before, amount, -np.inf).max(1)
+    after = np.where(is_after, amount, np.inf).min(1)
+    return np.where(is_before.any(1), before, 0.0), np.where(is_after.any(1), after, n50)

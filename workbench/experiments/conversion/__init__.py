@@ -1,0 +1,1 @@
+"""The conversion experiment: small models pretrained, converted head by head, and measured."""

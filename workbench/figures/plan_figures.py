@@ -1,0 +1,231 @@
+"""A plan drawn: which heads it keeps, what each is worth, and what is left of the model for how much of the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, letter, line_style, styled
+from workbench.heads import KVHead, LayerInfo, WorkbenchError
+
+_LABELLED_CELLS = 18
+
+
+@runtime_checkable
+class RankedLike(Protocol):
+    """A head of a ranking: `workbench.store.plan_file.RankedHead` is one."""
+
+    @property
+    def head(self) -> KVHead: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def ci_lo(self) -> float: ...
+    @property
+    def ci_hi(self) -> float: ...
+
+
+@runtime_checkable
+class PlanLike(Protocol):
+    """What figures ask of a plan: `workbench.store.plan_file.Plan` is one."""
+
+    @property
+    def layers(self) -> Sequence[LayerInfo]: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def units(self) -> str: ...
+    @property
+    def keep(self) -> Sequence[KVHead]: ...
+    @property
+    def ranking(self) -> Sequence[RankedLike]: ...
+    @property
+    def evidence(self) -> Mapping[str, float]: ...
+    def curves(self) -> pd.DataFrame:
+        """As `Plan.curves`."""
+        ...
+
+
+def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
+    """Every key/value head's score, layer by head, with a frame around those that the plan keeps.
+
+    A letter says what each layer is: F full, W sliding window, C chunked, L linear. Grey: no head that could be kept.
+    """
+    layers = sorted({info.index: info for info in _softmax_last(plan.layers)}.values(), key=lambda info: info.index)
+    row = {info.index: i for i, info in enumerate(layers)}
+    width = max(r.head.kv_head for r in plan.ranking) + 1
+    z = np.full((len(layers), width), np.nan)
+    text = np.full(z.shape, "no head that could be kept", dtype=object)
+    for place, ranked in enumerate(plan.ranking):
+        cell = row[ranked.head.layer], ranked.head.kv_head
+        z[cell], text[cell] = ranked.score, _said(plan, place, ranked)
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=z,
+        text=text,
+        texttemplate="%{z:.2f}" if width <= _LABELLED_CELLS else None,
+        hovertemplate="%{text}<extra></extra>",
+        xgap=2 if width <= 16 else 0.5,
+        ygap=2 if len(layers) <= 24 else 0.5,
+        coloraxis="coloraxis",
+    )
+    _add_frames(figure, [(row[head.layer], head.kv_head) for head in plan.keep])
+    styled(figure, theme, height=100 + int(np.clip(len(layers) * 34, 130, max(460, len(layers) * 10))))
+    figure.update_layout(coloraxis=colour_axis(_scale(plan), theme), plot_bgcolor=PALETTES[theme].missing)
+    figure.update_xaxes(
+        title_text="key/value head", showgrid=False, ticks="", dtick=max(1, width // 8), range=[-0.5, width - 0.5]
+    )
+    every = max(1, len(layers) // 16)
+    labels = [f"{x.index if i % every == 0 else ''} {letter(x.kind, theme)}" for i, x in enumerate(layers)]
+    figure.update_yaxes(
+        tickvals=list(range(len(layers))),
+        ticktext=labels,
+        range=[len(layers) - 0.5, -0.5],
+        showgrid=False,
+        ticks="",
+    )
+    return figure
+
+
+def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
+    """What is back of the loss that windowing everything costs, against the cache saved: a line per method.
+
+    One panel per held-out probe; a star marks the plan.
+    """
+    table = plan.curves()
+    probes = list(dict.fromkeys(table["probe"]))
+    methods = list(dict.fromkeys(table["method"]))
+    figure = make_subplots(1, len(probes), subplot_titles=probes, shared_yaxes=True, horizontal_spacing=0.04)
+    for panel, probe in enumerate(probes, start=1):
+        for i, method in enumerate(methods):
+            points = table.loc[(table["probe"] == probe) & (table["method"] == method)]
+            _add_trade(figure, points, method, panel=panel, line=line_style(i, theme), is_plans=method == plan.method)
+        own = table.loc[
+            (table["probe"] == probe) & (table["method"] == plan.method) & (table["n_kept"] == len(plan.keep))
+        ]
+        figure.add_scatter(
+            x=own["kv_saved"],
+            y=own["recovered"],
+            mode="markers",
+            name="the plan",
+            marker={"symbol": "star", "size": 14, "color": ONSET},
+            hovertemplate=f"the plan keeps {len(plan.keep)} of {len(plan.ranking)} heads<extra></extra>",
+            showlegend=panel == 1,
+            row=1,
+            col=panel,
+        )
+    styled(figure, theme, height=380)
+    figure.update_layout(legend={"y": 1.08}, margin={"t": 56})  # above the panels' titles
+    figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
+    figure.update_xaxes(title_text="key/value cache saved", tickformat=".0%")
+    figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(title_text="loss recovered", row=1, col=1)
+    return figure
+
+
+def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Figure:
+    """From the loss with every head windowed to the model's own, head by head in the order of the plan's ranking.
+
+    Heads after the first `top` are one bar, and so is the error of the quadrature. Bold: heads that the plan keeps.
+
+    Raises:
+        WorkbenchError: if the plan's scores do not sum to that loss: only those of `window_gates` do.
+    """
+    if not {"full", "windowed"} <= plan.evidence.keys():
+        raise WorkbenchError(
+            f"scores of {plan.method!r} do not sum to the loss of windowing everything; make the plan with "
+            "method='window_gates'"
+        )
+    shown, rest = plan.ranking[:top], plan.ranking[top:]
+    full, windowed = plan.evidence["full"], plan.evidence["windowed"]
+    steps = [(f"<b>{r.head}</b>" if r.head in plan.keep else str(r.head), -r.score) for r in shown]
+    if rest:
+        steps.append((f"{len(rest)} others", -math.fsum(r.score for r in rest)))
+    left = full - windowed - math.fsum(by for _, by in steps)
+    bars = [("all windowed", windowed), *steps, ("quadrature", left), ("full", full)]
+    figure = go.Figure()
+    figure.add_waterfall(
+        x=[name for name, _ in bars],
+        y=[value for _, value in bars],
+        measure=["absolute", *["relative"] * (len(steps) + 1), "total"],
+        decreasing={"marker": {"color": COLOURS[theme][0]}},
+        increasing={"marker": {"color": COLOURS[theme][1]}},
+        totals={"marker": {"color": PALETTES[theme].muted}},
+        connector={"line": {"color": PALETTES[theme].grid, "width": 1}},
+        hovertemplate="%{x}: %{delta:.4f} nats, then %{final:.4f}<extra></extra>",
+        showlegend=False,
+    )
+    styled(figure, theme, height=380)
+    figure.update_yaxes(title_text="nats per answer", rangemode="tozero")
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=-60, automargin=True)
+    return figure
+
+
+def _softmax_last(layers: Sequence[LayerInfo]) -> list[LayerInfo]:
+    """So that a layer of two mixers counts as what its attention is."""
+    return sorted(layers, key=lambda info: info.mixer == "softmax")
+
+
+def _scale(plan: PlanLike) -> Scale:
+    scores = [r.score for r in plan.ranking if math.isfinite(r.score)] or [0.0]
+    reach, unit = max(abs(score) for score in scores) or 1.0, "" if plan.units == "none" else plan.units
+    # symmetric about 0, so that a small loss does not look as large as the greatest gain
+    return Scale(-reach if min(scores) < 0 else 0.0, reach, unit)
+
+
+def _said(plan: PlanLike, place: int, ranked: RankedLike) -> str:
+    does = "keeps the whole context" if ranked.head in plan.keep else f"sees a window of {plan.window} tokens"
+    interval = "" if math.isnan(ranked.ci_lo) else f"<br>95 % interval {ranked.ci_lo:.4f} to {ranked.ci_hi:.4f}"
+    score = f"{plan.method} {ranked.score:.4f} {plan.units}"
+    return f"<b>{ranked.head}</b> · {does}<br>{score}{interval}<br>place {place + 1} of {len(plan.ranking)}"
+
+
+def _add_frames(figure: go.Figure, cells: Sequence[tuple[int, int]]) -> None:
+    """Frames that lie in the cells' gaps, and a legend entry for them."""
+    for row, column in cells:
+        figure.add_shape(
+            type="rect",
+            x0=column - 0.47,
+            x1=column + 0.47,
+            y0=row - 0.47,
+            y1=row + 0.47,
+            line={"color": ONSET, "width": 2.5},
+        )
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        name=f"keeps the whole context ({len(cells)})",
+        marker={"symbol": "square-open", "size": 12, "color": ONSET, "line": {"width": 2.5}},
+        showlegend=True,
+    )
+
+
+def _add_trade(
+    figure: go.Figure, points: pd.DataFrame, method: str, *, panel: int, line: dict[str, Any], is_plans: bool
+) -> None:
+    ordered = points.sort_values("n_kept")
+    kept = ordered[["n_kept", "nats", "accuracy"]].to_numpy()
+    figure.add_scatter(
+        x=ordered["kv_saved"],
+        y=ordered["recovered"],
+        mode="lines+markers",
+        name=method,
+        legendgroup=method,
+        line={**line, "width": 2.5 if is_plans else 1.5},
+        marker={"size": 6 if is_plans else 4},
+        customdata=kept,
+        hovertemplate=f"<b>{method}</b><br>%{{customdata[0]:.0f}} heads kept · %{{x:.0%}} of the cache saved<br>"
+        "%{y:.1%} recovered · %{customdata[1]:.4f} nats · %{customdata[2]:.1%} right<extra></extra>",
+        showlegend=panel == 1,
+        row=1,
+        col=panel,
+    )

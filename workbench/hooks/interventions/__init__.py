@@ -1,0 +1,1 @@
+"""Interventions: windows, linear attention, gates, ablation and patching of chosen heads."""

@@ -1,0 +1,169 @@
+"""A softmax head computed as linear attention: weights λ^(i−j) φ(q_i) · φ(k_j), normalised over the keys it sees.
+
+The head keeps its queries, keys (rotated as the model rotates them) and values, and needs a state of d_φ · (d_v + 1)
+numbers in place of its key/value cache. The rows are exact and never T × T: outputs come from the chunked kernel, whose
+gradients reach q, k and v, statistics from the rows that such a state implies, with whose weights, positive as they
+are, a pattern is the normalised row.
+
+Reference:
+    Katharopoulos et al. 2020, Transformers are RNNs, section 3.2 (elu); Arora et al. 2024, Simple linear attention
+    language models balance the recall-throughput tradeoff, section 4 (taylor). A decay per head as in RetNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import elu, pad
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.scored_call import ScoredCall
+from workbench.kernels import CausalMask, DecayRows, Request, RowStatistics, TileMask, signed_crop, signed_statistics
+from workbench.kernels.ops import linear_attention
+
+Features = Literal["elu", "taylor"]
+# Added to elu features, so that no row is empty where they underflow.
+_LEAST = 1e-6
+_CROP_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAttention:
+    """What a head's attention becomes: a feature map of queries and keys, and how fast it forgets.
+
+    With x = sharpness · √scale · q (or k), and scale the model's own factor of q · k:
+
+    `elu`: φ(x) = elu(x) + 1, of the head's own width. `taylor`: the second-order series of exp(x_q · x_k), of
+    1 + d + d (d + 1) / 2 features, whose state is larger than the cache of a short context.
+    `decay`: λ, per token, 1 for none.
+
+    Raises:
+        WorkbenchError: for unknown features, a sharpness that is not above 0, or a decay outside of 0 to 1.
+    """
+
+    features: Features = "elu"
+    sharpness: float = 1.0
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.features not in get_args(Features):
+            raise WorkbenchError(f"features are {self.features!r}; expected 'elu' or 'taylor'")
+        if not self.sharpness > 0:
+            raise WorkbenchError(f"sharpness is {self.sharpness}; expected a number above 0")
+        if not 0 < self.decay <= 1:
+            raise WorkbenchError(f"decay is {self.decay}; expected a number above 0 and at most 1")
+
+    def state_size(self, d_head: int, d_v: int | None = None) -> int:
+        """Numbers that a head keeps in place of a cache, whatever the length of the context."""
+        n_features = d_head if self.features == "elu" else 1 + d_head + d_head * (d_head + 1) // 2
+        return n_features * ((d_head if d_v is None else d_v) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearisedCall(AttentionCall):
+    """Some heads of a softmax layer, computed as linear attention; `q` and `k` hold their features, one key per head.
+
+    What reads an `AttentionCall` reads this one: its pattern is the normalised rows. A learned sink and a softcap have
+    no part in it.
+    """
+
+    log_decay: Float[Tensor, " n_heads"] = field(kw_only=True)
+
+    def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
+        """The heads' outputs; gradients flow where they are asked for."""
+        return self._mixed(self.v, self._valid_mask(mask))
+
+    def statistics(
+        self, request: Request, mask: TileMask | None = None
+    ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+        """The output and the statistics of the heads' normalised rows; `lse` is ln of the sum of the weights."""
+        mask = self._valid_mask(mask)
+        out = self._mixed(self.v, mask)
+        statistics = signed_statistics(self._rows(mask), replace(request, value_norms=False))
+        rows = slice(None) if request.rows is None else request.rows
+        if request.value_norms:
+            norms = self.v.float().norm(dim=-1, keepdim=True)
+            first = torch.zeros(len(norms), dtype=torch.long) if request.first is None else request.first
+            statistics = replace(
+                statistics,
+                value_norm=rearrange(self._mixed(norms, mask), "b q h 1 -> b h q")[..., rows],
+                output_norm=rearrange(out.float().norm(dim=-1), "b q h -> b h q")[..., rows],
+                first_value_norm=norms[torch.arange(len(norms)), :, first.to(norms.device)],
+            )
+        return out[:, rows], statistics
+
+    def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
+        """The weights of the first head on the first sequence, normalised, on chosen queries and keys."""
+        rows, every = self._rows(self._valid_mask(mask)), torch.arange(self.k.shape[2], device=self.k.device)
+        crops: list[Tensor] = []
+        for some in queries.split(_CROP_ROWS):  # whole rows for their sums, a few at a time
+            total = signed_crop(rows, 0, 0, queries=some, keys=every).sum(-1, keepdim=True)
+            weights = signed_crop(rows, 0, 0, queries=some, keys=keys)
+            crops.append(torch.where(total > 0, weights / total, 0))
+        return torch.cat(crops)
+
+    def _mixed(self, v: Float[Tensor, "b n_heads k d_v"], mask: CausalMask) -> Float[Tensor, "b q n_heads d_v"]:
+        """Σ_j w_ij v_j / Σ_j w_ij: the denominator is one more column of values."""
+        k = self.k if mask.valid is None else self.k * rearrange(mask.valid.to(self.k), "b k -> b 1 k 1")
+        ones = v.new_ones(1).expand(*v.shape[:-1], 1)
+        ahead = self.k.shape[2] - self.q.shape[2]  # of a cache: its keys come before these queries
+        q = pad(self.q, (0, 0, ahead, 0))
+        summed = linear_attention(q, k, _wide(torch.cat([v, ones], -1)), log_decay=self.log_decay).out[:, :, ahead:]
+        weight = summed[..., -1:]
+        out = summed[..., :-1] / torch.where(weight > 0, weight, 1)
+        return rearrange(out, "b h q d -> b q h d").to(v.dtype)
+
+    def _rows(self, mask: CausalMask) -> DecayRows:
+        if self.q.shape[2] != self.k.shape[2]:
+            raise WorkbenchError("patterns of heads with linear attention are of whole sequences; leave prefill= out")
+        everywhere = repeat(self.log_decay, "h -> 1 h t", t=self.q.shape[2])
+        return DecayRows(self.q.float(), self.k.float(), everywhere, valid=mask.valid)
+
+    def _valid_mask(self, mask: TileMask | None) -> CausalMask:
+        mask = self.mask.simplest() if mask is None else mask
+        if not isinstance(mask, CausalMask) or mask.window is not None:
+            raise WorkbenchError(
+                f"a head of layer {self.layer} that does not see its whole past was to have linear attention; expected "
+                "a causal layer without a window of its own, and one document to a sequence"
+            )
+        return mask
+
+
+def linearised(call: AttentionCall, forms: Sequence[LinearAttention]) -> LinearisedCall:
+    """The call with linear attention, a form for each of its query heads, all with the same features.
+
+    Raises:
+        WorkbenchError: for a layer whose scores are not queries · keys alone.
+    """
+    if isinstance(call, ScoredCall):
+        raise WorkbenchError(f"the scores of layer {call.layer} are not queries · keys alone: no linear attention")
+    n_heads = call.q.shape[1]
+    k, v = (x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1) for x in (call.k, call.v))
+    factor = rearrange(call.q.new_tensor([f.sharpness * call.scale**0.5 for f in forms]), "h -> h 1 1")
+    mapped = {"elu": _elu, "taylor": _taylor}[forms[0].features]
+    own: dict[str, Any] = {f.name: getattr(call, f.name) for f in fields(AttentionCall)}
+    changed: dict[str, Any] = {"q": mapped(call.q * factor), "k": mapped(k * factor), "v": v, "sinks": None}
+    log_decay = torch.tensor([f.decay for f in forms], device=call.q.device, dtype=torch.float64).log().float()
+    return LinearisedCall(**{**own, **changed}, log_decay=log_decay)
+
+
+def _elu(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
+    return elu(_wide(x)) + 1 + _LEAST
+
+
+def _taylor(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t features"]:
+    """1 + s + s² / 2 of s = x_q · x_k, every pair of channels once."""
+    x = _wide(x)
+    i, j = torch.triu_indices(x.shape[-1], x.shape[-1], 1, device=x.device)
+    return torch.cat([torch.ones_like(x[..., :1]), x, x.square() / 2**0.5, x[..., i] * x[..., j]], -1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,63 @@
+"""Which heads carry an answer: activation patching from a corrupted input, head by head.
+
+A linear head may play a part that its pattern does not show; what it hands on from an input without the answer tells.
+
+Reference:
+    Meng et al. 2022, Locating and Editing Factual Associations in GPT, section 2.1 (causal tracing); Wang et al. 2022,
+    Interpretability in the Wild, section 3 (path patching). Here one head's output is patched at all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.heads import Head, Mixer
+from workbench.hooks.interventions.targets import choose_heads
+from workbench.hooks.model import HookedModel
+from workbench.probes.probe import Probe
+
+
+@dataclass(frozen=True, slots=True)
+class PatchEffect:
+    """What happens to the mean loss on a probe's answers when one head speaks from another input, in nats.
+
+    Positive: the model needed what the head said. `mixer` tells two mixers of a layer apart.
+    """
+
+    layer: int
+    head: int
+    mixer: Mixer
+    effect_nats: float
+
+
+def patch_effects(
+    m: HookedModel,
+    probe: Probe,
+    source: Int[Tensor, "b t"] | Probe,
+    heads: Iterable[Head] | None = None,
+) -> list[PatchEffect]:
+    """The loss on the probe's answers with one head patched from `source`, less the loss without, for each head.
+
+    `source` is mostly the probe without its answers (`probes.corrupted`), of the same shape. One forward pass for each
+    head, and one over the source for each layer. Heads: default all, softmax and linear.
+
+    Raises:
+        WorkbenchError: for heads the model does not have, a probe without answers, or a source of another shape.
+    """
+    wanted = None if heads is None else set(heads)
+    choose_heads(m.layers, wanted or (), None)
+    unpatched = float(m.answers(probe).loss_nats.mean())
+    effects: list[PatchEffect] = []
+    for info in m.layers:
+        mine = [Head(info.index, h) for h in range(info.n_heads)]
+        mine = mine if wanted is None else [head for head in mine if head in wanted]
+        outputs = m.head_outputs(mine, source, mixer=info.mixer) if mine else {}
+        for head in mine:
+            with m.patch([head], outputs, mixer=info.mixer):
+                loss = float(m.answers(probe).loss_nats.mean())
+            effects.append(PatchEffect(info.index, head.head, info.mixer, loss - unpatched))
+    return effects

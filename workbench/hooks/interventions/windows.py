@@ -1,0 +1,329 @@
+"""Interventions on heads: a window or linear attention for chosen key/value heads, another output for chosen heads.
+
+All act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
+restricted twice sees what both allow; of two linear forms, as of two replacements of a head's output, the inner one
+holds; no head has a window and a linear form; a uniform head is uniform over what its restriction leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.heads import Head, KVHead, WorkbenchError
+from workbench.hooks.interventions.ablation import Ablation, Replacement, replaced
+from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
+from workbench.kernels.masks import visible_tile
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a restricted head sees: the first `sink` and the last `window` keys, own position included, in tokens."""
+
+    window: int
+    sink: int = 0
+
+
+# What heads with linear attention become.
+Forms = Mapping[KVHead, LinearAttention]
+
+
+@dataclass(frozen=True, slots=True)
+class Interventions:
+    """Everything in force at a moment.
+
+    `forms`: of the heads of softmax layers that have linear attention. `linear`: the replacements in linear layers,
+    which have neither windows nor other forms.
+    """
+
+    windows: Mapping[KVHead, tuple[Window, ...]] = field(default_factory=dict)
+    forms: Forms = field(default_factory=dict)
+    replacements: Mapping[Head, Replacement] = field(default_factory=dict)
+    linear: Mapping[Head, Replacement] = field(default_factory=dict)
+
+    def restricting(self, heads: Collection[KVHead], to: Window | Forms) -> Interventions:
+        """These and a window, or linear attention, on some key/value heads.
+
+        Raises:
+            WorkbenchError: for a head that would have both, or that has no form.
+        """
+        if isinstance(to, Window):
+            both = [head for head in heads if head in self.forms]
+            more = {head: (*self.windows.get(head, ()), to) for head in heads}
+            found = replace(self, windows={**self.windows, **more})
+        else:
+            both = [head for head in heads if head in self.windows]
+            if missing := [head for head in heads if head not in to]:
+                raise WorkbenchError(f"no linear form was given for {missing[0]}; expected one for every head")
+            found = replace(self, forms={**self.forms, **{head: to[head] for head in heads}})
+        if both:
+            raise WorkbenchError(f"{both[0]} would have a window and linear attention at once; end one block first")
+        return found
+
+    def replacing(self, replacements: Mapping[Head, Replacement], linear: Mapping[Head, Replacement]) -> Interventions:
+        """These and some replacements, which take the place of earlier ones of the same heads."""
+        return replace(self, replacements={**self.replacements, **replacements}, linear={**self.linear, **linear})
+
+    def in_linear(
+        self, layer: int, out: Float[Tensor, "b t n_heads d_v"], valid: Bool[Tensor, "b t"] | None, start: int
+    ) -> Float[Tensor, "b t n_heads d_v"]:
+        """The outputs of a linear layer's heads under these, from position `start` on."""
+        return replaced(out, {h.head: r for h, r in self.linear.items() if h.layer == layer}, valid, start=start)
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictedMask:
+    """A mask with a window: keys from `sink` on that lie `window` or more tokens back are hidden as well.
+
+    `first`: for every key the first one of its document, from which the sink counts. Rows stand at key position
+    row + `offset`.
+    """
+
+    base: TileMask
+    window: Window
+    first: Int[Tensor, "b k"]
+    offset: int
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        lo, hi = self.base.key_range(rows)
+        if self.window.sink == 0:
+            lo = max(lo, int(rows[0]) + self.offset - self.window.window + 1)
+        return lo, hi
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        k = torch.arange(*keys, device=rows.device)
+        hidden = self._beyond(batch, rows, k)
+        for first, cells in self.base.hidden(batch, rows, keys):
+            columns = slice(first - keys[0], first - keys[0] + cells.shape[-1])
+            if len(cells) > len(hidden):
+                hidden = hidden.expand(len(cells), -1, -1).clone()
+            hidden[..., columns] |= cells
+        return hidden_runs(hidden, keys[0])
+
+    def _beyond(self, batch: slice, rows: Int[Tensor, " q"], k: Int[Tensor, " k"]) -> Bool[Tensor, "b q k"]:
+        is_back = (rows + self.offset)[:, None] - k >= self.window.window
+        is_after_sink = k >= self.first[batch, k] + self.window.sink
+        return is_back & rearrange(is_after_sink, "b k -> b 1 k")
+
+
+@dataclass(frozen=True, slots=True)
+class _GatheredMask:
+    """A restricted mask over the few keys that a block of rows can see: the sinks, then a band."""
+
+    visible: Bool[Tensor, "b q k"]
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        assert len(rows) <= self.visible.shape[1]
+        return 0, self.visible.shape[-1]
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        return hidden_runs(~self.visible[batch, rows][..., slice(*keys)], keys[0])
+
+
+def intervened_output(call: AttentionCall, interventions: Interventions) -> Float[Tensor, "b q n_heads d_v"]:
+    """A layer's output under interventions; heads with a window cost as much as their window is wide."""
+    return _attend(call, interventions, None)[0]
+
+
+def intervened_statistics(
+    call: AttentionCall, interventions: Interventions, request: Request
+) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics]:
+    """A layer's output and the statistics of its rows under interventions.
+
+    A head whose output is zeroed or averaged keeps its pattern; a uniform head's pattern is the uniform one. With
+    `request.rows` the output is of those rows, before any replacement.
+    """
+    out, statistics = _attend(call, interventions, request)
+    assert statistics is not None
+    return out, statistics
+
+
+def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
+    """The call of one query head alone, and the mask it has under interventions."""
+    windows, form, is_uniform = _how(call, interventions, head, _uniform(call, interventions))
+    part = _part(call, _Group((head,), windows, () if form is None else (form,), is_uniform, is_whole=False))
+    return part, _restricted(part, windows)
+
+
+def _attend(
+    call: AttentionCall, interventions: Interventions, request: Request | None
+) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics | None]:
+    groups = _groups(call, interventions, _uniform(call, interventions))
+    if len(groups) == 1 and groups[0].is_whole:
+        out, statistics = (call.output(), None) if request is None else call.statistics(request)
+    else:
+        out, statistics = _by_group(call, groups, request)
+    if request is None or request.rows is None:
+        out = _replaced(call, interventions, out)
+    return out, statistics
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Query heads of one layer that are computed together, and how. `forms`: of each head, where it is linear."""
+
+    heads: tuple[int, ...]
+    windows: tuple[Window, ...]
+    forms: tuple[LinearAttention, ...]
+    is_uniform: bool
+    is_whole: bool
+
+
+def _how(
+    call: AttentionCall, interventions: Interventions, head: int, uniform: list[int]
+) -> tuple[tuple[Window, ...], LinearAttention | None, bool]:
+    """A query head's windows, its linear form, and whether it is uniform, which takes the place of a form."""
+    kv_head, is_uniform = KVHead(call.layer, head // (call.q.shape[1] // call.k.shape[1])), head in uniform
+    form = None if is_uniform else interventions.forms.get(kv_head)
+    return interventions.windows.get(kv_head, ()), form, is_uniform
+
+
+def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
+    n_heads = call.q.shape[1]
+    members: dict[tuple[tuple[Window, ...], Features | None, bool], list[int]] = {}
+    forms: dict[int, LinearAttention] = {}
+    for head in range(n_heads):
+        windows, form, is_uniform = _how(call, interventions, head, uniform)
+        if form is not None:
+            forms[head] = form
+        members.setdefault((windows, None if form is None else form.features, is_uniform), []).append(head)
+    return [
+        _Group(
+            tuple(heads),
+            windows,
+            tuple(forms[head] for head in heads if head in forms),
+            is_uniform,
+            is_whole=len(heads) == n_heads and not windows and features is None and not is_uniform,
+        )
+        for (windows, features, is_uniform), heads in members.items()
+    ]
+
+
+def _by_group(
+    call: AttentionCall, groups: list[_Group], request: Request | None
+) -> tuple[Float[Tensor, "b q n_heads d_v"], RowStatistics | None]:
+    n_b, n_heads, n_q, _ = call.q.shape
+    n_rows = n_q if request is None or request.rows is None else len(request.rows)
+    out = torch.empty(n_b, n_rows, n_heads, call.v.shape[-1], dtype=call.v.dtype, device=call.v.device)
+    collected: list[tuple[tuple[int, ...], RowStatistics]] = []
+    for group in groups:
+        part = _part(call, group)
+        if request is None and not group.windows and not group.is_uniform:
+            out[:, :, list(group.heads)] = part.output()
+        elif request is None:
+            out[:, :, list(group.heads)] = _banded_output(part, group.windows)
+        else:
+            mask = _restricted(part, group.windows)
+            out[:, :, list(group.heads)], statistics = part.statistics(request, mask)
+            collected.append((group.heads, statistics))
+    return out, _merged(collected, n_heads) if collected else None
+
+
+def _part(call: AttentionCall, group: _Group) -> AttentionCall:
+    """The call of some heads, each with its own copy of its keys and values; uniform heads score every key alike.
+
+    Those with a linear form come as a call that computes it.
+    """
+    size = call.q.shape[1] // call.k.shape[1]
+    heads = torch.tensor(group.heads, device=call.q.device)
+    kv_heads = torch.unique(heads // size)
+    shared = len(kv_heads) * size == len(heads)
+    kv = kv_heads if shared else heads // size
+    q = call.q[:, heads]
+    part = replace(
+        call,
+        q=torch.zeros_like(q) if group.is_uniform else q,
+        k=call.k[:, kv],
+        v=call.v[:, kv],
+        sinks=None if call.sinks is None or group.is_uniform else call.sinks[heads],
+    )
+    return linearised(part, group.forms) if group.forms else part
+
+
+def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:
+    mask = call.mask.simplest()
+    first = call.first_keys()
+    for window in windows:
+        mask = RestrictedMask(mask, window, first, call.mask.query_offset - call.mask.key_offset)
+    return mask
+
+
+def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Tensor, "b q n_heads d_v"]:
+    """Attention of blocks of rows on their sinks and band alone."""
+    mask = _restricted(call, windows)
+    n_q, n_k = call.q.shape[2], call.k.shape[2]
+    sink = max((w.sink for w in windows), default=0)
+    is_packed = isinstance(mask, RestrictedMask) and bool((mask.first.diff(dim=-1) != 0).any())
+    if not windows or (is_packed and sink):  # sinks of many documents are no band
+        return call.output(mask)
+    # What every window allows lies within the narrowest band or among the most sinks.
+    band = min(w.window for w in windows)
+    start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
+    sinks_end = max(0, start + sink)
+    offset = call.mask.query_offset - call.mask.key_offset
+    block = max(128, band)
+    blocks = []
+    for r in range(0, n_q, block):
+        rows = torch.arange(r, min(n_q, r + block), device=call.q.device)
+        hi = min(n_k, int(rows[-1]) + offset + 1)
+        lo = min(hi, max(sinks_end if sink else 0, r + offset - band + 1))
+        keys = torch.arange(lo, hi, device=call.q.device)
+        if sink:
+            keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
+        visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
+        piece = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
+        blocks.append(piece.output(_GatheredMask(visible)))
+    return torch.cat(blocks, 1)
+
+
+def _merged(parts: list[tuple[tuple[int, ...], RowStatistics]], n_heads: int) -> RowStatistics:
+    """The statistics of groups of heads as those of the layer."""
+    order = torch.tensor([h for heads, _ in parts for h in heads]).argsort()
+    axis = {"cells": -1, "top_key": -1}
+    merged: dict[str, Any] = {}
+    for name in (f.name for f in fields(RowStatistics)):
+        values = [getattr(statistics, name) for _, statistics in parts]
+        dim = axis.get(name, 1)
+        merged[name] = (
+            None if values[0] is None else torch.cat(values, dim).index_select(dim, order.to(values[0].device))
+        )
+    assert len(order) == n_heads
+    return RowStatistics(**merged)
+
+
+def _uniform(call: AttentionCall, interventions: Interventions) -> list[int]:
+    found = _replacements(call, interventions)
+    return [h for h, r in found.items() if isinstance(r, Ablation) and r.how == "uniform"]
+
+
+def _replacements(call: AttentionCall, interventions: Interventions) -> dict[int, Replacement]:
+    return {h.head: r for h, r in interventions.replacements.items() if h.layer == call.layer}
+
+
+def _replaced(
+    call: AttentionCall, interventions: Interventions, out: Float[Tensor, "b q n_heads d_v"]
+) -> Float[Tensor, "b q n_heads d_v"]:
+    found = _replacements(call, interventions)
+    if not found:
+        return out
+    valid = None if call.mask.valid is None else call.mask.valid[:, -call.mask.n_queries :].to(out.device)
+    return replaced(out, found, valid, start=call.mask.query_offset)
+
+
+def check_window(window: int, sink: int) -> Window:
+    """Raises:
+    WorkbenchError: if the window is shorter than one token or the sink negative.
+    """
+    if window < 1 or sink < 0:
+        raise WorkbenchError(
+            f"window {window}, sink {sink}: expected a window of at least 1 token and a sink of at least 0"
+        )
+    return Window(window, sink)

@@ -1,0 +1,1 @@
+"""Recording: what is asked of every head, and the forward pass that sums it per sequence."""

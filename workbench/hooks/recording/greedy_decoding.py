@@ -1,0 +1,62 @@
+"""What a model says next if it always says the likeliest token: greedy decoding, under the interventions in force."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.model import HookedModel
+from workbench.hooks.recording.cells import sequences
+from workbench.hooks.recording.forward_pass import logits_of
+from workbench.hooks.recording.limits import has_convolutions
+
+
+def greedy(
+    m: HookedModel, prompts: Int[Tensor, "b t"], steps: int, *, stop: frozenset[int] = frozenset()
+) -> list[Int[Tensor, " n"]]:
+    """At most `steps` tokens after each prompt, the first of `stop` included; fewer where the model's context ends.
+
+    Through a key/value cache where all layers are softmax, else by running the sequence anew for each token.
+
+    Raises:
+        WorkbenchError: if a prompt leaves no room for a token.
+    """
+    longest = getattr(m.config.get_text_config(), "max_position_embeddings", None)
+    room = steps if longest is None else min(steps, int(longest) - prompts.shape[1])
+    if room < 1:
+        raise WorkbenchError(f"a prompt of {prompts.shape[1]} tokens leaves no room in {longest} positions")
+    tokens = prompts.to(m.device)
+    cache = DynamicCache() if _has_cache(m) else None
+    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(m.model.forward).parameters else {}
+    is_done = torch.zeros(len(tokens), dtype=torch.bool, device=m.device)
+    ends = torch.tensor(sorted(stop), dtype=torch.long, device=m.device)
+
+    with torch.no_grad(), m.in_force():
+        for step in range(room):
+            if cache is None:
+                last = torch.tensor([tokens.shape[1] - 1], device=m.device)
+                logits = logits_of(m.model, sequences(tokens), last, announce=lambda _: None)
+            else:
+                given = tokens if step == 0 else tokens[:, -1:]
+                logits = m.model(input_ids=given, past_key_values=cache, use_cache=True, **few).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+            is_done |= torch.isin(tokens[:, -1], ends)
+            if bool(is_done.all()):
+                break
+    return [_until(said, stop) for said in tokens[:, prompts.shape[1] :].cpu()]
+
+
+def _has_cache(m: HookedModel) -> bool:
+    # transformers itself continues some linear layers wrongly from a cache, and convolutions not from this one.
+    is_softmax = all(layer.mixer == "softmax" for layer in m.layers) and not has_convolutions(m.model)
+    return is_softmax and "past_key_values" in inspect.signature(m.model.forward).parameters
+
+
+def _until(said: Int[Tensor, " steps"], stop: frozenset[int]) -> Int[Tensor, " n"]:
+    ends = [i for i, token in enumerate(said.tolist()) if token in stop]
+    return said[: ends[0] + 1] if ends else said

@@ -1,0 +1,177 @@
+"""A Recording: what was asked of every head, summed per sequence while the model ran.
+
+Every need is a sum over rows of one statistic per row; only `…_per_row` needs keep the rows, because somebody asked for
+them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.heads import LayerInfo, WorkbenchError
+from workbench.hooks.recording.cells import CELL_RULES, CellSum, Sequences
+from workbench.hooks.recording.row_readings import Reading, RowReading
+from workbench.kernels import Far
+
+ROW_NEEDS = (
+    "learned_sink_mass",
+    "entropy",
+    "normalized_entropy",
+    "mean_distance",
+    "far_mass",
+    "effective_support",
+    "window_saturation",
+    "output_norm",
+    "value_norm",
+)
+# One number per sequence, which counts as one row.
+SEQUENCE_NEEDS = ("first_value_norm",)
+PER_KEY_NEEDS = ("column_mass_per_key",)
+PER_ROW_NEEDS = (
+    "lse_per_row",
+    "mass_per_row",
+    "entropy_per_row",
+    "mean_distance_per_row",
+    "far_mass_per_row",
+)
+NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *SEQUENCE_NEEDS, *PER_ROW_NEEDS, *PER_KEY_NEEDS)
+
+
+@dataclass(frozen=True, slots=True)
+class FarSum:
+    """A need of one's own: per row, the attention `window` or more tokens back, on rows that have so many before them.
+
+    All windows that are asked for together cost one pass over the weights.
+    """
+
+    name: str
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSum:
+    """A need of one's own: per row i, Σ_f readout[i, f] · Σ_j A[i, j] features[j, f], over all rows.
+
+    With one-hot features of a class and its one-hot readout this is the attention on keys of the row's class, without
+    a list of cells; with random signs it is an estimate of it in fewer features (a count-sketch).
+    """
+
+    name: str
+    features: Callable[[Sequences], Float[Tensor, "b t f"]]
+    readout: Callable[[Sequences], Float[Tensor, "b t f"]]
+
+
+Need = str | CellSum | FarSum | FeatureSum | RowReading
+
+
+@dataclass(frozen=True, slots=True)
+class PerSequence:
+    """One measurement of every head on every sequence: the sum over rows, and how many rows it summed.
+
+    Axes: sequence (document, where several are packed into a sequence), layer (as in `Recording.layers`), query head.
+    NaN and 0 where a layer has no such head.
+    `row_error`: the standard error of total / rows as an estimate over all of the sequence's rows, where only some were
+    recorded; NaN for fewer than two. None where all were.
+    """
+
+    total: Float[Tensor, "n n_layers max_heads"]
+    rows: Int[Tensor, "n n_layers max_heads"]
+    row_error: Float[Tensor, "n n_layers max_heads"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How the model did on the rows that predict an answer: (sequence, row), loss in nats, whether it was right."""
+
+    at: Int[Tensor, "n_rows 2"]
+    loss_nats: Float[Tensor, " n_rows"]
+    is_right: Bool[Tensor, " n_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Statistics of one forward pass over a batch of sequences, by need. Nothing in it is T × T.
+
+    `per_row`, `per_key`: what was kept for every query, or summed over queries for every key. `far`: the window and
+    sink that `far_mass` used. `cells`: of each cell sum, how many cells of each sequence it
+    summed; a linear row with Σ|A| = 0 is no row, and its cells are counted all the same. `readings`: of each
+    `RowReading`, what it read.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    sums: Mapping[str, PerSequence]
+    per_row: Mapping[str, Float[Tensor, "b n_layers max_heads t"]]
+    per_key: Mapping[str, Float[Tensor, "b n_layers max_heads t"]]
+    far: Far
+    answers: Answers | None
+    cells: Mapping[str, Int[Tensor, " n"]] = field(default_factory=dict[str, Tensor])
+    readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
+
+    def __getitem__(self, need: str) -> PerSequence:
+        """The measurement recorded for `need`.
+
+        Raises:
+            WorkbenchError: if it was not asked for.
+        """
+        if need not in self.sums:
+            raise WorkbenchError(f"{need!r} was not recorded; recorded: {sorted(self.sums)}. Pass it in needs=")
+        return self.sums[need]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is asked for: sums of one's own by their kind, in order of their names, and the names of the others."""
+
+    cells: tuple[CellSum, ...]
+    fars: tuple[FarSum, ...]
+    features: tuple[FeatureSum, ...]
+    names: frozenset[str]
+
+    @property
+    def sums(self) -> list[str]:
+        """Everything that is summed over rows."""
+        own = [need.name for need in (*self.cells, *self.fars, *self.features)]
+        return own + sorted(self.names - {*PER_ROW_NEEDS, *PER_KEY_NEEDS})
+
+
+def check_needs(needs: Iterable[Need]) -> Needs:
+    """Sort needs by what they are; those that read rows are checked and left out.
+
+    Raises:
+        WorkbenchError: for a name that is not a need, two needs of one name, or a window shorter than one token.
+    """
+    own: dict[str, CellSum | FarSum | FeatureSum] = {}
+    names: set[str] = set()
+    readings: dict[str, RowReading] = {}
+    for need in needs:
+        if isinstance(need, RowReading):
+            if readings.setdefault(need.name, need) != need:
+                raise WorkbenchError(f"two needs are called {need.name!r}; rename the RowReading")
+        elif not isinstance(need, str):
+            if need.name in NEEDS or own.get(need.name, need) != need:
+                raise WorkbenchError(f"two needs are called {need.name!r}; rename the {type(need).__name__}")
+            own[need.name] = need
+        elif need in CELL_RULES:
+            own[need] = CellSum(need, CELL_RULES[need])
+        elif need in NEEDS:
+            names.add(need)
+        else:
+            raise WorkbenchError(
+                f"unknown need {need!r}; expected a CellSum, FarSum, FeatureSum, RowReading or one of "
+                f"{', '.join(NEEDS)}"
+            )
+    ordered = [own[name] for name in sorted(own)]
+    fars = tuple(need for need in ordered if isinstance(need, FarSum))
+    short = next((need for need in fars if need.window < 1), None)
+    if short is not None:
+        raise WorkbenchError(f"{short.name!r} has a window of {short.window} tokens; expected at least 1")
+    return Needs(
+        cells=tuple(need for need in ordered if isinstance(need, CellSum)),
+        fars=fars,
+        features=tuple(need for need in ordered if isinstance(need, FeatureSum)),
+        names=frozenset(names),
+    )

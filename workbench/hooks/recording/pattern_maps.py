@@ -1,0 +1,213 @@
+"""Patterns to look at: every head's attention on one sequence as block maxima, distances and strongest links.
+
+One forward pass, in which each layer is read while it runs and forgotten. A few heads can be kept finer, and with the
+queries and keys from which any crop of their pattern is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.heads import Head, LayerInfo, WorkbenchError
+from workbench.hooks.interventions.windows import Interventions
+from workbench.hooks.model import HookedModel
+from workbench.hooks.recording.forward_pass import answers_of, batch_of
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.eager import handling
+from workbench.hooks.taps.linear import LinearCall, reading_linear
+from workbench.hooks.taps.scored_call import ScoredCall
+from workbench.kernels.masks import TileMask, visible_tile
+from workbench.kernels.softmax.pooled import (
+    Look,
+    PatternSummary,
+    coarser,
+    distances_of,
+    signed_summary,
+    softmax_summary,
+)
+from workbench.kernels.softmax.scored import scored_layer
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
+
+# Blocks along a side, at most: of every head, and of the heads that are kept finer.
+COARSE, FINE = 64, (256, 1024)
+_ROWS = 256
+# Rows on which float16 is tried, and the probability it may be off by.
+_SAMPLED, _LOST = 128, 5e-4
+
+
+@dataclass(frozen=True, slots=True)
+class KeptQK:
+    """Queries and keys of one head as they meet, and what else its pattern takes: exp(scale · q kᵀ − lse).
+
+    `low`: the first key each row sees; it sees all from there to itself.
+    """
+
+    head: Head
+    q: Float[Tensor, "t d"]
+    k: Float[Tensor, "t d"]
+    lse: Float[Tensor, " t"]
+    low: Int[Tensor, " t"]
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PatternMaps:
+    """The patterns of all heads on one sequence, on the CPU.
+
+    `summaries`: by place in `layers`, with peaks in blocks of `block` tokens. `fine`: of (place, head), the same peaks
+    in smaller blocks, by their size. `kept`: of (place, head). `distances`: where `PatternSummary.beyond` is read.
+    """
+
+    tokens: Int[Tensor, " t"]
+    layers: tuple[LayerInfo, ...]
+    block: int
+    far: int
+    distances: tuple[int, ...]
+    summaries: tuple[PatternSummary, ...]
+    fine: dict[tuple[int, int], dict[int, Float[Tensor, "n n"]]]
+    kept: dict[tuple[int, int], KeptQK]
+
+
+def blocks_of(n_tokens: int) -> tuple[int, ...]:
+    """Block sizes in tokens, coarse to fine, each a multiple of the next: at most 64, 256 and 1,024 along a side."""
+    sizes = [1]
+    for side in sorted((COARSE, *FINE), reverse=True):
+        sizes.append(sizes[-1] * max(1, -(-n_tokens // (side * sizes[-1]))))
+    return tuple(dict.fromkeys(reversed(sizes[1:])))
+
+
+def record_maps(
+    model: HookedModel,
+    tokens: Int[Tensor, " t"],
+    *,
+    far: int,
+    fine: Iterable[Head] | None = (),
+    keep_qk: bool = False,
+    n_links: int = 16,
+) -> PatternMaps:
+    """The pooled patterns of every head on one sequence without padding, in one pass and without a T × T matrix.
+
+    Linear layers give their implied pattern, signed and not normalised, as `HookedModel.pattern` does.
+
+    Args:
+        far: the distance in tokens from which a link counts as long.
+        fine: heads to keep in finer blocks too; None: all of them.
+        keep_qk: keep queries and keys of these too, in float16 if that costs a probability less than 5e-4; where a
+            row's keys are one run and the family hands queries and keys out; linear layers have none.
+
+    Raises:
+        WorkbenchError: for tokens the model does not take, or while interventions are in force.
+    """
+    if model.interventions != Interventions():
+        raise WorkbenchError("maps are made of the model as it is; leave restrict, ablate and patch before making them")
+    batch = batch_of(model.model, tokens)
+    coarse, *finer_blocks = blocks_of(len(tokens))
+    finest, layers = (finer_blocks or [coarse])[-1], model.layers
+    wanted = None if fine is None else frozenset(fine)
+    place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(layers)}
+    summaries: dict[int, PatternSummary] = {}
+    finer: dict[tuple[int, int], dict[int, Tensor]] = {}
+    kept: dict[tuple[int, int], KeptQK] = {}
+
+    def heads_of(at: int) -> list[int]:
+        layer = layers[at]
+        return [h for h in range(layer.n_heads) if wanted is None or Head(layer.index, h) in wanted]
+
+    def look_at(at: int) -> Look:
+        return Look(coarse, far, n_links, finest, tuple(heads_of(at)) if finer_blocks else ())
+
+    def take(at: int, found: PatternSummary) -> None:
+        """Keep the coarse peaks of all heads, and the finer ones of some."""
+        for h, one in zip(heads_of(at) if finer_blocks else [], found.fine.split(1), strict=False):
+            finer[at, h] = {b: coarser(one, b // finest)[0].cpu() for b in finer_blocks}
+        summaries[at] = _on_cpu(found)
+
+    def attend(call: AttentionCall) -> Tensor:
+        at = place[call.layer, False]
+        mask = call.mask.simplest()
+        found = softmax_summary(_layer(call, mask), look_at(at))
+        take(at, found)
+        if keep_qk and not isinstance(call, ScoredCall) and heads_of(at):
+            low = _first_keys(mask, len(tokens), call.q.device)
+            if low is not None:
+                name = layers[at].index
+                kept.update({(at, h): _kept(call, h, found.lse[h], low, Head(name, h)) for h in heads_of(at)})
+        return call.output()
+
+    def read(call: LinearCall) -> None:
+        at = place[call.layer, True]
+        take(at, signed_summary(call.rows, look_at(at)))
+
+    with torch.no_grad(), handling(model.model, attend), reading_linear(model.model, batch.valid, read):
+        answers_of(model.model, batch)
+    return PatternMaps(
+        tokens=batch.tokens[0].cpu(),
+        layers=layers,
+        block=coarse,
+        far=far,
+        distances=distances_of(len(tokens)),
+        summaries=tuple(summaries[i] for i in range(len(layers))),
+        fine=finer,
+        kept=kept,
+    )
+
+
+def _layer(call: AttentionCall, mask: TileMask) -> SoftmaxLayer:
+    if isinstance(call, ScoredCall):
+        return scored_layer(call.q, call.v.shape[1], mask, call.sinks)
+    return SoftmaxLayer(call.q, call.k, mask, call.scale, call.softcap, call.sinks)
+
+
+def _on_cpu(found: PatternSummary) -> PatternSummary:
+    """What is kept of every head."""
+    return PatternSummary(
+        peak=found.peak.cpu(),
+        beyond=found.beyond.cpu(),
+        sink=found.sink.cpu(),
+        link_row=found.link_row.cpu(),
+        link_key=found.link_key.cpu(),
+        link_value=found.link_value.cpu(),
+        lse=found.lse.cpu(),
+        fine=found.fine[:0].cpu(),
+    )
+
+
+def _first_keys(mask: TileMask, n_tokens: int, device: torch.device) -> Int[Tensor, " t"] | None:
+    """The first key of each row; None where some row sees another set than a run of keys that ends at itself."""
+    low: list[Tensor] = []
+    for first in range(0, n_tokens, _ROWS):
+        rows = torch.arange(first, min(n_tokens, first + _ROWS), device=device)
+        visible = visible_tile(mask, slice(0, 1), rows, n_tokens)[0]
+        start = visible.int().argmax(-1)
+        if not bool((visible.sum(-1) == rows - start + 1).all()):
+            return None
+        low.append(start)
+    return torch.cat(low)
+
+
+def _kept(call: AttentionCall, head: int, lse: Tensor, low: Tensor, name: Head) -> KeptQK:
+    """Queries and keys in float16, or in float32 where large scores would lose too much to it."""
+    kv_head = head // (call.q.shape[1] // call.k.shape[1])
+    q, k = call.q[0, head].float(), call.k[0, kv_head].float()
+    n_tokens = len(q)
+    rows = torch.arange(0, n_tokens, max(1, n_tokens // _SAMPLED), device=q.device)
+    keys = torch.arange(n_tokens, device=q.device)
+    is_seen = (keys >= low[rows, None]) & (keys <= rows[:, None])
+
+    def pattern(q: Float[Tensor, "t d"], k: Float[Tensor, "t d"]) -> Float[Tensor, "r t"]:
+        scores = call.scale * einsum(q[rows], k, "r d, t d -> r t")
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        return torch.where(is_seen, torch.exp(scores - lse[rows, None]), 0)
+
+    short = q.half(), k.half()
+    lost = (pattern(*(x.float() for x in short)) - pattern(q, k)).abs().max()
+    q, k = short if float(lost) < _LOST else (q, k)  # NaN, of what float16 cannot hold, is lost too
+    return KeptQK(name, q.cpu(), k.cpu(), lse.cpu(), low.cpu(), call.scale, call.softcap)

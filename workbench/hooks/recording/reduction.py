@@ -1,0 +1,344 @@
+"""A recording in the making: rows are reduced to sums per document while their layer runs, then forgotten.
+
+The queries of a pass may come in several runs, as in prefilling a cache piece by piece; each run is asked for its own
+rows, and the sums grow run by run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.heads import LayerInfo
+from workbench.hooks.recording.cells import Sequences, merge, on_rows, rows_of, within_documents
+from workbench.hooks.recording.needs import (
+    PER_KEY_NEEDS,
+    PER_ROW_NEEDS,
+    SEQUENCE_NEEDS,
+    Answers,
+    Need,
+    PerSequence,
+    Recording,
+    check_needs,
+)
+from workbench.hooks.recording.row_readings import Reading
+from workbench.kernels import Cells, Far, Request, RowStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a recording asks of one run of queries. Rows and cells count from the first query of all.
+
+    `picked`: the rows to look at; `is_sampled`: not only for the sake of answers. `cells`: those of every cell sum,
+    `member` saying of which. `request`: the same for the kernels, whose rows count from the first query of the run.
+    """
+
+    picked: Int[Tensor, " r"]
+    is_sampled: Bool[Tensor, " r"]
+    cells: Int[Tensor, "n_cells 3"]
+    member: Int[Tensor, " n_cells"]
+    set_rows: tuple[Int[Tensor, "_ 2"], ...]
+    top_rows: Int[Tensor, "n_top 2"]
+    request: Request
+
+
+class Reduction:
+    """The sums of one recording, growing layer by layer and run by run.
+
+    `rows`: the sampled query rows; None: all. Answers are few and asked for one by one, whatever is sampled.
+    """
+
+    def __init__(
+        self,
+        batch: Sequences,
+        needs: Iterable[Need],
+        *,
+        layers: tuple[LayerInfo, ...],
+        far: Far,
+        rows: Int[Tensor, " r"] | None,
+    ):
+        self._batch, self._layers, self._far = batch, layers, far
+        self._needs = check_needs(needs)
+        self._cell_sums, self._names = self._needs.cells, self._needs.names
+        n_tokens, device = batch.tokens.shape[1], batch.tokens.device
+        self._is_thinned = rows is not None and len(rows) < n_tokens
+        self._sampled = torch.arange(n_tokens, device=device) if rows is None else rows
+        self._picked = self._sampled
+        if batch.targets is not None:
+            self._picked = torch.unique(torch.cat([self._sampled, batch.targets[:, 1]]))
+        every = [within_documents(c.cells(batch), batch) for c in self._cell_sums]
+        self._sets = [
+            on_rows(cells, self._sampled) if self._is_thinned and not _is_whole(c.name) else cells
+            for c, cells in zip(self._cell_sums, every, strict=True)
+        ]
+        self._top_rows = torch.zeros(0, 2, dtype=torch.long, device=device)
+        if "answer_top1" in self._names and batch.targets is not None:
+            self._top_rows = rows_of(within_documents(batch.targets, batch))
+        sums = self._needs.sums
+        shape = (batch.n_documents, len(layers), max(layer.n_heads for layer in layers))
+        self._totals = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in sums}
+        self._squares = {
+            name: torch.zeros(shape, dtype=torch.float64) for name in sums if self._is_thinned and not _is_whole(name)
+        }
+        self._rows = {name: torch.zeros(shape, dtype=torch.long) for name in sums}
+        self._taken: set[tuple[str, int]] = set()
+        self._n_rows = self._rows_in_all(every) if self._is_thinned else {}
+        row_shape = (len(batch.tokens), *shape[1:], n_tokens)
+        self._per_row = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_ROW_NEEDS}
+        self._per_key = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_KEY_NEEDS}
+        self._windows = self._all_windows()
+        self._features = [need.features(batch).float() for need in self._needs.features]
+        self._readouts = [need.readout(batch).float() for need in self._needs.features]
+
+    def ask(self, queries: slice) -> Asked:
+        """What is wanted of the queries from `queries.start` to `queries.stop`."""
+
+        def inside(cells: Int[Tensor, "n w"]) -> Int[Tensor, "m w"]:
+            return cells[(cells[:, 1] >= queries.start) & (cells[:, 1] < queries.stop)]
+
+        def shifted(cells: Int[Tensor, "n w"]) -> Int[Tensor, "n w"]:
+            moved = cells.clone()
+            moved[:, 1] -= queries.start
+            return moved
+
+        picked = self._picked[(self._picked >= queries.start) & (self._picked < queries.stop)]
+        sets, top_rows = [inside(cells) for cells in self._sets], inside(self._top_rows)
+        cells, member = (
+            merge(sets, self._batch.tokens.shape[1]) if sets else (top_rows.new_zeros(0, 3), top_rows.new_zeros(0))
+        )
+        is_whole = len(picked) == queries.stop - queries.start
+        return Asked(
+            picked=picked,
+            is_sampled=torch.isin(picked, self._sampled),
+            cells=cells,
+            member=member,
+            set_rows=tuple(rows_of(c) for c in sets),
+            top_rows=top_rows,
+            request=Request(
+                entropy=self._wants("entropy") or self._wants("normalized_entropy"),
+                distance=self._wants("mean_distance"),
+                far=self._far if self._wants("far_mass") else None,
+                first=self._batch.first[:, 0],
+                cells=Cells(*shifted(cells).unbind(-1)) if len(cells) else None,
+                top_rows=shifted(top_rows) if len(top_rows) else None,
+                rows=None if is_whole else picked - queries.start,
+                windows=self._windows,
+                squares=self._wants("effective_support"),
+                features=torch.cat(self._features, -1)[:, : queries.stop] if self._features else None,
+                row_weights=self._counted_rows(queries) if self._per_key else None,
+                value_norms=any(self._wants(name) for name in ("output_norm", "value_norm", "first_value_norm")),
+            ),
+        )
+
+    def take(self, place: int, statistics: RowStatistics, asked: Asked) -> None:
+        """Reduce the rows of the layer at `place` in the list of layers."""
+        layer, picked = self._layers[place], asked.picked
+        valid = self._batch.valid[:, picked] & asked.is_sampled
+        position = picked - self._batch.first[:, picked]
+        # A softmax row always sees itself; a linear row may be empty (Σ|A| = 0) and then counts nowhere.
+        is_seen = self._batch.valid[:, None, picked] & ~torch.isneginf(statistics.lse)
+        by_row = {
+            "entropy": (statistics.entropy, valid),
+            "mean_distance": (statistics.mean_distance, valid),
+            "far_mass": (statistics.far_mass, valid & (position >= self._far.window)),
+            "output_norm": (statistics.output_norm, valid),
+            "value_norm": (statistics.value_norm, valid),
+            **self._own_rows(statistics, layer, valid, position, picked),
+        }
+        for name, (values, keep) in by_row.items():
+            if name in self._totals and values is not None:
+                counted = keep[:, None] & is_seen
+                values = torch.where(counted, values, 0).double()
+                sums = [self._by_document(x, picked) for x in (values, counted.long())]
+                squares = self._by_document(values**2, picked) if name in self._squares else None
+                self._add(name, place, sums[0], sums[1], squares)
+        self._take_cells(place, statistics, asked, is_seen)
+        self._take_top(place, statistics, asked, is_seen)
+        self._keep_rows(place, statistics, asked, is_seen)
+        self._keep_keys(place, statistics)
+        # Known of a sequence's first key alone, so that packed documents have none.
+        is_new = ("first_value_norm", place) not in self._taken and not self._batch.is_packed
+        if "first_value_norm" in self._names and statistics.first_value_norm is not None and is_new:
+            norms = statistics.first_value_norm[..., 0]
+            self._add("first_value_norm", place, norms, torch.ones_like(norms, dtype=torch.long), None)
+
+    def _own_rows(
+        self,
+        statistics: RowStatistics,
+        layer: LayerInfo,
+        valid: Bool[Tensor, "b r"],
+        position: Int[Tensor, "b r"],
+        picked: Int[Tensor, " r"],
+    ) -> dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]]:
+        """Row values that a layer's kind or a need of one's own has a say in, with the rows they hold for."""
+        found: dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]] = {}
+        if layer.has_sinks and "learned_sink_mass" in self._names:
+            found["learned_sink_mass"] = (1 - statistics.mass, valid)
+        if "normalized_entropy" in self._names and statistics.entropy is not None:
+            most = torch.log((position + 1).clamp_min(2).float())
+            found["normalized_entropy"] = (statistics.entropy / most[:, None], valid & (position >= 1))
+        if "effective_support" in self._names and statistics.squares is not None:
+            # The learned sink is one outcome more, as it is in the entropy.
+            found["effective_support"] = (1 / (statistics.squares + (1 - statistics.mass) ** 2), valid)
+        wanted = [(need.name, need.window) for need in self._needs.fars]
+        if layer.window is not None and "window_saturation" in self._names:
+            wanted.append(("window_saturation", _saturating(layer.window)))
+        for name, window in wanted:
+            assert statistics.beyond is not None
+            mass = statistics.beyond[..., self._windows.index(window)]
+            found[name] = (mass, valid & (position >= (layer.window or 0 if name == "window_saturation" else window)))
+        start = 0
+        for need, readout in zip(self._needs.features, self._readouts, strict=True):
+            assert statistics.features is not None
+            mine = statistics.features[..., start : start + readout.shape[-1]]
+            found[need.name] = (einsum(mine, readout[:, picked], "b h r f, b r f -> b h r"), valid)
+            start += readout.shape[-1]
+        return found
+
+    def finish(self, answers: Answers | None, readings: Mapping[str, Reading]) -> Recording:
+        """The recording of everything that was taken."""
+        sums = {
+            name: PerSequence(total.float(), self._rows[name], self._row_error(name))
+            for name, total in self._totals.items()
+        }
+        return Recording(
+            layers=self._layers,
+            sums=sums,
+            per_row=self._per_row,
+            per_key=self._per_key,
+            far=self._far,
+            answers=answers,
+            cells={
+                c.name: torch.bincount(
+                    self._batch.document[cells[:, 0], cells[:, 1]], minlength=self._batch.n_documents
+                ).cpu()
+                for c, cells in zip(self._cell_sums, self._sets, strict=True)
+            },
+            readings=readings,
+        )
+
+    def _wants(self, name: str) -> bool:
+        return name in self._names or f"{name}_per_row" in self._names
+
+    def _take_cells(self, place: int, statistics: RowStatistics, asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> None:
+        n_documents, n_heads = self._batch.n_documents, is_seen.shape[1]
+        totals = is_seen.new_zeros(len(self._sets) * n_documents, n_heads, dtype=torch.float64)
+        squares = torch.zeros_like(totals)
+        if statistics.cells is not None:
+            document = self._batch.document[asked.cells[:, 0], asked.cells[:, 1]]
+            values, group = statistics.cells.double(), asked.member * n_documents + document
+            totals.index_add_(0, group, values)
+            if self._is_thinned:
+                row = asked.cells[:, 0] * self._batch.tokens.shape[1] + asked.cells[:, 1]
+                rows, of_row = torch.unique(torch.stack([group, row], -1), dim=0, return_inverse=True)
+                in_row = totals.new_zeros(len(rows), n_heads).index_add_(0, of_row, values)
+                squares.index_add_(0, rows[:, 0], in_row**2)
+        for s, (cell_sum, rows) in enumerate(zip(self._cell_sums, asked.set_rows, strict=True)):
+            mine = slice(s * n_documents, (s + 1) * n_documents)
+            self._add(cell_sum.name, place, totals[mine], self._count(rows, asked, is_seen), squares[mine])
+
+    def _take_top(self, place: int, statistics: RowStatistics, asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> None:
+        if "answer_top1" not in self._names:
+            return
+        total = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.float64)
+        if statistics.top_key is not None and self._batch.targets is not None:
+            n_tokens, (sequence, row) = self._batch.tokens.shape[1], asked.top_rows.unbind(-1)
+            targets = self._batch.targets
+            target_code = (targets[:, 0] * n_tokens + targets[:, 1]) * n_tokens + targets[:, 2]
+            code = (sequence * n_tokens + row)[:, None] * n_tokens + statistics.top_key
+            total.index_add_(0, self._batch.document[sequence, row], torch.isin(code, target_code).double())
+        self._add("answer_top1", place, total, self._count(asked.top_rows, asked, is_seen), None)
+
+    def _keep_rows(self, place: int, statistics: RowStatistics, asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> None:
+        for name, kept in self._per_row.items():
+            values = getattr(statistics, name.removesuffix("_per_row"))
+            values = torch.where(is_seen, values, torch.nan)
+            kept[:, place, : values.shape[1], asked.picked.cpu()] = values.float().cpu()
+
+    def _keep_keys(self, place: int, statistics: RowStatistics) -> None:
+        """Column sums grow with every run of queries, which see the keys of the runs before."""
+        for kept in self._per_key.values():
+            assert statistics.columns is not None
+            n_heads, n_keys = statistics.columns.shape[1:]
+            mine = kept[:, place, :n_heads, :n_keys]
+            kept[:, place, :n_heads] = kept[:, place, :n_heads].nan_to_num(0)
+            mine += statistics.columns.cpu()
+
+    def _counted_rows(self, queries: slice) -> Float[Tensor, "b q"]:
+        rows = torch.arange(queries.start, queries.stop, device=self._sampled.device)
+        return (self._batch.valid[:, queries] & torch.isin(rows, self._sampled)).float()
+
+    def _all_windows(self) -> tuple[int, ...]:
+        windows = {need.window for need in self._needs.fars}
+        if "window_saturation" in self._names:
+            windows |= {_saturating(layer.window) for layer in self._layers if layer.window is not None}
+        return tuple(sorted(windows))
+
+    def _by_document(self, values: Tensor, picked: Int[Tensor, " r"]) -> Tensor:
+        """Sums over rows, "b h r" to "n h"."""
+        if not self._batch.is_packed:
+            return values.sum(-1)
+        document = rearrange(self._batch.document[:, picked], "b r -> (b r)")
+        sums = values.new_zeros(self._batch.n_documents + 1, values.shape[1])  # the last one takes the padding
+        return sums.index_add_(0, document % len(sums), rearrange(values, "b h r -> (b r) h"))[:-1]
+
+    def _count(self, rows: Int[Tensor, "n 2"], asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> Int[Tensor, "d h"]:
+        count = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.long)
+        at = torch.searchsorted(asked.picked, rows[:, 1].contiguous())
+        document = self._batch.document[rows[:, 0], rows[:, 1]]
+        return count.index_add_(0, document, is_seen[rows[:, 0], :, at].long())
+
+    def _add(self, name: str, place: int, total: Tensor, rows: Tensor, squares: Tensor | None) -> None:
+        """Add sums over rows, "n h" each, to those of the layer at `place`."""
+        mine = (slice(None), place, slice(total.shape[1]))
+        before = self._totals[name][mine] if (name, place) in self._taken else 0
+        self._totals[name][mine] = before + total.double().cpu()
+        self._taken.add((name, place))
+        self._rows[name][mine] += rows.cpu()
+        if squares is not None and name in self._squares:
+            self._squares[name][mine] += squares.cpu()
+
+    def _rows_in_all(self, every: list[Int[Tensor, "_ 3"]]) -> dict[str, Int[Tensor, " n"]]:
+        """How many rows each sum would have per document if none were left out."""
+        batch = self._batch
+        position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.first
+
+        def count(document: Tensor) -> Int[Tensor, " n"]:
+            return torch.bincount(document.flatten(), minlength=batch.n_documents).cpu()
+
+        counts = {
+            c.name: count(batch.document[tuple(rows_of(cells).unbind(-1))])
+            for c, cells in zip(self._cell_sums, every, strict=True)
+        }
+
+        def beyond(window: int) -> Int[Tensor, " n"]:
+            return count(batch.document[batch.valid & (position >= window)])
+
+        for need in self._needs.fars:
+            counts[need.name] = beyond(need.window)
+        least = {"far_mass": self._far.window, "normalized_entropy": 1}
+        names = [*self._names, *(need.name for need in self._needs.features)]
+        return counts | {name: beyond(least.get(name, 0)) for name in names}
+
+    def _row_error(self, name: str) -> Float[Tensor, "n n_layers max_heads"] | None:
+        if name not in self._squares:
+            return None
+        rows, in_all = self._rows[name].double(), self._n_rows[name].double()[:, None, None]
+        mean = self._totals[name] / rows
+        variance = (self._squares[name] / rows - mean**2).clamp_min(0) * rows / (rows - 1)
+        left_out = (1 - rows / in_all).clamp_min(0)  # rows drawn without replacement
+        return torch.where(rows > 1, (variance / rows * left_out).sqrt(), torch.nan).float()
+
+
+def _is_whole(need: str) -> bool:
+    return need.startswith("answer_") or need in SEQUENCE_NEEDS
+
+
+def _saturating(window: int) -> int:
+    """How far back the last tenth of a window begins."""
+    return max(1, window - max(1, round(window / 10)))

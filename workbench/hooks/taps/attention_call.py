@@ -1,0 +1,205 @@
+"""One softmax layer at the moment it attends: its queries, keys and values as the model made them, and its own mask.
+
+The mask is a function of positions, which is evaluated tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.masking_utils import causal_mask_function
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.taps.standard_masks import sliding_window_of
+from workbench.kernels import (
+    CausalMask,
+    Hidden,
+    Request,
+    RowStatistics,
+    TileMask,
+    attention_crop,
+    hidden_runs,
+)
+from workbench.kernels.routes import attention_statistics
+from workbench.kernels.softmax.differentiable import differentiable_attention
+
+
+@dataclass(frozen=True, slots=True)
+class LazyMask:
+    """A model's own mask as a function of (sequence, head, query, key) positions: nothing is built until a tile asks.
+
+    `window` is what the model hands over as the local size of the layer: a sliding window or a chunk, in tokens.
+    `documents`: numbers of packed documents, which do not see each other whatever `function` says. `earlier`: how many
+    valid keys stood before these, which a sliding layer's cache has let go; None: `key_offset` of them.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    n_queries: int
+    n_keys: int
+    query_offset: int
+    key_offset: int
+    window: int | None
+    valid: Bool[Tensor, "b k"] | None
+    documents: Int[Tensor, "b k"] | None = None
+    earlier: Int[Tensor, " b"] | None = None
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        ahead = self.query_offset - self.key_offset
+        lo = 0 if self.window is None else max(0, int(rows[0]) + ahead - self.window + 1)
+        return lo, min(self.n_keys, int(rows[-1]) + ahead + 1)
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        device = rows.device
+        k = torch.arange(*keys, device=device) + self.key_offset
+        visible = self.function(
+            rearrange(torch.arange(batch.start, batch.stop, device=device), "b -> b 1 1 1"),
+            torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device),
+            rearrange(rows + self.query_offset, "q -> 1 1 q 1"),
+            rearrange(k, "k -> 1 1 1 k"),
+        )
+        hidden = ~rearrange(visible, "b 1 q k -> b q k")
+        if self.valid is not None:
+            hidden = hidden | ~self.valid[batch, None, keys[0] : keys[1]]
+        if self.documents is not None:
+            of_rows = self.documents[batch][:, rows + self.query_offset - self.key_offset]
+            hidden = hidden | (of_rows[:, :, None] != self.documents[batch, None, keys[0] : keys[1]])
+        return hidden_runs(hidden, keys[0])
+
+    def __getitem__(self, index: Any) -> LazyMask:
+        """The mask of a run of query rows, `mask[:, :, a:b, :]`: families that share keys across layers cut it so."""
+        if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
+            raise WorkbenchError(
+                f"the model cuts its attention mask as {index!r}; only rows can be cut: [:, :, a:b, :]"
+            )
+        start, stop, _ = index[2].indices(self.n_queries)
+        return replace(self, n_queries=stop - start, query_offset=self.query_offset + start)
+
+    @property
+    def is_plain_causal(self) -> bool:
+        """True if every query sees its whole past and nothing is padding."""
+        return self._is_causal and self.valid is None
+
+    @property
+    def _is_causal(self) -> bool:
+        return self.function is causal_mask_function and self.window is None and self.documents is None
+
+    def simplest(self) -> TileMask:
+        """The same mask without a function call per tile, where the model's mask is causal or a sliding window."""
+        window = sliding_window_of(self.function)
+        is_sliding = window is not None and self.window == window and self.documents is None
+        if not (self._is_causal or is_sliding):
+            return self
+        ahead = self.query_offset - self.key_offset
+        return CausalMask(self.n_keys, offset=ahead, window=window, valid=self.valid)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One softmax layer at the moment it attends.
+
+    `layer` is the model's own layer number; `positions`: of the tokens in their documents, where the model tells them.
+    """
+
+    layer: int
+    q: Float[Tensor, "b n_heads q d"]
+    k: Float[Tensor, "b n_kv_heads k d"]
+    v: Float[Tensor, "b n_kv_heads k d_v"]
+    mask: LazyMask
+    scale: float
+    softcap: float | None
+    sinks: Float[Tensor, " n_heads"] | None
+    positions: Int[Tensor, "#b q"] | None = None
+
+    def of_documents(self, documents: Int[Tensor, "b k"], positions: Int[Tensor, "b k"]) -> AttentionCall:
+        """The call of packed documents that do not see each other; some families take no notice of positions."""
+        return replace(self, mask=replace(self.mask, documents=documents), positions=positions)
+
+    def first_keys(self) -> Int[Tensor, "b k"]:
+        """For every key, the first key of its document: where padding ends, or a packed document begins.
+
+        Negative where a cache has let the beginning go.
+        """
+        n_sequences, n_keys = len(self.q), self.k.shape[2]
+        if self.mask.key_offset:
+            return rearrange(self._first_of_cache(), "b -> b 1").expand(-1, n_keys)
+        if self.mask.valid is not None:
+            return self.mask.valid.to(self.q.device).int().argmax(-1, keepdim=True).expand(-1, n_keys)
+        zeros = torch.zeros(n_sequences, n_keys, dtype=torch.long, device=self.q.device)
+        if self.positions is None or self.positions.shape[-1] != n_keys:
+            return zeros
+        is_start = self.positions.diff(dim=-1, prepend=self.positions[:, :1] - 1) != 1
+        place = torch.arange(n_keys, device=self.q.device)
+        return zeros + torch.where(is_start, place, 0).cummax(-1).values
+
+    def _first_of_cache(self) -> Int[Tensor, " b"]:
+        mask, device = self.mask, self.q.device
+        earlier = torch.full((len(self.q),), mask.key_offset, device=device)
+        earlier = earlier if mask.earlier is None else mask.earlier.to(device)
+        here = torch.zeros_like(earlier) if mask.valid is None else mask.valid.to(device).int().argmax(-1)
+        return torch.where(earlier > 0, -earlier, here)
+
+    def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
+        """The layer's attention output under its own mask or another, the cheapest exact way and with no statistics.
+
+        Gradients flow where they are asked for.
+        """
+        is_stock = self.softcap is None and self.sinks is None and self.q.shape[2] == self.k.shape[2]
+        if mask is None and is_stock and self.mask.is_plain_causal:
+            out = scaled_dot_product_attention(
+                self.q, self.k, self.v, is_causal=True, scale=self.scale, enable_gqa=True
+            )
+            return rearrange(out, "b h q d -> b q h d")
+        tensors = (self.q, self.k, self.v, self.sinks)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return differentiable_attention(
+                self.q,
+                self.k,
+                self.v,
+                self.mask.simplest() if mask is None else mask,
+                scale=self.scale,
+                softcap=self.softcap,
+                sinks=self.sinks,
+            )
+        return self.statistics(Request(), mask)[0]
+
+    def statistics(
+        self, request: Request, mask: TileMask | None = None
+    ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+        """The output and the statistics of the layer's rows, under its own mask or another.
+
+        `workbench.kernels.routes.choose_route` says in which form.
+        """
+        return attention_statistics(
+            self.q,
+            self.k,
+            self.v,
+            self.mask.simplest() if mask is None else mask,
+            request,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
+
+    def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
+        """The probabilities of the first head on the first sequence, on chosen queries and keys."""
+        return attention_crop(
+            self.q[0, 0],
+            self.k[0, 0],
+            mask,
+            queries=queries,
+            keys=keys,
+            scale=self.scale,
+            softcap=self.softcap,
+            sink=None if self.sinks is None else self.sinks[0],
+        )
+
+
+# What is done with a softmax layer: read it if you like, and return its output.
+Handler = Callable[[AttentionCall], Tensor]

@@ -1,0 +1,151 @@
+"""The one attention function and the one mask function that Hugging Face families call while they are being recorded.
+
+transformers looks both up by name: `attn_implementation="workbench"` sends every softmax layer here, with the queries,
+keys and values as the model itself made them (rotated, normalised, not repeated over the group). What happens with a
+layer is the business of the handler that is in force; without one the layer is computed and nothing is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from transformers.modeling_utils import AttentionInterface
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
+from workbench.hooks.taps.scored_call import biased_call
+
+IMPLEMENTATION = "workbench"
+# What families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
+_HARMLESS_TENSORS = {"position_ids", "cache_position", "position_embeddings"}
+
+_handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
+
+
+@contextmanager
+def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
+    """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included."""
+    # The implementation's name is looked up in the configuration at every call; the public setter also rewrites what
+    # from_pretrained will do, and warns of families that ignore it.
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    before = {k: c._attn_implementation for k, c in configs.items()}  # pyright: ignore[reportPrivateUsage]
+    training = [m for m in model.modules() if m.training]
+    token = _handler.set(handler)
+    try:
+        model.eval()
+        for config in configs.values():
+            config._attn_implementation_internal = IMPLEMENTATION  # pyright: ignore[reportPrivateUsage]
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]  # pyright: ignore[reportPrivateUsage]
+        for module in training:
+            module.training = True
+        _handler.reset(token)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The registered attention function: turn transformers' arguments into an AttentionCall.
+
+    `s_aux`: one learned sink logit per head; `sinks`: one per head and row. `position_bias`: added to scaled scores.
+    """
+    name = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', None)}"
+    unknown = sorted(k for k, x in others.items() if isinstance(x, Tensor) and k not in _HARMLESS_TENSORS)
+    if unknown:
+        raise WorkbenchError(
+            f"{name} hands its attention the tensors {unknown}, which may select keys; this version cannot record it "
+            "exactly, so it is refused"
+        )
+    if not isinstance(attention_mask, LazyMask):
+        raise WorkbenchError(
+            f"{name} brings a mask of type {type(attention_mask).__name__} of its own making; expected the mask that "
+            "transformers builds from token positions: pass attention_mask as [batch, tokens]"
+        )
+    if (attention_mask.n_queries, attention_mask.n_keys) != (query.shape[2], key.shape[2]):
+        raise WorkbenchError(
+            f"{name} has {query.shape[2]} queries and {key.shape[2]} keys but a mask of {attention_mask.n_queries} × "
+            f"{attention_mask.n_keys}; run it without a cache"
+        )
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if position_bias is not None or sinks is not None:
+        if softcap is not None or s_aux is not None:
+            raise WorkbenchError(f"{name} has a bias or a sink for each row beside a softcap or a fixed sink")
+        call = biased_call(
+            layer, query, key, value, attention_mask, scale=scale, bias=position_bias, sinks=sinks, name=name
+        )
+    else:
+        call = AttentionCall(
+            layer=layer,
+            q=query,
+            k=key,
+            v=value,
+            mask=attention_mask,
+            scale=scale,
+            softcap=softcap,
+            sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
+        )
+    call = replace(call, positions=_token_positions(others.get("position_ids")))
+    handler = _handler.get()
+    return (call.output() if handler is None else handler(call)).to(query.dtype), None
+
+
+def _token_positions(given: Any) -> Int[Tensor, "#b q"] | None:
+    """Positions of tokens; those of pictures and the like have an axis more."""
+    return given if isinstance(given, Tensor) and given.ndim == 2 else None
+
+
+def _lazy_mask(
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **_: Any,
+) -> LazyMask:
+    """The registered mask function: keep the function and the padding, build nothing."""
+    valid = earlier = None
+    if attention_mask is not None:
+        earlier = attention_mask[:, : int(kv_offset)].bool().sum(-1)
+        valid = attention_mask[:, int(kv_offset) : int(kv_offset) + kv_length].bool()
+        valid = None if bool(valid.all()) else valid
+    return LazyMask(
+        function=mask_function,
+        n_queries=int(q_length),
+        n_keys=int(kv_length),
+        query_offset=int(q_offset),
+        key_offset=int(kv_offset),
+        window=local_size,
+        valid=valid,
+        earlier=earlier,
+    )
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, _lazy_mask)

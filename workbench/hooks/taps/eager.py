@@ -1,0 +1,274 @@
+"""Softmax layers of older families, which know no AttentionInterface: read where they turn scores into probabilities.
+
+While a decoder block runs, torch hands every function call of its to a tap. The softmax over [batch, head, query, key]
+gives the scores, with bias, scale and mask as the model made them; the product with the values that follows gives v,
+and its result is what the handler says, so that an intervention needs nothing else. The model's own implementation is
+the one that is read: transformers' eager and sdpa forms of one family do not always agree.
+
+One layer's scores exist at a time, T × T: that is why T is limited.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, softmax
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.taps import attention_interface
+from workbench.hooks.taps.attention_call import Handler, LazyMask
+from workbench.hooks.taps.forwards import another_forward
+from workbench.hooks.taps.scored_call import MAX_TOKENS, grouped_scores, scored_call
+
+# Passes as short as the one that opens a model are given the true probabilities, and must hand them on unchanged.
+_CHECKED_ROWS = 16
+_SOFTMAX = {softmax, torch.softmax, Tensor.softmax}
+_PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+
+_handler: ContextVar[Handler | None] = ContextVar("workbench_eager_handler", default=None)
+
+
+@contextmanager
+def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
+    """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included.
+
+    Raises:
+        WorkbenchError: inside, for more tokens than MAX_TOKENS where the family gives no other way than T × T scores.
+    """
+    own = _handling_scores if is_without_interface(model) else attention_interface.handling
+    with own(model, handler):
+        yield
+
+
+def is_without_interface(model: PreTrainedModel) -> bool:
+    """True if no module of the model comes from a file that uses transformers' AttentionInterface."""
+    files = {type(module).__module__ for module in model.modules()}
+    return not any(hasattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS") for name in files)
+
+
+@contextmanager
+def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None]:
+    training = [m for m in model.modules() if m.training]
+    token = _handler.set(handler)
+    try:
+        model.eval()
+        with ExitStack() as stack:
+            tapped = list(blocks(model))
+            # Inside another block of the same kind the taps are there; the inner handler is asked.
+            if not any(isinstance(block.__dict__.get("forward"), _TappedForward) for _, block in tapped):
+                inputs = _Inputs(model)
+                stack.enter_context(inputs.noting())
+                for layer, block in tapped:
+                    stack.enter_context(another_forward(block, _TappedForward(layer, block, inputs)))
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        _handler.reset(token)
+
+
+def blocks(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
+    """Layer number and module of every member of the outermost lists that have one for each layer."""
+    n_layers = int(model.config.get_text_config().num_hidden_layers)
+    waiting: list[nn.Module] = [model]
+    while waiting:
+        module = waiting.pop()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            yield from enumerate(module)
+        else:
+            waiting.extend(module.children())
+
+
+class _Inputs:
+    """What the forward pass that is running was given: its padding, checked for length."""
+
+    def __init__(self, model: PreTrainedModel):
+        self._model = model
+        self.config: Any = model.config.get_text_config()
+        self._mask: Tensor | None = None
+        self._n_sequences = 0
+
+    @contextmanager
+    def noting(self) -> Generator[None]:
+        """Take note of every forward pass inside the block."""
+        models = [m for m in self._model.modules() if isinstance(m, PreTrainedModel)]
+        handles = [m.register_forward_pre_hook(self._note, with_kwargs=True) for m in models]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        tokens = next((given[x] for x in ("input_ids", "inputs_embeds") if given.get(x) is not None), None)
+        self._n_sequences, n_tokens = (0, 0) if tokens is None else tokens.shape[:2]
+        family = type(self._model).__name__
+        if n_tokens > MAX_TOKENS:
+            raise WorkbenchError(
+                f"{n_tokens} tokens are too many for {family}: its attention goes through no interface and is read off "
+                f"its full score matrix, of tokens² cells per head; pass sequences of at most {MAX_TOKENS} tokens"
+            )
+        longest = getattr(self.config, "max_seq_len", None)  # MPT's name for it
+        if longest is not None and n_tokens > longest:
+            raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; pass fewer")
+        self._mask = given.get("attention_mask")
+
+    def by_head(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "b h q k"] | None:
+        """Scores over [batch, head, query, key], also of families that have batch and head on one axis; else None."""
+        if scores.ndim == 3 and len(scores) == self._n_sequences * getattr(self.config, "num_attention_heads", 0):
+            return rearrange(scores, "(b h) q k -> b h q k", b=self._n_sequences)
+        return scores if scores.ndim == 4 else None
+
+    def mask(self, layer: int, n_queries: int, n_keys: int) -> LazyMask:
+        """The mask of a layer: causal, in a window where the configuration says so, and without padding."""
+        valid = self._mask
+        if valid is not None:
+            if valid.ndim != 2 or valid.shape[1] != n_keys:
+                raise WorkbenchError(
+                    f"attention_mask has shape {tuple(valid.shape)} for {n_keys} keys; expected [batch, keys]"
+                )
+            valid = None if bool(valid.all()) else valid.bool()
+        window = _window(self.config, layer)
+        function: Any = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+        return LazyMask(
+            function=function,
+            n_queries=n_queries,
+            n_keys=n_keys,
+            query_offset=n_keys - n_queries,
+            key_offset=0,
+            window=window,
+            valid=valid,
+        )
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """GPT-Neo's: the only family without the interface that has windows."""
+    kinds = getattr(config, "attention_layers", None)
+    return int(config.window_size) if kinds and kinds[layer] == "local" else None
+
+
+class _TappedForward:
+    """A block's forward with a tap on the functions it calls."""
+
+    def __init__(self, layer: int, block: nn.Module, inputs: _Inputs):
+        self._tap = partial(_Tap, layer, f"{type(block).__name__} of layer {layer}", inputs)
+        self._forward = block.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._tap() as tap:
+            out = self._forward(*args, **kwargs)
+            tap.finish()
+        return out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy made inside a block, as a bridge's twin is, is not tapped.
+        return copy.deepcopy(self._forward, memo)
+
+
+class _Tap(TorchFunctionMode):
+    """Waits for a softmax of scores, then for the product of its result with the values, and gives the handler's."""
+
+    def __init__(self, layer: int, name: str, inputs: _Inputs):
+        super().__init__()
+        self._layer, self._name, self._inputs = layer, name, inputs
+        self._scores: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SOFTMAX and (scores := self._inputs.by_head(args[0])) is not None:
+            return self._on_softmax(scores, args[0].shape, lambda: func(*args, **kwargs))
+        if func in _PRODUCT and self._scores is not None and args[0].shape[-2:] == self._scores.shape[-2:]:
+            return self._on_product(args[0], args[1])
+        if func is scaled_dot_product_attention:
+            return self._on_sdpa(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def finish(self) -> None:
+        """Raises:
+        WorkbenchError: if what was made of the last probabilities was not seen.
+        """
+        if self._scores is not None:
+            raise WorkbenchError(
+                f"{self._name} makes attention probabilities that are not multiplied with the values in one product; "
+                "it cannot be recorded exactly"
+            )
+
+    def _on_softmax(
+        self, scores: Float[Tensor, "b h q k"], shape: torch.Size, probabilities: Callable[[], Tensor]
+    ) -> Float[Tensor, "*bh q k"]:
+        self.finish()
+        self._scores = scores
+        if scores.shape[-2] <= _CHECKED_ROWS:
+            return probabilities()
+        # Whoever reads these elsewhere than in the product shall notice.
+        return torch.full((), torch.nan, dtype=scores.dtype, device=scores.device).expand(shape)
+
+    def _on_product(self, used: Float[Tensor, "*bh q k"], v: Float[Tensor, "*bv k d"]) -> Float[Tensor, "*bo q d"]:
+        scores, self._scores = self._scores, None
+        assert scores is not None
+        if scores.shape[-2] <= _CHECKED_ROWS and not _are_probabilities(used.reshape(scores.shape), scores):
+            raise WorkbenchError(
+                f"{self._name} multiplies its values with something else than the softmax of its scores over the keys; "
+                "it cannot be recorded exactly"
+            )
+        is_flat = v.ndim == 3
+        out = self._handled(scores, rearrange(v, "(b h) k d -> b h k d", b=len(scores)) if is_flat else v)
+        return rearrange(out, "b q h d -> (b h) q d" if is_flat else "b q h d -> b h q d").contiguous()
+
+    def _on_sdpa(
+        self,
+        query: Float[Tensor, "b h q d"],
+        key: Float[Tensor, "b kv k d"],
+        value: Float[Tensor, "b kv k d_v"],
+        attn_mask: Shaped[Tensor, "#b #h q k"] | None = None,
+        *_: Any,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **__: Any,
+    ) -> Float[Tensor, "b h q d_v"]:
+        scores = grouped_scores(query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, torch.finfo(torch.float32).min)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        return rearrange(self._handled(scores, value), "b q h d -> b h q d").contiguous()
+
+    def _handled(
+        self, scores: Float[Tensor, "b h q k"], v: Float[Tensor, "#b n_v_heads k d"]
+    ) -> Float[Tensor, "b q h d"]:
+        call = scored_call(
+            self._layer,
+            scores,
+            v,
+            self._inputs.mask(self._layer, *scores.shape[-2:]),
+            n_kv_heads=getattr(self._inputs.config, "num_kv_heads", None),
+            name=self._name,
+        )
+        handler = _handler.get()
+        return (call.output() if handler is None else handler(call)).to(v.dtype)
+
+
+def _are_probabilities(used: Float[Tensor, "b h q k"], scores: Float[Tensor, "b h q k"]) -> bool:
+    """Equal to the softmax of the scores, rounded to the model's dtype at most."""
+    tolerance = 1e-5 if used.dtype in (torch.float32, torch.float64) else 1e-2
+    # A model whose weights are not finite is somebody else's to refuse.
+    return not bool((used.float() - softmax(scores.float(), -1)).abs().max() > tolerance)

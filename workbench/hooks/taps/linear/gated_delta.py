@@ -1,0 +1,99 @@
+"""Gated delta nets with one decay per head: Qwen3-Next, Qwen3.5, OLMo-hybrid.
+
+Every token decays the state, erases what the state holds at its key, and writes its value there with strength β.
+
+Reference:
+    Yang et al. 2025, Gated Delta Networks, eq. 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, cat
+from torch.nn.functional import softplus
+
+from workbench.hooks.taps.linear.convolution import convolved, normalised
+from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.kernels import DeltaRows
+
+
+def _describe(module: Any) -> LinearLayer:
+    return LinearLayer(
+        index=int(module.layer_idx),
+        mixer="gdn",
+        n_heads=int(module.num_v_heads),
+        n_kv_heads=int(module.num_k_heads),
+        d_head=int(module.head_k_dim),
+        has_conv=True,
+    )
+
+
+def _read_qwen3_next(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    q, k, v, _, b, a = module.fix_query_key_value_ordering(outputs["in_proj_qkvz"], outputs["in_proj_ba"])
+    mixed = cat([rearrange(x, "b t h d -> b t (h d)") for x in (q, k, v)], -1)
+    return _call(module, mixed, a, b.float().sigmoid(), valid)
+
+
+def _read_qwen3_5(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    strength = outputs["in_proj_b"].float().sigmoid()
+    return _call(module, outputs["in_proj_qkv"], outputs["in_proj_a"], strength, valid)
+
+
+def _read_olmo(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    mixed = cat([outputs[name] for name in ("q_proj", "k_proj", "v_proj")], -1)
+    strength = outputs["b_proj"].float().sigmoid() * (2 if module.allow_neg_eigval else 1)
+    return _call(module, mixed, outputs["a_proj"], strength, valid)
+
+
+def _call(
+    module: Any,
+    mixed: Float[Tensor, "b t c"],
+    a: Float[Tensor, "b t n_heads"],
+    strength: Float[Tensor, "b t n_heads"],
+    valid: Bool[Tensor, "b t"],
+) -> LinearCall:
+    """From what the projections give: q, k and v side by side, the decay's input, and the write strength."""
+    q, k, v = convolved(module, mixed).split([module.key_dim, module.key_dim, module.value_dim], -1)
+    q, k = (rearrange(x, "b t (h d) -> b h t d", h=module.num_k_heads) for x in (q, k))
+    log_decay = -module.A_log.float().exp() * softplus(a.float() + module.dt_bias.float())
+    q, k = normalised(q) * q.shape[-1] ** -0.5, normalised(k)
+    log_decay = rearrange(log_decay, "b t h -> b h t 1")
+    return LinearCall(
+        layer=int(module.layer_idx),
+        q=q,
+        k=k,
+        v=rearrange(v, "b t (h d) -> b h t d", h=module.num_v_heads),
+        log_decay=log_decay,
+        rows=DeltaRows(q, k, log_decay, rearrange(strength, "b t h -> b h t"), valid),
+    )
+
+
+_QWEN3_5 = Adapter(
+    describe=_describe,
+    taps=("in_proj_qkv", "in_proj_a", "in_proj_b"),
+    read=_read_qwen3_5,
+    norm="norm",
+    projection="out_proj",
+)
+ADAPTERS = {
+    "Qwen3NextGatedDeltaNet": Adapter(
+        describe=_describe,
+        taps=("in_proj_qkvz", "in_proj_ba"),
+        read=_read_qwen3_next,
+        norm="norm",
+        projection="out_proj",
+    ),
+    "Qwen3_5GatedDeltaNet": _QWEN3_5,
+    "Qwen3_5MoeGatedDeltaNet": _QWEN3_5,
+    "OlmoHybridGatedDeltaNet": Adapter(
+        describe=_describe,
+        taps=("q_proj", "k_proj", "v_proj", "a_proj", "b_proj"),
+        read=_read_olmo,
+        norm="o_norm",
+        projection="o_proj",
+    ),
+}

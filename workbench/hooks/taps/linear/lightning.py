@@ -1,0 +1,77 @@
+"""Lightning attention (MiniMax): A[i, j] = (q_i · k_j) exp(−slope · (i − j)), after the activation, with no 1/√d.
+
+Reference:
+    Qin et al. 2024, Lightning Attention-2, eq. 5. MiniMax's slopes: 2^(−8 (h + 1) / H) · (1 − l / (L − 1) + 1e-5).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench.heads import RoundedDecayWarning
+from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.kernels import DecayRows
+from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules, lightning_slopes
+
+
+def never_forgetting(module: nn.Module) -> list[int]:
+    """The heads whose decay per token rounds to exactly 1 in the dtype that the module holds its slopes in."""
+    slope: Tensor = module.slope_rate  # type: ignore[assignment]
+    stays = torch.exp(-slope) == 1
+    return rearrange(stays, "h 1 1 -> h").nonzero().flatten().tolist()
+
+
+def warn_of_rounded_decay(model: PreTrainedModel) -> None:
+    """Name the heads that never forget because a model in low precision holds its slopes in that precision, too."""
+    frozen = {i: heads for i, m in lightning_modules(model).items() if (heads := never_forgetting(m))}
+    if not frozen:
+        return
+    names = [f"L{i}H{h}" for i, heads in frozen.items() for h in heads]
+    told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    warnings.warn(
+        f"{type(model).__name__} holds its decay rates in a dtype in which {len(names)} heads never forget "
+        f"(exp(−slope) is exactly 1): {told}. Their patterns are recorded with float32 rates, which the model in "
+        "memory does not use; open the checkpoint with open_model(path), which restores them",
+        RoundedDecayWarning,
+        stacklevel=3,
+    )
+
+
+def _describe(module: Any) -> LinearLayer:
+    n_heads = int(module.num_attention_heads)
+    return LinearLayer(
+        index=int(module.layer_idx),
+        mixer="lightning",
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=int(module.head_dim),
+        has_conv=False,
+        slopes=lightning_slopes(module),
+    )
+
+
+def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    active = module.act_fn(outputs["qkv_proj"])
+    q, k, v = rearrange(active, "b t (h three d) -> three b h t d", h=module.num_attention_heads, three=3)
+    log_decay = repeat(-lightning_slopes(module), "h -> 1 h t 1", t=valid.shape[1])
+    return LinearCall(
+        layer=int(module.layer_idx),
+        q=q,
+        k=k,
+        v=v,
+        log_decay=log_decay,
+        rows=DecayRows(q, k, log_decay[..., 0], valid=valid),
+    )
+
+
+ADAPTERS = {
+    LIGHTNING_CLASS: Adapter(describe=_describe, taps=("qkv_proj",), read=_read, norm="norm", projection="out_proj")
+}

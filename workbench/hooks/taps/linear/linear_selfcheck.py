@@ -1,0 +1,56 @@
+"""Does a linear layer do what its adapter says? Its implied rows times v must be what its heads hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workbench.hooks.taps.linear.linear_layer import LinearCall
+from workbench.hooks.taps.linear.linear_reading import OutputChange, head_outputs, linear_layers, reading_linear
+from workbench.kernels import signed_pattern
+
+# Of the largest output: an adapter is right to rounding or wrong by far, and bfloat16 rounds v and the output to 2^-8.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_ROUGH_TOLERANCE = 5e-2
+
+
+@contextmanager
+def checking_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"]) -> Generator[dict[int, bool]]:
+    """Fill the dict it gives: for every linear layer that runs inside the block, whether it is read rightly.
+
+    Builds whole patterns: for a few tokens only. `valid`: False on padding, where outputs are not compared.
+    """
+    handed: dict[int, Tensor] = {}
+    is_right: dict[int, bool] = {}
+
+    def compare(call: LinearCall) -> None:
+        out = handed.pop(call.layer)
+        tolerance = _TOLERANCE.get(out.dtype, _ROUGH_TOLERANCE)
+        difference = (implied_output(call) - out.float())[valid].abs().max()
+        # A model whose weights are not finite is somebody else's to refuse.
+        is_right[call.layer] = not bool(difference > tolerance * out.float()[valid].abs().max())
+
+    with ExitStack() as stack:
+        for layer in linear_layers(model):
+            stack.enter_context(head_outputs(model, layer, _keeping(handed, layer)))
+        stack.enter_context(reading_linear(model, valid, compare))
+        yield is_right
+
+
+def implied_output(call: LinearCall) -> Float[Tensor, "b t n_heads d_v"]:
+    """Every implied row times v: what the heads hand on. T × T: small T."""
+    return einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
+
+
+def _keeping(handed: dict[int, Tensor], layer: int) -> OutputChange:
+    def keep(out: Tensor) -> Tensor:
+        handed[layer] = out.detach()
+        return out
+
+    return keep

@@ -1,0 +1,68 @@
+"""How far back a linear head can see: the tokens after which its decay leaves half, or a hundredth, of what it wrote.
+
+Where the decay does not depend on the tokens this follows from the slopes: ln 2 / slope and ln 100 / slope. Elsewhere
+it is measured on recorded decays. A delta layer also erases, so that its decay is an upper bound on its reach.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from workbench.heads import Mixer
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far each head of a linear layer sees, in tokens; infinite where it forgets less than that within the text.
+
+    One rate per head, or one per key channel (KDA). `is_measured`: the median over the tokens of given sequences.
+    """
+
+    layer: int
+    mixer: Mixer
+    half_life: Float[Tensor, "n_heads rates"]
+    reach_99: Float[Tensor, "n_heads rates"]
+    is_measured: bool
+
+
+def decay_reach(layer: LinearLayer) -> Reach | None:
+    """The reach of a layer whose decay does not depend on the tokens; None where it does."""
+    if layer.slopes is None:
+        return None
+    slopes = layer.slopes.double()[:, None]
+    return Reach(
+        layer=layer.index,
+        mixer=layer.mixer,
+        half_life=math.log(2) / slopes,
+        reach_99=math.log(100) / slopes,
+        is_measured=False,
+    )
+
+
+def measured_reach(call: LinearCall, layer: LinearLayer, valid: Bool[Tensor, "b t"]) -> Reach:
+    """The reach of a layer on the sequences that are being run.
+
+    For each token: how many more tokens until the decay since then leaves at most the share asked for. A token whose
+    share the sequence does not see go counts as infinitely far; the median over tokens is finite where half of them do.
+    """
+    log_decay = call.log_decay.expand(len(valid), -1, -1, -1).double() * valid[:, None, :, None]
+    forgotten = -log_decay.cumsum(2).movedim(2, -1).contiguous()
+    steps = {share: _steps(forgotten, math.log(share), valid) for share in (2, 100)}
+    return Reach(layer=layer.index, mixer=layer.mixer, half_life=steps[2], reach_99=steps[100], is_measured=True)
+
+
+def _steps(
+    forgotten: Float[Tensor, "b n_heads rates t"], nats: float, valid: Bool[Tensor, "b t"]
+) -> Float[Tensor, "n_heads rates"]:
+    n_tokens = forgotten.shape[-1]
+    reached = torch.searchsorted(forgotten, forgotten + nats)
+    steps = (reached - torch.arange(n_tokens, device=forgotten.device)).double()
+    steps = torch.where(reached < n_tokens, steps, torch.inf)
+    by_head = steps.movedim(0, 2)[:, :, valid]
+    return by_head.quantile(0.5, dim=-1, interpolation="higher")

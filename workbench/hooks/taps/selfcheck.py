@@ -1,0 +1,73 @@
+"""Does a softmax layer do what is recorded of it? Asked when a model is opened, whatever its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.eager import blocks
+from workbench.kernels import Request
+
+_TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def is_normalised(call: AttentionCall) -> bool:
+    """True if every row's probabilities sum to 1 minus its learned sink's share; for no padding."""
+    _, statistics = call.statistics(Request())
+    share: Tensor | float = 0.0
+    if call.sinks is not None:
+        share = torch.exp(call.sinks.float()[:, None] - statistics.lse)
+    # A model whose weights are not finite is somebody else's to refuse.
+    return not bool((statistics.mass + share - 1).abs().max() > _TOLERANCE)
+
+
+def is_causal(call: AttentionCall) -> bool:
+    """True if the first token does not see the last."""
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=call.q.device)
+    return not bool(call.mask.function(zero, zero, zero, zero + call.mask.n_keys - 1).any())
+
+
+def marker(call: AttentionCall) -> Float[Tensor, "b q n_heads d_v"]:
+    """An output that is seen wherever it goes, through weights of zero too: NaN."""
+    n_sequences, n_heads, n_queries, _ = call.q.shape
+    return call.v.new_full((n_sequences, n_queries, n_heads, call.v.shape[-1]), torch.nan)
+
+
+@contextmanager
+def noting_arrivals(model: PreTrainedModel) -> Generator[set[int]]:
+    """Fill the set it gives with the layers out of which a marker comes; there it is taken off, for the next layer."""
+    arrived: set[int] = set()
+    handles = [module.register_forward_hook(_taking_off(layer, arrived)) for layer, module in _modules(model)]
+    try:
+        yield arrived
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _modules(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
+    yield from blocks(model)
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int):
+            yield layer, module
+
+
+def _taking_off(layer: int, arrived: set[int]) -> Callable[..., Any]:
+    def take_off(_: nn.Module, __: Any, output: Any) -> Any:
+        parts = output if isinstance(output, list | tuple) else (output,)
+        if not any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in parts):
+            return None
+        arrived.add(layer)
+        clean = [x.nan_to_num() if isinstance(x, Tensor) and x.is_floating_point() else x for x in parts]
+        return clean[0] if isinstance(output, Tensor) else type(output)(clean)
+
+    return take_off

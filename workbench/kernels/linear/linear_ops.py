@@ -1,0 +1,117 @@
+"""Linear attention and the delta rule as torch custom ops: schema, fake kernels, gradients.
+
+Plain tensors, because torch reads their schema off the annotations; the wrappers in `ops` carry the shapes.
+"""
+
+# ruff: noqa: ARG001
+# (Fake kernels and gradient set-ups take all that the real ones take.)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import no_type_check
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from workbench.kernels.linear import decay as linear
+from workbench.kernels.linear import delta
+
+_DEVICES = ("cpu", "cuda")
+
+
+@custom_op("workbench::linear_attention", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float, initial_state: Tensor | None,
+    cu_seqlens: Sequence[int] | None, snapshots: Sequence[int], form: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    run = linear.launched if form == "triton" else linear.chunked
+    options = {"scale": scale, "initial_state": initial_state, "cu_seqlens": cu_seqlens, "snapshots": snapshots}
+    out, state, taken = run(q, k, v, log_decay, **options)
+    return out.contiguous(), state.contiguous(), taken.contiguous()
+
+
+@linear_attention.register_fake
+@no_type_check
+def _(q, k, v, log_decay, scale, initial_state, cu_seqlens, snapshots, form):
+    n = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
+    wide = torch.promote_types(q.dtype, torch.float32)
+    size = (q.shape[1], q.shape[3], v.shape[3])
+    out = v.new_empty(v.shape)
+    return out, q.new_empty((n, *size), dtype=wide), q.new_empty((n, len(snapshots), *size), dtype=wide)
+
+
+@no_type_check
+def _keep_linear(ctx, inputs, output):
+    q, k, v, log_decay, ctx.scale, initial_state, ctx.cu_seqlens, _, ctx.form = inputs
+    ctx.save_for_backward(q, k, v, log_decay, initial_state)
+    ctx.mark_non_differentiable(output[2])
+
+
+@no_type_check
+def _linear_gradients(ctx, d_out, d_state, _):
+    q, k, v, log_decay, initial_state = ctx.saved_tensors
+    with_gate = ctx.needs_input_grad[3]
+    dq, dk, dv, d_gate, d_initial = linear_attention_backward(
+        d_out, d_state, q, k, v, log_decay, ctx.scale, initial_state, ctx.cu_seqlens, with_gate, ctx.form
+    )
+    d_initial = None if initial_state is None else d_initial.to(initial_state.dtype)
+    return dq, dk, dv, d_gate if with_gate else None, None, d_initial, None, None, None
+
+
+linear_attention.register_autograd(_linear_gradients, setup_context=_keep_linear)
+
+
+@custom_op("workbench::linear_attention_backward", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def linear_attention_backward(
+    d_out: Tensor, d_state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float,
+    initial_state: Tensor | None, cu_seqlens: Sequence[int] | None, with_gate: bool, form: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    run = linear.launched_backward if form == "triton" else linear.chunked_backward
+    options = {"scale": scale, "initial_state": initial_state, "cu_seqlens": cu_seqlens, "with_gate": with_gate}
+    dq, dk, dv, d_gate, d_initial = run(d_out, d_state, q, k, v, log_decay, **options)
+    d_gate = log_decay.new_empty(0) if d_gate is None else d_gate
+    return tuple(x.contiguous() for x in (dq, dk, dv, d_gate, d_initial))
+
+
+@linear_attention_backward.register_fake
+@no_type_check
+def _(d_out, d_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, with_gate, form):
+    d_gate = log_decay.new_empty(log_decay.shape if with_gate else (0,))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), d_gate, d_state.new_empty(d_state.shape)
+
+
+@custom_op("workbench::linear_attention_step", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def linear_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, scale: float, form: str
+) -> tuple[Tensor, Tensor]:
+    run = linear.launched_step if form == "triton" else linear.step
+    out, new = run(q, k, v, state, log_decay, scale=scale)
+    return out.contiguous(), new.contiguous()
+
+
+@linear_attention_step.register_fake
+@no_type_check
+def _(q, k, v, state, log_decay, scale, form):
+    return v.new_empty(v.shape), state.new_empty(state.shape, dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@custom_op("workbench::gated_delta_rule", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, initial_state: Tensor | None,
+    cu_seqlens: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, state = delta.launched(q, k, v, g, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    return out, state
+
+
+@gated_delta_rule.register_fake
+@no_type_check
+def _(q, k, v, g, beta, scale, initial_state, cu_seqlens):
+    n = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
+    return v.new_empty(v.shape), q.new_empty((n, q.shape[1], q.shape[3], v.shape[3]), dtype=torch.float32)

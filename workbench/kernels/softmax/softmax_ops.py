@@ -1,0 +1,130 @@
+"""Softmax attention's statistics as torch custom ops: schema, fake kernels, gradients.
+
+Plain tensors, because torch reads their schema off the annotations; the wrappers in `ops` carry the shapes.
+"""
+
+# ruff: noqa: ARG001
+# (Fake kernels and gradient set-ups take all that the real ones take.)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, no_type_check
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from workbench.kernels.intervals import Intervals
+from workbench.kernels.softmax import gradients as attention_gradients
+from workbench.kernels.softmax import profile_blockwise, triton_launch
+from workbench.kernels.softmax.profiles import ProfileRequest, sink_share
+
+_DEVICES = ("cpu", "cuda")
+
+
+@custom_op("workbench::attention_profile", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def attention_profile(
+    q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool,
+    sinks: Tensor | None, scale: float, softcap: float | None, windows: Sequence[int], query_tags: Tensor | None,
+    key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, form: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    run = triton_launch.attention_profile if form == "triton" else profile_blockwise.attention_profile
+    seen = Intervals(position, low, high, starts_at_zero)
+    request = ProfileRequest(entropy, top, distance, tuple(windows), query_tags, key_tags)
+    found = run(q, k, v, seen, request, scale=scale, softcap=softcap, sinks=sinks)
+
+    def given(x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(0, dtype=dtype, device=q.device) if x is None else x.contiguous()
+
+    statistics = (found.top_mass, found.mean_distance, found.beyond, found.tag_mass)
+    head = (given(found.out, q.dtype), found.lse, given(found.entropy), given(found.top_key, torch.int32))
+    return (*head, *(given(x) for x in statistics))
+
+
+@attention_profile.register_fake
+@no_type_check
+def _(
+    q, k, v, position, low, high, starts_at_zero, sinks, scale, softcap, windows, query_tags, key_tags, entropy, top,
+    distance, form,
+):  # fmt: skip
+    def blank(wanted: bool, *more: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        return q.new_empty((*q.shape[:3], *more) if wanted else (0,), dtype=dtype)
+
+    width = () if v is None else (v.shape[-1],)
+    return (
+        blank(v is not None, *width, dtype=q.dtype),
+        blank(True),
+        blank(entropy),
+        blank(top, dtype=torch.int32),
+        blank(top),
+        blank(distance),
+        blank(len(windows) > 0, len(windows)),
+        blank(query_tags is not None),
+    )
+
+
+@no_type_check
+def _keep_profile(ctx, inputs, output):
+    q, k, v, position, low, high, starts_at_zero, sinks, scale, softcap = inputs[:10]
+    ctx.save_for_backward(q, k, v, position, low, high, sinks, output[0], output[1])
+    ctx.scale, ctx.softcap, ctx.starts_at_zero = scale, softcap, starts_at_zero
+    ctx.mark_non_differentiable(*output[2:])
+
+
+@no_type_check
+def _profile_gradients(ctx, d_out, d_lse, *_):
+    q, k, v, position, low, high, sinks, out, lse = ctx.saved_tensors
+    d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
+    d_out = torch.zeros_like(out) if d_out is None else d_out
+    dq, dk, dv, d_sinks = attention_backward(
+        d_out, d_lse, q, k, v, position, low, high, ctx.starts_at_zero, sinks, out, lse, ctx.scale, ctx.softcap
+    )
+    gradients = [dq, dk, None if v is None else dv, *[None] * 4, None if sinks is None else d_sinks]
+    return (*gradients, *[None] * 9)
+
+
+attention_profile.register_autograd(_profile_gradients, setup_context=_keep_profile)
+
+
+@custom_op("workbench::attention_backward", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def attention_backward(
+    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor,
+    starts_at_zero: bool, sinks: Tensor | None, out: Tensor, lse: Tensor, scale: float, softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    seen = Intervals(position, low, high, starts_at_zero)
+    ends = (None, None) if v is None else (d_out, out)
+    dq, dk, dv = attention_gradients.attention_backward(
+        ends[0], d_lse, q, k, v, ends[1], lse, seen, scale=scale, softcap=softcap
+    )
+    d_sinks = q.new_empty(0)
+    share = sink_share(sinks, lse)
+    if sinks is not None and share is not None:
+        flow = d_lse.float() - (0 if v is None else (d_out.float() * out.float()).sum(-1))
+        d_sinks = (share * flow).sum((0, 2)).to(sinks.dtype)
+    return dq, dk, q.new_empty(0) if dv is None else dv, d_sinks
+
+
+@attention_backward.register_fake
+@no_type_check
+def _(d_out, d_lse, q, k, v, position, low, high, starts_at_zero, sinks, out, lse, scale, softcap):
+    d_sinks = q.new_empty(0) if sinks is None else torch.empty_like(sinks)
+    return torch.empty_like(q), torch.empty_like(k), q.new_empty(0) if v is None else torch.empty_like(v), d_sinks
+
+
+@custom_op("workbench::attention_column_sums", mutates_args=(), device_types=_DEVICES)
+@no_type_check
+def attention_column_sums(
+    q: Tensor, k: Tensor, lse: Tensor, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool, scale: float,
+    softcap: float | None, form: str,
+) -> Tensor:  # fmt: skip
+    run = triton_launch.column_sums if form == "triton" else profile_blockwise.column_sums
+    return run(q, k, lse, Intervals(position, low, high, starts_at_zero), scale=scale, softcap=softcap)
+
+
+@attention_column_sums.register_fake
+@no_type_check
+def _(q, k, lse, position, low, high, starts_at_zero, scale, softcap, form):
+    return q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)

@@ -1,0 +1,132 @@
+"""Read pickled weights without running what a pickle may hold: `.bin`, `.pt` of a training loop, distributed (DCP).
+
+torch's own restricted reader builds tensors and plain containers and refuses all else. Distributed checkpoints are read
+in `hooks.distributed`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from workbench.checkpoints import TensorInfo, WeightsInfo, checkpoint_format
+from workbench.checkpoints.configs import read_json_object
+from workbench.checkpoints.formats import HINTS, Format, weight_files
+from workbench.checkpoints.own_files import own_file
+from workbench.checkpoints.weight_headers import OLD_BUFFERS, weights_info
+from workbench.heads import BadCheckpoint
+from workbench.loading.archives import is_zip, refuse_packed
+from workbench.loading.distributed import read_distributed
+
+READABLE: tuple[Format, ...] = ("bin", "pt", "dcp")
+# Where training loops put the model among the rest, and what wrappers write before each name.
+_NESTED = ("model", "state_dict", "model_state_dict", "module", "weights")
+_PREFIXES = ("", "module.", "_orig_mod.", "_forward_module.", "model.", "model.module.", "model._orig_mod.")
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+
+def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
+    """The model's tensors from a checkpoint of one of the formats `READABLE`, on the CPU.
+
+    `expected` are the model's own names: they say which prefix of a wrapper is to be taken off.
+
+    Raises:
+        BadCheckpoint: if the files cannot be read as tensors alone, hold no model, or tensors that are no floats.
+    """
+    kind = checkpoint_format(path)
+    if kind not in READABLE:
+        raise BadCheckpoint(f"{path}: {kind} weights are not read, with --allow-pickle or without; {HINTS[kind]}")
+    state = {"bin": _read_bin, "pt": _read_pt, "dcp": read_distributed}[kind](path)
+    state = _without_prefix(state, set(expected))
+    for name, tensor in state.items():
+        if tensor.dtype not in _DTYPES and not name.endswith(OLD_BUFFERS):
+            raise BadCheckpoint(
+                f"{path}: tensor {name} has dtype {tensor.dtype}, expected floats; quantised weights are not scored"
+            )
+    return state
+
+
+def pickled_info(path: Path, state: Mapping[str, Tensor]) -> WeightsInfo:
+    """What `inspect_weights` tells of safetensors, of tensors in memory."""
+    files = tuple(weight_files(path))
+    named = {n: TensorInfo(_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape), files[0].name) for n, t in state.items()}
+    return weights_info(files, named)
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    index = path / "pytorch_model.bin.index.json"
+    if (path / "pytorch_model.bin").is_file():
+        names = ["pytorch_model.bin"]
+    elif index.is_file():
+        listed = read_json_object(index).get("weight_map")
+        shards = cast("dict[str, object]", listed) if isinstance(listed, dict) else {}
+        names = sorted({str(shard) for shard in shards.values()})
+        if not names or any("/" in name or "\\" in name or not name.endswith(".bin") for name in names):
+            raise BadCheckpoint(f"{index}: expected a weight_map to plain names of .bin files in the same folder")
+    else:
+        raise BadCheckpoint(f"{path}: has neither pytorch_model.bin nor {index.name}")
+    state: dict[str, Tensor] = {}
+    for name in names:
+        if not (path / name).is_file():
+            raise BadCheckpoint(f"{path / name}: shard is missing; {len(names)} listed, fetch the checkpoint again")
+        state |= _tensors(path / name, _load(own_file(path, path / name)))
+    return state
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    files = weight_files(path)
+    if len(files) != 1:
+        raise BadCheckpoint(
+            f"{path}: {len(files)} pickled files that may be weights ({', '.join(f.name for f in files[:3])}), "
+            "expected one; ranks are joined by the program that wrote them"
+        )
+    return _tensors(files[0], _load(own_file(path if path.is_dir() else path.parent, files[0])))
+
+
+def _load(file: Path) -> Any:
+    """What the file holds, by torch's reader of tensors and plain containers.
+
+    Raises:
+        BadCheckpoint: if it holds anything else, or is no such file.
+    """
+    try:
+        with file.open("rb") as stream:
+            can_be_mapped = is_zip(stream)
+            if can_be_mapped:
+                refuse_packed(stream)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=can_be_mapped)
+    except (zipfile.BadZipFile, *_UNREADABLE) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadCheckpoint(f"{file}: cannot be read as tensors alone, and nothing in it was run: {reason}") from error
+
+
+def _tensors(file: Path, held: Any) -> dict[str, Tensor]:
+    """The mapping of names to tensors in what a training loop saved."""
+    for name in (None, *_NESTED):
+        inner: Any = held if name is None else held.get(name) if isinstance(held, Mapping) else None
+        if isinstance(inner, Mapping) and inner and all(isinstance(t, Tensor) for t in inner.values()):
+            return dict(cast("Mapping[str, Tensor]", inner))
+    found = list(cast("Mapping[str, Any]", held))[:5] if isinstance(held, Mapping) else type(held).__name__
+    raise BadCheckpoint(f"{file}: no mapping of names to tensors in it, nor under {', '.join(_NESTED)}; found {found}")
+
+
+def _without_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Without the wrapper's prefix under which most names are the model's own."""
+    candidates = [{n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in _PREFIXES]
+    best = max(candidates, key=lambda c: len(c.keys() & expected))
+    lost = len(state) - len(best)
+    return best if not lost else state

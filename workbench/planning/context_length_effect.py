@@ -1,0 +1,70 @@
+"""Is it the long context that a head is needed for? Its worth at long minus its worth at short context."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from workbench.heads import WorkbenchError
+from workbench.hooks import HookedModel
+from workbench.planning.answer_loss import Objective
+from workbench.planning.rankings.window_gates import window_gates
+from workbench.probes import Probe
+
+_RESAMPLES = 1000
+_LEVELS = (2.5, 97.5)
+
+
+def need_global(
+    m: HookedModel,
+    short: Probe,
+    long: Probe,
+    window: int,
+    *,
+    sink: int = 0,
+    nodes: int = 8,
+    objective: Objective = "loss",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Window gates of every key/value head on a short and a long probe, and their difference, in nats per answer.
+
+    What a head is worth at any length, because a window disturbs it, is in both; what the length adds is
+    `need_global`, and `per_doubling` is that for every doubling of the context.
+
+    Returns:
+        One row per head: layer, kv_head, short, long, need_global, ci_lo, ci_hi, per_doubling; the interval is the 95 %
+        percentile bootstrap over the sequences of both probes.
+
+    Raises:
+        WorkbenchError: if the long probe is not longer than the short one, or one of them has no answers.
+    """
+    n_short, n_long = short.tokens.shape[1], long.tokens.shape[1]
+    if n_long <= n_short:
+        raise WorkbenchError(f"the long probe has {n_long} tokens, the short one {n_short}; expected it to be longer")
+    near, far = (window_gates(m, probe, window, sink=sink, nodes=nodes, objective=objective) for probe in (short, long))
+    rng = np.random.default_rng(seed)
+    resampled = _resampled_means(far.per_sequence, rng) - _resampled_means(near.per_sequence, rng)
+    low, high = np.percentile(resampled, _LEVELS, axis=0)
+    added = far.scores - near.scores
+    return pd.DataFrame(
+        {
+            "layer": [head.layer for head in far.heads],
+            "kv_head": [head.kv_head for head in far.heads],
+            "short": near.scores,
+            "long": far.scores,
+            "need_global": added,
+            "ci_lo": low,
+            "ci_hi": high,
+            "per_doubling": added / math.log2(n_long / n_short),
+        }
+    )
+
+
+def _resampled_means(
+    per_sequence: Float[np.ndarray, "n_seq n_kv"], rng: np.random.Generator
+) -> Float[np.ndarray, "resamples n_kv"]:
+    n = len(per_sequence)
+    return rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) @ per_sequence / n

@@ -1,0 +1,143 @@
+"""DuoAttention's gates: trained so that the final hidden state stays what it is, with a price on every open gate.
+
+1. One gate per key/value head, 1 at first, cut off to [0, 1] before each step; attention is mixed as in `hooks.gates`.
+2. Loss: mean over the hidden dimensions of (h_full − h_mixed)² behind the final norm, averaged over the answer rows,
+   plus a price times the mean gate.
+3. AdamW at 0.02 without weight decay; the rate rises over the first fifth of the steps and falls over the last.
+
+Reference:
+    Xiao et al. 2024, DuoAttention, section 2.3; mit-han-lab/duo-attention, duo_attn/train.py: price 0.05, 2000 steps of
+    one sequence on synthetic passkeys. Here each step takes the probe's next batch, and 200 steps unless more are asked
+    for. `duo_gates_annealed` is ours: at their price the gates of small and of grouped-query models stay open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from workbench.heads import WorkbenchError
+from workbench.hooks.interventions.gates import gated
+from workbench.hooks.interventions.windows import intervened_output
+from workbench.hooks.recording.cells import Sequences
+from workbench.hooks.recording.forward_pass import batch_of, logits_of
+from workbench.hooks.taps.eager import handling
+from workbench.planning.answer_loss import batches
+from workbench.planning.conversion_objective import Game
+from workbench.planning.rankings.ranking import Ranking
+
+PRICE, RATE, STEPS = 0.05, 0.02, 200
+# Of the price's logarithm: it can grow a hundredfold in the first half of the steps.
+_ANNEALING = 12.0
+
+
+def duo_gates(game: Game, *, steps: int = STEPS, price: float = PRICE) -> Ranking:
+    """The gates after training; equal ones, as saturated ones are, in random order.
+
+    Raises:
+        WorkbenchError: if steps < 1, or the model has no output embedding before which its final state stands.
+    """
+    gates = _trained(game, steps, lambda _: price)[-1]
+    jitter = np.random.default_rng(game.seed).uniform(0, 1e-6, len(gates))
+    evidence = {"price": price, "mean_gate": float(gates.mean()), "share_above_half": float((gates > 0.5).mean())}
+    return Ranking("duo_gates", "gate", game.heads, gates + jitter, evidence=evidence)
+
+
+def duo_gates_annealed(game: Game, *, steps: int = STEPS, budget: float = 0.25) -> Ranking:
+    """The mean gate over a training in which the price rises until the gates' mean is the budget, and falls below it.
+
+    Raises:
+        WorkbenchError: if steps < 1, the budget is no share, or the model has no output embedding.
+    """
+    if not 0 < budget < 1:
+        raise WorkbenchError(f"budget is {budget}; expected a share between 0 and 1")
+    price = PRICE
+
+    def asked(gates: Float[Tensor, " n_kv"]) -> float:
+        nonlocal price
+        price *= math.exp(_ANNEALING / steps * (float(gates.mean()) - budget))
+        return price
+
+    path = _trained(game, steps, asked)
+    evidence = {"price": price, "mean_gate": float(path[-1].mean())}
+    return Ranking("duo_gates_annealed", "gate", game.heads, path.mean(0), evidence=evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Distilled:
+    """A batch, the rows that are compared, and the model's own final hidden state there."""
+
+    batch: Sequences
+    kept: Int[Tensor, " kept"]
+    at: Int[Tensor, "n_rows 2"]
+    full: Float[Tensor, "n_rows d_model"]
+
+
+def _trained(
+    game: Game, steps: int, price: Callable[[Float[Tensor, " n_kv"]], float]
+) -> Float[np.ndarray, "steps n_kv"]:
+    """The gates after each step, cut off to [0, 1]."""
+    if steps < 1:
+        raise WorkbenchError(f"steps is {steps}; expected at least 1")
+    parts = _distilled(game)
+    gates = torch.ones(1, len(game.heads), device=game.m.device, requires_grad=True)
+    optimiser = torch.optim.AdamW([gates], lr=RATE, weight_decay=0)
+    path: list[np.ndarray] = []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * _rate_scale(step, steps)
+        part = parts[step % len(parts)]
+        optimiser.zero_grad()
+        with gated(game.m, gates, game.to):
+            mixed = _final_hidden(game, part.batch, part.kept)[part.at[:, 0], part.at[:, 1]]
+            loss = (part.full - mixed).pow(2).mean() + price(gates.detach()[0]) * gates.abs().mean()
+            loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            gates.clamp_(0, 1)
+        path.append(rearrange(gates.detach().double().cpu().numpy().copy(), "1 n -> n"))
+    return np.stack(path)
+
+
+def _rate_scale(step: int, steps: int) -> float:
+    fifth = max(1, steps // 5)
+    return min(1.0, max((step + 1) / fifth, 0.1), max((steps - step) / fifth, 0.1))
+
+
+def _distilled(game: Game) -> Sequence[_Distilled]:
+    found: list[_Distilled] = []
+    for probe in batches(game.probe):
+        batch = batch_of(game.m.model, probe)
+        assert batch.answers is not None
+        sequence, row = batch.answers.unbind(-1)
+        kept = torch.unique(row)
+        at = torch.stack([sequence, torch.searchsorted(kept, row.contiguous())], -1)
+        with torch.no_grad(), handling(game.m.model, lambda call: intervened_output(call, game.m.interventions)):
+            full = _final_hidden(game, batch, kept)[at[:, 0], at[:, 1]]
+        found.append(_Distilled(batch, kept, at, full))
+    return found
+
+
+def _final_hidden(game: Game, batch: Sequences, kept: Int[Tensor, " kept"]) -> Float[Tensor, "b kept d_model"]:
+    """What the output embedding is given on some rows: the residual stream behind the final norm."""
+    head = game.m.model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise WorkbenchError(
+            f"{type(game.m.model).__name__} has no output embedding, before which the final hidden state stands; use "
+            "window_gates"
+        )
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        logits_of(game.m.model, batch, kept, announce=lambda _: None)
+    finally:
+        handle.remove()
+    hidden = seen[-1].float()
+    return hidden if hidden.shape[1] == len(kept) else hidden[:, kept]

@@ -1,0 +1,103 @@
+"""How wide must a head's window be? Window gates on a ladder of windows, and the smallest safe one of each head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from workbench.heads import KVHead, WorkbenchError
+from workbench.hooks import HookedModel
+from workbench.planning.answer_loss import Objective
+from workbench.planning.conversion_objective import Game
+from workbench.planning.rankings.window_gates import integrate
+from workbench.probes import Probe
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLadder:
+    """The worth of every head's context beyond each window, in nats per answer.
+
+    `windows`: in tokens, rising. `smallest_safe`: of each head, the smallest window from which on no rung costs more
+    than `tolerance` nats; None where the largest still does. `lost_together`: what is really lost, in nats per answer,
+    when every head has its smallest safe window and heads without one see everything.
+    """
+
+    heads: tuple[KVHead, ...]
+    windows: tuple[int, ...]
+    scores: Float[np.ndarray, "n_kv n_windows"]
+    tolerance: float
+    smallest_safe: tuple[int | None, ...]
+    lost_together: float
+
+    def table(self) -> pd.DataFrame:
+        """One row per head: layer, kv_head, a column of nats for each window, smallest_safe."""
+        columns = {window: self.scores[:, i] for i, window in enumerate(self.windows)}
+        heads = {name: [getattr(head, name) for head in self.heads] for name in ("layer", "kv_head")}
+        return pd.DataFrame({**heads, **columns, "smallest_safe": pd.array(self.smallest_safe, dtype="Int64")})
+
+
+def window_ladder(
+    m: HookedModel,
+    probe: Probe,
+    windows: Sequence[int],
+    *,
+    sink: int = 0,
+    tolerance: float = 0.01,
+    nodes: int = 8,
+    objective: Objective = "loss",
+    progress: Callable[[str], None] | None = None,
+) -> WindowLadder:
+    """Score every key/value head with each window, and find the smallest that is safe for it.
+
+    Costs as many rankings as there are windows. A window as long as the probe costs nothing, whatever the head does.
+
+    Raises:
+        WorkbenchError: if there is no window or one is none, the tolerance is negative, or the probe has no answers.
+    """
+    rungs = tuple(sorted(set(windows)))
+    if not rungs:
+        raise WorkbenchError("no window was given; expected some, such as [64, 128, 256]")
+    if not tolerance >= 0:
+        raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
+    columns: list[np.ndarray] = []
+    games = [Game(m, probe, window, sink=sink, objective=objective) for window in rungs]
+    for window, game in zip(rungs, games, strict=True):
+        if progress is not None:
+            progress(f"window {window}")
+        columns.append(integrate(game, nodes=nodes).scores)
+    scores, heads = np.stack(columns, -1), games[0].heads
+    safe = tuple(_smallest(rungs, row <= tolerance) for row in scores)
+    full = games[0].nats().mean()
+    chosen = {head: window for head, window in zip(heads, safe, strict=True) if window is not None}
+    with windowed_each(m, chosen, sink):
+        lost = float(games[0].nats().mean() - full)
+    return WindowLadder(heads, rungs, scores, tolerance, safe, lost)
+
+
+@contextmanager
+def windowed_each(m: HookedModel, windows: Mapping[KVHead, int], sink: int = 0) -> Generator[HookedModel]:
+    """Inside the block, each of these key/value heads has a window of its own, in tokens, after the first `sink` keys.
+
+    Raises:
+        WorkbenchError: for heads the model does not have, or in a linear layer, or a window that is none.
+    """
+    with ExitStack() as stack:
+        for window in sorted(set(windows.values())):
+            mine = [head for head, own in windows.items() if own == window]
+            stack.enter_context(m.restrict(mine, window, sink))
+        yield m
+
+
+def _smallest(windows: Sequence[int], is_safe: np.ndarray) -> int | None:
+    """The first window from which on all are safe."""
+    found = None
+    for window, safe in zip(reversed(windows), reversed(list(is_safe)), strict=True):
+        if not safe:
+            break
+        found = window
+    return found

@@ -1,0 +1,351 @@
+"""A run's folder: what a scan writes and how it knows what is done; a crash costs at most one unit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
+from workbench.store.atomic import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
+from workbench.store.map_parts import MapArrays, check_maps, map_path, write_maps
+from workbench.store.parts import Part, Problem, check_parts
+from workbench.store.reader import Reader, plain_text
+from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
+from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a unit, or a whole checkpoint where `unit` is None, has no score.
+
+    `kind` is a short class such as `bad_checkpoint`, `oom` or `worker_died`; `attempts` counts tries.
+    """
+
+    ckpt: str
+    unit: str | None
+    kind: str
+    message: str
+    traceback: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A run's folder. A unit is done when its part is in place; nothing else says so."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], *, job: Mapping[str, Any], versions: Mapping[str, Any]) -> Store:
+        """Make a run's folder, or open the one that is there, for writing.
+
+        `job` and `versions` are stored as JSON, the first time only; `versions["workbench"]` is what a reader
+        that is too old is told to install.
+
+        Raises:
+            StoreNotWritable: if the folder cannot be written.
+            StoreTooNew: if a newer workbench wrote it.
+        """
+        store = cls(Path(path))
+        prove_writable(store.path, temporaries=store._temporaries)
+        if store._run_json.exists():
+            store._require_readable()
+            return store
+        description = {"schema": SCHEMA, "job": dict(job), "versions": dict(versions), "created": _now()}
+        store._put_json(store._run_json, description)
+        return store
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """Open a run's folder for reading.
+
+        Raises:
+            WorkbenchError: if it holds no run.
+            StoreTooNew: if a newer workbench wrote it.
+        """
+        store = cls(Path(path))
+        if not store._run_json.is_file():
+            found = "there is no run.json in it" if store.path.is_dir() else "there is no such folder"
+            raise WorkbenchError(
+                f"{store.path} is not a run: {found}; make one with `workbench scan DIR --out {store.path}`"
+            )
+        store._require_readable()
+        return store
+
+    def description(self) -> dict[str, Any]:
+        """What run.json says: schema, job, versions, created."""
+        return _load_json(self._run_json)
+
+    def locked(self, *, is_shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Hold the run alone; raises RunLocked when another process does. Freed however the process ends.
+
+        With `is_shared`, hold it beside others that do so too, and beside one that holds it alone: what is right rests
+        on whole parts and not on the lock, which only keeps work from being done twice.
+        """
+        return advisory_lock(self.path / "run.lock", is_shared=is_shared)
+
+    def sweep(self) -> list[Path]:
+        """Remove the temporaries of writers that are dead and return them."""
+        return sweep_temporaries(self._temporaries)
+
+    def has(self, table: Table, origin: Origin, unit: str) -> bool:
+        """Whether the unit is done."""
+        return self._part_path(table, origin, unit).exists()
+
+    def commit_scores(
+        self,
+        origin: Origin,
+        unit: str,
+        rows: Sequence[Row],
+        *,
+        probe_digest: str,
+        seq_len: int,
+        probe: str = "",
+        detector: str = "",
+        version: int = 0,
+        determined: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Put the scores of one unit in place, whole or not at all.
+
+        `probe`, `detector` and `version` are those of the rows; give them where there may be none to say so.
+        `determined`: what determines the numbers, whose digest `unit` is, for `check` to compare.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+        """
+        named = {(row.probe, row.detector, row.version) for row in rows} or {(probe, detector, version)}
+        assert len(named) == 1, f"a unit is one probe and one detector, not {sorted(named)}"
+        ((probe, detector, version),) = named
+        label = Label(
+            SCHEMA,
+            table="scores",
+            unit=unit,
+            rows=len(rows),
+            origin=origin,
+            probe=probe,
+            probe_digest=probe_digest,
+            seq_len=seq_len,
+            detector=detector,
+            version=version,
+            determined="" if determined is None else canonical_json(determined),
+        )
+        return self._commit(rows, label)
+
+    def commit_metrics(
+        self,
+        origin: Origin,
+        unit: str,
+        metrics: Sequence[Metric],
+        *,
+        probe_digest: str,
+        seq_len: int,
+        probe: str = "",
+        detector: str = "",
+        version: int = 0,
+        determined: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Put the model-level numbers of one unit in place, whole or not at all.
+
+        `detector` and `version` name what measured them, to count what is done; `probe` is the rows' own.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+        """
+        named = {metric.probe for metric in metrics} or {probe}
+        assert len(named) == 1, f"a unit is one probe, not {sorted(named)}"
+        label = Label(
+            SCHEMA,
+            table="metrics",
+            unit=unit,
+            rows=len(metrics),
+            origin=origin,
+            probe=named.pop(),
+            probe_digest=probe_digest,
+            seq_len=seq_len,
+            detector=detector,
+            version=version,
+            determined="" if determined is None else canonical_json(determined),
+        )
+        return self._commit(metrics, label)
+
+    def has_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are there."""
+        return map_path(self.path, origin, unit).exists()
+
+    def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
+        """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+        """
+        return write_maps(
+            map_path(self.path, origin, unit),
+            arrays,
+            origin=origin,
+            unit=unit,
+            probe=probe,
+            probe_digest=probe_digest,
+            temporaries=self._temporaries,
+        )
+
+    def fail(self, failure: Failure) -> Failure:
+        """Record a failure; attempts add up over repeats. Returns what is stored."""
+        path = self._failure_path(failure.ckpt, failure.unit)
+        if path.exists():
+            failure = replace(failure, attempts=failure.attempts + Failure(**_load_json(path)).attempts)
+        self._put_json(path, asdict(failure))
+        return failure
+
+    def failures(self) -> list[Failure]:
+        """What failed and was not forgiven, by checkpoint name and unit."""
+        found = [Failure(**_load_json(path)) for path in sorted((self.path / "failures").glob("*.json"))]
+        return sorted(found, key=lambda failure: (failure.ckpt, failure.unit or ""))
+
+    def forgive(self, ckpt: str, unit: str | None) -> None:
+        """Forget a failure, because the unit is done or is to be tried anew."""
+        self._failure_path(ckpt, unit).unlink(missing_ok=True)
+
+    def write_job(self, toml: str) -> None:
+        """Keep a job file that makes this run again; that of the last call stays."""
+        path = self.path / "job.toml"
+        if not path.is_file() or path.read_text("utf-8") != toml:
+            replace_file(path, toml.encode(), temporaries=self._temporaries)
+
+    def begin_timing(self) -> None:
+        """Say that a scan begins: time to go is told from its pace."""
+        begin(self.path)
+
+    def add_timing(self, timing: Timing) -> None:
+        """Note how long units took."""
+        add_timing(self.path, timing)
+
+    def timings(self) -> Timings:
+        """How long units took, by any process."""
+        return read_timings(self.path)
+
+    def write_checkpoints(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the series: one record per checkpoint, in series order, with at least its `name`."""
+        self._put_json(self.path / "checkpoints.json", [dict(record) for record in records])
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """The series in order; empty before a scan has written it."""
+        path = self.path / "checkpoints.json"
+        return _load_json(path) if path.exists() else []
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Replace what the scan will commit: every one of `units` for every one of `checkpoints` (names)."""
+        self._put_json(self.path / "plan.json", dict(plan))
+
+    def plan(self) -> dict[str, Any]:
+        """What the scan will commit; no checkpoints and no units before it has said so."""
+        path = self.path / "plan.json"
+        return _load_json(path) if path.exists() else {"checkpoints": [], "units": []}
+
+    def parts(self) -> tuple[Part, ...]:
+        """Every committed unit, in series order."""
+        return Reader(self.path).parts()
+
+    def scores(self) -> pd.DataFrame:
+        """All scores, exact duplicates dropped.
+
+        Raises:
+            WorkbenchError: naming the first file that is not a whole part.
+        """
+        reader = Reader(self.path)
+        return plain_text(reader.frame("scores", reader.parts("scores")))
+
+    def metrics(self) -> pd.DataFrame:
+        """All model-level numbers, exact duplicates dropped, with ckpt, step_total, probe_digest and seq_len.
+
+        Raises:
+            WorkbenchError: naming the first file that is not a whole part.
+        """
+        reader = Reader(self.path)
+        return plain_text(reader.frame("metrics", reader.parts("metrics")))
+
+    def check(self) -> list[Problem]:
+        """Read every file again and list what is not whole: rows, columns, page checksums, unit, place, schema."""
+        return [*check_parts(self.path), *check_maps(self.path)]
+
+    def log(self, **event: Any) -> None:
+        """Append an event to this process's log, for people; nothing reads it back."""
+        path = self.path / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl"
+        append_line(path, json.dumps({"time": _now(), **event}, default=str))
+
+    @property
+    def _temporaries(self) -> Path:
+        return self.path / ".tmp"
+
+    @property
+    def _run_json(self) -> Path:
+        return self.path / "run.json"
+
+    def _part_path(self, table: Table, origin: Origin, unit: str) -> Path:
+        assert re.fullmatch("[0-9a-f]{32}", unit), f"unit {unit!r} is not 32 hex digits"
+        return self.path / table / origin.folder / f"{unit}.parquet"
+
+    def _failure_path(self, ckpt: str, unit: str | None) -> Path:
+        return self.path / "failures" / f"{canonical_digest(ckpt)[:8]}-{unit or 'load'}.json"
+
+    def _commit(self, rows: Sequence[Row] | Sequence[Metric], label: Label) -> Path:
+        path = self._part_path(label.table, label.origin, label.unit)
+        replace_file(path, _as_parquet(part_table(rows, label)), temporaries=self._temporaries)
+        return path
+
+    def _put_json(self, path: Path, value: Any) -> None:
+        payload = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        replace_file(path, payload, temporaries=self._temporaries)
+
+    def _require_readable(self) -> None:
+        description = self.description()
+        schema = description.get("schema")
+        if not isinstance(schema, int):
+            raise WorkbenchError(
+                f"{self._run_json} does not say its schema: it is no run of this workbench; pass another"
+            )
+        if schema > SCHEMA:
+            version = description.get("versions", {}).get("workbench")
+            wanted = f"attention-workbench=={version}" if version else "--upgrade attention-workbench"
+            raise StoreTooNew(
+                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; pip install {wanted}"
+            )
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise WorkbenchError(
+            f"{path} is not JSON ({error}); restore it from a copy, or delete it and run the scan again"
+        ) from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# What readers choose parts by; statistics of the rest would be a third of a small part, and Arrow's own copy of the
+# schema another: every column's type is one that Parquet has.
+_CHOSEN_BY = ("ckpt", "branch", "step", "layer", "detector", "probe", "metric")
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    chosen_by = [name for name in table.schema.names if name in _CHOSEN_BY]
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "write_statistics": chosen_by}
+    with pq.ParquetWriter(buffer, table.schema, store_schema=False, **options) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(table.schema.metadata)
+    return buffer.getvalue().to_pybytes()
