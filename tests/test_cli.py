@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -184,7 +183,7 @@ def test_doctor_tells_what_a_models_states_lose(tmp_path):
 def test_looking_never_imports_torch(run, arguments):
     arguments = [str(run) if a == "RUN" else a for a in arguments]
     code = (
-        "import sys\nfrom workbench.cli import main\n"
+        "import sys\nfrom workbench.cli.main import main\n"
         f"sys.argv = ['workbench', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "bad = [m for m in ('torch', 'transformers', 'transformer_lens') if m in sys.modules]\n"
@@ -195,9 +194,8 @@ def test_looking_never_imports_torch(run, arguments):
 
 
 def test_the_reading_half_and_the_package_itself_never_import_torch():
-    names = ["workbench", "heads", "checkpoints", "store", "emergence", "run"]
-    package = Path(__import__("workbench").__file__).parent
-    names += [n for n in ("plans", "figures", "app") if (package / n).exists() or (package / f"{n}.py").exists()]
+    names = ["workbench", "heads", "checkpoints", "store", "emergence", "runs.run", "runs.summary", "figures", "app"]
+    names += ["report", "console", "scanning.job", "scanning.engines"]
     modules = ", ".join(n if n == "workbench" else f"workbench.{n}" for n in names)
     code = f"import sys\nimport {modules}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from tests.families import CONFIGS, WINDOW
 from tests.more_families import MORE_CONFIGS
 from tests.probes.models import bare_model, bpe_model
 from workbench import open_run, probes
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.detectors import all_detectors
 
 JOBS = sorted((Path(__file__).parent.parent / "examples" / "jobs").glob("*.toml"))

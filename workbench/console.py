@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from workbench.plain_json import json_text, plain
 
 STDOUT, STDERR = Console(), Console(stderr=True)
 
@@ -37,26 +37,7 @@ class ScanProgress(Protocol):
 
 def say_json(document: object) -> None:
     """One JSON document on stdout; what is not a number in JSON (NaN, NA) becomes null."""
-    print(json.dumps(plain(document), ensure_ascii=False, indent=2))
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy and pandas scalars, paths, tuples and NaN into what JSON has."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(v) for v in value]
-    if hasattr(value, "item"):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int) else _missing_or_text(value)
-
-
-def _missing_or_text(value: Any) -> str | None:
-    return None if type(value).__name__ in ("NAType", "NaTType") else str(value)
+    print(json_text(document, indent=2))
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.synthetic_run import DEMO, STEPS, write_run
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.emergence import align
 from workbench.heads import Row, WorkbenchError
 from workbench.runs.run import open_run
@@ -131,7 +131,7 @@ def test_the_verb_tells_classes_heads_changes_and_lock_in(path):
 def test_emergence_imports_no_torch(path):
     code = f"""
 import sys
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.runs.summary import summarise
 from workbench.runs.run import open_run
 summarise([open_run({str(path)!r})])

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.experiments.small import STUDY
-from workbench.cli import main
+from workbench.cli.main import main
 from workbench.detectors import score
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
 from workbench.experiments.conversion.answers import answers

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from workbench.checkpoints import find_checkpoints
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.demo import demo_probes
 from workbench.experiments import early_choices
 from workbench.figures import early_choices as drawn

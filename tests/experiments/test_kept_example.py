@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.console import plain
 from workbench.experiments import medium_study, quick_study
+from workbench.plain_json import plain
 
 KEPT = Path(__file__).parents[2] / "examples" / "conversion"
 

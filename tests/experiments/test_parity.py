@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.families import CONFIGS, tiny
 from workbench import open_model, probes, score
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.experiments.parity.own_scores import hold_against
 from workbench.experiments.parity.parity_scores import Own, compare
 from workbench.experiments.parity.published import Figure, Published, Shape, choose, published_models, read_published

@@ -9,7 +9,7 @@ import transformers as tf
 
 from tests.families import random_tokens, tiny
 from workbench import WorkbenchError, open_model, open_run
-from workbench.cli import main
+from workbench.cli.main import main
 from workbench.heads import BadCheckpoint
 
 SMALL = {

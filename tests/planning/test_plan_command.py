@@ -8,7 +8,7 @@ import pytest
 
 from tests.families import tiny
 from workbench import Plan, open_model
-from workbench.cli import main
+from workbench.cli.main import main
 
 QUICK = ["--window", "6", "--method", "far_mass", "--probe", "copy_needle:distance=20,length=36,n_sequences=3"]
 HELD_OUT = ["--held-out", "copy_needle:distance=20,length=36,n_sequences=3,seed=1"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.heads import WorkbenchError
 from workbench.pretrain import Shape, prepare_corpus, pretrain_run, python_sources, text_recipe
 from workbench.pretrain.corpus import CorpusSettings

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.synthetic_run import DEMO, write_run
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.report import contents_of, write_page
 from workbench.runs.run import open_run

@@ -26,6 +26,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from workbench.atomic import replace_file
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.pretrain.checkpoint_writer import checkpoint_path, remove_partial_checkpoints, save_checkpoint
 from workbench.pretrain.corpus import Corpus
@@ -237,9 +238,7 @@ def _claim(recipe: Recipe, out: Path) -> None:
         return
     if any(out.glob("checkpoint-*")):
         raise WorkbenchError(f"{out} holds checkpoints but no {_RECIPE}; choose a folder of its own for this run")
-    partial = out / f".{_RECIPE}"
-    partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, (json.dumps(ours, indent=2) + "\n").encode())
 
 
 @contextmanager

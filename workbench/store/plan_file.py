@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from workbench.heads import KVHead, LayerInfo, WorkbenchError
+from workbench.atomic import replace_file
+from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError
+from workbench.plain_json import json_text
 
 VERSION = 1
 Unit = Literal["head", "layer"]
@@ -117,7 +119,7 @@ class Plan:
         Raises:
             WorkbenchError: if the file cannot be written.
         """
-        _write(path, json.dumps(_plain({"version": VERSION, **asdict(self)}), indent=1) + "\n")
+        _write(path, json_text({"version": VERSION, **asdict(self)}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -247,8 +249,15 @@ def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: i
 
 
 def _write(path: str | Path, text: str) -> None:
+    path = Path(path)
     try:
-        Path(path).write_text(text)
+        if path.is_file() or (path.parent.is_dir() and not path.exists()):
+            replace_file(path, text.encode())
+        else:
+            # A pipe or a device takes the text itself; a folder, or a place in none, is refused by the system.
+            path.write_text(text)
+    except StoreNotWritable as error:
+        raise WorkbenchError(f"the plan cannot be written: {error}") from error
     except OSError as error:
         raise WorkbenchError(f"{path}: the plan cannot be written: {error.strerror}") from error
 
@@ -281,12 +290,3 @@ def _typed(read: dict[str, Any]) -> dict[str, Any]:
 
 def _numbers(read: dict[str, Any]) -> dict[str, Any]:
     return {k: math.nan if v is None else v for k, v in read.items()}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

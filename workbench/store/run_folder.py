@@ -17,8 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
-from workbench.store.atomic import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
 from workbench.store.map_parts import MapArrays, check_maps, map_path, write_maps
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench.store.atomic import append_line
+from workbench.atomic import append_line
 
 FOLDER = "timings"
 

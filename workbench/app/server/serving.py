@@ -66,7 +66,7 @@ def opened(runs: Sequence[str | Path], plans: Sequence[str | Path]) -> Content:
 def app_of(content: Content, access: Access) -> Dash:
     """The app over what was opened."""
     app = Dash(
-        __name__,
+        "workbench.app",  # whose assets/ it serves
         title="attention workbench",
         update_title="",
         enable_mcp=False,

@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from workbench.console import plain
+from workbench.atomic import replace_file
 from workbench.experiments.conversion.settings import Conversion
 from workbench.heads import StoreNotWritable, WorkbenchError
+from workbench.plain_json import json_text, plain
 
 _STUDY, _CALLS = "study.json", "calls.json"
 
@@ -64,10 +64,7 @@ def calls(out: Path) -> list[dict[str, Any]]:
 
 def write(path: Path, document: object) -> None:
     """Write JSON that readers see whole or not at all; NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(plain(document)) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, (json_text(document) + "\n").encode())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing so that a crash at any moment leaves the old file or the new one: temporary, fsync, rename."""
+"""Atomic writes: after a crash at any moment there is the old file or the new one. Temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_DIRECTORY_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 
 
-def replace_file(path: Path, payload: bytes, *, temporaries: Path) -> None:
+def replace_file(path: Path, payload: bytes, *, temporaries: Path | None = None) -> None:
     """Put `payload` at `path` in one step, durably; on failure nothing is left behind.
 
-    `temporaries` is a folder on the same file system.
+    `temporaries` is a folder on the same file system; None is the file's own folder, under a hidden name.
 
     Raises:
         StoreNotWritable: if the disk is full or refuses to be written.
     """
+    folder, prefix = (path.parent, ".") if temporaries is None else (temporaries, "")
     with _refusals_named(path):
-        temporaries.mkdir(parents=True, exist_ok=True)
-        temporary = temporaries / f"{path.stem}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{prefix}{path.stem}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
             _write_durably(temporary, payload)
             if not path.parent.is_dir():
@@ -177,10 +178,10 @@ def _refusals_named(path: Path) -> Generator[None]:
         number = error.errno or 0
         if number in _FULL:
             raise StoreNotWritable(
-                f"{path}: {_FULL[number]}; free some space and run the same command again: finished units are kept"
+                f"{path}: {_FULL[number]}; free some space and run the same command again: what was finished is kept"
             ) from error
         if number in _REFUSED:
             raise StoreNotWritable(
-                f"{path} cannot be written ({_REFUSED[number]}); pass an --out folder that can be"
+                f"{path} cannot be written ({_REFUSED[number]}); choose a place (--out) that can be"
             ) from error
         raise
