@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from workbench.cli.experiment_verbs import experiment
 from workbench.cli import app_verbs, machine_verbs, plan_verbs, run_verbs, scan_verbs
+from workbench.cli.experiment_verbs import experiment
 from workbench.cli.pretrain_verbs import pretrain
 from workbench.console import warn
 from workbench.heads import WorkbenchError

@@ -46,7 +46,7 @@ from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
 from workbench.hooks.taps.linear.linear_outputs import changing_linear
 from workbench.kernels import Far
-from workbench.probes.probe import Probe
+from workbench.probes.known_answers import Probe
 from workbench.store.plan_file import Plan
 
 DEFAULT_FAR = Far(window=256)

@@ -5,12 +5,12 @@ from workbench.probes.copying import abfill, copy_needle, repeats
 from workbench.probes.corruption import corrupted
 from workbench.probes.gold_documents import gold_document
 from workbench.probes.key_value_recall import key_value, mqar
+from workbench.probes.known_answers import Probe, make_probe, part, split
 from workbench.probes.multi_hop import variable_tracking
 from workbench.probes.natural_text import text, text_file, token_sequences
 from workbench.probes.needles import Niah, needle, niah, passkey
 from workbench.probes.ngrams import repeated_ngrams
 from workbench.probes.passkeys import multi_passkey
-from workbench.probes.probe import Probe, make_probe, part, split
 from workbench.probes.registry import build, default
 from workbench.probes.token_ids import Vocabulary, vocabulary
 from workbench.probes.word_lists import common_words

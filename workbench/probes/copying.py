@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.probes.probe import Probe, looked_up, make_probe
+from workbench.probes.known_answers import Probe, looked_up, make_probe
 from workbench.probes.token_ids import (
     HasVocabulary,
     Vocabulary,

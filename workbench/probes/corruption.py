@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.probes.probe import Probe
+from workbench.probes.known_answers import Probe
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, vocabulary
 
 

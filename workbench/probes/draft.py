@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from workbench.probes.probe import Probe, make_probe
+from workbench.probes.known_answers import Probe, make_probe
 
 Ids = Int[np.ndarray, " _"]  # token ids, each array of a length of its own
 

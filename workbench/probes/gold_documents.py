@@ -16,7 +16,7 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, Ids
 from workbench.probes.haystack import plant
-from workbench.probes.probe import Probe, make_probe
+from workbench.probes.known_answers import Probe, make_probe
 from workbench.probes.spelling import Speller
 from workbench.probes.text_modes import Form, Task, sentences, speller_of, token_needles
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, tokens_left, vocabulary

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange, repeat
 
 from workbench.heads import WorkbenchError
-from workbench.probes.probe import Probe, looked_up, make_probe
+from workbench.probes.known_answers import Probe, looked_up, make_probe
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_context, check_sizes, vocabulary, with_bos
 
 

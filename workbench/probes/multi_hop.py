@@ -17,8 +17,8 @@ import numpy as np
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, Ids, assemble
 from workbench.probes.haystack import Hay, noise, plant, random_tokens
+from workbench.probes.known_answers import Probe
 from workbench.probes.lexicon import letters
-from workbench.probes.probe import Probe
 from workbench.probes.spelling import Speller
 from workbench.probes.text_modes import Form, speller_of
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, draw_one, tokens_left, vocabulary

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.probes.haystack import read_text
-from workbench.probes.probe import Probe, make_probe
+from workbench.probes.known_answers import Probe, make_probe
 from workbench.probes.token_ids import HasVocabulary, check_sizes
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, assemble
 from workbench.probes.haystack import plant
-from workbench.probes.probe import Probe
+from workbench.probes.known_answers import Probe
 from workbench.probes.text_modes import (
     Form,
     Hidden,

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 
 from workbench.heads import WorkbenchError
+from workbench.probes.known_answers import Probe, make_probe, octave
 from workbench.probes.natural_text import cut_windows
-from workbench.probes.probe import Probe, make_probe, octave
 from workbench.probes.token_ids import HasVocabulary, check_sizes
 
 

@@ -12,12 +12,12 @@ from workbench.probes.aggregation import frequent_words, majority
 from workbench.probes.copying import NEEDLE, abfill, copy_needle, repeats
 from workbench.probes.gold_documents import gold_document
 from workbench.probes.key_value_recall import key_value, mqar
+from workbench.probes.known_answers import Probe
 from workbench.probes.multi_hop import variable_tracking
 from workbench.probes.natural_text import text_file
 from workbench.probes.needles import RULER_NEEDLES, needle, niah, passkey
 from workbench.probes.ngrams import repeated_ngrams
 from workbench.probes.passkeys import multi_passkey
-from workbench.probes.probe import Probe
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, context, vocabulary
 from workbench.probes.word_lists import common_words
 

@@ -14,8 +14,8 @@ import numpy as np
 from workbench.heads import WorkbenchError
 from workbench.probes.aggregation import ask_counted
 from workbench.probes.draft import Draft, Ids, assemble, in_order
+from workbench.probes.known_answers import Probe
 from workbench.probes.lexicon import ADJECTIVES, N_COMPOUNDS, NOUNS, compounds
-from workbench.probes.probe import Probe
 from workbench.probes.spelling import Speller
 from workbench.probes.text_modes import Form, speller_of
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, draw_one, tokens_left, vocabulary

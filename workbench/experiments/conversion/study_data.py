@@ -21,7 +21,7 @@ from workbench.experiments.conversion.study_tasks import chains, counts, drills
 from workbench.pretrain.language import Language
 from workbench.pretrain.recipes import Recipe
 from workbench.probes import Probe, Vocabulary, copy_needle, repeats, token_sequences
-from workbench.probes.probe import octave
+from workbench.probes.known_answers import octave
 
 _PROBE_SEED = 777
 _REPEAT = 28

@@ -18,7 +18,7 @@ from torch import Tensor
 from workbench.heads import Head, Mixer
 from workbench.hooks.interventions.targets import choose_heads
 from workbench.hooks.model import HookedModel
-from workbench.probes.probe import Probe
+from workbench.probes.known_answers import Probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from workbench.heads import WorkbenchError
 from workbench.hooks.recording.cells import Sequences, sequences
 from workbench.hooks.recording.needs import Answers
-from workbench.probes.probe import Probe
+from workbench.probes.known_answers import Probe
 
 Rows = Literal["all"] | int | Tensor
 # Told which queries come next.
