@@ -1,0 +1,165 @@
+"""Every Python block of README and docs runs, on a tiny model with a tokenizer and on the runs of examples/.
+
+The blocks of one document run in one namespace, from top to bottom. `_CASES` says what a small model needs in place of
+what is written: another folder, a smaller window. Nothing else of a block is changed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.probes.models import bpe_model
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"```python\n(.*?)```", re.S)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a document's blocks need: texts that are replaced, and code that runs before the first block.
+
+    `is_trained`: the checkpoint is the demo's last one, which has induction heads, and not a random one.
+    """
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    before: str = ""
+    is_trained: bool = False
+
+
+_MODEL = """
+import workbench as wb
+m = wb.open_model("path/to/checkpoint")
+"""
+_RUN = """
+import workbench as wb
+run = wb.open_run("runs/pythia-160m")
+"""
+_CASES = {
+    "README.md": Case(
+        {"window=256": "window=8", "rows=512, prefill=8192": "rows=16, prefill=32"},
+        before=_MODEL + "bridge = wb.open_model('path/to/checkpoint').bridge",
+    ),
+    "docs/conversion.md": Case(
+        {
+            "quick_study()": "STUDY",
+            "window=12": "window=6",
+            "seeds=3, workers=2": "seeds=1, workers=1",
+            "seeds=3": "seeds=1",
+            "60 steps at 0.3 of the peak rates": "2 steps at 0.3 of the peak rates",
+        },
+        before="from tests.experiments.small import STUDY",
+    ),
+    "docs/emergence.md": Case(
+        {"step1000": "checkpoint-641", "k=20": "k=4"},
+        before=_MODEL + "needles = wb.probes.copy_needle(m, [16], length=48)",
+    ),
+    "docs/kernels.md": Case(
+        {"tokens=4096": "tokens=64"},
+        before="""
+            import json
+            from pathlib import Path
+            Path("MiniMax-Text-01").mkdir()
+            config = {"model_type": "minimax", "num_hidden_layers": 4, "num_attention_heads": 8}
+            Path("MiniMax-Text-01/config.json").write_text(json.dumps(config))
+        """,
+    ),
+    "docs/patterns.md": Case(
+        {
+            "runs/pythia-160m": "runs/patterns",
+            "5, 1": "1, 1",
+            "step=1000, ": "",
+            "slice(4000, 4512), slice(0, 512)": "slice(8, 16), slice(0, 8)",
+            'kind="linear"': 'kind="full"',
+        },
+        before="""
+            import workbench as wb
+            wb.scan("path/to", "runs/patterns", ["induction"], ["repeats:n=16"], keep="qk")
+        """,
+        is_trained=True,
+    ),
+    "docs/planning.md": Case(
+        {"window=1024": "window=8", "window=256": "window=8"},
+        before=_MODEL + "probe = wb.probes.copy_needle(m, [16], length=48)",
+    ),
+    "docs/pretraining.md": Case(
+        {
+            'python_sources(), Path("runs/code/corpus")': 'python_sources()[:40], Path("runs/code/corpus"), SMALL',
+            'text_recipe("hybrid", corpus.digest)': 'text_recipe("hybrid", corpus.digest, **SHORT)',
+        },
+        before="""
+            from workbench.pretrain import Shape
+            from workbench.pretrain.corpus import CorpusSettings
+            SMALL = CorpusSettings("python", vocabulary=300, max_bytes=60_000)
+            SHORT = {"shape": Shape(n_layers=2, d_model=32, n_heads=2, d_head=16, d_ff=32, window=8, vocabulary=300)}
+            SHORT["steps"] = 2
+        """,
+    ),
+    "docs/probes.md": Case(
+        {"length=16384": "length=256", "length=1024": "length=128", "16384": "256"},
+        before="import torch\nids = torch.arange(40, 400)",
+    ),
+    "docs/transformerlens.md": Case(before="import torch\ntokens = torch.randint(40, 400, (1, 24))"),
+}
+
+
+def blocks(document):
+    return BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
+
+
+def test_documents_have_blocks():
+    assert sum(len(blocks(document)) for document in DOCUMENTS) >= 15
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A Llama of four layers of four heads, saved with a byte-pair tokenizer."""
+    path = tmp_path_factory.mktemp("documented") / "checkpoint"
+    tokenizer = bpe_model("bytes").tokenizer
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1500,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        bos_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def trained_checkpoint(demo):
+    """The last checkpoint of the quick demo's full model."""
+    return max((demo / "checkpoints" / "full").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d)])
+def test_the_python_blocks_of_a_document_run(document, request, tmp_path, monkeypatch):
+    case = _CASES.get(document, Case())
+    checkpoint = request.getfixturevalue("trained_checkpoint" if case.is_trained else "checkpoint")
+    shutil.copytree(ROOT / "examples" / "python_source" / "full", tmp_path / "runs" / "pythia-160m")
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "checkpoint").symlink_to(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "documented"}
+    exec(compile(textwrap.dedent(case.before), f"before {document}", "exec"), namespace)
+    for number, block in enumerate(blocks(document)):
+        for old, new in case.replaced.items():
+            block = block.replace(old, new)
+        exec(compile(block, f"{document} block {number}", "exec"), namespace)
