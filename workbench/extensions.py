@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 from workbench.heads import WorkbenchError
@@ -28,8 +29,9 @@ class ExtensionWarning(UserWarning):
 class Registry(Generic[T]):
     """Entries of one extension point by name, in the order of their registration.
 
-    `group` is the entry point group, `noun` what an entry is called in messages, `builtin` the module whose import
-    registers the entries that come with the workbench.
+    `group` is the entry point group, `noun` what an entry is called in messages, `builtin` the package whose modules
+    register the entries that come with the workbench. Those that the package itself imports come first, in that order;
+    then come the other modules of its folder by name, so a new file needs no list.
     """
 
     def __init__(self, group: str, *, noun: str, builtin: str) -> None:
@@ -67,7 +69,7 @@ class Registry(Generic[T]):
     def all(self) -> dict[str, T]:
         """Every entry by name, those of installed packages included. An extension that fails to import is warned of."""
         if not self._is_loaded:
-            import_module(self._builtin)
+            _import_all(self._builtin)
             self._is_loaded = True  # before the extensions, which may ask for entries while they are imported
             for entry_point in entry_points(group=self.group):
                 self._load(entry_point)
@@ -97,3 +99,9 @@ class Registry(Generic[T]):
                 ExtensionWarning,
                 stacklevel=4,
             )
+
+
+def _import_all(package_name: str) -> None:
+    package = import_module(package_name)
+    for module in iter_modules(package.__path__, f"{package_name}."):
+        import_module(module.name)
