@@ -74,9 +74,9 @@ def contents_of(
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    described, status = run.description(), run.status()
+    description, status = run.description(), run.status()
     series: Any = run.checkpoints()
-    job: dict[str, Any] = {k: v for k, v in described["job"].items() if v is not None and v != []}
+    job = {name: value for name, value in description.job.as_dict().items() if value is not None and value != []}
     tokens = series["tokens"].dropna()
     layers: Any = run.layers()
     kinds = [
@@ -85,7 +85,7 @@ def _facts(run: Run) -> dict[str, Any]:
     ]
     return {
         "folder": str(run.path),
-        "scanned": described.get("created"),
+        "scanned": description.created,
         "checkpoints": len(series),
         "steps": f"{series['step'].min()} to {series['step'].max()}",
         "tokens": None if tokens.empty else f"{tokens.min():,} to {tokens.max():,}",
@@ -94,7 +94,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "detectors": ", ".join(run.detectors),
         "probes": ", ".join(run.probes),
         "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
-        "versions": ", ".join(f"{name} {value}" for name, value in described["versions"].items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in description.versions.packages.items()),
         "job": ", ".join(f"{name}={value}" for name, value in job.items()),
         "status": asdict(status),
     }

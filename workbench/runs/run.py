@@ -37,7 +37,7 @@ from workbench.runs.cache import SharedCache
 from workbench.runs.rows import Rows, Select, Step
 from workbench.runs.score_arrays import ScoreArrays, onsets_of, read_arrays
 from workbench.runs.status import Status, status_of
-from workbench.store import Cube, HeadMap, Maps, Store, Table, Timings, plain_text
+from workbench.store import Cube, HeadMap, Maps, RunDescription, Store, Table, Timings, plain_text
 
 T = TypeVar("T")
 
@@ -102,8 +102,11 @@ class Run:
         """The same run, opened anew with a cache of this size."""
         return Run(self._store, name=self._name, select=self._rows.select, cache_bytes=cache_bytes)
 
-    def description(self) -> dict[str, Any]:
-        """What the scan says of itself: schema, job (its source, detectors, probes, seed, ...), versions, created."""
+    def description(self) -> RunDescription:
+        """What run.json says of the scan: schema, job (its source, detectors, probes, seed, ...), versions, created.
+
+        It reads as a mapping, too: `run.description()["job"]["seed"]`.
+        """
         return self._store.description()
 
     @property

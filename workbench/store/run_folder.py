@@ -22,6 +22,7 @@ from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.store.map_parts import MapArrays, check_maps, map_path, write_maps
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text
+from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
@@ -51,8 +52,8 @@ class Store:
     def create(cls, path: str | os.PathLike[str], *, job: Mapping[str, Any], versions: Mapping[str, Any]) -> Store:
         """Make a run's folder, or open the one that is there, for writing.
 
-        `job` and `versions` are stored as JSON, the first time only; `versions["workbench"]` is what a reader
-        that is too old is told to install.
+        `job` (the fields of a scan's job) and `versions` (of packages, by name) are stored as JSON, the first time
+        only. A reader that is too old is told to install the version of `attention-workbench`.
 
         Raises:
             StoreNotWritable: if the folder cannot be written.
@@ -63,8 +64,8 @@ class Store:
         if store._run_json.exists():
             store._require_readable()
             return store
-        description = {"schema": SCHEMA, "job": dict(job), "versions": dict(versions), "created": _now()}
-        store._put_json(store._run_json, description)
+        description = RunDescription(SCHEMA, JobDescription.from_json(job), Versions(versions), _now())
+        store._put_json(store._run_json, description.as_dict())
         return store
 
     @classmethod
@@ -84,9 +85,9 @@ class Store:
         store._require_readable()
         return store
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> RunDescription:
         """What run.json says: schema, job, versions, created."""
-        return _load_json(self._run_json)
+        return RunDescription.from_json(_load_json(self._run_json))
 
     def locked(self, *, is_shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold the run alone; raises RunLocked when another process does. Freed however the process ends.
@@ -319,17 +320,17 @@ class Store:
         replace_file(path, payload, temporaries=self._temporaries)
 
     def _require_readable(self) -> None:
-        description = self.description()
-        schema = description.get("schema")
+        document = _load_json(self._run_json)
+        schema = document.get("schema") if isinstance(document, dict) else None
         if not isinstance(schema, int):
             raise WorkbenchError(
                 f"{self._run_json} does not say its schema: it is no run of this workbench; pass another"
             )
         if schema > SCHEMA:
-            version = description.get("versions", {}).get("workbench")
-            wanted = f"attention-workbench=={version}" if version else "--upgrade attention-workbench"
+            version = Versions(document.get("versions", {})).workbench
+            newer = f"{PACKAGE}=={version}" if version else f"--upgrade {PACKAGE}"
             raise StoreTooNew(
-                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; pip install {wanted}"
+                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; pip install {newer}"
             )
 
 

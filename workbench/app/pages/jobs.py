@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
-from workbench.store import Timing
+from workbench.store import JobDescription, Timing
 
 SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
 _QUIET_S = 120
@@ -91,19 +92,34 @@ def state_of(run: Run, now: float) -> str:
 
 
 def resume_command(run: Run) -> str:
-    """The command that goes on where the scan stopped; probes made in Python need Python again."""
-    job: dict[str, Any] = run.description().get("job", {})
-    if job.get("ready"):
-        return f"# its probes were made in Python: call again what wrote {run.path}, with the same arguments"
-    words = ["workbench", "scan", str(job.get("checkpoints", "DIR")), "--out", str(run.path)]
-    for name in job.get("detectors") or ():
-        words += ["--detector", str(name)]
-    for name in job.get("probes") or ():
-        words += ["--probe", str(name)]
-    for option in ("rows", "far_window", "seed", "device", "dtype"):
-        if job.get(option):
-            words += [f"--{option.replace('_', '-')}", str(job[option])]
+    """The command that goes on where the scan stopped, or as a comment the Python call where its probes need one."""
+    job = run.description().job
+    if job.made_in_python:
+        return _python_call(job, run.path)
+    words = ["workbench", "scan", job.checkpoints or "DIR", "--out", str(run.path)]
+    for name in job.detectors or ():
+        words += ["--detector", name]
+    for name in job.probes or ():
+        words += ["--probe", name]
+    for name, value in job.options().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "far_sink":
+            words += ["--set", f"far_sink={value}"]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{name}")
+        else:
+            words += [flag, str(value)]
     return shlex.join(words)
+
+
+def _python_call(job: JobDescription, out: Path) -> str:
+    """How to go on with a scan whose probes were made in Python: which they are, and the call."""
+    detectors = {} if job.detectors is None else {"detectors": list(job.detectors)}
+    words = [repr(job.checkpoints or "DIR"), repr(str(out))]
+    words += [f"{name}={value!r}" for name, value in {**detectors, **job.options()}.items()]
+    words.append(f"probes=[{', '.join([*map(repr, job.probes or ()), '*made_again'])}]")
+    made = ", ".join(job.made_in_python or ())
+    return f"# no command can name the probes {made}: make them again in Python, then wb.scan({', '.join(words)})"
 
 
 def scans_table(runs: list[Run]) -> pd.DataFrame:
