@@ -17,10 +17,10 @@ KEPT = sorted(Path("examples/python_source").glob("*/run.json"))
 
 
 def test_a_job_is_described_by_its_own_fields_in_their_order(tmp_path):
-    kept = Job(checkpoints=tmp_path, out=tmp_path / "run", rows=128, probes=("repeats:n=64",)).kept()
-    described = JobDescription.from_json(kept)
-    assert described.as_dict() == kept
-    assert list(described.as_dict()) == list(kept)
+    job = Job(checkpoints=tmp_path, out=tmp_path / "run", rows=128, probes=("repeats:n=64",)).kept()
+    described = JobDescription.from_json(job)
+    assert described.as_dict() == job
+    assert list(described.as_dict()) == list(job)
     assert not described.others
     names = [name for name in Job.model_fields if name not in {"shard", "join", "retry"}]
     assert [f.name for f in fields(JobDescription)] == [*names, "others"]

@@ -159,7 +159,7 @@ def layer_rows(trajectories: Trajectories, layer: int) -> pd.DataFrame:
         for i, name in enumerate(_CHECKPOINT)
     }
     for name in ("layer", "head", "kv_head"):
-        columns[name] = pd.array([one[name] for one in numbers], "Int64").repeat(n_ckpts)
+        columns[name] = pd.array([head_numbers[name] for head_numbers in numbers], "Int64").repeat(n_ckpts)
     columns["kind"] = np.repeat([trajectories.layer_of(row).kind for row in rows], n_ckpts)
     for name in ("score", "ci_lo", "ci_hi", "n"):
         columns[name] = getattr(trajectories, name)[rows].ravel()

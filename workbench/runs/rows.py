@@ -109,23 +109,23 @@ class Rows:
 
     def _of_checkpoint(self, parts: Sequence[Part], name: str, value: Any) -> list[Part]:
         """The parts whose checkpoint has such a step, name, stage or branch."""
-        kept = [part for part in parts if getattr(part.label.origin, name) == value]
-        if not kept and any(part.label.rows for part in parts):
+        matches = [part for part in parts if getattr(part.label.origin, name) == value]
+        if not matches and any(part.label.rows for part in parts):
             values = {getattr(part.label.origin, name) for part in parts if part.label.rows} - {None}
             raise self._missing(name, value, values)
-        return kept
+        return matches
 
     def _refuse(self, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
         """Raise for the first value that no row has beside those before it; `frame` has all rows."""
         for name, value in where.items():
-            kept = frame.loc[(frame[name] == value).fillna(False).astype(bool)]
-            if kept.empty and not frame.empty:
+            matches = frame.loc[(frame[name] == value).fillna(False).astype(bool)]
+            if matches.empty and not frame.empty:
                 raise self._missing(name, value, frame[name].dropna().unique())
-            frame = kept
+            frame = matches
 
     def _missing(self, name: str, value: object, values: Any) -> WorkbenchError:
-        known = ", ".join(str(one) for one in sorted(values)) or "none yet"
-        return WorkbenchError(f"{name} {value!r} is not in {self._store.path}; there is: {known}")
+        listed = ", ".join(str(known) for known in sorted(values)) or "none yet"
+        return WorkbenchError(f"{name} {value!r} is not in {self._store.path}; there is: {listed}")
 
 
 def _made_as(part: Part) -> tuple[int, str]:

@@ -185,7 +185,7 @@ class Run:
 
         def read() -> pd.DataFrame:
             each = [self.trajectories(name, probe) for name in self.detectors for probe in self.probes_of(name)]
-            return pd.concat([layer_rows(one, layer) for one in each], ignore_index=True)
+            return pd.concat([layer_rows(trajectories, layer) for trajectories in each], ignore_index=True)
 
         return self._cached("scores", ("layer", layer), read)
 

@@ -1,4 +1,4 @@
-"""The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
+"""The run on disk: Parquet parts that appear whole or not at all, the series, the planned units and the failures."""
 
 from workbench.store.cube import Cube
 from workbench.store.map_parts import MAPS_SCHEMA, MapArrays, MapLabel, QueriesKeys
