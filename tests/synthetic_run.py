@@ -159,10 +159,12 @@ def _metrics(shape: Shape, name: str, index: int) -> list[Metric]:
     if name == "loss_nats":
         value = 5.2 - (2.2 if "full" in shape.kinds else 1.7) * rise - 0.12 * late
         return [Metric("text", name, None, None, value, value, value, 8192, value - 0.02, value + 0.02)]
-    found: list[Metric] = []
+    by_distance: list[Metric] = []
     for distance in DISTANCES:
         reach = 1.0 if "full" in shape.kinds else float(distance <= 64)
         value = min(0.04 + 0.95 * rise * reach * (1 - 0.1 * math.log2(distance / 8)), 1.0)
-        found.append(Metric("copy_needle", name, distance, None, value, value, value, 256, value - 0.03, value + 0.03))
-    pooled = sum(m.value for m in found) / len(found)
-    return [Metric("copy_needle", name, None, None, pooled, pooled, pooled, 1536, pooled, pooled), *found]
+        by_distance.append(
+            Metric("copy_needle", name, distance, None, value, value, value, 256, value - 0.03, value + 0.03)
+        )
+    pooled = sum(m.value for m in by_distance) / len(by_distance)
+    return [Metric("copy_needle", name, None, None, pooled, pooled, pooled, 1536, pooled, pooled), *by_distance]

@@ -1,7 +1,7 @@
 """`workbench status --watch`: from any terminal, with what is slowest, and each failure once as it comes."""
 
+from tests.runs.test_run import FEW, SMALL
 from tests.synthetic_run import write_run
-from tests.test_run import FEW, SMALL
 from workbench.cli import scan_verbs
 from workbench.store import Failure, Store, Timing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from workbench.app.pages.jobs import resume_command, state_of
 from workbench.app.pages.overview import grouped
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.view import View, settled
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Failure, Store
 
 FEW = {"steps": (0, 64, 256, 1024), "detectors": ("induction", "sink")}
@@ -117,6 +118,30 @@ def test_the_command_names_what_the_job_was_given(tmp_path):
     assert command == (
         f"workbench scan '/data/my series' --out {tmp_path / 'run'} --detector sink --probe repeats:n=64 --rows 128"
     )
+
+
+def test_the_command_sets_whatever_is_not_a_jobs_default(tmp_path):
+    job = {"checkpoints": "/data/series", "made_in_python": [], "engine": "local", "workers": 2, "far_sink": 4}
+    job |= {"seed": 3, "allow_pickle": True, "verify": False, "maps": False, "keep": "qk"}
+    Store.create(tmp_path / "run", job=job, versions={})
+    command = resume_command(live_runs([tmp_path / "run"])["run"])
+    assert command == (
+        f"workbench scan /data/series --out {tmp_path / 'run'} --engine local --workers 2 --set far_sink=4 --seed 3 "
+        "--allow-pickle --no-maps --keep qk"
+    )
+
+
+def test_a_scan_with_probes_made_in_python_goes_on_in_python(tmp_path):
+    job = {"checkpoints": "/data/series", "detectors": ["sink"], "probes": ["repeats:n=64"], "rows": 128, "seed": 0}
+    job["made_in_python"] = ["mine:00ff", "other:11ee"]
+    Store.create(tmp_path / "run", job=job, versions={})
+    comment, call = resume_command(live_runs([tmp_path / "run"])["run"]).split(", then ")
+    assert comment == "# no command can name the probes mine:00ff, other:11ee: make them again in Python"
+    assert call == (
+        f"wb.scan('/data/series', {str(tmp_path / 'run')!r}, detectors=['sink'], rows=128, "
+        "probes=['repeats:n=64', *made_again])"
+    )
+    ast.parse(call)
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

@@ -1,4 +1,4 @@
-"""The report: one file without a network, saying what the runs say, with every figure drawn."""
+"""The report is one file that needs no network; its claims are those of the runs, and every figure is drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.cli.main import app
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.report import contents_of, write_page
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Failure, Store
 
 CLASSES = ["induction", "retrieval"]
@@ -76,8 +76,8 @@ def test_the_page_tells_what_failed_as_text_and_not_as_markup(page):
 
 @pytest.mark.browser
 def test_every_figure_is_drawn_offline_without_a_complaint(tab, page):
-    asked = []
-    tab.on("request", lambda request: asked.append(request.url))
+    urls = []
+    tab.on("request", lambda request: urls.append(request.url))
     tab.set_default_timeout(120_000)  # four megabytes of script on a machine that is busy with other tests
     tab.goto(page.as_uri())
     n_figures = tab.locator(".plotly-graph-div").count()
@@ -86,7 +86,7 @@ def test_every_figure_is_drawn_offline_without_a_complaint(tab, page):
         "[...document.querySelectorAll('.plotly-graph-div')].every(one => one.querySelector('.main-svg .subplot'))"
     )
     assert tab.locator("h1").inner_text() == "Attention heads of full, hybrid"
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
     assert tab.said == []
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_reported_is_refused(runs, contents, tmp_path):
 
 def test_a_report_is_written_without_torch(runs, tmp_path):
     code = (
-        "import sys; from workbench.report import contents_of, write_page; from workbench.runs.run import open_run;"
+        "import sys; from workbench.report import contents_of, write_page; from workbench.runs import open_run;"
         "from pathlib import Path; write_page(contents_of([open_run(sys.argv[1])], detectors=['induction']),"
         " Path(sys.argv[2])); assert 'torch' not in sys.modules"
     )

@@ -1,4 +1,4 @@
-"""`workbench report`: one or several runs as a single HTML file that needs no network. No torch."""
+"""One or several runs as a single HTML file that needs no network (`workbench report`). No torch."""
 
 from workbench.report.contents import Contents, contents_of
 from workbench.report.html_page import write_page

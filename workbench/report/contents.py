@@ -1,4 +1,4 @@
-"""What a report says: facts, claims with their n and interval, tables; each from the runs alone."""
+"""The contents of a report: facts, claims with their n and interval, and tables, from the runs alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pandas as pd
 
 from workbench.console import shown
 from workbench.heads import Head, KVHead, WorkbenchError
-from workbench.report.remembering import RememberingRun
-from workbench.runs.run import Run
-from workbench.runs.summary import Summary, summarise
-from workbench.store import Store
+from workbench.runs import Run, Summary, summarise
 
+# Of each run: tables and sentences need the traced heads that figures are drawn from.
+_CACHE_BYTES = 512 * 2**20
 _BEST = ("run", "detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "n_seq", "onset_tokens")
 
 
@@ -22,8 +21,8 @@ _BEST = ("run", "detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", 
 class Contents:
     """The report of some runs.
 
-    `facts`: per run, what was scanned, with what, and how far. `claims`: sentences. `best`, `failures`: tables with a
-    column `run`; `summary`: that of `workbench emergence`. `classes`: the (detector, probe) that all runs have.
+    `facts`: per run its series, job, versions and progress. `claims`: sentences. `best`, `failures`: tables with a
+    column `run`; `summary`: that of `workbench emergence`. `classes`: the (detector, probe) pairs of all runs.
     """
 
     runs: tuple[Run, ...]
@@ -35,7 +34,7 @@ class Contents:
     classes: tuple[tuple[str, str], ...]
 
     def document(self) -> dict[str, Any]:
-        """The same as one JSON document."""
+        """The contents as one JSON document."""
         tables = {name: table.to_dict("records") for name, table in self.summary.tables.items()}
         lists = {"best_heads": self.best, "failures": self.failures}
         return {
@@ -50,14 +49,16 @@ class Contents:
 def contents_of(
     runs: Sequence[Run], *, detectors: Sequence[str] | None = None, probe: str | None = None, n: int = 5
 ) -> Contents:
-    """Gather what is known of these runs; `n` heads of each class are listed.
+    """Gather the contents for these runs; `n` heads of each class are listed.
 
     Raises:
-        WorkbenchError: as `workbench.runs.summary.summarise`: no run, runs of one name, or no detector in common.
+        WorkbenchError: as `workbench.runs.summarise`: no run, runs of one name, or no detector in common.
     """
     if not runs:
         raise WorkbenchError("no run was given; pass the folders of one or several")
-    runs = [RememberingRun(Store.open(run.path)) for run in runs]
+    runs = [run.with_cache(_CACHE_BYTES) for run in runs]
+    # First: it reads the disk anew, and all that follows is of the same parts.
+    facts = {run.name: _facts(run) for run in runs}
     summary = summarise(runs, detectors=detectors, probe=probe, n=n)
     classes = summary.tables["classes"]
     pairs = tuple(dict.fromkeys(classes.loc[:, ["detector", "probe"]].itertuples(index=False, name=None)))
@@ -65,7 +66,7 @@ def contents_of(
     failed = pd.concat([run.failures().drop(columns="traceback").assign(run=run.name) for run in runs])
     return Contents(
         tuple(runs),
-        {run.name: _facts(run) for run in runs},
+        facts,
         [*_claims(classes), *(f"{s['run']}, {s['detector']} on {s['probe']}: {s['says']}" for s in summary.sentences)],
         best,
         summary,
@@ -75,9 +76,9 @@ def contents_of(
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    described, status = Store.open(run.path).description(), run.status()
+    description, status = run.description(), run.status()
     series: Any = run.checkpoints()
-    job: dict[str, Any] = {k: v for k, v in described["job"].items() if v is not None and v != []}
+    job = {name: value for name, value in description.job.as_dict().items() if value is not None and value != []}
     tokens = series["tokens"].dropna()
     layers: Any = run.layers()
     kinds = [
@@ -86,7 +87,7 @@ def _facts(run: Run) -> dict[str, Any]:
     ]
     return {
         "folder": str(run.path),
-        "scanned": described.get("created"),
+        "scanned": description.created,
         "checkpoints": len(series),
         "steps": f"{series['step'].min()} to {series['step'].max()}",
         "tokens": None if tokens.empty else f"{tokens.min():,} to {tokens.max():,}",
@@ -95,7 +96,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "detectors": ", ".join(run.detectors),
         "probes": ", ".join(run.probes),
         "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
-        "versions": ", ".join(f"{name} {value}" for name, value in described["versions"].items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in description.versions.packages.items()),
         "job": ", ".join(f"{name}={value}" for name, value in job.items()),
         "status": asdict(status),
     }
@@ -108,12 +109,14 @@ def _claims(classes: pd.DataFrame) -> list[str]:
 
 def _claim(row: dict[str, Any]) -> str:
     there = f"{row['at_first'] + row['emerged']} of {row['n_heads']} heads are there at the end"
-    parts = [f"{row['emerged']} emerged", f"{row['at_first']} there at first", f"{row['transient']} transient"]
-    said = f"{row['run']}, {row['detector']} on {row['probe']}: {there} ({', '.join(parts)})"
+    counts = [f"{row['emerged']} emerged", f"{row['at_first']} there at first", f"{row['transient']} transient"]
+    claim = f"{row['run']}, {row['detector']} on {row['probe']}: {there} ({', '.join(counts)})"
     if pd.isna(row["first"]):
-        return f"{said}."
+        return f"{claim}."
     unit = "tokens" if row["unit"] == "tokens" else "steps"
-    return f"{said}; half of the first rise was over at {row['first']:,.0f} {unit}, the median at {row['median']:,.0f}."
+    return (
+        f"{claim}; half of the first rise was over at {row['first']:,.0f} {unit}, the median at {row['median']:,.0f}."
+    )
 
 
 def _best(run: Run, detector: str, probe: str, n: int) -> pd.DataFrame:
@@ -125,8 +128,8 @@ def _best(run: Run, detector: str, probe: str, n: int) -> pd.DataFrame:
     return table.assign(head=labels).loc[:, list(_BEST)]
 
 
-def as_cell(value: Any) -> str:
-    """A value as a table of the page shows it; large whole numbers with commas."""
+def value_text(value: Any) -> str:
+    """A value as text for a table of the page; large whole numbers with commas."""
     if isinstance(value, float) and abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else shown(value)

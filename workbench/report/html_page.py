@@ -1,8 +1,8 @@
-"""The contents as HTML: plotly once, inside the file; figures, tables, sentences; nothing is loaded from anywhere."""
+"""Write the contents of a report as one HTML file with plotly inside; the page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from workbench import figures
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.report.contents import Contents, as_cell
+from workbench.report.contents import Contents, value_text
+from workbench.runs import Run
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -78,7 +79,7 @@ def _sections(contents: Contents) -> Iterator[str]:
 
 
 def _of_class(contents: Contents, detector: str, probe: str, numbers: Iterator[int]) -> Iterator[str]:
-    runs: Any = list(contents.runs)
+    runs = contents.runs
     yield _figure(figures.emergence(runs, detector=detector, probe=probe), numbers)
     if len(runs) > 1:
         tables = {run.name: run.emergence(detector, probe=probe) for run in runs}
@@ -95,17 +96,17 @@ def _of_class(contents: Contents, detector: str, probe: str, numbers: Iterator[i
             yield f'<p class="note">{escape(str(error))}</p>'
 
 
-def _of_model(runs: Any, numbers: Iterator[int]) -> Iterator[str]:
-    """The curves of the numbers that all runs have, pooled ones first."""
+def _of_model(runs: Sequence[Run], numbers: Iterator[int]) -> Iterator[str]:
+    """The curves of the model-level numbers that all runs have."""
     tables = [run.metrics() for run in runs]
     pooled = [t.loc[t["position"].isna(), ["metric", "probe"]].drop_duplicates() for t in tables]
     shared = set.intersection(*(set(p.itertuples(index=False, name=None)) for p in pooled))
     for metric, probe in sorted(shared)[:_METRICS]:
         yield f"<h3>{escape(str(metric))} on {escape(str(probe))}</h3>"
-        yield _figure(figures.metrics(list(runs), metric=str(metric), probe=str(probe)), numbers)
+        yield _figure(figures.metrics(runs, metric=str(metric), probe=str(probe)), numbers)
     if len(shared) > _METRICS:
-        left = ", ".join(f"{metric} on {probe}" for metric, probe in sorted(shared)[_METRICS:])
-        yield f'<p class="note">Not drawn: {escape(left)}.</p>'
+        omitted = ", ".join(f"{metric} on {probe}" for metric, probe in sorted(shared)[_METRICS:])
+        yield f'<p class="note">Not drawn: {escape(omitted)}.</p>'
     if not shared:
         yield "<p>No number that all runs have.</p>"
 
@@ -130,12 +131,12 @@ def _table(table: pd.DataFrame) -> str:
         return "<p>None.</p>"
     head = "".join(f"<th>{escape(str(column))}</th>" for column in table.columns)
     rows = "".join(
-        "<tr>" + "".join(_cell(value) for value in row) + "</tr>"
+        "<tr>" + "".join(_table_cell(value) for value in row) + "</tr>"
         for row in table.astype(object).itertuples(index=False)
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _cell(value: Any) -> str:
+def _table_cell(value: Any) -> str:
     kind = "" if isinstance(value, str) else ' class="number"'
-    return f"<td{kind}>{escape(as_cell(value))}</td>"
+    return f"<td{kind}>{escape(value_text(value))}</td>"

@@ -16,8 +16,8 @@ UnitName = tuple[str, str, str, int]
 class Status:
     """How far a scan has come, counted from the parts on disk.
 
-    `planned`, `done` and `failed` count units; where a checkpoint could not be loaded, all units that it
-    lacks are failed. The others count checkpoints: done when all units are, failed when some unit is.
+    `planned`, `done` and `failed` count units; where a checkpoint could not be loaded, all its missing units are
+    failed. The others count checkpoints: done when all their units are, failed when some unit is.
     """
 
     planned: int
@@ -36,7 +36,7 @@ class Status:
 def status_of(
     plan: Mapping[str, Any], parts: Sequence[Part], maps: Sequence[MapLabel], failures: Sequence[Failure]
 ) -> Status:
-    """Count what is planned against what is on disk."""
+    """Count the planned units against those on disk."""
     units = planned_names(plan["units"])
     committed = committed_names(parts, maps)
     done = {name: (units & committed.get(name, Counter())).total() for name in plan["checkpoints"]}
@@ -60,16 +60,16 @@ def status_of(
 
 
 def planned_names(units: Iterable[Mapping[str, Any]]) -> Counter[UnitName]:
-    """The units that each checkpoint will have, as a plan lists them, by table, probe, detector and version."""
+    """The units that each checkpoint will have, as the plan lists them, by table, probe, detector and version."""
     return Counter((unit["table"], unit["probe"], unit["detector"], unit["version"]) for unit in units)
 
 
 def committed_names(parts: Iterable[Part], maps: Iterable[MapLabel]) -> dict[str, Counter[UnitName]]:
-    """The units that are on disk, by checkpoint. Patterns are a unit of each probe."""
-    found: dict[str, Counter[UnitName]] = {}
+    """The units on disk, by checkpoint. The patterns of a probe are one unit."""
+    committed: dict[str, Counter[UnitName]] = {}
     for part in parts:
         label = part.label
-        found.setdefault(label.ckpt, Counter())[label.table, label.probe, label.detector, label.version] += 1
-    for kept in maps:
-        found.setdefault(kept.origin.ckpt, Counter())["maps", kept.probe, "maps", kept.schema] += 1
-    return found
+        committed.setdefault(label.ckpt, Counter())[label.table, label.probe, label.detector, label.version] += 1
+    for map_label in maps:
+        committed.setdefault(map_label.origin.ckpt, Counter())["maps", map_label.probe, "maps", map_label.schema] += 1
+    return committed

@@ -1,4 +1,4 @@
-"""What emerged in one run or several, as the command line tells it: classes, earliest heads, phase changes, lock-in."""
+"""Summarise what emerged in one run or several: classes of heads, earliest heads, phase changes, lock-in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.emergence import aligned, compare, counts
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.runs.run import Run
 
-# These describe a head and do not rise as it emerges.
+# Detectors that describe a head; their scores do not rise as it emerges.
 _DESCRIPTIVE = ("entropy", "mean_distance")
 _CLASS = ("run", "detector", "probe")
 _HEADS = (*_CLASS, "head", "kind", "verdict", "n50", "n50_lo", "n50_hi", "unit", "method", "final", "transience")
@@ -33,10 +33,10 @@ _CHANGES = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Tables `classes`, `heads`, `phase_changes`, `aligned`, `counts`; and what lock-in supports for each class.
+    """Tables `classes`, `heads`, `phase_changes`, `aligned`, `counts`, and a sentence on lock-in for each class.
 
-    `aligned`: the heads of each class in the order of their onsets, a column of onsets per run. `counts`: how many
-    heads of each class every run has by a time.
+    `aligned`: the heads of each class in order of onset, with a column of onsets per run. `counts`: how many heads of
+    each class every run has by a given time.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -46,11 +46,11 @@ class Summary:
 def summarise(
     runs: Sequence[Run], *, detectors: Sequence[str] | None = None, probe: str | None = None, n: int = 3
 ) -> Summary:
-    """What emerged; runs are set beside each other by class, never head by head.
+    """Summarise what emerged; runs are compared by class, never head by head.
 
     Args:
-        detectors: default those that all runs have, without those that describe a head rather than rise.
-        n: how many heads of each class and run to list, the earliest first.
+        detectors: default those that all runs have, without entropy and mean_distance, which do not rise.
+        n: heads of each class and run to list, the earliest first.
 
     Raises:
         WorkbenchError: if two runs bear one name, or have no detector or class in common.
@@ -63,7 +63,7 @@ def summarise(
     heads = pd.concat([_earliest(name, table, n) for name, table in traced.items()], ignore_index=True)
     changes = pd.concat([_changes(run) for run in runs], ignore_index=True)
     sentences = [
-        {"run": run.name, "detector": detector, "probe": on, "says": _said(run, detector, on)}
+        {"run": run.name, "detector": detector, "probe": on, "says": _lock_in_sentence(run, detector, on)}
         for run in runs
         for detector in chosen
         for on in run.probes_of(detector)
@@ -78,30 +78,30 @@ def _detectors(runs: Sequence[Run], named: Sequence[str] | None) -> list[str]:
         return list(named)
     shared = set.intersection(*(set(run.detectors) for run in runs)) - set(_DESCRIPTIVE)
     if not shared:
-        said = "; ".join(f"{run.name}: {', '.join(run.detectors) or 'none'}" for run in runs)
-        raise WorkbenchError(f"there is no detector that rises and that all runs have: {said}")
+        by_run = "; ".join(f"{run.name}: {', '.join(run.detectors) or 'none'}" for run in runs)
+        raise WorkbenchError(f"there is no detector that rises and that all runs have: {by_run}")
     return sorted(shared)
 
 
 def _earliest(name: str, table: pd.DataFrame, n: int) -> pd.DataFrame:
-    found = table.loc[table["n50"].notna()].sort_values("n50", kind="stable").assign(run=name)
-    found = found.groupby(["detector", "probe"], sort=True, observed=True).head(n)
-    found = found.sort_values(["detector", "probe", "n50"], kind="stable")
+    heads = table.loc[table["n50"].notna()].sort_values("n50", kind="stable").assign(run=name)
+    heads = heads.groupby(["detector", "probe"], sort=True, observed=True).head(n)
+    heads = heads.sort_values(["detector", "probe", "n50"], kind="stable")
     labels = [
         str(Head(layer, head) if pd.notna(head) else KVHead(layer, kv))
-        for layer, head, kv in found.loc[:, ["layer", "head", "kv_head"]].itertuples(index=False)
+        for layer, head, kv in heads.loc[:, ["layer", "head", "kv_head"]].itertuples(index=False)
     ]
-    return found.assign(head=labels).loc[:, list(_HEADS)]
+    return heads.assign(head=labels).loc[:, list(_HEADS)]
 
 
 def _changes(run: Run) -> pd.DataFrame:
-    """The changes that are some, of pooled numbers and by distance; by position there would be one for each."""
-    found: Any = run.phase_changes().assign(run=run.name)
-    is_told = found["is_change"].astype(bool) & found["position"].isna()
-    return found.loc[is_told, list(_CHANGES)]
+    """The phase changes of numbers that are pooled or by distance; numbers by position are too many to list."""
+    changes: Any = run.phase_changes().assign(run=run.name)
+    is_listed = changes["is_change"].astype(bool) & changes["position"].isna()
+    return changes.loc[is_listed, list(_CHANGES)]
 
 
-def _said(run: Run, detector: str, probe: str) -> str:
+def _lock_in_sentence(run: Run, detector: str, probe: str) -> str:
     try:
         return run.lock_in_sentence(detector, probe=probe)
     except WorkbenchError as error:

@@ -22,7 +22,7 @@ from workbench.hooks.recording.pattern_maps import record_maps
 from workbench.probes import build, text, token_sequences
 from workbench.scanning.kept_patterns import arrays_of, first_document
 from workbench.store import Origin
-from workbench.store.map_parts import write_maps
+from workbench.store.map_parts import MapSource, write_maps
 
 # All heads are kept finer where that is no more than so many cells.
 _MOST_CELLS = 64 << 20
@@ -42,13 +42,11 @@ def main(folder: Path) -> int:
         recorded = record_maps(model, tokens, far=far, fine=None if is_small else ())
         _say("writing patterns")
         name = Path(request["checkpoint"]).name
+        origin = Origin("", name, "0" * 32, "0" * 32, None, None, None, None, None)
         write_maps(
             folder / "result.safetensors",
             arrays_of(recorded, model.tokenizer),
-            origin=Origin("", name, "0" * 32, "0" * 32, None, None, None, None, None),
-            unit="0" * 32,
-            probe=request["probe"] or "text",
-            probe_digest="",
+            MapSource(origin, "0" * 32, request["probe"] or "text", ""),
             temporaries=folder,
         )
     except WorkbenchError as error:

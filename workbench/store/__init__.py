@@ -1,10 +1,11 @@
-"""The run on disk: Parquet parts that appear whole or not at all, the series, the plan and the failures."""
+"""The run on disk: Parquet parts that appear whole or not at all, the series, the planned units and the failures."""
 
 from workbench.store.cube import Cube
 from workbench.store.map_parts import MAPS_SCHEMA, MapArrays, MapLabel, QueriesKeys
 from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
 from workbench.store.parts import Part, Problem, read_rows
 from workbench.store.reader import Reader, plain_text
+from workbench.store.run_description import JobDescription, RunDescription, Versions
 from workbench.store.run_folder import Failure, Store
 from workbench.store.schema import METRICS, SCHEMA, SCORES, VARYING, Label, Origin, Table, canonical_digest
 from workbench.store.timings import Timing, Timings
@@ -18,6 +19,7 @@ __all__ = [
     "Cube",
     "Failure",
     "HeadMap",
+    "JobDescription",
     "Label",
     "MapArrays",
     "MapLabel",
@@ -28,11 +30,13 @@ __all__ = [
     "Problem",
     "QueriesKeys",
     "Reader",
+    "RunDescription",
     "Store",
     "Table",
     "Tile",
     "Timing",
     "Timings",
+    "Versions",
     "canonical_digest",
     "plain_text",
     "read_rows",

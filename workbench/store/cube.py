@@ -1,4 +1,4 @@
-"""One detector's scores of a whole run as one array in memory: what a look at any head at any checkpoint needs."""
+"""One detector's scores of a whole run as one array in memory, for fast access by head or checkpoint."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Cube:
         Raises:
             WorkbenchError: if no checkpoint has it.
         """
-        place = np.flatnonzero((self.layers == layer) & (self.heads == head))
-        if not len(place):
+        columns = np.flatnonzero((self.layers == layer) & (self.heads == head))
+        if not len(columns):
             last = self.layers.max(initial=-1)
             raise WorkbenchError(f"head {Head(layer, head)} has no scores; layers are 0 … {last}")
         steps = pd.array(self.steps, dtype="Int64")
-        return pd.DataFrame({"ckpt": self.ckpts, "step": steps, "score": self.scores[:, place[0]]})
+        return pd.DataFrame({"ckpt": self.ckpts, "step": steps, "score": self.scores[:, columns[0]]})
 
     def checkpoint(self, ckpt: str) -> pd.DataFrame:
         """All heads at one checkpoint: layer, head, score.
@@ -54,18 +54,18 @@ class Cube:
             WorkbenchError: if the checkpoint has no scores.
         """
         first = 0 if ckpt is None else self._row(ckpt)
-        looked = self.scores if ckpt is None else self.scores[first : first + 1]
-        flat = np.where(np.isnan(looked), -np.inf, looked).ravel()
+        scores = self.scores if ckpt is None else self.scores[first : first + 1]
+        flat = np.where(np.isnan(scores), -np.inf, scores).ravel()
         n = min(n, int(np.isfinite(flat).sum()))
         best = np.argpartition(-flat, n - 1)[:n] if n else np.empty(0, int)
         best = best[np.argsort(-flat[best], kind="stable")]
-        row, place = np.divmod(best, len(self.layers)) if n else (best, best)
+        row, column = np.divmod(best, len(self.layers)) if n else (best, best)
         return pd.DataFrame(
             {
                 "ckpt": [self.ckpts[first + r] for r in row],
                 "step": pd.array([self.steps[first + r] for r in row], dtype="Int64"),
-                "layer": self.layers[place],
-                "head": self.heads[place],
+                "layer": self.layers[column],
+                "head": self.heads[column],
                 "score": flat[best],
             }
         )
@@ -77,7 +77,7 @@ class Cube:
 
 
 def make_cube(parts: Sequence[Part], rows: Mapping[Part, pa.Table]) -> Cube:
-    """The scores of parts of one detector and probe, in the order given; scores without a query head are left out."""
+    """The scores of parts of one detector and probe, in this order; scores without a query head are left out."""
     ckpts = tuple(dict.fromkeys(part.label.ckpt for part in parts))
     steps = {part.label.ckpt: part.label.origin.step for part in parts}
     tables = [rows[part].filter(rows[part]["head"].is_valid()) for part in parts]

@@ -1,4 +1,4 @@
-"""Attention as one byte a cell on a log scale: every probability to 3.3 % down to 2⁻²⁴, where a linear scale drops it.
+"""Attention as one byte a cell on a log scale: every probability to 3.3 % down to 2⁻²⁴, which a linear scale loses.
 
 Unsigned: 0 is 0; code c in 1 … 255 is 2^(24 (c − 1) / 254 − 24), which is 24 octaves in 254 steps. Signed, relative to
 a head's largest size: 0 is 0; 1 … 127 is 2^(16 (c − 1) / 126 − 16), and 129 … 255 the same below zero. A value between

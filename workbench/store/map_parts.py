@@ -1,4 +1,4 @@
-"""A part that holds patterns: one safetensors file per checkpoint and probe, in place whole or not at all."""
+"""Write, label and check parts of patterns: one safetensors file per checkpoint and probe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLDER, SUFFIX = "maps", ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class QueriesKeys:
-    """One head's queries and keys as they meet; its pattern is exp(scale · q kᵀ − lse) on keys `low` … row."""
+    """One head's queries and keys before scaling; its pattern is exp(scale · q kᵀ − lse) on keys `low` … row."""
 
     q: Float[np.ndarray, "t d"]
     k: Float[np.ndarray, "t d"]
@@ -38,11 +38,11 @@ class QueriesKeys:
 
 @dataclass(frozen=True, slots=True)
 class MapArrays:
-    """The patterns of one sequence, as they are written; heads are numbered through all layers.
+    """The patterns of one sequence to write; heads are numbered through all layers.
 
-    `pieces`: the text of each token, where a tokenizer is there. `layers`: one record per token mixer (layer, kind,
-    mixer, window, n_heads). `block`: tokens in a side of the blocks of `peak`. `fine`, `qk`: of some heads, by number;
-    `fine` by block size. For the others see `workbench.kernels.softmax.pooled.PatternSummary`.
+    `pieces`: the text of each token; None without a tokenizer. `layers`: one record per token mixer (layer, kind,
+    mixer, window, n_heads). `block`: tokens in a side of the blocks of `peak`. `fine` and `qk` hold some heads only, by
+    number; `fine` by block size. For the other fields see `workbench.kernels.softmax.pooled.PatternSummary`.
     """
 
     ids: Int[np.ndarray, " t"]
@@ -64,8 +64,18 @@ class MapArrays:
 
 
 @dataclass(frozen=True, slots=True)
+class MapSource:
+    """The checkpoint, the unit and the probe that a part of patterns comes from."""
+
+    origin: Origin
+    unit: str
+    probe: str
+    probe_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class MapLabel:
-    """What a part of patterns is, as its header says."""
+    """What a part of patterns is, as its header describes it."""
 
     schema: int
     unit: str
@@ -82,13 +92,11 @@ class MapLabel:
 
 
 def map_path(root: Path, origin: Origin, unit: str) -> Path:
-    """Where a part of patterns lies; it is there when it is whole."""
+    """The path of a part of patterns; a file there is whole."""
     return root / FOLDER / origin.folder / f"{unit}{SUFFIX}"
 
 
-def write_maps(
-    path: Path, arrays: MapArrays, *, origin: Origin, unit: str, probe: str, probe_digest: str, temporaries: Path
-) -> int:
+def write_maps(path: Path, arrays: MapArrays, source: MapSource, *, temporaries: Path) -> int:
     """Put a part of patterns in place in one step and return its size in bytes.
 
     Raises:
@@ -97,17 +105,17 @@ def write_maps(
     tensors = _tensors(arrays)
     described = {
         "schema": MAPS_SCHEMA,
-        "unit": unit,
-        "origin": asdict(origin),
-        "probe": probe,
-        "probe_digest": probe_digest,
+        "unit": source.unit,
+        "origin": asdict(source.origin),
+        "probe": source.probe,
+        "probe_digest": source.probe_digest,
         "n_tokens": len(arrays.ids),
         "block": arrays.block,
         "far": arrays.far,
         "distances": arrays.distances,
         "layers": arrays.layers,
         "fine_blocks": sorted({block for levels in arrays.fine.values() for block in levels}),
-        "qk": {str(h): {"scale": kept.scale, "softcap": kept.softcap} for h, kept in arrays.qk.items()},
+        "qk": {str(h): {"scale": qk.scale, "softcap": qk.softcap} for h, qk in arrays.qk.items()},
     }
     payload = save(tensors, {"wb": json.dumps(described), "wb.digest": _digest(tensors)})
     replace_file(path, payload, temporaries=temporaries)
@@ -131,8 +139,8 @@ def read_map_label(path: Path) -> MapLabel:
                 "pip install --upgrade attention-workbench"
             )
         lists = {name: tuple(described[name]) for name in ("distances", "layers", "fine_blocks")}
-        told: dict[str, Any] = {**described, **lists, "origin": Origin(**described["origin"])}
-        label = MapLabel(**told)
+        values: dict[str, Any] = {**described, **lists, "origin": Origin(**described["origin"])}
+        label = MapLabel(**values)
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -144,12 +152,12 @@ def read_map_label(path: Path) -> MapLabel:
 
 
 def map_files(root: Path) -> list[Path]:
-    """Every file that is in the place of a part of patterns, in series order."""
+    """Every file that lies where a part of patterns would, in series order."""
     return sorted((root / FOLDER).glob(f"s*-*/*{SUFFIX}"))
 
 
 def check_maps(root: Path) -> list[Problem]:
-    """Read every part of patterns again and list what is not one, or no longer holds what was written."""
+    """Read every part of patterns again and list files that are none, or no longer hold what was written."""
     problems: list[Problem] = []
     for path in sorted(p for p in (root / FOLDER).rglob("*") if not p.is_dir()):
         if path.suffix != SUFFIX or path.parent.parent != root / FOLDER:
@@ -199,9 +207,9 @@ def _tensors(arrays: MapArrays) -> dict[str, np.ndarray]:
         tensors["pieces"] = np.frombuffer(json.dumps(arrays.pieces).encode(), np.uint8)
     for h, levels in arrays.fine.items():
         tensors |= {f"fine.{block}.{h}": coded(h, peak) for block, peak in levels.items()}
-    for h, kept in arrays.qk.items():
-        tensors |= {f"q.{h}": kept.q, f"k.{h}": kept.k}
-        tensors |= {f"lse.{h}": kept.lse.astype(np.float32), f"low.{h}": kept.low.astype(np.int32)}
+    for h, qk in arrays.qk.items():
+        tensors |= {f"q.{h}": qk.q, f"k.{h}": qk.k}
+        tensors |= {f"lse.{h}": qk.lse.astype(np.float32), f"low.{h}": qk.low.astype(np.int32)}
     return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
 
 

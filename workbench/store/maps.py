@@ -1,4 +1,4 @@
-"""Patterns as they are read back: a head's block maxima, its strongest links, any crop that queries and keys give."""
+"""Read stored patterns: a head's block maxima, its strongest links, and exact crops from queries and keys."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from workbench.store.map_codes import decode, decode_signed, encode
 from workbench.store.map_parts import MapLabel, map_files, read_map_label
 
 Step = int | Literal["last"]
-# Wider crops take a processor more than a tenth of a second.
+# Tokens. Wider exact crops take a CPU more than a tenth of a second.
 WIDEST_CROP = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class HeadMap:
-    """A head's pattern in blocks: the entry of largest size in each, rows are queries.
+    """A head's pattern in blocks: the entry of largest magnitude in each; rows are queries.
 
     `edges`: the first token of each block, and the number of tokens at the end. `is_signed`: implied attention of a
     linear layer, not normalised; else probabilities.
@@ -38,9 +38,9 @@ class HeadMap:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A part of a pattern as codes: rows from token `query`, columns from token `key`, `block` tokens a side.
+    """A rectangle of a pattern as codes: rows from token `query`, columns from token `key`, `block` tokens a side.
 
-    `scale`: of signed codes the size they are relative to; see `workbench.store.map_codes`.
+    `scale`: the magnitude that signed codes are relative to; see `workbench.store.map_codes`.
     """
 
     codes: UInt8[np.ndarray, "q k"]
@@ -75,25 +75,25 @@ class PatternFile:
 
     @cached_property
     def heads(self) -> tuple[Head, ...]:
-        """The heads in the order they are stored in; those of a layer with two mixers come twice."""
+        """The heads in stored order; a layer with two mixers has each number twice."""
         pairs = zip(self._read("layer").tolist(), self._read("head").tolist(), strict=True)
         return tuple(Head(layer, head) for layer, head in pairs)
 
     @cached_property
     def finer(self) -> tuple[Head, ...]:
-        """The heads that are kept in finer blocks too."""
+        """The heads that are also stored in finer blocks."""
         numbers = sorted({int(name.split(".")[2]) for name in self._names if name.startswith("fine.")})
         return tuple(self.heads[h] for h in numbers)
 
     @cached_property
     def exact(self) -> tuple[Head, ...]:
-        """The heads that are kept with their queries and keys."""
+        """The heads that are stored with their queries and keys."""
         return tuple(self.heads[h] for h in sorted(map(int, self.label.qk)))
 
     def map(self, layer: int, head: int, *, block: int | None = None, kind: str | None = None) -> HeadMap:
-        """A head's pattern in blocks of `block` tokens, the coarsest where not given.
+        """A head's pattern in blocks of `block` tokens; None: the coarsest.
 
-        Here and below, `kind` says which mixer's head is meant where a layer has two; None: the softmax one.
+        Here and below, `kind` names the mixer where a layer has two; None: the softmax one.
 
         Raises:
             WorkbenchError: if there is no such head, or no such blocks of it.
@@ -104,11 +104,11 @@ class PatternFile:
         return HeadMap(self._decoded(h, codes), self.edges(block), bool(self._signed[h]))
 
     def edges(self, block: int) -> Int[np.ndarray, " n_edges"]:
-        """Where blocks begin, and the number of tokens."""
+        """The first token of each block, then the number of tokens."""
         return np.append(np.arange(0, self.label.n_tokens, block), self.label.n_tokens)
 
     def blocks(self, layer: int, head: int, *, kind: str | None = None) -> tuple[int, ...]:
-        """The block sizes a head is kept in, coarse to fine."""
+        """The block sizes that a head is stored in, coarse to fine."""
         return self._blocks(self._number(layer, head, kind))
 
     def atlas(self, layer: int) -> list[Tile]:
@@ -117,7 +117,7 @@ class PatternFile:
         Raises:
             WorkbenchError: if there is no such layer.
         """
-        numbers = [h for h, one in enumerate(self.heads) if one.layer == layer]
+        numbers = [h for h, head in enumerate(self.heads) if head.layer == layer]
         if not numbers:
             raise WorkbenchError(
                 f"there is no layer {layer} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
@@ -130,7 +130,7 @@ class PatternFile:
     def tile(
         self, layer: int, head: int, queries: slice, keys: slice, *, cells: int = 512, kind: str | None = None
     ) -> Tile:
-        """A part of a pattern, as fine as is kept and at most `cells` cells a side, where the blocks allow that.
+        """A rectangle of a pattern, as fine as stored, with at most `cells` cells a side where the blocks allow that.
 
         Raises:
             WorkbenchError: if there is no such head.
@@ -160,22 +160,22 @@ class PatternFile:
         *,
         kind: str | None = None,
     ) -> Float[np.ndarray, "q k"]:
-        """Exact probabilities of a part of a pattern, from the queries and keys that were kept.
+        """Exact probabilities of a rectangle of a pattern, from stored queries and keys.
 
         Raises:
-            WorkbenchError: if there is no such head, or its queries and keys were not kept.
+            WorkbenchError: if there is no such head, or its queries and keys are not stored.
         """
         h = self._number(layer, head, kind)
         if str(h) not in self.label.qk:
-            kept = ", ".join(map(str, self.exact)) or "none"
+            exact = ", ".join(map(str, self.exact)) or "none"
             raise WorkbenchError(
-                f"queries and keys of L{layer}H{head} are not in {self.path}; kept are those of: {kept}. "
+                f"queries and keys of L{layer}H{head} are not in {self.path}; kept are those of: {exact}. "
                 "`workbench scan --keep qk` keeps those of flagged softmax heads"
             )
         return self._crop(h, queries, keys)
 
     def links(self, layer: int, head: int, *, kind: str | None = None) -> pd.DataFrame:
-        """The strongest entries `label.far` or more tokens back, sink excluded: query, key, distance, value."""
+        """The strongest entries `label.far` or more tokens back, without the sink: query, key, distance, value."""
         h = self._number(layer, head, kind)
         cells, values = self._row("links", h), self._row("link_value", h)
         table = pd.DataFrame({"query": cells[:, 0], "key": cells[:, 1], "value": values.astype(float)})
@@ -187,9 +187,9 @@ class PatternFile:
         return float(self._row("sink", self._number(layer, head, kind)))
 
     def distance_profile(self, layer: int, head: int, *, kind: str | None = None) -> pd.DataFrame:
-        """The mean share of attention by distance, in bins from `least` to `most` tokens back; without the sink.
+        """The mean share of attention by distance, in bins from `least` to `most` tokens back, without the sink.
 
-        `within` is the share up to `most` tokens back, of all that is not on the sink.
+        `within` is the share up to `most` tokens back, of all attention that is not on the sink.
         """
         beyond = self._row("beyond", self._number(layer, head, kind)).astype(float)
         least = np.array(self.label.distances)
@@ -205,11 +205,11 @@ class PatternFile:
         )
 
     def effective_window(self, layer: int, head: int, share: float = 0.95, *, kind: str | None = None) -> float:
-        """Tokens back within which `share` of the attention after the sink lies, on a straight line within a bin."""
+        """Tokens back within which `share` of the attention off the sink lies, interpolated linearly within a bin."""
         profile = self.distance_profile(layer, head, kind=kind)
-        at = int(np.searchsorted(profile["within"].to_numpy(), share - 1e-9))
-        row = profile.iloc[min(at, len(profile) - 1)]
-        before = 0.0 if at == 0 else float(profile["within"].iloc[at - 1])
+        index = int(np.searchsorted(profile["within"].to_numpy(), share - 1e-9))
+        row = profile.iloc[min(index, len(profile) - 1)]
+        before = 0.0 if index == 0 else float(profile["within"].iloc[index - 1])
         gained = max(float(row["within"]) - before, 1e-12)
         return float(row["least"] + (row["most"] - row["least"] + 1) * min(1.0, (share - before) / gained))
 
@@ -228,20 +228,20 @@ class PatternFile:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """What the layer of each of `heads` is: in a layer with two mixers, that of the head's own."""
+        """The kind of each of `heads`: in a layer with two mixers, that of the head's own mixer."""
         return tuple(str(layer["kind"]) for layer in self.label.layers for _ in range(layer["n_heads"]))
 
     @cached_property
     def _numbers(self) -> dict[tuple[Head, str | None], int]:
-        # of a layer with two mixers the first, unless a kind is named: the softmax one
+        # Without a kind, the first mixer of a layer with two: the softmax one.
         every = list(enumerate(zip(self.heads, self.kinds, strict=True)))
         return {(head, name): h for h, (head, kind) in reversed(every) for name in (kind, None)}
 
     def _number(self, layer: int, head: int, kind: str | None) -> int:
         if (Head(layer, head), kind) not in self._numbers:
-            what = f"{kind} head" if kind else "head"
+            noun = f"{kind} head" if kind else "head"
             raise WorkbenchError(
-                f"there is no {what} L{layer}H{head} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
+                f"there is no {noun} L{layer}H{head} in {self.path}; there is {self.heads[0]} … {self.heads[-1]}"
             )
         return self._numbers[Head(layer, head), kind]
 
@@ -256,19 +256,19 @@ class PatternFile:
             if block == self.label.block:
                 return file.get_slice("peak")[h : h + 1][0][rows, columns]
             if name not in self._names:
-                there = self._blocks(h)
-                raise WorkbenchError(f"{self.heads[h]} is kept in blocks of {there} tokens, not of {block}")
+                blocks = self._blocks(h)
+                raise WorkbenchError(f"{self.heads[h]} is kept in blocks of {blocks} tokens, not of {block}")
             return file.get_slice(name)[rows][:, columns]
 
     def _decoded(self, h: int, codes: UInt8[np.ndarray, "q k"]) -> Float[np.ndarray, "q k"]:
         return decode_signed(codes, float(self._scale[h])) if self._signed[h] else decode(codes)
 
     def _crop(self, h: int, queries: slice, keys: slice) -> Float[np.ndarray, "q k"]:
-        n, kept = self.label.n_tokens, self.label.qk[str(h)]
+        n, scaling = self.label.n_tokens, self.label.qk[str(h)]
         rows, columns = np.arange(n)[queries], np.arange(n)[keys]
         q, k, lse, low = (self._read(f"{name}.{h}") for name in ("q", "k", "lse", "low"))
-        scores = (q[rows].astype(np.float32) * np.float32(kept["scale"])) @ k[columns].astype(np.float32).T
-        if (cap := kept["softcap"]) is not None:
+        scores = (q[rows].astype(np.float32) * np.float32(scaling["scale"])) @ k[columns].astype(np.float32).T
+        if (cap := scaling["softcap"]) is not None:
             scores = np.float32(cap) * np.tanh(scores / np.float32(cap))
         is_seen = (columns >= low[rows, None]) & (columns <= rows[:, None])
         return np.where(is_seen, np.exp(np.minimum(scores - lse[rows, None], 0)), 0).astype(np.float32)
@@ -283,14 +283,14 @@ class PatternFile:
 
 
 class Maps:
-    """The patterns of a run; looks at the disk whenever it is asked."""
+    """The patterns of a run; every method reads the disk anew."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._kept: dict[tuple[Path, int, int], PatternFile] = {}
+        self._files: dict[tuple[Path, int, int], PatternFile] = {}
 
     def table(self) -> pd.DataFrame:
-        """What there is, in series order: ckpt, step, tokens, probe, n_tokens, bytes, finer and exact (head names)."""
+        """The patterns in series order: ckpt, step, tokens, probe, n_tokens, bytes, finer and exact (head names)."""
         files = self.files()
         return pd.DataFrame(
             {
@@ -307,31 +307,30 @@ class Maps:
 
     @property
     def probes(self) -> tuple[str, ...]:
-        """The probes that there are patterns on, by name."""
+        """The probes that have patterns, by name."""
         return tuple(sorted({f.label.probe for f in self.files()}))
 
     def files(self) -> tuple[PatternFile, ...]:
-        """Every part of patterns, in the order of the folders, which is that of steps, then by probe.
+        """Every part of patterns by folder, which is by step, then by probe.
 
         Raises:
             WorkbenchError: naming the first file that is not a whole part.
         """
-        found: dict[tuple[Path, int, int], PatternFile] = {}
+        files: dict[tuple[Path, int, int], PatternFile] = {}
         for path in map_files(self._root):
             try:
                 stat = path.stat()
                 key = (path, stat.st_mtime_ns, stat.st_size)
-                found[key] = self._kept.get(key) or PatternFile(path)
+                files[key] = self._files.get(key) or PatternFile(path)
             except FileNotFoundError:
                 continue
-        self._kept = found
-        return tuple(sorted(found.values(), key=lambda f: (f.path.parent, f.label.probe)))
+        self._files = files
+        return tuple(sorted(files.values(), key=lambda f: (f.path.parent, f.label.probe)))
 
     def find(self, *, ckpt: str | None = None, step: Step = "last", probe: str | None = None) -> PatternFile:
-        """The patterns of one checkpoint and probe; of two parts the one with more in it.
+        """The patterns of one checkpoint and probe; of two parts the one with more heads stored finely.
 
-        `step` counts within its stage and is not looked at where `ckpt` is given; `probe` may be None where there is
-        one.
+        `step` counts within its stage and is ignored with `ckpt`; `probe` may be None where there is one.
 
         Raises:
             WorkbenchError: if there are none; it says which there are, or how to make some.
@@ -345,19 +344,19 @@ class Maps:
         probes = self.probes
         if probe is None and len(probes) > 1:
             raise WorkbenchError(f"there are maps on several probes, {_listed(probes)}; pass probe=")
-        mine = [f for f in files if probe in (None, f.label.probe)]
+        matches = [f for f in files if probe in (None, f.label.probe)]
         if ckpt is not None:
-            mine = [f for f in mine if f.label.origin.ckpt == ckpt]
+            matches = [f for f in matches if f.label.origin.ckpt == ckpt]
         elif step == "last":
-            mine = [f for f in mine if f.label.origin.ckpt == mine[-1].label.origin.ckpt]
+            matches = [f for f in matches if f.label.origin.ckpt == matches[-1].label.origin.ckpt]
         else:
-            mine = [f for f in mine if f.label.origin.step == step]
-        if not mine:
+            matches = [f for f in matches if f.label.origin.step == step]
+        if not matches:
             raise WorkbenchError(
                 f"{self._root} has no maps of {ckpt or f'step {step}'} on {probe or _listed(probes)}; there are maps "
                 f"of {_listed({f.label.origin.ckpt for f in files})} on {_listed(probes)}"
             )
-        return max(mine, key=lambda f: (len(f.label.qk), len(f.finer)))
+        return max(matches, key=lambda f: (len(f.label.qk), len(f.finer)))
 
 
 def _listed(names: Sequence[str] | set[str]) -> str:

@@ -1,4 +1,4 @@
-"""One committed unit on disk: find it, read it, and tell whether it is whole."""
+"""Find, read and check the Parquet parts of a run, one for each committed unit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.store.schema import COLUMNS, DIGEST, SCHEMA, VARYING, Label, Tabl
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A committed unit and where it lies."""
+    """A committed unit and its file."""
 
     path: Path
     label: Label
@@ -25,21 +25,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file among the parts that is not a whole part, and why."""
+    """A file among the parts that is no whole part, and the reason."""
 
     path: Path
     reason: str
 
 
 def part_files(root: Path, table: Table) -> Iterator[Path]:
-    """Every file that is in the place of a part, in series order."""
+    """Every file that lies where a part would, in series order."""
     for folder in sorted((root / table).glob("s*-*")):
         if folder.is_dir():
             yield from sorted(path for path in folder.iterdir() if path.suffix == ".parquet")
 
 
 def read_label(root: Path, path: Path) -> Part:
-    """Read what a part is from the end of its file, without its rows.
+    """Read the label of a part from the end of its file, without its rows.
 
     Raises:
         FileNotFoundError: if it is no longer there.
@@ -66,7 +66,7 @@ def read_label(root: Path, path: Path) -> Part:
 
 
 def read_rows(root: Path, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the columns in which a part's rows differ, or some of them; the label says the others.
+    """Read the columns in which a part's rows differ, or some of them; the label has the others.
 
     Raises:
         FileNotFoundError: if it is no longer there.
@@ -76,7 +76,7 @@ def read_rows(root: Path, part: Part, columns: Sequence[str] | None = None) -> p
 
 
 def check_parts(root: Path) -> list[Problem]:
-    """Read every part again, and every account beside them, and list what is not whole; nothing is mended."""
+    """Read every part and every JSON file beside them again, and list those that are not whole; nothing is mended."""
     problems: list[Problem] = []
     for table in COLUMNS:
         folder = root / table
@@ -106,28 +106,28 @@ def _fault(root: Path, path: Path, folder: Path) -> str | None:
         return None
     except WorkbenchError as error:
         return str(error).removeprefix(f"{path} ").partition("; ")[0]
-    return _untruth(table, part.label, pq.read_metadata(path).metadata.get(DIGEST, b"").decode())
+    return _contradiction(table, part.label, pq.read_metadata(path).metadata.get(DIGEST, b"").decode())
 
 
-def _untruth(table: pa.Table, label: Label, digest: str) -> str | None:
-    """What a part says of itself that its rows, its digest or its unit's key do not bear out; None if all is true."""
-    for name, said in label.shared().items():
-        if name in table.schema.names and table[name].unique().to_pylist() not in ([], [said]):
-            return f"says {name} {said!r} and has rows of {table[name].unique().to_pylist()}"
+def _contradiction(table: pa.Table, label: Label, digest: str) -> str | None:
+    """What in a part's label contradicts its rows, its digest or its unit's key; None if nothing does."""
+    for name, value in label.shared().items():
+        if name in table.schema.names and table[name].unique().to_pylist() not in ([], [value]):
+            return f"says {name} {value!r} and has rows of {table[name].unique().to_pylist()}"
     if digest and part_digest(table, label) != digest:
         return "holds other rows than were written"
     if label.determined:
         determined = json.loads(label.determined)
         if canonical_digest(determined) != label.unit:
             return f"is named unit {label.unit}, and what determines its numbers makes {canonical_digest(determined)}"
-        for name, said in _of_key(label).items():
-            if determined.get(name, said) != said:
-                return f"has numbers of {name} {determined[name]!r} and says {said!r}"
+        for name, value in _of_key(label).items():
+            if determined.get(name, value) != value:
+                return f"has numbers of {name} {determined[name]!r} and says {value!r}"
     return None
 
 
 def _of_key(label: Label) -> dict[str, Any]:
-    """What a unit's key and the part's label both say."""
+    """The values that a unit's key and the part's label have in common."""
     origin = label.origin
     return {
         "schema": label.schema,
@@ -143,8 +143,8 @@ def _read(root: Path, part: Part, columns: list[str]) -> pa.Table:
     schema = COLUMNS[part.label.table]
     try:
         with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
-            found = file.schema_arrow
-            if found.names != schema.names or found.types != schema.types:
+            stored = file.schema_arrow
+            if stored.names != schema.names or stored.types != schema.types:
                 raise _corrupt(root, part.path, f"has other columns than schema {part.label.schema}")
             table = file.read(columns, use_threads=False)
     except FileNotFoundError:

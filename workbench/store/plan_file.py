@@ -1,4 +1,4 @@
-"""A Plan: which key/value heads keep the whole context, with the evidence, as JSON that other tools can take. No torch.
+"""A Plan: which key/value heads keep the whole context, with the evidence, as JSON that other tools can read. No torch.
 
 The file is one JSON object with the fields of `Plan`; heads are written [layer, kv_head]. `version` is raised when a
 field changes its meaning, and files of newer versions are refused.
@@ -58,7 +58,7 @@ class RankedHead:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """What is left on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
+    """The loss on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
 
     `nats`: loss per answer; `recovered`: the share of the gap between all windowed and none that is back; `accuracy`:
     share of answers that are right; `kv_saved`: share of the key/value cache that is not needed.
@@ -129,17 +129,17 @@ class Plan:
             WorkbenchError: if the file is missing, no plan, inconsistent or of a newer version.
         """
         try:
-            read = json.loads(Path(path).read_text())
+            document = json.loads(Path(path).read_text())
         except OSError as error:
             raise WorkbenchError(f"{path}: no plan can be read: {error.strerror}") from error
         except ValueError as error:
             raise WorkbenchError(f"{path}: is not JSON: {error}; expected a plan saved by plan.save()") from error
-        if not isinstance(read, dict) or not isinstance(read.get("version"), int):
+        if not isinstance(document, dict) or not isinstance(document.get("version"), int):
             raise WorkbenchError(f"{path}: is no plan; expected a file saved by plan.save()")
-        if read.pop("version") > VERSION:
+        if document.pop("version") > VERSION:
             raise WorkbenchError(f"{path}: was written by a newer workbench; upgrade it to read the plan")
         try:
-            plan = cls(**{**read, **_typed(read)})
+            plan = cls(**{**document, **_typed(document)})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
         problem = _inconsistency(plan)
@@ -154,12 +154,12 @@ class Plan:
         problem = _inconsistency(self)
         if problem:
             raise WorkbenchError(f"the plan {problem}; make one with wb.plan")
-        other = [(mine, theirs) for mine, theirs in zip(self.layers, layers, strict=False) if mine != theirs]
-        if other:
-            raise WorkbenchError(
-                f"the plan is for {self.model or 'another model'}, whose layer {other[0][0].index} is {other[0][0]}; "
-                f"this model has {other[0][1]}: make a plan for it"
-            )
+        for planned, present in zip(self.layers, layers, strict=False):
+            if planned != present:
+                raise WorkbenchError(
+                    f"the plan is for {self.model or 'another model'}, whose layer {planned.index} is {planned}; "
+                    f"this model has {present}: make a plan for it"
+                )
         if len(self.layers) != len(layers):
             raise WorkbenchError(
                 f"the plan is for {self.model or 'another model'} with {len(self.layers)} layers; this model has "
@@ -185,12 +185,12 @@ class Plan:
     def to_layer_types(self) -> dict[str, Any]:
         """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
 
-        A kept sliding layer stays what it is, and a windowed one keeps its own window where that is narrower.
+        A kept sliding layer is unchanged; a windowed one keeps its own window where that is narrower.
 
         Raises:
             WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows.
         """
-        mixed = [i for i, kept in self._kept_by_layer().items() if len(kept) > 1]
+        mixed = [i for i, choices in self._choices_by_layer().items() if len(choices) > 1]
         if mixed:
             raise WorkbenchError(
                 f"layers {mixed} keep some heads and not others, which layer_types cannot say; make the plan with "
@@ -198,7 +198,7 @@ class Plan:
             )
         if self.sink:
             raise WorkbenchError(f"layer_types know no sinks, and the plan keeps {self.sink}; make it with sink=0")
-        # A layer with two mixers is written as what its attention is.
+        # A layer with two mixers is written as the kind of its attention.
         first_linear = sorted(self.layers, key=lambda info: info.mixer == "softmax")
         kinds = {info.index: self._kind(info) for info in first_linear}
         windows = sorted({window for _, window in kinds.values() if window is not None})
@@ -210,11 +210,12 @@ class Plan:
         types = [kinds[index][0] for index in sorted(kinds)]
         return {"layer_types": types, **({"sliding_window": windows[0]} if windows else {})}
 
-    def _kept_by_layer(self) -> dict[int, set[bool]]:
-        kept: dict[int, set[bool]] = {}
+    def _choices_by_layer(self) -> dict[int, set[bool]]:
+        """Whether heads are kept, by layer: both where some are and some are not."""
+        choices: dict[int, set[bool]] = {}
         for r in sorted(self.ranking, key=lambda r: r.layer):
-            kept.setdefault(r.layer, set()).add(r.head in self.keep)
-        return kept
+            choices.setdefault(r.layer, set()).add(r.head in self.keep)
+        return choices
 
     def _kind(self, info: LayerInfo) -> tuple[str, int | None]:
         """A layer's name in `layer_types` under the plan, and its window where it slides."""
@@ -230,13 +231,13 @@ def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: i
 
     A sliding layer never holds more than its own window. Values are counted as wide as keys.
     """
-    tokens_kept = 0
+    n_numbers = 0
     for info in (i for i in layers if i.mixer == "softmax"):
         own = context if info.window is None else min(context, info.window)
         for h in range(info.n_kv_heads):
             is_kept = KVHead(info.index, h) in keep
-            tokens_kept += info.d_head * (own if is_kept else min(own, window + sink))
-    return 2 * 2 * tokens_kept
+            n_numbers += info.d_head * (own if is_kept else min(own, window + sink))
+    return 2 * 2 * n_numbers
 
 
 def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> float:
@@ -254,7 +255,7 @@ def _write(path: str | Path, text: str) -> None:
         if path.is_file() or (path.parent.is_dir() and not path.exists()):
             replace_file(path, text.encode())
         else:
-            # A pipe or a device takes the text itself; a folder, or a place in none, is refused by the system.
+            # A pipe or a device takes the text itself; a folder, or a path in no folder, is refused by the system.
             path.write_text(text)
     except StoreNotWritable as error:
         raise WorkbenchError(f"the plan cannot be written: {error}") from error
@@ -278,15 +279,16 @@ def _inconsistency(plan: Plan) -> str | None:
     return None
 
 
-def _typed(read: dict[str, Any]) -> dict[str, Any]:
+def _typed(document: dict[str, Any]) -> dict[str, Any]:
     return {
-        "layers": tuple(LayerInfo(**info) for info in read["layers"]),
-        "keep": tuple(KVHead(*head) for head in read["keep"]),
-        "ranking": tuple(RankedHead(**_numbers(r)) for r in read["ranking"]),
-        "curve": tuple(CurvePoint(**_numbers(p)) for p in read["curve"]),
-        "evidence": _numbers(read["evidence"]),
+        "layers": tuple(LayerInfo(**info) for info in document["layers"]),
+        "keep": tuple(KVHead(*head) for head in document["keep"]),
+        "ranking": tuple(RankedHead(**_numbers(r)) for r in document["ranking"]),
+        "curve": tuple(CurvePoint(**_numbers(p)) for p in document["curve"]),
+        "evidence": _numbers(document["evidence"]),
     }
 
 
-def _numbers(read: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in read.items()}
+def _numbers(document: dict[str, Any]) -> dict[str, Any]:
+    """The values with null as NaN."""
+    return {k: math.nan if v is None else v for k, v in document.items()}

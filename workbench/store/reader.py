@@ -1,4 +1,4 @@
-"""The parts of a run as data frames, each part read once: what a look at a run still being written needs."""
+"""The parts of a run as data frames; each part is read once, also while the run is still being written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from workbench.store.parts import Part, part_files, read_label, read_rows
 from workbench.store.schema import COLUMNS, SCORES, VARYING, Table, canonical_digest
 
 _Stamp = tuple[int, int]
-_ADDED = {  # what the files' columns leave to the label
+# Columns that only the label of a part has.
+_ADDED = {
     "scores": (),
     "metrics": tuple(SCORES.field(name) for name in ("ckpt", "step_total", "probe_digest", "seq_len")),
 }
@@ -26,15 +27,15 @@ _DUPLICATE = {
     "scores": ["layer", "head", "kv_head"],
     "metrics": ["metric", "distance", "position"],
 }
-# Of whole rows that were read, so much is kept: two detectors of 48 layers of 64 heads over 150 checkpoints.
+# Of whole rows: two detectors of 48 layers of 64 heads over 150 checkpoints.
 _KEPT_BYTES = 128 * 2**20
 
 
 class Reader:
-    """Keeps whole rows it has read and, at `refresh`, looks only at files whose (name, time, size) is another.
+    """Keeps the whole rows it has read; `refresh` reads only files whose (name, time, size) has changed.
 
     Frames have one row per head (scores) or number (metrics), by step_total, with text as categories;
-    `plain_text` makes it strings. That of metrics also says ckpt, step_total, probe_digest and seq_len.
+    `plain_text` makes them strings. Those of metrics also have ckpt, step_total, probe_digest and seq_len.
     """
 
     def __init__(self, root: Path) -> None:
@@ -47,7 +48,7 @@ class Reader:
         self.refresh()
 
     def refresh(self) -> tuple[Part, ...]:
-        """Look at the disk again and return the parts that are new or replaced.
+        """Read the disk again and return the parts that are new or replaced.
 
         Raises:
             WorkbenchError: if a file among the parts is not whole.
@@ -77,7 +78,7 @@ class Reader:
     def parts(
         self, table: Table | None = None, *, detector: str | None = None, probe: str | None = None
     ) -> tuple[Part, ...]:
-        """The parts there are, in series order; a filter that is None lets all through."""
+        """The parts in series order; a filter that is None lets all through."""
         return tuple(
             self._parts[path]
             for path in self._stamps
@@ -87,7 +88,7 @@ class Reader:
         )
 
     def fingerprint(self, parts: Iterable[Part]) -> str:
-        """A digest that changes when one of these parts is replaced, or others are given."""
+        """A digest of which parts these are and when they were written."""
         return canonical_digest([(part.path.name, *self._stamps[part.path]) for part in parts])
 
     def cube(self, parts: Sequence[Part]) -> Cube:
@@ -110,19 +111,19 @@ class Reader:
         columns: Sequence[str] | None = None,
         where: Mapping[str, int | str] = MappingProxyType({}),
     ) -> pd.DataFrame:
-        """The rows of these parts of one table, exact duplicates dropped: the first part given stays.
+        """The rows of these parts of one table, exact duplicates dropped: those of the first part stay.
 
-        With `columns` only those are read, and not kept. `where`: values that rows must have in columns that differ
-        within a part.
+        With `columns` only those are read, and nothing is kept. `where`: values that rows must have, in columns that
+        differ within a part.
         """
         parts = [part for part in parts if part.label.rows]
         identities = [part.label.identity for part in parts]
         is_repeated = len(set(identities)) < len(identities)
         names = None if columns is None else [*columns, *(_DUPLICATE[table] if is_repeated else ())]
-        read = list(self._filtered(parts, names, where))
-        frame = _joined(table, read, names)
+        rows_of_parts = list(self._filtered(parts, names, where))
+        frame = _joined(table, rows_of_parts, names)
         if is_repeated:
-            frame = _drop_duplicates(frame, table, read)
+            frame = _drop_duplicates(frame, table, rows_of_parts)
         return frame if columns is None else frame.loc[:, list(columns)]
 
     def _filtered(
@@ -165,12 +166,13 @@ def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({name: "str" for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)})
 
 
-def _joined(table: Table, read: Sequence[tuple[Part, pa.Table]], names: Sequence[str] | None) -> pd.DataFrame:
+def _joined(table: Table, rows_of_parts: Sequence[tuple[Part, pa.Table]], names: Sequence[str] | None) -> pd.DataFrame:
     fields = [field for field in [*COLUMNS[table], *_ADDED[table]] if names is None or field.name in names]
     varying = [field.name for field in fields if field.name in VARYING[table]]
-    rows = pa.concat_tables(table.select(varying) for table in (COLUMNS[table].empty_table(), *(r for _, r in read)))
-    shared = [part.label.shared() for part, _ in read]
-    part = np.repeat(np.arange(len(read)), [rows.num_rows for _, rows in read])
+    tables = [COLUMNS[table].empty_table(), *(rows for _, rows in rows_of_parts)]
+    rows = pa.concat_tables(columns.select(varying) for columns in tables)
+    shared = [part.label.shared() for part, _ in rows_of_parts]
+    part = np.repeat(np.arange(len(rows_of_parts)), [rows.num_rows for _, rows in rows_of_parts])
     columns: dict[str, Any] = {}
     for field in fields:
         if field.name in varying:
@@ -195,12 +197,12 @@ def _spread(values: Sequence[Any], part: np.ndarray, field: pa.Field) -> Any:
     return pd.array(list(values), dtype="Int64" if field.nullable else "int64").take(part)
 
 
-def _drop_duplicates(frame: pd.DataFrame, table: Table, read: Sequence[tuple[Part, pa.Table]]) -> pd.DataFrame:
+def _drop_duplicates(frame: pd.DataFrame, table: Table, rows_of_parts: Sequence[tuple[Part, pa.Table]]) -> pd.DataFrame:
     """Rows can only repeat where two parts share their identity; rows of one part never repeat each other."""
-    identities = [part.label.identity for part, _ in read]
-    lengths = [rows.num_rows for _, rows in read]
+    identities = [part.label.identity for part, _ in rows_of_parts]
+    lengths = [rows.num_rows for _, rows in rows_of_parts]
     same = np.repeat([identities.index(identity) for identity in identities], lengths)
-    part = np.repeat(np.arange(len(read)), lengths)
+    part = np.repeat(np.arange(len(rows_of_parts)), lengths)
     key = frame[_DUPLICATE[table]].assign(_same=same, _part=part)
     names = [*_DUPLICATE[table], "_same"]
     key["_occurrence"] = key.groupby(["_part", *names], dropna=False, observed=True).cumcount()

@@ -1,4 +1,4 @@
-"""A run's folder: what a scan writes and how it knows what is done; a crash costs at most one unit."""
+"""A run's folder as a scan writes it; a unit is done when its part is in place, and a crash costs at most one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 
 from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
-from workbench.store.map_parts import MapArrays, check_maps, map_path, write_maps
+from workbench.plain_json import json_text
+from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
 from workbench.store.parts import Part, Problem, check_parts
 from workbench.store.reader import Reader, plain_text
+from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
@@ -43,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A run's folder. A unit is done when its part is in place; nothing else says so."""
+    """A run's folder. Only a part in its place makes a unit done."""
 
     path: Path
 
@@ -51,8 +53,8 @@ class Store:
     def create(cls, path: str | os.PathLike[str], *, job: Mapping[str, Any], versions: Mapping[str, Any]) -> Store:
         """Make a run's folder, or open the one that is there, for writing.
 
-        `job` and `versions` are stored as JSON, the first time only; `versions["workbench"]` is what a reader
-        that is too old is told to install.
+        `job` (the fields of a scan's job) and `versions` (of packages, by name) are stored as JSON, the first time
+        only. A reader that is too old is told to install the version of `attention-workbench`.
 
         Raises:
             StoreNotWritable: if the folder cannot be written.
@@ -63,8 +65,8 @@ class Store:
         if store._run_json.exists():
             store._require_readable()
             return store
-        description = {"schema": SCHEMA, "job": dict(job), "versions": dict(versions), "created": _now()}
-        store._put_json(store._run_json, description)
+        description = RunDescription(SCHEMA, JobDescription.from_json(job), Versions(versions), _now())
+        store._put_json(store._run_json, description.as_dict())
         return store
 
     @classmethod
@@ -77,22 +79,22 @@ class Store:
         """
         store = cls(Path(path))
         if not store._run_json.is_file():
-            found = "there is no run.json in it" if store.path.is_dir() else "there is no such folder"
+            reason = "there is no run.json in it" if store.path.is_dir() else "there is no such folder"
             raise WorkbenchError(
-                f"{store.path} is not a run: {found}; make one with `workbench scan DIR --out {store.path}`"
+                f"{store.path} is not a run: {reason}; make one with `workbench scan DIR --out {store.path}`"
             )
         store._require_readable()
         return store
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> RunDescription:
         """What run.json says: schema, job, versions, created."""
-        return _load_json(self._run_json)
+        return RunDescription.from_json(_load_json(self._run_json))
 
     def locked(self, *, is_shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold the run alone; raises RunLocked when another process does. Freed however the process ends.
 
-        With `is_shared`, hold it beside others that do so too, and beside one that holds it alone: what is right rests
-        on whole parts and not on the lock, which only keeps work from being done twice.
+        With `is_shared`, hold it beside others that do so too, and beside one that holds it alone. The lock only keeps
+        work from being done twice; correctness rests on whole parts.
         """
         return advisory_lock(self.path / "run.lock", is_shared=is_shared)
 
@@ -119,7 +121,7 @@ class Store:
     ) -> Path:
         """Put the scores of one unit in place, whole or not at all.
 
-        `probe`, `detector` and `version` are those of the rows; give them where there may be none to say so.
+        `probe`, `detector` and `version` are those of the rows; pass them where there may be no row.
         `determined`: what determines the numbers, whose digest `unit` is, for `check` to compare.
 
         Raises:
@@ -158,7 +160,7 @@ class Store:
     ) -> Path:
         """Put the model-level numbers of one unit in place, whole or not at all.
 
-        `detector` and `version` name what measured them, to count what is done; `probe` is the rows' own.
+        `detector` and `version` name what measured them, to count what is done; `probe` is that of the rows.
 
         Raises:
             StoreNotWritable: if the disk is full or refuses; nothing is left behind.
@@ -181,7 +183,7 @@ class Store:
         return self._commit(metrics, label)
 
     def has_maps(self, origin: Origin, unit: str) -> bool:
-        """Whether the patterns of a unit are there."""
+        """Whether the patterns of a unit are in place."""
         return map_path(self.path, origin, unit).exists()
 
     def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
@@ -190,15 +192,8 @@ class Store:
         Raises:
             StoreNotWritable: if the disk is full or refuses; nothing is left behind.
         """
-        return write_maps(
-            map_path(self.path, origin, unit),
-            arrays,
-            origin=origin,
-            unit=unit,
-            probe=probe,
-            probe_digest=probe_digest,
-            temporaries=self._temporaries,
-        )
+        source = MapSource(origin, unit, probe, probe_digest)
+        return write_maps(map_path(self.path, origin, unit), arrays, source, temporaries=self._temporaries)
 
     def fail(self, failure: Failure) -> Failure:
         """Record a failure; attempts add up over repeats. Returns what is stored."""
@@ -210,21 +205,31 @@ class Store:
 
     def failures(self) -> list[Failure]:
         """What failed and was not forgiven, by checkpoint name and unit."""
-        found = [Failure(**_load_json(path)) for path in sorted((self.path / "failures").glob("*.json"))]
-        return sorted(found, key=lambda failure: (failure.ckpt, failure.unit or ""))
+        failures = [Failure(**_load_json(path)) for path in sorted((self.path / "failures").glob("*.json"))]
+        return sorted(failures, key=lambda failure: (failure.ckpt, failure.unit or ""))
+
+    def failures_changed_ns(self) -> int:
+        """When the failures last changed, in nanoseconds since 1970; 0 where there are none."""
+        folder = self.path / "failures"
+        return folder.stat().st_mtime_ns if folder.is_dir() else 0
+
+    def last_written(self) -> float | None:
+        """When the newest part or failure was put in place, in seconds since 1970; None before the first."""
+        folders = [*self.path.glob("scores/*"), *self.path.glob("metrics/*"), *self.path.glob("failures")]
+        return max((folder.stat().st_mtime for folder in folders), default=None)
 
     def forgive(self, ckpt: str, unit: str | None) -> None:
         """Forget a failure, because the unit is done or is to be tried anew."""
         self._failure_path(ckpt, unit).unlink(missing_ok=True)
 
     def write_job(self, toml: str) -> None:
-        """Keep a job file that makes this run again; that of the last call stays."""
+        """Keep a job file that makes this run again, that of the last call."""
         path = self.path / "job.toml"
         if not path.is_file() or path.read_text("utf-8") != toml:
             replace_file(path, toml.encode(), temporaries=self._temporaries)
 
     def begin_timing(self) -> None:
-        """Say that a scan begins: time to go is told from its pace."""
+        """Note that a scan begins: the time to go follows from its pace."""
         begin(self.path)
 
     def add_timing(self, timing: Timing) -> None:
@@ -245,11 +250,11 @@ class Store:
         return _load_json(path) if path.exists() else []
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Replace what the scan will commit: every one of `units` for every one of `checkpoints` (names)."""
+        """Replace the plan, what the scan will commit: each of `units` for each of `checkpoints` (names)."""
         self._put_json(self.path / "plan.json", dict(plan))
 
     def plan(self) -> dict[str, Any]:
-        """What the scan will commit; no checkpoints and no units before it has said so."""
+        """What the scan will commit; no checkpoints and no units before `write_plan`."""
         path = self.path / "plan.json"
         return _load_json(path) if path.exists() else {"checkpoints": [], "units": []}
 
@@ -276,13 +281,13 @@ class Store:
         return plain_text(reader.frame("metrics", reader.parts("metrics")))
 
     def check(self) -> list[Problem]:
-        """Read every file again and list what is not whole: rows, columns, page checksums, unit, place, schema."""
+        """Read every file again and list what is not whole: rows, columns, page checksums, unit, folder, schema."""
         return [*check_parts(self.path), *check_maps(self.path)]
 
     def log(self, **event: Any) -> None:
         """Append an event to this process's log, for people; nothing reads it back."""
         path = self.path / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl"
-        append_line(path, json.dumps({"time": _now(), **event}, default=str))
+        append_line(path, json_text({"time": _now(), **event}))
 
     @property
     def _temporaries(self) -> Path:
@@ -305,21 +310,20 @@ class Store:
         return path
 
     def _put_json(self, path: Path, value: Any) -> None:
-        payload = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        replace_file(path, payload, temporaries=self._temporaries)
+        replace_file(path, f"{json_text(value, indent=1)}\n".encode(), temporaries=self._temporaries)
 
     def _require_readable(self) -> None:
-        description = self.description()
-        schema = description.get("schema")
+        document = _load_json(self._run_json)
+        schema = document.get("schema") if isinstance(document, dict) else None
         if not isinstance(schema, int):
             raise WorkbenchError(
                 f"{self._run_json} does not say its schema: it is no run of this workbench; pass another"
             )
         if schema > SCHEMA:
-            version = description.get("versions", {}).get("workbench")
-            wanted = f"attention-workbench=={version}" if version else "--upgrade attention-workbench"
+            version = Versions(document.get("versions", {})).workbench
+            newer = f"{PACKAGE}=={version}" if version else f"--upgrade {PACKAGE}"
             raise StoreTooNew(
-                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; pip install {wanted}"
+                f"{self.path} was written with schema {schema}, this version reads up to {SCHEMA}; pip install {newer}"
             )
 
 
@@ -336,8 +340,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-# What readers choose parts by; statistics of the rest would be a third of a small part, and Arrow's own copy of the
-# schema another: every column's type is one that Parquet has.
+# The columns that readers choose parts by. Statistics of the others would be a third of a small part, and Arrow's own
+# copy of the schema another third; Parquet has every column's type.
 _CHOSEN_BY = ("ckpt", "branch", "step", "layer", "detector", "probe", "metric")
 
 

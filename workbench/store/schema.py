@@ -1,4 +1,4 @@
-"""What a part holds: the columns of the two tables, rows as a Parquet table, and the digest of a value."""
+"""The columns of the two tables, the label of a part, rows as an Arrow table, and canonical digests."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ METRICS = pa.schema(
     ]
 )
 
-# Where a file's metadata has the digest of the part.
+# The key of the part's digest in the file's metadata.
 DIGEST = b"wb.digest"
 COLUMNS: dict[str, pa.Schema] = {"scores": SCORES, "metrics": METRICS}
 VARYING: dict[str, tuple[str, ...]] = {
@@ -107,9 +107,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a part is, as its file's metadata says it; `detector` is "" for metrics that belong to none.
+    """What a part is, as its file's metadata describes it; `detector` is "" for metrics that belong to none.
 
-    `determined`: JSON of what determines the numbers, of which `unit` is the digest; "" where it was not said.
+    `determined`: JSON of what determines the numbers, of which `unit` is the digest; "" where the writer gave none.
     """
 
     schema: int
@@ -131,18 +131,18 @@ class Label:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What two parts share when their rows may be duplicates of each other."""
-        where = self.origin
-        checkpoint = (where.weights, where.config, where.stage, where.branch, where.step)
+        """What is equal in two parts whose rows may be duplicates of each other."""
+        origin = self.origin
+        checkpoint = (origin.weights, origin.config, origin.stage, origin.branch, origin.step)
         return (*checkpoint, self.table, self.detector, self.version, self.probe_digest)
 
     def shared(self) -> dict[str, Any]:
-        """The values that all rows of the part have in common."""
+        """The values that all rows of the part share."""
         names = ("unit", "probe", "probe_digest", "seq_len", "detector", "version")
         return asdict(self.origin) | {name: getattr(self, name) for name in names}
 
     def metadata(self) -> dict[bytes, bytes]:
-        """As the `wb.*` metadata of a file."""
+        """The label as the `wb.*` metadata of a file."""
         text = {f.name: str(getattr(self, f.name)) for f in fields(self)}
         text |= {"ckpt": self.ckpt, "origin": json.dumps(asdict(self.origin))}
         return {f"wb.{name}".encode(): value.encode() for name, value in text.items()}
@@ -199,7 +199,7 @@ def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table
 
 
 def part_digest(table: pa.Table, label: Label) -> str:
-    """blake2b-128, in hex, of what a part says of itself and of the columns in which its rows differ."""
+    """blake2b-128, in hex, of a part's label and of the columns in which its rows differ."""
     digest = hashlib.blake2b(canonical_json(asdict(label)).encode(), digest_size=16)
     for name in VARYING[label.table]:
         column = table[name].combine_chunks()

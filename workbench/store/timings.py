@@ -1,6 +1,6 @@
-"""How long the work took, by checkpoint and probe, and how long the rest will: labels for people, no result.
+"""How long units took, by checkpoint and probe, and how long the rest will take; no result depends on it.
 
-Each process appends lines to a file of its own; a line that a crash has torn is passed over.
+Each process appends lines to a file of its own; readers skip a line that a crash has torn.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.atomic import append_line
+from workbench.plain_json import json_text
 
 FOLDER = "timings"
 
@@ -22,9 +23,9 @@ FOLDER = "timings"
 class Timing:
     """Seconds that the units of one checkpoint and probe took together, their scores or their maps.
 
-    `digest_s` (reading the weights to know them) and `load_s` are with the checkpoint's first probe. `forward_s` is the
-    model's passes with the statistics that are taken inside them, `statistics_s` what is done with those, `write_s`
-    the commits. `at`: when, in seconds since 1970; `worker`: the process.
+    `digest_s` (reading the weights for their digest) and `load_s` are counted with the checkpoint's first probe.
+    `forward_s`: the model's forward passes with the statistics inside them; `statistics_s`: scoring; `write_s`: the
+    commits. `at`: seconds since 1970; `worker`: the process.
     """
 
     ckpt: str
@@ -41,20 +42,20 @@ class Timing:
 
     @property
     def total_s(self) -> float:
-        """All of it."""
+        """The sum of all five."""
         return self.digest_s + self.load_s + self.forward_s + self.statistics_s + self.write_s
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The timings of a run in the order of time, and when its last scan began."""
+    """The timings of a run in order of time, and when its last scan began, in seconds since 1970."""
 
     each: tuple[Timing, ...]
     began: float | None
 
-    def eta_s(self, left: int, now: float | None = None) -> float | None:
-        """Seconds until `left` units are done at the pace of the last scan; None where it has done nothing yet."""
-        if left == 0:
+    def eta_s(self, n_left: int, now: float | None = None) -> float | None:
+        """Seconds until `n_left` units are done at the pace of the last scan; None where it has done nothing yet."""
+        if n_left == 0:
             return 0.0
         if self.began is None:
             return None
@@ -64,7 +65,7 @@ class Timings:
             return None
         last = max(t.at for t in recent)
         pace = max(last - self.began, 1e-3) / n_units
-        return max(0.0, pace * left - max(0.0, (time.time() if now is None else now) - last))
+        return max(0.0, pace * n_left - max(0.0, (time.time() if now is None else now) - last))
 
     def slowest(self, n: int) -> list[Timing]:
         """The `n` that took longest."""
@@ -72,7 +73,7 @@ class Timings:
 
 
 def add_timing(root: Path, timing: Timing) -> None:
-    """Append a line for this process, now.
+    """Append a timing of this process, with the time and the process.
 
     Raises:
         StoreNotWritable: if the disk is full or refuses.
@@ -81,29 +82,29 @@ def add_timing(root: Path, timing: Timing) -> None:
 
 
 def begin(root: Path) -> None:
-    """Say that a scan begins here and now: its pace counts from it."""
+    """Note that a scan begins now; its pace counts from here."""
     _append(root, {"began": time.time(), "worker": _worker()})
 
 
 def read_timings(root: Path) -> Timings:
-    """What all processes have said so far."""
+    """The timings of all processes so far."""
     each: list[Timing] = []
     began: list[float] = []
     for path in sorted((root / FOLDER).glob("*.jsonl")):
         for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
-                said: dict[str, Any] = json.loads(line)
-                if "began" in said:
-                    began.append(float(said["began"]))
+                record: dict[str, Any] = json.loads(line)
+                if "began" in record:
+                    began.append(float(record["began"]))
                 else:
-                    each.append(Timing(**said))
-            except (ValueError, TypeError):  # torn by a crash, or of another version: a label less
+                    each.append(Timing(**record))
+            except (ValueError, TypeError):  # torn by a crash, or of another version
                 continue
     return Timings(tuple(sorted(each, key=lambda t: t.at)), max(began, default=None))
 
 
-def _append(root: Path, said: dict[str, Any]) -> None:
-    append_line(root / FOLDER / f"{_worker()}.jsonl", json.dumps(said))
+def _append(root: Path, record: dict[str, Any]) -> None:
+    append_line(root / FOLDER / f"{_worker()}.jsonl", json_text(record))
 
 
 def _worker() -> str:

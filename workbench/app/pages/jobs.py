@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,11 +13,12 @@ from dash import Dash, Input, Output, State, html, no_update
 
 from workbench.app import components as p
 from workbench.app.head_tables import plain_table
-from workbench.app.state.live_runs import LiveRun
 from workbench.app.state.view import View
-from workbench.figures.trajectories import checkpoint_of, records
+from workbench.emergence.head_trajectories import checkpoint_of
+from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
-from workbench.store import Timing
+from workbench.runs import Run
+from workbench.store import JobDescription, Timing
 
 SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
 _QUIET_S = 120
@@ -69,14 +71,14 @@ def register(app: Dash, content: p.Content) -> None:
         if kept is None or kept["page"] != "jobs":
             return (no_update,) * 5
         chosen = [content.runs[name] for name in View.from_json(kept).runs]
-        found = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failed_at()}" for run in chosen)
+        found = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in chosen)
         scans = [scan_card(run) for run in chosen]
         if found == seen:  # what was opened to read stays open
             return scans, no_update, no_update, no_update, no_update
         return scans, failure_list(chosen), checkpoint_strips(chosen), slowest_table(chosen), found
 
 
-def state_of(run: LiveRun, now: float) -> str:
+def state_of(run: Run, now: float) -> str:
     """What a scan seems to be doing, as far as its folder says."""
     status = run.status()
     written = run.last_written()
@@ -89,23 +91,38 @@ def state_of(run: LiveRun, now: float) -> str:
     return "not started" if written is None else "quiet: stopped, or on a long unit"
 
 
-def resume_command(run: LiveRun) -> str:
-    """The command that goes on where the scan stopped; probes made in Python need Python again."""
-    job: dict[str, Any] = run.description().get("job", {})
-    if job.get("ready"):
-        return f"# its probes were made in Python: call again what wrote {run.path}, with the same arguments"
-    words = ["workbench", "scan", str(job.get("checkpoints", "DIR")), "--out", str(run.path)]
-    for name in job.get("detectors") or ():
-        words += ["--detector", str(name)]
-    for name in job.get("probes") or ():
-        words += ["--probe", str(name)]
-    for option in ("rows", "far_window", "seed", "device", "dtype"):
-        if job.get(option):
-            words += [f"--{option.replace('_', '-')}", str(job[option])]
+def resume_command(run: Run) -> str:
+    """The command that goes on where the scan stopped, or as a comment the Python call where its probes need one."""
+    job = run.description().job
+    if job.made_in_python:
+        return _python_call(job, run.path)
+    words = ["workbench", "scan", job.checkpoints or "DIR", "--out", str(run.path)]
+    for name in job.detectors or ():
+        words += ["--detector", name]
+    for name in job.probes or ():
+        words += ["--probe", name]
+    for name, value in job.options().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "far_sink":
+            words += ["--set", f"far_sink={value}"]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{name}")
+        else:
+            words += [flag, str(value)]
     return shlex.join(words)
 
 
-def scans_table(runs: list[LiveRun]) -> pd.DataFrame:
+def _python_call(job: JobDescription, out: Path) -> str:
+    """How to go on with a scan whose probes were made in Python: which they are, and the call."""
+    detectors = {} if job.detectors is None else {"detectors": list(job.detectors)}
+    words = [repr(job.checkpoints or "DIR"), repr(str(out))]
+    words += [f"{name}={value!r}" for name, value in {**detectors, **job.options()}.items()]
+    words.append(f"probes=[{', '.join([*map(repr, job.probes or ()), '*made_again'])}]")
+    made = ", ".join(job.made_in_python or ())
+    return f"# no command can name the probes {made}: make them again in Python, then wb.scan({', '.join(words)})"
+
+
+def scans_table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: what is planned, done and failed, its state, and the command that goes on with it."""
     now = time.time()
     rows = [
@@ -120,7 +137,7 @@ def scans_table(runs: list[LiveRun]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scan_card(run: LiveRun) -> html.Div:
+def scan_card(run: Run) -> html.Div:
     """One run's progress; an unreadable one says which file is at fault."""
     try:
         status, now = run.status(), time.time()
@@ -151,7 +168,7 @@ def scan_card(run: LiveRun) -> html.Div:
     )
 
 
-def failure_list(runs: list[LiveRun]) -> Any:
+def failure_list(runs: list[Run]) -> Any:
     """Every failure with its reason, its traceback to unfold."""
     found: list[Any] = []
     for run in runs:
@@ -165,12 +182,12 @@ def failure_list(runs: list[LiveRun]) -> Any:
     return found or html.P("nothing failed", className="muted")
 
 
-def failures_table(runs: list[LiveRun]) -> pd.DataFrame:
+def failures_table(runs: list[Run]) -> pd.DataFrame:
     """Every failure of these runs."""
     return pd.concat([run.failures().assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def checkpoint_strips(runs: list[LiveRun]) -> Any:
+def checkpoint_strips(runs: list[Run]) -> Any:
     """A cell per checkpoint: how many units are done, hatched where some failed."""
     strips: list[Any] = []
     for run in runs:
@@ -181,12 +198,12 @@ def checkpoint_strips(runs: list[LiveRun]) -> Any:
     return strips
 
 
-def checkpoints_table(runs: list[LiveRun]) -> pd.DataFrame:
+def checkpoints_table(runs: list[Run]) -> pd.DataFrame:
     """The checkpoints of these runs with what is done of each."""
     return pd.concat([run.checkpoints().assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def slowest_table(runs: list[LiveRun]) -> Any:
+def slowest_table(runs: list[Run]) -> Any:
     """The checkpoints and probes that took longest, and what of them took it."""
     table = timings_table(runs)
     if table.empty:
@@ -200,7 +217,7 @@ def slowest_table(runs: list[LiveRun]) -> Any:
     return plain_table(titles, rows, numbers_from=3)
 
 
-def timings_table(runs: list[LiveRun]) -> pd.DataFrame:
+def timings_table(runs: list[Run]) -> pd.DataFrame:
     """How long every checkpoint and probe of these runs took, and each of its parts, in seconds."""
     rows = [
         {"run": run.name, **asdict(timing), "total_s": timing.total_s} for run in runs for timing in run.timings().each

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from workbench import atomic
 from workbench.heads import KINDS, Metric, Row, RunLocked, StoreNotWritable, StoreTooNew, WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import METRICS, SCORES, Failure, Origin, Reader, Store, canonical_digest
 
 ORIGIN = Origin("run", "step100", "ab" * 16, "cd" * 16, "stage1", None, 100, 100, 409_600)
@@ -26,8 +26,8 @@ OTHER = "1" * 32
 
 
 def row(**changes):
-    one = Row(0, 1, 0, "full", None, "induction", 1, "repeats", 0.5, 0.4, 0.6, 0.1, 8, 100, 0.3, 0.7)
-    return replace(one, **changes)
+    default = Row(0, 1, 0, "full", None, "induction", 1, "repeats", 0.5, 0.4, 0.6, 0.1, 8, 100, 0.3, 0.7)
+    return replace(default, **changes)
 
 
 def metric(**changes):
@@ -112,9 +112,9 @@ def test_scores_come_back_as_they_were_written(store, origin, rows):
         path.unlink()
     assert list(frame.columns) == SCORES.names
     assert len(frame) == len(rows)
-    for found, one in zip(frame.to_dict("records"), rows, strict=True):
-        for name, value in (asdict(one) | asdict(origin)).items():
-            assert as_python(found[name]) == as_python(value), name
+    for record, written in zip(frame.to_dict("records"), rows, strict=True):
+        for name, value in (asdict(written) | asdict(origin)).items():
+            assert as_python(record[name]) == as_python(value), name
 
 
 def test_metrics_come_back_as_they_were_written(store):
@@ -122,8 +122,8 @@ def test_metrics_come_back_as_they_were_written(store):
     commit_metric(store, metrics=wrote)
     frame = store.metrics()
     assert list(frame.columns)[: len(METRICS.names)] == METRICS.names
-    for found, one in zip(frame.to_dict("records"), wrote, strict=True):
-        assert [as_python(found[f.name]) for f in fields(Metric)] == [as_python(v) for v in astuple(one)]
+    for record, written in zip(frame.to_dict("records"), wrote, strict=True):
+        assert [as_python(record[f.name]) for f in fields(Metric)] == [as_python(v) for v in astuple(written)]
     assert set(frame["ckpt"]) == {"step100"}
     assert set(frame["step_total"]) == {100}
     assert set(frame["probe_digest"]) == {"p" * 32}
@@ -247,8 +247,8 @@ def test_failures_count_attempts_and_can_be_forgiven(store):
     assert store.fail(failure).attempts == 2
     store.fail(Failure("step100", None, "bad_checkpoint", "truncated", ""))
     store.fail(Failure("step200", UNIT, "oom", "", "", attempts=3))
-    found = store.failures()
-    assert [(f.ckpt, f.unit, f.attempts) for f in found] == [
+    failures = store.failures()
+    assert [(f.ckpt, f.unit, f.attempts) for f in failures] == [
         ("step100", None, 1),
         ("step100", UNIT, 2),
         ("step200", UNIT, 3),
@@ -375,15 +375,15 @@ def test_a_file_in_place_of_the_folder_is_said_not_to_be_one(tmp_path):
 
 
 def test_a_cube_has_the_scores_of_every_head_and_checkpoint_and_takes_in_new_parts(store):
-    def at(step):
+    def origin_at(step):
         return replace(ORIGIN, ckpt=f"step{step}", step=step, step_total=step, weights=f"{step:032x}")
 
     def scored(**by_head):
         heads = [row(layer=int(k[1]), head=int(k[3]), score=v) for k, v in by_head.items()]
         return [*heads, row(layer=9, head=None)]
 
-    commit(store, UNIT, scored(L0H1=0.5, L1H0=0.25), at(2))
-    commit(store, OTHER, scored(L0H1=0.75, L2H3=0.125), at(10))
+    commit(store, UNIT, scored(L0H1=0.5, L1H0=0.25), origin_at(2))
+    commit(store, OTHER, scored(L0H1=0.75, L2H3=0.125), origin_at(10))
     run = open_run(store.path)
     cube = run.cube("induction")
     assert (cube.ckpts, cube.scores.dtype) == (("step2", "step10"), "float32")
@@ -402,7 +402,7 @@ def test_a_cube_has_the_scores_of_every_head_and_checkpoint_and_takes_in_new_par
         [10, 2, 3],
     ]
     assert run.cube("induction") is cube
-    commit(store, "2" * 32, scored(L3H3=1.0), at(20))
+    commit(store, "2" * 32, scored(L3H3=1.0), origin_at(20))
     run.refresh()
     assert run.cube("induction").ckpts == ("step2", "step10", "step20")
     for wrong in (lambda: cube.head(5, 5), lambda: cube.checkpoint("step3"), lambda: run.cube("sink")):
@@ -425,5 +425,5 @@ def test_the_parts_are_read_by_pandas_and_where_they_are_installed_by_duckdb_and
     if find_spec("polars"):
         import polars as pl
 
-        asked = pl.scan_parquet(parts).filter((pl.col("layer") == 0) & (pl.col("head") == 1)).sort("step")
-        assert asked.select("step", "score").collect().rows() == one_head
+        selected = pl.scan_parquet(parts).filter((pl.col("layer") == 0) & (pl.col("head") == 1)).sort("step")
+        assert selected.select("step", "score").collect().rows() == one_head

@@ -1,4 +1,4 @@
-"""Runs as the app reads them: the newest scores alone, as arrays that say the same as the tables."""
+"""Runs as the app reads them: the newest scores alone, as arrays with the numbers of the tables."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.synthetic_run import DEMO, write_run
 from workbench import figures
 from workbench.app.state.live_runs import live_runs
-from workbench.app.state.newest import NewestRun
+from workbench.emergence import onsets
 from workbench.figures.trajectories import read_trajectories
 from workbench.heads import Head
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Store
 from workbench.store.parts import part_files, read_label
 
@@ -33,7 +34,7 @@ def live(folder):
 
 
 def again(folder, *, digest, score):
-    """Score the second checkpoint with another form of the probe, later."""
+    """Score one checkpoint later, on a probe with another digest."""
     store = Store.open(folder)
     path = next(p for p in part_files(folder, "scores") if read_label(folder, p).label.detector == "induction")
     label = read_label(folder, path).label
@@ -69,13 +70,13 @@ def test_where_a_probe_has_changed_only_its_newest_scores_count(tmp_path):
 def test_arrays_are_those_of_the_tables(folder, live):
     for detector in live.detectors:
         probe = live.probes_of(detector)[0]
-        expected, found = read_trajectories(open_run(folder), detector, probe), live.trajectories(detector, probe)
-        assert found.heads == expected.heads
-        assert found.layers == expected.layers
-        assert found.checkpoints == expected.checkpoints
+        expected, actual = read_trajectories(open_run(folder), detector, probe), live.trajectories(detector, probe)
+        assert actual.heads == expected.heads
+        assert actual.layers == expected.layers
+        assert actual.checkpoints == expected.checkpoints
         for name in ("score", "ci_lo", "ci_hi", "n"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-6)
-        assert found.score.dtype == np.float32
+            np.testing.assert_allclose(getattr(actual, name), getattr(expected, name), atol=1e-6)
+        assert actual.score.dtype == np.float32
 
 
 def test_rows_that_are_not_the_same_heads_throughout_are_read_all_the_same(tmp_path):
@@ -87,30 +88,36 @@ def test_rows_that_are_not_the_same_heads_throughout_are_read_all_the_same(tmp_p
         label.origin, label.unit, rows, probe_digest=label.probe_digest, seq_len=label.seq_len
     )
     expected = read_trajectories(open_run(folder), "induction", "repeats")
-    found = NewestRun(Store.open(folder)).trajectories("induction", "repeats")
-    np.testing.assert_allclose(found.score, expected.score, atol=1e-6)
+    actual = open_run(folder, select="newest").trajectories("induction", "repeats")
+    np.testing.assert_allclose(actual.score, expected.score, atol=1e-6)
 
 
 @pytest.mark.parametrize("detector", FEW.detectors)
 def test_onsets_are_those_of_the_run(folder, live, detector):
     probe = live.probes_of(detector)[0]
     tables = [run.onsets(detector, probe=probe).loc[:, ONSET] for run in (open_run(folder), live)]
-    expected, found = (table.astype(object).where(table.notna(), None).to_numpy().tolist() for table in tables)
-    assert found == expected
+    expected, actual = (table.astype(object).where(table.notna(), None).to_numpy().tolist() for table in tables)
+    assert actual == expected
+
+
+@pytest.mark.parametrize("detector", FEW.detectors)
+def test_onsets_from_arrays_are_those_from_the_rows(folder, detector):
+    run = open_run(folder)
+    pd.testing.assert_frame_equal(run.onsets(detector), onsets(run.scores(detector=detector)), check_exact=True)
 
 
 def test_a_heads_history_is_that_of_the_run(folder, live):
-    expected, found = (figures.history(run, Head(1, 2)) for run in (open_run(folder), live))
-    assert [line.name for line in found.data] == [line.name for line in expected.data]
-    for one, other in zip(found.data, expected.data, strict=True):
-        np.testing.assert_allclose(np.array(one.y, float), np.array(other.y, float), atol=1e-6)
-        assert one.x.tolist() == other.x.tolist()
+    expected, actual = (figures.history(run, Head(1, 2)) for run in (open_run(folder), live))
+    assert [line.name for line in actual.data] == [line.name for line in expected.data]
+    for line, reference in zip(actual.data, expected.data, strict=True):
+        np.testing.assert_allclose(np.array(line.y, float), np.array(reference.y, float), atol=1e-6)
+        assert line.x.tolist() == reference.x.tolist()
 
 
-def test_what_is_kept_stays_within_its_bound(folder, live, monkeypatch):
-    monkeypatch.setattr("workbench.app.state.live_runs._KEPT_BYTES", 20_000)
+def test_what_is_kept_stays_within_its_bound(folder, monkeypatch):
+    monkeypatch.setattr("workbench.app.state.live_runs._CACHE_BYTES", 20_000)
+    live = live_runs([folder])["hybrid"]
     for detector in live.detectors:
         for step in FEW.steps:
             live.scores(detector=detector, step=step)
-            assert sum(live._sizes.values()) <= 20_000
-    assert live._sizes.keys() == live._kept.keys()
+            assert 0 < live._cache.size <= 20_000
