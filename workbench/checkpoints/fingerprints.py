@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from workbench.atomic import replace_file
 from workbench.checkpoints.configs import read_config
 from workbench.checkpoints.formats import weight_files
 from workbench.checkpoints.own_files import own_file
-from workbench.heads import BadCheckpoint, StoreNotWritable
+from workbench.heads import BadCheckpoint
 
 _BLOCK = 4 << 20
 _HEAD = 64 << 10
@@ -129,25 +128,10 @@ def _read_cache(cache: Path) -> dict[str, str]:
 
 
 def _write_cache(cache: Path, digests: dict[str, str]) -> None:
-    """Add to the cache in one rename; of two writers at once one loses its additions and nothing else."""
-    merged = _read_cache(cache) | digests
-    try:
-        # Beside the run's own temporaries and under a name of their form, so that they are swept with them.
-        temporaries = cache.parent / ".tmp"
-        temporaries.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=temporaries, prefix=f"{cache.stem}.{socket.gethostname()}.{os.getpid()}.")
-        try:
-            with os.fdopen(handle, "w") as stream:
-                json.dump(merged, stream, sort_keys=True, indent=0)
-            os.replace(name, cache)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise StoreNotWritable(
-            f"{cache}: digests cannot be cached ({(error.strerror or str(error)).lower()}); free some space, or name a "
-            "writable place, and run the same command again"
-        ) from error
+    """Add digests to the cache. Of two processes that write at once, one loses its additions and nothing else."""
+    merged = json.dumps(_read_cache(cache) | digests, sort_keys=True, indent=0)
+    # The run's own folder of temporaries is swept at the start of every scan.
+    replace_file(cache, merged.encode(), temporaries=cache.parent / ".tmp")
 
 
 def _same_size(pair: tuple[Path, Path]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from workbench.checkpoints.labels import Label, TokensPerStep, fit_tokens_per_step, is_precise
+from workbench.checkpoints.names import Label, TokensPerStep, fit_tokens_per_step, is_precise
 from workbench.checkpoints.overrides import Overrides
 from workbench.checkpoints.training_order import Entry, follows_another
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +14,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from workbench.atomic import replacing_folder
 from workbench.pretrain.language import N_RESERVED, Language
 from workbench.pretrain.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_PARTIAL = ".partial-"  # readers of checkpoint folders pass over hidden ones
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
@@ -47,19 +44,12 @@ def save_checkpoint(
     path = checkpoint_path(out, step)
     if path.exists():
         return path
-    partial = out / f"{_PARTIAL}{path.name}"
-    with _without_progress_bars():
-        model.save_pretrained(partial)
-    (tokenizer or word_tokenizer(recipe.length)).save_pretrained(partial)
-    _trainer_state(recipe, step, log_history).save_to_json(str(partial / "trainer_state.json"))
-    os.rename(partial, path)
+    with replacing_folder(path) as partial:
+        with _without_progress_bars():
+            model.save_pretrained(partial)
+        (tokenizer or word_tokenizer(recipe.length)).save_pretrained(partial)
+        _trainer_state(recipe, step, log_history).save_to_json(str(partial / "trainer_state.json"))
     return path
-
-
-def remove_partial_checkpoints(out: Path) -> None:
-    """Delete what a killed run left half-written."""
-    for folder in out.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(folder)
 
 
 def word_tokenizer(length: int) -> PreTrainedTokenizerFast:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +26,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from workbench.heads import StoreNotWritable, WorkbenchError
+from workbench.atomic import replacing_folder
+from workbench.heads import WorkbenchError
 
 BOS_TOKEN = "<bos>"
 _SMALLEST, _LARGEST = 257, 1 << 16  # every byte and <bos>; what 16 bits hold
@@ -121,18 +120,12 @@ def prepare_corpus(files: Sequence[Path], folder: Path, settings: CorpusSettings
         "bytes": sum(len(d.encode()) for d in documents),
         "held_out_documents": len(held_out),
     }
-    partial = folder.with_name(f".partial-{folder.name}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with replacing_folder(folder) as partial:
         np.save(partial / "tokens.npy", tokens)
         np.save(partial / "starts.npy", starts)
         tokenizer.save(str(partial / "tokenizer.json"))
         (partial / "held_out.txt").write_text("\n".join(held_out), encoding="utf-8")
         (partial / "corpus.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        os.rename(partial, folder)
-    except OSError as error:
-        raise StoreNotWritable(f"{folder} cannot be written ({error.strerror}); choose another folder") from error
     return open_corpus(folder, settings)
 
 

@@ -13,7 +13,6 @@ some sums are taken in any order: two runs agree to rounding, not in their bytes
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,9 +25,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.atomic import replace_file
+from workbench.atomic import replace_file, replacing_file, sweep_temporaries
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.pretrain.checkpoint_writer import checkpoint_path, remove_partial_checkpoints, save_checkpoint
+from workbench.pretrain.checkpoint_writer import checkpoint_path, save_checkpoint
 from workbench.pretrain.corpus import Corpus
 from workbench.pretrain.muon import Muon
 from workbench.pretrain.recipes import Recipe
@@ -83,7 +82,7 @@ def pretrain_run(
         _claim(recipe, out)
     except OSError as error:
         raise StoreNotWritable(f"{out} cannot be written ({error.strerror}); choose another folder") from error
-    remove_partial_checkpoints(out)
+    sweep_temporaries(out)
     paths = [checkpoint_path(out, step) for step in recipe.checkpoint_steps]
     if not all(path.exists() for path in paths):
         with one_thread():
@@ -143,9 +142,8 @@ class _Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "log_history": self.log_history,
         }
-        partial = out / f".{_RESUME}"
-        torch.save(state, partial)
-        os.replace(partial, out / _RESUME)
+        with replacing_file(out / _RESUME) as stream:
+            torch.save(state, stream)
         return path
 
     def resume(self, state: dict[str, Any]) -> None:
