@@ -104,9 +104,9 @@ def test_a_name_made_of_parts_gives_the_parts_back(step, stage, billions):
 
 
 def test_names_of_equal_meaning_are_told_apart_from_those_that_give_no_place():
-    assert parse_name("ckpt_7").gives_place
-    assert parse_name("tokens-20B").gives_place
-    assert not parse_name("stage2").gives_place
+    assert parse_name("ckpt_7").gives_position
+    assert parse_name("tokens-20B").gives_position
+    assert not parse_name("stage2").gives_position
 
 
 def ceiled(tokens_per_step, steps=STEPS, rounding=math.ceil):

@@ -72,7 +72,7 @@ class CheckpointName:
     tokens_hi: int | None = None
 
     @property
-    def gives_place(self) -> bool:
+    def gives_position(self) -> bool:
         """Whether the name gives a position in training."""
         return self.step is not None or self.index is not None or self.tokens is not None
 

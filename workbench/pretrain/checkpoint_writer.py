@@ -1,4 +1,4 @@
-"""A checkpoint on disk: an ordinary Hugging Face directory that appears whole or not at all."""
+"""Write a checkpoint: an ordinary Hugging Face directory that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of a step's checkpoint."""
     return out / f"checkpoint-{step}"
 
 
@@ -36,10 +36,13 @@ def save_checkpoint(
     log_history: list[dict[str, float]],
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """Write out/checkpoint-<step>: weights, configuration, tokenizer and trainer state; renamed into place at the end.
+    """Write out/checkpoint-<step>: weights, configuration, tokenizer and trainer state.
 
-    `tokenizer`: None is that of the synthetic language. A checkpoint that is there already stays: the same recipe
-    writes the same bytes.
+    `tokenizer`: None is that of the synthetic language. An existing checkpoint stays, because the same recipe writes
+    the same bytes.
+
+    Raises:
+        StoreNotWritable: if the disk is full or cannot be written.
     """
     path = checkpoint_path(out, step)
     if path.exists():
@@ -53,7 +56,7 @@ def save_checkpoint(
 
 
 def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """Words parted by spaces, `w00` to `w31`, with `<bos>` put first; a word outside the language is an error."""
+    """A tokenizer of words between spaces, `w00` to `w31`; it puts `<bos>` first and refuses other words."""
     language = Language()
     reserved = [f"<reserved{i}>" for i in range(1, N_RESERVED)]
     words = [f"w{i:02d}" for i in range(len(language.words))]

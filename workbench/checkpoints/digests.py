@@ -1,8 +1,11 @@
-"""Digests of what a checkpoint is: the bytes of its weights, and its config in canonical form.
+"""Digests of checkpoints: fingerprints of weights and config, and the comparison with digests written beside the files.
 
-blake2b with 128 bits. A 13 GB checkpoint takes about 20 s to read, so a cache keeps each file's digest for as
-long as its size, modification time, inode and first bytes stay the same. Time enters only there, never into a
-digest.
+A fingerprint is blake2b with 128 bits, of the bytes of the weights and of the config in canonical form. Reading a 13 GB
+checkpoint takes about 20 s, so a cache keeps each file's digest while its size, modification time, inode and first
+bytes stay the same. Modification times are part of the cache key only.
+
+Written digests are sha256, from lists in the form of `sha256sum` (SHA256SUMS, checksums.sha256, FILE.sha256) and from
+the names of blobs in a Hugging Face cache. Only they can show that a bit flipped in transit.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -26,8 +30,12 @@ _BLOCK = 4 << 20
 _HEAD = 64 << 10
 _SAMPLE = 4 << 10
 _N_SAMPLES = 16
-# Written by whoever saved the file last; the same model with or without them.
-_NO_MODEL = ("_name_or_path", "transformers_version")
+# Fields that depend on who saved the file, not on the model.
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
+
+LISTS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "checksums.sha256", "manifest.sha256")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,8 @@ class Fingerprint:
 def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint:
     """Digest a checkpoint's weights and config; `cache` is a JSON file that is read and replaced.
 
-    The weights' digest is that of the files' own digests in order, whatever the files are called. The
-    config's is of its JSON with sorted keys, without `_name_or_path` and `transformers_version`.
+    The digest of the weights is computed from the files' digests in order and does not depend on file names. That of
+    the config is of its JSON with sorted keys, without `_name_or_path` and `transformers_version`.
 
     Raises:
         BadCheckpoint: if there are no weights or no config.json, or one of them is a link out of the folder.
@@ -51,11 +59,11 @@ def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint
     files = [own_file(_folder(checkpoint_path), file) for file in weight_files(checkpoint_path) if file.exists()]
     if not files:
         raise BadCheckpoint(f"{checkpoint_path}: holds no weights to fingerprint")
-    config = {key: value for key, value in read_config(checkpoint_path).items() if key not in _NO_MODEL}
-    known = {} if cache is None else _read_cache(cache)
+    config = {key: value for key, value in read_config(checkpoint_path).items() if key not in _NOT_OF_THE_MODEL}
+    cached = {} if cache is None else _read_cache(cache)
     keys = {file: _cache_key(file) for file in files}
-    digests = {key: known.get(key) or _file_digest(file) for file, key in keys.items()}
-    if cache is not None and not digests.items() <= known.items():
+    digests = {key: cached.get(key) or _file_digest(file) for file, key in keys.items()}
+    if cache is not None and not digests.items() <= cached.items():
         _write_cache(cache, digests)
     weights = _blake2b("".join(digests[keys[file]] for file in files).encode())
     return Fingerprint(weights=weights, config=_blake2b(_canonical(config)))
@@ -64,7 +72,7 @@ def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint
 def same_weights(a: Path, b: Path) -> bool:
     """Whether two checkpoints hold the same weight files, byte for byte and in order.
 
-    Different sizes or a different block among a few settle it; only equal ones are read to the end.
+    Sizes and a few blocks are compared first; only files that agree in these are read completely.
     """
     files_a, files_b = weight_files(a), weight_files(b)
     if len(files_a) != len(files_b) or not files_a or not all(file.exists() for file in (*files_a, *files_b)):
@@ -72,7 +80,33 @@ def same_weights(a: Path, b: Path) -> bool:
     if not all(_is_own(_folder(path), file) for path, files in ((a, files_a), (b, files_b)) for file in files):
         return False
     pairs = [pair for pair in zip(files_a, files_b, strict=True) if not os.path.samefile(*pair)]
-    return all(all(map(same, pairs)) for same in (_same_size, _same_samples, _same_bytes))
+    return all(all(map(is_same, pairs)) for is_same in (_same_size, _same_samples, _same_bytes))
+
+
+def verify_digests(checkpoint: Path) -> dict[str, str]:
+    """Read every weight file and compare its sha256 with the written one; return the digests by file name.
+
+    Raises:
+        BadCheckpoint: naming the first file whose digest differs or is not written.
+    """
+    files = weight_files(checkpoint)
+    if not files:
+        raise BadCheckpoint(f"{checkpoint}: holds no weights to verify")
+    folder = _folder(checkpoint)
+    written = _written_digests(folder)
+    digests: dict[str, str] = {}
+    for file in files:
+        expected = written.get(file.name) or _blob_name(file)
+        if expected is None:
+            raise BadCheckpoint(
+                f"{file}: no digest is written for it; expected a list such as {LISTS[0]} beside it (`sha256sum * > "
+                f"{LISTS[0]}` where the file is known to be good), or scan without --verify"
+            )
+        with own_file(folder, file).open("rb") as stream:
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digests[file.name] != expected:
+            raise BadCheckpoint(f"{file}: sha256 is {digests[file.name]}, written is {expected}; fetch the file again")
+    return digests
 
 
 def _folder(checkpoint: Path) -> Path:
@@ -116,7 +150,7 @@ def _cache_key(file: Path) -> str:
 
 
 def _read_cache(cache: Path) -> dict[str, str]:
-    """The cached digests; none where the file cannot be read, as they can be computed again."""
+    """The cached digests; empty if the file cannot be read, because they can be computed again."""
     try:
         parsed: object = json.loads(cache.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -153,4 +187,26 @@ def _same_samples(pair: tuple[Path, Path]) -> bool:
 
 def _same_bytes(pair: tuple[Path, Path]) -> bool:
     with pair[0].open("rb") as a, pair[1].open("rb") as b:
-        return all(one == other for one, other in zip_longest(_blocks(a), _blocks(b)))
+        return all(block_a == block_b for block_a, block_b in zip_longest(_blocks(a), _blocks(b)))
+
+
+def _written_digests(folder: Path) -> dict[str, str]:
+    """Digests by file name, from all lists in the folder."""
+    lists = [folder / name for name in LISTS] + sorted(folder.glob("*.sha256"))
+    written: dict[str, str] = {}
+    for path in dict.fromkeys(lists):
+        if not path.is_file():
+            continue
+        text = own_file(folder, path).read_text("utf-8", errors="replace").strip()
+        if _SHA256.fullmatch(text.lower()):
+            written[path.stem] = text.lower()
+        for match in map(_LINE.fullmatch, text.splitlines()):
+            if match is not None:
+                written[match[2].strip().removeprefix("./")] = match[1].lower()
+    return written
+
+
+def _blob_name(file: Path) -> str | None:
+    """The sha256 in the name of a Hugging Face cache's blob; None for other files."""
+    name = file.resolve().name
+    return name if file.is_symlink() and _SHA256.fullmatch(name) else None
