@@ -1,11 +1,11 @@
-"""Throughput of the engines on a series whose checkpoints take seconds each, and what inline costs beside the work.
+"""Throughput of the engines on a series whose checkpoints take seconds each, and the overhead of the inline engine.
 
-Small llamas are written once; each scan is a process of its own with one thread per worker. What comes before the first
-checkpoint and after the last is an engine's fixed cost, and stands apart. Overhead: the share of the inline scan's time
-between them that is not load, forward or statistics.
+Small llamas are written once. Each scan is a process of its own with one thread per worker. An engine's fixed cost is
+the time before the first checkpoint and after the last, and is listed separately. Overhead is the share of the inline
+scan's time between them that is not load, forward or statistics.
 
-The work is the same for every engine. Where "work s" grows with two workers, that is what they cost each other in
-caches and memory; what an engine costs shows in "busy", the share of its workers' time that is work.
+The work is the same for every engine. If "work s" grows with two workers, they slow each other down through caches and
+memory. The cost of an engine shows in "busy", the share of its workers' time that is work.
 
     python benchmarks/bench_engines.py [--checkpoints 24] [--tokens 512] [--sequences 16] [--workers 2] [--ray]
 """
@@ -44,7 +44,7 @@ def write_series(folder: Path, n: int) -> None:
 
 
 def scan(series: Path, out: Path, arguments: list[str], probe: str) -> dict[str, float]:
-    """Seconds of a whole scan in a process of its own, of its work by the run's own account, and the load before."""
+    """Seconds of a whole scan in its own process, seconds of work by the run's timings, and the load before."""
     from workbench.runs import open_run
 
     load = os.getloadavg()[0]
@@ -74,31 +74,32 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ray", action="store_true")
-    given = parser.parse_args()
-    probe = f"repeats:n={given.tokens // 2 - 1},n_sequences={given.sequences}"
-    lines = [describe(), "", f"{given.checkpoints} checkpoints, `{probe}`, one thread per worker.", ""]
+    arguments = parser.parse_args()
+    probe = f"repeats:n={arguments.tokens // 2 - 1},n_sequences={arguments.sequences}"
+    lines = [describe(), "", f"{arguments.checkpoints} checkpoints, `{probe}`, one thread per worker.", ""]
     lines += ["| engine | wall s | fixed s | checkpoints s | work s | work per checkpoint s | busy | load before |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     spans: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         series = Path(temporary) / "series"
-        write_series(series, given.checkpoints)
-        for engine in ("inline", "local", *(["ray"] if given.ray else [])):
-            workers = [] if engine == "inline" else ["--workers", str(given.workers)]
-            found = scan(series, Path(temporary) / engine, [*ENGINES[engine], *workers], probe)
-            spans[engine] = found["span_s"]
-            each = found["work_s"] / given.checkpoints
-            busy = found["work_s"] / (found["span_s"] * (1 if engine == "inline" else given.workers))
+        write_series(series, arguments.checkpoints)
+        for engine in ("inline", "local", *(["ray"] if arguments.ray else [])):
+            workers = [] if engine == "inline" else ["--workers", str(arguments.workers)]
+            seconds = scan(series, Path(temporary) / engine, [*ENGINES[engine], *workers], probe)
+            spans[engine] = seconds["span_s"]
+            work_per_checkpoint = seconds["work_s"] / arguments.checkpoints
+            busy = seconds["work_s"] / (seconds["span_s"] * (1 if engine == "inline" else arguments.workers))
             lines.append(
-                f"| {engine} | {found['wall_s']:.1f} | {found['wall_s'] - found['span_s']:.1f} | {found['span_s']:.1f} "
-                f"| {found['work_s']:.1f} | {each:.2f} | {busy:.0%} | {found['load']:.1f} |"
+                f"| {engine} | {seconds['wall_s']:.1f} | {seconds['wall_s'] - seconds['span_s']:.1f} "
+                f"| {seconds['span_s']:.1f} | {seconds['work_s']:.1f} | {work_per_checkpoint:.2f} | {busy:.0%} "
+                f"| {seconds['load']:.1f} |"
             )
-            print(lines[-1], json.dumps(found), flush=True)
+            print(lines[-1], json.dumps(seconds), flush=True)
             if engine == "inline":
-                overhead = 1 - found["work_s"] / found["span_s"]
+                overhead = 1 - seconds["work_s"] / seconds["span_s"]
     lines += ["", f"Inline spends {overhead:.1%} of its time on neither load, forward nor statistics."]
     lines += [
-        f"`{e}` with {given.workers} workers: {spans['inline'] / s:.2f} times inline."
+        f"`{e}` with {arguments.workers} workers: {spans['inline'] / s:.2f} times inline."
         for e, s in spans.items()
         if e != "inline"
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.scanning.job import Job
     from workbench.store.plan_file import KVBytes, LossTolerance, Plan
 
-# Where each public name lives; it is imported when it is first asked for.
+# The module of each public name. It is imported at the first access.
 _HOMES = {
     "Far": "workbench.kernels",
     "Head": "workbench.heads",

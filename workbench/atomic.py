@@ -1,15 +1,21 @@
-"""Atomic writes: after a crash at any moment there is the old file or the new one. Temporary file, fsync, rename."""
+"""Atomic writes of files and folders: write under a temporary name, fsync, rename.
+
+After a crash at any moment the old content or the new content is there, never a part of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
 import socket
 import warnings
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from workbench.heads import RunLocked, StoreNotWritable, WorkbenchError
 
@@ -24,22 +30,37 @@ _REFUSED = {
 }
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_DIRECTORY_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+_PARTIAL = ".partial-"  # readers of checkpoint folders ignore hidden ones
 
 
 def replace_file(path: Path, payload: bytes, *, temporaries: Path | None = None) -> None:
-    """Put `payload` at `path` in one step, durably; on failure nothing is left behind.
-
-    `temporaries` is a folder on the same file system; None is the file's own folder, under a hidden name.
+    """Put `payload` at `path` in one step, durably; after an error nothing is left behind. See `replacing_file`.
 
     Raises:
-        StoreNotWritable: if the disk is full or refuses to be written.
+        StoreNotWritable: if the disk is full or cannot be written.
+    """
+    with replacing_file(path, temporaries=temporaries) as stream:
+        stream.write(payload)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path, *, temporaries: Path | None = None) -> Generator[BinaryIO]:
+    """Yield a stream; its content replaces `path` when the block ends. After an error nothing is left behind.
+
+    `temporaries` is a folder on the same file system; None is the file's own folder, with a hidden name.
+
+    Raises:
+        StoreNotWritable: if the disk is full or cannot be written.
     """
     folder, prefix = (path.parent, ".") if temporaries is None else (temporaries, "")
     with _refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{prefix}{path.stem}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
-            _write_durably(temporary, payload)
+            with temporary.open("xb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _sync_directory(path.parent.parent)
@@ -51,11 +72,33 @@ def replace_file(path: Path, payload: bytes, *, temporaries: Path | None = None)
         _sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Generator[Path]:
+    """Yield an empty hidden folder beside `path`, which must not exist; it becomes `path` when the block ends.
+
+    After an error or a crash the hidden folder stays, until the next call for `path` or `sweep_temporaries`.
+
+    Raises:
+        StoreNotWritable: if the disk is full or cannot be written.
+    """
+    partial = path.with_name(_PARTIAL + path.name)
+    with _refusals_named(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for folder, _, names in os.walk(partial):
+            for name in names:
+                _sync_file(Path(folder, name))
+            _sync_directory(Path(folder))
+        os.rename(partial, path)
+        _sync_directory(path.parent)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line to a file in one write.
 
     Raises:
-        StoreNotWritable: if the disk is full or refuses to be written.
+        StoreNotWritable: if the disk is full or cannot be written.
     """
     with _refusals_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +110,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def prove_writable(folder: Path, *, temporaries: Path) -> None:
-    """Create the folder and write, sync, rename and remove a small file in it.
+    """Create the folder, then write, sync, rename and remove a small file in it.
 
     Raises:
-        StoreNotWritable: if any of it is refused.
+        StoreNotWritable: if one of these operations fails.
     """
     probe = folder / f"writable-{secrets.token_hex(4)}"
     with _refusals_named(folder):
@@ -80,27 +123,35 @@ def prove_writable(folder: Path, *, temporaries: Path) -> None:
         probe.unlink()
 
 
-def sweep_temporaries(temporaries: Path) -> list[Path]:
-    """Remove what dead writers of this machine left; those of living ones and of other machines stay."""
+def sweep_temporaries(folder: Path) -> list[Path]:
+    """Remove temporary files of dead processes of this machine, and partial folders; return their paths.
+
+    Temporary files of live processes and of other machines stay. Two processes must not make the same folder at once.
+    """
     removed: list[Path] = []
-    for path in sorted(temporaries.glob("*.*.*.*")):
-        _, *host, pid, _ = path.name.split(".")
-        if ".".join(host) == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+    of_this_machine = re.compile(rf".*\.{re.escape(socket.gethostname())}\.(\d+)\.[^.]+")
+    for path in sorted(folder.glob("*.*.*.*")):
+        match = of_this_machine.fullmatch(path.name)
+        if match is not None and not _is_alive(int(match[1])):
             path.unlink(missing_ok=True)
             removed.append(path)
+    for path in sorted(folder.glob(f"{_PARTIAL}*")):
+        shutil.rmtree(path)
+        removed.append(path)
     return removed
 
 
 @contextlib.contextmanager
 def advisory_lock(path: Path, *, is_shared: bool) -> Generator[None]:
-    """Hold the advisory lock of a run; the system frees it however the process ends.
+    """Hold the advisory lock of a run inside the block; the system frees it however the process ends.
 
-    A shared one is held beside others, and where another process holds it alone, done without.
+    Several processes can hold a shared lock. Where another process holds the exclusive lock, a shared one is not taken
+    and the block runs without it.
 
     Raises:
-        RunLocked: if another process holds it and this one wants it alone.
+        RunLocked: if an exclusive lock is requested and another process holds the lock.
     """
-    import fcntl  # only where runs are written: reading also works where the module is missing
+    import fcntl  # imported here because Windows lacks it and reading runs needs no lock
 
     with _refusals_named(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -131,19 +182,18 @@ def advisory_lock(path: Path, *, is_shared: bool) -> Generator[None]:
         os.close(descriptor)
 
 
-def _write_durably(path: Path, payload: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        _write_all(descriptor, payload)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_all(descriptor: int, payload: bytes) -> None:
     rest = memoryview(payload)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_directory(folder: Path) -> None:
@@ -169,7 +219,7 @@ def _is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _refusals_named(path: Path) -> Generator[None]:
-    """Turn the system's refusals to write into errors that say what to do."""
+    """Turn the system's write errors into `StoreNotWritable` with the next step."""
     try:
         yield
     except WorkbenchError:

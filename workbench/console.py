@@ -1,10 +1,10 @@
-"""What the command line says and where: data to stdout, everything else to stderr, progress as the terminal allows."""
+"""Terminal output: data on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ STDOUT, STDERR = Console(), Console(stderr=True)
 
 @runtime_checkable
 class ScanProgress(Protocol):
-    """What a progress display reads: see `workbench.scanning.Progress`."""
+    """The fields of `workbench.scanning.Progress` that a display reads."""
 
     @property
     def done(self) -> int: ...
@@ -35,26 +35,26 @@ class ScanProgress(Protocol):
     def eta_s(self) -> float | None: ...
 
 
-def say_json(document: object) -> None:
-    """One JSON document on stdout; what is not a number in JSON (NaN, NA) becomes null."""
+def print_json(document: object) -> None:
+    """Print one JSON document on stdout; NaN, infinity and missing values become null."""
     print(json_text(document, indent=2))
 
 
-def say_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A table on stdout; numbers to the right, NaN and None as a dash."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """Print a table on stdout; numbers are right-aligned, NaN and None are a dash."""
     table = Table(title=title, box=None, pad_edge=False, title_justify="left")
     for i, column in enumerate(columns):
         is_number = all(not isinstance(plain(row[i]), str) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
     for row in rows:
         table.add_row(*(Text(shown(v)) for v in row))
-    # A pipe has no width: let a row be as long as it is.
+    # A pipe has no width: rows are not wrapped.
     console = STDOUT if sys.stdout.isatty() else Console(width=240)
     console.print(table)
 
 
 def shown(value: Any) -> str:
-    """A value as a table shows it."""
+    """Format a value for a table cell."""
     value = plain(value)
     if value is None:
         return "–"
@@ -66,12 +66,13 @@ def shown(value: Any) -> str:
 
 
 def warn(message: str) -> None:
+    """Print a message on stderr."""
     STDERR.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def showing_progress() -> Generator[Any]:
-    """Yield a callback for `scan`: a bar with the time to go on a terminal, one line per probe elsewhere."""
+    """Yield a callback for `scan`: a bar with the remaining time on a terminal, one line per probe elsewhere."""
     if not STDERR.is_terminal:
         yield _Lines()
         return
@@ -84,7 +85,7 @@ def showing_progress() -> Generator[Any]:
         TextColumn("{task.fields[eta]}"),
     )
     with Progress(*columns, console=STDERR) as bar:
-        task = bar.add_task("looking", total=None, eta="")
+        task = bar.add_task("starting", total=None, eta="")
 
         def show(progress: ScanProgress) -> None:
             failed = f", {progress.failed} failed" if progress.failed else ""
@@ -119,36 +120,65 @@ def showing_phases() -> Generator[Any]:
         yield show
 
 
+@contextmanager
+def watched_bar(unit: str) -> Generator[Callable[[int, int, str], None]]:
+    """Yield a callback `(done, total, description)`: a tqdm bar on stderr if `is_watched()`, else no output."""
+    if not is_watched():
+        yield lambda _done, _total, _description: None
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm warns in notebooks without ipywidgets, and then prints a text bar
+        from tqdm.auto import tqdm
+
+    with tqdm(unit=unit) as bar:
+
+        def show(done: int, total: int, description: str) -> None:
+            if bar.total != total:
+                bar.reset(total=total)
+            bar.set_description_str(description, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def is_watched() -> bool:
+    """Whether a person sees stderr as it is written: on a terminal or in a notebook."""
+    ipython: Any = sys.modules.get("IPython")
+    is_notebook = ipython is not None and type(ipython.get_ipython()).__module__ == "ipykernel.zmqshell"
+    return is_notebook or sys.stderr.isatty()
+
+
 class _Quarters:
+    """One line when a phase starts and at each quarter of it."""
+
     def __init__(self) -> None:
-        self._told: set[tuple[str, str, int]] = set()
+        self._printed: set[tuple[str, str, int]] = set()
 
     def __call__(self, name: str, phase: str, done: int, total: int) -> None:
         quarter = 4 * done // total if total else 0
-        if (name, phase, quarter) not in self._told:
-            self._told.add((name, phase, quarter))
+        if (name, phase, quarter) not in self._printed:
+            self._printed.add((name, phase, quarter))
             warn(f"{name} {phase}: {done}/{total}")
 
 
 class _Lines:
-    """One line when a checkpoint's probe starts or a failure comes, at most one a second otherwise."""
+    """One line when a checkpoint's probe starts or a failure is stored."""
 
     def __init__(self) -> None:
         self._last: tuple[str, str, int] | None = None
-        self._at = 0.0
 
     def __call__(self, progress: ScanProgress) -> None:
         key = (progress.checkpoint, progress.probe, progress.failed)
         if key == self._last or (not progress.probe and progress.failed == (self._last or key)[2]):
             return
-        self._last, self._at = key, time.monotonic()
+        self._last = key
         failed = f", {progress.failed} failed" if progress.failed else ""
         eta = "" if progress.eta_s is None else f", {duration(progress.eta_s)} to go"
         warn(f"{progress.checkpoint} {progress.probe}: {progress.done}/{progress.planned} done{failed}{eta}")
 
 
 def duration(seconds: float | None) -> str:
-    """`1 h 20 min`, `3 min 5 s`, `12 s`."""
+    """Format seconds as `1 h 20 min`, `3 min 5 s` or `12 s`; None is `?`."""
     if seconds is None:
         return "?"
     whole = round(seconds)

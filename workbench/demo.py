@@ -1,6 +1,6 @@
-"""The demo: pretrain small models of every attention kind, scan their checkpoints, tell what emerged where and when.
+"""The demo: pretrain a small model of each attention kind, scan its checkpoints, and report when its heads emerged.
 
-Variants run in parallel processes of one thread each. Training and scanning both go on where an earlier call stopped,
+Variants run in parallel processes of one thread each. Training and scanning both resume where an earlier call stopped,
 so an interrupted demo loses at most the steps since a checkpoint.
 """
 
@@ -27,13 +27,13 @@ from workbench.probes import Probe, Vocabulary, copy_needle, repeats, token_sequ
 from workbench.runs import Run, open_run
 from workbench.scanning import Progress, scan
 
-# The longest first, so that the others fill the second core beside it.
+# The longest first, so that the others run on a second core meanwhile.
 ALL_VARIANTS = ("linear", "full", "hybrid", "sliding")
 QUICK_VARIANTS = ("full", "sliding")
 DISTANCES = (8, 12, 16, 24, 32, 40, 52)
 _LENGTH = 64
 _PROBE_SEED = 777
-_ASKED = (
+_REPORTED = (
     ("previous_token", "repeats"),
     ("induction", "repeats"),
     ("induction", "repeats_near"),
@@ -44,7 +44,7 @@ _ASKED = (
 
 @dataclass(frozen=True, slots=True)
 class DemoProgress:
-    """Where one variant stands: `done` of `total` steps or units of a phase, "training" or "scanning"."""
+    """The state of one variant: `done` of `total` steps or units of a phase, "training" or "scanning"."""
 
     variant: str
     phase: str
@@ -54,7 +54,7 @@ class DemoProgress:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The best head of a run for one detector at the last checkpoint, and since when it has been so."""
+    """The best head of a run for one detector at the last checkpoint, and the onset of its score."""
 
     variant: str
     detector: str
@@ -69,7 +69,7 @@ class Finding:
 
 
 def demo_probes() -> list[Probe]:
-    """What the demo's models are asked: long and short repeats, needles in their own language, documents."""
+    """The probes of the demo: long and short repeats, needles in the synthetic language, documents."""
     language = Language()
     words = Vocabulary(torch.tensor(language.words), bos=language.bos)
     rng = np.random.default_rng(_PROBE_SEED)
@@ -90,22 +90,23 @@ def run_demo(
     seed: int = 0,
     on_progress: Callable[[DemoProgress], None] | None = None,
 ) -> list[Run]:
-    """Pretrain and scan the demo's models into `out`/checkpoints and `out`/runs; call it again to go on.
+    """Pretrain and scan the demo's models into `out`/checkpoints and `out`/runs. Call it again to resume.
 
     Args:
         quick: only full and sliding attention, with fewer steps.
+        on_progress: called after every tenth step and every change of a scan; None: no output.
 
     Raises:
         WorkbenchError: if `out` holds a demo of another seed or length, or cannot be written.
     """
     variants = QUICK_VARIANTS if quick else ALL_VARIANTS
     context = get_context("spawn")
-    told: Queue[DemoProgress] = context.Queue()
+    progress: Queue[DemoProgress] = context.Queue()
     n_workers = min(len(variants), os.cpu_count() or 1)
-    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=(told,))
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
         futures = [pool.submit(_run_variant, v, out, quick, seed) for v in variants]
-        _follow(futures, told, on_progress or (lambda _: None))
+        _forward_progress(futures, progress, on_progress or (lambda _: None))
         for future in futures:
             future.result()
     except BaseException:
@@ -121,7 +122,7 @@ def findings(run: Run) -> list[Finding]:
     """The best previous-token, induction, retrieval and sink heads of a demo run."""
     return [
         _finding(run.name, record)
-        for detector, probe in _ASKED
+        for detector, probe in _REPORTED
         for record in run.top(detector, 1, probe=probe).to_dict("records")
     ]
 
@@ -145,50 +146,46 @@ def _finding(variant: str, record: dict[str, Any]) -> Finding:
 
 
 def copy_accuracy(run: Run) -> dict[int, float]:
-    """Share of needle words copied right at the last checkpoint, by distance in tokens."""
+    """Share of needle words copied correctly at the last checkpoint, by distance in tokens."""
     table = run.metrics(probe="copy_needle", metric="copy_accuracy", step=int(run.checkpoints().step.max()))
     table = table[table.distance.notna()]
     return {int(d): float(v) for d, v in zip(table.distance, table.value, strict=True)}
 
 
-_told: Queue[DemoProgress] | None = None
+_progress: Queue[DemoProgress] | None = None
 
 
-def _start_worker(told: Queue[DemoProgress]) -> None:
-    global _told
-    _told = told
-    # A Ctrl-C on the terminal reaches every process; the parent alone decides, and what is written is always whole.
+def _start_worker(progress: Queue[DemoProgress]) -> None:
+    global _progress
+    _progress = progress
+    # A Ctrl-C on the terminal reaches every process. Only the parent handles it; files are written atomically.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 def _run_variant(variant: str, out: Path, quick: bool, seed: int) -> None:
-    chosen = recipe(variant, seed=seed, quick=quick)
+    assert _progress is not None
+    put, variant_recipe = _progress.put, recipe(variant, seed=seed, quick=quick)
 
-    def trained(progress: TrainingProgress) -> None:
+    def on_step(progress: TrainingProgress) -> None:
         if progress.step % 10 == 0 or progress.checkpoint is not None:
-            _tell(DemoProgress(variant, "training", progress.step, chosen.steps))
+            put(DemoProgress(variant, "training", progress.step, variant_recipe.steps))
 
-    def scanned(progress: Progress) -> None:
-        _tell(DemoProgress(variant, "scanning", progress.done, progress.planned))
+    def on_scan(progress: Progress) -> None:
+        put(DemoProgress(variant, "scanning", progress.done, progress.planned))
 
     checkpoints = out / "checkpoints" / variant
-    pretrain_run(chosen, checkpoints, on_step=trained)
-    scan(checkpoints, out / "runs" / variant, probes=demo_probes(), on_progress=scanned)
+    pretrain_run(variant_recipe, checkpoints, on_step=on_step)
+    scan(checkpoints, out / "runs" / variant, probes=demo_probes(), on_progress=on_scan)
 
 
-def _tell(progress: DemoProgress) -> None:
-    assert _told is not None
-    _told.put(progress)
-
-
-def _follow(
-    futures: Sequence[Future[None]], told: Queue[DemoProgress], on_progress: Callable[[DemoProgress], None]
+def _forward_progress(
+    futures: Sequence[Future[None]], progress: Queue[DemoProgress], on_progress: Callable[[DemoProgress], None]
 ) -> None:
-    """Pass progress on until every variant is done or one has failed."""
+    """Forward progress until every variant is done or one has failed."""
     while True:
         try:
-            on_progress(told.get(timeout=0.2))
+            on_progress(progress.get(timeout=0.2))
             continue
         except queue.Empty:
             pass

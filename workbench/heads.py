@@ -1,4 +1,4 @@
-"""The vocabulary every part shares: heads, layers, rows of scores, and errors a user can mend. No torch."""
+"""The vocabulary of all modules: heads, layers, rows of scores, and the errors that a user can correct. No torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class WorkbenchError(Exception):
-    """A mistake the user can mend: the message says what was given, what was expected, and the next step.
+    """A mistake that the user can correct. The message gives the value, what was expected, and the next step.
 
-    `exit_code` is what the command line ends with.
+    `exit_code` is that of the command line.
     """
 
     exit_code = 2
 
 
 class BadCheckpoint(WorkbenchError):
-    """A checkpoint that must not be scored: truncated, incomplete, non-finite, unsafe or not a checkpoint."""
+    """A checkpoint that must not be scored: truncated, incomplete, non-finite, unsafe or no checkpoint."""
 
     exit_code = 1
 
@@ -51,7 +51,7 @@ class RunLocked(WorkbenchError):
 
 
 class RoundedDecayWarning(UserWarning):
-    """Heads whose decay per token is rounded away by the precision that a model in memory holds it in."""
+    """Heads whose decay per token is lost by rounding to the model's precision in memory."""
 
 
 class Head(NamedTuple):
@@ -88,10 +88,10 @@ class KVHead(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """What one token mixer of a model is.
+    """One token mixer of a model.
 
-    `index` is the model's own layer number; a layer with two mixers has two of these. `window` is in tokens, own
-    position included; None where the layer sees the whole past. `has_sinks`: learned sink logits.
+    `index` is the model's own layer number; a layer with two mixers has two entries. `window` is in tokens, own
+    position included; None if the layer sees the whole past. `has_sinks`: learned sink logits.
     """
 
     index: int
@@ -105,11 +105,11 @@ class LayerInfo:
 
     @property
     def hook_name(self) -> str | None:
-        """The hook of TransformerLens that holds this layer's pattern; None for linear layers: it has none for them."""
+        """TransformerLens's hook for this layer's pattern; None for layers without softmax attention."""
         return f"blocks.{self.index}.attn.hook_pattern" if self.mixer == "softmax" else None
 
     def kv_head(self, head: int) -> int:
-        """The key/value head that query head `head` reads."""
+        """The key/value head of query head `head`."""
         return head // (self.n_heads // self.n_kv_heads)
 
 
@@ -117,10 +117,10 @@ class LayerInfo:
 class Row:
     """One detector's score of one head on one probe.
 
-    `score` is the mean over sequences of the mean over rows. `half_a` and `half_b` are the same on the even and the
-    odd sequences, `sd_seq` the standard deviation over sequences, `n` rows, `n_seq` sequences with at least one row.
-    `ci_lo`, `ci_hi`: 95 % percentile bootstrap over sequences, NaN below 5 of them. `head` is None for scores that
-    only exist per key/value head. `flags` holds `key=value` pairs separated by `;`.
+    `score` is the mean over sequences of the mean over rows. `half_a` and `half_b` are the same on the even and the odd
+    sequences, `sd_seq` the standard deviation over sequences, `n` the number of rows, `n_seq` that of sequences with at
+    least one row. `ci_lo`, `ci_hi`: 95 % percentile bootstrap over sequences, NaN for fewer than 5. `head` is None for
+    scores of a key/value head. `flags` holds `key=value` pairs separated by `;`.
     """
 
     layer: int
@@ -146,9 +146,9 @@ class Row:
 class Metric:
     """One model-level number on one probe.
 
-    `distance` (tokens between query and source) and `position` (row) say at which of them it was measured; None means
-    pooled, or measured at another class that `metric` names at its end: `recall_hops_2`, `loss_nats_depth_50`.
-    `n` counts answers. Halves and interval as in `Row`.
+    `distance` (tokens between query and source) and `position` (row) give where it was measured. None means pooled, or
+    measured for another class, which `metric` names at its end: `recall_hops_2`, `loss_nats_depth_50`. `n` is the
+    number of answers. Halves and interval are as in `Row`.
     """
 
     probe: str

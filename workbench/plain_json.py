@@ -1,4 +1,4 @@
-"""JSON without NaN: numpy, pandas, paths and missing numbers as what JSON has."""
+"""JSON without NaN: numpy and pandas values, paths and missing numbers become JSON's own types."""
 
 from __future__ import annotations
 

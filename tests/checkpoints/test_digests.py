@@ -1,14 +1,100 @@
-"""Digests written beside weights: a flipped bit is refused by name, a list is read in any of its usual forms."""
+"""A fingerprint covers every byte of the weights and the config; a written digest shows a flipped bit by file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 
 import pytest
 
-from tests.checkpoints.folders import checkpoint
-from workbench.checkpoints import verify_digests
-from workbench.heads import BadCheckpoint
+from tests.checkpoints.folders import CONFIG, checkpoint
+from workbench.checkpoints import fingerprint, same_weights, verify_digests
+from workbench.heads import BadCheckpoint, StoreNotWritable
+
+
+def flip(path, place=-3):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x40
+    path.write_bytes(bytes(content))
+
+
+def test_copies_have_one_fingerprint_whatever_their_names_and_times(tmp_path):
+    a, b = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    os.utime(b / "model.safetensors", (0, 0))
+    assert fingerprint(a) == fingerprint(b)
+    assert len(fingerprint(a).weights) == len(fingerprint(a).config) == 32
+    assert same_weights(a, b)
+
+
+def test_one_flipped_bit_of_tensor_data_is_another_fingerprint(tmp_path):
+    a, b = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    flip(b / "model.safetensors")
+    assert fingerprint(a).weights != fingerprint(b).weights
+    assert fingerprint(a).config == fingerprint(b).config
+    assert not same_weights(a, b)
+
+
+def test_a_flip_between_the_samples_is_seen(tmp_path):
+    a, b = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    for path in (a, b):
+        (path / "model.safetensors").write_bytes(bytes(1 << 20))
+    assert same_weights(a, b)
+    flip(b / "model.safetensors", place=30_000)
+    assert not same_weights(a, b)
+
+
+def test_the_config_counts_and_its_layout_does_not(tmp_path):
+    a, b, c = (checkpoint(tmp_path / name) for name in "abc")
+    shuffled = {"_name_or_path": "x", "transformers_version": "9", **dict(reversed(CONFIG.items()))}
+    (b / "config.json").write_text(json.dumps(shuffled, indent=7))
+    (c / "config.json").write_text(json.dumps({**CONFIG, "rope_theta": 1e6}))
+    assert fingerprint(a) == fingerprint(b)
+    assert fingerprint(a).config != fingerprint(c).config
+
+
+def test_the_cache_spares_reading_and_notices_a_rewrite(tmp_path, monkeypatch):
+    path, cache = checkpoint(tmp_path / "a"), tmp_path / "deep" / "digests.json"
+    first = fingerprint(path, cache)
+    monkeypatch.setattr("workbench.checkpoints.digests._file_digest", lambda file: pytest.fail("read again"))
+    assert fingerprint(path, cache) == first
+    monkeypatch.undo()
+    flip(path / "model.safetensors")
+    assert fingerprint(path, cache).weights != first.weights
+    assert fingerprint(path, cache) == fingerprint(path)
+    assert [p.name for p in cache.parent.rglob("*") if p.is_file()] == ["digests.json"]
+
+
+def test_the_first_bytes_are_looked_at_even_where_size_and_time_are_forged(tmp_path):
+    path, cache = checkpoint(tmp_path / "a"), tmp_path / "digests.json"
+    first = fingerprint(path, cache)
+    stat = (path / "model.safetensors").stat()
+    flip(path / "model.safetensors")
+    os.utime(path / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint(path, cache).weights != first.weights
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 5}'])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    path, cache = checkpoint(tmp_path / "a"), tmp_path / "digests.json"
+    cache.write_text(damage)
+    assert fingerprint(path, cache) == fingerprint(path)
+    assert len(json.loads(cache.read_text())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreNotWritable, match="digests"):
+        fingerprint(checkpoint(tmp_path / "a"), tmp_path / "file" / "digests.json")
+
+
+def test_nothing_is_the_same_as_a_folder_without_weights(tmp_path):
+    a, b = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    for path in (a, b):
+        (path / "model.safetensors").unlink()
+    assert not same_weights(a, b)
+    with pytest.raises(BadCheckpoint, match="no weights"):
+        fingerprint(a)
 
 
 def sha256(file):

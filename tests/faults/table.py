@@ -1,10 +1,10 @@
 """The fault table of docs/jobs.md: which tests show that a row behaves as it says."""
 
 BAD, STORE = "tests/faults/test_bad_checkpoints.py", "tests/faults/test_store_faults.py"
-SCAN, LOCAL = "tests/faults/test_scan_faults.py", "tests/engines/test_local.py"
+SCAN, LOCAL = "tests/faults/test_scan_faults.py", "tests/scanning/engines/test_local.py"
 EVIL = "tests/faults/test_malicious.py"
-RAY, NODES = "tests/engines/test_ray.py", "tests/engines/test_ray_nodes.py"
-SCANNING = "tests/test_scanning.py"
+RAY, NODES = "tests/scanning/engines/test_ray.py", "tests/scanning/engines/test_ray_nodes.py"
+SCANNING = "tests/scanning/test_execution.py"
 
 # Row: (file, what the names of its tests begin with after `test_`).
 TESTS: dict[int, tuple[tuple[str, str], ...]] = {

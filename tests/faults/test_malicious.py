@@ -24,8 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from tests.families import tiny
 from workbench.checkpoints import find_checkpoints, fingerprint
-from workbench.checkpoints.fingerprints import same_weights
-from workbench.checkpoints.written_digests import verify_digests
+from workbench.checkpoints.digests import same_weights, verify_digests
 from workbench.heads import BadCheckpoint
 from workbench.loading.pretrained import load_pretrained
 

@@ -1,12 +1,11 @@
-"""Directories of pretraining checkpoints: ordered, looked over by their headers, fingerprinted. No torch."""
+"""Directories of pretraining checkpoints: their order, their headers and their fingerprints. No torch."""
 
 from workbench.checkpoints.configs import ConfigChange, config_changes, read_config
-from workbench.checkpoints.fingerprints import Fingerprint, fingerprint, same_weights
+from workbench.checkpoints.digests import Fingerprint, fingerprint, same_weights, verify_digests
 from workbench.checkpoints.formats import Format, checkpoint_format
 from workbench.checkpoints.names import CheckpointName, parse_name
 from workbench.checkpoints.series import Checkpoint, Series, find_checkpoints
 from workbench.checkpoints.weight_headers import TensorInfo, WeightsInfo, inspect_weights
-from workbench.checkpoints.written_digests import verify_digests
 
 __all__ = [
     "Checkpoint",

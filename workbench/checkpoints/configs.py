@@ -1,4 +1,4 @@
-"""A checkpoint's config.json: read it, and notice where the architecture changes along a series."""
+"""Read a checkpoint's config.json, and find changes of the architecture along a series."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workbench.heads import BadCheckpoint
 CONFIG = "config.json"
 _LFS = b"version https://git-lfs.github.com/spec/"
 
-# What each is called in config.json, most common name first. A wrong value often loads without an error,
-# because the shapes agree: 8 heads of 16 and 4 heads of 32 have the same projections.
+# Each setting's names in config.json, the most common first. A wrong value often loads without an error, because the
+# shapes agree: 8 heads of 16 and 4 heads of 32 have the same projections.
 _ARCHITECTURE = {
     "model_type": ("model_type",),
     "n_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -28,7 +28,7 @@ _ARCHITECTURE = {
     "window": ("sliding_window", "window_size", "attention_chunk_size"),
     "layer_types": ("layer_types",),
 }
-# These change in an honest long-context stage, so a change is reported and does not refuse the checkpoint.
+# These may change in a long-context stage, so a change is reported and the checkpoint is not refused.
 _POSITIONS = {
     "rope": ("rope_parameters", "rope_scaling"),
     "rope_theta": ("rope_theta", "rotary_emb_base"),
@@ -40,8 +40,8 @@ _POSITIONS = {
 class ConfigChange:
     """One setting of one checkpoint's config.json that its siblings of the same stage do not share.
 
-    `is_fatal`: with this value the weights mean another model than at the siblings, so the checkpoint must
-    not be scored as one of them.
+    `is_fatal`: with this value the weights define another model than at the siblings, so the checkpoint must not be
+    scored as one of them.
     """
 
     checkpoint: str
@@ -52,8 +52,8 @@ class ConfigChange:
 
     def __str__(self) -> str:
         step = "give it a stage of its own in series.toml, or mend the file" if self.is_fatal else "recorded"
-        differs = f"config.json has {self.setting} {self.value}, its siblings {self.usual}"
-        return f"{self.checkpoint}: {differs}; {step}"
+        change = f"config.json has {self.setting} {self.value}, its siblings {self.usual}"
+        return f"{self.checkpoint}: {change}; {step}"
 
 
 def read_json_object(path: Path) -> dict[str, object]:
@@ -92,8 +92,8 @@ def read_config(checkpoint: Path) -> dict[str, object]:
 def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChange]:
     """Compare the configs of each stage's checkpoints, given as (name, path), with the most common values.
 
-    A change between stages is not reported. Checkpoints without a config.json that can be read and names a model
-    type are passed over: they are refused when they are opened, and have no say in what is usual.
+    A change between stages is not reported. A checkpoint whose config.json is missing, unreadable or without a model
+    type is skipped; it is refused when it is opened.
     """
     return [change for checkpoints in stages for change in _stage_changes(checkpoints)]
 
@@ -116,7 +116,7 @@ def _stage_changes(checkpoints: list[tuple[str, Path]]) -> list[ConfigChange]:
 
 
 def _settings(checkpoint: Path) -> dict[str, str]:
-    """Each setting as JSON, `null` where the config does not name it; empty for a config that describes no model."""
+    """Each setting as JSON, `null` if the config lacks it; empty for a config without a model type."""
     try:
         config = read_config(checkpoint)
     except BadCheckpoint:

@@ -1,4 +1,4 @@
-"""Which program wrote a checkpoint folder, told by file names alone, and how to convert what is not read."""
+"""Detect the format of a checkpoint folder by its file names, list its weight files, and say how to convert it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DCP_INDEX = ".metadata"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _HF_PICKLE = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
-# Beside the weights, not weights.
+# Files that are saved beside the weights.
 _NO_WEIGHTS = re.compile(
     r"(optim|scheduler|scaler|rng|random_states|training_args|sampler|dataloader|common|trainer).*"
     r"|.*optim_states"
@@ -39,9 +39,9 @@ HINTS: dict[Format, str] = {
 
 
 def checkpoint_format(path: Path) -> Format:
-    """The format of a checkpoint folder or file; "none" if nothing in it looks like weights.
+    """The format of a checkpoint folder or file; "none" if no file name is that of weights.
 
-    Safetensors win over anything beside them, as they are what is loaded.
+    Safetensors have precedence over all other files, because they are what is loaded.
     """
     if not path.is_dir():
         return "pt" if path.suffix in _PICKLES else "none"
@@ -65,7 +65,7 @@ def checkpoint_format(path: Path) -> Format:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Every file that holds weights, in a stable order: what a fingerprint covers."""
+    """Every file that holds weights, in a stable order. The fingerprint covers these files."""
     if not path.is_dir():
         return [path]
     kind = checkpoint_format(path)
@@ -85,8 +85,13 @@ def weight_files(path: Path) -> list[Path]:
     return sorted(f for f in path.rglob("*") if (f.suffix in endings or f.name == DCP_INDEX) and f.is_file())
 
 
+def weights_size(path: Path) -> int:
+    """Bytes of the weight files that exist."""
+    return sum(file.stat().st_size for file in weight_files(path) if file.exists())
+
+
 def _listing(path: Path) -> tuple[set[str], set[str]]:
-    """Names of files and of folders; a folder that may not be listed has neither."""
+    """Names of files and of folders; both empty if the folder may not be listed."""
     files: set[str] = set()
     folders: set[str] = set()
     try:

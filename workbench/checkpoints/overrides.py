@@ -1,4 +1,4 @@
-"""What the user says about a series in `series.toml` beside the checkpoints; it wins over names and files."""
+"""Read `series.toml` beside the checkpoints: the user's steps, tokens and stages override names and files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Placement(BaseModel):
-    """One `[checkpoints."NAME"]` table: where the checkpoint belongs, or `skip = true`.
+    """One `[checkpoints."NAME"]` table: the position of the checkpoint in training, or `skip = true`.
 
-    `step` is counted as names count it, `tokens` from the very beginning of training.
+    `step` counts as the names do, `tokens` from the beginning of training.
     """
 
     model_config = _STRICT
@@ -40,7 +40,7 @@ class Overrides(BaseModel):
     checkpoints: dict[str, Placement] = Field(default_factory=dict)
 
     def tokens_per_step_of(self, stage: str | None) -> int | None:
-        """Tokens per step in a stage, where the user gave it."""
+        """Tokens per step of a stage; None if the user gave none."""
         if isinstance(self.tokens_per_step, dict):
             return self.tokens_per_step.get(stage or "")
         return self.tokens_per_step

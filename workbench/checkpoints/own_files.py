@@ -1,4 +1,4 @@
-"""Which files are a checkpoint's own: none is read that a link takes from elsewhere, or that is a pipe or a device."""
+"""Refuse files that are not a checkpoint's own: links to files outside it, pipes and devices."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from workbench.heads import BadCheckpoint
 
-# What transformers and the tokenizers look for beside the weights.
-_READ = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".safetensors")
+# Endings of the files that transformers and tokenizers read beside the weights.
+_ENDINGS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".safetensors")
 _TEMPLATES = "additional_chat_templates"
 
 
 def own_file(root: Path, file: Path) -> Path:
-    """The file itself, if it is a regular one inside the folder `root` or not there at all.
+    """Return `file` if it is a regular file inside the folder `root`, or does not exist.
 
-    Links are followed: within the folder, and from a snapshot of a Hugging Face cache to the cache's own blobs.
+    Links are allowed within the folder, and from a snapshot of a Hugging Face cache to the cache's own blobs.
 
     Raises:
         BadCheckpoint: if it lies elsewhere, or is no regular file.
@@ -29,7 +29,7 @@ def own_file(root: Path, file: Path) -> Path:
 
 
 def refuse_foreign(root: Path) -> None:
-    """Refuse a folder in which anything that is read by name is not its own.
+    """Refuse a folder if a file that is read by name is not its own.
 
     Raises:
         BadCheckpoint: naming the first such file.
@@ -38,7 +38,7 @@ def refuse_foreign(root: Path) -> None:
         return
     templates = root / _TEMPLATES
     inside = sorted(templates.iterdir()) if templates.is_dir() else []
-    named = [root / name for name in sorted(os.listdir(root)) if name.endswith(_READ)]
+    named = [root / name for name in sorted(os.listdir(root)) if name.endswith(_ENDINGS)]
     for file in [*named, *inside]:
         own_file(root, file)
 

@@ -1,4 +1,4 @@
-"""A directory of checkpoints as one series: stages in order, steps and tokens counted from the beginning."""
+"""A directory of checkpoints as one series: stages in order, steps and tokens from the beginning of training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.checkpoints.configs import ConfigChange, config_changes
 from workbench.checkpoints.formats import Format
 from workbench.checkpoints.overrides import SERIES_FILE
 from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
-from workbench.checkpoints.training_order import place_entries, settle_duplicates, stage_order
+from workbench.checkpoints.training_order import read_entries, settle_duplicates, stage_order
 from workbench.heads import NoCheckpoints
 
 LrSource = Literal["trainer_state", "unknown"]
@@ -20,16 +20,15 @@ LrSource = Literal["trainer_state", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One checkpoint and where it stands in training. None is "not known", never 0.
+    """One checkpoint and its position in training. None is "not known", never 0.
 
-    `step` is as its maker counts, perhaps from the start of `stage`; `step_total` and `tokens` count from the
-    beginning of training. `tokens_lo`, `tokens_hi` bound the tokens wherever anything does; `tokens` is given
-    where they are known within 1 %, or where a label is all that places the checkpoint. `tokens_source`:
-    counted by the trainer ("trainer_state"), the user's own ("user") or steps times the user's
-    ("tokens_per_step"), the name's ("label"), or what all labels of the stage allow together ("labels_fit").
-    `index` numbers checkpoints and is no step. `lr` is the learning rate logged last before the step.
-    `format` "none" has no weights: it stays in the series so that the failure to open it is seen. `alias_of`
-    names a checkpoint with the same weights.
+    `step` counts as its maker does, perhaps from the start of `stage`; `step_total` and `tokens` count from the
+    beginning of training. `tokens_lo` and `tokens_hi` bound the tokens. `tokens` is set if the bounds lie within 1 %,
+    or if the checkpoint has neither step nor index. `tokens_source`: counted by the trainer ("trainer_state"), given by
+    the user ("user"), steps times the user's tokens per step ("tokens_per_step"), the name's label ("label"), or all
+    labels of the stage together ("labels_fit"). `index` numbers checkpoints and is no step. `lr` is the learning rate
+    logged last before the step. `format` "none" has no weights; the checkpoint stays in the series so that the failure
+    to open it is reported. `alias_of` names a checkpoint with the same weights.
     """
 
     name: str
@@ -51,11 +50,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The checkpoints in order, and what else was seen.
+    """The checkpoints in order.
 
-    `stages` are the named ones, in order. `ignored` maps what is no checkpoint to the reason. `remarks` are
-    sentences for people. `config_changes` within a stage: a fatal one means that the checkpoint must not be
-    scored.
+    `stages` are the named ones, in order. `ignored` maps each other entry to the reason. `remarks` are sentences for
+    the user. `config_changes` within a stage: after a fatal one the checkpoint must not be scored.
     """
 
     root: Path
@@ -71,59 +69,60 @@ class Series:
 
 
 def find_checkpoints(directory: str | Path) -> Series:
-    """Order the checkpoints of a directory; of one checkpoint's own directory, a series of one.
+    """Order the checkpoints of a directory. The directory of a single checkpoint is a series of one.
 
-    Order is by stage, then by tokens or steps, branch and name; never by time or by text. A checkpoint that
-    says nothing of its place (`main`, `final`) is the last; one that says no stage where others do is of the
-    first. Steps restart per stage unless every stage begins at or after the end of the one before, and token
-    labels likewise. `series.toml` beside the checkpoints overrides: `tokens_per_step` (a number, or a table by
-    stage), `steps = "cumulative" | "per_stage"`, `stage_order`, and rows `[checkpoints."NAME"]` with `step`,
+    Order is by stage, then by tokens or steps, branch and name, never by modification time or alphabet alone. A
+    checkpoint whose name gives no position (`main`, `final`) is the last. One without a stage belongs to the first
+    stage if others have one. Steps restart in each stage, unless every stage begins at or after the end of the one
+    before; token labels likewise. `series.toml` beside the checkpoints overrides: `tokens_per_step` (a number, or a
+    table by stage), `steps = "cumulative" | "per_stage"`, `stage_order`, and rows `[checkpoints."NAME"]` with `step`,
     `tokens`, `stage`, `branch` or `skip`.
 
     Raises:
-        NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different
-            weights, steps beside token labels); names them.
+        NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different weights,
+            steps beside token labels); the message names them.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
-    found = find_candidates(Path(directory))
-    skipped = {name: f"skip = true in {SERIES_FILE}" for name, row in found.overrides.checkpoints.items() if row.skip}
-    entries, remarks = place_entries(found)
+    candidates = find_candidates(Path(directory))
+    overrides = candidates.overrides
+    skipped = {name: f"skip = true in {SERIES_FILE}" for name, row in overrides.checkpoints.items() if row.skip}
+    entries, remarks = read_entries(candidates)
     if not entries:
         raise NoCheckpoints(f"{directory}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
     entries, aliases, outputs = settle_duplicates(entries)
-    order = stage_order(entries, found.overrides)
-    counted = _ordered(count_from_start(entries, order, found.overrides), order)
+    order = stage_order(entries, overrides)
+    counted = _ordered(count_from_start(entries, order, overrides), order)
     stages = [[(each.entry.name, each.entry.path) for each in counted if each.entry.stage == stage] for stage in order]
     return Series(
-        root=found.root,
+        root=candidates.root,
         checkpoints=tuple(_checkpoint(each, aliases.get(each.entry.name)) for each in counted),
         stages=tuple(stage for stage in order if stage is not None),
-        ignored=found.ignored | outputs | skipped,
+        ignored=candidates.ignored | outputs | skipped,
         remarks=tuple(remarks),
         config_changes=tuple(config_changes(stages)),
     )
 
 
 def _ordered(counted: list[Counted], order: list[str | None]) -> list[Counted]:
-    """Sort by stage and, within a stage, by the first measure that all its placed checkpoints have."""
+    """Sort by stage and, within a stage, by the first measure that all its checkpoints with a position have."""
     ordered: list[Counted] = []
     for stage in order:
         members = [each for each in counted if each.entry.stage == stage]
-        placed = [each for each in members if each.entry.place is not None]
+        positioned = [each for each in members if each.entry.position is not None]
         for measure in (_tokens, _step, _index, _label):
-            if all(measure(each) is not None for each in placed):
-                placed.sort(key=lambda each: (measure(each), each.entry.branch or "", each.entry.name))
+            if all(measure(each) is not None for each in positioned):
+                positioned.sort(key=lambda each: (measure(each), each.entry.branch or "", each.entry.name))
                 break
         else:
-            a = placed[0].entry
-            b = next((each.entry for each in placed if _kind(each) != _kind(placed[0])), placed[-1].entry)
+            a = positioned[0].entry
+            b = next((each.entry for each in positioned if _kind(each) != _kind(positioned[0])), positioned[-1].entry)
             raise NoCheckpoints(
-                f"{a.name} is at {a.place}, {b.name} at {b.place}: they cannot be put in one order; give steps"
+                f"{a.name} is at {a.position}, {b.name} at {b.position}: they cannot be put in one order; give steps"
                 f" or tokens_per_step in {SERIES_FILE}"
             )
-        ordered += [*placed, *sorted((each for each in members if each.entry.place is None), key=_name)]
-    # What has no stage where others have one, such as `main`, is the end of training, not its beginning.
-    return sorted(ordered, key=lambda each: each.entry.place is None and each.entry.stage is None)
+        ordered += [*positioned, *sorted((each for each in members if each.entry.position is None), key=_name)]
+    # A checkpoint without stage and position, such as `main`, is the end of training, not its beginning.
+    return sorted(ordered, key=lambda each: each.entry.position is None and each.entry.stage is None)
 
 
 def _tokens(each: Counted) -> int | None:
@@ -147,8 +146,8 @@ def _name(each: Counted) -> str:
 
 
 def _kind(each: Counted) -> str:
-    """step, index or token"""
-    return (each.entry.place or "").split(" ")[0]
+    """The measure of a checkpoint's position: step, index or token."""
+    return (each.entry.position or "").split(" ")[0]
 
 
 def _checkpoint(counted: Counted, alias_of: str | None) -> Checkpoint:

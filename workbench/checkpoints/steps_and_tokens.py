@@ -1,4 +1,4 @@
-"""Steps and tokens counted from the very beginning of training, however each stage counts its own."""
+"""Convert steps and tokens, which each stage may count from its own start, to totals from the beginning of training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from workbench.checkpoints.labels import Label, TokensPerStep, fit_tokens_per_step, is_precise
+from workbench.checkpoints.names import Label, TokensPerStep, fit_tokens_per_step, is_precise
 from workbench.checkpoints.overrides import Overrides
 from workbench.checkpoints.training_order import Entry, follows_another
 
@@ -39,40 +39,40 @@ class _Tokens:
 
 @dataclass(frozen=True, slots=True)
 class _Counting:
-    """How the stages of this series count."""
+    """How the stages of a series count: from the beginning of training, or each from its own start."""
 
     steps_are_cumulative: bool
     tokens_are_cumulative: bool
 
 
 def count_from_start(entries: list[Entry], order: list[str | None], overrides: Overrides) -> list[Counted]:
-    """Total steps and tokens of every entry.
+    """Compute the total steps and tokens of every entry.
 
-    A stage that restarts its steps continues from the last checkpoint of the stage before: of the same branch
-    if it has one, else of the trunk, else of its longest branch. A stage that cannot be the first and whose
-    predecessor is not there has no total tokens, unless the user says that counts are cumulative.
+    A stage that restarts its steps continues from the last checkpoint of the stage before: of the same branch if it has
+    one, else of the trunk, else of its longest branch. A stage that cannot be the first and whose predecessor is
+    missing has no total tokens, unless the user sets counts to cumulative.
     """
     stages = [[entry for entry in entries if entry.stage == stage] for stage in order]
     counting = _counting(stages, overrides)
-    done: list[list[Counted]] = []
+    finished: list[list[Counted]] = []
     for members in stages:
         counted: list[Counted] = []
         for branch in sorted({entry.branch for entry in members}, key=lambda branch: branch or ""):
             group = [entry for entry in members if entry.branch == branch]
-            counted += _count_group(group, _parent(done, branch), counting, overrides)
-        done.append(counted)
-    return [each for counted in done for each in counted]
+            counted += _count_group(group, _parent(finished, branch), counting, overrides)
+        finished.append(counted)
+    return [each for counted in finished for each in counted]
 
 
 def _counting(stages: list[list[Entry]], overrides: Overrides) -> _Counting:
-    """What the user says, or else: cumulative if every stage begins at or after the end of the one before."""
+    """The user's choice; else cumulative if every stage begins at or after the end of the one before."""
     if overrides.steps is not None:
         return _Counting(overrides.steps == "cumulative", overrides.steps == "cumulative")
     steps = [[entry.step for entry in stage if entry.step is not None] for stage in stages]
     tokens = [[count for entry in stage if (count := _stage_tokens(entry)) is not None] for stage in stages]
     steps_are_cumulative = _rises(steps)
-    is_told = sum(map(bool, tokens)) > 1
-    return _Counting(steps_are_cumulative, _rises(tokens) if is_told else steps_are_cumulative)
+    has_several = sum(map(bool, tokens)) > 1
+    return _Counting(steps_are_cumulative, _rises(tokens) if has_several else steps_are_cumulative)
 
 
 def _rises(stages: Sequence[Sequence[int]]) -> bool:
@@ -86,9 +86,9 @@ def _stage_tokens(entry: Entry) -> int | None:
     return entry.label[0] if entry.label else None
 
 
-def _parent(done: list[list[Counted]], branch: str | None) -> Counted | None:
-    """The checkpoint that a branch continues from."""
-    for stage in reversed(done):
+def _parent(finished: list[list[Counted]], branch: str | None) -> Counted | None:
+    """The checkpoint from which a branch continues."""
+    for stage in reversed(finished):
         ends: dict[str | None, Counted] = {}
         for each in stage:
             end = ends.get(each.entry.branch)
@@ -103,7 +103,7 @@ def _parent(done: list[list[Counted]], branch: str | None) -> Counted | None:
 def _count_group(
     group: list[Entry], parent: Counted | None, counting: _Counting, overrides: Overrides
 ) -> list[Counted]:
-    """Totals of the checkpoints of one stage and branch."""
+    """The totals of the checkpoints of one stage and branch."""
     fit = None
     if parent is None or counting.steps_are_cumulative == counting.tokens_are_cumulative:
         labels = [Label(entry.step, *entry.label[1:]) for entry in group if entry.step is not None and entry.label]
@@ -124,9 +124,9 @@ def _count_group(
 
 
 def _with_tokens(entry: Entry, step_total: int | None, tokens: _Tokens | None) -> Counted:
-    """The totals as they are shown: a count known to 1 %, or the bounds alone.
+    """The totals as reported: a count that is known to 1 %, or the bounds alone.
 
-    A coarse label is off by up to one unit, 43 % at OLMo 2's first checkpoints: there the step is the better axis.
+    A coarse label is wrong by up to one unit, 43 % at OLMo 2's first checkpoints. There the step is the better axis.
     """
     if tokens is None:
         return Counted(entry, step_total, None, None, None, "unknown")
@@ -136,7 +136,7 @@ def _with_tokens(entry: Entry, step_total: int | None, tokens: _Tokens | None) -
 
 
 def _user_tokens(entry: Entry, step_total: int | None, parent: Counted | None, overrides: Overrides) -> _Tokens | None:
-    """Total tokens by the user: the checkpoint's own or, where the trainer did not count, tokens per step."""
+    """Total tokens as the user gave them: for the checkpoint or, if the trainer did not count, by tokens per step."""
     if entry.tokens_given is not None:
         return _Tokens(entry.tokens_given, entry.tokens_given, entry.tokens_given, "user")
     tokens_per_step = overrides.tokens_per_step_of(entry.stage)
@@ -152,7 +152,7 @@ def _user_tokens(entry: Entry, step_total: int | None, parent: Counted | None, o
 
 
 def _own_tokens(entry: Entry, fit: TokensPerStep | None) -> _Tokens | None:
-    """Tokens as the stage counts them: the trainer's, the fit of all labels, or the name's label."""
+    """Tokens as the stage counts them: by the trainer, by the fit of all labels, or by the name's label."""
     if entry.tokens_seen is not None:
         return _Tokens(entry.tokens_seen, entry.tokens_seen, entry.tokens_seen, "trainer_state")
     label = entry.label
@@ -165,7 +165,7 @@ def _own_tokens(entry: Entry, fit: TokensPerStep | None) -> _Tokens | None:
 
 
 def _after(parent: Counted, tokens: _Tokens) -> _Tokens | None:
-    """Tokens of a stage that counts its own, added to those of its parent; unknown where the parent's are."""
+    """A stage's own tokens added to those of its parent; None if the parent's are unknown."""
     lo, hi = parent.tokens_lo, parent.tokens_hi
     if lo is None or hi is None:
         return None

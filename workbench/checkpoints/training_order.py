@@ -1,28 +1,40 @@
-"""Where each checkpoint stands in training: what its name, its trainer state and the user say together."""
+"""The position of each checkpoint in training, from its name, its trainer state and the user's overrides."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
-from workbench.checkpoints.candidates import Candidate, Finding
-from workbench.checkpoints.fingerprints import same_weights
+from workbench.checkpoints.candidates import Candidate, Candidates
+from workbench.checkpoints.configs import read_json_object
+from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
 from workbench.checkpoints.overrides import SERIES_FILE, Overrides, Placement
-from workbench.checkpoints.trainer_state import TRAINER_STATE, TrainerState, read_trainer_state
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 
+TRAINER_STATE = "trainer_state.json"
 _FIRST_STAGES = ("pretrain", "stage1")
-# Those of other names, and more than one of a rank, need a stage_order.
+# Stages with other names, and several stages of one rank, need a stage_order.
 _RANKS = {"pretrain": 0, "midtrain": 2, "anneal": 3, "decay": 3, "cooldown": 3, "long-context": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The state that Hugging Face's Trainer saves with a checkpoint. `tokens` is None if it did not count them."""
+
+    step: int
+    tokens: int | None
+    lr: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A checkpoint before its totals are known.
 
-    `label` is the name's token count with its bounds; `tokens_seen` what the trainer counted; both may count
-    from the start of the stage, as `step` may. `tokens_given` is the user's, from the very beginning.
+    `label` is the name's token count with its bounds, `tokens_seen` the trainer's count; like `step`, both may count
+    from the start of the stage. `tokens_given` is the user's, from the beginning of training.
     """
 
     name: str
@@ -38,8 +50,8 @@ class Entry:
     lr: float | None
 
     @property
-    def place(self) -> str | None:
-        """What tells it from the others of its stage and branch, in words; None if nothing does."""
+    def position(self) -> str | None:
+        """The position within its stage and branch, in words; None if it is unknown."""
         if self.step is not None:
             return f"step {self.step}"
         if self.index is not None:
@@ -49,30 +61,31 @@ class Entry:
         return None if self.label is None else f"token {self.label[0]}"
 
 
-def place_entries(found: Finding) -> tuple[list[Entry], list[str]]:
-    """Read what is known of every candidate that the user does not skip; also returns remarks for people.
+def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
+    """Read the position of every candidate that the user does not skip; also return remarks for the user.
 
     Raises:
-        WorkbenchError: if `series.toml` speaks of a checkpoint that is not there.
+        WorkbenchError: if `series.toml` names a checkpoint that does not exist.
     """
-    rows = found.overrides.checkpoints
-    names = [candidate.name for candidate in found.candidates]
+    rows = candidates.overrides.checkpoints
+    names = [candidate.name for candidate in candidates.checkpoints]
     if missing := sorted(rows.keys() - set(names)):
         raise WorkbenchError(
-            f"{found.root / SERIES_FILE}: no checkpoint {', '.join(missing)} beside it; there are {', '.join(names)}"
+            f"{candidates.root / SERIES_FILE}: no checkpoint {', '.join(missing)} beside it; there are "
+            f"{', '.join(names)}"
         )
     remarks: list[str] = []
     entries: list[Entry] = []
-    for candidate in found.candidates:
+    for candidate in candidates.checkpoints:
         row = rows.get(candidate.name, Placement())
         if row.skip:
             continue
-        # A Trainer leaves its last state beside its checkpoints, and perhaps the weights of the best one.
-        is_of_the_run = candidate.path == found.root and len(found.candidates) > 1
+        # A Trainer writes its last state beside its checkpoints, and perhaps the weights of the best one.
+        is_of_the_run = candidate.path == candidates.root and len(candidates.checkpoints) > 1
         try:
             state = None if is_of_the_run else read_trainer_state(candidate.path)
         except BadCheckpoint as error:
-            # The weights may be sound: they are judged when they are opened.
+            # The weights may be good; they are checked when they are opened.
             remarks.append(f"{error}; its tokens and learning rate are not used")
             state = None
         entry = _entry(candidate, row, state)
@@ -81,14 +94,14 @@ def place_entries(found: Finding) -> tuple[list[Entry], list[str]]:
                 f"{candidate.name}: {TRAINER_STATE} is of step {state.step}, not {entry.step}; it is not used"
             )
         entries.append(entry)
-    return _join_first_stage(entries, found.overrides), remarks
+    return _join_first_stage(entries, candidates.overrides), remarks
 
 
 def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
-    """The stages in the order they were trained; checkpoints without a stage come first.
+    """The stages in training order; checkpoints without a stage come first.
 
     Raises:
-        WorkbenchError: if the order is not known or the user's leaves a stage out.
+        WorkbenchError: if the order is unknown, or the user's order lacks a stage.
     """
     present = {entry.stage for entry in entries if entry.stage is not None}
     unstaged: list[str | None] = [None] if any(entry.stage is None for entry in entries) else []
@@ -106,48 +119,48 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
 
 
 def follows_another(stage: str | None) -> bool:
-    """Whether a stage of this name cannot be the beginning of training."""
+    """Whether a stage with this name cannot be the first."""
     return stage is not None and stage not in _FIRST_STAGES and _rank(stage) is not None
 
 
 def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str], dict[str, str]]:
-    """Make every place of a stage and branch unique.
+    """Make every position of a stage and branch unique.
 
     Returns:
-        The entries that stay; name -> name for those whose weights another has too; name -> reason for
-        folders without weights whose place a real checkpoint has (outputs of an evaluation at that step).
+        The entries that stay; name -> name of another checkpoint with the same weights; name -> reason for folders
+        without weights at the position of a checkpoint (outputs of an evaluation at that step).
 
     Raises:
-        NoCheckpoints: naming two checkpoints of one place with different weights, or two of no place.
+        NoCheckpoints: naming two checkpoints of one position with different weights, or two without a position.
     """
     aliases: dict[str, str] = {}
     outputs: dict[str, str] = {}
     holders: dict[tuple[str | None, str | None, str], Entry] = {}
     loose: dict[str | None, Entry] = {}
-    for entry in sorted(entries, key=lambda entry: (entry.place is None, entry.format == "none", entry.name)):
-        if entry.place is None:
+    for entry in sorted(entries, key=lambda entry: (entry.position is None, entry.format == "none", entry.name)):
+        if entry.position is None:
             _settle_loose(entry, entries, aliases, loose)
             continue
-        holder = holders.setdefault((entry.stage, entry.branch, entry.place), entry)
+        holder = holders.setdefault((entry.stage, entry.branch, entry.position), entry)
         if holder is entry:
             continue
         if entry.format == "none" != holder.format:
-            outputs[entry.name] = f"no weights in it, and {holder.name} is the checkpoint of {entry.place}"
+            outputs[entry.name] = f"no weights in it, and {holder.name} is the checkpoint of {entry.position}"
         elif same_weights(holder.path, entry.path):
             aliases[entry.name] = holder.name
         else:
             where = "".join(f" of {part}" for part in (entry.branch, entry.stage) if part)
             raise NoCheckpoints(
-                f"{holder.name} and {entry.name} are both {entry.place}{where} and their weights differ;"
+                f"{holder.name} and {entry.name} are both {entry.position}{where} and their weights differ;"
                 f" give one a step, a branch or skip = true in {SERIES_FILE}"
             )
     return [entry for entry in entries if entry.name not in outputs], aliases, outputs
 
 
 def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], loose: dict[str | None, Entry]) -> None:
-    """A checkpoint of no place is another's alias or the last of its stage, of which there can be one."""
+    """Treat a checkpoint without a position as an alias of another, or as the last of its stage, which is unique."""
     for other in reversed(entries):
-        is_original = other.name not in aliases and (other.place is not None or other is loose.get(entry.stage))
+        is_original = other.name not in aliases and (other.position is not None or other is loose.get(entry.stage))
         if is_original and other is not entry and same_weights(other.path, entry.path):
             aliases[entry.name] = other.name
             return
@@ -159,39 +172,60 @@ def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], l
         )
 
 
+def read_trainer_state(checkpoint: Path) -> TrainerState | None:
+    """Read the checkpoint's trainer_state.json; None if it has none.
+
+    `num_input_tokens_seen` of 0 means that tokens were not counted, except at step 0. The learning rate is the last one
+    logged up to the checkpoint's step.
+
+    Raises:
+        BadCheckpoint: if the file is no JSON object or has no global_step.
+    """
+    path = checkpoint / TRAINER_STATE
+    if not path.is_file():
+        return None
+    state = read_json_object(path)
+    step, seen = state.get("global_step"), state.get("num_input_tokens_seen")
+    if type(step) is not int or step < 0:
+        raise BadCheckpoint(f"{path}: global_step is {step!r}, expected a number of steps")
+    is_counted = type(seen) is int and (seen > 0 or step == 0)
+    return TrainerState(step, cast("int", seen) if is_counted else None, _learning_rate(state.get("log_history"), step))
+
+
 def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> Entry:
-    says = candidate.says
-    step = row.step if row.step is not None else says.step
+    name = candidate.parsed
+    step = row.step if row.step is not None else name.step
     if step is None and state is not None:
         step = state.step
-    own = state if state is not None and state.step == step else None
+    state = state if state is not None and state.step == step else None
     label = None
-    if says.tokens is not None and says.tokens_lo is not None and says.tokens_hi is not None:
-        label = (says.tokens, says.tokens_lo, says.tokens_hi)
+    if name.tokens is not None and name.tokens_lo is not None and name.tokens_hi is not None:
+        label = (name.tokens, name.tokens_lo, name.tokens_hi)
     return Entry(
         name=candidate.name,
         path=candidate.path,
         format=candidate.format,
-        stage=row.stage or says.stage,
-        branch=row.branch or says.branch,
+        stage=row.stage or name.stage,
+        branch=row.branch or name.branch,
         step=step,
-        index=says.index,
+        index=name.index,
         label=label,
-        tokens_seen=own.tokens if own else None,
+        tokens_seen=state.tokens if state else None,
         tokens_given=row.tokens,
-        lr=own.lr if own else None,
+        lr=state.lr if state else None,
     )
 
 
 def _join_first_stage(entries: list[Entry], overrides: Overrides) -> list[Entry]:
-    """Names that lost their `stage1-` belong to the first stage, where the others have one."""
+    """Put entries without a stage into the first stage if other entries have one: their names lack `stage1-`."""
     present = {entry.stage for entry in entries}
     known = overrides.stage_order or _FIRST_STAGES
     first = next((stage for stage in known if stage in present), None)
     if first is None:
         return entries
     return [
-        replace(entry, stage=first) if entry.stage is None and entry.place is not None else entry for entry in entries
+        replace(entry, stage=first) if entry.stage is None and entry.position is not None else entry
+        for entry in entries
     ]
 
 
@@ -200,3 +234,22 @@ def _rank(stage: str) -> tuple[int, int] | None:
     if stage.startswith("stage") and number.isdigit():
         return 1, int(number)
     return (_RANKS[stage], 0) if stage in _RANKS else None
+
+
+def _learning_rate(history: object, step: int) -> float | None:
+    """The learning rate logged last at or before a step."""
+    latest: tuple[float, float] | None = None
+    for entry in cast("list[object]", history) if isinstance(history, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        logged = cast("dict[str, object]", entry)
+        logged_step, rate = logged.get("step"), logged.get("learning_rate")
+        if (
+            isinstance(logged_step, int | float)
+            and isinstance(rate, int | float)
+            and math.isfinite(rate)
+            and logged_step <= step
+            and (latest is None or logged_step >= latest[0])
+        ):
+            latest = (logged_step, float(rate))
+    return None if latest is None else latest[1]

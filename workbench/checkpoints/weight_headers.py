@@ -1,7 +1,7 @@
-"""Look a checkpoint over by its headers alone, before any tensor is read, and refuse what would load wrongly.
+"""Check a checkpoint by its headers, before any tensor is read, and refuse what would load wrongly.
 
-Hugging Face loads without a word: a shard outside the folder, an int8 tensor cast to float, other weights
-that config.json names. None of them passes here. Pickle files are never opened.
+Hugging Face loads without an error: a shard outside the folder, an int8 tensor cast to float, other weights that
+config.json names. All of these are refused here. Pickle files are never opened.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BYTES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-# Buffers that older releases saved: masks and positions, whatever their dtype.
+# Buffers that older releases saved: masks and positions, of any dtype.
 OLD_BUFFERS = ("position_ids", "inv_freq", ".bias_mask", ".masked_bias", ".attn.bias", ".attention.bias")
 _MAX_HEADER = 100_000_000
 _LFS = b"version https://git-lfs"
@@ -41,7 +41,7 @@ _DISTRIBUTED = "shard-[0-9][0-9][0-9][0-9][0-9]-model-*.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as its header describes it. `dtype` in safetensors' words (F32, BF16, ...)."""
+    """One tensor as its header describes it. `dtype` is safetensors' name (F32, BF16, ...)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,9 +50,9 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class WeightsInfo:
-    """What the headers of a checkpoint say.
+    """The contents of a checkpoint's headers.
 
-    `n_bytes` is the size of the weight files. `dtype` is the one most parameters have.
+    `n_bytes` is the size of the weight files. `dtype` is that of most parameters.
     """
 
     files: tuple[Path, ...]
@@ -66,8 +66,7 @@ def inspect_weights(path: Path) -> WeightsInfo:
     """Check a checkpoint folder's config.json and safetensors headers against the files; reads no tensor.
 
     Raises:
-        BadCheckpoint: naming the file and the reason: truncated, a git-lfs pointer, a shard missing, outside
-            the
+        BadCheckpoint: naming the file and the reason: truncated, a git-lfs pointer, a shard missing, outside the
             folder or unlisted, a tensor twice, a dtype that is no float, pickled weights, an adapter.
     """
     if not path.is_dir():
@@ -97,8 +96,8 @@ def inspect_weights(path: Path) -> WeightsInfo:
 def _not_a_folder(path: Path) -> str:
     if path.exists():
         kind = checkpoint_format(path)
-        what = "no weights" if kind == "none" else "pickle weights are not read"
-        return f"{path}: is a file ({what}), expected a checkpoint folder; {HINTS[kind]}"
+        reason = "no weights" if kind == "none" else "pickle weights are not read"
+        return f"{path}: is a file ({reason}), expected a checkpoint folder; {HINTS[kind]}"
     return f"{path}: no such folder"
 
 
@@ -111,7 +110,7 @@ def _no_safetensors(path: Path, kind: Format) -> str:
 
 
 def _refuse_other_weights(path: Path, config: dict[str, object]) -> None:
-    """Refuse whatever makes the loader read other weights than those that were looked over."""
+    """Refuse whatever makes the loader read other weights than the checked ones."""
     named = config.get("transformers_weights")
     if named is not None and named not in (SAFETENSORS, SAFETENSORS_INDEX):
         raise BadCheckpoint(f"{path / CONFIG}: transformers_weights names {named!r}, expected {SAFETENSORS}; remove it")
@@ -122,13 +121,13 @@ def _refuse_other_weights(path: Path, config: dict[str, object]) -> None:
 
 
 def _weight_map(path: Path) -> dict[str, str] | None:
-    """Tensor name to shard name from the index; None where one file holds all, which is loaded first."""
+    """Tensor name to shard name from the index; None if one file holds all tensors, because that file is loaded."""
     if (path / SAFETENSORS).exists() or (path / SAFETENSORS).is_symlink():
         return None
     index = path / SAFETENSORS_INDEX
     if not index.exists():
-        found = ", ".join(file.name for file in weight_files(path)[:3])
-        raise BadCheckpoint(f"{index}: is missing, as is {SAFETENSORS}; found {found}")
+        present = ", ".join(file.name for file in weight_files(path)[:3])
+        raise BadCheckpoint(f"{index}: is missing, as is {SAFETENSORS}; found {present}")
     listed = read_json_object(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise BadCheckpoint(f"{index}: has no weight_map of tensor names to shards")
@@ -156,7 +155,7 @@ def _shards(path: Path, listed: dict[str, str] | None) -> tuple[Path, ...]:
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, every byte of the file accounted for."""
+    """The tensors of a safetensors file, after checking that they and the header fill the file exactly."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         first = stream.read(8)
@@ -204,7 +203,7 @@ def _parse_header(file: Path, content: bytes) -> dict[str, dict[str, object]]:
 
 
 def _span(file: Path, name: str, entry: dict[str, object]) -> tuple[int, int, str]:
-    """First and one past the last byte of a tensor, after checking that its shape needs just these."""
+    """First and one past the last byte of a tensor, after checking that their number fits its shape."""
     dtype, shape, offsets = (
         entry.get("dtype"),
         _integers(entry.get("shape")),
@@ -229,19 +228,19 @@ def _integers(value: object) -> list[int] | None:
 
 
 def _refuse_disagreement(path: Path, listed: dict[str, str] | None, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse an index that places a tensor elsewhere than the shards do, or leaves one out."""
+    """Refuse an index that gives another shard for a tensor than the files do, or lacks one."""
     if listed is None:
         return
     for name in sorted(listed.keys() | tensors.keys()):
-        says, truth = listed.get(name), tensors[name].file if name in tensors else None
-        if says != truth:
+        shard, file = listed.get(name), tensors[name].file if name in tensors else None
+        if shard != file:
             raise BadCheckpoint(
-                f"{path / SAFETENSORS_INDEX}: places tensor {name} in {says or 'no shard'}, it is in {truth or 'none'}"
+                f"{path / SAFETENSORS_INDEX}: places tensor {name} in {shard or 'no shard'}, it is in {file or 'none'}"
             )
 
 
 def weights_info(files: tuple[Path, ...], tensors: dict[str, TensorInfo]) -> WeightsInfo:
-    """What these files hold: how many numbers in floats, and the type that most of them have."""
+    """Summarise files: the number of floating-point parameters, and the dtype of most of them."""
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape)

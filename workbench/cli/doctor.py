@@ -1,4 +1,4 @@
-"""What this machine offers the workbench: versions, devices, and the kernel that each operation will use and why."""
+"""The report of `workbench doctor`: versions, devices, and the kernel of each operation with the reason."""
 
 from __future__ import annotations
 
@@ -15,31 +15,22 @@ from workbench.analysis.precision_reports import lost_decay_table, slopes_of_con
 from workbench.kernels.forms import SETTING, explain, setting
 from workbench.kernels.routes import explain_routes
 
-_PACKAGES = (
-    "attention-workbench",
-    "torch",
-    "transformers",
-    "transformer-lens",
-    "triton",
-    "pyarrow",
-    "dash",
-    "plotly",
-)
+_PACKAGES = ("attention-workbench", "torch", "transformers", "transformer-lens", "triton", "pyarrow", "dash", "plotly")
 
 
 def examine() -> dict[str, dict[str, str]]:
-    """The report, by heading."""
+    """The report: facts by heading."""
     return {"versions": _versions(), "machine": _machine(), "kernels": _kernels()}
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _machine() -> dict[str, str]:
@@ -61,7 +52,7 @@ def _kernels() -> dict[str, str]:
 
 
 def examine_states(source: Path, *, tokens: int = 4096) -> StateReport:
-    """What the linear layers of a model lose with a state of fewer bits; the configuration is read, no weights.
+    """Compute what the linear layers of a model lose with a state of fewer bits, from the configuration alone.
 
     Raises:
         WorkbenchError: if the model has no layer whose decay is known without data.

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from workbench.console import duration, say_json, say_table, warn
-from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.cli.arguments import Device, Json, open_named_model
+from workbench.console import duration, print_json, print_table, warn
+from workbench.heads import WorkbenchError
 
 experiment = typer.Typer(
     no_args_is_help=True,
@@ -32,15 +33,13 @@ def conversion(
     medium: Annotated[
         bool, typer.Option("--medium", help="64 heads, fewer arms: an hour and a half of a core.")
     ] = False,
-    so_far: Annotated[bool, typer.Option("--so-far", help="Run nothing; report what is finished by now.")] = False,
+    so_far: Annotated[bool, typer.Option("--so-far", help="Run nothing; report what is finished.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Models, parts and report. Default: runs/conversion, …-quick or …-medium.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Models to pretrain; more can be added later.")] = 3,
     workers: Annotated[int | None, typer.Option(help="Processes of one thread. Default: one per core.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Convert full attention to windows or linear attention head by head: what is lost, what repairs it?"""
     if seeds < 1:
@@ -57,7 +56,7 @@ def conversion(
     study = quick_study() if quick else medium_study() if medium else larger_study()
     folder = out or Path(f"runs/conversion{'-quick' if quick else '-medium' if medium else ''}")
 
-    def tell(progress: StudyProgress) -> None:
+    def print_progress(progress: StudyProgress) -> None:
         warn(f"{progress.done}/{progress.total} {progress.finished} ({duration(progress.elapsed_s)})")
 
     started, n_workers = time.monotonic(), (os.cpu_count() or 1) if workers is None else workers
@@ -67,7 +66,7 @@ def conversion(
         for line in told_trainings(study):
             warn(line)
         try:
-            run_conversion(study, folder, seeds=seeds, workers=n_workers, on_progress=tell)
+            run_conversion(study, folder, seeds=seeds, workers=n_workers, on_progress=print_progress)
         except KeyboardInterrupt:
             warn("interrupted; what is finished is kept, the same command goes on from there, --so-far reports it")
             raise
@@ -75,10 +74,10 @@ def conversion(
     markdown, _ = write_report(results, folder)
     warn(f"{duration(time.monotonic() - started)}; the report is {markdown}")
     if as_json:
-        say_json(as_document(results))
+        print_json(as_document(results))
     else:
         columns, rows = headline(results)
-        say_table(columns, rows, title="Needle words from beyond the window copied right, by heads kept full")
+        print_table(columns, rows, title="Needle words from beyond the window copied right, by heads kept full")
 
 
 @experiment.command()
@@ -86,17 +85,20 @@ def parity(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="The folder of a published model.")],
     against: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Whose figures. Default: the published model of this shape."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Published figures to compare with. Default: those of the published model of this shape.",
+        ),
     ] = None,
     detector: Annotated[
         list[str] | None, typer.Option(help="Figures of this detector; repeat for more. Default: all.")
     ] = None,
-    probe: Annotated[str | None, typer.Option(help="Score on this. Default: what each figure names.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")
-    ] = False,
+    probe: Annotated[
+        str | None, typer.Option(help="Probe to score on. Default: the one that each figure names.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Do our detectors find the heads published for this model? Rank correlation and overlap, beside their limit."""
     from workbench.experiments.parity.published import choose, published_models, read_published, shape_of
@@ -107,14 +109,9 @@ def parity(
     published = choose(shape, known, None if is_file else against)
 
     from workbench.experiments.parity.own_scores import hold_against
-    from workbench.hooks import open_model
 
-    try:
-        m = open_model(model, device=device)
-    except BadCheckpoint as error:  # elsewhere one of many units, here the argument
-        raise WorkbenchError(str(error)) from error
-    found = hold_against(
-        m,
+    comparisons = hold_against(
+        open_named_model(model, device),
         published,
         detectors=detector or None,
         probe=probe,
@@ -122,25 +119,13 @@ def parity(
         on_figure=lambda figure: warn(f"scoring on {figure.probe}"),
     )
     if as_json:
-        figures = [asdict(one) for one in found]
-        say_json({"model": model, "shape": shape.model_dump(), "against": published.name, "figures": figures})
+        figures = [asdict(comparison) for comparison in comparisons]
+        print_json({"model": model, "shape": shape.model_dump(), "against": published.name, "figures": figures})
         return
-    columns = (
-        "detector",
-        "n_listed",
-        "spearman",
-        "ceiling",
-        "n_best",
-        "overlap",
-        "overlap_ceiling",
-        "overlap_chance",
-        "auroc",
-        "published",
-        "ours",
-        "flags",
-        "source",
-    )
-    say_table(columns, [[getattr(one, c) for c in columns] for one in found], title=f"{model} against {published.name}")
+    columns = ("detector", "n_listed", "spearman", "ceiling", "n_best", "overlap", "overlap_ceiling", "overlap_chance")
+    columns += ("auroc", "published", "ours", "flags", "source")
+    rows = [[getattr(comparison, c) for c in columns] for comparison in comparisons]
+    print_table(columns, rows, title=f"{model} against {published.name}")
 
 
 @experiment.command()
@@ -150,20 +135,20 @@ def early(
     window: Annotated[int, typer.Option(help="Last tokens that a windowed head sees, its own included.")],
     sink: Annotated[int, typer.Option(help="First tokens that it sees as well.")] = 0,
     keep: Annotated[float, typer.Option(help="Share of the full-attention key/value heads to keep.")] = 0.25,
-    detector: Annotated[str, typer.Option(help="What heads are chosen by.")] = "induction",
-    on: Annotated[str | None, typer.Option(help="The probe of its scores, where there are several.")] = None,
+    detector: Annotated[str, typer.Option(help="Detector that heads are chosen by.")] = "induction",
+    on: Annotated[str | None, typer.Option(help="Probe of its scores, where there are several.")] = None,
     probe: Annotated[
-        list[str] | None, typer.Option(help="What is asked of the final model; repeat for more. Default: far needles.")
+        list[str] | None, typer.Option(help="Probe for the final model; repeat for more. Default: far needles.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Nats per answer that an early choice may lose.")] = 0.1,
     figure: Annotated[Path | None, typer.Option(help="Write the figure here as HTML.")] = None,
-    seed: Annotated[int, typer.Option(help="Of probes, random choices and bootstrap.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of probes, random choices and bootstrap.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """How early is a plan safe? Keep in the final model what each checkpoint would have chosen."""
     from workbench.checkpoints import find_checkpoints
     from workbench.experiments.early import early_choices
-    from workbench.figures import early_choices as drawn
+    from workbench.figures import early_choices as draw
     from workbench.hooks import open_model
     from workbench.planning import evaluation_on
     from workbench.runs import open_run
@@ -171,26 +156,26 @@ def early(
     folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
     m = open_model(folder)
     probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
-    found = early_choices(
+    choices = early_choices(
         m, open_run(run), probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed
     )
     if figure is not None:
-        drawn(found).write_html(figure, include_plotlyjs=True)
+        draw(choices).write_html(figure, include_plotlyjs=True)
     if as_json:
-        say_json(
+        print_json(
             {
-                "choices": found.table.to_dict("records"),
-                "references": found.references.to_dict("records"),
-                "safe_since": found.safe_since(tolerance).to_dict("records"),
-                "says": found.sentences(tolerance),
+                "choices": choices.table.to_dict("records"),
+                "references": choices.references.to_dict("records"),
+                "safe_since": choices.safe_since(tolerance).to_dict("records"),
+                "says": choices.sentences(tolerance),
             }
         )
         return
     columns = ("probe", "ckpt", "heads", "in_common", "accuracy", "accuracy_lo", "accuracy_hi")
     columns += ("lost", "lost_lo", "lost_hi", "n_seq")
-    table = found.table.sort_values("probe", kind="stable")
-    say_table(columns, table.loc[:, list(columns)].to_numpy(object).tolist(), title=f"Heads chosen by {detector}")
+    table = choices.table.sort_values("probe", kind="stable")
+    print_table(columns, table.loc[:, list(columns)].to_numpy(object).tolist(), title=f"Heads chosen by {detector}")
     print()
-    say_table(list(found.references.columns), found.references.to_numpy(object).tolist(), title="For comparison")
-    for sentence in found.sentences(tolerance):
+    print_table(list(choices.references.columns), choices.references.to_numpy(object).tolist(), title="For comparison")
+    for sentence in choices.sentences(tolerance):
         print(f"\n{sentence}")

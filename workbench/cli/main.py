@@ -1,4 +1,4 @@
-"""The command line: one verb per question, each group of verbs in a file of `workbench.cli`."""
+"""The command `workbench`: its verbs, collected from the files of `workbench.cli`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ app.command(name="app")(app_verbs.open_app)
 
 
 def main() -> None:
-    """Run the command line; exit codes are those of the README."""
+    """Run the command line. The README lists the exit codes."""
     try:
         app()
     except WorkbenchError as error:

@@ -1,16 +1,19 @@
-"""`workbench plan`."""
+"""`workbench plan`: the key/value heads that must keep the whole context."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.options import Json
-from workbench.console import say_json, say_table, warn
-from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.cli.arguments import Device, Json, open_named_model
+from workbench.console import print_json, print_table, warn
+from workbench.heads import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.store.plan_file import Plan
 
 
 def plan(
@@ -19,19 +22,20 @@ def plan(
     sink: Annotated[int, typer.Option(help="First tokens that it sees as well.")] = 0,
     keep: Annotated[float | None, typer.Option(help="Share of the key/value heads to keep. Default: 0.25.")] = None,
     kv_bytes: Annotated[int | None, typer.Option(help="Instead: bytes of key/value cache at the full context.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Instead: nats of held-out loss that may be lost.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Instead: nats of held-out loss that the plan may lose.")
+    ] = None,
     method: Annotated[str, typer.Option(help="How heads are ranked.")] = "window_gates",
     layerwise: Annotated[bool, typer.Option("--layerwise", help="Keep whole layers.")] = False,
-    probe: Annotated[str | None, typer.Option(help="What heads are ranked on. Default: needles from afar.")] = None,
+    probe: Annotated[str | None, typer.Option(help="Probe that heads are ranked on. Default: far needles.")] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="A probe for the curve; repeat for more.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here as JSON.")] = None,
     duo: Annotated[Path | None, typer.Option(help="Write DuoAttention's head file here.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
-    from workbench.hooks import open_model
     from workbench.planning import evaluation_on
     from workbench.planning.planner import plan as make_plan
     from workbench.store.plan_file import KVBytes, LossTolerance
@@ -45,11 +49,8 @@ def plan(
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
-    try:
-        m = open_model(model, device=device)
-    except BadCheckpoint as error:  # elsewhere one of many units, here the argument
-        raise WorkbenchError(str(error)) from error
-    made = make_plan(
+    m = open_named_model(model, device)
+    heads_plan = make_plan(
         m,
         window,
         sink,
@@ -60,33 +61,42 @@ def plan(
         progress=warn,
     )
     if out is not None:
-        made.save(out)
+        heads_plan.save(out)
     if duo is not None:
-        made.to_duo_attention(duo)
-    _tell_plan(made, as_json)
+        heads_plan.to_duo_attention(duo)
+    _print_plan(heads_plan, as_json)
 
 
-def _tell_plan(made: Any, as_json: bool) -> None:
-    curves = made.curves()
+def _print_plan(heads_plan: Plan, as_json: bool) -> None:
+    curves = heads_plan.curves()
     if as_json:
-        heads = {"keep": [str(head) for head in made.keep], "windowed": [str(head) for head in made.windowed]}
-        ranking = [asdict(r) for r in made.ranking]
-        say_json(
+        heads = {
+            "keep": [str(head) for head in heads_plan.keep],
+            "windowed": [str(head) for head in heads_plan.windowed],
+        }
+        ranking = [asdict(r) for r in heads_plan.ranking]
+        print_json(
             {
                 **heads,
-                "kv_saved": made.kv_saved,
-                "evidence": made.evidence,
+                "kv_saved": heads_plan.kv_saved,
+                "evidence": heads_plan.evidence,
                 "ranking": ranking,
                 "curve": curves.to_dict("records"),
             }
         )
         return
     rows = [
-        [str(r.head), "full" if r.head in made.keep else "windowed", r.score, r.ci_lo, r.ci_hi] for r in made.ranking
+        [str(r.head), "full" if r.head in heads_plan.keep else "windowed", r.score, r.ci_lo, r.ci_hi]
+        for r in heads_plan.ranking
     ]
-    say_table(("head", "plan", made.units, "ci_lo", "ci_hi"), rows, title=f"{made.method} on {made.probe}")
+    print_table(
+        ("head", "plan", heads_plan.units, "ci_lo", "ci_hi"), rows, title=f"{heads_plan.method} on {heads_plan.probe}"
+    )
     print()
     columns = ("method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved")
-    say_table(columns, curves.loc[:, list(columns)].to_numpy().tolist(), title="What is left on held-out probes")
-    told = "".join(f"; {name} {value:.3g}" for name, value in made.evidence.items())
-    warn(f"keeps {len(made.keep)} of {len(made.ranking)} heads and saves {made.kv_saved:.0%} of the cache{told}")
+    print_table(columns, curves.loc[:, list(columns)].to_numpy().tolist(), title="What is left on held-out probes")
+    evidence = "".join(f"; {name} {value:.3g}" for name, value in heads_plan.evidence.items())
+    warn(
+        f"keeps {len(heads_plan.keep)} of {len(heads_plan.ranking)} heads and saves {heads_plan.kv_saved:.0%} of the "
+        f"cache{evidence}"
+    )

@@ -1,4 +1,4 @@
-"""`workbench pretrain`: small models trained here and now, on the synthetic language, on text or on Python sources."""
+"""`workbench pretrain`: train small models on the synthetic language, on text or on Python sources."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from workbench.console import say_json, say_table, showing_phases, warn
+from workbench.cli.arguments import Json
+from workbench.console import print_json, print_table, showing_phases, warn
 from workbench.heads import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.pretrain.corpus import Corpus
-    from workbench.pretrain.recipes import Recipe
+    from workbench.pretrain.recipes import Recipe, Shape
 
 Data = Literal["language", "text", "python"]
 
@@ -22,42 +23,43 @@ def pretrain(
     variants: Annotated[
         list[str] | None, typer.Argument(metavar="[VARIANT...]", help="full, sliding, hybrid, linear. Default: all.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Gets corpus/ and checkpoints/VARIANT/.")] = Path("runs/pretrained"),
+    out: Annotated[Path, typer.Option(help="Folder for corpus/ and checkpoints/VARIANT/.")] = Path("runs/pretrained"),
     data: Annotated[Data, typer.Option(help="The synthetic language, --text files, or installed Python.")] = "language",
     text: Annotated[list[Path] | None, typer.Option(help="A text file or a folder of them; repeat for more.")] = None,
     vocabulary: Annotated[int, typer.Option(help="Tokens of the byte-pair tokenizer trained on the text.")] = 1024,
-    max_bytes: Annotated[int, typer.Option(help="Text taken at most.")] = 40_000_000,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of text at most.")] = 40_000_000,
     windows: Annotated[
-        Literal["packed", "plain"] | None, typer.Option(help="Over the ends of documents, or within one each.")
+        Literal["packed", "plain"] | None, typer.Option(help="Windows across documents, or within one each.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of updates.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
-    checkpoints: Annotated[int | None, typer.Option(help="How many to keep, step 0 included.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Depth.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of the residual stream; the MLP scales with it.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Per layer; together as wide as they are by default.")] = None,
+    checkpoints: Annotated[int | None, typer.Option(help="Number of checkpoints, step 0 included.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the residual stream; the MLP scales with it.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads per layer; their total width stays.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens that a sliding layer sees.")] = None,
     local_per_full: Annotated[int | None, typer.Option(help="Sliding or linear layers per full one.")] = None,
     optimiser: Annotated[
-        Literal["muon", "adamw"] | None, typer.Option(help="For matrices; the rest is AdamW's.")
+        Literal["muon", "adamw"] | None, typer.Option(help="Optimiser of matrices; AdamW for the rest.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of matrices.")] = None,
     final_lr: Annotated[float | None, typer.Option(help="Share of the peak rates that is left at the end.")] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of products; weights and updates are float32.")
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Precision of products; weights and updates are float32."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda for models of tens of millions of parameters.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, data and shuffle.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages on stderr.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and shuffle.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Pretrain small models here and now, checkpoints log-spaced; run the same command again to go on."""
     from workbench.pretrain.recipes import VARIANTS, as_variant
     from workbench.pretrain.training import pretrain_run
 
-    chosen = [as_variant(name) for name in dict.fromkeys(variants or VARIANTS)]
+    names = [as_variant(name) for name in dict.fromkeys(variants or VARIANTS)]
     corpus = _corpus(data, text or [], out / "corpus", vocabulary=vocabulary, max_bytes=max_bytes, seed=seed)
-    given: dict[str, Any] = {
+    training: dict[str, Any] = {
         "steps": steps,
         "batch": batch,
         "length": length,
@@ -68,13 +70,13 @@ def pretrain(
         "final_lr": final_lr,
         "precision": precision,
     }
-    size = {"n_layers": layers, "window": window, "local_per_full": local_per_full}
-    recipes = [_recipe(v, corpus, seed, given=given, size=size, width=width, heads=heads) for v in chosen]
-    made: dict[str, list[Path]] = {}
+    size = {"n_layers": layers, "window": window, "local_per_full": local_per_full, "d_model": width, "n_heads": heads}
+    recipes = [_recipe(name, corpus, seed, training=training, size=size) for name in names]
+    folders: dict[str, list[Path]] = {}
     try:
         with showing_phases() as show:
             for recipe in recipes:
-                made[recipe.variant] = pretrain_run(
+                folders[recipe.variant] = pretrain_run(
                     recipe,
                     out / "checkpoints" / recipe.variant,
                     corpus,
@@ -85,11 +87,11 @@ def pretrain(
         warn("interrupted; what is finished is kept, and the same command goes on from there")
         raise
     if as_json:
-        say_json({"checkpoints": made, "corpus": None if corpus is None else corpus.folder})
+        print_json({"checkpoints": folders, "corpus": None if corpus is None else corpus.folder})
         return
-    rows = [[r.variant, r.steps, r.steps * r.tokens_per_step, len(made[r.variant])] for r in recipes]
-    say_table(("model", "steps", "tokens", "checkpoints"), rows)
-    warn(f"next: workbench scan {out / 'checkpoints' / chosen[0]} --out {out / 'runs' / chosen[0]}")
+    rows = [[r.variant, r.steps, r.steps * r.tokens_per_step, len(folders[r.variant])] for r in recipes]
+    print_table(("model", "steps", "tokens", "checkpoints"), rows)
+    warn(f"next: workbench scan {out / 'checkpoints' / names[0]} --out {out / 'runs' / names[0]}")
 
 
 def _corpus(data: Data, text: list[Path], folder: Path, *, vocabulary: int, max_bytes: int, seed: int) -> Corpus | None:
@@ -112,30 +114,32 @@ def _recipe(
     corpus: Corpus | None,
     seed: int,
     *,
-    given: dict[str, Any],
+    training: dict[str, Any],
     size: dict[str, int | None],
-    width: int | None,
-    heads: int | None,
 ) -> Recipe:
-    """The recipe of a variant with what was given in place of its own."""
+    """The default recipe of a variant, changed by the fields of `training` and `size` that are not None."""
     from workbench.pretrain.recipes import TEXT, recipe, text_recipe
 
     base = recipe(variant, seed=seed)
     if corpus is not None:
         base = text_recipe(variant, corpus.digest, seed=seed, shape=replace(TEXT, vocabulary=corpus.vocabulary))
-    if given["optimiser"] == "adamw" and given["lr_matrices"] is None:
-        given = {**given, "lr_matrices": base.lr_rest}
-    shape = base.dimensions
-    changes: dict[str, Any] = {name: value for name, value in size.items() if value is not None}
+    if training["optimiser"] == "adamw" and training["lr_matrices"] is None:
+        training = {**training, "lr_matrices": base.lr_rest}
+    sizes = {name: value for name, value in size.items() if value is not None}
+    # An unchanged shape stays None, so that the run of a demo folder can be resumed.
+    changes: dict[str, Any] = {"shape": _resized(base.dimensions, sizes)} if sizes else {}
+    return replace(base, **changes, **{name: value for name, value in training.items() if value is not None})
+
+
+def _resized(shape: Shape, sizes: dict[str, int]) -> Shape:
+    """A shape with new sizes. The MLP scales with `d_model`, and so do the heads unless `n_heads` divides it anew."""
+    width, heads = sizes.get("d_model"), sizes.get("n_heads")
+    derived: dict[str, int] = {}
     if width is not None:
-        changes |= {"d_model": width, "d_ff": width * shape.d_ff // shape.d_model}
+        derived |= {"d_ff": width * shape.d_ff // shape.d_model, "d_head": width * shape.d_head // shape.d_model}
     if heads is not None:
-        across = shape.n_heads * shape.d_head if width is None else width
-        if across % heads:
-            raise WorkbenchError(f"--heads {heads} does not divide the {across} channels of the heads together")
-        changes |= {"n_heads": heads, "d_head": across // heads}
-    if width is not None and heads is None:
-        changes |= {"d_head": width * shape.d_head // shape.d_model}
-    # An unchanged shape stays unsaid, so that the folder of a demo goes on as it began.
-    shaped = {"shape": replace(shape, **changes)} if changes else {}
-    return replace(base, **shaped, **{name: value for name, value in given.items() if value is not None})
+        channels = shape.n_heads * shape.d_head if width is None else width
+        if channels % heads:
+            raise WorkbenchError(f"--heads {heads} does not divide the {channels} channels of the heads together")
+        derived["d_head"] = channels // heads
+    return replace(shape, **sizes, **derived)

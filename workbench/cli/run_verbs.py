@@ -1,4 +1,4 @@
-"""What a run says: the best heads, what emerged, whether every part is whole."""
+"""Verbs that read runs: `workbench top`, `emergence`, `report` and `check`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Json, RunFolder
-from workbench.console import say_json, say_table, warn
+from workbench.cli.arguments import Json, RunFolder
+from workbench.console import print_json, print_table, warn
 from workbench.heads import Head
 
 
@@ -19,30 +19,19 @@ def top(
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per detector.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """The highest-scoring heads at the last checkpoint, with interval, n, and onset."""
+    """List the highest-scoring heads at the last checkpoint, with interval, n, and onset."""
     from workbench.runs import open_run
 
     table = open_run(run).top(detector, n, probe=probe)
     if as_json:
-        say_json(table.to_dict("records"))
+        print_json(table.to_dict("records"))
         return
-    columns = (
-        "detector",
-        "probe",
-        "head",
-        "kind",
-        "score",
-        "ci_lo",
-        "ci_hi",
-        "n",
-        "onset_step",
-        "onset_tokens",
-    )
+    columns = ("detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "onset_step", "onset_tokens")
     rows = []
     for record in table.to_dict("records"):
         label = str(Head(record["layer"], record["head"])) if record["head"] == record["head"] else "–"
         rows.append([{**record, "head": label}[c] for c in columns])
-    say_table(columns, rows)
+    print_table(columns, rows)
 
 
 def emergence(
@@ -53,15 +42,13 @@ def emergence(
     aligned: Annotated[
         bool, typer.Option("--aligned", help="Also the heads of each class in order of onset, run beside run.")
     ] = False,
-    counts: Annotated[
-        bool, typer.Option("--counts", help="Also how many heads of each class there are by when.")
-    ] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Also the number of heads of each class over time.")] = False,
     as_json: Json = False,
 ) -> None:
     """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
     from workbench.runs import open_run, summarise
 
-    found = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    summary = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
     titles = {
         "classes": "Heads of each class, and when half of their rise was over",
         "heads": "The earliest of each class",
@@ -72,13 +59,13 @@ def emergence(
     if counts:
         titles["counts"] = "Heads of each class that are there by a time"
     if as_json:
-        say_json({name: found.tables[name].to_dict("records") for name in titles} | {"lock_in": found.sentences})
+        print_json({name: summary.tables[name].to_dict("records") for name in titles} | {"lock_in": summary.sentences})
         return
     for i, (name, title) in enumerate(titles.items()):
-        table = found.tables[name]
+        table = summary.tables[name]
         print("\n" if i else "", end="")
-        say_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
-    for sentence in found.sentences:
+        print_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
+    for sentence in summary.sentences:
         print(f"\n{sentence['run']}, {sentence['detector']} on {sentence['probe']}: {sentence['says']}")
 
 
@@ -99,7 +86,7 @@ def report(
     contents = contents_of([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
     written = write_page(contents, out)
     if as_json:
-        say_json({"report": written, **contents.document()})
+        print_json({"report": written, **contents.document()})
         return
     for claim in contents.claims:
         print(claim)
@@ -107,13 +94,13 @@ def report(
 
 
 def check(run: RunFolder, as_json: Json = False) -> None:
-    """Re-read every stored part; exit 1 if one is damaged."""
+    """Read every stored part again; exit 1 if one is damaged."""
     from workbench.store import Store
 
     store = Store.open(run)
     problems = store.check()
     if as_json:
-        say_json([{"path": p.path, "reason": p.reason} for p in problems])
+        print_json([{"path": p.path, "reason": p.reason} for p in problems])
     else:
         for problem in problems:
             print(f"{problem.path}: {problem.reason}")

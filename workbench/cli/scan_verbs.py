@@ -1,4 +1,4 @@
-"""Series, scans, and how far a scan is."""
+"""Verbs of a scan: `workbench series`, `scan` and `status`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import Json, RunFolder
-from workbench.console import STDERR, duration, say_json, say_table, showing_progress, warn
+from workbench.cli.arguments import Device, Json, RunFolder
+from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
 _WATCH_S = 2.0
@@ -24,17 +24,17 @@ def series(
     """Show the checkpoints of a directory in training order, and how their steps and tokens are known."""
     from workbench.checkpoints import find_checkpoints
 
-    found = find_checkpoints(directory)
-    records = found.records()
+    checkpoints = find_checkpoints(directory)
+    records = checkpoints.records()
     if as_json:
-        say_json({"checkpoints": records, "ignored": found.ignored})
+        print_json({"checkpoints": records, "ignored": checkpoints.ignored})
         return
     columns = (
         *("name", "stage", "branch", "step", "step_total", "tokens", "tokens_source"),
         *("lr", "format", "alias_of"),
     )
-    say_table(columns, [[r.get(c) for c in columns] for r in records])
-    for name, reason in dict(found.ignored).items():
+    print_table(columns, [[r.get(c) for c in columns] for r in records])
+    for name, reason in dict(checkpoints.ignored).items():
         warn(f"ignored {name}: {reason}")
 
 
@@ -42,7 +42,7 @@ def scan(
     source: Annotated[Path, typer.Argument(metavar="DIR|job.toml", help="Checkpoints, or a job file.")],
     out: Annotated[Path | None, typer.Option(help="The run folder to write; made if missing.")] = None,
     detector: Annotated[
-        list[str] | None, typer.Option(help="A detector; repeat for more. Default: all of recordings.")
+        list[str] | None, typer.Option(help="A detector; repeat for more. Default: all that read recordings.")
     ] = None,
     probe: Annotated[
         list[str] | None,
@@ -50,10 +50,10 @@ def scan(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="inline, local (worker processes) or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Checkpoints at a time. Default: one per GPU or core.")] = None,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, or host:port.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster: auto, or host:port.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th, from 0.")] = None,
     join: Annotated[bool, typer.Option("--join", help="Work on a run that another scan is writing.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Also what was given up because workers died of it.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also checkpoints given up because workers died.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare weights with the digests beside them.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also .bin, .pt and distributed checkpoints; no code is run.")
@@ -63,22 +63,22 @@ def scan(
     ] = False,
     rows: Annotated[int | None, typer.Option(help="Query rows per sequence to sample. Default: all.")] = None,
     far_window: Annotated[int | None, typer.Option(help="Window of far_mass in tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the bootstrap.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the bootstrap.")] = None,
+    device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
     maps: Annotated[bool | None, typer.Option("--maps/--no-maps", help="Keep pooled patterns. Default: yes.")] = None,
     keep: Annotated[str | None, typer.Option(help="qk: flagged heads' queries and keys too, for exact crops.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field of a job file; repeat for more.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score every head of every checkpoint; run the same command again to resume."""
     from workbench.scanning import make_job, read_job, run_job
     from workbench.scanning.job import overrides
 
-    given = {
+    flags = {
         "out": out,
         "detectors": tuple(detector) if detector else None,
         "probes": tuple(probe) if probe else None,
@@ -100,14 +100,14 @@ def scan(
         "keep": keep,
     }
     if source.suffix == ".toml":
-        job = read_job(source, settings=settings or (), environment=os.environ, **given)
+        job = read_job(source, settings=settings or (), environment=os.environ, **flags)
     else:
-        fields = {"checkpoints": source, **overrides(settings=settings or (), environment=os.environ, **given)}
+        fields = {"checkpoints": source, **overrides(settings=settings or (), environment=os.environ, **flags)}
         if "out" not in fields:
             raise WorkbenchError("no run folder was given; pass --out RUN")
         job = make_job(fields)
     if dry_run:
-        _tell_outlook(job, as_json)
+        _print_outlook(job, as_json)
         return
     try:
         with showing_progress() as show:
@@ -115,45 +115,43 @@ def scan(
     except KeyboardInterrupt:
         warn("interrupted; what is done is kept, and the same command goes on from there")
         raise
-    _tell_status(run, as_json)
+    _print_status(run, as_json)
     if run.status().checkpoints_failed:
         raise typer.Exit(1)
 
 
 def status(
     run: RunFolder,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on saying so until the scan is through.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until the scan is complete.")] = False,
     as_json: Json = False,
 ) -> None:
-    """How far a scan is, how long the rest will take, what was slowest and what failed."""
+    """Show what a scan has done, the remaining time, the slowest probes and the failures."""
     from workbench.runs import open_run
 
     opened = open_run(run)
     if watch:
         _watch(opened)
-    _tell_status(opened, as_json)
+    _print_status(opened, as_json)
 
 
 def _watch(run: Any) -> None:
-    """A line on stderr that follows the scan, wherever it runs, until every unit is done or has failed.
-
-    It names the slowest so far; what fails meanwhile is told at once, each failure once.
-    """
-    said, told = "", set[str]()
-    while not (found := run.status()).is_complete:
-        failed = [_failed(failure) for failure in run.failures().to_dict("records")]
-        for failure in [f for f in failed if f not in told]:
+    """Print the state of a scan on stderr until every unit is done or has failed; each failure is printed once."""
+    last_line, printed = "", set[str]()
+    while not (state := run.status()).is_complete:
+        failures = [_format_failure(failure) for failure in run.failures().to_dict("records")]
+        for failure in [f for f in failures if f not in printed]:
             _clear_line()
             warn(failure)
-        told.update(failed)
-        slowest = "".join(f", slowest {_slow(t)}" for t in run.timings().slowest(1))
-        line = f"{found.done} of {found.planned} units done, {found.failed} failed, {_to_go(run, found)}{slowest}"
+        printed.update(failures)
+        slowest = "".join(f", slowest {_format_timing(t)}" for t in run.timings().slowest(1))
+        to_go = _format_time_to_go(run, state)
+        line = f"{state.done} of {state.planned} units done, {state.failed} failed, {to_go}{slowest}"
         if STDERR.is_terminal:
             _clear_line()
             STDERR.print(line[: STDERR.width - 1], end="", markup=False, highlight=False)
-        elif line != said:
+        elif line != last_line:
             warn(line)
-        said = line
+        last_line = line
         time.sleep(_WATCH_S)
     _clear_line()
 
@@ -163,67 +161,66 @@ def _clear_line() -> None:
         STDERR.print("\r\x1b[K", end="", markup=False, highlight=False)
 
 
-def _slow(timing: Any) -> str:
+def _format_timing(timing: Any) -> str:
     maps = " maps" if timing.what == "maps" else ""
     return f"{timing.ckpt} {timing.probe}{maps} {timing.total_s:.1f} s"
 
 
-def _failed(failure: dict[str, Any]) -> str:
+def _format_failure(failure: dict[str, Any]) -> str:
     return f"failed {failure['ckpt']}: {failure['message']}"
 
 
-def _to_go(run: Any, found: Any) -> str:
-    eta = run.timings().eta_s(found.planned - found.done - found.failed)
+def _format_time_to_go(run: Any, state: Any) -> str:
+    eta = run.timings().eta_s(state.planned - state.done - state.failed)
     return "time to go not known yet" if eta is None else f"{duration(eta)} to go"
 
 
-def _tell_status(run: Any, as_json: bool) -> None:
-    found, failures, timings = run.status(), run.failures(), run.timings()
-    eta = timings.eta_s(found.planned - found.done - found.failed)
+def _print_status(run: Any, as_json: bool) -> None:
+    state, failures, timings = run.status(), run.failures(), run.timings()
+    eta = timings.eta_s(state.planned - state.done - state.failed)
     slowest = timings.slowest(_SLOWEST)
     if as_json:
-        document = {name: getattr(found, name) for name in found.__dataclass_fields__}
-        parts = ("digest_s", "load_s", "forward_s", "statistics_s", "write_s")
-        slow = [
-            {n: getattr(t, n) for n in ("ckpt", "probe", "what", "units", "total_s", *parts, "worker")} for t in slowest
-        ]
+        document = {name: getattr(state, name) for name in state.__dataclass_fields__}
+        columns = ("ckpt", "probe", "what", "units", "total_s")
+        columns += ("digest_s", "load_s", "forward_s", "statistics_s", "write_s", "worker")
+        slow = [{name: getattr(t, name) for name in columns} for t in slowest]
         failed = failures.drop(columns="traceback").to_dict("records")
-        say_json({"run": run.path, **document, "eta_s": eta, "slowest": slow, "failures": failed})
+        print_json({"run": run.path, **document, "eta_s": eta, "slowest": slow, "failures": failed})
         return
-    to_go = "" if found.is_complete else f"; {_to_go(run, found)}"
+    to_go = "" if state.is_complete else f"; {_format_time_to_go(run, state)}"
     print(
-        f"{run.path}: {found.done} of {found.planned} units done, {found.failed} failed; "
-        f"{found.checkpoints_done} of {found.checkpoints} checkpoints complete{to_go}"
+        f"{run.path}: {state.done} of {state.planned} units done, {state.failed} failed; "
+        f"{state.checkpoints_done} of {state.checkpoints} checkpoints complete{to_go}"
     )
     for t in slowest:
         warn(
-            f"slowest {_slow(t)} (digest {t.digest_s:.1f}, load {t.load_s:.1f}, "
+            f"slowest {_format_timing(t)} (digest {t.digest_s:.1f}, load {t.load_s:.1f}, "
             f"forward {t.forward_s:.1f}, statistics {t.statistics_s:.1f}, write {t.write_s:.1f})"
         )
     for failure in failures.to_dict("records"):
-        warn(_failed(failure))
+        warn(_format_failure(failure))
 
 
-def _tell_outlook(job: Any, as_json: bool) -> None:
+def _print_outlook(job: Any, as_json: bool) -> None:
     from workbench.scanning import look_ahead
 
     outlook = look_ahead(job)
-    looks = [[c.checkpoint, c.units, c.done, c.bytes] for c in outlook.checkpoints]
+    rows = [[c.checkpoint, c.units, c.done, c.bytes] for c in outlook.checkpoints]
     columns = ("checkpoint", "units", "done", "bytes")
     if as_json:
-        say_json(
+        print_json(
             {
                 "job": job.model_dump(mode="json"),
                 "units": outlook.units,
                 "units_to_do": outlook.units_to_do,
                 "bytes_to_read": outlook.bytes_to_read,
-                "checkpoints": [dict(zip(columns, look, strict=True)) for look in looks],
+                "checkpoints": [dict(zip(columns, row, strict=True)) for row in rows],
             }
         )
         return
     print(job.to_toml())
-    say_table(columns, looks)
+    print_table(columns, rows)
     warn(
-        f"{outlook.units_to_do} units to do on {len(looks)} checkpoints, {outlook.bytes_to_read / 1e9:.3g} GB of "
+        f"{outlook.units_to_do} units to do on {len(rows)} checkpoints, {outlook.bytes_to_read / 1e9:.3g} GB of "
         "weights to read; nothing was done"
     )

@@ -1,9 +1,9 @@
-"""Small, real pretraining runs: four attention variants that grow induction heads in seconds of one CPU core.
+"""Small, real pretraining runs: four attention variants that form induction heads in seconds of one CPU core.
 
-What they are: 120,000 to 190,000 parameters on a tiny synthetic language of 32 words that copies from itself. Step
-counts are tuned to that language, not typical of anything. The optimiser (Muon) and the initialisation (zero output
-projections) are required: with AdamW or the usual small initialisation, induction does not form within these budgets.
-In these models the heads that retrieve a needle are the induction heads; they show one population, not two.
+The default models have 120,000 to 190,000 parameters and train on a synthetic language of 32 words that copies from
+itself. Step counts are tuned to that language and not typical of others. The optimiser (Muon) and the initialisation
+(zero output projections) are required: with AdamW or the usual small initialisation, induction does not form within
+these budgets. In these models the heads that retrieve a needle are the induction heads: one population, not two.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Recipes and the language must be readable without the seconds that torch and transformers take to import.
+    # Importing torch and transformers takes seconds, and reading a recipe or the language must not.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,9 +1,7 @@
-"""A checkpoint on disk: an ordinary Hugging Face directory that appears whole or not at all."""
+"""Write a checkpoint: an ordinary Hugging Face directory that appears whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +14,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from workbench.atomic import replacing_folder
 from workbench.pretrain.language import N_RESERVED, Language
 from workbench.pretrain.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PARTIAL = ".partial-"  # readers of checkpoint folders pass over hidden ones
-
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of a step's checkpoint."""
     return out / f"checkpoint-{step}"
 
 
@@ -39,31 +36,27 @@ def save_checkpoint(
     log_history: list[dict[str, float]],
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """Write out/checkpoint-<step>: weights, configuration, tokenizer and trainer state; renamed into place at the end.
+    """Write out/checkpoint-<step>: weights, configuration, tokenizer and trainer state.
 
-    `tokenizer`: None is that of the synthetic language. A checkpoint that is there already stays: the same recipe
-    writes the same bytes.
+    `tokenizer`: None is that of the synthetic language. An existing checkpoint stays, because the same recipe writes
+    the same bytes.
+
+    Raises:
+        StoreNotWritable: if the disk is full or cannot be written.
     """
     path = checkpoint_path(out, step)
     if path.exists():
         return path
-    partial = out / f"{_PARTIAL}{path.name}"
-    with _without_progress_bars():
-        model.save_pretrained(partial)
-    (tokenizer or word_tokenizer(recipe.length)).save_pretrained(partial)
-    _trainer_state(recipe, step, log_history).save_to_json(str(partial / "trainer_state.json"))
-    os.rename(partial, path)
+    with replacing_folder(path) as partial:
+        with _without_progress_bars():
+            model.save_pretrained(partial)
+        (tokenizer or word_tokenizer(recipe.length)).save_pretrained(partial)
+        _trainer_state(recipe, step, log_history).save_to_json(str(partial / "trainer_state.json"))
     return path
 
 
-def remove_partial_checkpoints(out: Path) -> None:
-    """Delete what a killed run left half-written."""
-    for folder in out.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(folder)
-
-
 def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """Words parted by spaces, `w00` to `w31`, with `<bos>` put first; a word outside the language is an error."""
+    """A tokenizer of words between spaces, `w00` to `w31`; it puts `<bos>` first and refuses other words."""
     language = Language()
     reserved = [f"<reserved{i}>" for i in range(1, N_RESERVED)]
     words = [f"w{i:02d}" for i in range(len(language.words))]

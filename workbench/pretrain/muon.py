@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is made orthogonal, so that every direction of a weight matrix moves equally far.
+"""Muon: an optimiser that orthogonalises the momentum, so that all directions of a weight matrix move equally far.
 
 Per matrix W with gradient G and momentum M:
 1. M ← μ M + (1 − μ) G,  then N = μ M + (1 − μ) G (Nesterov).
@@ -6,8 +6,8 @@ Per matrix W with gradient G and momentum M:
 3. W ← W − lr · 0.2 · √max(rows, columns) · O, which has about the root mean square of an AdamW update.
 
 Reference: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor of step 3 is Liu et
-al. 2025, "Muon is scalable for LLM training". `torch.optim.Muon` takes 2-D weights only, one at a time and in bfloat16;
-here stacks of expert matrices count as batches, float32 is kept, and all matrices of one shape go through one product.
+al. 2025, "Muon is scalable for LLM training". `torch.optim.Muon` takes 2-D weights only, one at a time and in bfloat16.
+Here stacks of expert matrices are batches, computation is float32, and all matrices of one shape share one product.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _TINY = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two or more dimensions; the last two are the matrix, those before count as a batch."""
+    """Muon for weights of two or more dimensions: the last two are the matrix, the others a batch."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, *, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             self._step_group(group)
@@ -54,14 +54,14 @@ class Muon(torch.optim.Optimizer):
             stacks = [rearrange(ahead, "... rows cols -> (...) rows cols") for _, ahead in pairs]
             updates = orthogonalised(torch.cat(stacks)).split([len(stack) for stack in stacks])
             for (weight, _), update in zip(pairs, updates, strict=True):
-                turned = update.mT if weight.shape[-2] > weight.shape[-1] else update
-                weight.add_(turned.reshape(weight.shape), alpha=-group["lr"] * 0.2 * longest**0.5)
+                oriented = update.mT if weight.shape[-2] > weight.shape[-1] else update
+                weight.add_(oriented.reshape(weight.shape), alpha=-group["lr"] * 0.2 * longest**0.5)
 
 
 def orthogonalised(matrices: Float[Tensor, "n rows cols"]) -> Float[Tensor, "n rows cols"]:
-    """Each matrix with its singular values brought near 1, its singular vectors kept; zero stays zero.
+    """Move each matrix's singular values near 1 and keep its singular vectors; zero stays zero.
 
-    Values land between about 0.7 and 1.2; the smallest of an ill-conditioned matrix stay below.
+    The new values lie between about 0.7 and 1.2; the smallest ones of an ill-conditioned matrix lie below.
     """
     a, b, c = _NEWTON_SCHULZ
     x = _wide(matrices)
@@ -73,5 +73,5 @@ def orthogonalised(matrices: Float[Tensor, "n rows cols"]) -> Float[Tensor, "n r
 
 
 def _wide(matrices: Float[Tensor, "*n rows cols"]) -> Float[Tensor, "*n rows2 cols2"]:
-    """Turned so that there are no more rows than columns: the products of Newton-Schulz are then the small ones."""
+    """Transpose matrices with more rows than columns, so that the products of Newton-Schulz are small."""
     return matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices

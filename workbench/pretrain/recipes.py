@@ -1,4 +1,4 @@
-"""What one pretraining run is: model, material, seed, steps, learning rates, and which steps are kept. No torch."""
+"""The recipe of a pretraining run: model, training data, seed, steps, learning rates, checkpoint steps. No torch."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ Kind = Literal["full_attention", "sliding_attention", "linear_attention"]
 _STEPS: dict[Variant, int] = {"full": 480, "sliding": 420, "hybrid": 420, "linear": 560}
 _QUICK_STEPS: dict[Variant, int] = {"full": 300, "sliding": 240, "hybrid": 300, "linear": 400}
 _QUICK_CHECKPOINTS = 12
-_EARLY = (0, 8, 16)  # steps kept before the logarithmic ones, which begin at step 24
+_EARLY = (0, 8, 16)  # checkpoint steps before the logarithmically spaced ones
 _FIRST_LOG_STEP = 24
 
 
-def _check_least(given: object, least: Mapping[str, int]) -> None:
-    for name, smallest in least.items():
-        if getattr(given, name) < smallest:
-            raise WorkbenchError(f"{name} is {getattr(given, name)}; expected at least {smallest}")
+def _check_minima(settings: object, minima: Mapping[str, int]) -> None:
+    for name, minimum in minima.items():
+        value = getattr(settings, name)
+        if value < minimum:
+            raise WorkbenchError(f"{name} is {value}; expected at least {minimum}")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a model is. `window`: tokens that a sliding layer sees; `vocabulary` in tokens.
+    """The size of a model. `window`: tokens that a sliding layer sees; `vocabulary` in tokens.
 
-    `local_per_full`: windowed or linear layers per layer of full attention in the hybrids. Windowed hybrids end each
-    such group with the full layer, linear ones begin with it: two layers of attention patterns are what induction
-    needs, and a linear layer between them may carry the rest.
+    `local_per_full`: windowed or linear layers per layer of full attention in the hybrids. The full layer is the last
+    of each group in windowed hybrids and the first in linear ones: induction needs two layers of full attention, and a
+    linear layer may stand between them.
     """
 
     n_layers: int = 2
@@ -52,12 +53,12 @@ class Shape:
     vocabulary: int = VOCABULARY
 
     def __post_init__(self) -> None:
-        _check_least(self, dict.fromkeys(self.__dataclass_fields__, 1) | {"vocabulary": 2})
+        _check_minima(self, dict.fromkeys(self.__dataclass_fields__, 1) | {"vocabulary": 2})
         if self.d_head % 2:
             raise WorkbenchError(f"d_head is {self.d_head}; rotary positions need an even number")
 
     def layer_kinds(self, variant: Variant) -> tuple[Kind, ...]:
-        """What each layer is, in the words of transformers' configurations."""
+        """The kind of each layer, as transformers' configurations name it."""
         group, layers = self.local_per_full + 1, range(self.n_layers)
         match variant:
             case "full":
@@ -80,9 +81,9 @@ class Recipe:
     """All that determines a run. Learning rates are peaks: linear warm-up, then a cosine to `final_lr` of the peak.
 
     `batch` is in sequences per step, `length` in tokens per sequence, `warmup` in steps. `n_checkpoints` counts step 0.
-    `shape`: None is the small one of the demo. `corpus`: the digest of the text that is trained on, "" for the
-    synthetic language. `windows` of text: `packed` ones run over the ends of documents, `plain` ones lie within one.
-    With `adamw`, `lr_matrices` is its rate for matrices. `precision`: of products; weights, their updates and the loss
+    `shape`: None is the demo's. `corpus`: the digest of the text; "" is the synthetic language. `windows` of text:
+    `packed` ones may cross the ends of documents, `plain` ones lie within one. `lr_matrices` is the rate of Muon, or of
+    AdamW for matrices if `optimiser` is `adamw`. `precision` is that of products; weights, their updates and the loss
     are float32.
 
     Raises:
@@ -107,13 +108,13 @@ class Recipe:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        _check_least(self, {"seed": 0, "steps": 1, "batch": 1, "length": 2, "n_checkpoints": 4, "warmup": 1})
+        _check_minima(self, {"seed": 0, "steps": 1, "batch": 1, "length": 2, "n_checkpoints": 4, "warmup": 1})
         if not 0 <= self.final_lr <= 1:
             raise WorkbenchError(f"final_lr is {self.final_lr}; expected a share of the peak rates, 0 to 1")
 
     @property
     def dimensions(self) -> Shape:
-        """The shape of the model, whether given or the variant's own."""
+        """The shape of the model: `shape`, or the variant's default."""
         if self.shape is not None:
             return self.shape
         return SMALL_LINEAR if self.variant == "linear" else SMALL
@@ -124,19 +125,19 @@ class Recipe:
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
-        """Steps 0, 8, 16, then logarithmically spaced to the last; fewer where the run is too short for them."""
+        """Steps 0, 8, 16, then logarithmically spaced to the last; fewer if the run is short."""
         spaced = np.geomspace(min(_FIRST_LOG_STEP, self.steps), self.steps, self.n_checkpoints - len(_EARLY))
         return tuple(sorted({s for s in _EARLY if s < self.steps} | {round(float(s)) for s in spaced} | {self.steps}))
 
     def lr_scale(self, step: int) -> float:
-        """Share of the peak learning rates that the update after `step` finished steps uses."""
+        """Share of the peak learning rates for the update after `step` finished steps."""
         rise = min(1.0, (step + 1) / self.warmup)
         fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return rise * (self.final_lr + (1 - self.final_lr) * fall)
 
 
 def recipe(variant: str, *, seed: int = 0, quick: bool = False) -> Recipe:
-    """The tuned recipe of a variant; `quick` stops earlier, with fewer checkpoints, when induction has just formed.
+    """The tuned recipe of a variant; `quick` has fewer checkpoints and ends when induction has just formed.
 
     Raises:
         WorkbenchError: for an unknown variant or a negative seed.
@@ -153,7 +154,7 @@ def text_recipe(variant: str, corpus: str, *, seed: int = 0, steps: int = 1_800,
     `corpus` is the digest of the text. The rates were not swept on text.
 
     Raises:
-        WorkbenchError: for an unknown variant or a number below its least.
+        WorkbenchError: for an unknown variant or a number below its minimum.
     """
     return Recipe(
         as_variant(variant),
@@ -174,7 +175,7 @@ def as_variant(name: str) -> Variant:
     """The variant of this name.
 
     Raises:
-        WorkbenchError: if there is none.
+        WorkbenchError: for another name.
     """
     for variant in VARIANTS:
         if name == variant:

@@ -1,19 +1,18 @@
-"""One pretraining run, from recipe to checkpoints; after a kill the same call goes on and writes the same bytes.
+"""One pretraining run, from recipe to checkpoints; after a kill the same call resumes it and writes the same bytes.
 
-1. `recipe.json` claims the folder for one recipe.
-2. Step s always trains on the same tokens, drawn from the seed: `material`.
-3. At each checkpoint step: first the checkpoint folder, then `resume.pt` (weights, optimisers, log), each renamed into
-   place. A kill between the two repeats the steps before the checkpoint, to the same weights.
+1. `recipe.json` reserves the folder for one recipe.
+2. Step s always trains on the same tokens, drawn from the seed: see `TrainingBatches`.
+3. Each checkpoint step writes first the checkpoint folder, then `resume.pt` (weights, optimisers, log), each in one
+   step. After a kill between the two, the steps before the checkpoint are repeated, with the same weights as result.
 
-Matrices are moved by Muon; embeddings, unembedding, norms and router by AdamW (β = 0.9, 0.95, weight decay 0.1).
-Gradients are clipped to norm 1. One torch thread: a second one makes models of this size slower, not faster. On a GPU
-some sums are taken in any order: two runs agree to rounding, not in their bytes.
+Muon updates matrices; AdamW (β = 0.9, 0.95, weight decay 0.1) updates embeddings, unembedding, norms and router.
+Gradients are clipped to norm 1. Training uses one torch thread: models of this size are slower with two. On a GPU the
+order of some sums is not fixed: two runs agree to rounding, not in their bytes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,13 +25,14 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.atomic import replace_file
+from workbench.atomic import replace_file, replacing_file, sweep_temporaries
+from workbench.console import watched_bar
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.pretrain.checkpoint_writer import checkpoint_path, remove_partial_checkpoints, save_checkpoint
+from workbench.pretrain.checkpoint_writer import checkpoint_path, save_checkpoint
 from workbench.pretrain.corpus import Corpus
 from workbench.pretrain.muon import Muon
 from workbench.pretrain.recipes import Recipe
-from workbench.pretrain.training_batches import Material
+from workbench.pretrain.training_batches import TrainingBatches
 from workbench.pretrain.variants import build_model
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _DEFAULTS = asdict(Recipe("full"))
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """Where a run stands after a step. `loss` in nats; `checkpoint`: the folder written after this step, if one was."""
+    """The state of a run after a step. `loss` in nats; `checkpoint`: the folder written after this step, or None."""
 
     recipe: Recipe
     step: int
@@ -63,41 +63,47 @@ def pretrain_run(
     device: torch.device | str = "cpu",
     on_step: Callable[[TrainingProgress], None] | None = None,
 ) -> list[Path]:
-    """Train a recipe's model and write its checkpoints to `out`/checkpoint-<step>; go on where an earlier call stopped.
+    """Train a recipe's model and write its checkpoints to `out`/checkpoint-<step>, or resume an earlier call.
 
-    A finished run is left untouched. `corpus` is the text that the recipe names; None for the synthetic language.
-    `device` may be another one when the run goes on. `on_step` is called after every step that is trained now.
+    A finished run stays untouched. `corpus` is the text that the recipe names; None for the synthetic language.
+    `device` may change when a run is resumed. `on_step` is called after every trained step; None: a progress bar on a
+    terminal or in a notebook.
 
     Returns:
         The checkpoint folders in order of step.
 
     Raises:
         WorkbenchError: if `out` holds the checkpoints of another recipe, the corpus is not the recipe's, or the device
-            is not there.
+            does not exist.
         StoreNotWritable: if `out` cannot be made or written.
     """
-    material = Material(recipe, corpus)
-    device = _present(device)
+    training_batches = TrainingBatches(recipe, corpus)
+    device = _existing(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
         _claim(recipe, out)
     except OSError as error:
         raise StoreNotWritable(f"{out} cannot be written ({error.strerror}); choose another folder") from error
-    remove_partial_checkpoints(out)
+    sweep_temporaries(out)
     paths = [checkpoint_path(out, step) for step in recipe.checkpoint_steps]
     if not all(path.exists() for path in paths):
-        with one_thread():
-            _train(material, out, device, on_step)
+        run = _Run(training_batches, device)
+        if on_step is not None:
+            _train(run, out, on_step)
+        else:
+            with watched_bar("step") as show:
+                _train(run, out, lambda p: show(p.step, recipe.steps, f"{recipe.variant}, loss {p.loss:.3f}"))
     return paths
 
 
 class _Run:
-    """The model with its optimisers, their learning rates, and the log: what a checkpoint step must keep together."""
+    """The state of training that a checkpoint step saves: the model, its optimisers with their rates, and the log."""
 
-    def __init__(self, material: Material, device: torch.device) -> None:
+    def __init__(self, training_batches: TrainingBatches, device: torch.device) -> None:
         self.device = device
-        self.recipe = recipe = material.recipe
-        self.tokenizer = material.tokenizer()
+        self.training_batches = training_batches
+        self.recipe = recipe = training_batches.recipe
+        self.tokenizer = training_batches.tokenizer()
         self.step = 0
         self.log_history: list[dict[str, float]] = []
         self.losses: list[float] = []  # since the last entry of the log
@@ -107,7 +113,7 @@ class _Run:
         self.peaks = [group["lr"] for group in self._groups()]
 
     def advance(self, tokens: Int[Tensor, "b t"]) -> float:
-        """One update; the loss before it, in nats."""
+        """Do one update; return the loss before it, in nats."""
         scale = self.recipe.lr_scale(self.step)
         for group, peak in zip(self._groups(), self.peaks, strict=True):
             group["lr"] = peak * scale
@@ -133,7 +139,7 @@ class _Run:
         self.losses = []
 
     def save(self, out: Path) -> Path:
-        """Write the checkpoint of this step, then what going on from it needs."""
+        """Write the checkpoint of this step, then the state from which training can be resumed."""
         path = save_checkpoint(
             self.model, self.recipe, out, step=self.step, log_history=self.log_history, tokenizer=self.tokenizer
         )
@@ -143,13 +149,12 @@ class _Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "log_history": self.log_history,
         }
-        partial = out / f".{_RESUME}"
-        torch.save(state, partial)
-        os.replace(partial, out / _RESUME)
+        with replacing_file(out / _RESUME) as stream:
+            torch.save(state, stream)
         return path
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take over what `save` left."""
+        """Restore the state that `save` wrote."""
         self.step, self.log_history = state["step"], state["log_history"]
         self.model.load_state_dict(state["model"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -165,31 +170,28 @@ def next_token_loss(logits: Float[Tensor, "b t vocab"], tokens: Int[Tensor, "b t
     return F.cross_entropy(predicted, rearrange(tokens[:, 1:], "b t -> (b t)"))
 
 
-def _present(device: torch.device | str) -> torch.device:
-    found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise WorkbenchError(f"device {found} was asked for, and torch sees no GPU; expected cpu")
-    return found
+def _existing(device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise WorkbenchError(f"device {device} was asked for, and torch sees no GPU; expected cpu")
+    return device
 
 
-def _train(
-    material: Material, out: Path, device: torch.device, on_step: Callable[[TrainingProgress], None] | None
-) -> None:
-    recipe, run = material.recipe, _Run(material, device)
-    saved = _resume_state(recipe, out)
-    if saved is None:
+def _train(run: _Run, out: Path, on_step: Callable[[TrainingProgress], None]) -> None:
+    recipe = run.recipe
+    state = _resume_state(recipe, out)
+    if state is None:
         run.save(out)
     else:
-        run.resume(saved)
+        run.resume(state)
     checkpoints = set(recipe.checkpoint_steps)
-    for batch in material.batches(run.step):
+    for batch in run.training_batches.batches(run.step):
         loss = run.advance(batch)
         is_checkpoint = run.step in checkpoints
         if is_checkpoint or run.step % _LOG_EVERY == 0:
             run.log()
         path = run.save(out) if is_checkpoint else None
-        if on_step is not None:
-            on_step(TrainingProgress(recipe, run.step, run.step * recipe.tokens_per_step, loss, path))
+        on_step(TrainingProgress(recipe, run.step, run.step * recipe.tokens_per_step, loss, path))
 
 
 def optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -212,7 +214,7 @@ def optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optim
 
 
 def _resume_state(recipe: Recipe, out: Path) -> dict[str, Any] | None:
-    """What the last checkpoint left, unless a checkpoint up to it is missing: then everything begins again."""
+    """The state of the last checkpoint; None if an earlier checkpoint is missing, so that training starts again."""
     path = out / _RESUME
     if not path.exists():
         return None
@@ -222,28 +224,28 @@ def _resume_state(recipe: Recipe, out: Path) -> dict[str, Any] | None:
 
 
 def _claim(recipe: Recipe, out: Path) -> None:
-    """Write the recipe into the folder, or check that it is the one there."""
+    """Write the recipe into the folder, or check that it is the stored one."""
     path = out / _RECIPE
-    ours = asdict(recipe)
+    fields = asdict(recipe)
     if path.exists():
-        # A field that the file lacks had but one value when it was written, which is the default's.
-        theirs: dict[str, Any] = {**_DEFAULTS, **json.loads(path.read_text(encoding="utf-8"))}
-        if theirs != ours:
-            differs = [
-                f"{k} {theirs.get(k)!r}, asked for {ours.get(k)!r}"
-                for k in {**ours, **theirs}
-                if theirs.get(k) != ours.get(k)
+        # Fields that an older file lacks had their default value.
+        stored: dict[str, Any] = {**_DEFAULTS, **json.loads(path.read_text(encoding="utf-8"))}
+        if stored != fields:
+            differences = [
+                f"{k} {stored.get(k)!r}, asked for {fields.get(k)!r}"
+                for k in {**fields, **stored}
+                if stored.get(k) != fields.get(k)
             ]
-            raise WorkbenchError(f"{out} holds another run: {'; '.join(differs)}. Choose another folder")
+            raise WorkbenchError(f"{out} holds another run: {'; '.join(differences)}. Choose another folder")
         return
     if any(out.glob("checkpoint-*")):
         raise WorkbenchError(f"{out} holds checkpoints but no {_RECIPE}; choose a folder of its own for this run")
-    replace_file(path, (json.dumps(ours, indent=2) + "\n").encode())
+    replace_file(path, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 @contextmanager
 def one_thread() -> Generator[None]:
-    """Inside the block torch computes in one thread."""
+    """Let torch compute in one thread inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""What a run trains on, step by step: documents of the synthetic language, or windows of a corpus.
+"""The batches of a run, step by step: documents of the synthetic language, or windows of a corpus.
 
-Step s trains on the same tokens whether or not the run was interrupted before it. Windows of text begin with the
-beginning-of-sequence token, in the place of their first: at random places of the whole corpus (`packed`), where a
-window may run over the end of a document, or at random places within documents that are long enough (`plain`).
+Step s has the same tokens in every call, so that a run can be resumed. The first token of a text window is replaced by
+the beginning-of-sequence token. `packed` windows start anywhere in the corpus and may cross the end of a document;
+`plain` windows lie within one document.
 """
 
 from __future__ import annotations
@@ -27,29 +27,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class Material:
-    """A recipe with the text it names: its batches, and the tokenizer that wrote them.
+class TrainingBatches:
+    """The batches of a recipe and its text, and the tokenizer of their tokens.
 
     Raises:
-        WorkbenchError: if the corpus is missing, another one, too short for one window, or of more tokens than the
-            model has.
+        WorkbenchError: if the corpus is missing, not the recipe's, too short for one window, or has more different
+            tokens than the model.
     """
 
     def __init__(self, recipe: Recipe, corpus: Corpus | None) -> None:
         digest = "" if corpus is None else corpus.digest
         if digest != recipe.corpus:
-            raise WorkbenchError(f"the recipe trains on {_said(recipe.corpus)}, and was given {_said(digest)}")
+            raise WorkbenchError(
+                f"the recipe trains on {_data_name(recipe.corpus)}, and was given {_data_name(digest)}"
+            )
         self.recipe = recipe
         self.corpus = corpus
         if corpus is not None:
-            self._places = _places(recipe, corpus)
+            self._starts = _window_starts(recipe, corpus)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """What turns text into the tokens of this material."""
+        """The tokenizer that a checkpoint of this run needs."""
         return word_tokenizer(self.recipe.length) if self.corpus is None else self.corpus.tokenizer(self.recipe.length)
 
     def batches(self, first: int) -> Iterator[Int[Tensor, "b t"]]:
-        """The training batches from step `first` on."""
+        """The batches from step `first` on."""
         return self._documents(first) if self.corpus is None else self._windows(self.corpus, first)
 
     def _documents(self, first: int) -> Iterator[Int[Tensor, "b t"]]:
@@ -62,14 +64,14 @@ class Material:
         recipe = self.recipe
         for step in range(first, recipe.steps):
             rng = np.random.default_rng([1 + recipe.seed, step])
-            starts = self._places[rng.integers(0, len(self._places), recipe.batch)]
+            starts = self._starts[rng.integers(0, len(self._starts), recipe.batch)]
             tokens = corpus.tokens[starts[:, None] + np.arange(recipe.length)].astype(np.int64)
             tokens[:, 0] = BOS
             yield torch.from_numpy(tokens)
 
 
-def _places(recipe: Recipe, corpus: Corpus) -> Int[np.ndarray, " n"]:
-    """Where a window may begin."""
+def _window_starts(recipe: Recipe, corpus: Corpus) -> Int[np.ndarray, " n"]:
+    """The indices at which a window can begin."""
     length, n_tokens = recipe.length, len(corpus.tokens)
     if corpus.vocabulary > recipe.dimensions.vocabulary:
         raise WorkbenchError(
@@ -77,20 +79,20 @@ def _places(recipe: Recipe, corpus: Corpus) -> Int[np.ndarray, " n"]:
             "give the shape a vocabulary of that size"
         )
     if recipe.windows == "packed":
-        places = np.arange(max(0, n_tokens - length + 1))
+        starts = np.arange(max(0, n_tokens - length + 1))
     else:
         ends = np.append(corpus.starts[1:], n_tokens)
-        places = np.concatenate(
+        starts = np.concatenate(
             [np.arange(s, e - length + 1) for s, e in zip(corpus.starts, ends, strict=True) if e - s >= length]
             or [np.zeros(0, dtype=np.int64)]
         )
-    if not len(places):
+    if not len(starts):
         raise WorkbenchError(
             f"the text is too small: {n_tokens} tokens in {len(corpus.starts)} documents hold no {recipe.windows} "
             f"window of {length} tokens; give more text or a smaller length"
         )
-    return places
+    return starts
 
 
-def _said(digest: str) -> str:
+def _data_name(digest: str) -> str:
     return f"the corpus {digest}" if digest else "the synthetic language"

@@ -1,6 +1,6 @@
-"""The four models: stock Hugging Face configurations, one per kind of attention, and the initialisation they need.
+"""The four variants: stock Hugging Face configurations, one per kind of attention, and their initialisation.
 
-In the small shape of the demo:
+In the demo's shape:
 
 | variant | class | layers | parameters |
 |---|---|---|---|
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 WINDOW = SMALL.window
-BOS = 0  # in the synthetic language and in the tokenizers of text alike
+BOS = 0  # in the synthetic language and in the tokenizers of text
 _SHARED_EMBEDDING = 0.5
 _ZERO = ("o_proj", "out_proj", "down_proj", "lm_head")
 
 
 def variant_config(variant: Variant, *, length: int = 64, shape: Shape | None = None) -> PreTrainedConfig:
-    """The stock configuration of a variant; positions end at the length it is trained on. `shape` as in `Recipe`."""
-    sized = Recipe(variant, length=length, shape=shape).dimensions
-    kinds: list[str] = list(sized.layer_kinds(variant))
-    given: dict[str, Any] = {
-        "vocab_size": sized.vocabulary,
-        "hidden_size": sized.d_model,
-        "intermediate_size": sized.d_ff,
-        "num_hidden_layers": sized.n_layers,
-        "num_attention_heads": sized.n_heads,
-        "num_key_value_heads": sized.n_heads,
-        "head_dim": sized.d_head,
+    """The stock configuration of a variant for sequences of `length` tokens. `shape` as in `Recipe`."""
+    dimensions = Recipe(variant, length=length, shape=shape).dimensions
+    kinds: list[str] = list(dimensions.layer_kinds(variant))
+    common: dict[str, Any] = {
+        "vocab_size": dimensions.vocabulary,
+        "hidden_size": dimensions.d_model,
+        "intermediate_size": dimensions.d_ff,
+        "num_hidden_layers": dimensions.n_layers,
+        "num_attention_heads": dimensions.n_heads,
+        "num_key_value_heads": dimensions.n_heads,
+        "head_dim": dimensions.d_head,
         "max_position_embeddings": length,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         "tie_word_embeddings": False,
@@ -49,21 +49,21 @@ def variant_config(variant: Variant, *, length: int = 64, shape: Shape | None = 
     }
     match variant:
         case "full":
-            return LlamaConfig(**given)
+            return LlamaConfig(**common)
         case "sliding":
-            return MistralConfig(sliding_window=sized.window, **given)
+            return MistralConfig(sliding_window=dimensions.window, **common)
         case "hybrid":
-            return CwmConfig(sliding_window=sized.window, layer_types=kinds, **given)
+            return CwmConfig(sliding_window=dimensions.window, layer_types=kinds, **common)
         case "linear":
             experts = {"num_local_experts": 1, "num_experts_per_tok": 1}
-            return MiniMaxConfig(layer_types=kinds, block_size=64, **experts, **given)
+            return MiniMaxConfig(layer_types=kinds, block_size=64, **experts, **common)
 
 
 def build_model(recipe: Recipe) -> PreTrainedModel:
     """The untrained model of a recipe, in training mode; the global random state is left as it is.
 
-    Embeddings are N(0, 1) plus one vector of N(0, ¼) shared by all tokens; matrices are N(0, 1/fan-in); what writes
-    into the residual stream, and the unembedding, begins at zero.
+    Embeddings are N(0, 1) plus one vector of N(0, ¼) shared by all tokens. Matrices are N(0, 1/fan-in). Output
+    projections into the residual stream and the unembedding are zero.
     """
     config = variant_config(recipe.variant, length=recipe.length, shape=recipe.shape)
     with torch.random.fork_rng(devices=[]):
@@ -72,7 +72,7 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
 
 
 def initialised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The model with the weights that `build_model` describes, drawn anew in place, in training mode."""
+    """Draw the model's weights again, in place, as `build_model` describes; return it in training mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,9 +1,9 @@
 """Scan a directory of checkpoints: every detector on every probe of every checkpoint, into a run that can be resumed.
 
-The work is a product of units (checkpoint, probe, detector); the units of one checkpoint and probe share one forward
-pass, and each is committed on its own. Detectors that read weights share one reading of them in place of a probe. A
-unit is known by what determines its numbers: weights, configuration, detector version, probe digest, settings. So the
-same command run again does what is missing, and nothing twice.
+A unit is a checkpoint, a probe and a detector. The units of one checkpoint and probe share one forward pass; each is
+committed on its own. Detectors of weights read them once, without a probe. The key of a unit is a digest of all that
+determines its numbers: weights, configuration, detector version, probe digest, settings. The same command therefore
+computes only the missing units.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # A job must be readable without the seconds that torch and transformers take to import.
+    # Importing torch and transformers takes seconds, and reading a job must not.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during long work: the first finishes the unit at hand, the second drops it."""
+"""Ctrl-C and SIGTERM during long work: the first lets the current unit finish, the second interrupts it."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import Any
 
 
 class Interrupts:
-    """While in force, a first SIGINT or SIGTERM is only noted; `check()` between units raises it as KeyboardInterrupt.
+    """Inside the block, note the first SIGINT or SIGTERM; `check()` then raises KeyboardInterrupt between units.
 
-    A second signal raises at once. Outside the main thread, where signals cannot be caught, nothing is changed.
+    A second signal raises KeyboardInterrupt at once. Outside the main thread signals cannot be caught, and the block
+    changes nothing.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self._is_noted = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in self._SIGNALS}
+            self._handlers = {s: signal.signal(s, self._note) for s in self._SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @property
     def is_noted(self) -> bool:
-        """Whether a signal has come since."""
+        """Whether a signal has arrived inside the block."""
         return self._is_noted
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come since."""
+        """Raise KeyboardInterrupt if a signal has arrived."""
         if self._is_noted:
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""A scan's job: what to score and how, the same object from a TOML file, the command line and Python. No torch."""
+"""The job of a scan: one object for TOML files, the command line and Python. No torch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from workbench.heads import WorkbenchError
 EngineName = Literal["inline", "local", "ray"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 ENVIRONMENT = "WB_"
-# Paths in a job file count from its folder.
+# Paths in a job file are relative to its folder.
 _PATHS = ("checkpoints", "out")
-# How this one call runs, which says nothing about the numbers: not kept with the run.
-_OF_THE_CALL = frozenset({"shard", "join", "retry"})
+# These describe one call and change no number, so the run does not keep them.
+_NOT_KEPT = frozenset({"shard", "join", "retry"})
 
 
 class Job(BaseModel):
@@ -38,25 +38,25 @@ class Job(BaseModel):
     Args:
         checkpoints, out: the directory of checkpoints and the run's folder.
         detectors: names; None: those that `docs/detectors.md` calls default.
-        probes: as `workbench.probes.build` reads them; None: the default ones.
-        made_in_python: `name:digest` of probes that were made in Python, which no file can hold.
+        probes: in the notation of `workbench.probes.build`; None: the default ones.
+        made_in_python: `name:digest` of probes that were made in Python; no file can hold them.
         engine: `inline` in this process, `local` in worker processes, `ray` on a cluster.
-        workers: at most so many checkpoints at a time; None: one inline, one per GPU or core locally, as many as a
-            cluster has room for.
+        workers: the largest number of checkpoints at a time; None: one inline, one per GPU or core locally, as many as
+            a cluster has room for.
         address: of a Ray cluster, `auto` or host:port; None: one is started here for the length of the scan.
         shard: `i/n`: only every n-th checkpoint, from the i-th, as for job i of a Slurm array; i from 0.
         join: work on a run that another scan is writing.
-        retry: also try again the checkpoints that were given up because every worker died of them.
+        retry: also try the checkpoints that were given up because every worker died.
         rows: query rows per sequence to sample; None: all.
         far_window, far_sink: of `far_mass` in tokens; None: the model's smallest window, else min(256, T/4).
         seed: of the bootstrap.
         device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is one.
         dtype: a torch dtype's name; None: float32 on the CPU, the checkpoint's own on CUDA.
-        allow_pickle: also read `.bin`, `.pt` and distributed checkpoints, weights only: no code in them is run.
+        allow_pickle: also read `.bin`, `.pt` and distributed checkpoints, tensors only; no code in them is run.
         allow_nonfinite: also score checkpoints with NaN or infinity in their weights; their rows are flagged.
         maps: keep pooled patterns of one sequence per probe (see docs/patterns.md).
-        keep: `qk`: of heads that stand out also queries and keys, for exact crops.
-        verify: compare every weight file with the digests that are written beside it, and refuse one that differs.
+        keep: `qk`: also keep queries and keys of flagged heads, for exact crops.
+        verify: compare every weight file with the digest written beside it, and refuse a file that differs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,12 +101,12 @@ class Job(BaseModel):
 
     @property
     def shard_of(self) -> tuple[int, int]:
-        """Which of how many shards; (0, 1) for the whole."""
+        """Index and number of shards; (0, 1) for all checkpoints."""
         return (0, 1) if self.shard is None else parse_shard(self.shard)
 
     def kept(self) -> dict[str, Any]:
-        """The fields that determine the run, as plain values with absolute paths; None left out."""
-        fields = self.model_dump(mode="json", exclude=set(_OF_THE_CALL), exclude_none=True)
+        """The fields that determine the run, as plain values with absolute paths; without those that are None."""
+        fields = self.model_dump(mode="json", exclude=set(_NOT_KEPT), exclude_none=True)
         return {**fields, **{name: str(getattr(self, name).resolve()) for name in _PATHS}}
 
     def to_toml(self) -> str:
@@ -118,13 +118,13 @@ def make_job(fields: Mapping[str, Any]) -> Job:
     """Check the fields of a job.
 
     Raises:
-        WorkbenchError: naming each key that is unknown or has a value it cannot have, with what was given and expected.
+        WorkbenchError: naming each unknown key and each wrong value, with what was given and expected.
     """
     try:
         return Job(**fields)
     except ValidationError as error:
-        told = dict.fromkeys(_told(e) for e in error.errors())
-        raise WorkbenchError(f"the job cannot be run: {'; '.join(told)}") from error
+        messages = dict.fromkeys(_message(e) for e in error.errors())
+        raise WorkbenchError(f"the job cannot be run: {'; '.join(messages)}") from error
 
 
 def read_job(
@@ -132,52 +132,52 @@ def read_job(
     *,
     settings: Iterable[str] = (),
     environment: Mapping[str, str] | None = None,
-    **given: Any,
+    **fields: Any,
 ) -> Job:
-    """Read a job file (TOML, the fields of `Job`; its paths count from its folder).
+    """Read a job file: TOML with the fields of `Job`, paths relative to its folder.
 
-    Over the file go `environment` (`WB_SEED=3`; None: none), then `settings` (`seed=3`), then what is `given` and not
-    None.
+    `environment` (`WB_SEED=3`; None: none) overrides the file, `settings` (`seed=3`) override both, and `fields` that
+    are not None override all.
 
     Raises:
         WorkbenchError: if the file cannot be read or a field is wrong.
     """
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        job = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WorkbenchError(f"cannot read the job file {path}: {error}") from error
     for name in _PATHS:
-        if isinstance(fields.get(name), str):
-            fields[name] = path.parent / fields[name]
-    return make_job({**fields, **overrides(settings=settings, environment=environment, **given)})
+        if isinstance(job.get(name), str):
+            job[name] = path.parent / job[name]
+    return make_job({**job, **overrides(settings=settings, environment=environment, **fields)})
 
 
 def overrides(
-    *, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None, **given: Any
+    *, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None, **fields: Any
 ) -> dict[str, Any]:
-    """Fields from the environment, then `key=value` settings, then those given and not None; later ones win.
+    """Merge fields of the environment, `key=value` settings, and `fields` that are not None; later ones win.
 
     Raises:
         WorkbenchError: for a setting without `=`.
     """
-    fields: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for name in Job.model_fields:
         text = (environment or {}).get(ENVIRONMENT + name.upper())
         if text is not None:
-            fields[name] = _value(text)
+            merged[name] = _value(text)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise WorkbenchError(f"--set {setting!r} has no '='; expected key=value, as in --set seed=3")
-        fields[key.strip()] = _value(text)
-    return {**fields, **{name: value for name, value in given.items() if value is not None}}
+        merged[key.strip()] = _value(text)
+    return {**merged, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
     """Read `i/n` with 0 <= i < n.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: for any other text.
     """
     i, slash, n = shard.partition("/")
     if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
@@ -186,26 +186,26 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 def _value(text: str) -> Any:
-    """A TOML value if it is one, else the text itself, so that `--set device=cpu` needs no quotes."""
+    """A TOML value, or the text itself if it is none, so that `--set device=cpu` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _told(error: Any) -> str:
-    """One wrong key: what was given, what was expected."""
-    key, given = ".".join(map(str, error["loc"])), error["input"]
+def _message(error: Any) -> str:
+    """The message for one wrong key, with what was given and expected."""
+    key, value = ".".join(map(str, error["loc"])), error["input"]
     if not key:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, Job.model_fields, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(Job.model_fields)}"
-        return f"{key}: unknown key (given {given!r}); {hint}"
+        return f"{key}: unknown key (given {value!r}); {hint}"
     if error["type"] == "missing":
         return f"{key}: missing, expected {_EXPECTED.get(key, 'a value')}"
-    top = str(error["loc"][0])
-    return f"{key}: given {given!r}, expected {_EXPECTED.get(top) or error['msg'].lower()}"
+    field = str(error["loc"][0])
+    return f"{key}: given {value!r}, expected {_EXPECTED.get(field) or error['msg'].lower()}"
 
 
 _EXPECTED = {
@@ -232,5 +232,5 @@ _EXPECTED = {
 
 
 def _toml(value: Any) -> str:
-    """A plain value as TOML; strings, numbers, booleans and lists of them look the same in JSON."""
+    """A plain value as TOML. Strings, numbers, booleans and lists of them are written as in JSON."""
     return json.dumps(value, ensure_ascii=False)

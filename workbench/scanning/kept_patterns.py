@@ -1,7 +1,7 @@
-"""The patterns that a scan keeps: one sequence of each probe, all heads pooled, those that stand out kept finer.
+"""The patterns that a scan keeps: of one sequence per probe, pooled for all heads, in finer blocks for flagged heads.
 
-They are made in a forward pass of their own over that one sequence, after the scores, which say who stands out. A part
-is known by what determines it, as scores are, so that a scan run again makes what is missing.
+Patterns are made after the scores, which flag heads, in a forward pass of their own over that sequence. The key of a
+part is a digest of what determines it, as for scores, so a repeated scan makes only the missing parts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workbench.probes import Probe
 from workbench.store import MAPS_SCHEMA, MapArrays, Origin, QueriesKeys, Store, canonical_digest
 from workbench.store.parts import read_label, read_rows
 
-# Detectors of heads that reach far back, and the scores above which a head stands out. That of teacher-forced retrieval
+# Detectors of long-range heads, and the scores above which a head is flagged. The threshold of teacher-forced retrieval
 # is the one at which the app counts heads.
 _LONG_RANGE = ("induction", "duplicate_token", "retrieval_wu")
 FLAGS = {t.detector: float(t.value) for t in THRESHOLDS if t.detector in _LONG_RANGE} | {"retrieval": 0.3}
@@ -33,20 +33,20 @@ MOST_FLAGGED = 8
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    """What a scan keeps of patterns. `keep_qk`: queries and keys of flagged heads too; the others as in `Job`."""
+    """How a scan keeps patterns. `keep_qk`: also queries and keys of flagged heads; the others as in `Job`."""
 
     keep_qk: bool = False
     dtype: str | None = None
     far_window: int | None = None
 
 
-def unmapped(store: Store, origin: Origin, probes: Sequence[Probe], options: MapOptions) -> list[Probe]:
-    """The probes whose patterns at this checkpoint are not there yet."""
-    return [p for p in probes if not store.has_maps(origin, map_unit(origin, p, options))]
+def probes_without_maps(store: Store, origin: Origin, probes: Sequence[Probe], options: MapOptions) -> list[Probe]:
+    """The probes whose patterns of this checkpoint are not stored."""
+    return [p for p in probes if not store.has_maps(origin, map_key(origin, p, options))]
 
 
-def map_unit(origin: Origin, probe: Probe, options: MapOptions) -> str:
-    """The key of a part of patterns: what determines its numbers and where it is filed."""
+def map_key(origin: Origin, probe: Probe, options: MapOptions) -> str:
+    """The key of a part of patterns: a digest of all that determines its numbers and its place in the run."""
     return canonical_digest(
         {
             "maps": MAPS_SCHEMA,
@@ -64,18 +64,18 @@ def map_unit(origin: Origin, probe: Probe, options: MapOptions) -> str:
 def map_probe(
     store: Store, origin: Origin, model: HookedModel, probe: Probe, options: MapOptions, *, fine: Sequence[Head]
 ) -> int:
-    """Make and commit the patterns of a probe's first sequence; returns the part's bytes. See `make_map`.
+    """Make and commit the patterns of a probe's first sequence; return the size in bytes. See `make_map`.
 
     Raises:
-        StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+        StoreNotWritable: if the disk is full or cannot be written; nothing is left behind.
     """
     return commit_map(store, origin, probe, make_map(model, probe, options, fine=fine), options)
 
 
 def make_map(model: HookedModel, probe: Probe, options: MapOptions, *, fine: Sequence[Head]) -> MapArrays:
-    """The patterns of a probe's first sequence (its first document), in a pass of its own.
+    """The patterns of a probe's first sequence (its first document), in a forward pass of its own, without padding.
 
-    Padding is left out: the sequence runs alone. `fine`: the heads to keep finer, as `flagged` names them.
+    `fine`: the heads to keep in finer blocks.
     """
     recorded = record_maps(
         model,
@@ -88,28 +88,28 @@ def make_map(model: HookedModel, probe: Probe, options: MapOptions, *, fine: Seq
 
 
 def commit_map(store: Store, origin: Origin, probe: Probe, arrays: MapArrays, options: MapOptions) -> int:
-    """Put the patterns of a probe in place and return the part's bytes.
+    """Commit the patterns of a probe; return the size in bytes.
 
     Raises:
-        StoreNotWritable: if the disk is full or refuses; nothing is left behind.
+        StoreNotWritable: if the disk is full or cannot be written; nothing is left behind.
     """
-    unit = map_unit(origin, probe, options)
+    unit = map_key(origin, probe, options)
     size = store.commit_maps(origin, unit, arrays, probe=probe.name, probe_digest=probe.digest)
     store.forgive(origin.ckpt, unit)
     return size
 
 
 def first_document(probe: Probe) -> Int[Tensor, " t"]:
-    """The tokens of the first sequence of a probe, or of its first document where several are packed; no padding."""
+    """The tokens of a probe's first sequence, or of its first document if several are packed; without padding."""
     mask = None if probe.attention_mask is None else probe.attention_mask[:1].long()
     first = sequences(probe.tokens[:1], mask)
     return first.tokens[first.document == 0]
 
 
 def flagged(store: Store, origin: Origin) -> list[Head]:
-    """The heads whose stored scores at this checkpoint are highest above a long-range detector's threshold.
+    """The heads whose stored scores of this checkpoint exceed a long-range detector's threshold.
 
-    At most MOST_FLAGGED, by score over threshold, on whichever probe it is highest.
+    At most MOST_FLAGGED, those with the largest ratio of score to threshold on any probe.
     """
     best: dict[Head, float] = {}
     for path in sorted((store.path / "scores" / origin.folder).glob("*.parquet")):
@@ -126,7 +126,7 @@ def flagged(store: Store, origin: Origin) -> list[Head]:
 
 
 def arrays_of(recorded: PatternMaps, tokenizer: Any) -> MapArrays:
-    """Recorded patterns as the store writes them."""
+    """Recorded patterns in the form that the store writes."""
     start = np.cumsum([0, *(layer.n_heads for layer in recorded.layers)])
     summaries = recorded.summaries
 
@@ -152,31 +152,31 @@ def arrays_of(recorded: PatternMaps, tokenizer: Any) -> MapArrays:
         links=rearrange(np.stack([joined("link_row"), joined("link_key")]), "two h n -> h n two"),
         link_value=joined("link_value"),
         fine={
-            int(start[place]) + h: {block: peak.numpy() for block, peak in levels.items()}
-            for (place, h), levels in recorded.fine.items()
+            int(start[layer_slot]) + h: {block: peak.numpy() for block, peak in levels.items()}
+            for (layer_slot, h), levels in recorded.fine.items()
         },
         qk={
-            int(start[place]) + h: QueriesKeys(
-                q=kept.q.numpy(),
-                k=kept.k.numpy(),
-                lse=kept.lse.numpy(),
-                low=kept.low.numpy(),
-                scale=kept.scale,
-                softcap=kept.softcap,
+            int(start[layer_slot]) + h: QueriesKeys(
+                q=qk.q.numpy(),
+                k=qk.k.numpy(),
+                lse=qk.lse.numpy(),
+                low=qk.low.numpy(),
+                scale=qk.scale,
+                softcap=qk.softcap,
             )
-            for (place, h), kept in recorded.kept.items()
+            for (layer_slot, h), qk in recorded.kept.items()
         },
     )
 
 
 def pieces_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...] | None:
-    """The text of each token, with the space it begins with; None without a tokenizer."""
+    """The text of each token with its leading space; None without a tokenizer."""
     if tokenizer is None:
         return None
     words = tokenizer.convert_ids_to_tokens(list(ids))
     pieces: list[str] = []
     for i, word in zip(ids, words, strict=True):
         text = tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        begins = isinstance(word, str) and word.startswith("▁") and not text.startswith(" ")
-        pieces.append(" " + text if begins else text)
+        has_lost_space = isinstance(word, str) and word.startswith("▁") and not text.startswith(" ")
+        pieces.append(" " + text if has_lost_space else text)
     return tuple(pieces)

@@ -1,4 +1,4 @@
-"""What a job would do, without loading a model: its checkpoints, units, and the bytes it would read."""
+"""The outlook of a job, without loading a model: its checkpoints, units, and the bytes it would read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.checkpoints import Checkpoint, find_checkpoints
-from workbench.checkpoints.formats import weight_files
+from workbench.checkpoints.formats import weights_size
 from workbench.detectors import find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.probes import Probe
@@ -21,7 +21,7 @@ from workbench.store import MapLabel, Maps, Store
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOutlook:
-    """One checkpoint: units to be done and done already, bytes of weights to read for those that are not."""
+    """One checkpoint: all its units, those done already, and the bytes of weights to read for the others."""
 
     checkpoint: str
     units: int
@@ -31,7 +31,7 @@ class CheckpointOutlook:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A job and what it comes to. `units` is what each checkpoint will have, as the store's plan lists it."""
+    """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan."""
 
     job: Job
     units: tuple[dict[str, Any], ...]
@@ -47,10 +47,10 @@ class Outlook:
 
 
 def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
-    """Resolve a job and count, reading configurations and tokenizers but no weights.
+    """Resolve a job and count its units. Configurations and tokenizers are read, weights are not.
 
-    Units that a run folder already has are counted by checkpoint, probe and detector; the scan itself also compares
-    what the weights are.
+    Units that the run folder has are counted by checkpoint, probe and detector. The scan itself also compares the
+    digests of weights.
 
     Raises:
         NoCheckpoints, and WorkbenchError for a job that cannot be run.
@@ -62,19 +62,19 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     names = planned_names(planned)
     is_begun = (job.out / "run.json").is_file()
     committed = committed_names(Store.open(job.out).parts(), _maps(job)) if is_begun else {}
-    looks: list[CheckpointOutlook] = []
+    outlooks: list[CheckpointOutlook] = []
     for c in checkpoints:
         done = (names & committed.get(c.name, Counter())).total()
-        n_bytes = 0 if done == names.total() else _size(c)
-        looks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
-    return Outlook(job, tuple(planned), tuple(looks))
+        n_bytes = 0 if done == names.total() else weights_size(c.path)
+        outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
+    return Outlook(job, tuple(planned), tuple(outlooks))
 
 
 def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    """The units of each checkpoint, by the probes of the first that can be read; none where none can be.
+    """The units of each checkpoint, from the probes of the first readable one; without one, those of no probe.
 
     Raises:
-        WorkbenchError: if a probe cannot be made: then it can be made for none.
+        WorkbenchError: if a probe cannot be made.
     """
     for checkpoint in checkpoints:
         try:
@@ -85,21 +85,17 @@ def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[
 
 
 def shard_of(job: Job, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Those of a job's checkpoints that this call works on.
+    """The checkpoints of the job's shard.
 
     Raises:
-        WorkbenchError: if there are more shards than checkpoints, so that this one has none.
+        WorkbenchError: if the shard is empty because there are more shards than checkpoints.
     """
     i, n = job.shard_of
-    mine = list(checkpoints[i::n])
-    if not mine:
+    selected = list(checkpoints[i::n])
+    if not selected:
         raise WorkbenchError(f"shard {job.shard} has none of {len(checkpoints)} checkpoints; use fewer shards")
-    return mine
+    return selected
 
 
 def _maps(job: Job) -> list[MapLabel]:
     return [file.label for file in Maps(job.out).files()]
-
-
-def _size(checkpoint: Checkpoint) -> int:
-    return sum(file.stat().st_size for file in weight_files(checkpoint.path) if file.exists())

@@ -1,7 +1,7 @@
-"""Run one checkpoint on one text or probe and leave its patterns in a file: the process behind the app's Probe page.
+"""Run one checkpoint on one text or probe and write its patterns to a file: the process of the app's Probe page.
 
-`python -m workbench.scanning.probe_page_worker FOLDER` reads request.json there (checkpoint, text, probe) and writes
-result.safetensors. Progress goes to stdout, a line at a time; what is wrong is the last line on stderr.
+`python -m workbench.scanning.probe_page_worker FOLDER` reads FOLDER/request.json (checkpoint, text, probe) and writes
+FOLDER/result.safetensors. Progress is printed on stdout, one line per stage; an error is the last line on stderr.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from workbench.scanning.kept_patterns import arrays_of, first_document
 from workbench.store import Origin
 from workbench.store.map_parts import MapSource, write_maps
 
-# All heads are kept finer where that is no more than so many cells.
+# All heads are kept in finer blocks if that takes at most this many cells.
 _MOST_CELLS = 64 << 20
 
 
 def main(folder: Path) -> int:
-    """Do what the folder's request asks; returns the exit code."""
+    """Answer the request of a folder; returns the exit code."""
     try:
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-        _say("opening the checkpoint")
+        _print_stage("opening the checkpoint")
         model = open_model(Path(request["checkpoint"]))
         tokens = _tokens(model, request["text"], request["probe"])
-        _say(f"running {len(tokens):,} tokens through {len(model.layers)} layers")
+        _print_stage(f"running {len(tokens):,} tokens through {len(model.layers)} layers")
         n_heads = sum(layer.n_heads for layer in model.layers)
         is_small = n_heads * min(len(tokens), 1024) ** 2 <= _MOST_CELLS
         far = series_far(model, token_sequences(tokens[None])).window
         recorded = record_maps(model, tokens, far=far, fine=None if is_small else ())
-        _say("writing patterns")
+        _print_stage("writing patterns")
         name = Path(request["checkpoint"]).name
         origin = Origin("", name, "0" * 32, "0" * 32, None, None, None, None, None)
         write_maps(
@@ -52,16 +52,16 @@ def main(folder: Path) -> int:
     except WorkbenchError as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 1
-    _say("done")
+    _print_stage("done")
     return 0
 
 
 def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
-    """The tokens of a text, the first sequence of a probe, or ids where a checkpoint has no tokenizer."""
+    """The tokens of a probe's first sequence or of a text; without a tokenizer, the text is a list of token ids."""
     if probe:
         return first_document(build(model, probe))
     if model.tokenizer is not None:
-        return _read(model, written)
+        return _tokenized(model, written)
     pieces = re.split(r"[\s,]+", written.strip())
     if not all(piece.isdigit() for piece in pieces):
         raise WorkbenchError(
@@ -71,20 +71,20 @@ def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
     return torch.tensor([int(piece) for piece in pieces])
 
 
-def _read(model: HookedModel, written: str) -> Int[Tensor, " t"]:
+def _tokenized(model: HookedModel, written: str) -> Int[Tensor, " t"]:
     try:
         return text(model, written).tokens[0]
     except WorkbenchError:
         raise
-    except Exception as error:  # the tokenizers library raises no narrower one
+    except Exception as error:  # the tokenizers library raises no narrower class
         raise WorkbenchError(
             f"the checkpoint's tokenizer cannot read this text ({error}); write words that it knows, or pick a "
             "standard probe"
         ) from error
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _print_stage(stage: str) -> None:
+    print(stage, flush=True)
 
 
 if __name__ == "__main__":

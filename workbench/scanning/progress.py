@@ -1,15 +1,18 @@
-"""Where a scan stands, told from what its workers say."""
+"""The progress of a scan, counted from the events of its workers, and how it is shown where a person waits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from workbench.console import watched_bar
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a scan stands: units done and planned, failures stored, the checkpoint and probe at work, seconds to go."""
+    """Units done and planned, failures stored, the checkpoint and probe being processed, and seconds remaining."""
 
     done: int
     failed: int
@@ -21,7 +24,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a worker says: units that it found done, that it committed and that failed, since its last event."""
+    """What changed at a checkpoint since its worker's last event.
+
+    `found`: units that an earlier scan had done; `committed`: units done now; `failed`: failures stored.
+    """
 
     checkpoint: str
     probe: str = ""
@@ -33,30 +39,41 @@ class Event:
 OnProgress = Callable[[Progress], None]
 
 
-class Counts:
-    """The sum of all events of one call."""
+@contextmanager
+def default_progress() -> Generator[OnProgress]:
+    """Yield a callback that draws a bar on stderr, on a terminal or in a notebook; elsewhere it prints nothing."""
+    with watched_bar("unit") as show:
 
-    def __init__(self, per_checkpoint: int, n_checkpoints: int, on_progress: OnProgress | None) -> None:
+        def on_progress(progress: Progress) -> None:
+            failed = f", {progress.failed} failed" if progress.failed else ""
+            show(progress.done, progress.planned, f"{progress.checkpoint} {progress.probe}{failed}")
+
+        yield on_progress
+
+
+class ProgressCounter:
+    """The sum of all events of one scan; reports after each."""
+
+    def __init__(self, per_checkpoint: int, n_checkpoints: int, on_progress: OnProgress) -> None:
         self._per_checkpoint, self._n_checkpoints, self._on_progress = per_checkpoint, n_checkpoints, on_progress
         self._done = self._failed = self._committed = self._ended = 0
         self._started = time.monotonic()
 
-    def hear(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         """Add an event and report."""
         self._done += event.found + event.committed
         self._committed += event.committed
         self._failed += event.failed
-        if self._on_progress is not None:
-            self._on_progress(self._progress(event.checkpoint, event.probe))
+        self._on_progress(self._progress(event.checkpoint, event.probe))
 
-    def end(self, checkpoint: str) -> None:
-        """A checkpoint is behind us, whatever came of it."""
+    def end_checkpoint(self, checkpoint: str) -> None:
+        """Count a checkpoint as processed, with or without failures, and report."""
         self._ended += 1
-        self.hear(Event(checkpoint))
+        self.add(Event(checkpoint))
 
     def _progress(self, checkpoint: str, probe: str) -> Progress:
         planned = self._per_checkpoint * self._n_checkpoints
-        left = max(0, planned - max(self._done, self._per_checkpoint * self._ended))
+        remaining = max(0, planned - max(self._done, self._per_checkpoint * self._ended))
         pace = (time.monotonic() - self._started) / self._committed if self._committed else None
         return Progress(
             done=self._done,
@@ -64,5 +81,5 @@ class Counts:
             planned=planned,
             checkpoint=checkpoint,
             probe=probe,
-            eta_s=None if pace is None else pace * left,
+            eta_s=None if pace is None else pace * remaining,
         )

@@ -1,4 +1,4 @@
-"""Which units a checkpoint has, and the key of each: a digest of what determines its numbers."""
+"""The units of a checkpoint, and the key of each: a digest of what determines its numbers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ METRICS_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One part to be: `detector` None is the probe's metrics. `determined`: what determines its numbers."""
+    """One part to compute. `detector` None: the probe's metrics. `determined`: all that determines its numbers."""
 
     determined: dict[str, Any]
     detector: AnyDetector | None
 
     @property
     def key(self) -> str:
-        """What it is filed under."""
+        """The digest that names the part."""
         return canonical_digest(self.determined)
 
     @property
@@ -43,7 +43,7 @@ class Unit:
 
 
 class Units:
-    """The units of a job; the probes are made once for all checkpoints that share a vocabulary."""
+    """The units of a job. Probes are made once for all checkpoints that share a vocabulary."""
 
     def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
         self._job, self._ready, self._detectors = job, ready, detectors
@@ -54,35 +54,36 @@ class Units:
 
         Raises:
             BadCheckpoint: if its config.json is missing or describes no known model.
-            WorkbenchError: if a probe cannot be made, or two have one name.
+            WorkbenchError: if a probe cannot be made, or two have the same name.
         """
         digest = words_digest(checkpoint)
         if digest not in self._probes:
             self._probes[digest] = self._make_probes(model_words(checkpoint))
         return self._probes[digest]
 
-    def of(self, origin: Origin, probe: Probe | None) -> list[Unit]:
-        """The units of a probe: detectors that are defined on it, and its metrics if it has answers.
+    def of_probe(self, origin: Origin, probe: Probe | None) -> list[Unit]:
+        """The units of a probe: the detectors defined on it, and its metrics if it has answers.
 
-        In place of a probe, None: the detectors that read weights.
+        `probe` None: the detectors of weights.
         """
-        return [Unit(self._determined(origin, probe, d), d) for d in self._wanted(probe)]
+        return [Unit(self._determined(origin, probe, d), d) for d in self._detectors_on(probe)]
 
     def planned(self, probes: Sequence[Probe]) -> list[dict[str, Any]]:
-        """What each checkpoint will have, as the store's plan lists it."""
+        """The units of each checkpoint, as in the store's plan."""
         measured = [
             {"probe": WEIGHTS if p is None else p.name, "detector": u.name, "version": u.version, "table": u.table}
             for p in [*probes, None]
-            for u in (Unit({}, d) for d in self._wanted(p))
+            for u in (Unit({}, d) for d in self._detectors_on(p))
         ]
-        kept = probes if self._job.maps else ()
-        return measured + [{"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps"} for p in kept]
+        mapped = probes if self._job.maps else ()
+        maps = [{"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps"} for p in mapped]
+        return measured + maps
 
-    def _wanted(self, probe: Probe | None) -> list[AnyDetector | None]:
+    def _detectors_on(self, probe: Probe | None) -> list[AnyDetector | None]:
         if probe is None:
             return [d for d in self._detectors if isinstance(d, WeightDetector)]
-        wanted: list[AnyDetector | None] = [d for d in self._detectors if isinstance(d, Detector) and d.fits(probe)]
-        return wanted if probe.answer_rows is None else [*wanted, None]
+        fitting: list[AnyDetector | None] = [d for d in self._detectors if isinstance(d, Detector) and d.fits(probe)]
+        return fitting if probe.answer_rows is None else [*fitting, None]
 
     def _make_probes(self, words: ModelWords) -> list[Probe]:
         made = [build(words, written) for written in self._job.probes or ()]
@@ -90,15 +91,16 @@ class Units:
         if self._job.probes is None and not self._ready:
             probes = default(words) if any(isinstance(d, Detector) for d in self._detectors) else []
         names = [WEIGHTS, *(p.name for p in probes)]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
+        duplicates = sorted({n for n in names if names.count(n) > 1})
+        if duplicates:
             raise WorkbenchError(
-                f"two probes are called {twice}, or one as the scores of weights are; give one of them another name="
+                f"two probes are called {duplicates}, or one has the name of the scores of weights; give one of them "
+                "another name="
             )
         return probes
 
     def _determined(self, origin: Origin, probe: Probe | None, detector: AnyDetector | None) -> dict[str, Any]:
-        """What determines a unit's numbers, and where they are filed; not the engine, device, batch or time."""
+        """All that determines a unit's numbers and its place in the run. Engine, device, batch and time do not."""
         job = self._job
         has_far = isinstance(detector, Detector) and "far_mass" in detector.needs
         determined = {

@@ -1,4 +1,4 @@
-"""The work on one checkpoint: load it once, run each probe that has something missing, commit the parts."""
+"""The work on one checkpoint: load it once, run each probe that has missing units, commit the parts."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from workbench.hooks import HookedModel, open_model
 from workbench.kernels import Far
 from workbench.loading.pretrained import is_out_of_memory, nonfinite_tensors
 from workbench.probes import Probe
-from workbench.scanning.engines.tasks import ShouldStop, Tell
+from workbench.scanning.engines.tasks import Channel
 from workbench.scanning.job import Job
-from workbench.scanning.kept_patterns import MapOptions, commit_map, flagged, make_map, map_unit, unmapped
-from workbench.scanning.memory import give_memory_back, read_ahead
+from workbench.scanning.kept_patterns import MapOptions, commit_map, flagged, make_map, map_key, probes_without_maps
+from workbench.scanning.machine import free_memory, read_ahead
 from workbench.scanning.progress import Event
 from workbench.scanning.units import Unit, Units
 from workbench.store import Failure, Origin, Store, Timing, canonical_digest
 
-# The probe digest of scores that are read off weights: the same in every run.
+# The probe digest of scores of weights: the same in every run.
 _NO_PROBE = canonical_digest({"probe": WEIGHTS})
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker needs besides its checkpoints; can be pickled.
+    """All that a worker needs besides its checkpoints; can be pickled.
 
-    `modules` register the detectors that are named; `names` are those chosen.
+    `names` are the chosen detectors; None: the default ones. Importing `modules` registers them.
     """
 
     job: Job
@@ -59,14 +59,24 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTask:
-    """One checkpoint to be worked on.
+    """One checkpoint to process.
 
-    `unlike`: why its configuration cannot be of the same series, if it cannot. `upcoming`: another that will be next.
+    `mismatch`: why its configuration cannot belong to the series; None if it can. `upcoming`: a checkpoint whose files
+    are read ahead meanwhile.
     """
 
     checkpoint: Checkpoint
-    unlike: str | None
+    mismatch: str | None
     upcoming: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenCheckpoint:
+    """A checkpoint in memory. `flags` are added to each of its rows."""
+
+    origin: Origin
+    model: HookedModel
+    flags: str
 
 
 class _PartFields(TypedDict):
@@ -81,23 +91,23 @@ class _PartFields(TypedDict):
 
 
 @dataclass(slots=True)
-class _Clock:
-    """Seconds spent on a probe, by what they were spent on."""
+class _Stopwatch:
+    """Seconds per stage of the work on a probe: digest, load, measure, write."""
 
-    spent: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def on(self, what: str) -> Generator[None]:
+    def during(self, stage: str) -> Generator[None]:
         started = time.perf_counter()
         yield
-        self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 def open_worker(setup: Setup) -> ScanWorker:
-    """A worker for this process.
+    """Open the worker of this process.
 
     Raises:
-        WorkbenchError: if a detector is not registered here, or the dtype is none.
+        WorkbenchError: if a detector is not registered here, or the dtype does not exist.
     """
     for module in setup.modules:
         import_module(module)
@@ -105,7 +115,7 @@ def open_worker(setup: Setup) -> ScanWorker:
 
 
 class ScanWorker:
-    """Does what is missing of a checkpoint; its failures are stored, not raised."""
+    """Computes the missing units of a checkpoint. Failures are stored, not raised."""
 
     def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
         self._job, self._store = job, Store(job.out)
@@ -113,107 +123,102 @@ class ScanWorker:
         self._map_options = MapOptions(job.keep == "qk", job.dtype, job.far_window)
         self.units = Units(job, ready, detectors)
 
-    def __call__(self, argument: CheckpointTask, *, tell: Tell, should_stop: ShouldStop) -> None:
-        """Work on one checkpoint; told to stop, come back after the probe at hand.
+    def __call__(self, argument: CheckpointTask, channel: Channel) -> None:
+        """Process one checkpoint. After a stop request, return when the current probe is done.
 
         Raises:
-            StoreNotWritable: if the disk is full or refuses: no checkpoint could go on.
+            StoreNotWritable: if the disk is full or cannot be written; no checkpoint could continue.
         """
         name = argument.checkpoint.name
-        tell(Event(name))
+        channel.send(Event(name))
         try:
-            self._work_on(argument, tell, should_stop)
+            self._process(argument, channel)
         except StoreNotWritable:
             raise
-        except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
-            self._fail(name, [None], error, tell)
+        except Exception as error:  # the failure of one checkpoint is stored and does not end the scan
+            self._fail(name, [None], error, channel)
 
-    def _work_on(self, argument: CheckpointTask, tell: Tell, should_stop: ShouldStop) -> None:
-        checkpoint, clock = argument.checkpoint, _Clock()
-        if argument.unlike is not None:
-            raise BadCheckpoint(argument.unlike)
-        with clock.on("digest"):
+    def _process(self, task: CheckpointTask, channel: Channel) -> None:
+        checkpoint, stopwatch = task.checkpoint, _Stopwatch()
+        if task.mismatch is not None:
+            raise BadCheckpoint(task.mismatch)
+        with stopwatch.during("digest"):
             if self._job.verify:
                 verify_digests(checkpoint.path)
-            marks = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
-        origin = _origin(self._store.path.name, checkpoint, marks.weights, marks.config)
-        missing = self._missing(origin, checkpoint.path, tell)
-        to_map = self._unmapped(origin, checkpoint.path, tell)
+            digests = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
+        origin = _origin(self._store.path.name, checkpoint, digests.weights, digests.config)
+        missing = self._missing_units(origin, checkpoint.path, channel)
+        to_map = self._missing_maps(origin, checkpoint.path, channel)
         if not (missing or to_map):
             self._store.forgive(checkpoint.name, None)
             return
-        with clock.on("load"):
-            model = open_model(
-                checkpoint.path,
-                self._job.device,
-                self._dtype,
-                allow_pickle=self._job.allow_pickle,
-                allow_nonfinite=self._job.allow_nonfinite,
-            )
-            flags = self._flags(origin, model)
+        with stopwatch.during("load"):
+            opened = self._open(origin, checkpoint.path)
         self._store.forgive(checkpoint.name, None)
-        if argument.upcoming is not None:
-            threading.Thread(target=read_ahead, args=(argument.upcoming,), daemon=True).start()
+        if task.upcoming is not None:
+            threading.Thread(target=read_ahead, args=(task.upcoming,), daemon=True).start()
         for probe, units in missing:
-            self._probe(origin, model, probe, units, flags=flags, clock=clock, tell=tell)
-            clock = _Clock()
-            if should_stop():
+            self._score(opened, probe, units, stopwatch=stopwatch, channel=channel)
+            stopwatch = _Stopwatch()
+            if channel.should_stop():
                 break
         else:
-            self._map(origin, model, to_map, clock=clock, tell=tell, should_stop=should_stop)
-        kept = weakref.ref(model.model)
-        del model
-        if kept() is not None:  # a knot of references: without this, two checkpoints would be in memory at a time
-            give_memory_back()
+            self._map(opened, to_map, stopwatch, channel)
+        model = weakref.ref(opened.model.model)
+        del opened
+        if model() is not None:  # a reference cycle holds it, and the next checkpoint would be loaded beside it
+            free_memory()
 
-    def _missing(self, origin: Origin, path: Path, tell: Tell) -> list[tuple[Probe | None, list[Unit]]]:
+    def _missing_units(self, origin: Origin, path: Path, channel: Channel) -> list[tuple[Probe | None, list[Unit]]]:
         missing: list[tuple[Probe | None, list[Unit]]] = []
         for probe in [*self.units.probes(path), None]:
-            units = self.units.of(origin, probe)
+            units = self.units.of_probe(origin, probe)
             todo = [u for u in units if not self._store.has(u.table, origin, u.key)]
-            tell(Event(origin.ckpt, found=len(units) - len(todo)))
+            channel.send(Event(origin.ckpt, found=len(units) - len(todo)))
             if todo:
                 missing.append((probe, todo))
         return missing
 
-    def _unmapped(self, origin: Origin, path: Path, tell: Tell) -> list[Probe]:
+    def _missing_maps(self, origin: Origin, path: Path, channel: Channel) -> list[Probe]:
         probes = self.units.probes(path) if self._job.maps else []
-        todo = unmapped(self._store, origin, probes, self._map_options)
-        tell(Event(origin.ckpt, found=len(probes) - len(todo)))
+        todo = probes_without_maps(self._store, origin, probes, self._map_options)
+        channel.send(Event(origin.ckpt, found=len(probes) - len(todo)))
         return todo
 
-    def _flags(self, origin: Origin, model: HookedModel) -> str:
-        """What every row of this checkpoint says of its weights: how many tensors are not finite, where that may be."""
-        bad = nonfinite_tensors(model.model) if self._job.allow_nonfinite else []
-        if not bad:
-            return ""
-        self._store.log(event="non-finite weights", ckpt=origin.ckpt, tensors=bad)
-        return f"nonfinite_weights={len(bad)}"
+    def _open(self, origin: Origin, path: Path) -> _OpenCheckpoint:
+        """Open a checkpoint. Where non-finite weights are allowed, its flags give the number of such tensors."""
+        job = self._job
+        model = open_model(
+            path, job.device, self._dtype, allow_pickle=job.allow_pickle, allow_nonfinite=job.allow_nonfinite
+        )
+        nonfinite = nonfinite_tensors(model.model) if job.allow_nonfinite else []
+        if not nonfinite:
+            return _OpenCheckpoint(origin, model, "")
+        self._store.log(event="non-finite weights", ckpt=origin.ckpt, tensors=nonfinite)
+        return _OpenCheckpoint(origin, model, f"nonfinite_weights={len(nonfinite)}")
 
-    def _probe(
+    def _score(
         self,
-        origin: Origin,
-        model: HookedModel,
+        opened: _OpenCheckpoint,
         probe: Probe | None,
         units: Sequence[Unit],
         *,
-        flags: str,
-        clock: _Clock,
-        tell: Tell,
+        stopwatch: _Stopwatch,
+        channel: Channel,
     ) -> None:
         """Compute the units of a probe, or of the weights, and commit each."""
-        name = WEIGHTS if probe is None else probe.name
-        tell(Event(origin.ckpt, name))
+        name, ckpt = WEIGHTS if probe is None else probe.name, opened.origin.ckpt
+        channel.send(Event(ckpt, name))
         try:
-            with clock.on("measure"):
-                measured = self._measure(model, probe, units)
-        except Exception as error:  # one checkpoint's failure is a stored row with its reason, not the scan's end
-            self._fail(origin.ckpt, [u.key for u in units], error, tell)
+            with stopwatch.during("measure"):
+                measured = self._measure(opened.model, probe, units)
+        except Exception as error:  # the failure of one probe is stored and does not end the scan
+            self._fail(ckpt, [u.key for u in units], error, channel)
             return
-        with clock.on("write"):
-            self._commit(origin, probe, units, measured, flags=flags)
-        self._store.add_timing(_timing(origin.ckpt, name, len(units), clock, measured.forward_s))
-        tell(Event(origin.ckpt, name, committed=len(units)))
+        with stopwatch.during("write"):
+            self._commit(opened, probe, units, measured)
+        self._store.add_timing(_timing(ckpt, name, len(units), stopwatch, forward_s=measured.forward_s))
+        channel.send(Event(ckpt, name, committed=len(units)))
 
     def _measure(self, model: HookedModel, probe: Probe | None, units: Sequence[Unit]) -> Measured:
         if probe is None:
@@ -224,12 +229,11 @@ class ScanWorker:
         detectors = [u.detector for u in units if isinstance(u.detector, Detector)]
         return measure(model, probe, detectors, far=Far(window, job.far_sink), seed=job.seed, rows=job.rows or "all")
 
-    def _commit(
-        self, origin: Origin, probe: Probe | None, units: Sequence[Unit], measured: Measured, *, flags: str
-    ) -> None:
-        """Turn what was measured into parts: the one place where a checkpoint's recording goes to disk."""
+    def _commit(self, opened: _OpenCheckpoint, probe: Probe | None, units: Sequence[Unit], measured: Measured) -> None:
+        """Write the parts of what was measured."""
+        origin = opened.origin
         for unit in units:
-            of_unit: _PartFields = {
+            fields: _PartFields = {
                 "probe": WEIGHTS if probe is None else probe.name,
                 "probe_digest": _NO_PROBE if probe is None else probe.digest,
                 "seq_len": 0 if probe is None else probe.tokens.shape[1],
@@ -238,58 +242,50 @@ class ScanWorker:
                 "determined": unit.determined,
             }
             if unit.detector is None:
-                self._store.commit_metrics(origin, unit.key, measured.metrics, **of_unit)
+                self._store.commit_metrics(origin, unit.key, measured.metrics, **fields)
             else:
-                rows = [_flagged(row, flags) for row in measured.rows[unit.name]]
-                self._store.commit_scores(origin, unit.key, rows, **of_unit)
+                rows = [_with_flags(row, opened.flags) for row in measured.rows[unit.name]]
+                self._store.commit_scores(origin, unit.key, rows, **fields)
             self._store.forgive(origin.ckpt, unit.key)
 
-    def _map(
-        self,
-        origin: Origin,
-        model: HookedModel,
-        probes: Sequence[Probe],
-        *,
-        clock: _Clock,
-        tell: Tell,
-        should_stop: ShouldStop,
-    ) -> None:
-        """Keep the patterns that are missing, now that the scores say which heads stand out."""
+    def _map(self, opened: _OpenCheckpoint, probes: Sequence[Probe], stopwatch: _Stopwatch, channel: Channel) -> None:
+        """Make and commit the missing patterns. The scores, which are there by now, flag the heads to keep finer."""
+        origin = opened.origin
         fine = flagged(self._store, origin) if probes else []
         for probe in probes:
-            if should_stop():
+            if channel.should_stop():
                 return
-            tell(Event(origin.ckpt, probe.name))
+            channel.send(Event(origin.ckpt, probe.name))
             try:
-                with clock.on("measure"):
-                    arrays = make_map(model, probe, self._map_options, fine=fine)
-            except Exception as error:  # scores stand without patterns; the reason is stored
-                self._fail(origin.ckpt, [map_unit(origin, probe, self._map_options)], error, tell)
+                with stopwatch.during("measure"):
+                    arrays = make_map(opened.model, probe, self._map_options, fine=fine)
+            except Exception as error:  # scores are valid without patterns; the reason is stored
+                self._fail(origin.ckpt, [map_key(origin, probe, self._map_options)], error, channel)
                 continue
-            with clock.on("write"):
+            with stopwatch.during("write"):
                 commit_map(self._store, origin, probe, arrays, self._map_options)
-            timing = _timing(origin.ckpt, probe.name, 1, clock, clock.spent["measure"])
+            timing = _timing(origin.ckpt, probe.name, 1, stopwatch, forward_s=stopwatch.seconds["measure"])
             self._store.add_timing(replace(timing, what="maps"))
-            tell(Event(origin.ckpt, probe.name, committed=1))
-            clock = _Clock()
+            channel.send(Event(origin.ckpt, probe.name, committed=1))
+            stopwatch = _Stopwatch()
 
-    def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception, tell: Tell) -> None:
+    def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception, channel: Channel) -> None:
         kind = type(error).__name__
         if is_out_of_memory(error):
             kind = "oom"
-            give_memory_back()
-        told = "".join(traceback.format_exception(error))
+            free_memory()
+        trace = "".join(traceback.format_exception(error))
         for unit in units:
-            self._store.fail(Failure(ckpt, unit, kind, str(error), told))
+            self._store.fail(Failure(ckpt, unit, kind, str(error), trace))
         self._store.log(event="failed", ckpt=ckpt, kind=kind, message=str(error))
-        tell(Event(ckpt, failed=len(units)))
+        channel.send(Event(ckpt, failed=len(units)))
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
-    """The torch dtype of a name.
+    """The torch dtype of a name; None for None.
 
     Raises:
-        WorkbenchError: if there is none that models have.
+        WorkbenchError: if no floating-point dtype has this name.
     """
     if name is None:
         return None
@@ -301,22 +297,22 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     return dtype
 
 
-def _timing(ckpt: str, probe: str, n_units: int, clock: _Clock, forward_s: float) -> Timing:
-    spent = clock.spent
+def _timing(ckpt: str, probe: str, n_units: int, stopwatch: _Stopwatch, *, forward_s: float) -> Timing:
+    seconds = stopwatch.seconds
     return Timing(
         ckpt=ckpt,
         probe=probe,
         units=n_units,
-        digest_s=spent.get("digest", 0.0),
-        load_s=spent.get("load", 0.0),
+        digest_s=seconds.get("digest", 0.0),
+        load_s=seconds.get("load", 0.0),
         forward_s=forward_s,
-        statistics_s=spent["measure"] - forward_s,
-        write_s=spent["write"],
+        statistics_s=seconds["measure"] - forward_s,
+        write_s=seconds["write"],
     )
 
 
-def _flagged(row: Row, flags: str) -> Row:
-    """The row with flags of its checkpoint beside its own."""
+def _with_flags(row: Row, flags: str) -> Row:
+    """The row with the flags of its checkpoint after its own."""
     return replace(row, flags=";".join(f for f in (row.flags, flags) if f)) if flags else row
 
 

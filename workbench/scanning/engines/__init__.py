@@ -1,16 +1,17 @@
-"""Where the checkpoints of a scan are worked on: in this process, in processes of this machine, on a Ray cluster.
+"""Where the checkpoints of a scan are processed: in this process, in processes of this machine, on a Ray cluster.
 
-All have one form: a worker is opened in each process and called with one task after another; it writes its own results,
-so that what comes back is only a report, and nothing is lost with the process that started it all. No torch.
+All engines have one interface. Each process opens one worker and calls it with one task after another. The worker
+writes its own results, so an engine returns only outcomes, and results survive the process that started it. No torch.
 """
 
 from workbench.scanning.engines.inline import run_inline
 from workbench.scanning.engines.local import run_local
 from workbench.scanning.engines.ray import run_ray
-from workbench.scanning.engines.tasks import RETRIES, Engine, Opener, Outcome, Task, Worker
+from workbench.scanning.engines.tasks import RETRIES, Channel, Engine, Opener, Outcome, Task, Worker
 
 __all__ = [
     "RETRIES",
+    "Channel",
     "Engine",
     "Opener",
     "Outcome",

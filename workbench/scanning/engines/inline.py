@@ -1,19 +1,19 @@
-"""One task after another in this process."""
+"""The engine `inline`: one task after another in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from workbench.scanning.engines.tasks import Opener, Outcome, ShouldStop, Task, Tell, Worker
+from workbench.scanning.engines.tasks import Channel, Opener, Outcome, Task, Worker
 
 
 def run_inline(
-    opener: Opener, tasks: Sequence[Task], *, tell: Tell, should_stop: ShouldStop, opened: Worker | None = None
+    opener: Opener, tasks: Sequence[Task], channel: Channel, *, worker: Worker | None = None
 ) -> Iterator[Outcome]:
-    """See `Engine`; `opened` is a worker that this process has already."""
-    worker = opener() if opened is None else opened
+    """See `Engine`. `worker`: one that is open already in this process; None: open one."""
+    worker = opener() if worker is None else worker
     for task in tasks:
-        if should_stop():
+        if channel.should_stop():
             return
-        worker(task.argument, tell=tell, should_stop=should_stop)
+        worker(task.argument, channel)
         yield Outcome(task, is_done=True, deaths=0)

@@ -1,7 +1,8 @@
-"""Processes of this machine under one supervisor, which replaces those that die and gives their task to another.
+"""The engine `local`: processes of this machine under one supervisor.
 
-Each has a pipe of its own: the end of it is how the supervisor learns of a death, and a process of the supervisor's.
-The pools of the standard library and of joblib lose tasks, hang, or end altogether when a process is killed.
+The supervisor replaces a process that dies and gives its task to another. Each process has its own pipe: when one side
+dies, the other reads the end of the pipe. The pools of the standard library and of joblib lose tasks, hang, or end
+altogether when a process is killed.
 """
 
 from __future__ import annotations
@@ -15,22 +16,20 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Any
 
 from workbench.heads import WorkbenchError
-from workbench.scanning.engines.environment import environment
-from workbench.scanning.engines.tasks import RETRIES, Opener, Outcome, ShouldStop, Task, Tell
+from workbench.scanning.engines.tasks import RETRIES, Channel, Opener, Outcome, Task, environment
 
 _POLL_S = 0.2
 _STOP = "stop"
-_Message = tuple[Literal["ready", "event", "done", "error"], Any]
 
 
 @dataclass(slots=True)
 class _Process:
-    """A worker process: in its place among the others, and the task it has."""
+    """A worker process. `slot` is the index of its environment; `is_ready`: its worker is open."""
 
-    place: int
+    slot: int
     process: BaseProcess
     pipe: Connection
     is_ready: bool = False
@@ -38,54 +37,49 @@ class _Process:
 
 
 def run_local(
-    opener: Opener,
-    tasks: Sequence[Task],
-    *,
-    tell: Tell,
-    should_stop: ShouldStop,
-    environments: Sequence[Mapping[str, str]],
+    opener: Opener, tasks: Sequence[Task], channel: Channel, *, environments: Sequence[Mapping[str, str]]
 ) -> Iterator[Outcome]:
-    """See `Engine`: one process for each of `environments`, which is set before the process begins.
+    """See `Engine`: one process for each of `environments`, which is set before the process starts.
 
     Raises:
-        WorkbenchError: if processes end before they can begin.
+        WorkbenchError: if processes end before their workers are open.
     """
-    supervisor = _Supervisor(opener, tasks, environments, tell)
+    supervisor = _Supervisor(opener, tasks, channel, environments)
     try:
-        yield from supervisor.outcomes(should_stop)
+        yield from supervisor.outcomes()
     finally:
         supervisor.end()
 
 
 class _Supervisor:
-    """The queue of tasks, and who works on what."""
+    """The queue of tasks, the processes, and the task of each."""
 
     def __init__(
-        self, opener: Opener, tasks: Sequence[Task], environments: Sequence[Mapping[str, str]], tell: Tell
+        self, opener: Opener, tasks: Sequence[Task], channel: Channel, environments: Sequence[Mapping[str, str]]
     ) -> None:
-        self._opener, self._environments, self._tell = opener, environments, tell
+        self._opener, self._channel, self._environments = opener, channel, environments
         self._queue = deque(tasks)
         self._deaths: Counter[str] = Counter()
-        self._unborn = 0
+        self._failed_starts = 0
         self._processes: dict[Connection, _Process] = {}
         self._is_stopping = False
 
-    def outcomes(self, should_stop: ShouldStop) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[Outcome]:
         while True:
-            if should_stop() and not self._is_stopping:
+            if self._channel.should_stop() and not self._is_stopping:
                 self._stop()
             if not self._is_stopping:
-                self._fill_places()
+                self._hand_out_tasks()
             busy = [p.pipe for p in self._processes.values() if p.task is not None or not p.is_ready]
             if not busy or (self._is_stopping and not any(p.task for p in self._processes.values())):
                 return
             for pipe in wait(busy, timeout=_POLL_S):
-                outcome = self._heard(self._processes[pipe])  # type: ignore[index]
+                outcome = self._receive(self._processes[pipe])  # type: ignore[index]
                 if outcome is not None:
                     yield outcome
 
     def end(self) -> None:
-        """Leave no process behind: those without a task end by themselves, the others are killed."""
+        """End every process: those without a task end when their pipe closes, the others are killed."""
         for each in self._processes.values():
             each.pipe.close()
             if each.task is not None or not each.is_ready:
@@ -95,39 +89,41 @@ class _Supervisor:
             each.process.kill()
             each.process.join()
 
-    def _fill_places(self) -> None:
-        taken = {each.place for each in self._processes.values()}
-        free = [place for place in range(len(self._environments)) if place not in taken]
+    def _hand_out_tasks(self) -> None:
+        """Start processes in free slots as far as there are tasks, and give tasks to idle processes."""
+        taken = {each.slot for each in self._processes.values()}
+        free = [slot for slot in range(len(self._environments)) if slot not in taken]
         idle = [each for each in self._processes.values() if each.is_ready and each.task is None]
-        unready = sum(not each.is_ready for each in self._processes.values())
-        for place in free[: max(0, len(self._queue) - len(idle) - unready)]:
-            self._start(place)
+        n_starting = sum(not each.is_ready for each in self._processes.values())
+        for slot in free[: max(0, len(self._queue) - len(idle) - n_starting)]:
+            self._start(slot)
         for each in idle:
             if self._queue:
                 each.task = self._queue.popleft()
-                with contextlib.suppress(OSError):  # it died meanwhile, as its pipe will tell
+                with contextlib.suppress(OSError):  # the process died meanwhile; `_receive` will handle it
                     each.pipe.send(each.task.argument)
 
-    def _start(self, place: int) -> None:
+    def _start(self, slot: int) -> None:
         context = get_context("spawn")
-        ours, theirs = context.Pipe()
+        parent_end, child_end = context.Pipe()
         process = context.Process(
-            target=_serve, args=(theirs, self._opener), name=f"workbench worker {place}", daemon=True
+            target=_serve, args=(child_end, self._opener), name=f"workbench worker {slot}", daemon=True
         )
-        with environment(self._environments[place]):
+        with environment(self._environments[slot]):
             process.start()
-        theirs.close()
-        self._processes[ours] = _Process(place, process, ours)
+        child_end.close()
+        self._processes[parent_end] = _Process(slot, process, parent_end)
 
-    def _heard(self, each: _Process) -> Outcome | None:
+    def _receive(self, each: _Process) -> Outcome | None:
+        """Handle one message of a process, or its death."""
         try:
             kind, value = each.pipe.recv()
         except (EOFError, OSError):
-            return self._died(each)
+            return self._handle_death(each)
         if kind == "event":
-            self._tell(value)
+            self._channel.send(value)
         elif kind == "ready":
-            each.is_ready, self._unborn = True, 0
+            each.is_ready, self._failed_starts = True, 0
         elif kind == "error":
             raise value
         else:
@@ -136,15 +132,15 @@ class _Supervisor:
             return Outcome(task, is_done=True, deaths=self._deaths[task.name])
         return None
 
-    def _died(self, each: _Process) -> Outcome | None:
+    def _handle_death(self, each: _Process) -> Outcome | None:
         del self._processes[each.pipe]
         each.pipe.close()
         each.process.join()
         if self._is_stopping:
             return None
         if each.task is None:
-            self._unborn += 1
-            if self._unborn > RETRIES:
+            self._failed_starts += 1
+            if self._failed_starts > RETRIES:
                 raise WorkbenchError(
                     f"worker processes end before they can begin (exit code {each.process.exitcode}); a script that "
                     "scans with engine='local' does so under `if __name__ == '__main__':`"
@@ -166,7 +162,7 @@ class _Supervisor:
 
 
 def _serve(pipe: Connection, opener: Opener) -> None:
-    """The life of a worker process: tasks until the pipe ends. Signals are for the supervisor to answer."""
+    """Run a worker process: do tasks until the pipe ends. Signals are ignored; the supervisor handles them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -176,23 +172,24 @@ def _serve(pipe: Connection, opener: Opener) -> None:
     def should_stop() -> bool:
         return pipe.poll()
 
+    channel = Channel(lambda event: send("event", event), should_stop)
     try:
         worker = opener()
         send("ready")
         while (argument := pipe.recv()) != _STOP:
-            worker(argument, tell=lambda event: send("event", event), should_stop=should_stop)
+            worker(argument, channel)
             send("done")
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except Exception as error:  # raised again where the engine was started
+    except Exception as error:  # raised again by the supervisor
         with contextlib.suppress(OSError):
-            send("error", _that_travels(error))
+            send("error", _picklable(error))
 
 
-def _that_travels(error: Exception) -> Exception:
-    """The error, or one that tells of it where it cannot be pickled."""
+def _picklable(error: Exception) -> Exception:
+    """The error itself, or a WorkbenchError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever an error's own pickling raises
+    except Exception:  # an error's own pickling may raise anything
         return WorkbenchError(f"{type(error).__name__} in a worker: {error}")
     return error

@@ -1,8 +1,8 @@
-"""The machines of a Ray cluster, or a cluster of this machine for the length of a scan.
+"""The engine `ray`: a Ray cluster that exists, or one of this machine that lives as long as the scan.
 
-Ray runs a task again when its process or its node dies. It does not survive the process that started it, so workers
-write their own results. Known traps are closed here: authentication is on in every process of the cluster, usage is not
-reported, a local cluster does not look outside for its own address, and errors of a task are not tried again.
+Ray repeats a task when its process or its node dies. A cluster of this machine ends with the process that started it,
+so workers write their own results. Four settings differ from Ray's defaults: authentication is on in every process,
+usage is not reported, a local cluster does not look up its address outside, and a task that raises is not repeated.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.heads import WorkbenchError
-from workbench.scanning.engines.environment import environment
-from workbench.scanning.engines.tasks import RETRIES, Opener, Outcome, ShouldStop, Task, Tell, Worker
+from workbench.scanning.engines.tasks import RETRIES, Channel, Opener, Outcome, Task, Worker, environment
 
 _POLL_S = 0.5
 
@@ -27,68 +26,65 @@ _POLL_S = 0.5
 def run_ray(
     opener: Opener,
     tasks: Sequence[Task],
+    channel: Channel,
     *,
-    tell: Tell,
-    should_stop: ShouldStop,
     address: str | None = None,
     workers: int | None = None,
     gpus_per_task: float = 0,
-    cpus_per_task: int = 1,
 ) -> Iterator[Outcome]:
     """See `Engine`: on the cluster at `address`; None: on one of this machine, started and ended here.
 
-    Asked to stop, it drops the units at hand: what is committed stays.
+    After a stop request the current units are dropped; committed parts stay.
 
     Args:
-        workers: at most so many tasks at a time; None: as many as there is room for.
+        workers: the largest number of tasks at a time; None: as many as the cluster has room for.
 
     Raises:
         WorkbenchError: if Ray is not installed, there is no cluster at the address, or it has no token.
     """
     with _cluster(address, workers) as ray:
-        told = _Told.of(ray)
-        remote = ray.remote(
-            num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=RETRIES, retry_exceptions=False
-        )(_work)
+        events = _EventQueue.on_this_node(ray)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus_per_task, max_retries=RETRIES, retry_exceptions=False)(_work)
         packed = ray.put(pickle.dumps(opener))
         waiting, running = list(reversed(tasks)), dict[Any, Task]()
         try:
             while waiting or running:
-                if should_stop():
+                if channel.should_stop():
                     return
                 while waiting and (workers is None or len(running) < workers):
                     task = waiting.pop()
-                    running[remote.options(name=task.name).remote(packed, task.argument, told.actor)] = task
+                    running[remote.options(name=task.name).remote(packed, task.argument, events.actor)] = task
                 ended, _ = ray.wait(list(running), timeout=_POLL_S)
-                told.pass_on(tell)
+                events.forward(channel)
                 for reference in ended:
                     task = running.pop(reference)
                     is_done = _is_done(ray, reference)
-                    told.pass_on(tell)
+                    events.forward(channel)
                     yield Outcome(task, is_done=is_done, deaths=0 if is_done else RETRIES + 1)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
 
 
-def _work(packed: bytes, argument: Any, told: Any) -> None:
-    """One task in a process of the cluster."""
-    # Without an answer asked for: events are for a person to look at.
-    _opened(packed)(argument, tell=lambda event: told.add.remote(event) and None, should_stop=lambda: False)
+def _work(packed: bytes, argument: Any, events: Any) -> None:
+    """Do one task in a process of the cluster."""
+    # `add` is not awaited: events only show progress.
+    channel = Channel(lambda event: events.add.remote(event) and None, lambda: False)
+    _opened(packed)(argument, channel)
 
 
 @lru_cache(maxsize=1)
 def _opened(packed: bytes) -> Worker:
-    """The worker of this process, opened once for all its tasks."""
+    """The worker of this process; it is opened once."""
     opener: Opener = pickle.loads(packed)
     return opener()
 
 
 def _is_done(ray: Any, reference: Any) -> bool:
-    """Whether the task came back; False where its process died as often as it may.
+    """Whether the worker returned; False if the process died on every attempt.
 
     Raises:
-        Exception: what the worker let out.
+        Exception: the exception of the worker.
     """
     try:
         ray.get(reference)
@@ -99,40 +95,42 @@ def _is_done(ray: Any, reference: Any) -> bool:
     return True
 
 
-class _Told:
-    """Events of all workers, kept in the cluster until the next look."""
+class _EventQueue:
+    """Events of all workers, held by an actor of the cluster until they are forwarded."""
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self.actor = ray, actor
 
     @classmethod
-    def of(cls, ray: Any) -> _Told:
-        # Beside the process that started the scan: the loss of any other node must not take it along.
+    def on_this_node(cls, ray: Any) -> _EventQueue:
+        # On the node of the process that started the scan, so that the loss of another node does not end it.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        return cls(ray, ray.remote(num_cpus=0, scheduling_strategy=here)(_Events).remote())
+        return cls(ray, ray.remote(num_cpus=0, scheduling_strategy=here)(_EventList).remote())
 
-    def pass_on(self, tell: Tell) -> None:
+    def forward(self, channel: Channel) -> None:
         for event in self._ray.get(self.actor.take.remote()):
-            tell(event)
+            channel.send(event)
 
 
-class _Events:
+class _EventList:
+    """The actor's state."""
+
     def __init__(self) -> None:
-        self._kept: list[Any] = []
+        self._events: list[Any] = []
 
     def add(self, event: Any) -> None:
-        self._kept.append(event)
+        self._events.append(event)
 
     def take(self) -> list[Any]:
-        taken, self._kept = self._kept, []
-        return taken
+        events, self._events = self._events, []
+        return events
 
 
 @contextlib.contextmanager
 def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
-    """The module `ray`, connected to a cluster inside the block; left as it was found."""
+    """Yield the module `ray`, connected to a cluster inside the block. A connection that exists already stays."""
     with environment(_security(address)):
         ray = _installed()
         if ray.is_initialized():
@@ -161,16 +159,16 @@ def _cluster(address: str | None, workers: int | None) -> Generator[Any]:
 
 
 def _security(address: str | None) -> Mapping[str, str]:
-    """Environment of every process: no usage statistics, and a token, made here for a cluster of this machine.
+    """Environment variables of every process: usage statistics off, and a token, new for a cluster of this machine.
 
     Raises:
-        WorkbenchError: if a cluster is to be joined and no token is given.
+        WorkbenchError: for a cluster that exists, if no token is set.
     """
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     if address is None:
         return {**variables, "RAY_AUTH_TOKEN": _token()}
-    is_given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if not is_given and not (Path.home() / ".ray" / "auth_token").is_file():
+    has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not has_token and not (Path.home() / ".ray" / "auth_token").is_file():
         raise WorkbenchError(
             f"the Ray cluster at {address} is joined with a token, and none is given; set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH=FILE both here and where `ray start` is called"
@@ -179,24 +177,24 @@ def _security(address: str | None) -> Mapping[str, str]:
 
 
 def _own_address(address: str) -> dict[str, str]:
-    """What this machine is called on the way to the cluster; Ray itself would look for the way outside."""
+    """This machine's address on the route to the cluster; Ray itself would look it up outside."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return {}
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        way.connect((host, int(port)))  # sends nothing
-        return {"_node_ip_address": way.getsockname()[0]}
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect((host, int(port)))  # a datagram socket sends nothing here
+        return {"_node_ip_address": route.getsockname()[0]}
     return {}
 
 
 @lru_cache(maxsize=1)
 def _token() -> str:
-    """One for the life of this process: Ray reads it once and keeps it."""
+    """The token of this process: Ray reads it once and keeps it."""
     return secrets.token_hex(32)
 
 
 def _installed() -> Any:
-    """The module, imported with the token's environment in place: it looks at it then and never again."""
+    """Import the module. The token's variables must be set before: Ray reads them only at import."""
     try:
         import ray
     except ImportError as error:

@@ -1,21 +1,20 @@
-"""What every engine is given and gives back."""
+"""The interface between a scan and its engines: tasks, outcomes, workers, and their channel to the scan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-# A process may die of the machine's doing; of the same task three times, and the task is to blame.
+# A process may die because of the machine. If three processes die of the same task, the task is the cause.
 RETRIES = 2
-
-Tell = Callable[[Any], None]
-ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One call of the worker; `argument` can be pickled."""
+    """One call of the worker. `argument` can be pickled."""
 
     name: str
     argument: Any
@@ -23,34 +22,56 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a task: whether the worker came back from it, and how many processes died of it."""
+    """The end of a task: whether the worker returned, and how many processes died of the task."""
 
     task: Task
     is_done: bool
     deaths: int
 
 
-@runtime_checkable
-class Worker(Protocol):
-    """Does one task and writes what it finds; told to stop, it comes back after the unit at hand.
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """The connection of a worker to the process that started the engine.
 
-    `tell` sends an event, which can be pickled, to whoever started the engine.
+    `send` takes an event, which can be pickled. `should_stop` is true once the worker must return after its current
+    unit.
     """
 
-    def __call__(self, argument: Any, *, tell: Tell, should_stop: ShouldStop) -> None: ...
+    send: Callable[[Any], None]
+    should_stop: Callable[[], bool]
 
 
-# Makes the worker of a process; other processes get it pickled.
+@runtime_checkable
+class Worker(Protocol):
+    """Does one task and writes its own results."""
+
+    def __call__(self, argument: Any, channel: Channel) -> None: ...
+
+
+# Makes the worker of a process. Other processes receive it pickled.
 Opener = Callable[[], Worker]
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Does tasks in any order and yields each as it ends; asked to stop, it ends early without the rest.
+    """Does tasks in any order and yields the outcome of each. After a stop request it ends without the remaining ones.
 
-    An exception that a worker lets out ends the engine and is raised here.
+    An exception of a worker ends the engine and is raised here.
     """
 
-    def __call__(
-        self, opener: Opener, tasks: Sequence[Task], *, tell: Tell, should_stop: ShouldStop
-    ) -> Iterator[Outcome]: ...
+    def __call__(self, opener: Opener, tasks: Sequence[Task], channel: Channel) -> Iterator[Outcome]: ...
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Generator[None]:
+    """Set environment variables inside the block, for this process and those it starts; restore them afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

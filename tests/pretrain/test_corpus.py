@@ -14,7 +14,7 @@ from workbench.cli.main import app
 from workbench.heads import WorkbenchError
 from workbench.pretrain import Shape, prepare_corpus, pretrain_run, python_sources, text_recipe
 from workbench.pretrain.corpus import CorpusSettings
-from workbench.pretrain.training_batches import Material
+from workbench.pretrain.training_batches import TrainingBatches
 
 SMALL = CorpusSettings("text", vocabulary=300, max_bytes=60_000)
 SHAPE = Shape(n_layers=2, d_model=32, n_heads=2, d_head=16, d_ff=32, window=8, vocabulary=300)
@@ -69,7 +69,7 @@ def test_a_corpus_that_is_there_is_opened_without_its_files_and_not_under_other_
 
 @pytest.mark.parametrize("windows", ["packed", "plain"])
 def test_windows_begin_with_bos_and_go_on_as_the_corpus_does(corpus, windows):
-    material = Material(small_recipe(corpus, windows=windows), corpus)
+    material = TrainingBatches(small_recipe(corpus, windows=windows), corpus)
     text = np.asarray(corpus.tokens).tobytes()
     crosses = 0
     for batch in material.batches(0):
@@ -81,7 +81,7 @@ def test_windows_begin_with_bos_and_go_on_as_the_corpus_does(corpus, windows):
 
 
 def test_a_step_trains_on_the_same_tokens_wherever_the_run_went_on(corpus):
-    material = Material(small_recipe(corpus), corpus)
+    material = TrainingBatches(small_recipe(corpus), corpus)
     whole = list(material.batches(0))
     assert len(whole) == 20
     for later, same in zip(material.batches(13), whole[13:], strict=True):
@@ -197,11 +197,11 @@ def test_what_cannot_be_trained_on_is_refused_with_what_to_do(files, corpus, tmp
         prepare_corpus(files, tmp_path / "c", replace(SMALL, vocabulary=100_000))
     assert not (tmp_path / "c").exists()
     with pytest.raises(WorkbenchError, match=r"the text is too small.*hold no packed window of 1000000 tokens"):
-        Material(replace(small_recipe(corpus), length=1_000_000), corpus)
+        TrainingBatches(replace(small_recipe(corpus), length=1_000_000), corpus)
     with pytest.raises(WorkbenchError, match="no plain window of 20000 tokens"):
-        Material(replace(small_recipe(corpus, windows="plain"), length=20_000), corpus)
+        TrainingBatches(replace(small_recipe(corpus, windows="plain"), length=20_000), corpus)
     with pytest.raises(WorkbenchError, match="300 different tokens and the model 40"):
-        Material(replace(small_recipe(corpus), shape=Shape()), corpus)
+        TrainingBatches(replace(small_recipe(corpus), shape=Shape()), corpus)
     with pytest.raises(WorkbenchError, match=r"trains on the corpus .* and was given the synthetic language"):
         pretrain_run(small_recipe(corpus), tmp_path / "run")
     assert not (tmp_path / "run").exists()

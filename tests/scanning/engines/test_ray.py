@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
-from tests.engines.test_local import tasks
-from tests.engines.workers import open_worker
+from tests.scanning.engines.test_local import tasks
+from tests.scanning.engines.workers import open_worker
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.scanning.engines import run_ray
+from workbench.scanning.engines import Channel, run_ray
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +27,18 @@ def ray():
 
 
 def run(folder, listed, **options):
-    told = []
-    outcomes = run_ray(partial(open_worker, folder), listed, tell=told.append, should_stop=lambda: False, **options)
-    return {o.task.name: o for o in outcomes}, told
+    events = []
+    channel = Channel(events.append, lambda: False)
+    outcomes = run_ray(partial(open_worker, folder), listed, channel, **options)
+    return {o.task.name: o for o in outcomes}, events
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_tasks_are_done_again_when_their_process_dies_and_a_poison_is_given_up(ray, tmp_path):
     listed = tasks(a="do", b="die-once", poison="die", c="do")
-    outcomes, told = run(tmp_path, listed, workers=2)
+    outcomes, events = run(tmp_path, listed, workers=2)
     assert {n: o.is_done for n, o in outcomes.items()} == {"a": True, "b": True, "poison": False, "c": True}
-    assert sorted(name for name, _ in told) == ["a", "b", "c"]
+    assert sorted(name for name, _ in events) == ["a", "b", "c"]
     assert len((tmp_path / "poison.tries").read_text().split()) == 3
     assert "RAY_AUTH_MODE" not in os.environ
 

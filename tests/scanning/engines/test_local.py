@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from tests.engines.workers import open_badly, open_nothing, open_worker
+from tests.scanning.engines.workers import open_badly, open_nothing, open_worker
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.scanning.engines import Task, run_local
+from workbench.scanning.engines import Channel, Task, run_local
 
 TWO = [{"CUDA_VISIBLE_DEVICES": str(i), "OMP_NUM_THREADS": "1"} for i in range(2)]
 
@@ -21,10 +21,10 @@ def tasks(**verbs):
 
 
 def run(folder, listed, *, should_stop=lambda: False, environments=TWO, opener=None):
-    told = []
+    events = []
     opener = opener or partial(open_worker, folder)
-    outcomes = run_local(opener, listed, tell=told.append, should_stop=should_stop, environments=environments)
-    return {o.task.name: o for o in outcomes}, told
+    outcomes = run_local(opener, listed, Channel(events.append, should_stop), environments=environments)
+    return {o.task.name: o for o in outcomes}, events
 
 
 def is_running(pid):
@@ -37,12 +37,12 @@ def is_running(pid):
 
 def test_every_task_is_done_once_in_processes_that_see_their_own_gpu(tmp_path):
     names = [f"t{i}" for i in range(6)]
-    outcomes, told = run(tmp_path, tasks(**dict.fromkeys(names, "do")))
+    outcomes, events = run(tmp_path, tasks(**dict.fromkeys(names, "do")))
     assert sorted(outcomes) == names
     assert all(o.is_done and o.deaths == 0 for o in outcomes.values())
-    assert sorted(name for name, _ in told) == names
-    assert {seen["OMP_NUM_THREADS"] for _, seen in told} == {"1"}
-    assert {seen["CUDA_VISIBLE_DEVICES"] for _, seen in told} <= {"0", "1"}
+    assert sorted(name for name, _ in events) == names
+    assert {seen["OMP_NUM_THREADS"] for _, seen in events} == {"1"}
+    assert {seen["CUDA_VISIBLE_DEVICES"] for _, seen in events} <= {"0", "1"}
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert all(len((tmp_path / f"{n}.tries").read_text().split()) == 1 for n in names)
 
@@ -95,7 +95,7 @@ def test_asked_to_stop_it_lets_the_units_at_hand_finish_and_begins_no_other(tmp_
 
 def test_workers_end_by_themselves_when_their_supervisor_is_killed(tmp_path):
     code = (
-        "import sys\nfrom tests.engines.test_local import run, tasks\n"
+        "import sys\nfrom tests.scanning.engines.test_local import run, tasks\n"
         "if __name__ == '__main__':\n"
         "    from pathlib import Path\n"
         "    run(Path(sys.argv[1]), tasks(a='wait', b='wait'))\n"

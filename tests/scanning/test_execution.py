@@ -361,9 +361,9 @@ def test_a_scan_joins_one_that_is_running_only_if_told_to(series, run, tmp_path)
 def test_a_checkpoint_that_workers_die_of_is_given_up_until_it_is_retried(series, tmp_path, monkeypatch):
     from workbench.scanning import execution
 
-    def dying(opener, tasks, *, tell, should_stop, environments):
+    def dying(opener, tasks, channel, *, environments):
         *others, last = tasks
-        yield from run_inline(opener, others, tell=tell, should_stop=should_stop)
+        yield from run_inline(opener, others, channel)
         yield Outcome(last, is_done=False, deaths=3)
 
     with monkeypatch.context() as patch:

@@ -28,17 +28,17 @@ class Worker:
     def __init__(self, folder):
         self.folder = folder
 
-    def __call__(self, argument, *, tell, should_stop):
+    def __call__(self, argument, channel):
         verb, name = argument
         (self.folder / f"{name}.tries").open("a").write(f"{os.getpid()}\n")
         if verb == "die" or (verb == "die-once" and len(self.tries(name)) == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if verb == "fail":
             raise StoreNotWritable(f"{name} has no room")
-        while verb == "wait" and not should_stop():
+        while verb == "wait" and not channel.should_stop():
             time.sleep(0.01)
         seen = {k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
-        tell((name, seen))
+        channel.send((name, seen))
         (self.folder / f"{name}.done").touch()
 
     def tries(self, name):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.engines.cluster import ADDRESS, Node, two_nodes
+from tests.scanning.engines.cluster import ADDRESS, Node, two_nodes
 from tests.series import write_series
 from workbench import open_run
 from workbench.store import Store
