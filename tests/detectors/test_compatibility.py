@@ -19,8 +19,9 @@ from tests.planted import (
     uniform_head,
 )
 from workbench import probes
-from workbench.detectors import registry, score
+from workbench.detectors import score
 from workbench.detectors.builtin.sinks import gu_sink
+from workbench.detectors.registry import DETECTORS
 from workbench.heads import WorkbenchError
 from workbench.hooks import open_model
 from workbench.probes import Vocabulary
@@ -145,7 +146,7 @@ def own_sinks():
     gu_sink(names[1], epsilon=0.1)
     yield names
     for name in names:
-        registry._registered.pop(name)
+        DETECTORS.remove(name)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -10,7 +10,7 @@ from tests.brute import eager_patterns
 from tests.families import tiny
 from tests.planted import TOKEN, VOCABULARY, PlantedModel, induction_head, previous_token_head, uniform_head
 from workbench import probes
-from workbench.detectors import Decoding, decode, decoded, detector, registry, score
+from workbench.detectors import Decoding, decode, decoded, detector, score
 from workbench.detectors.builtin.retrieval_decoded import (
     NEEDLE,
     answer_rows,
@@ -18,7 +18,8 @@ from workbench.detectors.builtin.retrieval_decoded import (
     retrieval_headkv,
     retrieval_wu,
 )
-from workbench.detectors.decoded_probes import overlapping, said_right
+from workbench.detectors.decoded_probes import overlapping, recall_and_f1
+from workbench.detectors.registry import DETECTORS
 from workbench.heads import WorkbenchError
 from workbench.hooks import RowReading, open_model
 from workbench.hooks.recording.greedy_decoding import greedy
@@ -36,7 +37,7 @@ def ungated():
     detector("headkv_all", needs={reading}, decoding=Decoding("none", "offsets"))(retrieval_headkv)
     yield
     for name in ("wu_all", "headkv_all"):
-        registry._registered.pop(name)
+        DETECTORS.remove(name)
 
 
 def authors_loops(model, prompt, needle):
@@ -82,7 +83,7 @@ def test_scores_on_decoded_answers_equal_their_authors_loops(family, ungated):
                 expected = sum(loop[i][layer, head] for loop in loops) / 2
                 assert found[name, layer, head] == pytest.approx(expected, abs=1e-5), (name, layer, head)
     assert sum(loop[0].total() for loop in loops) > 0
-    assert [one.said.tolist() for one in decode(m, probe)] == [loop[2] for loop in loops]
+    assert [one.reply.tolist() for one in decode(m, probe)] == [loop[2] for loop in loops]
     assert table[table.detector == "wu_all"].n.eq(100).all()
 
 
@@ -116,7 +117,7 @@ def test_decoding_is_of_the_model_under_the_interventions_in_force():
 
     with m.ablate([Head(1, 0)]):
         after = decode(m, probe)
-    assert any(not torch.equal(a.said[:3], b.said[:3]) for a, b in zip(before, after, strict=True))
+    assert any(not torch.equal(a.reply[:3], b.reply[:3]) for a, b in zip(before, after, strict=True))
 
 
 def copying_model():
@@ -152,12 +153,12 @@ def test_instances_that_were_not_told_right_do_not_count():
 
 def test_decoded_answers_are_a_probe_of_decode_rows_and_matching_needle_cells():
     m = open_model(copying_model())
-    said = decode(m, needles())
-    probe = decoded(m, needles(), said=said)
+    instances = decode(m, needles())
+    probe = decoded(m, needles(), instances=instances)
     assert probe is not None
-    for b, one in enumerate(said):
+    for b, one in enumerate(instances):
         rows = probe.answer_rows[probe.answer_rows[:, 0] == b][:, 1]
-        assert rows.tolist() == list(range(len(one.prompt) - 1, len(one.prompt) + len(one.said) - 1))
+        assert rows.tolist() == list(range(len(one.prompt) - 1, len(one.prompt) + len(one.reply) - 1))
     sequence, row, key = probe.target_cells.unbind(-1)
     assert torch.equal(probe.tokens[sequence, key], probe.tokens[sequence, row + 1])
     start, stop = probe.needles[0].tolist()
@@ -172,9 +173,9 @@ def test_a_needle_found_by_overlap_may_sit_early():
 
 def test_recall_and_f1_count_words_as_often_as_they_stand():
     needle = ["a", "b", "a", "c"]
-    assert said_right(needle, ["a", "a", "a", "d"]) == (0.5, 0.5)
-    assert said_right(needle, [*needle, "x", "y", "z", "w"]) == (1, 8 / 12)
-    assert said_right(needle, ["z"]) == (0, 0)
+    assert recall_and_f1(needle, ["a", "a", "a", "d"]) == (0.5, 0.5)
+    assert recall_and_f1(needle, [*needle, "x", "y", "z", "w"]) == (1, 8 / 12)
+    assert recall_and_f1(needle, ["z"]) == (0, 0)
 
 
 def test_a_probe_that_does_not_say_where_answers_are_is_refused():
@@ -234,11 +235,11 @@ def test_words_decide_whether_an_answer_was_right_and_a_newline_ends_it(speaking
             yield torch.tensor(speaking.tokenizer(said.replace("1234567", number))["input_ids"])
 
     monkeypatch.setattr(decoded_probes, "greedy", reciting)
-    said = decode(speaking, probe)
+    instances = decode(speaking, probe)
     assert {speaking.tokenizer.decode([i]) for i in stops} == {"\n"}
-    assert len(decoded(speaking, probe, Decoding("none"), said=said).tokens) == 2
-    recalled = decoded(speaking, probe, Decoding("recall"), said=said)
+    assert len(decoded(speaking, probe, Decoding("none"), instances=instances).tokens) == 2
+    recalled = decoded(speaking, probe, Decoding("recall"), instances=instances)
     assert len(recalled.tokens) == 1
-    told = next(one for one in said if "think" in speaking.tokenizer.decode(one.said.tolist()))
+    told = next(one for one in instances if "think" in speaking.tokenizer.decode(one.reply.tolist()))
     assert torch.equal(recalled.tokens[0, : len(told.prompt)], told.prompt)
-    assert decoded(speaking, probe, Decoding("f1"), said=said) is None  # one word of five
+    assert decoded(speaking, probe, Decoding("f1"), instances=instances) is None  # one word of five
