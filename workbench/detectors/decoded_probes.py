@@ -90,7 +90,7 @@ def decoded(
         WorkbenchError: if the probe has no target cells.
     """
     decoding = decoding or Decoding()
-    counted = [one for one in instances or decode(m, probe) if _counts(one, decoding, m.tokenizer)]
+    counted = [instance for instance in instances or decode(m, probe) if _counts(instance, decoding, m.tokenizer)]
     if not counted:
         return None
     longest = max(len(instance.prompt) + len(instance.reply) for instance in counted)

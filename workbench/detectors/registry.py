@@ -47,7 +47,7 @@ class Detector:
     """A head score of recorded sequences: what to record, and the function from a Recording to totals per sequence.
 
     `version`: raised with every change of meaning; stored scores of older versions stay apart.
-    `direction`: whether a high or a low score speaks for needing the whole context; `none` where it says neither.
+    `direction`: whether a high or a low score indicates that a head needs the whole context; `none`: neither does.
     `units`: of the score.
     `needs_answers`: the score is only defined on probes with answers.
     `by_default`: the detector runs where no detector is named.

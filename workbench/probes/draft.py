@@ -145,7 +145,7 @@ def assemble(name: str, drafts: Sequence[Draft], *, class_name: str, metric: str
     """Drafts as a probe, shorter ones padded on the right."""
     tokens, is_valid = pad_right(drafts)
     answer_rows = [(i, row) for i, draft in enumerate(drafts) for row in draft.rows]
-    cells = [(i, *cell) for i, draft in enumerate(drafts) for cell in draft.cells]
+    cells = [(i, row, key) for i, draft in enumerate(drafts) for row, key in draft.cells]
     return make_probe(
         name,
         tokens,

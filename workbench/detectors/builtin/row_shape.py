@@ -1,7 +1,7 @@
 """The shape of a head's rows: entropy and support, mean distance, and the mass beyond windows.
 
-`far_mass_16` to `far_mass_4096` are the distance distribution: 1 less these masses is its distribution function. The
-one of a model's own window tells what that window loses.
+`far_mass_16` to `far_mass_4096` describe the distance distribution: 1 − far_mass_w is its distribution function at w.
+The mass beyond a model's own window is the attention that this window removes.
 
 Reference:
     Mass beyond a window = 1 − exp(lse within − lse), for any mask and learned sink.
