@@ -41,3 +41,13 @@ def test_no_probe_is_documented_that_does_not_exist():
     assert set(TABLE) == set(PROBES.all())
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S):
         compile(block, "docs/probes.md", "exec")
+
+
+def test_a_probe_written_as_the_documentation_shows_is_built_by_its_name():
+    block = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)[-1]
+    try:
+        exec(compile(block, "docs/probes.md", "exec"), {"__name__": "mine"})
+        built = probes.build(60, "same_again:n_sequences=3")
+        assert built.target_cells.tolist() == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
+    finally:
+        PROBES.remove("same_again")

@@ -31,7 +31,7 @@ FAMILIES = ("llama", "gpt2", "gpt_oss", "mistral", "minimax")
 
 @pytest.fixture
 def ungated():
-    """The official scores of all instances: a random model tells nothing right."""
+    """The authors' scores of all instances: a random model has no right replies."""
     detector("wu_all", needs={"answer_top1", NEEDLE}, decoding=Decoding("none", "overlap"))(retrieval_wu)
     reading = RowReading("headkv", answer_rows, most_attended_in_needle)
     detector("headkv_all", needs={reading}, decoding=Decoding("none", "offsets"))(retrieval_headkv)
@@ -41,9 +41,9 @@ def ungated():
 
 
 def authors_loops(model, prompt, needle):
-    """Wu's and HeadKV's scores of one instance by (layer, head), and what was said, as their scripts compute them."""
+    """Wu's and HeadKV's scores of one instance by (layer, head), and the reply, as their scripts compute them."""
     ids, answer = prompt.tolist(), prompt[slice(*needle)].tolist()
-    wu, headkv, said = Counter(), Counter(), []
+    wu, headkv, reply = Counter(), Counter(), []
     start, end = next(
         (i, i + len(answer))
         for i in range(len(ids))
@@ -66,8 +66,8 @@ def authors_loops(model, prompt, needle):
                     )
                     headkv[layer, head] += mass / len(answer) ** 2
         ids.append(token)
-        said.append(token)
-    return wu, headkv, said
+        reply.append(token)
+    return wu, headkv, reply
 
 
 @pytest.mark.parametrize("family", FAMILIES)
