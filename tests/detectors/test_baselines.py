@@ -28,21 +28,21 @@ def test_an_untrained_model_has_other_weights_of_the_same_shapes_and_leaves_the_
 
 def test_untrained_scores_are_those_of_several_initialisations():
     m, tokens = open_model(tiny("gpt2")), random_tokens(2, 20)
-    found = untrained_scores(m, ["entropy", "sink"], n_models=2, tokens=tokens)
+    baselines = untrained_scores(m, ["entropy", "sink"], n_models=2, tokens=tokens)
     each = [score(untrained(m, seed=i), ["entropy", "sink"], tokens).score for i in range(2)]
-    assert len(found) == 16
-    assert found.baseline.tolist() == pytest.approx(((each[0] + each[1]) / 2).tolist())
-    assert found.highest.tolist() == pytest.approx(np.maximum(*each).tolist())
+    assert len(baselines) == 16
+    assert baselines.baseline.tolist() == pytest.approx(((each[0] + each[1]) / 2).tolist())
+    assert baselines.highest.tolist() == pytest.approx(np.maximum(*each).tolist())
     uniform = math.log(math.factorial(20)) / 20
-    assert found[found.detector == "entropy"].baseline.mean() == pytest.approx(uniform, abs=0.05)
+    assert baselines[baselines.detector == "entropy"].baseline.mean() == pytest.approx(uniform, abs=0.05)
 
 
 def test_layer_matched_heads_are_others_of_the_same_layers():
     layers = open_model(tiny("llama")).layers
     chosen = [Head(0, 1), Head(1, 0), Head(1, 3)]
-    found = layer_matched(chosen, layers)
-    assert [h.layer for h in found] == [0, 1, 1]
-    assert not set(found) & set(chosen)
-    assert layer_matched(chosen, layers) == found
+    matched = layer_matched(chosen, layers)
+    assert [h.layer for h in matched] == [0, 1, 1]
+    assert not set(matched) & set(chosen)
+    assert layer_matched(chosen, layers) == matched
     with pytest.raises(WorkbenchError, match="layer 0 has 1 other heads for 3 chosen"):
         layer_matched([Head(0, h) for h in range(3)], layers)

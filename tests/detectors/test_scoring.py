@@ -18,7 +18,7 @@ def test_the_interval_of_a_mean_is_that_of_its_resamples():
 
 
 def test_measurements_of_the_same_sequences_are_resampled_alike():
-    one, other = values(0), values(1)
-    difference = resampled_means(one, seed=2) - resampled_means(other, seed=2)
-    assert np.allclose(difference, resampled_means(one - other, seed=2))
-    assert not np.allclose(resampled_means(one, seed=2), resampled_means(one, seed=3))
+    first, second = values(0), values(1)
+    difference = resampled_means(first, seed=2) - resampled_means(second, seed=2)
+    assert np.allclose(difference, resampled_means(first - second, seed=2))
+    assert not np.allclose(resampled_means(first, seed=2), resampled_means(first, seed=3))

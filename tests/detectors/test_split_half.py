@@ -13,14 +13,14 @@ from workbench.hooks import open_model
 
 def test_reliability_is_the_stepped_up_correlation_of_the_halves():
     table = score(open_model(tiny("llama")), ["entropy", "induction"], random_tokens(6, 40))
-    found = reliability(table).set_index("detector")
+    reliabilities = reliability(table).set_index("detector")
     for name in ("entropy", "induction"):
-        mine = table[table.detector == name]
-        r = np.corrcoef(mine.half_a, mine.half_b)[0, 1]
-        assert found.reliability[name] == pytest.approx(2 * r / (1 + r))
-        ranks = np.corrcoef(mine.half_a.rank(), mine.half_b.rank())[0, 1]
-        assert found.rank_reliability[name] == pytest.approx(2 * ranks / (1 + ranks))
-        assert found.n_heads[name] == 8
+        scores = table[table.detector == name]
+        r = np.corrcoef(scores.half_a, scores.half_b)[0, 1]
+        assert reliabilities.reliability[name] == pytest.approx(2 * r / (1 + r))
+        ranks = np.corrcoef(scores.half_a.rank(), scores.half_b.rank())[0, 1]
+        assert reliabilities.rank_reliability[name] == pytest.approx(2 * ranks / (1 + ranks))
+        assert reliabilities.n_heads[name] == 8
 
 
 def test_halves_that_agree_are_reliable_and_too_few_heads_say_nothing():

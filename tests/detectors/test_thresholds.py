@@ -35,14 +35,14 @@ def test_every_threshold_is_of_a_detector_and_names_its_source():
 
 
 def test_a_claim_needs_the_whole_interval_on_one_side(table):
-    found = claims(table, [Threshold("induction", 0.4, "mine")]).set_index(["layer", "head"])
-    assert found.claim[1, 0] == "yes"
-    assert found.claim[1, 2] == "no"
-    assert set(found.detector) == {"induction"}
+    judged = claims(table, [Threshold("induction", 0.4, "mine")]).set_index(["layer", "head"])
+    assert judged.claim[1, 0] == "yes"
+    assert judged.claim[1, 2] == "no"
+    assert set(judged.detector) == {"induction"}
     middle = table[(table.detector == "induction") & (table.layer == 1) & (table["head"] == 1)].copy()
     middle["ci_lo"], middle["ci_hi"] = middle["score"] - 0.1, middle["score"] + 0.1
-    at = Threshold("induction", float(middle["score"].iloc[0]), "mine")
-    assert claims(middle, [at]).claim.tolist() == ["undecided"]
+    inside = Threshold("induction", float(middle["score"].iloc[0]), "mine")
+    assert claims(middle, [inside]).claim.tolist() == ["undecided"]
 
 
 def test_few_sequences_are_no_claim_and_no_score_is_none(table):
@@ -62,8 +62,8 @@ def test_a_group_counts_by_its_best_head():
     rows = [(0, 0, 0, 0.1), (0, 1, 0, 0.9), (0, 2, 1, 0.5), (0, 3, 1, 0.5)]
     made = pd.DataFrame(rows, columns=["layer", "head", "kv_head", "score"])
     made = made.assign(detector="echo_razor", probe="repeats", n_seq=9, ci_lo=0.0, ci_hi=1.0)
-    found = claims(made, [Threshold("echo_razor", 0.5, "mine", "top_share")])
-    assert found.claim.tolist() == ["yes", "yes", "no", "no"]
+    judged = claims(made, [Threshold("echo_razor", 0.5, "mine", "top_share")])
+    assert judged.claim.tolist() == ["yes", "yes", "no", "no"]
 
 
 def test_two_thresholds_of_one_detector_and_tables_of_several_steps_are_refused(table):

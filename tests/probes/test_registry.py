@@ -43,8 +43,8 @@ def test_a_model_is_scored_on_it_by_its_name(reversal):
     sequence, row, key = made.target_cells.unbind(-1)
     for r in table.itertuples():
         assert r.score == pytest.approx(float(patterns[r.layer][sequence, r.head, row, key].mean()), abs=1e-5)
-    one = score(m, ["retrieval"], probes="reversal:n=6,n_sequences=2")
-    assert one.score.tolist() == table.score.tolist()
+    of_one_name = score(m, ["retrieval"], probes="reversal:n=6,n_sequences=2")
+    assert of_one_name.score.tolist() == table.score.tolist()
 
 
 def test_a_scan_stores_it_under_its_name(reversal, tmp_path):
