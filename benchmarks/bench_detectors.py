@@ -1,9 +1,9 @@
-"""What the detectors cost: one run over a demo model, and all of them beside recording the log-sum-exp alone.
+"""The cost of detectors: on a demo model, and over long sequences against recording the log-sum-exp alone.
 
 `demo`: every default detector on the demo's own probes, one checkpoint of a 2-layer model, in seconds.
 `long`: 8 layers, 16 heads, sampled rows. `lse`: rows' log-sum-exp alone; `default`: the detectors that run by default;
-`all`: those and every other one that the probe fits and that reads recorded rows. Of each the process time on one
-thread, in one process after a warm-up on fewer tokens, interleaved; the least of the rounds.
+`all`: those and every other one that fits the probe and reads recorded rows. Each number is the process time on one
+thread, in one process after a warm-up on fewer tokens; rounds are interleaved, and the least one counts.
 
     python benchmarks/bench_detectors.py [--tokens 16384] [--rows 512] [--rounds 3] [--json] [--write]
 """
@@ -35,17 +35,17 @@ def default_detectors() -> list[Detector]:
 
 def fitting_detectors(probe: probes.Probe) -> list[Detector]:
     """Every detector that reads recorded rows of this probe: none that decodes, needs pairs or reads weights."""
-    found = [d for d in all_detectors().values() if isinstance(d, Detector)]
-    return [d for d in found if d.decoding is None and d.fits(probe)]
+    known = [d for d in all_detectors().values() if isinstance(d, Detector)]
+    return [d for d in known if d.decoding is None and d.fits(probe)]
 
 
 def demo_seconds(variant: str, rounds: int) -> tuple[int, float]:
-    """Of all default detectors on all four probes of the demo; weights do not matter to it."""
+    """All default detectors on all four probes of the demo; the cost does not depend on the weights."""
     m = open_model(build_model(recipe(variant)).eval())
-    asked = demo_probes()
+    demo = demo_probes()
 
     def run() -> None:
-        for probe in asked:
+        for probe in demo:
             measure(m, probe, [d for d in default_detectors() if d.fits(probe)], far=Far(16))
 
     run()
@@ -55,7 +55,7 @@ def demo_seconds(variant: str, rounds: int) -> tuple[int, float]:
 def long_seconds(tokens: int, rows: int, rounds: int) -> dict[str, tuple[int, float]]:
     m = open_model(build(tokens))
 
-    def ways(length: int) -> dict[str, tuple[int, Callable[[], object]]]:
+    def runs(length: int) -> dict[str, tuple[int, Callable[[], object]]]:
         probe = probes.copy_needle(SETTING["vocabulary"], length // 2, length=length, n_sequences=1)
         default, every = default_detectors(), fitting_detectors(probe)
         return {
@@ -64,11 +64,11 @@ def long_seconds(tokens: int, rows: int, rounds: int) -> dict[str, tuple[int, fl
             "all": (len(every), lambda: measure(m, probe, every, far=Far(256), rows=rows)),
         }
 
-    for _, run in ways(1024).values():
+    for _, run in runs(1024).values():
         run()
-    asked = ways(tokens)
-    took = cpu_seconds({name: run for name, (_, run) in asked.items()}, rounds)
-    return {name: (n, took[name]) for name, (n, _) in asked.items()}
+    measured = runs(tokens)
+    seconds = cpu_seconds({name: run for name, (_, run) in measured.items()}, rounds)
+    return {name: (n, seconds[name]) for name, (n, _) in measured.items()}
 
 
 def main() -> None:
@@ -78,29 +78,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    demo = {variant: demo_seconds(variant, given.rounds) for variant in ("full", "hybrid")}
-    long = long_seconds(given.tokens, given.rows, given.rounds)
-    if given.json:
-        print(json.dumps({"demo": demo, "tokens": given.tokens, "rows": given.rows, **SETTING, "long": long}))
+    demo = {variant: demo_seconds(variant, args.rounds) for variant in ("full", "hybrid")}
+    long = long_seconds(args.tokens, args.rows, args.rounds)
+    if args.json:
+        print(json.dumps({"demo": demo, "tokens": args.tokens, "rows": args.rows, **SETTING, "long": long}))
         return
     lines = [
         describe(),
         "",
-        f"1 thread, float32, process time after a warm-up; {given.rounds} interleaved rounds, least",
+        f"1 thread, float32, process time after a warm-up; {args.rounds} interleaved rounds, least",
         "",
         "| demo checkpoint, its 4 probes | detectors | CPU s |",
         "|---|---|---|",
         *(f"| {variant}, 2 layers | {n} | {seconds:.2f} |" for variant, (n, seconds) in demo.items()),
         "",
-        f"{given.tokens} tokens, {given.rows} sampled rows; " + ", ".join(f"{k} {v}" for k, v in SETTING.items()),
+        f"{args.tokens} tokens, {args.rows} sampled rows; " + ", ".join(f"{k} {v}" for k, v in SETTING.items()),
         "",
         "| recorded | detectors | CPU s | ratio to LSE alone |",
         "|---|---|---|---|",
         *(f"| {name} | {n or '–'} | {s:.2f} | {s / long['lse'][1]:.2f} |" for name, (n, s) in long.items()),
     ]
-    if given.write:
+    if args.write:
         keep(Path(__file__), "What the detectors cost", lines)
     print("\n".join(lines))
 

@@ -56,7 +56,7 @@ def test_every_link_to_a_file_leads_to_one():
 def test_a_detector_written_as_the_documentation_shows_can_be_scored():
     from tests.families import random_tokens, tiny
     from workbench import open_model, score
-    from workbench.detectors import registry
+    from workbench.detectors.registry import DETECTORS
 
     block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "detectors.md").read_text(), re.S)[0]
     try:
@@ -65,4 +65,4 @@ def test_a_detector_written_as_the_documentation_shows_can_be_scored():
         assert table.score.between(0, 1).all()
         assert table.n.eq(20).all()
     finally:
-        registry._registered.pop("two_back", None)
+        DETECTORS.remove("two_back")

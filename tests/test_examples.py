@@ -7,7 +7,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.ipynb"))
+EXTENSIONS = FOLDER / "extensions"
 
 
 def test_there_are_examples():
@@ -21,14 +23,26 @@ def test_there_are_examples():
 
 
 def test_a_detector_of_ones_own_is_scored_beside_ours(capsys):
-    from workbench.detectors import registry
+    from workbench.detectors.registry import DETECTORS
 
     try:
-        runpy.run_path(str(EXAMPLES[0].parent / "own_detector.py"), run_name="__main__")
+        runpy.run_path(str(EXTENSIONS / "own_detector.py"), run_name="__main__")
     finally:
-        registry._registered.pop("sentence_start", None)
+        DETECTORS.remove("sentence_start")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["detector", "sentence_start", "sink"]
+    assert len(printed) == 2 + 8
+
+
+def test_a_model_is_scored_on_a_probe_of_ones_own(capsys):
+    from workbench.probes.registry import PROBES
+
+    try:
+        runpy.run_path(str(EXTENSIONS / "own_probe.py"), run_name="__main__")
+    finally:
+        PROBES.remove("reversal")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["detector", "induction", "retrieval"]
     assert len(printed) == 2 + 8
 
 

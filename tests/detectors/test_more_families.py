@@ -1,4 +1,4 @@
-"""The further families score as brute force over their own patterns says, padded too, and can be intervened on."""
+"""Scores of the further families equal brute force over their own patterns, padded too; interventions work on them."""
 
 import pytest
 import torch

@@ -39,10 +39,10 @@ def test_windows_on_the_heads_named_destroy_recall_and_on_others_do_not(tmp_path
         k = max(2, int((table["score"] > NAMED).sum()))
         named, others = heads[:k], list(combinations(heads[k:], k))
         assert others
-        left = [recall(some) for some in others]
+        recalls = [recall(some) for some in others]
         print(
             f"{variant} seed {seed} {detector}: {k} of {len(heads)} heads named; recall {everything:.2f}, without them "
-            f"{recall(named):.2f}, without {k} others {min(left):.2f} to {max(left):.2f}"
+            f"{recall(named):.2f}, without {k} others {min(recalls):.2f} to {max(recalls):.2f}"
         )
         assert recall(named) <= 0.2
-        assert min(left) >= 0.7 * everything
+        assert min(recalls) >= 0.7 * everything

@@ -1,4 +1,4 @@
-"""Families without the AttentionInterface score as brute force over their own patterns says, padded too."""
+"""Scores of families without the AttentionInterface equal brute force over their own patterns, padded too."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Heads written by hand give their exactly known scores, and the framework's counts and intervals are what it says."""
+"""Heads written by hand have their exactly known scores; counts, halves and intervals are those of the sequences."""
 
 import math
 

@@ -12,7 +12,7 @@ SEEDS = 200
 
 
 def same_token(batch):
-    """Every earlier or equal place of the row's token."""
+    """Every occurrence of the row's token up to the row."""
     equal = (batch.tokens[:, :, None] == batch.tokens[:, None]).tril()
     return equal.nonzero()
 
@@ -24,10 +24,10 @@ def test_the_mean_over_signs_is_the_exact_mass(keys, exact):
     needs = {exact} | {token_sketch(f"sketch_{seed}", keys, width=32, seed=seed) for seed in range(SEEDS)}
     recording = m.record(tokens, needs)
     estimates = torch.stack([recording[f"sketch_{seed}"].total for seed in range(SEEDS)]).double()
-    wanted = recording[exact if isinstance(exact, str) else exact.name].total.double()
+    expected = recording[exact if isinstance(exact, str) else exact.name].total.double()
     error = estimates.std(0) / SEEDS**0.5
-    assert ((estimates.mean(0) - wanted).abs() < 4 * error).all()
-    assert (error < 0.02 * wanted.max()).all()
+    assert ((estimates.mean(0) - expected).abs() < 4 * error).all()
+    assert (error < 0.02 * expected.max()).all()
 
 
 def test_the_error_falls_with_the_root_of_the_width():

@@ -95,14 +95,14 @@ def test_heads_without_a_score_of_ours_are_left_out():
 
 def test_the_figures_that_come_along_name_sources_and_known_detectors_and_probes():
     from workbench.detectors import all_detectors
-    from workbench.probes.registry import BY_NAME
+    from workbench.probes.registry import PROBES
 
     models = published_models()
     assert len({p.name for p in models}) == len(models)
     for published in models:
         for one in published.figures:
             assert one.detector in (all_detectors() if one.of == "head" else METHODS)
-            assert one.probe.partition(":")[0] in BY_NAME
+            assert one.probe.partition(":")[0] in PROBES.all()
             assert len(set(one.places())) == len(one.places())
     by_name = {p.name: p for p in models}
     wu = next(f for f in by_name["llama-2-7b-80k"].figures if f.detector == "retrieval_wu")

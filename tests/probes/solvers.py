@@ -27,25 +27,25 @@ def passkey_text(text):
 
 
 def niah_text(text):
-    said = re.findall(r"One of the special magic \w+ for ([\w-]+) is: ([\w-]+)\.", text)
+    pairs = re.findall(r"One of the special magic \w+ for ([\w-]+) is: ([\w-]+)\.", text)
     keys = re.search(r"Question: What (?:is|are) the special magic \w+ for (.+) in the text above\?", text)[1]
-    return [value for key in keys.split(", ") for name, value in said if name == key]
+    return [value for key in keys.split(", ") for name, value in pairs if name == key]
 
 
 def multi_passkey_text(text):
-    said = re.findall(r"it's the (\w+) passkey to the vault: ([a-z ]+)\.", text)
-    return [dict(said)[one] for one in ("first", "second", "third")[: len(said)]]
+    pairs = re.findall(r"it's the (\w+) passkey to the vault: ([a-z ]+)\.", text)
+    return [dict(pairs)[ordinal] for ordinal in ("first", "second", "third")[: len(pairs)]]
 
 
 def variable_tracking_text(text, hops=None):
     assigned = dict(re.findall(r"VAR ([A-Z]{5}) = (?:VAR )?([A-Z]{5}|\d{5})\.", text))
-    found = re.search(r"The value of VAR ([A-Z]{5}) is$", text)[1]
+    name = re.search(r"The value of VAR ([A-Z]{5}) is$", text)[1]
     n_followed = 0
-    while not found.isdigit():
-        found = assigned[found]
+    while not name.isdigit():
+        name = assigned[name]
         n_followed += 1
     assert hops is None or n_followed == hops
-    return [found]
+    return [name]
 
 
 def common_words_text(text):
@@ -62,13 +62,13 @@ def frequent_words_text(text):
     coded = text.split("do not count.")[1].split(" Question:")[0].split()
     counts = Counter(coded)
     del counts["..."]
-    (one, *_), (_, second), (_, third), (_, fourth) = counts.most_common(4)
-    assert counts[one] > second > third > fourth
+    (first, *_), (_, second), (_, third), (_, fourth) = counts.most_common(4)
+    assert counts[first] > second > third > fourth
     return [" ".join(word for word, _ in counts.most_common(3))]  # one run of answer rows
 
 
 def after(context, lead):
-    """The places after each occurrence of `lead` in `context`."""
+    """The positions after each occurrence of `lead` in `context`."""
     return [i + len(lead) for i in range(len(context) - len(lead) + 1) if context[i : i + len(lead)] == lead]
 
 
@@ -80,13 +80,13 @@ def keyed_tokens(context, n_key, n_answer):
 
 
 def variable_tracking_tokens(context):
-    """Follow pairs from the last token to the one that stands only where it was read; also the places of the pairs."""
+    """Follow pairs from the last token to the one without a pair of its own; also the positions of the pairs."""
     text, token = context[:-2], context[-1]
     read_at, read = None, []
-    while places := [i for i, other in enumerate(text) if other == token and i != read_at]:
-        assert len(places) == 1
-        read.append(places[0])
-        read_at = places[0] + 1
+    while positions := [i for i, other in enumerate(text) if other == token and i != read_at]:
+        assert len(positions) == 1
+        read.append(positions[0])
+        read_at = positions[0] + 1
         token = text[read_at]
     return token, read
 

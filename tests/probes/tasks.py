@@ -25,5 +25,5 @@ def make(form, name, **more):
 
 
 def written(name, **more):
-    given = {"n_sequences": 2} | SMALL.get(name, {}) | more
-    return f"{name}:" + ",".join(f"{key}={value}" for key, value in given.items())
+    keywords = {"n_sequences": 2} | SMALL.get(name, {}) | more
+    return f"{name}:" + ",".join(f"{key}={value}" for key, value in keywords.items())

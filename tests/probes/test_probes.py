@@ -152,10 +152,10 @@ def test_padding_predicts_nothing_and_is_not_predicted():
 def test_a_part_of_a_probe_carries_its_own_answers():
     probe = MAKERS["copy_needle"](0)
     piece = probes.part(probe, 2, 5)
-    mine = (probe.answer_rows[:, 0] >= 2) & (probe.answer_rows[:, 0] < 5)
+    inside = (probe.answer_rows[:, 0] >= 2) & (probe.answer_rows[:, 0] < 5)
     assert torch.equal(piece.tokens, probe.tokens[2:5])
-    assert torch.equal(piece.answer_rows + torch.tensor([2, 0]), probe.answer_rows[mine])
-    assert torch.equal(piece.classes, probe.classes[mine])
+    assert torch.equal(piece.answer_rows + torch.tensor([2, 0]), probe.answer_rows[inside])
+    assert torch.equal(piece.classes, probe.classes[inside])
     assert piece.digest == probe.digest
 
 

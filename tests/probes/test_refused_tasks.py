@@ -1,4 +1,4 @@
-"""Tasks that a model, a tokenizer or a vocabulary cannot be asked: refused with the numbers and what to do."""
+"""Tasks that do not fit a model, a tokenizer or a vocabulary are refused, with the numbers and the next step."""
 
 import pytest
 import torch

@@ -85,7 +85,7 @@ def test_every_query_gets_its_own_keys_value_and_every_value_of_a_key_comes_in_o
         context, [answer] = solvers.asked_and_answered(probe, i)
         places = solvers.after(context, context[-2:])[:-1]
         assert len(places) == 4
-        assert [token for at in places for token in context[at : at + 3]] == answer
+        assert [token for start in places for token in context[start : start + 3]] == answer
 
 
 def test_other_needles_are_the_haystack_and_have_other_keys():
@@ -104,8 +104,8 @@ def test_each_passkey_follows_its_ordinal_without_a_tokenizer():
         tokens = solvers.valid_tokens(probe, i)
         for j in range(10):
             end = len(tokens) - 33 * (10 - j) + 1
-            (at,) = solvers.after(tokens[: end - 1], [tokens[end - 1]])
-            assert tokens[at : at + 32] == tokens[end : end + 32]
+            (start,) = solvers.after(tokens[: end - 1], [tokens[end - 1]])
+            assert tokens[start : start + 32] == tokens[end : end + 32]
     assert len(probe.answer_rows) == 3 * 10 * 32
     assert probe.tokens[:, -32:].unique().numel() <= 26 * 3
 
@@ -115,8 +115,8 @@ def test_a_value_is_as_many_assignments_away_as_its_class_says(hops):
     probe = probes.variable_tracking(bare_model(), hops=hops, n_sequences=40)
     for i in range(40):
         context, [[value]] = solvers.asked_and_answered(probe, i)
-        found, read = solvers.variable_tracking_tokens(context)
-        assert found == value
+        solved, read = solvers.variable_tracking_tokens(context)
+        assert solved == value
         assert len(read) == hops
         assert probe.target_cells[i].tolist() == [i, len(context) - 1, read[-1] + 1]
         assert all(abs(one - other) > 2 for one in read for other in read if one != other)
@@ -190,8 +190,10 @@ def test_the_target_cells_of_a_count_are_all_places_of_the_answer():
         for i in range(0, len(probe.tokens), 7):
             context, [answer] = solvers.asked_and_answered(probe, i)
             for j, token in enumerate(answer):
-                mine = (probe.target_cells[:, 0] == i) & (probe.target_cells[:, 1] == len(context) - 1 + j)
-                assert probe.target_cells[mine, 2].tolist() == [at - 1 for at in solvers.after(context, [token])]
+                of_answer = (probe.target_cells[:, 0] == i) & (probe.target_cells[:, 1] == len(context) - 1 + j)
+                assert probe.target_cells[of_answer, 2].tolist() == [
+                    start - 1 for start in solvers.after(context, [token])
+                ]
 
 
 def test_the_majority_of_the_class_asked_lies_beyond_the_gap():
@@ -200,8 +202,8 @@ def test_the_majority_of_the_class_asked_lies_beyond_the_gap():
     cues, classes = ids[:2], [ids[2:26], ids[26:50]]
     for i in range(100):
         context, [[answer]] = solvers.asked_and_answered(probe, i)
-        mine = Counter(t for t in context if t in classes[cues.index(context[-1])])
-        ranked = mine.most_common()
+        of_class = Counter(t for t in context if t in classes[cues.index(context[-1])])
+        ranked = of_class.most_common()
         rank = int(probe.classes[i])
         assert ranked[rank - 1][0] == answer
         assert len({n for _, n in ranked}) == len(ranked) == 4
@@ -215,9 +217,9 @@ def test_each_key_of_mqar_is_asked_once_and_followed_by_its_value():
         pairs = dict(zip(tokens[:24:2], tokens[1:24:2], strict=True))
         assert len(pairs) == len(set(pairs.values())) == 12
         assert max(pairs) < 100 <= min(pairs.values())
-        asked = [i for i in range(24, 64) if tokens[i] in pairs]
-        assert sorted(tokens[i] for i in asked) == sorted(pairs)
-        assert all(tokens[i + 1] == pairs[tokens[i]] for i in asked)
+        queried = [i for i in range(24, 64) if tokens[i] in pairs]
+        assert sorted(tokens[i] for i in queried) == sorted(pairs)
+        assert all(tokens[i + 1] == pairs[tokens[i]] for i in queried)
     assert torch.equal(probe.target_cells[:, :2], probe.answer_rows)
     distance = probe.target_cells[:, 1] - probe.target_cells[:, 2]
     assert ((probe.classes <= distance) & (distance < 2 * probe.classes)).all()
@@ -227,9 +229,9 @@ def test_the_gaps_of_mqar_follow_the_power_law():
     probe = probes.mqar(50, n_pairs=1, length=66, n_sequences=4000, power=0.3)
     slot = (probe.answer_rows[:, 1] - 2) // 2
     weight = np.arange(1, 33) ** (0.3 - 1.0)
-    found = np.bincount(slot.numpy(), minlength=32) / 4000
+    shares = np.bincount(slot.numpy(), minlength=32) / 4000
     expected = weight / weight.sum()
-    assert (abs(found - expected) < 4.5 * np.sqrt(expected / 4000)).all()
+    assert (abs(shares - expected) < 4.5 * np.sqrt(expected / 4000)).all()
 
 
 def test_abfill_ends_with_the_pair_that_it_holds_once_before():
@@ -288,11 +290,16 @@ def test_sequences_have_the_length_asked_for(form, name):
 
 @pytest.mark.parametrize("name", [*TEXT_SOLVERS, "majority", "mqar", "abfill"])
 def test_131072_tokens_take_memory_in_proportion(name):
-    one = {"passkey": {"depth": 50}, "needle": {"depth": 50}, "variable_tracking": {"hops": 4}, "majority": {"k": 2}}
-    asked = written(name, **{"length": 131_072, "n_sequences": 1} | one.get(name, {}))
+    arguments = {
+        "passkey": {"depth": 50},
+        "needle": {"depth": 50},
+        "variable_tracking": {"hops": 4},
+        "majority": {"k": 2},
+    }
+    task = written(name, **{"length": 131_072, "n_sequences": 1} | arguments.get(name, {}))
     tracemalloc.start()
     try:
-        probe = probes.build(bare_model(60_000), asked)
+        probe = probes.build(bare_model(60_000), task)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -311,8 +318,8 @@ def test_131072_tokens_take_memory_in_proportion(name):
     ],
 )
 def test_131072_tokens_of_text_hold_their_answer(name):
-    one = {"hops": 3} if name == "variable_tracking" else {}
-    probe = probes.build(bpe_model(), written(name, length=131_072, n_sequences=1, **one))
+    arguments = {"hops": 3} if name == "variable_tracking" else {}
+    probe = probes.build(bpe_model(), written(name, length=131_072, n_sequences=1, **arguments))
     decode = bpe_model().tokenizer.decode
     context, answers = solvers.asked_and_answered(probe, 0)
     assert len(context) > 130_500

@@ -1,11 +1,11 @@
-"""Head scores: registered functions over one Recording, and the framework that averages, counts and bootstraps."""
+"""Head scores: registered functions of one Recording, and the framework that averages, counts and bootstraps them."""
 
 from workbench.detectors.baselines import layer_matched, untrained, untrained_scores
 from workbench.detectors.builtin.massive_activations import massive_activations
 from workbench.detectors.builtin.sinks import gu_sink
 from workbench.detectors.builtin.weight_circuits import composition
-from workbench.detectors.decoded_probes import Decoding, Said, decode, decoded
-from workbench.detectors.measuring import Measured, measure, score, series_far
+from workbench.detectors.decoded_probes import DecodedInstance, Decoding, decode, decoded
+from workbench.detectors.measuring import WEIGHTS, Measured, measure, measure_weights, score, series_far
 from workbench.detectors.registry import (
     AnyDetector,
     Detector,
@@ -19,17 +19,16 @@ from workbench.detectors.registry import (
 from workbench.detectors.sketches import token_sketch
 from workbench.detectors.split_half import reliability
 from workbench.detectors.thresholds import THRESHOLDS, Threshold, claims
-from workbench.detectors.weight_measuring import WEIGHTS, measure_weights
 
 __all__ = [
     "THRESHOLDS",
     "WEIGHTS",
     "AnyDetector",
+    "DecodedInstance",
     "Decoding",
     "Detector",
     "Measured",
     "PerHead",
-    "Said",
     "Threshold",
     "WeightDetector",
     "all_detectors",

@@ -1,4 +1,4 @@
-"""What a score is worth without training, and what any heads of the same layers are worth."""
+"""Baselines of a score: the same architecture untrained, and other heads of the same layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.hooks import HookedModel, open_model
 
 
 def untrained(m: HookedModel | nn.Module, *, seed: int = 0) -> HookedModel:
-    """The same architecture with the weights it is initialised with; the model itself is left alone.
+    """The same architecture with newly initialised weights; the model itself does not change.
 
     Raises:
         WorkbenchError: if the model cannot be made from its configuration alone.
@@ -44,10 +44,10 @@ def untrained_scores(
 
     Args:
         detectors: as in `score`.
-        arguments: what else `score` takes: probes, tokens, far.
+        arguments: of `score`: probes, tokens, far.
 
     Returns:
-        layer, head, detector, probe; baseline, the mean, and highest, the largest score of the models.
+        layer, head, detector, probe; baseline, the mean, and highest, the largest of the models' scores.
 
     Raises:
         WorkbenchError: as `score` and `untrained`.
@@ -61,19 +61,21 @@ def untrained_scores(
 
 
 def layer_matched(heads: Iterable[Head], layers: Iterable[LayerInfo], *, seed: int = 0) -> list[Head]:
-    """As many other heads of the same layers, drawn at random: a control that differs in the heads alone.
+    """As many other heads of the same layers, drawn at random: a control that differs only in the heads.
 
     Raises:
-        WorkbenchError: if a layer is not there, or has too few other heads.
+        WorkbenchError: if a layer does not exist, or has too few other heads.
     """
     chosen = list(dict.fromkeys(heads))
     n_heads = {info.index: info.n_heads for info in layers}
     rng = np.random.default_rng(seed)
-    found: list[Head] = []
+    controls: list[Head] = []
     for layer in sorted({head.layer for head in chosen}):
-        mine = {head.head for head in chosen if head.layer == layer}
-        others = [h for h in range(n_heads.get(layer, 0)) if h not in mine]
-        if len(others) < len(mine):
-            raise WorkbenchError(f"layer {layer} has {len(others)} other heads for {len(mine)} chosen; choose fewer")
-        found += [Head(layer, int(h)) for h in sorted(rng.choice(others, size=len(mine), replace=False))]
-    return found
+        in_layer = {head.head for head in chosen if head.layer == layer}
+        others = [h for h in range(n_heads.get(layer, 0)) if h not in in_layer]
+        if len(others) < len(in_layer):
+            raise WorkbenchError(
+                f"layer {layer} has {len(others)} other heads for {len(in_layer)} chosen; choose fewer"
+            )
+        controls += [Head(layer, int(h)) for h in sorted(rng.choice(others, size=len(in_layer), replace=False))]
+    return controls

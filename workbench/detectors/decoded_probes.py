@@ -1,8 +1,9 @@
-"""Probes of what the model itself says: greedy decoding from a probe's prompt, then the same recording as ever.
+"""Probes of a model's own replies: greedy decoding from a probe's prompts, then a probe whose answers are the replies.
 
-The prompt of a sequence is its text up to its first answer, and its needle the place that answer is copied from. What
-the model says is written behind the prompt; every row that says a token is an answer row, and its target cells are the
-places in the needle that hold that token. An instance may have to be told right to count.
+1. The prompt of a sequence is its text up to its first answer; its needle is the span that this answer is copied from.
+2. The model's reply is written behind the prompt. Every row that predicts a token of the reply is an answer row, and
+   its target cells are the positions in the needle that hold this token.
+3. Instances count if their reply is right, or all do; see `Decoding`.
 
 Reference:
     Wu et al. 2024, Retrieval Head Mechanistically Explains Long-Context Factuality, `retrieval_head_detection.py`: at
@@ -37,10 +38,10 @@ _NEWLINES = ("<0x0A>", "Ċ", "\n")
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Which of the decoded instances count, and where their needle is.
+    """Which decoded instances count, and where their needle is.
 
-    `gate`: those where the share of the needle's words that were said (`recall`), or the F1 of the words said, exceeds
-    one half; or all. `locate`: where the probe put the needle, or at the first window whose tokens overlap with it.
+    `gate`: instances where the share of the needle's words in the reply (`recall`), or the F1 of words, exceeds one
+    half; or all. `locate`: the probe's own needle, or the first window whose tokens overlap with it.
     """
 
     gate: Literal["recall", "f1", "none"] = "recall"
@@ -48,55 +49,63 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One instance: a prompt, what the model said after it, and where the probe put the needle in the prompt."""
+class DecodedInstance:
+    """A prompt, the model's reply to it, and the needle's first token in the prompt and one past its last."""
 
     prompt: Int[Tensor, " t"]
-    said: Int[Tensor, " n"]
+    reply: Int[Tensor, " n"]
     needle: tuple[int, int]
 
 
-def decode(m: HookedModel, probe: Probe, *, steps: int = STEPS) -> list[Said]:
-    """What the model says after the prompt of each sequence, at most `steps` tokens, until a newline.
+def decode(m: HookedModel, probe: Probe, *, steps: int = STEPS) -> list[DecodedInstance]:
+    """The model's reply to the prompt of each sequence: at most `steps` tokens, until a newline.
 
     Raises:
-        WorkbenchError: if the probe does not say where its answers can be read.
+        WorkbenchError: if the probe has no target cells.
     """
     prompts = _prompts(probe)
     stop = frozenset(_newlines(m.tokenizer))
-    found: dict[int, Said] = {}
+    instances: dict[int, DecodedInstance] = {}
     for length in sorted({len(prompt) for prompt, _ in prompts.values()}):
-        mine = [b for b, (prompt, _) in prompts.items() if len(prompt) == length]
-        together = max(1, _BATCH_TOKENS // length)
-        for batch in (mine[i : i + together] for i in range(0, len(mine), together)):
-            said = greedy(m, torch.stack([prompts[b][0] for b in batch]), steps, stop=stop)
-            found |= {b: Said(prompts[b][0], one, prompts[b][1]) for b, one in zip(batch, said, strict=True)}
-    return [found[b] for b in sorted(found)]
+        of_length = [b for b, (prompt, _) in prompts.items() if len(prompt) == length]
+        n_together = max(1, _BATCH_TOKENS // length)
+        for batch in (of_length[i : i + n_together] for i in range(0, len(of_length), n_together)):
+            replies = greedy(m, torch.stack([prompts[b][0] for b in batch]), steps, stop=stop)
+            for b, reply in zip(batch, replies, strict=True):
+                prompt, needle = prompts[b]
+                instances[b] = DecodedInstance(prompt, reply, needle)
+    return [instances[b] for b in sorted(instances)]
 
 
 def decoded(
-    m: HookedModel, probe: Probe, decoding: Decoding | None = None, *, said: Sequence[Said] | None = None
+    m: HookedModel,
+    probe: Probe,
+    decoding: Decoding | None = None,
+    *,
+    instances: Sequence[DecodedInstance] | None = None,
 ) -> Probe | None:
-    """The instances that count, as a probe; None if none does. `said`: what `decode` gave; it is asked where absent.
+    """The instances that count, as a probe; None if none does. `instances`: those of `decode`, if it has run already.
 
     Raises:
-        WorkbenchError: if the probe does not say where its answers can be read.
+        WorkbenchError: if the probe has no target cells.
     """
     decoding = decoding or Decoding()
-    instances = [one for one in said or decode(m, probe) if _counts(one, decoding, m.tokenizer)]
-    longest = max((len(one.prompt) + len(one.said) for one in instances), default=0)
-    if not instances:
+    counted = [instance for instance in instances or decode(m, probe) if _counts(instance, decoding, m.tokenizer)]
+    if not counted:
         return None
-    tokens = torch.zeros(len(instances), longest, dtype=torch.long)
-    is_valid = torch.zeros(len(instances), longest, dtype=torch.bool)
+    longest = max(len(instance.prompt) + len(instance.reply) for instance in counted)
+    tokens = torch.zeros(len(counted), longest, dtype=torch.long)
+    is_valid = torch.zeros(len(counted), longest, dtype=torch.bool)
     rows: list[tuple[int, int]] = []
     needles: list[tuple[int, int]] = []
     cells: list[tuple[int, int, int]] = []
-    for b, one in enumerate(instances):
-        whole, n_prompt = torch.cat([one.prompt, one.said]), len(one.prompt)
+    for b, instance in enumerate(counted):
+        whole, n_prompt = torch.cat([instance.prompt, instance.reply]), len(instance.prompt)
         tokens[b, : len(whole)], tokens[b, len(whole) :] = whole, whole[0]
         is_valid[b, : len(whole)] = True
-        start, stop = one.needle if decoding.locate == "offsets" else overlapping(one.prompt, one.needle)
+        start, stop = instance.needle
+        if decoding.locate == "overlap":
+            start, stop = overlapping(instance.prompt, instance.needle)
         for row in range(n_prompt - 1, len(whole) - 1):
             rows.append((b, row))
             needles.append((start, stop))
@@ -112,34 +121,34 @@ def decoded(
 
 
 def overlapping(prompt: Int[Tensor, " t"], needle: tuple[int, int]) -> tuple[int, int]:
-    """The first window as long as the needle that holds more than 90 % of its distinct tokens; it may sit early."""
+    """The first window as long as the needle with more than 90 % of its distinct tokens; it may start too early."""
     n = needle[1] - needle[0]
-    wanted = set(prompt[slice(*needle)].tolist())
+    needle_ids = set(prompt[slice(*needle)].tolist())
     ids = prompt.tolist()
     for i in range(len(ids)):
-        if len(wanted.intersection(ids[i : i + n])) / len(wanted) > _OVERLAP:
+        if len(needle_ids.intersection(ids[i : i + n])) / len(needle_ids) > _OVERLAP:
             return i, min(i + n, len(ids))
     raise AssertionError("the needle is in the prompt")
 
 
-def said_right(needle: Sequence[str], said: Sequence[str]) -> tuple[float, float]:
-    """ROUGE-1 recall and F1 of words: the share of the needle's words that were said, each as often as it stands."""
-    common = (Counter(needle) & Counter(said)).total()
+def recall_and_f1(needle: Sequence[str], reply: Sequence[str]) -> tuple[float, float]:
+    """ROUGE-1 recall and F1 of words: the share of the needle's words in the reply, each as often as it occurs."""
+    common = (Counter(needle) & Counter(reply)).total()
     if common == 0:
         return 0.0, 0.0
-    return common / len(needle), 2 * common / (len(needle) + len(said))
+    return common / len(needle), 2 * common / (len(needle) + len(reply))
 
 
-def _counts(one: Said, decoding: Decoding, tokenizer: Any) -> bool:
+def _counts(instance: DecodedInstance, decoding: Decoding, tokenizer: Any) -> bool:
     if decoding.gate == "none":
         return True
-    wanted = one.prompt[slice(*one.needle)]
-    recall, f1 = said_right(_words(wanted, tokenizer), _words(one.said, tokenizer))
+    needle = instance.prompt[slice(*instance.needle)]
+    recall, f1 = recall_and_f1(_words(needle, tokenizer), _words(instance.reply, tokenizer))
     return (recall if decoding.gate == "recall" else f1) > _ENOUGH
 
 
 def _words(ids: Int[Tensor, " n"], tokenizer: Any) -> list[str]:
-    """Words of letters and digits; without a tokenizer every token is one."""
+    """Words of letters and digits; without a tokenizer every token is a word."""
     if tokenizer is None:
         return [str(i) for i in ids.tolist()]
     return re.findall(r"[a-z0-9]+", tokenizer.decode(ids.tolist(), skip_special_tokens=True).lower())
@@ -151,17 +160,17 @@ def _newlines(tokenizer: Any) -> list[int]:
 
 
 def _prompts(probe: Probe) -> dict[int, tuple[Int[Tensor, " t"], tuple[int, int]]]:
-    """By sequence: the tokens up to the first answer, without padding, and the place that the answer is copied from."""
+    """By sequence: the tokens up to the first answer, without padding, and the span that the answer is copied from."""
     if probe.target_cells is None or len(probe.target_cells) == 0:
         raise WorkbenchError(f"probe {probe.name!r} does not say where answers can be read; expected target cells")
-    found: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+    prompts: dict[int, tuple[Tensor, tuple[int, int]]] = {}
     for b in torch.unique(probe.target_cells[:, 0]).tolist():
-        mine = probe.target_cells[probe.target_cells[:, 0] == b][:, 1:]
-        cells = {(row, key) for row, key in mine.tolist()}
+        of_sequence = probe.target_cells[probe.target_cells[:, 0] == b][:, 1:]
+        cells = {(row, key) for row, key in of_sequence.tolist()}
         row, start = min(cells)
         n = 1
         while (row + n, start + n) in cells and start + n <= row:
             n += 1
         pad = 0 if probe.attention_mask is None else int(probe.attention_mask[b].int().argmax())
-        found[b] = probe.tokens[b, pad : row + 1], (start - pad, start + n - pad)
-    return found
+        prompts[b] = probe.tokens[b, pad : row + 1], (start - pad, start + n - pad)
+    return prompts

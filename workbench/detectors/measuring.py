@@ -1,4 +1,4 @@
-"""Measure a model on a probe: one recording pass for all detectors together, scores of heads and of the model out."""
+"""Measure a model on a probe, in one recording for all detectors, or by its weights: head scores and metrics."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.detectors.decoded_probes import decode, decoded
-from workbench.detectors.registry import Detector, WeightDetector, find_detectors
-from workbench.detectors.scoring import bootstrap, concatenate, score_rows
-from workbench.detectors.weight_measuring import measure_weights
-from workbench.heads import Metric, Row, WorkbenchError
-from workbench.hooks import Answers, HookedModel, PerSequence, Recording, open_model
+from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
+from workbench.detectors.scoring import ScoreLabel, bootstrap, concatenate, score_rows, table_rows
+from workbench.heads import LayerInfo, Metric, Row, WorkbenchError
+from workbench.hooks import HookedModel, PerSequence, Recording, open_model
+from workbench.hooks.head_weights import read_weights
 from workbench.hooks.model import DEFAULT_FAR
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.hooks.recording.needs import Need
 from workbench.kernels import Far
-from workbench.probes import Probe, default, make_probe, split
+from workbench.probes import Probe, build, default, make_probe, split
 
+# The probe name of scores of weights.
+WEIGHTS = "weights"
 # Tokens of a batch: enough to keep the matrix products busy, few enough to keep its activations in hundreds of MB.
 _BATCH_TOKENS = 4096
 _BATCH_LOGITS = 1 << 26
+_FIRST_COLUMNS = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The scores of every head by detector name, and the model-level numbers, of one probe.
+    """The scores of every head by detector name, and the model's own metrics, on one probe.
 
-    `forward_s`: seconds of the model's passes, with the statistics that are taken inside them.
+    `forward_s`: seconds of the model's passes, with the statistics taken inside them.
     """
 
     rows: dict[str, list[Row]]
@@ -41,7 +44,7 @@ class Measured:
     forward_s: float = 0.0
 
 
-def measure(
+def measure(  # noqa: PLR0913  (keywords that callers pass)
     model: HookedModel,
     probe: Probe,
     detectors: Sequence[Detector],
@@ -53,43 +56,49 @@ def measure(
 ) -> Measured:
     """One pass over the probe for all detectors; sequences go through in batches of a few thousand tokens.
 
-    Detectors that read what the model says have it decoded first, once, and then a pass over its decode rows for each
-    way of choosing instances.
+    For detectors of decoded answers the model decodes once. Each way of choosing instances then takes one more pass,
+    over its decode rows.
     """
-    given = [d for d in detectors if d.decoding is None]
-    parts = _parts(probe, model.vocab_size)
+    of_probe = [d for d in detectors if d.decoding is None]
+    batches = _batches(probe, model.vocab_size)
     started = time.perf_counter()
-    recordings = _record(model, parts, given, rows=rows, far=far, prefill=prefill)
+    recorder = _Recorder(model, far, prefill)
+    recordings = recorder.record(batches, of_probe, rows=rows)
     forward_s = time.perf_counter() - started
-    flags = f"far_window={far.window};far_sink={far.sink}"
+    far_flags = f"far_window={far.window};far_sink={far.sink}"
     measured = {
-        d.name: (concatenate([d.function(r) for r in recordings]), flags if "far_mass" in d.needs else "")
-        for d in given
+        d.name: (concatenate([d.function(r) for r in recordings]), far_flags if "far_mass" in d.needs else "")
+        for d in of_probe
     }
     started = time.perf_counter()
-    measured |= _decoded(model, probe, [d for d in detectors if d.decoding is not None], far=far, prefill=prefill)
+    measured |= _measure_decoded(recorder, probe, [d for d in detectors if d.decoding is not None])
     forward_s += time.perf_counter() - started
-    scores = {
-        d.name: score_rows(
-            measured[d.name][0],
-            model.layers,
-            detector=d.name,
-            version=d.version,
-            probe=probe.name,
-            seed=seed,
-            flags=measured[d.name][1],
-        )
-        for d in detectors
-    }
-    return Measured(scores, _metrics(probe, parts, recordings, seed=seed), forward_s)
+    scores: dict[str, list[Row]] = {}
+    for d in detectors:
+        totals, flags = measured[d.name]
+        label = ScoreLabel(d.name, d.version, probe.name)
+        scores[d.name] = score_rows(totals, model.layers, label, seed=seed, flags=flags)
+    return Measured(scores, _metrics(probe, batches, recordings, seed=seed), forward_s)
 
 
-def score(
+def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict[str, list[Row]]:
+    """The scores of every head by detector name; the weights are read once.
+
+    Raises:
+        WorkbenchError: if TransformerLens cannot open the model or gives no weights per head.
+    """
+    if not detectors:
+        return {}
+    weights = read_weights(m)
+    return {d.name: _weight_rows(d, d.function(weights), m.layers) for d in detectors}
+
+
+def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
     m: HookedModel | nn.Module,
     detectors: Iterable[str] | None = None,
     tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | None = None,
     attention_mask: Tensor | None = None,
-    probes: Probe | Iterable[Probe] | None = None,
+    probes: Probe | str | Iterable[Probe | str] | None = None,
     rows: Rows = "all",
     seed: int = 0,
     *,
@@ -101,55 +110,44 @@ def score(
     Args:
         m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
         detectors: names; default those that `docs/detectors.md` calls default. On `tokens`, detectors that need answers
-            are refused if named, skipped if not. Those that read weights have one row per head, under the probe
-            `weights`.
-        tokens: given sequences to score on, with `attention_mask`, which may number packed documents (see
+            are refused if named, skipped if not. Those of weights have one row per head, under the probe `weights`.
+        tokens: sequences to score on, with `attention_mask`, which may number packed documents (see
             `HookedModel.record`); else `probes`; else `probes.default(m)`.
+        probes: probes, or their names and arguments as `probes.build` reads them.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
         far: window and sink of `far_mass`; default 256 and 0.
         prefill: run the model over pieces of this many tokens; see `HookedModel.record`.
 
     Raises:
-        WorkbenchError: for unknown detectors, both tokens and probes, a named detector without its answers, or one
-            that reads weights of a model that TransformerLens cannot open.
+        WorkbenchError: for unknown detectors or probes, both tokens and probes, a named detector without its answers,
+            or one of weights for a model that TransformerLens cannot open.
     """
-    found = find_detectors(detectors)
-    chosen = tuple(d for d in found if isinstance(d, Detector))
+    chosen = find_detectors(detectors)
+    of_sequences = [d for d in chosen if isinstance(d, Detector)]
     model = m if isinstance(m, HookedModel) else open_model(m)
     if tokens is not None and probes is not None:
         raise WorkbenchError("both tokens and probes were given; pass one of them")
     if tokens is not None:
-        without = [d.name for d in chosen if d.needs_answers]
+        without = [d.name for d in of_sequences if d.needs_answers]
         if detectors is not None and without:
             raise WorkbenchError(f"{without} need a probe with answers, not bare tokens; pass probes=")
-        chosen = tuple(d for d in chosen if not d.needs_answers)
+        of_sequences = [d for d in of_sequences if not d.needs_answers]
         batch = tokens if tokens.ndim == 2 else tokens[None]
         mask = None if attention_mask is None else attention_mask.reshape(batch.shape).long().cpu()
         chosen_probes = [make_probe("tokens", batch.cpu(), attention_mask=mask)]
     elif probes is None:
-        chosen_probes = default(model) if chosen else []
+        chosen_probes = default(model) if of_sequences else []
     else:
-        chosen_probes = [probes] if isinstance(probes, Probe) else list(probes)
-        _check_fit(chosen, chosen_probes)
+        listed = [probes] if isinstance(probes, Probe | str) else list(probes)
+        chosen_probes = [build(model, probe) if isinstance(probe, str) else probe for probe in listed]
+        _check_fit(of_sequences, chosen_probes)
     measured = [
-        measure(model, probe, chosen, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows
-        for probe in (chosen_probes if chosen else [])
+        measure(model, probe, of_sequences, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows
+        for probe in (chosen_probes if of_sequences else [])
     ]
-    measured.append(measure_weights(model, [d for d in found if isinstance(d, WeightDetector)]))
-    table = [asdict(row) for one in measured for scored in one.values() for row in scored]
-    first = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
-    frame = pd.DataFrame(table)
-    return frame.reindex(columns=first + [c for c in frame.columns if c not in first])
-
-
-def _check_fit(chosen: Sequence[Detector], probes: Sequence[Probe]) -> None:
-    for d in chosen:
-        for probe in probes:
-            if (d.needs_pairs or d.decoding) and not d.fits(probe):
-                what = (
-                    "pairs of sequences: probes.gold_document(m)" if d.needs_pairs else "answers that can be looked up"
-                )
-                raise WorkbenchError(f"detector {d.name!r} does not fit probe {probe.name!r}; expected {what}")
+    measured.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
+    frame = pd.DataFrame([asdict(row) for by_name in measured for scores in by_name.values() for row in scores])
+    return frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
 
 
 def series_far(model: HookedModel, probe: Probe) -> Far:
@@ -158,112 +156,131 @@ def series_far(model: HookedModel, probe: Probe) -> Far:
     return Far(window=min(windows) if windows else max(1, min(256, probe.tokens.shape[1] // 4)))
 
 
-def _record(
-    model: HookedModel,
-    parts: Sequence[Probe],
-    detectors: Sequence[Detector],
-    *,
-    rows: Rows,
-    far: Far,
-    prefill: int | None,
-) -> list[Recording]:
-    needs = frozenset[Need]().union(*(d.needs for d in detectors))
-    return [model.record(part, needs, rows=rows, far=far, prefill=prefill) for part in parts]
+def _check_fit(detectors: Sequence[Detector], probes: Sequence[Probe]) -> None:
+    for d in detectors:
+        for probe in probes:
+            if (d.needs_pairs or d.decoding) and not d.fits(probe):
+                expected = (
+                    "pairs of sequences: probes.gold_document(m)" if d.needs_pairs else "answers that can be looked up"
+                )
+                raise WorkbenchError(f"detector {d.name!r} does not fit probe {probe.name!r}; expected {expected}")
 
 
-def _decoded(
-    model: HookedModel, probe: Probe, detectors: Sequence[Detector], *, far: Far, prefill: int | None
+@dataclass(frozen=True, slots=True)
+class _Recorder:
+    """A model with the options that all passes of a measurement share."""
+
+    model: HookedModel
+    far: Far
+    prefill: int | None
+
+    def record(self, batches: Sequence[Probe], detectors: Sequence[Detector], *, rows: Rows) -> list[Recording]:
+        needs = frozenset[Need]().union(*(d.needs for d in detectors))
+        return [self.model.record(batch, needs, rows=rows, far=self.far, prefill=self.prefill) for batch in batches]
+
+
+def _measure_decoded(
+    recorder: _Recorder, probe: Probe, detectors: Sequence[Detector]
 ) -> dict[str, tuple[PerSequence, str]]:
-    """The measurements of detectors that read what the model says, and how many instances counted."""
-    said = decode(model, probe) if detectors else []
+    """The measurements of detectors of decoded answers, and how many instances counted."""
+    model = recorder.model
+    instances = decode(model, probe) if detectors else []
     measured: dict[str, tuple[PerSequence, str]] = {}
     for decoding in dict.fromkeys(d.decoding for d in detectors):
-        mine = [d for d in detectors if d.decoding == decoding]
-        counted = decoded(model, probe, decoding, said=said)
-        flags = f"counted={0 if counted is None else len(counted.tokens)}/{len(said)}"
+        of_decoding = [d for d in detectors if d.decoding == decoding]
+        counted = decoded(model, probe, decoding, instances=instances)
+        flags = f"counted={0 if counted is None else len(counted.tokens)}/{len(instances)}"
         if counted is None or counted.answer_rows is None:
-            measured |= {d.name: (_nothing(model), flags) for d in mine}
+            measured |= {d.name: (_no_rows(model), flags) for d in of_decoding}
             continue
-        parts, rows = _parts(counted, model.vocab_size), torch.unique(counted.answer_rows[:, 1])
-        recordings = _record(model, parts, mine, rows=rows, far=far, prefill=prefill)
-        measured |= {d.name: (concatenate([d.function(r) for r in recordings]), flags) for d in mine}
+        batches, rows = _batches(counted, model.vocab_size), torch.unique(counted.answer_rows[:, 1])
+        recordings = recorder.record(batches, of_decoding, rows=rows)
+        measured |= {d.name: (concatenate([d.function(r) for r in recordings]), flags) for d in of_decoding}
     return measured
 
 
-def _nothing(model: HookedModel) -> PerSequence:
+def _no_rows(model: HookedModel) -> PerSequence:
     """One sequence on which no head has a row."""
     shape = (1, len(model.layers), max(layer.n_heads for layer in model.layers))
     return PerSequence(torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.long))
 
 
-def _parts(probe: Probe, vocab_size: int) -> list[Probe]:
+def _batches(probe: Probe, vocab_size: int) -> list[Probe]:
     n_tokens = probe.tokens.shape[1]
-    kept = 1 if probe.answer_rows is None else len(torch.unique(probe.answer_rows[:, 1]))
-    step = max(1, min(_BATCH_TOKENS // n_tokens, _BATCH_LOGITS // max(1, kept * vocab_size)))
+    n_logit_rows = 1 if probe.answer_rows is None else len(torch.unique(probe.answer_rows[:, 1]))
+    step = max(1, min(_BATCH_TOKENS // n_tokens, _BATCH_LOGITS // max(1, n_logit_rows * vocab_size)))
     if probe.is_paired:
         step = max(2, step // 2 * 2)
     return split(probe, step)
 
 
-def _metrics(probe: Probe, parts: Sequence[Probe], recordings: Sequence[Recording], *, seed: int) -> list[Metric]:
+def _weight_rows(detector: WeightDetector, measured: PerHead, layers: Sequence[LayerInfo]) -> list[Row]:
+    """One Row per query head; without sequences there are no halves, no spread and no interval."""
+    n = measured.n.numpy()
+    label = ScoreLabel(detector.name, detector.version, WEIGHTS)
+    return table_rows(layers, {"score": measured.score.double().numpy()}, label, n=n, n_seq=np.zeros_like(n))
+
+
+def _metrics(probe: Probe, batches: Sequence[Probe], recordings: Sequence[Recording], *, seed: int) -> list[Metric]:
     """Loss and share of right answers, pooled and by class."""
     if probe.answer_rows is None or len(probe.answer_rows) == 0:
         return []
     answers = [r.answers for r in recordings if r.answers is not None]
-    sequence = _sequence_of(parts, recordings)
+    sequence = _sequence_of_answers(batches, recordings)
     values = {"loss_nats": torch.cat([a.loss_nats for a in answers]).double().numpy()}
     if probe.metric is not None:
         values[probe.metric] = torch.cat([a.is_right for a in answers]).double().numpy()
-    n_sequences = len(probe.tokens)
     classes = None if probe.classes is None else probe.classes.numpy()
-    metrics = []
+    metrics: list[Metric] = []
     for name, value in values.items():
-        metrics.append(_metric(probe, name, None, value, sequence, n_sequences, seed))
+        pooled = _by_sequence(value, sequence, len(probe.tokens))
+        metrics.append(_metric(probe, name, pooled, label=None, seed=seed))
         for c in [] if classes is None else np.unique(classes):
-            mine = classes == c
-            metrics.append(_metric(probe, name, int(c), value[mine], sequence[mine], n_sequences, seed))
+            of_class = _by_sequence(value[classes == c], sequence[classes == c], len(probe.tokens))
+            metrics.append(_metric(probe, name, of_class, label=int(c), seed=seed))
     return metrics
 
 
-def _sequence_of(parts: Sequence[Probe], recordings: Sequence[Recording]) -> Int[np.ndarray, " n"]:
-    start, found = 0, []
-    for piece, recording in zip(parts, recordings, strict=True):
-        answers: Answers | None = recording.answers
-        if answers is not None:
-            found.append(answers.at[:, 0].numpy() + start)
-        start += len(piece.tokens)
-    return np.concatenate(found)
+def _sequence_of_answers(batches: Sequence[Probe], recordings: Sequence[Recording]) -> Int[np.ndarray, " n"]:
+    start, sequences = 0, []
+    for batch, recording in zip(batches, recordings, strict=True):
+        if recording.answers is not None:
+            sequences.append(recording.answers.at[:, 0].numpy() + start)
+        start += len(batch.tokens)
+    return np.concatenate(sequences)
 
 
-def _metric(
-    probe: Probe,
-    name: str,
-    label: int | None,
-    value: Float[np.ndarray, " n"],
-    sequence: Int[np.ndarray, " n"],
-    n_sequences: int,
-    seed: int,
-) -> Metric:
+@dataclass(frozen=True, slots=True)
+class _BySequence:
+    """Mean of a value over the answers of each sequence, and their number; the mean is 0 where there are none."""
+
+    means: Float[np.ndarray, " n_seq"]
+    n: Int[np.ndarray, " n_seq"]
+
+    def average(self, start: int = 0, step: int = 1) -> float:
+        """The mean over every `step`-th sequence that has answers."""
+        means, has_answers = self.means[start::step], self.n[start::step] > 0
+        return float(means[has_answers].mean()) if has_answers.any() else float("nan")
+
+
+def _by_sequence(value: Float[np.ndarray, " n"], sequence: Int[np.ndarray, " n"], n_sequences: int) -> _BySequence:
     n = np.bincount(sequence, minlength=n_sequences)
-    means = np.bincount(sequence, weights=value, minlength=n_sequences) / np.maximum(n, 1)
-    counted = n > 0
-    low, high = bootstrap(means[:, None], counted[:, None], seed=seed)
+    return _BySequence(np.bincount(sequence, weights=value, minlength=n_sequences) / np.maximum(n, 1), n)
+
+
+def _metric(probe: Probe, name: str, values: _BySequence, *, label: int | None, seed: int) -> Metric:
+    low, high = bootstrap(values.means[:, None], (values.n > 0)[:, None], seed=seed)
     # The store has columns for two kinds of class; any other stands in the metric's name: recall_hops_2.
     has_column = label is None or probe.class_name in ("distance", "position")
-    by_half = [_average(means[h::2], counted[h::2]) for h in (0, 1)]
     return Metric(
         probe=probe.name,
         metric=name if has_column else f"{name}_{probe.class_name}_{label}",
         distance=label if probe.class_name == "distance" else None,
         position=label if probe.class_name == "position" else None,
-        value=_average(means, counted),
-        half_a=by_half[0],
-        half_b=by_half[1],
-        n=int(n.sum()),
+        value=values.average(),
+        half_a=values.average(0, 2),
+        half_b=values.average(1, 2),
+        n=int(values.n.sum()),
         ci_lo=float(low[0]),
         ci_hi=float(high[0]),
     )
-
-
-def _average(means: Float[np.ndarray, " n"], counted: np.ndarray) -> float:
-    return float(means[counted].mean()) if counted.any() else float("nan")

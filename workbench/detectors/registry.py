@@ -1,6 +1,9 @@
-"""The registry: a detector is a function with a name; ours and other people's arrive through the same door.
+"""The registry of detectors: functions of a Recording or of a model's weights that score every head.
 
-A detector reads either a Recording, of sequences that went through the model, or the model's Weights.
+A package announces the modules that hold its detectors:
+
+    [project.entry-points."workbench.detectors"]
+    my_package = "my_package.detectors"
 """
 
 from __future__ import annotations
@@ -8,29 +11,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.detectors.decoded_probes import Decoding
+from workbench.extensions import Registry
 from workbench.heads import WorkbenchError
 from workbench.hooks import PerSequence, Recording
 from workbench.hooks.head_weights import Weights
 from workbench.hooks.recording.needs import Need, check_needs
 from workbench.probes import Probe
 
-ENTRY_POINTS = "workbench.detectors"
 Direction = Literal["high", "low", "none"]
 DetectorFunction = Callable[[Recording], PerSequence]
 
 
 @dataclass(frozen=True, slots=True)
 class PerHead:
-    """One measurement of every head's weights, and how many things it is made of, as the detector says.
+    """One score per head, read off its weights, and the number of terms that each score is made of.
 
     Axes: layer (as in `Weights.layers`), query head. NaN and 0 where a head has none.
     """
@@ -44,13 +44,15 @@ WeightFunction = Callable[[Weights], PerHead]
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A head score: what it needs recorded, and the function that turns a Recording into totals per sequence.
+    """A head score of recorded sequences: what to record, and the function from a Recording to totals per sequence.
 
-    `direction`: whether a high or a low score speaks for needing the whole context; `none` where it says neither.
-    `units`: of the score. `needs_answers`: it is only defined on probes. A change of meaning raises `version`, and
-    stored scores of older versions stay apart.
-    `by_default`: it runs where nobody chooses. `decoding`: it reads what the model says, not what the probe says, and
-    this is how; see `Decoding`. `needs_pairs`: it is only defined on probes of which every other question is empty.
+    `version`: raised with every change of meaning; stored scores of older versions stay apart.
+    `direction`: whether a high or a low score indicates that a head needs the whole context; `none`: neither does.
+    `units`: of the score.
+    `needs_answers`: the score is only defined on probes with answers.
+    `by_default`: the detector runs where no detector is named.
+    `decoding`: the score is of the model's own decoded answers, chosen in this way; None: of the probe's answers.
+    `needs_pairs`: the score is only defined on probes of which every other question is empty.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Detector:
     needs_pairs: bool = False
 
     def fits(self, probe: Probe) -> bool:
-        """True if the probe has what the detector is defined on: answers, or pairs."""
+        """True if the probe has the answers or pairs that the score is defined on."""
         if self.needs_pairs:
             return probe.is_paired
         return probe.target_cells is not None or not (self.needs_answers or self.decoding)
@@ -78,10 +80,10 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class WeightDetector:
-    """A head score read off the weights, without a sequence: and without chance.
+    """A head score of the weights alone, without sequences and without chance.
 
-    Such a detector runs only where it is named, for TransformerLens, which it reads the weights through, is slow to
-    import and does not open every model. The other fields are those of `Detector`.
+    Such a detector runs only where it is named: it reads the weights through TransformerLens, which is slow to import
+    and does not open every model. The fields are those of `Detector`.
     """
 
     name: str
@@ -99,10 +101,12 @@ class WeightDetector:
 
 AnyDetector = Detector | WeightDetector
 
-_registered: dict[str, AnyDetector] = {}
+DETECTORS: Registry[AnyDetector] = Registry(
+    "workbench.detectors", noun="detector", builtin="workbench.detectors.builtin"
+)
 
 
-def detector(
+def detector(  # noqa: PLR0913  (one keyword per field of Detector)
     name: str,
     *,
     needs: Iterable[Need],
@@ -114,30 +118,31 @@ def detector(
     decoding: Decoding | None = None,
     needs_pairs: bool = False,
 ) -> Callable[[DetectorFunction], DetectorFunction]:
-    """Register the decorated function as the detector `name`.
+    """Register the decorated function as the detector `name`; the keywords are the fields of `Detector`.
+
+    Detectors with `decoding` or `needs_pairs` need answers and never run by default.
 
     Raises:
         WorkbenchError: for an unknown need, a function without a docstring, or a name that another function holds.
     """
 
     def register(function: DetectorFunction) -> DetectorFunction:
-        wanted = frozenset(needs)
-        check_needs(wanted)
-        asked = by_default and decoding is None and not needs_pairs
-        _register(
-            Detector(
-                name,
-                version,
-                wanted,
-                function,
-                direction,
-                units,
-                needs_answers or needs_pairs or decoding is not None,
-                by_default=asked,
-                decoding=decoding,
-                needs_pairs=needs_pairs,
-            )
+        recorded = frozenset(needs)
+        check_needs(recorded)
+        is_special = decoding is not None or needs_pairs
+        entry = Detector(
+            name,
+            version,
+            recorded,
+            function,
+            direction,
+            units,
+            needs_answers=needs_answers or is_special,
+            by_default=by_default and not is_special,
+            decoding=decoding,
+            needs_pairs=needs_pairs,
         )
+        DETECTORS.add(name, entry, function=function)
         return function
 
     return register
@@ -157,36 +162,10 @@ def weight_detector(
     """
 
     def register(function: WeightFunction) -> WeightFunction:
-        _register(WeightDetector(name, version, function, direction, units))
+        DETECTORS.add(name, WeightDetector(name, version, function, direction, units), function=function)
         return function
 
     return register
-
-
-def _register(found: AnyDetector) -> None:
-    held = _registered.get(found.name)
-    if held is not None and _home(held) != _home(found):
-        raise WorkbenchError(
-            f"detector {found.name!r} of {_home(found)[0]} is already registered by {_home(held)[0]}; "
-            "rename one of them"
-        )
-    if not found.summary:
-        raise WorkbenchError(f"detector {found.name!r} has no docstring; say in one sentence what it measures")
-    _registered[found.name] = found
-
-
-def _home(found: AnyDetector) -> tuple[str, str]:
-    return found.function.__module__, found.function.__qualname__
-
-
-def _first_line(function: DetectorFunction | WeightFunction) -> str:
-    return (inspect.getdoc(function) or "").partition("\n")[0]
-
-
-@cache
-def _load_entry_points() -> None:
-    for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
 
 
 def all_detectors() -> dict[str, AnyDetector]:
@@ -195,13 +174,11 @@ def all_detectors() -> dict[str, AnyDetector]:
     Raises:
         WorkbenchError: if two packages register the same name.
     """
-    import_module("workbench.detectors.builtin")  # registers ours where the package is not installed, too
-    _load_entry_points()
-    return dict(_registered)
+    return DETECTORS.all()
 
 
 def find_detectors(names: Iterable[str] | None) -> tuple[AnyDetector, ...]:
-    """The detectors of these names in this order; for None those that read recordings and run by default.
+    """The detectors of these names in this order; for None those that score recordings and run by default.
 
     Raises:
         WorkbenchError: for an unknown name, listing the known ones.
@@ -209,8 +186,12 @@ def find_detectors(names: Iterable[str] | None) -> tuple[AnyDetector, ...]:
     known = all_detectors()
     if names is None:
         return tuple(d for d in known.values() if isinstance(d, Detector) and d.by_default)
-    wanted = [names] if isinstance(names, str) else list(names)
-    unknown = [n for n in wanted if n not in known]
+    chosen = [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in chosen if name not in known]
     if unknown:
         raise WorkbenchError(f"unknown detectors {unknown}; known: {', '.join(known)}")
-    return tuple(known[n] for n in dict.fromkeys(wanted))
+    return tuple(known[name] for name in dict.fromkeys(chosen))
+
+
+def _first_line(function: DetectorFunction | WeightFunction) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]

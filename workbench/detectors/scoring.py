@@ -1,14 +1,14 @@
 """From totals per sequence to a score: the mean over sequences, its halves, spread and interval.
 
-The interval is the bootstrap over sequences. Where only some rows were recorded it is widened by the error of that
-sample. All sequences share their rows, so that this error does not average out over sequences: it is added as if it
-were the same in all of them, which is never too narrow.
+The interval is the bootstrap over sequences. Where only some rows were recorded, it is widened by the error of that
+sample. All sequences share their rows, so this error does not average out over sequences. It is added as if it were the
+same in all of them, which is never too narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,31 +23,33 @@ _LEVELS = (2.5, 97.5)
 _NORMAL = 1.959964  # standard errors in half of a 95 % interval
 
 
-def concatenate(parts: Sequence[PerSequence]) -> PerSequence:
+@dataclass(frozen=True, slots=True)
+class ScoreLabel:
+    """The detector of a score, its version, and the probe."""
+
+    detector: str
+    version: int
+    probe: str
+
+
+def concatenate(batches: Sequence[PerSequence]) -> PerSequence:
     """The measurements of several batches as one, in their order."""
-    errors = [p.row_error for p in parts if p.row_error is not None]
+    errors = [batch.row_error for batch in batches if batch.row_error is not None]
     return PerSequence(
-        torch.cat([p.total for p in parts]),
-        torch.cat([p.rows for p in parts]),
-        torch.cat(errors) if len(errors) == len(parts) else None,
+        torch.cat([batch.total for batch in batches]),
+        torch.cat([batch.rows for batch in batches]),
+        torch.cat(errors) if len(errors) == len(batches) else None,
     )
 
 
 def score_rows(
-    measured: PerSequence,
-    layers: Sequence[LayerInfo],
-    *,
-    detector: str,
-    version: int,
-    probe: str,
-    seed: int,
-    flags: str = "",
+    measured: PerSequence, layers: Sequence[LayerInfo], label: ScoreLabel, *, seed: int, flags: str = ""
 ) -> list[Row]:
     """One Row per query head.
 
-    A sequence's value is its total over its rows; sequences without a row count nowhere. The bootstrap resamples
-    sequences with `seed`, 1000 times; a head's interval depends on its own values alone. Where rows were sampled the
-    flags say `row_error`, the standard error of the score that comes of it; the interval contains it.
+    A sequence's value is its total over its rows; sequences without a row do not count. The bootstrap resamples
+    sequences with `seed`, 1000 times; a head's interval depends on its own values alone. Where rows were sampled, the
+    flags hold `row_error`, the standard error of the score from that sample; the interval contains it.
     """
     total = measured.total.double().numpy()
     rows = measured.rows.numpy()
@@ -62,26 +64,24 @@ def score_rows(
         low = mean - np.hypot(mean - low, _NORMAL * row_error)
         high = mean + np.hypot(high - mean, _NORMAL * row_error)
     per_head = {"score": mean, "half_a": half_a, "half_b": half_b, "sd_seq": sd, "ci_lo": low, "ci_hi": high}
-    found = table_rows(layers, per_head, rows.sum(0), n_seq, detector=detector, version=version, probe=probe)
+    scores = table_rows(layers, per_head, label, n=rows.sum(0), n_seq=n_seq)
     if row_error is None:
-        return [replace(row, flags=flags) for row in found]
-    errors = [row_error[place, head] for place, info in enumerate(layers) for head in range(info.n_heads)]
+        return [replace(row, flags=flags) for row in scores]
+    errors = [row_error[layer_slot, head] for layer_slot, info in enumerate(layers) for head in range(info.n_heads)]
     return [
-        replace(row, flags=_joined(flags, f"row_error={error:.2g}")) for row, error in zip(found, errors, strict=True)
+        replace(row, flags=_joined(flags, f"row_error={error:.2g}")) for row, error in zip(scores, errors, strict=True)
     ]
 
 
 def table_rows(
     layers: Sequence[LayerInfo],
     per_head: Mapping[str, Float[np.ndarray, "n_layers max_heads"]],
+    label: ScoreLabel,
+    *,
     n: Int[np.ndarray, "n_layers max_heads"],
     n_seq: Int[np.ndarray, "n_layers max_heads"],
-    *,
-    detector: str,
-    version: int,
-    probe: str,
 ) -> list[Row]:
-    """One Row per query head of what was measured; of `score`, halves, spread and interval, what is absent is NaN."""
+    """One Row per query head; of `score`, halves, spread and interval, those absent from `per_head` are NaN."""
     names = ("score", "half_a", "half_b", "sd_seq", "ci_lo", "ci_hi")
     return [
         Row(
@@ -90,15 +90,15 @@ def table_rows(
             kv_head=info.kv_head(head),
             kind=info.kind,
             window=info.window,
-            detector=detector,
-            version=version,
-            probe=probe,
-            n_seq=int(n_seq[place, head]),
-            n=int(n[place, head]),
+            detector=label.detector,
+            version=label.version,
+            probe=label.probe,
+            n_seq=int(n_seq[layer_slot, head]),
+            n=int(n[layer_slot, head]),
             flags="",
-            **{name: float(per_head[name][place, head]) if name in per_head else np.nan for name in names},
+            **{name: float(per_head[name][layer_slot, head]) if name in per_head else np.nan for name in names},
         )
-        for place, info in enumerate(layers)
+        for layer_slot, info in enumerate(layers)
         for head in range(info.n_heads)
     ]
 
@@ -106,11 +106,7 @@ def table_rows(
 def bootstrap(
     value: Float[np.ndarray, "n_seq ..."], counted: Bool[np.ndarray, "n_seq ..."], *, seed: int
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-    """The 95 % percentile interval of the mean over the first axis; NaN where fewer than 5 entries are counted.
-
-    Reference:
-        Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
-    """
+    """The 95 % percentile interval of the mean over the first axis; NaN where fewer than 5 entries are counted."""
     shape = value.shape[1:]
     flat, flags = value.reshape(len(value), -1), counted.reshape(len(value), -1)
     low, high = np.full(flat.shape[1], np.nan), np.full(flat.shape[1], np.nan)
@@ -118,18 +114,36 @@ def bootstrap(
     patterns, member = np.unique(flags, axis=1, return_inverse=True)
     for p in range(patterns.shape[1]):
         columns = np.flatnonzero(member.reshape(-1) == p)
-        kept = np.flatnonzero(patterns[:, p])
-        if len(kept) >= MIN_SEQUENCES:
-            means = _resampling(len(kept), seed) @ flat[np.ix_(kept, columns)] / len(kept)
-            low[columns], high[columns] = np.percentile(means, _LEVELS, axis=0)
+        sequences = np.flatnonzero(patterns[:, p])
+        if len(sequences) >= MIN_SEQUENCES:
+            means = resampled_means(flat[np.ix_(sequences, columns)], seed=seed)
+            low[columns], high[columns] = percentile_interval(means)
     return low.reshape(shape), high.reshape(shape)
 
 
-def _resampling(n: int, seed: int) -> Float[np.ndarray, "resamples n"]:
-    """How often each of n entries is drawn in each resample."""
+def resampled_means(values: Float[np.ndarray, "n_seq n"], *, seed: int) -> Float[np.ndarray, "resamples n"]:
+    """Means over sequences of 1000 bootstrap resamples.
+
+    The draws depend on `seed` and the number of sequences alone, so the means of two measurements of the same sequences
+    can be subtracted, resample by resample, for the interval of their difference.
+    """
+    n = len(values)
     draws: Int[np.ndarray, "r n"] = np.random.default_rng([seed, n]).integers(n, size=(RESAMPLES, n))
     codes = draws + n * np.arange(RESAMPLES)[:, None]
-    return np.bincount(codes.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
+    times_drawn = np.bincount(codes.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
+    return times_drawn @ values / n
+
+
+def percentile_interval(
+    resampled: Float[np.ndarray, "resamples n"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The ends of the 95 % percentile interval.
+
+    Reference:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+    """
+    low, high = np.percentile(resampled, _LEVELS, axis=0)
+    return low, high
 
 
 def _shared_error(

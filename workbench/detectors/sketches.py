@@ -1,11 +1,11 @@
-"""Attention on keys of a row's own class where classes are too many for one feature each, such as a vocabulary.
+"""A count-sketch of the attention on keys of a row's own class, for many classes, such as the tokens of a vocabulary.
 
 1. Each class c gets R random signs φ_c ∈ {±1}^R / √R, so that φ_c · φ_c = 1 and E φ_c · φ_d = 0.
-2. Attention averages the signs of its keys; read out with the signs of the row's class, that is the mass on keys of
+2. Attention averages the signs of its keys. Their product with the signs of the row's class is the mass on keys of
    this class plus noise of mean 0 and standard deviation at most √(Σ A² / R) a row.
 
-R numbers are kept for every token of a batch. A list of cells (`CellSum`) is exact and costs the number of equal pairs,
-which on natural text grows with the square of the length; a sketch does not grow with it.
+Memory is R numbers for every token of a batch. A list of cells (`CellSum`) is exact, but its size is the number of
+equal pairs, which on natural text grows with the square of the length.
 
 Reference:
     Alon, Matias and Szegedy 1996, The Space Complexity of Approximating the Frequency Moments: random signs.
@@ -26,7 +26,7 @@ from workbench.hooks.recording.needs import FeatureSum
 
 
 def token_sketch(name: str, keys: Literal["same", "after"] = "same", *, width: int = 1024, seed: int = 0) -> FeatureSum:
-    """An unbiased estimate of the attention on keys that hold the row's token, or that follow one which does.
+    """An unbiased estimate of the attention on keys that hold the row's token, or on the keys after those.
 
     A need to record: per sequence, the estimate summed over all rows. `same` counts the row itself; `after` is what
     `induction` sums, over all rows.
@@ -53,7 +53,7 @@ def token_sketch(name: str, keys: Literal["same", "after"] = "same", *, width: i
 
 
 def _signs(batch: Sequences, width: int, seed: int) -> Float[Tensor, "b t f"]:
-    """Of each token its class's signs, drawn anew for each batch."""
-    tokens, place = torch.unique(batch.tokens.cpu(), return_inverse=True)
+    """Each token's signs, drawn anew for each batch."""
+    tokens, index = torch.unique(batch.tokens.cpu(), return_inverse=True)
     drawn = torch.randint(2, (len(tokens), width), generator=torch.Generator().manual_seed(seed))
-    return ((2 * drawn - 1) / width**0.5)[place].to(batch.tokens.device)
+    return ((2 * drawn - 1) / width**0.5)[index].to(batch.tokens.device)

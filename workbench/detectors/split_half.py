@@ -1,4 +1,4 @@
-"""How far a ranking of heads can be trusted: would the other half of the sequences have given the same?
+"""Split-half reliability: how well the scores on two halves of the sequences agree over heads.
 
 Reference:
     Spearman 1910 and Brown 1910: from the correlation r of two halves, 2r / (1 + r) for the whole.
@@ -14,19 +14,21 @@ from workbench.heads import WorkbenchError
 
 
 def reliability(table: pd.DataFrame) -> pd.DataFrame:
-    """Split-half reliability of every detector on every probe, over heads.
+    """Split-half reliability of every detector on every probe.
 
     Args:
         table: of `score`, or of one checkpoint of a run: its `half_a` and `half_b` are scores on every other sequence.
 
     Returns:
-        detector, probe; n_heads with both halves; reliability = 2r / (1 + r) of their Pearson correlation r, of scores,
-        and rank_reliability, of ranks: the most that a correlation with another ranking can be expected to show.
-        NaN below three heads, or where all heads score the same; weights have no halves.
+        detector, probe; n_heads with both halves; reliability = 2r / (1 + r), r the Pearson correlation of the halves'
+        scores, and rank_reliability, the same of ranks: the most that a correlation with another ranking can be
+        expected to reach. NaN below three heads, or where all heads of a half score the same; weights have no halves.
 
     Raises:
         WorkbenchError: if the table has several steps.
     """
+    from scipy.stats import rankdata  # a second to import
+
     one_checkpoint(table)
     names, probes = np.asarray(table["detector"]), np.asarray(table["probe"])
     halves = np.asarray(table[["half_a", "half_b"]], dtype=float)
@@ -34,7 +36,7 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[tuple[str, str, int, float, float]] = []
     for detector, probe in dict.fromkeys(zip(names.tolist(), probes.tolist(), strict=True)):
         a, b = halves[(names == detector) & (probes == probe) & has_both].T
-        rows.append((detector, probe, len(a), _stepped_up(a, b), _stepped_up(_ranks(a), _ranks(b))))
+        rows.append((detector, probe, len(a), _stepped_up(a, b), _stepped_up(rankdata(a), rankdata(b))))
     columns = ["detector", "probe", "n_heads", "reliability", "rank_reliability"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
@@ -48,13 +50,6 @@ def one_checkpoint(table: pd.DataFrame) -> None:
     steps = set(table["step"]) if "step" in table.columns else set()
     if len(steps) > 1:
         raise WorkbenchError(f"the table has {len(steps)} steps; pass one checkpoint: run.scores(step=…)")
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = count.cumsum()
-    return (last - (count - 1) / 2)[place]
 
 
 def _stepped_up(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:

@@ -1,6 +1,6 @@
-"""When a score is a claim: thresholds others use, with their source, and how much it takes to say that one is passed.
+"""Published thresholds of scores, and the claims that a score table supports: whether a head passes one.
 
-A threshold belongs to one definition of a score and to the probe it was set on: none carries over to another.
+A threshold belongs to one definition of a score and to the probe it was set on; it does not carry over to another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rule = Literal["above", "top_share", "top_heads"]
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """What makes a head one of a detector's: a score above `value`, or being among the best.
+    """The rule by which a head is one of a detector's heads: a score above `value`, or a rank among the best.
 
     `top_share`: `value` is the share of key/value groups, which count by their best head. `top_heads`: a number of
     query heads. `source`: who uses it.
@@ -49,17 +49,17 @@ THRESHOLDS: tuple[Threshold, ...] = (
 def claims(
     table: pd.DataFrame, thresholds: Iterable[Threshold] = THRESHOLDS, *, min_sequences: int = MIN_SEQUENCES
 ) -> pd.DataFrame:
-    """The rows of a score table whose detector has a threshold, with what may be said of each head.
+    """The rows of a score table whose detector has a threshold, with a claim about each head.
 
     Args:
         table: of `score`, or of one checkpoint of a run.
         thresholds: one for each detector, of one's own or with another value.
-        min_sequences: fewer are too few to say anything.
+        min_sequences: with fewer, no claim is made.
 
     Returns:
         The rows with threshold, rule, source and claim: `yes` and `no` where the whole confidence interval lies on one
         side of the threshold, or for ranks where the head is among the best or not; `undecided` where the interval
-        holds it; `too few` sequences; `no score`.
+        contains it; `too few` sequences; `no score`.
 
     Raises:
         WorkbenchError: for two thresholds of one detector, or a table that has several steps.
@@ -69,24 +69,24 @@ def claims(
     if len(by_name) < len(chosen):
         raise WorkbenchError("two thresholds are for one detector; pass one of each")
     one_checkpoint(table)
-    of_row = [by_name.get(name) for name in table["detector"]]
-    found = pd.DataFrame(table[[t is not None for t in of_row]]).reset_index(drop=True)
-    kept = [t for t in of_row if t is not None]
-    found["threshold"] = [t.value for t in kept]
-    found["rule"] = [t.rule for t in kept]
-    found["source"] = [t.source for t in kept]
-    said = np.empty(len(found), dtype=object)
-    names, probes = np.asarray(found["detector"]), np.asarray(found["probe"])
+    thresholds_of_rows = [by_name.get(name) for name in table["detector"]]
+    judged = pd.DataFrame(table[[t is not None for t in thresholds_of_rows]]).reset_index(drop=True)
+    known = [t for t in thresholds_of_rows if t is not None]
+    judged["threshold"] = [t.value for t in known]
+    judged["rule"] = [t.rule for t in known]
+    judged["source"] = [t.source for t in known]
+    claim = np.empty(len(judged), dtype=object)
+    names, probes = np.asarray(judged["detector"]), np.asarray(judged["probe"])
     for name, probe in dict.fromkeys(zip(names.tolist(), probes.tolist(), strict=True)):
-        mine = (names == name) & (probes == probe)
-        said[mine] = _said(pd.DataFrame(found[mine]), by_name[name])
-    said[np.asarray(found["n_seq"]) < min_sequences] = "too few"
-    said[np.isnan(np.asarray(found["score"], dtype=float))] = "no score"
-    found["claim"] = said
-    return found
+        of_pair = (names == name) & (probes == probe)
+        claim[of_pair] = _claims(pd.DataFrame(judged[of_pair]), by_name[name])
+    claim[np.asarray(judged["n_seq"]) < min_sequences] = "too few"
+    claim[np.isnan(np.asarray(judged["score"], dtype=float))] = "no score"
+    judged["claim"] = claim
+    return judged
 
 
-def _said(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
+def _claims(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
     scores, low, high = (np.asarray(rows[name], dtype=float) for name in ("score", "ci_lo", "ci_hi"))
     if threshold.rule == "above":
         return np.where(low > threshold.value, "yes", np.where(high <= threshold.value, "no", "undecided"))
@@ -94,8 +94,8 @@ def _said(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
     if threshold.rule == "top_heads":
         best = np.isin(np.arange(len(scores)), order[: int(threshold.value)])
     else:
-        group_of = list(zip(rows["layer"], rows["kv_head"], strict=True))
-        groups = list(dict.fromkeys(group_of[i] for i in order))
-        chosen = set(groups[: round(threshold.value * len(groups))])
-        best = np.array([group in chosen for group in group_of])
+        groups = list(zip(rows["layer"], rows["kv_head"], strict=True))
+        ranked = list(dict.fromkeys(groups[i] for i in order))
+        chosen = set(ranked[: round(threshold.value * len(ranked))])
+        best = np.array([group in chosen for group in groups])
     return np.where(best, "yes", "no")

@@ -1,19 +1,20 @@
 """Token sequences with known answers, deterministic by seed, for any tokenizer or bare vocabulary size."""
 
-from workbench.probes.aggregation import frequent_words, majority
-from workbench.probes.copying import abfill, copy_needle, repeats
-from workbench.probes.corruption import corrupted
-from workbench.probes.gold_documents import gold_document
+# Importing a module registers its probes. Messages and listings keep this order, from copying to natural text.
+# isort: off
+from workbench.probes.copying import abfill, copy_needle, default, repeats
 from workbench.probes.key_value_recall import key_value, mqar
-from workbench.probes.known_answers import Probe, make_probe, part, split
-from workbench.probes.multi_hop import variable_tracking
-from workbench.probes.natural_text import text, text_file, token_sequences
 from workbench.probes.needles import Niah, needle, niah, passkey
-from workbench.probes.ngrams import repeated_ngrams
 from workbench.probes.passkeys import multi_passkey
-from workbench.probes.registry import build, default
+from workbench.probes.multi_hop import variable_tracking
+from workbench.probes.aggregation import common_words, frequent_words, majority
+from workbench.probes.gold_documents import gold_document
+from workbench.probes.natural_text import repeated_ngrams, text, text_file, token_sequences
+
+# isort: on
+from workbench.probes.known_answers import Probe, corrupted, make_probe, part, split
+from workbench.probes.registry import build, probe
 from workbench.probes.token_ids import Vocabulary, vocabulary
-from workbench.probes.word_lists import common_words
 
 __all__ = [
     "Niah",
@@ -36,6 +37,7 @@ __all__ = [
     "niah",
     "part",
     "passkey",
+    "probe",
     "repeated_ngrams",
     "repeats",
     "split",

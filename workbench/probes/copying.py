@@ -1,4 +1,4 @@
-"""Probes of copying: repeated random tokens, and a needle of eight words copied at a chosen distance, one pair."""
+"""Probes of copying: repeated random tokens, a needle of eight words copied at a chosen distance, one pair."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.probes.known_answers import Probe, looked_up, make_probe
+from workbench.probes.registry import probe
 from workbench.probes.token_ids import (
     HasVocabulary,
     Vocabulary,
     check_context,
     check_sizes,
+    context,
     draw,
     draw_one,
     vocabulary,
@@ -24,10 +26,11 @@ from workbench.probes.token_ids import (
 )
 
 NEEDLE = 8
-# Of the copy, the rows that follow enough of it to know what is being copied and still have a next word.
+# Of the copy, the rows that follow enough of it to identify the needle and still have a next word.
 _ANSWERING = (3, 4, 5, 6)
 
 
+@probe("repeats")
 def repeats(
     source: HasVocabulary | Vocabulary | int,
     *,
@@ -39,8 +42,8 @@ def repeats(
 ) -> Probe:
     """`copies` copies of `n` random tokens, all different within a copy, after the beginning-of-sequence token.
 
-    Answers: every token of the later copies but the first of the second copy, which nothing announces. Classes: the
-    distance to the source, n − 1.
+    Answers: every token of the later copies but the first of the second copy, which cannot be predicted. Target cells:
+    the same token one copy earlier. Classes: n, the distance between a token and its copy.
 
     Raises:
         WorkbenchError: if the vocabulary has fewer than n ordinary tokens, copies < 2, or n × copies tokens exceed the
@@ -50,7 +53,7 @@ def repeats(
         raise WorkbenchError(f"copies is {copies}; expected at least 2")
     words = vocabulary(source)
     generator = torch.Generator().manual_seed(seed)
-    once = draw(words, (n_sequences, n), generator, what=f"a repeat of n = {n}")
+    once = draw(words, (n_sequences, n), generator, purpose=f"a repeat of n = {n}")
     check_context(source, copies * n + (words.bos is not None), smaller="n or fewer copies")
     tokens = with_bos(words, repeat(once, "b n -> b (c n)", c=copies))
     first = tokens.shape[1] - (copies - 1) * n
@@ -58,7 +61,8 @@ def repeats(
     return _copying(name, tokens, repeat(rows, "r -> b r", b=n_sequences), n)
 
 
-def copy_needle(
+@probe("copy_needle")
+def copy_needle(  # noqa: PLR0913  (keywords of job files)
     source: HasVocabulary | Vocabulary | int,
     distance: int | Sequence[int] = 32,
     *,
@@ -68,11 +72,11 @@ def copy_needle(
     seed: int = 0,
     name: str = "copy_needle",
 ) -> Probe:
-    """Eight random words in filler, said again at the end: does the copy go on, and who looks at the source?
+    """Eight random words in filler, and a copy of them at the end.
 
-    The answers are the words after positions 3 to 6 of the copy; `distance` is from each word of the copy to the same
-    word of the needle, so that the source of an answer lies distance − 1 tokens behind its row. Several distances share
-    the sequences evenly, `n_sequences` each.
+    Answers: the words after positions 3 to 6 of the copy. `distance` is from each word of the copy to the same word of
+    the needle, so that the source of an answer lies distance − 1 tokens behind its row. Each of several distances has
+    `n_sequences` sequences.
 
     Args:
         length: tokens per sequence; default: the largest distance and half as much again, at least 24.
@@ -101,16 +105,16 @@ def copy_needle(
             raise WorkbenchError(
                 f"distance {d} does not fit: expected {NEEDLE} to {start - 1} in sequences of {t} tokens; pass length="
             )
-    needle = draw(words, (total, NEEDLE), generator, what=f"a needle of {NEEDLE} words")
+    needle = draw(words, (total, NEEDLE), generator, purpose=f"a needle of {NEEDLE} words")
     each = repeat(torch.tensor(distances), "d -> (d n)", n=n_sequences)
     tokens = filler.clone()
-    place = torch.arange(NEEDLE)
-    tokens[torch.arange(total)[:, None], start - each[:, None] + place] = needle
+    tokens[torch.arange(total)[:, None], start - each[:, None] + torch.arange(NEEDLE)] = needle
     tokens[:, start:] = needle
     rows = repeat(start + torch.tensor(_ANSWERING), "r -> b r", b=total)
     return _copying(name, tokens, rows, each)
 
 
+@probe("abfill")
 def abfill(
     source: HasVocabulary | Vocabulary | int,
     *,
@@ -119,7 +123,7 @@ def abfill(
     seed: int = 0,
     name: str = "abfill",
 ) -> Probe:
-    """Filler, A, B, filler, A: is B next? The shortest induction task, at a random distance.
+    """Filler, A, B, filler, A, B: the shortest induction task, at a random distance.
 
     A and B stand nowhere else. Answer: the B that ends the sequence, so that `length` = 257 is the 256 tokens of the
     source and the answer; the source has 2000 sequences. Target cells: the first B. Classes: the distance from the last
@@ -138,17 +142,37 @@ def abfill(
     words = vocabulary(source)
     start = int(words.bos is not None)
     tokens = np.empty((n_sequences, length), dtype=np.int64)
-    place = np.empty(n_sequences, dtype=np.int64)
+    first = np.empty(n_sequences, dtype=np.int64)  # positions of A
     for i, sequence in enumerate(tokens):
         rng = np.random.default_rng([seed, i])
-        pair, filler = draw_one(words, 2, rng, what="a pair")
+        pair, filler = draw_one(words, 2, rng, purpose="a pair")
         sequence[:] = filler[rng.integers(len(filler), size=length)]
         sequence[:start] = 0 if words.bos is None else words.bos
-        place[i] = rng.integers(start, length - 4)
-        sequence[place[i] : place[i] + 2] = sequence[-2:] = pair
+        first[i] = rng.integers(start, length - 4)
+        sequence[first[i] : first[i] + 2] = sequence[-2:] = pair
     row = np.full(n_sequences, length - 2)
-    cells = torch.from_numpy(np.stack([np.arange(n_sequences), row, place + 1], -1))
+    cells = torch.from_numpy(np.stack([np.arange(n_sequences), row, first + 1], -1))
     return looked_up(name, torch.from_numpy(tokens), cells, metric="copy_accuracy")
+
+
+def default(source: HasVocabulary) -> list[Probe]:
+    """Repeated random tokens, and needles copied over 16, 32 and 64 tokens, as far as vocabulary and context allow.
+
+    Raises:
+        WorkbenchError: if none of them fits.
+    """
+    words = vocabulary(source)
+    longest = context(source) or 1 << 20
+    n = min(50, len(words.ids), (longest - 1) // 2)
+    distances = [d for d in (16, 32, 64) if d + NEEDLE + 2 <= longest]
+    probes = [repeats(source, n=n)] if n >= 2 else []
+    if distances and len(words.ids) >= NEEDLE:
+        probes.append(copy_needle(source, distances, length=min(longest, 96)))
+    if not probes:
+        raise WorkbenchError(
+            f"no default probe fits {len(words.ids)} ordinary tokens and {longest} positions; pass probes="
+        )
+    return probes
 
 
 def _copying(name: str, tokens: Int[Tensor, "b t"], rows: Int[Tensor, "b r"], period: int | Tensor) -> Probe:

@@ -1,4 +1,4 @@
-"""What needles are hidden in: sentences of noise, natural text, random tokens; cut to any length, with places to plant.
+"""Haystacks of any length: sentences of noise, natural text, random tokens, with breaks where needles may be planted.
 
 Reference:
     Hsieh et al. 2024, RULER: haystacks of repeated noise sentences, of essays, and of other needles. Our noise
@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.heads import WorkbenchError
-from workbench.probes.draft import Draft, Ids
-from workbench.probes.spelling import Speller
+from workbench.probes.draft import Draft, Ids, Speller
 
 NOISE = (
     "The sea is wide.",
@@ -30,7 +29,7 @@ _LONGEST_PIECE = 40  # words
 
 
 class Hay(NamedTuple):
-    """`tokens` to hide needles in, and `breaks`: the ascending places, 0 to the end, where one may be planted."""
+    """`tokens` to hide needles in, and `breaks`: the ascending positions, 0 to the end, where one may be planted."""
 
     tokens: Ids
     breaks: Ids
@@ -44,13 +43,13 @@ Haystack = Callable[[int, np.random.Generator], Hay]
 
 
 def noise(speller: Speller) -> Haystack:
-    """The noise sentences over and over."""
+    """The noise sentences, repeated."""
     pieces = speller.running([f" {sentence}" for sentence in NOISE])
     return lambda n, _: from_pieces(pieces, n)
 
 
 def documents(speller: Speller, path: str | Path | None = None) -> Haystack:
-    """Natural text from a sentence drawn at random, repeated where it ends; of `path`, or Python's documentation.
+    """Natural text of `path` or Python's documentation, from a random sentence on, repeated where it ends.
 
     Raises:
         WorkbenchError: if the file cannot be read as UTF-8 or holds no text.
@@ -83,7 +82,7 @@ def random_tokens(pool: Ids, n: int, rng: np.random.Generator) -> Hay:
 
 
 def repeated_tokens(pool: Ids, n: int, rng: np.random.Generator) -> Hay:
-    """One block of 24 random tokens over and over, as noise sentences are; a needle stands between blocks."""
+    """One block of 24 random tokens, repeated as noise sentences are; a needle stands between blocks."""
     return from_pieces([pool[rng.integers(len(pool), size=24)]], n)
 
 
@@ -96,13 +95,13 @@ def from_pieces(pieces: Sequence[Ids], n: int) -> Hay:
     return Hay(tokens, np.concatenate([[0], breaks[breaks < n], [n]]))
 
 
-def plant(draft: Draft, hay: Hay, needles: Sequence[Ids], at: Sequence[int]) -> list[int]:
-    """Write the haystack with needle i before its token `at[i]`; returns where each needle starts in the draft."""
-    starts, done = [0] * len(needles), 0
-    for i in sorted(range(len(needles)), key=lambda i: at[i]):
-        draft.add(hay.tokens[done : at[i]])
-        starts[i], done = draft.add(needles[i]), at[i]
-    draft.add(hay.tokens[done:])
+def plant(draft: Draft, hay: Hay, needles: Sequence[Ids], breaks: Sequence[int]) -> list[int]:
+    """Write the haystack with needle i before its token `breaks[i]`; returns each needle's first position."""
+    starts, n_written = [0] * len(needles), 0
+    for i in sorted(range(len(needles)), key=lambda i: breaks[i]):
+        draft.add(hay.tokens[n_written : breaks[i]])
+        starts[i], n_written = draft.add(needles[i]), breaks[i]
+    draft.add(hay.tokens[n_written:])
     return starts
 
 

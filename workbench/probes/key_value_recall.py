@@ -12,10 +12,12 @@ from einops import rearrange, repeat
 
 from workbench.heads import WorkbenchError
 from workbench.probes.known_answers import Probe, looked_up, make_probe
+from workbench.probes.registry import probe
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_context, check_sizes, vocabulary, with_bos
 
 
-def key_value(
+@probe("key_value")
+def key_value(  # noqa: PLR0913  (keywords of job files)
     source: HasVocabulary | Vocabulary | int,
     *,
     n_pairs: int = 16,
@@ -52,14 +54,14 @@ def key_value(
         return words.ids[half + torch.randint(len(words.ids) - half, (n_sequences, n), generator=generator)]
 
     keys, values = words.ids[different(half)[:, :n_pairs]], any_value(n_pairs)
-    asked = different(n_pairs)[:, :n_queries]
+    queried = different(n_pairs)[:, :n_queries]
     pairs = rearrange([keys, values], "two b n -> b (n two)")
-    queries = rearrange([keys.gather(1, asked), values.gather(1, asked)], "two b n -> b (n two)")
+    queries = rearrange([keys.gather(1, queried), values.gather(1, queried)], "two b n -> b (n two)")
     tokens = with_bos(words, torch.cat([pairs, any_value(gap), queries], 1))
     first_pair = tokens.shape[1] - pairs.shape[1] - gap - queries.shape[1]
     row = repeat(tokens.shape[1] - queries.shape[1] + 2 * torch.arange(n_queries), "q -> (b q)", b=n_sequences)
     sequence = repeat(torch.arange(n_sequences), "b -> (b q)", q=n_queries)
-    key = first_pair + 2 * rearrange(asked, "b q -> (b q)") + 1
+    key = first_pair + 2 * rearrange(queried, "b q -> (b q)") + 1
     return make_probe(
         name,
         tokens,
@@ -70,7 +72,8 @@ def key_value(
     )
 
 
-def mqar(
+@probe("mqar")
+def mqar(  # noqa: PLR0913  (keywords of job files)
     source: HasVocabulary | Vocabulary | int,
     *,
     n_pairs: int = 8,

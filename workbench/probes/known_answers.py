@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +21,15 @@ class Probe:
 
     `attention_mask`: 0 or False on padding; elsewhere 1 or True, or the number of a packed document.
     `answer_rows`: (sequence, row), sorted; row r predicts the token at r + 1. None: no answers.
-    `target_cells`: (sequence, row, key), sorted; key holds a copy of the token that row predicts. None: none known.
+    `target_cells`: (sequence, row, key), sorted; the key holds a copy of the token that the row predicts. None: none
+    known.
     `classes`: of each answer row, the number that `class_name` names: `distance` in tokens between the row and its
     source, `position` of the row, or another, such as `depth` or `hops`. `metric` is the name under which the share of
-    right answers is stored; None: only the loss is.
+    right answers is stored; None: only the loss is stored.
     `digest` identifies tokens and answers; two probes with equal digests measure the same.
-    `needles`: of each answer row, the first token of what is to be found and one past its last. None: not told.
+    `needles`: of each answer row, the first token of its needle and one past the last. None: not known.
     `is_paired`: sequences 2i and 2i + 1 are one text with its question and with an empty one.
-    `documents`: (sequence, first token, one past the last) of what a sequence is made of. None: not told.
+    `documents`: (sequence, first token, one past the last) of the documents of a sequence. None: not known.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -44,7 +46,7 @@ class Probe:
     documents: Int[Tensor, "n_documents 3"] | None = None
 
 
-def make_probe(
+def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
     name: str,
     tokens: Int[Tensor, "b t"],
     *,
@@ -58,7 +60,7 @@ def make_probe(
     is_paired: bool = False,
     documents: Int[Tensor, "n_documents 3"] | None = None,
 ) -> Probe:
-    """Check the parts against each other, sort the answers, and add the digest.
+    """Check the fields of a Probe against each other, sort the answers, and add the digest.
 
     Raises:
         WorkbenchError: if an answer row has no next token, a target cell lies in the future or holds another token than
@@ -82,13 +84,13 @@ def make_probe(
             raise WorkbenchError(f"probe {name!r} has a target cell that does not hold the answer of its row")
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([name, list(tokens.shape), class_name, metric]).encode())
-    for part in (tokens, attention_mask, answer_rows, target_cells, classes):
-        digest.update(b"-" if part is None else part.to(torch.int64).contiguous().numpy().tobytes())
+    for field in (tokens, attention_mask, answer_rows, target_cells, classes):
+        digest.update(b"-" if field is None else _bytes(field))
     if needles is not None:
         digest.update(b"paired" if is_paired else b"needles")
-        digest.update(needles.to(torch.int64).contiguous().numpy().tobytes())
+        digest.update(_bytes(needles))
     if documents is not None:
-        digest.update(b"documents" + documents.to(torch.int64).contiguous().numpy().tobytes())
+        digest.update(b"documents" + _bytes(documents))
     return Probe(
         tokens=tokens,
         attention_mask=attention_mask,
@@ -125,12 +127,13 @@ def looked_up(name: str, tokens: Int[Tensor, "b t"], cells: Int[Tensor, "n_rows 
 def part(probe: Probe, start: int, stop: int) -> Probe:
     """Sequences start … stop − 1 of a probe, as a probe of the same name and digest: for passes over batches."""
 
-    def cut(x: Int[Tensor, "n w"] | None) -> Int[Tensor, "m w"] | None:
+    def renumbered(x: Int[Tensor, "n w"] | None) -> Int[Tensor, "m w"] | None:
+        """Of entries that begin with a sequence, those inside, numbered from 0."""
         if x is None:
             return None
-        kept = x[(x[:, 0] >= start) & (x[:, 0] < stop)].clone()
-        kept[:, 0] -= start
-        return kept
+        inside = x[(x[:, 0] >= start) & (x[:, 0] < stop)].clone()
+        inside[:, 0] -= start
+        return inside
 
     def of_rows(x: Tensor | None) -> Tensor | None:
         if x is None or probe.answer_rows is None:
@@ -140,8 +143,8 @@ def part(probe: Probe, start: int, stop: int) -> Probe:
     return Probe(
         tokens=probe.tokens[start:stop],
         attention_mask=None if probe.attention_mask is None else probe.attention_mask[start:stop],
-        answer_rows=cut(probe.answer_rows),
-        target_cells=cut(probe.target_cells),
+        answer_rows=renumbered(probe.answer_rows),
+        target_cells=renumbered(probe.target_cells),
         classes=of_rows(probe.classes),
         class_name=probe.class_name,
         metric=probe.metric,
@@ -149,11 +152,38 @@ def part(probe: Probe, start: int, stop: int) -> Probe:
         digest=probe.digest,
         needles=of_rows(probe.needles),
         is_paired=probe.is_paired,
-        documents=cut(probe.documents),
+        documents=renumbered(probe.documents),
     )
 
 
 def split(probe: Probe, n: int) -> list[Probe]:
-    """The probe in parts of `n` sequences, the last of what is left."""
+    """The probe in batches of `n` sequences; the last may have fewer."""
     n_sequences = len(probe.tokens)
     return [part(probe, start, min(n_sequences, start + n)) for start in range(0, n_sequences, n)]
+
+
+def corrupted(source: HasVocabulary | Vocabulary | int, probe: Probe, *, seed: int = 0) -> Int[Tensor, "b t"]:
+    """The probe's tokens with every token at a target cell's key replaced by another ordinary token at random.
+
+    The answer can then no longer be read off the context. The result is the source of a patch, not a probe.
+
+    Raises:
+        WorkbenchError: if the probe has no target cells, or there are fewer than two ordinary tokens.
+    """
+    if probe.target_cells is None or len(probe.target_cells) == 0:
+        raise WorkbenchError(f"probe {probe.name!r} has no target cells; expected a probe that knows where answers are")
+    ids = vocabulary(source).ids
+    if len(ids) < 2:
+        raise WorkbenchError(f"{len(ids)} ordinary tokens leave none to put in an answer's place; expected 2 or more")
+    generator = torch.Generator().manual_seed(seed)
+    sequence, _, key = probe.target_cells.unbind(-1)
+    sequence, key = torch.unique(torch.stack([sequence, key], -1), dim=0).unbind(-1)
+    tokens = probe.tokens.clone()
+    drawn = torch.randint(len(ids), (len(key),), generator=generator)
+    is_same = ids[drawn] == tokens[sequence, key]
+    tokens[sequence, key] = ids[torch.where(is_same, (drawn + 1) % len(ids), drawn)]
+    return tokens
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.to(torch.int64).contiguous().numpy().tobytes()

@@ -1,4 +1,4 @@
-"""The words that text probes are written with: adjectives and nouns for keys and lists, the spelling alphabet."""
+"""The words of text probes: adjectives and nouns for keys and lists, the spelling alphabet, ordinals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOUNS = _words("""
     valley village violin wagon wall water wave whale wheat wheel willow window winter wolf wool writer yard
 """)
 
-# Spelled as the passkeys of DuoAttention spell it.
+# Spelled as in the passkeys of DuoAttention.
 ALPHABET = _words("""
     alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec
     romeo sierra tango uniform victor whiskey xray yankee zulu
@@ -55,21 +55,21 @@ ORDINALS = _words("""
 N_COMPOUNDS = len(ADJECTIVES) * len(NOUNS)
 
 
-def compound(place: int) -> str:
-    """The adjective-noun of that place among all `N_COMPOUNDS`, such as `quiet-river`."""
-    adjective, noun = divmod(place, len(NOUNS))
+def compound(index: int) -> str:
+    """The adjective-noun at `index` of all `N_COMPOUNDS`, such as `quiet-river`."""
+    adjective, noun = divmod(index, len(NOUNS))
     return f"{ADJECTIVES[adjective]}-{NOUNS[noun]}"
 
 
 def compounds(n: int, rng: np.random.Generator) -> list[str]:
     """`n` ≤ `N_COMPOUNDS` different adjective-nouns, drawn at random."""
-    return [compound(int(place)) for place in rng.permutation(N_COMPOUNDS)[:n]]
+    return [compound(int(index)) for index in rng.permutation(N_COMPOUNDS)[:n]]
 
 
 def letters(n: int, length: int, rng: np.random.Generator) -> list[str]:
-    """`n` different strings of `length` random lower-case letters; far fewer than there are."""
-    found: dict[str, None] = {}
-    while len(found) < n:
+    """`n` different strings of `length` random lower-case letters; `n` is far below their number."""
+    strings: dict[str, None] = {}
+    while len(strings) < n:
         drawn = rng.integers(97, 123, (n, length), dtype=np.uint8)
-        found |= dict.fromkeys(row.tobytes().decode() for row in drawn)
-    return list(found)[:n]
+        strings |= dict.fromkeys(row.tobytes().decode() for row in drawn)
+    return list(strings)[:n]

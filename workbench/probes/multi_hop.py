@@ -1,10 +1,10 @@
-"""Multi-hop recall: names defined by other names, several assignments away from the value that is asked for.
+"""Multi-hop recall: the value of a name that is several assignments away from it.
 
 Reference:
     Hsieh et al. 2024, RULER, variable tracking: `VAR XXXXX = 12345.`, `VAR YYYYY = VAR XXXXX.` in noise. RULER asks for
     all names of a value, in the order of the chain; with the answer given, each of them is one look-up away from the
-    one before. Here the value of the last name is asked, so that the answer needs all of the chain, and the assignments
-    are shuffled.
+    one before. Here the question is about the value of the last name, so that the answer needs all of the chain, and
+    the assignments are shuffled.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.heads import WorkbenchError
-from workbench.probes.draft import Draft, Ids, assemble
+from workbench.probes.draft import Draft, Ids, Speller, assemble
 from workbench.probes.haystack import Hay, noise, plant, random_tokens
 from workbench.probes.known_answers import Probe
 from workbench.probes.lexicon import letters
-from workbench.probes.spelling import Speller
-from workbench.probes.text_modes import Form, speller_of
+from workbench.probes.registry import probe
+from workbench.probes.text_modes import TextMode, speller_of
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, draw_one, tokens_left, vocabulary
 
 
 class _Chains(NamedTuple):
-    """`links[c][h]`: the assignment h of chain c; the value stands in `links[c][0]`, `value_at` tokens in."""
+    """`links[c][h]`: assignment h of chain c; the value stands in `links[c][0]`, `value_offset` tokens in."""
 
     head: Ids
     links: list[list[Ids]]
     question: Ids
     value: Ids
-    value_at: int
+    value_offset: int
     haystack: Callable[[int], Hay]
 
 
-def variable_tracking(
+@probe("variable_tracking")
+def variable_tracking(  # noqa: PLR0913  (keywords of job files)
     source: HasVocabulary | Vocabulary | int,
     *,
     hops: int | Sequence[int] = (1, 2, 3, 4),
@@ -43,14 +44,14 @@ def variable_tracking(
     length: int = 1024,
     n_sequences: int = 10,
     seed: int = 0,
-    form: Form = "auto",
+    form: TextMode = "auto",
     name: str = "variable_tracking",
 ) -> Probe:
     """The value of a name that is `hops` assignments away from it, among chains of the same length.
 
     One hop: the name is assigned the value itself; h hops: RULER's num_hops is h − 1. The assignments stand in random
-    order at random places of noise, never side by side. Without a tokenizer an assignment is the name's token and the
-    token of what it is assigned, the question a token that begins every question of the sequence, and the name.
+    order at random positions in noise, never side by side. Without a tokenizer an assignment is the name's token and
+    the token assigned to it; the question is a cue token and the name.
 
     Answer: the value. Target cells: the value where it is assigned. Classes: hops, `n_sequences` of each. Sequences
     have exactly `length` tokens.
@@ -59,21 +60,21 @@ def variable_tracking(
         WorkbenchError: if the length exceeds the model's context or does not hold the chains, or the vocabulary is too
             small.
     """
-    wanted = [hops] if isinstance(hops, int) else list(hops)
-    if not wanted or min(wanted) < 1:
+    n_hops = [hops] if isinstance(hops, int) else list(hops)
+    if not n_hops or min(n_hops) < 1:
         raise WorkbenchError(f"hops is {hops}; expected whole numbers of at least 1")
     check_sizes(source, length=length, n_chains=n_chains, n_sequences=n_sequences)
     speller, words = speller_of(source, form), vocabulary(source)
     drafts = []
-    for h in wanted:
+    for h in n_hops:
         for i in range(n_sequences):
             rng = np.random.default_rng([seed, h, i])
             chains = _in_tokens(words, h, n_chains, rng) if speller is None else _in_text(speller, h, n_chains, rng)
-            drafts.append(_sequence(chains, h, length, words.bos, rng))
+            drafts.append(_sequence(chains, h, length=length, bos=words.bos, rng=rng))
     return assemble(name, drafts, class_name="hops")
 
 
-def _sequence(chains: _Chains, hops: int, length: int, bos: int | None, rng: np.random.Generator) -> Draft:
+def _sequence(chains: _Chains, hops: int, *, length: int, bos: int | None, rng: np.random.Generator) -> Draft:
     draft = Draft(bos)
     draft.add(chains.head)
     links = [link for chain in chains.links for link in chain]
@@ -87,12 +88,12 @@ def _sequence(chains: _Chains, hops: int, length: int, bos: int | None, rng: np.
         )
     starts = plant(draft, hay, links, rng.choice(inside, len(links), replace=False).tolist())
     draft.add(chains.question)
-    draft.answer(chains.value, [starts[0] + chains.value_at], hops)
+    draft.answer(chains.value, [starts[0] + chains.value_offset], hops)
     return draft
 
 
 def _in_text(speller: Speller, hops: int, n_chains: int, rng: np.random.Generator) -> _Chains:
-    """The chain that is asked comes first."""
+    """The chain of the question comes first."""
     names = np.array(letters(n_chains * hops, 5, rng)).reshape(n_chains, hops)
     names = np.char.upper(names).tolist()
     numbers = [str(number) for number in rng.choice(90_000, n_chains, replace=False) + 10_000]
@@ -100,7 +101,7 @@ def _in_text(speller: Speller, hops: int, n_chains: int, rng: np.random.Generato
     pieces: list[Ids] = []
     for chain, number in zip(names, numbers, strict=True):
         contents = [number, *(f"VAR {content}" for content in chain[:-1])]
-        rows = [(f" VAR {one} =", f" {content}", ".") for one, content in zip(chain, contents, strict=True)]
+        rows = [(f" VAR {name} =", f" {content}", ".") for name, content in zip(chain, contents, strict=True)]
         spelled = speller.many(rows)
         pieces = pieces or spelled[0]
         links.append([np.concatenate(row) for row in spelled])
@@ -113,7 +114,7 @@ def _in_text(speller: Speller, hops: int, n_chains: int, rng: np.random.Generato
 
 
 def _in_tokens(words: Vocabulary, hops: int, n_chains: int, rng: np.random.Generator) -> _Chains:
-    drawn, filler = draw_one(words, 1 + n_chains * (hops + 1), rng, what=f"{n_chains} chains of {hops} hops")
+    drawn, filler = draw_one(words, 1 + n_chains * (hops + 1), rng, purpose=f"{n_chains} chains of {hops} hops")
     cue, chains = drawn[:1], drawn[1:].reshape(n_chains, hops + 1)
     links = [[chain[[h + 1, h]] for h in range(hops)] for chain in chains]
     question = np.concatenate([cue, chains[0, -1:]])

@@ -1,4 +1,4 @@
-"""Several long passkeys in one context, all asked at its end: the training input of DuoAttention's gates.
+"""Several long passkeys in one context, each with its question at the end: the training input of DuoAttention's gates.
 
 Reference:
     Xiao et al. 2024, DuoAttention, its training data: needle sentence (spelled as there), ordinals, alphabet, depths.
@@ -16,27 +16,28 @@ import numpy as np
 from jaxtyping import Int
 
 from workbench.heads import WorkbenchError
-from workbench.probes.draft import Draft, Ids, assemble
+from workbench.probes.draft import Draft, Ids, Speller, assemble
 from workbench.probes.haystack import Hay, Haystack, documents, plant, random_tokens
 from workbench.probes.known_answers import Probe
 from workbench.probes.lexicon import ALPHABET, ORDINALS
-from workbench.probes.spelling import Speller
-from workbench.probes.text_modes import Form, speller_of
+from workbench.probes.registry import probe
+from workbench.probes.text_modes import TextMode, speller_of
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, draw_one, tokens_left, vocabulary
 
 
-class _Keys(NamedTuple):
-    """For each passkey: what stands before it where it is hidden and where it is asked, itself, and what ends it."""
+class _Passkeys(NamedTuple):
+    """For each passkey: the tokens before it in its needle and in its question, its own, and the tokens that end it."""
 
     head: Ids
-    hidden: list[Ids]
-    asked: list[Ids]
+    leads: list[Ids]
+    questions: list[Ids]
     keys: list[Ids]
     end: Ids
     haystack: Callable[[int], Hay]
 
 
-def multi_passkey(
+@probe("multi_passkey")
+def multi_passkey(  # noqa: PLR0913  (keywords of job files)
     source: HasVocabulary | Vocabulary | int,
     *,
     length: int = 4096,
@@ -44,14 +45,14 @@ def multi_passkey(
     n_words: int = 32,
     n_sequences: int = 4,
     seed: int = 0,
-    form: Form = "auto",
+    form: TextMode = "auto",
     path: str | Path | None = None,
     name: str = "multi_passkey",
 ) -> Probe:
-    """`n_passkeys` passkeys of `n_words` random words of the 26 of the spelling alphabet, hidden, then asked in turn.
+    """`n_passkeys` hidden passkeys of `n_words` random words of the spelling alphabet, then a question about each.
 
     The first passkey lies first; depths are drawn from 1000 values between 5 and 95 percent. Without a tokenizer, words
-    are 26 tokens, an ordinal is a token that stands before the passkey in both places, the haystack is random tokens.
+    are 26 tokens, an ordinal is a token before the passkey in needle and question, the haystack is random tokens.
 
     Answers: the passkeys. Target cells: the same word of the passkey where it was hidden. Classes: depth rounded down
     to tens of percent. Sequences have exactly `length` tokens.
@@ -74,51 +75,52 @@ def multi_passkey(
         spoken = rng.integers(len(ALPHABET), size=(n_passkeys, n_words))
         depths = np.sort(rng.permutation(np.linspace(5, 95, 1000))[:n_passkeys])
         if speller is None or natural is None:
-            made = _in_tokens(words, spoken, rng)
+            passkeys = _in_tokens(words, spoken, rng)
         else:
-            made = _in_text(speller, natural, spoken, rng)
-        drafts.append(_sequence(made, depths.tolist(), length, words.bos))
+            passkeys = _in_text(speller, natural, spoken, rng)
+        drafts.append(_sequence(passkeys, depths.tolist(), length, words.bos))
     return assemble(name, drafts, class_name="depth")
 
 
-def _sequence(made: _Keys, depths: list[float], length: int, bos: int | None) -> Draft:
+def _sequence(passkeys: _Passkeys, depths: list[float], length: int, bos: int | None) -> Draft:
     draft = Draft(bos)
-    draft.add(made.head)
-    needles = [np.concatenate([one, key, made.end]) for one, key in zip(made.hidden, made.keys, strict=True)]
-    n_asked = sum(len(one) + len(key) + len(made.end) for one, key in zip(made.asked, made.keys, strict=True))
-    n_written = draft.n_tokens + sum(map(len, needles)) + n_asked
-    hay = made.haystack(tokens_left(length, n_written, "passkeys, questions and answers"))
+    draft.add(passkeys.head)
+    keys, end = passkeys.keys, passkeys.end
+    needles = [np.concatenate([lead, key, end]) for lead, key in zip(passkeys.leads, keys, strict=True)]
+    n_after = sum(len(ask) + len(key) + len(end) for ask, key in zip(passkeys.questions, keys, strict=True))
+    n_written = draft.n_tokens + sum(map(len, needles)) + n_after
+    hay = passkeys.haystack(tokens_left(length, n_written, "passkeys, questions and answers"))
     starts = plant(draft, hay, needles, [hay.near(depth) for depth in depths])
-    for i, key in enumerate(made.keys):
-        draft.add(made.asked[i])
-        draft.answer(key, [starts[i] + len(made.hidden[i])], int(depths[i] // 10) * 10)
-        draft.add(made.end)
+    for i, key in enumerate(keys):
+        draft.add(passkeys.questions[i])
+        draft.answer(key, [starts[i] + len(passkeys.leads[i])], int(depths[i] // 10) * 10)
+        draft.add(end)
     return draft
 
 
 def _in_text(
     speller: Speller, natural: Haystack, spoken: Int[np.ndarray, "n_passkeys n_words"], rng: np.random.Generator
-) -> _Keys:
+) -> _Passkeys:
     keys = ["".join(f" {ALPHABET[word]}" for word in words) for words in spoken]
     ordinals = ORDINALS[: len(keys)]
-    hide = [f" Remeber this sequence of words, it's the {one} passkey to the vault:" for one in ordinals]
-    ask = [f" Question: In the text above, what is the {one} passkey to the vault? Answer:" for one in ordinals]
-    hidden = speller.many([(before, key, ".") for before, key in zip(hide, keys, strict=True)])
-    asked = speller.many([(before, key, ".") for before, key in zip(ask, keys, strict=True)])
-    return _Keys(
+    hide = [f" Remeber this sequence of words, it's the {ordinal} passkey to the vault:" for ordinal in ordinals]
+    ask = [f" Question: In the text above, what is the {ordinal} passkey to the vault? Answer:" for ordinal in ordinals]
+    hidden = speller.many([(lead, key, ".") for lead, key in zip(hide, keys, strict=True)])
+    asking = speller.many([(lead, key, ".") for lead, key in zip(ask, keys, strict=True)])
+    return _Passkeys(
         head=speller.first("Passkeys to a vault are hidden in the text that follows. Remember them."),
-        hidden=[row[0] for row in hidden],
-        asked=[row[0] for row in asked],
+        leads=[row[0] for row in hidden],
+        questions=[row[0] for row in asking],
         keys=[row[1] for row in hidden],
         end=hidden[0][2],
         haystack=lambda n: natural(n, rng),
     )
 
 
-def _in_tokens(words: Vocabulary, spoken: Int[np.ndarray, "n_passkeys n_words"], rng: np.random.Generator) -> _Keys:
+def _in_tokens(words: Vocabulary, spoken: Int[np.ndarray, "n_passkeys n_words"], rng: np.random.Generator) -> _Passkeys:
     n_alphabet, n_passkeys = len(ALPHABET), len(spoken)
-    drawn, filler = draw_one(words, n_alphabet + n_passkeys, rng, what=f"{n_passkeys} passkeys")
+    drawn, filler = draw_one(words, n_alphabet + n_passkeys, rng, purpose=f"{n_passkeys} passkeys")
     alphabet, ordinals = np.split(drawn, [n_alphabet])
     cues = [ordinals[i : i + 1] for i in range(n_passkeys)]
     keys = [alphabet[words] for words in spoken]
-    return _Keys(drawn[:0], cues, cues, keys, drawn[:0], lambda n: random_tokens(filler, n, rng))
+    return _Passkeys(drawn[:0], cues, cues, keys, drawn[:0], lambda n: random_tokens(filler, n, rng))

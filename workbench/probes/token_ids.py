@@ -1,4 +1,4 @@
-"""Which token ids a probe may draw: ordinary tokens only, from any tokenizer, model or bare vocabulary size."""
+"""The token ids that a probe may draw: ordinary tokens only, of any tokenizer, model or bare vocabulary size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.heads import WorkbenchError
 
 @runtime_checkable
 class HasVocabulary(Protocol):
-    """What a probe needs of a model: its configuration, and its tokenizer if it has one (else None)."""
+    """A model as probes see it: its configuration, and its tokenizer if it has one (else None)."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -35,9 +35,9 @@ class Vocabulary:
 def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
     """The ordinary tokens of a model, or of a vocabulary given by its size.
 
-    Left out: special and added tokens, byte-fallback tokens, and ids that the tokenizer does not know. Of a model
-    without a tokenizer, its beginning, end and padding tokens. Of ids that a tokenizer orders by merge rank, also the
-    first and last hundredth, the most and least frequent.
+    Left out are special and added tokens, byte-fallback tokens, and ids that the tokenizer does not know; of a model
+    without a tokenizer, its beginning, end and padding tokens. Tokenizers order ids by merge rank, so the first and
+    last hundredth, the most and least frequent tokens, are left out too.
 
     Raises:
         WorkbenchError: if fewer than two ordinary tokens remain.
@@ -65,7 +65,7 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
 
 
 def check_sizes(source: HasVocabulary | Vocabulary | int, *, length: object, **sizes: object) -> None:
-    """Refuse a probe that no sequence of this model can hold, or whose sizes are no numbers to count with.
+    """Refuse sizes that are not whole numbers, and sequences longer than the model's context.
 
     Raises:
         WorkbenchError: if a size is not a whole number of at least 1, or `length` exceeds the model's positions.
@@ -79,10 +79,10 @@ def check_sizes(source: HasVocabulary | Vocabulary | int, *, length: object, **s
 
 
 def check_context(source: HasVocabulary | Vocabulary | int, n_tokens: int, *, smaller: str) -> None:
-    """Refuse sequences of `n_tokens`, whose number follows from the arguments named in `smaller`.
+    """Refuse sequences longer than the model's context. `smaller` names the arguments that determine `n_tokens`.
 
     Raises:
-        WorkbenchError: if the model has fewer positions.
+        WorkbenchError: if the model has fewer positions than `n_tokens`.
     """
     longest = context(source)
     if longest is not None and n_tokens > longest:
@@ -92,34 +92,26 @@ def check_context(source: HasVocabulary | Vocabulary | int, n_tokens: int, *, sm
 
 
 def context(source: HasVocabulary | Vocabulary | int) -> int | None:
-    """How many positions the model has; None where that is not bounded or not known."""
+    """The model's number of positions; None where it is unbounded or unknown."""
     if isinstance(source, Vocabulary | int):
         return None
     return getattr(source.config.get_text_config(), "max_position_embeddings", None)
 
 
-def tokens_left(length: int, needed: int, what: str) -> int:
-    """What remains of `length` tokens.
+def tokens_left(length: int, n_needed: int, content: str) -> int:
+    """`length` − `n_needed`, where `content` names the part of a sequence that needs tokens.
 
     Raises:
-        WorkbenchError: if nothing does.
+        WorkbenchError: if nothing remains.
     """
-    if needed >= length:
-        raise WorkbenchError(f"length {length} is too short: {what} take {needed} tokens; pass length > {needed}")
-    return length - needed
+    if n_needed >= length:
+        raise WorkbenchError(
+            f"length {length} is too short: {content} take {n_needed} tokens; pass length > {n_needed}"
+        )
+    return length - n_needed
 
 
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def _checked(ids: list[int], bos: int | None) -> Vocabulary:
-    if len(ids) < 2:
-        raise WorkbenchError(f"the vocabulary has {len(ids)} ordinary tokens; a probe needs at least 2")
-    return Vocabulary(torch.tensor(ids), bos)
-
-
-def draw(words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, *, what: str) -> Int[Tensor, "b n"]:
+def draw(words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, *, purpose: str) -> Int[Tensor, "b n"]:
     """Rows of ordinary tokens, all different within a row.
 
     Raises:
@@ -127,22 +119,22 @@ def draw(words: Vocabulary, shape: tuple[int, int], generator: torch.Generator, 
     """
     n_sequences, n = shape
     if n > len(words.ids):
-        raise WorkbenchError(f"{what} needs {n} different tokens; the vocabulary has {len(words.ids)} ordinary ones")
+        raise WorkbenchError(f"{purpose} needs {n} different tokens; the vocabulary has {len(words.ids)} ordinary ones")
     picks = [torch.randperm(len(words.ids), generator=generator)[:n] for _ in range(n_sequences)]
     return words.ids[torch.stack(picks)] if picks else torch.zeros(0, n, dtype=torch.long)
 
 
 def draw_one(
-    words: Vocabulary, n: int, rng: np.random.Generator, *, what: str
+    words: Vocabulary, n: int, rng: np.random.Generator, *, purpose: str
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " rest"]]:
-    """`n` different ordinary tokens for one sequence, and all the others to fill it with.
+    """`n` different ordinary tokens for one sequence, and all others as its filler.
 
     Raises:
         WorkbenchError: if not at least one other remains.
     """
     if n >= len(words.ids):
         raise WorkbenchError(
-            f"{what}: needs {n} different tokens and one to fill with; "
+            f"{purpose}: needs {n} different tokens and one to fill with; "
             f"the vocabulary has {len(words.ids)} ordinary ones"
         )
     drawn, rest = np.split(rng.permutation(words.ids.numpy()), [n])
@@ -154,3 +146,13 @@ def with_bos(words: Vocabulary, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b t2
     if words.bos is None:
         return tokens
     return torch.cat([torch.full((len(tokens), 1), words.bos), tokens], 1)
+
+
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _checked(ids: list[int], bos: int | None) -> Vocabulary:
+    if len(ids) < 2:
+        raise WorkbenchError(f"the vocabulary has {len(ids)} ordinary tokens; a probe needs at least 2")
+    return Vocabulary(torch.tensor(ids), bos)

@@ -1,7 +1,6 @@
 """The detectors that come with the workbench; importing this package registers them."""
 
 from workbench.detectors.builtin import (
-    distance_ladder,
     local_band,
     locos,
     qr_head,
@@ -17,7 +16,6 @@ from workbench.detectors.builtin import (
 )
 
 __all__ = [
-    "distance_ladder",
     "local_band",
     "locos",
     "qr_head",

@@ -1,4 +1,4 @@
-"""Heads that look a few tokens back, wherever exactly: the mean over the last w distances."""
+"""Local heads: attention on any of the last 8 tokens, as the mean over their distances."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Heads that look from a question at the document that answers it, and not from an empty question.
+"""Query-focused retrieval heads (QRHead): attention of a question on its document, less that of an empty question.
 
 Reference:
     Zhang et al. 2025, Query-Focused Retrieval Heads Improve Long-Context Reasoning and Re-ranking (QRHead), its
     `attn_retriever.py`: the sum over the document's tokens, which grows with their number, less those more than two
     standard deviations below their mean. There a head is ranked by the mean over questions (`detect_qrhead_lme.py`), or
-    by how well its scores rank the documents (`detect_qrhead_beir.py`); rows see what a full causal mask lets them,
-    here what the layer's own does.
+    by how well its scores rank the documents (`detect_qrhead_beir.py`). There rows have a full causal mask, here the
+    layer's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks import PerSequence, Recording, RowReading, Sequences
 
 _DEVIATIONS = 2
-_AT = 10  # documents that nDCG looks at
+_DEEPEST_RANK = 10  # of nDCG@10
 
 
 def question_rows(batch: Sequences) -> Int[Tensor, "n_rows 2"]:
@@ -64,7 +64,7 @@ def document_columns(
 ) -> Float[Tensor, " n"]:
     """`gold_columns` of every document, the gold one first, each followed by one NaN."""
     if batch.documents is None:
-        raise WorkbenchError("documents are ranked where the probe tells them; pass probes=probes.gold_document(m)")
+        raise WorkbenchError("documents are ranked where the probe lists them; pass probes=probes.gold_document(m)")
     gold = gold_columns(pattern, rows, batch)
     end = gold.new_full((1,), torch.nan)
     assert batch.answers is not None
@@ -90,30 +90,30 @@ def qr_head_ndcg(recording: Recording) -> PerSequence:
 
 
 def _ndcg(gained: Float[Tensor, "n_layers max_heads n"]) -> Float[Tensor, "n_layers max_heads"]:
-    """Of one question: 1 / log2(1 + rank of the gold document), equal ones sharing the mean of their ranks."""
+    """Of one question: 1 / log2(1 + rank of the gold document); equal scores share the mean of their ranks."""
     is_token = gained.isfinite().any(0).any(0)
     last = int(is_token.nonzero().max()) + 1 if bool(is_token.any()) else 0
     ends = (~is_token[: last + 1]).nonzero()[:, 0].tolist()
     starts = [0, *(end + 1 for end in ends)]
-    scores = torch.stack([_kept(gained[..., a:b]).sum(-1) for a, b in zip(starts, ends, strict=False)], -1)
+    scores = torch.stack([_without_outliers(gained[..., a:b]).sum(-1) for a, b in zip(starts, ends, strict=False)], -1)
     gold, others = scores[..., :1], scores[..., 1:]
     rank = 1 + (others > gold).sum(-1) + (others == gold).sum(-1) / 2
-    return torch.where(rank <= _AT, 1 / torch.log2(1 + rank), 0)
+    return torch.where(rank <= _DEEPEST_RANK, 1 / torch.log2(1 + rank), 0)
 
 
-def _kept(gained: Float[Tensor, "*b n_tokens"]) -> Float[Tensor, "*b n_tokens"]:
+def _without_outliers(gained: Float[Tensor, "*b n_tokens"]) -> Float[Tensor, "*b n_tokens"]:
     """0 in place of tokens more than two deviations below the mean; NaN stays."""
     n = gained.isfinite().sum(-1, keepdim=True)
     mean = gained.nansum(-1, keepdim=True) / n
     deviation = ((gained - mean).square().nansum(-1, keepdim=True) / (n - 1)).sqrt()
-    kept = torch.where(gained > mean - _DEVIATIONS * deviation, gained, 0)
-    return torch.where(gained.isfinite(), kept, torch.nan)
+    without = torch.where(gained > mean - _DEVIATIONS * deviation, gained, 0)
+    return torch.where(gained.isfinite(), without, torch.nan)
 
 
 def _gained(
     recording: Recording,
 ) -> tuple[Float[Tensor, "n n_layers max_heads n_tokens"], Int[Tensor, "n n_layers max_heads"]]:
-    """Of each question, what each token of its document gains; 0 if more than two deviations below the mean."""
+    """Of each question, the gain of each token of its document; 0 if more than two deviations below the mean."""
     reading = recording.readings[_GOLD.name]
     attention = reading.values / reading.rows[..., None]
-    return _kept(attention[0::2] - attention[1::2]), reading.rows[0::2] * (reading.rows[1::2] > 0)
+    return _without_outliers(attention[0::2] - attention[1::2]), reading.rows[0::2] * (reading.rows[1::2] > 0)

@@ -1,7 +1,7 @@
-"""RazorAttention's pair on repeated random tokens: heads that look at the same token before, and at the one after it.
+"""RazorAttention's echo and induction heads: attention on the same token before, and on the token after it.
 
-Among k earlier copies the official score is the mean over copies, so that a head that looks at the last copy alone can
-reach (1 + 1/2 + … )/copies at most: with four copies 3/6. The sums over copies are the same heads' whole share.
+The official score is the mean over earlier copies, so that a head that attends to the last copy alone scores at most
+1/2 on four copies. The sums over copies are the same heads' whole attention.
 
 Reference:
     Tang et al. 2024, RazorAttention, in Huawei's implementation (msmodelslim, `ra_compress`): 4 copies of 2500 tokens,

@@ -1,8 +1,8 @@
-"""Retrieval on known answers, teacher-forced: does the row that predicts an answer look at the answer's source?
+"""Retrieval heads, teacher-forced: attention of the row that predicts an answer on the answer's source.
 
 Reference:
-    Wu et al. 2024, Retrieval Head Mechanistically Explains Long-Context Factuality. Here the source is known from where
-    the probe put it and the answer is forced, so that the score exists for checkpoints that cannot answer yet.
+    Wu et al. 2024, Retrieval Head Mechanistically Explains Long-Context Factuality. Here the probe
+    knows the source, and the answer is forced, so that checkpoints that cannot answer yet have a score.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def retrieval_top1(recording: Recording) -> PerSequence:
 
 
 def needle_number(batch: Sequences) -> Int[Tensor, " n_cells"]:
-    """Of each target cell, the number of its answer in the sequence: answers are runs of rows one after the other."""
+    """The number of each target cell's answer in its sequence; an answer is a run of successive rows."""
     assert batch.targets is not None
     sequence, row, _ = batch.targets.unbind(-1)
     is_new_sequence = torch.ones_like(row, dtype=torch.bool)

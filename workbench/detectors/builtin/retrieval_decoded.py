@@ -1,12 +1,12 @@
-"""Retrieval scores as their authors compute them: on what the model itself decodes.
+"""Retrieval heads as their authors score them (Wu et al., HeadKV): on the model's own decoded replies.
 
-They differ from `retrieval` and `retrieval_top1` in that the answer is the model's own: only models that can answer
-have a score, and each token counts that the model reads off the needle, in whatever order. There the answer is forced,
-so that every checkpoint has a score. They do not run where nobody names them.
+Only models that can answer have these scores, and every token counts that the model reads off the needle, in any
+order. `retrieval` and `retrieval_top1` force the answer, so that every checkpoint has a score. The scores here run only
+where they are named.
 
 Reference:
-    Wu et al. 2024, Retrieval Head Mechanistically Explains Long-Context Factuality. A token that the model says twice
-    counts twice, so that a score can exceed 1.
+    Wu et al. 2024, Retrieval Head Mechanistically Explains Long-Context Factuality. A token that occurs twice in
+    the reply counts twice, so that a score can exceed 1.
     Fu et al. 2024, HeadKV. Its files hold ten times this number.
 """
 
@@ -28,8 +28,8 @@ def needle_cells(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
     start, stop = batch.needles.unbind(-1)
     n = stop - start
     rows = batch.answers.repeat_interleave(n, dim=0)
-    place = torch.arange(len(rows), device=rows.device) - (n.cumsum(0) - n).repeat_interleave(n)
-    return torch.cat([rows, (start.repeat_interleave(n) + place)[:, None]], 1)
+    offset = torch.arange(len(rows), device=rows.device) - (n.cumsum(0) - n).repeat_interleave(n)
+    return torch.cat([rows, (start.repeat_interleave(n) + offset)[:, None]], 1)
 
 
 NEEDLE = CellSum("answer_needle_mass", needle_cells)
@@ -44,18 +44,18 @@ def _wu(recording: Recording) -> PerSequence:
 
 @detector("retrieval_wu", needs={"answer_top1", NEEDLE}, decoding=Decoding("recall", "overlap"))
 def retrieval_wu(recording: Recording) -> PerSequence:
-    """Copied tokens per needle token: decode steps whose arg-max key lies in the needle and holds the token said."""
+    """Copied tokens per needle token: decode steps whose arg-max key is in the needle and holds the decoded token."""
     return _wu(recording)
 
 
 @detector("retrieval_wu_offsets", needs={"answer_top1", NEEDLE}, decoding=Decoding("recall", "offsets"))
 def retrieval_wu_offsets(recording: Recording) -> PerSequence:
-    """`retrieval_wu` with the needle where the probe put it, not where tokens overlap with it first."""
+    """`retrieval_wu` with the probe's own needle, not the first window whose tokens overlap with it."""
     return _wu(recording)
 
 
 def answer_rows(batch: Sequences) -> Int[Tensor, "n_rows 2"]:
-    """The rows that say a token, of sequences whose needles are told."""
+    """The rows that predict a decoded token, of sequences with known needles."""
     if batch.answers is None or batch.needles is None:
         return torch.zeros(0, 2, dtype=torch.long, device=batch.tokens.device)
     return batch.answers

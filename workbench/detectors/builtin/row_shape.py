@@ -1,9 +1,18 @@
-"""The shape of a head's rows, whatever they attend to: how spread, how far back, how much beyond a window."""
+"""The shape of a head's rows: entropy and support, mean distance, and the mass beyond windows.
+
+`far_mass_16` to `far_mass_4096` describe the distance distribution: 1 − far_mass_w is its distribution function at w.
+The mass beyond a model's own window is the attention that this window removes.
+
+Reference:
+    Mass beyond a window = 1 − exp(lse within − lse), for any mask and learned sink.
+"""
 
 from __future__ import annotations
 
 from workbench.detectors.registry import detector
-from workbench.hooks import PerSequence, Recording
+from workbench.hooks import FarSum, PerSequence, Recording
+
+WINDOWS = (16, 64, 256, 1024, 4096)
 
 
 @detector("entropy", needs={"entropy"}, direction="none", units="nats")
@@ -14,7 +23,7 @@ def entropy(recording: Recording) -> PerSequence:
 
 @detector("mean_distance", needs={"mean_distance"}, units="tokens")
 def mean_distance(recording: Recording) -> PerSequence:
-    """How far back the row looks on average, Σ_j A[i, j] · (i − j)."""
+    """Mean attention distance of the row, Σ_j A[i, j] · (i − j)."""
     return recording["mean_distance"]
 
 
@@ -32,11 +41,24 @@ def normalized_entropy(recording: Recording) -> PerSequence:
 
 @detector("effective_support", needs={"effective_support"}, units="tokens", by_default=False)
 def effective_support(recording: Recording) -> PerSequence:
-    """How many keys the row spreads over, 1 / Σ A²."""
+    """Effective number of keys that the row attends to, 1 / Σ A²."""
     return recording["effective_support"]
 
 
 @detector("window_saturation", needs={"window_saturation"}, by_default=False)
 def window_saturation(recording: Recording) -> PerSequence:
-    """Attention on the last tenth of a sliding layer's own window, rows i ≥ window: would it like to see farther?"""
+    """Attention on the last tenth of a sliding layer's own window, rows i ≥ window."""
     return recording["window_saturation"]
+
+
+def _far_mass_beyond(window: int) -> None:
+    name = f"far_mass_{window}"
+
+    @detector(name, needs={FarSum(name, window)}, by_default=False)
+    def far_mass_beyond(recording: Recording) -> PerSequence:
+        """Attention a given number of tokens back or more, on rows with as many tokens before them."""
+        return recording[name]
+
+
+for _window in WINDOWS:
+    _far_mass_beyond(_window)

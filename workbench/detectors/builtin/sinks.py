@@ -1,4 +1,4 @@
-"""Attention that goes nowhere: on the first token or tokens, and on a learned sink logit.
+"""Attention sinks: attention on the first token or tokens, and on a learned sink logit.
 
 Reference:
     Gu et al. 2024, When Attention Sink Emerges in Language Models: α_k, and the share of samples where it exceeds ε.
@@ -40,7 +40,7 @@ def sink_total(recording: Recording) -> PerSequence:
     first, learned = recording["sink_mass"], recording["learned_sink_mass"]
     error = first.row_error
     if error is not None and learned.row_error is not None:
-        error = error + learned.row_error.nan_to_num()  # the two are of the same rows: at worst they err alike
+        error = error + learned.row_error.nan_to_num()  # both are of the same rows: at worst their errors are equal
     return PerSequence(first.total + learned.total.nan_to_num(), first.rows, error)
 
 
@@ -65,13 +65,13 @@ def column_cells(batch: Sequences, *, k: int) -> Int[Tensor, "n_cells 3"]:
 
 
 def gu_sink(name: str, *, k: int = 0, epsilon: float | int = EPSILON) -> Callable[[Recording], PerSequence]:
-    """Register the metric of Gu et al. for the token at position `k` and a threshold of one's own, under `name`.
+    """Register the metric of Gu et al. under `name`, for the token at position `k` and the threshold `epsilon`.
 
     The score of a sequence is 1 if α_k, the attention on that token averaged over the rows that see it, exceeds
     `epsilon`; sequences of k tokens or fewer have no row.
 
     Raises:
-        WorkbenchError: if k < 0, or a threshold outside 0 … 1 was given, or the name is taken.
+        WorkbenchError: if k < 0, epsilon is outside 0 … 1, or another function holds the name.
     """
     if k < 0 or not 0 <= epsilon <= 1:
         raise WorkbenchError(f"k is {k} and epsilon {epsilon}; expected a position and a share of attention")

@@ -1,8 +1,8 @@
-"""Heads that attend by position or token identity: previous, current, duplicate token, induction.
+"""Heads that attend by position or token identity: previous, current and duplicate token, induction.
 
 Reference:
-    Olsson et al. 2022, In-context Learning and Induction Heads, "prefix matching score". Here the targets are read off
-    the tokens, so that the score is defined on any sequence, repeated random tokens included; and no row is dropped.
+    Olsson et al. 2022, In-context Learning and Induction Heads, "prefix matching score". Here the target cells
+    are computed from the tokens, so that the score is defined on any sequence, and no row is dropped.
 """
 
 from __future__ import annotations

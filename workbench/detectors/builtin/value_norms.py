@@ -1,4 +1,4 @@
-"""What attention moves, not only where it looks: value norms, for heads that attend to a token with nothing to say.
+"""Attention weighted by value norms, for heads that attend to a token whose value is small.
 
 Reference:
     Gu et al. 2024, When Attention Sink Emerges in Language Models, section 3 (the first token's value is small);
@@ -21,7 +21,7 @@ from workbench.hooks import PerSequence, Recording
     by_default=False,
 )
 def value_drain(recording: Recording) -> PerSequence:
-    """Share of what the head moves that is not the first token's, 1 − Σ A[i, 0] ‖v_0‖ / Σ A[i, j] ‖v_j‖; softmax heads.
+    """Share of the moved values that is not the first token's, 1 − Σ A[i, 0] ‖v_0‖ / Σ A[i, j] ‖v_j‖; softmax heads.
 
     A sink head with a drained value scores near 1 although nearly all of its attention is on the first token.
     """

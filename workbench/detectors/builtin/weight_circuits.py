@@ -1,6 +1,6 @@
-"""Scores read off the weights: does a head copy what it attends to, and does it find keys by what earlier heads wrote?
+"""Scores of the weights: copying of the output-value circuit, composition of a head with earlier heads.
 
-Both are scores of the circuit alone: no text is run, and the attention pattern has no part in them.
+No text is run, and the attention pattern has no part in these scores.
 
 Reference:
     Elhage et al. 2021, A Mathematical Framework for Transformer Circuits, "Summarizing OV/QK Matrices" and "Virtual
@@ -38,38 +38,39 @@ def copying(weights: Weights) -> PerHead:
     is 0 whatever their shapes, for W_V is as likely as −W_V: there is nothing to subtract. n counts the eigenvalues.
     """
     through = _unembedded_embedding(weights.embed, weights.unembed)
-    found = empty_scores(weights)
-    for place, heads in enumerate(weights.heads):
+    scores = empty_scores(weights)
+    for layer_slot, heads in enumerate(weights.heads):
         if heads is None:
             continue
         small = einsum(heads.o, through, heads.v, "h d m, m n, h n e -> h d e").cpu().double()
         size = torch.linalg.eigvals(small).abs().sum(-1)
         ratio = torch.diagonal(small, dim1=-2, dim2=-1).sum(-1) / size
-        found.score[place, : len(ratio)] = torch.where(size > 0, ratio, torch.nan).float()
-        found.n[place, : len(ratio)] = torch.where(size > 0, small.shape[-1], 0)
-    return found
+        scores.score[layer_slot, : len(ratio)] = torch.where(size > 0, ratio, torch.nan).float()
+        scores.n[layer_slot, : len(ratio)] = torch.where(size > 0, small.shape[-1], 0)
+    return scores
 
 
 @weight_detector("k_composition", units="norm ratio above random")
 def k_composition(weights: Weights) -> PerHead:
     """Composition of the strongest earlier head into this head's keys, ‖W_QK W_OV‖ / (‖W_QK‖ ‖W_OV‖) above random.
 
-    What is subtracted is the mean of the ratio over 64 draws of Gaussian matrices of the same shapes, near
-    1/√d_model. n counts the earlier heads; heads of the first layer have none and no score, nor has a head
-    of zeros.
+    The subtracted baseline is the mean ratio of 64 draws of Gaussian matrices of the same shapes, near 1/√d_model. n
+    counts the earlier heads; heads of the first layer and heads of zeros have no score.
     """
-    found = empty_scores(weights)
+    scores = empty_scores(weights)
     for later, ratios in _ratios(weights, "K"):
-        above = torch.cat([r - _baseline(weights, earlier, later, "K", _SEED) for earlier, r in ratios.items()], dim=1)
+        above = torch.cat(
+            [r - _baseline(weights, earlier, later, into="K", seed=_SEED) for earlier, r in ratios.items()], dim=1
+        )
         n = above.isfinite().sum(1)
         best = above.nan_to_num(nan=-torch.inf).max(1).values
-        found.score[later, : len(n)] = torch.where(n > 0, best, torch.nan)
-        found.n[later, : len(n)] = n
-    return found
+        scores.score[later, : len(n)] = torch.where(n > 0, best, torch.nan)
+        scores.n[later, : len(n)] = n
+    return scores
 
 
 def composition(m: HookedModel | nn.Module, into: str = "K", *, seed: int = _SEED) -> pd.DataFrame:
-    """Every pair of heads of two layers: how much of what the earlier one writes the later one reads.
+    """Composition of every pair of heads of two layers: how much the later one reads of what the earlier one writes.
 
     Args:
         m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
@@ -92,13 +93,13 @@ def composition(m: HookedModel | nn.Module, into: str = "K", *, seed: int = _SEE
 
 
 def composition_table(weights: Weights, into: Into = "K", *, seed: int = _SEED) -> pd.DataFrame:
-    """`composition` of weights that have been read."""
+    """`composition` of given weights."""
     columns = ("layer", "head", "from_layer", "from_head", "ratio", "baseline")
     rows = [
         (weights.layers[later].index, head, weights.layers[earlier].index, source, float(ratio[head, source]), baseline)
         for later, by_layer in _ratios(weights, into)
         for earlier, ratio in by_layer.items()
-        for baseline in [_baseline(weights, earlier, later, into, seed)]
+        for baseline in [_baseline(weights, earlier, later, into=into, seed=seed)]
         for head in range(ratio.shape[0])
         for source in range(ratio.shape[1])
     ]
@@ -108,7 +109,7 @@ def composition_table(weights: Weights, into: Into = "K", *, seed: int = _SEED) 
 
 
 def empty_scores(weights: Weights) -> PerHead:
-    """No score for any head yet."""
+    """NaN and 0 for every head."""
     shape = (len(weights.layers), max(info.n_heads for info in weights.layers))
     return PerHead(torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.long))
 
@@ -124,23 +125,23 @@ def _unembedded_embedding(
 
 
 def _ratios(weights: Weights, into: Into) -> list[tuple[int, dict[int, Float[Tensor, "later earlier"]]]]:
-    """For the place of each softmax layer that has an earlier one: the ratio of each pair of heads, by place."""
-    places = [place for place, heads in enumerate(weights.heads) if heads is not None]
+    """By layer slot of each softmax layer that has an earlier one: the ratio of each pair of heads, by earlier slot."""
+    softmax_slots = [slot for slot, heads in enumerate(weights.heads) if heads is not None]
     writing: dict[int, Tensor] = {}
-    found: list[tuple[int, dict[int, Tensor]]] = []
-    for later in places:
+    ratios: list[tuple[int, dict[int, Tensor]]] = []
+    for later in softmax_slots:
         heads = weights.heads[later]
         assert heads is not None
         reading = _unit(_reading(heads, into))
         by_layer = {earlier: _product_norms(reading, written) for earlier, written in writing.items()}
         if by_layer:
-            found.append((later, by_layer))
+            ratios.append((later, by_layer))
         writing[later] = _unit(_collapsed(heads.v) @ heads.o)
-    return found
+    return ratios
 
 
 def _reading(heads: HeadWeights, into: Into) -> Float[Tensor, "h d d_model"]:
-    """A matrix as wide as the residual whose product with anything has the norm that W_QK's or W_OV's has."""
+    """A matrix as wide as the residual; its products have the norms of products with W_QK or W_OV."""
     match into:
         case "K":
             return _collapsed(heads.q) @ heads.k.mT
@@ -151,7 +152,7 @@ def _reading(heads: HeadWeights, into: Into) -> Float[Tensor, "h d d_model"]:
 
 
 def _collapsed(outer: Float[Tensor, "h d_model d"]) -> Float[Tensor, "h r d"]:
-    """R of outer = QR: multiplying by Q changes no norm, so that the residual-sized side need not be carried."""
+    """R of outer = QR: multiplication by Q changes no norm, so the residual-sized side can be dropped."""
     return torch.linalg.qr(outer, mode="r").R
 
 
@@ -162,11 +163,11 @@ def _unit(matrices: Float[Tensor, "h d d_model"]) -> Float[Tensor, "h d d_model"
 def _product_norms(
     reading: Float[Tensor, "later d d_model"], written: Float[Tensor, "earlier e d_model"]
 ) -> Float[Tensor, "later earlier"]:
-    by_head = [torch.linalg.matrix_norm(einsum(one, written, "d m, s e m -> s d e")) for one in reading]
+    by_head = [torch.linalg.matrix_norm(einsum(head, written, "d m, s e m -> s d e")) for head in reading]
     return torch.stack(by_head).cpu()
 
 
-def _baseline(weights: Weights, earlier: int, later: int, into: Into, seed: int) -> float:
+def _baseline(weights: Weights, earlier: int, later: int, *, into: Into, seed: int) -> float:
     reader, writer = weights.heads[later], weights.heads[earlier]
     assert reader is not None
     assert writer is not None

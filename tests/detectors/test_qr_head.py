@@ -23,7 +23,7 @@ WORDS = Vocabulary(torch.arange(3, 90), bos=1)
 def test_query_focused_scores_equal_the_authors_formula_over_whole_patterns(family):
     probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=3)
     table = score(open_model(tiny(family)), ["qr_head", "qr_head_mean"], probes=probe)
-    found = {(r.detector, r.layer, r.head): r.score for r in table.itertuples()}
+    measured = {(r.detector, r.layer, r.head): r.score for r in table.itertuples()}
     expected = {name: Counter() for name in ("qr_head", "qr_head_mean")}
     for i in range(3):
         attention = []
@@ -31,19 +31,19 @@ def test_query_focused_scores_equal_the_authors_formula_over_whole_patterns(fami
             mask = None if probe.attention_mask is None else probe.attention_mask[b : b + 1].long()
             patterns, _, linear = eager_patterns(tiny(family, "eager"), probe.tokens[b : b + 1], mask)
             patterns = [p / p.abs().sum(-1, keepdim=True) if x in linear else p for x, p in enumerate(patterns)]
-            mine = probe.answer_rows[:, 0] == b
-            rows, (start, stop) = probe.answer_rows[mine][:, 1], probe.needles[mine][0].tolist()
+            in_sequence = probe.answer_rows[:, 0] == b
+            rows, (start, stop) = probe.answer_rows[in_sequence][:, 1], probe.needles[in_sequence][0].tolist()
             attention.append([p[0][:, rows][:, :, start:stop].mean(1) for p in patterns])
         for layer in range(2):
             gained = attention[0][layer] - attention[1][layer]
             for head in range(4):
                 tokens = gained[head]
-                kept = (tokens * (tokens > tokens.mean() - 2 * tokens.std())).sum().item()
-                expected["qr_head"][layer, head] += kept / 3
-                expected["qr_head_mean"][layer, head] += kept / len(tokens) / 3
+                total = (tokens * (tokens > tokens.mean() - 2 * tokens.std())).sum().item()
+                expected["qr_head"][layer, head] += total / 3
+                expected["qr_head_mean"][layer, head] += total / len(tokens) / 3
     for name, by_head in expected.items():
         for (layer, head), value in by_head.items():
-            assert found[name, layer, head] == pytest.approx(value, abs=1e-5)
+            assert measured[name, layer, head] == pytest.approx(value, abs=1e-5)
     assert table.n_seq.eq(3).all()
 
 
@@ -70,21 +70,21 @@ def test_a_head_that_finds_the_key_of_the_question_has_a_high_query_focused_scor
     q[TOKEN, TOKEN], k[TOKEN, TOKEN] = 8 * torch.eye(VOCABULARY), torch.eye(VOCABULARY)
     m = open_model(PlantedModel([[replace(finder, q=q, k=k), uniform_head()]]))
     names = ["qr_head", "qr_head_mean", "qr_head_ndcg"]
-    found = score(m, names, probes=probe).set_index(["detector", "head"]).score
-    assert found["qr_head_ndcg", 0] > 0.9  # first but where another document's key shares a token
-    assert found["qr_head_ndcg", 1] == pytest.approx(1 / math.log2(3))  # no difference: second of three on average
-    assert found["qr_head", 0] > 0.2  # half goes to the question's own tokens, some to keys that share a token
-    assert found["qr_head", 1] == pytest.approx(0, abs=1e-6)
+    measured = score(m, names, probes=probe).set_index(["detector", "head"]).score
+    assert measured["qr_head_ndcg", 0] > 0.9  # first but where another document's key shares a token
+    assert measured["qr_head_ndcg", 1] == pytest.approx(1 / math.log2(3))  # no difference: second of three on average
+    assert measured["qr_head", 0] > 0.2  # half goes to the question's own tokens, some to keys that share a token
+    assert measured["qr_head", 1] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "minimax"])
 def test_documents_are_ranked_as_by_hand(family):
     probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=3)
-    found = score(open_model(tiny(family)), ["qr_head_ndcg"], probes=probe).set_index(["layer", "head"]).score
+    measured = score(open_model(tiny(family)), ["qr_head_ndcg"], probes=probe).set_index(["layer", "head"]).score
     expected = Counter()
     for i in range(3):
-        mine = probe.answer_rows[:, 0] == 2 * i
-        gold = probe.needles[mine][0].tolist()
+        in_sequence = probe.answer_rows[:, 0] == 2 * i
+        gold = probe.needles[in_sequence][0].tolist()
         spans = [span for b, *span in probe.documents.tolist() if b == 2 * i]
         assert len(spans) == 4
         assert gold in spans
@@ -106,7 +106,7 @@ def test_documents_are_ranked_as_by_hand(family):
                 # Beyond a window all documents score 0: none is first, they share the mean rank.
                 rank = 1 + sum((value > own) + (value == own) / 2 for value in by_document.values())
                 expected[layer, head] += 1 / math.log2(1 + rank) / 3
-    assert found.to_dict() == pytest.approx(dict(expected))
+    assert measured.to_dict() == pytest.approx(dict(expected))
 
 
 def test_a_reading_of_rows_is_the_same_piece_by_piece_and_under_padding():
@@ -135,8 +135,8 @@ def test_packed_documents_have_no_readings_of_rows():
 def test_documents_and_questions_in_text_differ_in_the_question_alone(speaking):
     probe = probes.gold_document(speaking, length=400, n_documents=3, n_sequences=2)
     for i in range(4):
-        mine = probe.answer_rows[:, 0] == i
-        rows, (start, stop) = probe.answer_rows[mine][:, 1], probe.needles[mine][0].tolist()
+        in_sequence = probe.answer_rows[:, 0] == i
+        rows, (start, stop) = probe.answer_rows[in_sequence][:, 1], probe.needles[in_sequence][0].tolist()
         question = speaking.tokenizer.decode(probe.tokens[i, rows].tolist())
         document = speaking.tokenizer.decode(probe.tokens[i, start:stop].tolist())
         assert ("N/A" in question) == (i % 2 == 1)

@@ -79,9 +79,9 @@ def test_copying_of_a_permutation_is_the_mean_of_its_eigenvalues(on_tokens, unem
 
 
 def test_a_head_that_writes_nothing_has_no_copying_score():
-    found = copying(by_hand([[planted.sink_head(), induction()]]))
-    assert math.isnan(found.score[0, 0])
-    assert found.n.tolist() == [[0, planted.WIDTH]]
+    scores = copying(by_hand([[planted.sink_head(), induction()]]))
+    assert math.isnan(scores.score[0, 0])
+    assert scores.n.tolist() == [[0, planted.WIDTH]]
 
 
 @pytest.mark.parametrize(("into", "expected"), [("K", 1 / math.sqrt(V)), ("Q", 0), ("V", 0)])
@@ -97,12 +97,12 @@ def test_the_score_of_a_head_is_that_of_its_strongest_earlier_head():
     weights = by_hand(
         [[planted.sink_head(), planted.previous_token_head()], [planted.uniform_head(), induction()], [induction()]]
     )
-    found = k_composition(weights)
+    scores = k_composition(weights)
     best = 1 / math.sqrt(V) - random_ratio(planted.WIDTH, planted.WIDTH, planted.WIDTH, seed=0)
-    assert found.n.tolist() == [[0, 0], [0, 1], [2, 0]]  # heads of zeros take no part
-    assert found.score.isnan().tolist() == [[True, True], [True, False], [False, True]]
-    assert found.score[1, 1] == pytest.approx(best, abs=1e-6)
-    assert found.score[2, 0] == pytest.approx(best, abs=1e-6)
+    assert scores.n.tolist() == [[0, 0], [0, 1], [2, 0]]  # heads of zeros take no part
+    assert scores.score.isnan().tolist() == [[True, True], [True, False], [False, True]]
+    assert scores.score[1, 1] == pytest.approx(best, abs=1e-6)
+    assert scores.score[2, 0] == pytest.approx(best, abs=1e-6)
 
 
 def planted_llama(n=50, *, on_tokens=None):
@@ -198,10 +198,10 @@ def with_odd_norms(family):
 
 def test_a_ratio_is_that_of_transformerlens_where_the_norms_do_nothing():
     m = open_model(tiny("llama"))
-    theirs = m.bridge.all_composition_scores("K").scores
+    expected = m.bridge.all_composition_scores("K").scores
     for pair in composition(m).itertuples():
         assert pair.ratio == pytest.approx(
-            float(theirs[pair.from_layer, pair.from_head, pair.layer, pair.head]), abs=1e-5
+            float(expected[pair.from_layer, pair.from_head, pair.layer, pair.head]), abs=1e-5
         )
 
 
@@ -337,18 +337,18 @@ def test_rows_of_weights_stand_beside_rows_of_probes():
 def test_a_scan_stores_scores_of_weights_once_per_checkpoint_and_resumes(tmp_path):
     for step, family in ((1, "llama"), (2, "llama")):
         tiny(family).save_pretrained(tmp_path / "series" / f"checkpoint-{step}")
-    kept = tmp_path / "run"
-    run = scan(tmp_path / "series", kept, ["copying", "sink"], ["repeats:n=8,n_sequences=5"])
+    folder = tmp_path / "run"
+    run = scan(tmp_path / "series", folder, ["copying", "sink"], ["repeats:n=8,n_sequences=5"])
     assert run.status().is_complete
     stored = run.scores(detector="copying", step=2)
     assert set(run.probes_of("copying")) == {"weights"}
     expected = score(tiny("llama"), ["copying"]).score
     assert stored.score.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
     assert stored.seq_len.eq(0).all()
-    before = {p: p.stat().st_mtime_ns for p in kept.glob("scores/*/*.parquet")}
-    wider = scan(tmp_path / "series", kept, ["copying", "k_composition"])
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("scores/*/*.parquet")}
+    wider = scan(tmp_path / "series", folder, ["copying", "k_composition"])
     assert wider.status().is_complete
-    after = {p: p.stat().st_mtime_ns for p in kept.glob("scores/*/*.parquet")}
+    after = {p: p.stat().st_mtime_ns for p in folder.glob("scores/*/*.parquet")}
     assert before.items() <= after.items()
     assert set(wider.detectors) == {"copying", "k_composition", "sink"}
 

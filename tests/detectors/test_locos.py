@@ -50,10 +50,10 @@ def test_what_heads_write_from_the_needle_equals_the_authors_formula(family):
     probe = decoded(open_model(tiny(family)), probes.repeats(WORDS, n=12, n_sequences=2), Decoding("none"))
     need = RowReading("written", answer_rows, from_needle, of="logit")
     reading = open_model(tiny(family)).record(probe, {need}).readings["written"]
-    kept = {}
+    outputs = {}
     hooked = [values_and_weights(model, layer) for layer in range(2)]
     handles = [
-        module.register_forward_hook(lambda _, __, out, layer=layer: kept.__setitem__(layer, out))
+        module.register_forward_hook(lambda _, __, out, layer=layer: outputs.__setitem__(layer, out))
         for layer, (module, _, _) in enumerate(hooked)
     ]
     patterns, _, _ = eager_patterns(model, probe.tokens)
@@ -61,13 +61,13 @@ def test_what_heads_write_from_the_needle_equals_the_authors_formula(family):
         handle.remove()
     unembed = model.get_output_embeddings().weight.detach()
     for layer, (_, split, w_o) in enumerate(hooked):
-        v = split(kept[layer].detach())
+        v = split(outputs[layer].detach())
         for b in range(2):
-            mine = probe.answer_rows[:, 0] == b
-            start, stop = probe.needles[mine][0].tolist()
+            in_sequence = probe.answer_rows[:, 0] == b
+            start, stop = probe.needles[in_sequence][0].tolist()
             for head in range(4):
                 total = 0.0
-                for row in probe.answer_rows[mine][:, 1].tolist():
+                for row in probe.answer_rows[in_sequence][:, 1].tolist():
                     phi = patterns[layer][b, head, row, : row + 1].float()
                     phi = phi * (v[b, head, : row + 1] @ w_o[head].detach() @ unembed[probe.tokens[b, row + 1]])
                     on, n = phi[start:stop].sum(), stop - start

@@ -1,10 +1,10 @@
-"""A detector of one's own: how much a head looks at the token that opened the sentence.
+"""A detector of your own: attention on the token that opened the sentence.
 
-Run it as it stands, on a model that it makes: `python examples/own_detector.py`. In a package of your own the decorated
-function alone is enough; name its module in an entry point, and `workbench scan --detector sentence_start` knows it:
+The script makes a small model and scores it: `python examples/extensions/own_detector.py`. In a package, the decorated
+function is enough. Name its module in an entry point, and `workbench scan --detector sentence_start` finds it:
 
     [project.entry-points."workbench.detectors"]
-    mine = "my_package.my_detectors"
+    my_package = "my_package.detectors"
 """
 
 import torch
@@ -20,8 +20,8 @@ FULL_STOP = 7  # the id of "." in your tokenizer
 def sentence_starts(batch: Sequences) -> torch.Tensor:
     """(sequence, row, key): for each row, the token after the last full stop before it."""
     b, i = batch.valid.nonzero(as_tuple=True)
-    place = torch.arange(batch.tokens.shape[1], device=i.device).expand_as(batch.tokens)
-    after_stop = torch.where(batch.tokens == FULL_STOP, place + 1, 0).cummax(-1).values
+    position = torch.arange(batch.tokens.shape[1], device=i.device).expand_as(batch.tokens)
+    after_stop = torch.where(batch.tokens == FULL_STOP, position + 1, 0).cummax(-1).values
     start = after_stop.roll(1, dims=-1)[b, i]
     return torch.stack([b, i, start], -1)[start > 0]
 
@@ -33,7 +33,7 @@ def sentence_start(recording: Recording) -> PerSequence:
 
 
 def main() -> None:
-    """Score a small random model on sentences of random tokens, beside a detector that comes with the workbench."""
+    """Score a small random model on sentences of random tokens, next to a detector of the workbench."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4

@@ -24,24 +24,24 @@ def model():
 
 def test_a_class_without_a_column_stands_in_the_metrics_name(model):
     probe = probes.variable_tracking(model, hops=[1, 3], n_chains=2, length=90, n_sequences=8, form="tokens")
-    found, _ = numbers(model, probe)
-    assert {name for name, *_ in found} == {
+    metrics, _ = numbers(model, probe)
+    assert {name for name, *_ in metrics} == {
         f"{metric}{of}" for metric in ("recall", "loss_nats") for of in ("", "_hops_1", "_hops_3")
     }
-    assert all(distance is None and position is None for _, distance, position in found)
+    assert all(distance is None and position is None for _, distance, position in metrics)
     with torch.no_grad():
         logits = model.model(probe.tokens).logits[:, -2].log_softmax(-1)
     loss = -logits.gather(1, probe.tokens[:, -1:])[:, 0]
     for hops in (1, 3):
-        mine = found[f"loss_nats_hops_{hops}", None, None]
-        assert mine.value == pytest.approx(float(loss[probe.classes == hops].mean()), rel=1e-4)
-        assert mine.n == 8
+        of_class = metrics[f"loss_nats_hops_{hops}", None, None]
+        assert of_class.value == pytest.approx(float(loss[probe.classes == hops].mean()), rel=1e-4)
+        assert of_class.n == 8
 
 
 def test_distances_keep_their_column(model):
-    found, _ = numbers(model, probes.mqar(model, n_pairs=4, length=40))
-    assert {name for name, *_ in found} == {"recall", "loss_nats"}
-    assert {distance for _, distance, _ in found} > {None, 4, 8}
+    metrics, _ = numbers(model, probes.mqar(model, n_pairs=4, length=40))
+    assert {name for name, *_ in metrics} == {"recall", "loss_nats"}
+    assert {distance for _, distance, _ in metrics} > {None, 4, 8}
 
 
 def test_retrieval_is_the_attention_on_all_places_that_hold_the_answer(model):
