@@ -31,9 +31,9 @@ from ranking_tables import GATES, GREEDY, MODEL, PRIORS, section, write
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel
 from workbench.planning import METHODS, Game, Ranking
+from workbench.planning.rankings.chance import random_order, shuffled_in_layers
 from workbench.planning.rankings.one_by_one import greedy
-from workbench.planning.rankings.ranking import random_order, shuffled_in_layers
-from workbench.planning.rankings.registry import integrated
+from workbench.planning.rankings.window_gates import integrated
 
 _WITHOUT_LABELS = f"{GATES}, no labels"
 _CHEAP = ("first_order", *PRIORS[:4], "output_error_all")

@@ -61,7 +61,7 @@ def times(heads_per_layer: int, rounds: int, n_tokens: int = 256) -> str:
 
     ways = {
         "plain": plain,
-        "pass": lambda: gate_gradients(game, game.pieces[0], 0.5),
+        "pass": lambda: gate_gradients(game, game.batches[0], 0.5),
         "ranking": lambda: integrate(game, nodes=NODES),
     }
     found = cpu_seconds(ways, rounds)
@@ -85,7 +85,7 @@ def peak(way: str, n_tokens: int) -> float:
         model.train()  # or nothing is computed again; llama has no dropout
     with Peak() as memory:
         if way == "gated":
-            gate_gradients(game, game.pieces[0], 0.5)
+            gate_gradients(game, game.batches[0], 0.5)
         else:
             x = model.get_input_embeddings()(probe.tokens).detach().requires_grad_()
             logits = model(inputs_embeds=x, use_cache=False, logits_to_keep=kept).logits

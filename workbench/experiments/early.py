@@ -26,7 +26,7 @@ from workbench.detectors.scoring import bootstrap
 from workbench.emergence import chosen_at
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.planning.answer_loss import batches
+from workbench.planning.answer_loss import answer_batches
 from workbench.probes import Probe
 from workbench.runs.run import Run
 
@@ -77,7 +77,7 @@ class EarlyChoices:
         return f"{head}; {chosen} stay within {tolerance:g} of the last choice from {row['ckpt']} on{share}."
 
 
-def early_choices(
+def early_choices(  # noqa: PLR0913  # public keywords
     m: HookedModel,
     run: Run,
     probes: Sequence[Probe],
@@ -134,7 +134,7 @@ class _Table:
         if key not in self._seen:
             windowed = [head for head in self.players if head not in key[1]]
             with self.m.restrict(windowed, self.window, self.sink):
-                pieces = batches(self.probes[i])
+                pieces = answer_batches(self.probes[i])
                 if not pieces:
                     raise WorkbenchError(f"probe {self.probes[i].name!r} has no answers; expected one with answers")
                 self._seen[key] = np.concatenate([_by_sequence(self.m, piece) for piece in pieces])

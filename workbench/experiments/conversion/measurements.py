@@ -10,7 +10,7 @@ import torch
 from workbench.detectors import score
 from workbench.experiments.conversion.study_data import Probes
 from workbench.hooks import HookedModel
-from workbench.planning.answer_loss import batches
+from workbench.planning.answer_loss import answer_batches
 from workbench.probes import Probe
 
 # What heads are scored for, and on which of the probes.
@@ -73,7 +73,7 @@ def _scored(m: HookedModel, detector: str, probe: Probe, *, lifted: bool) -> lis
 
 
 def _on(m: HookedModel, probe: Probe) -> list[Measurement]:
-    found = [m.answers(piece) for piece in batches(probe)]
+    found = [m.answers(piece) for piece in answer_batches(probe)]
     nats = torch.cat([a.loss_nats for a in found]).double().numpy()
     is_right = torch.cat([a.is_right for a in found]).double().numpy()
     assert probe.classes is not None
