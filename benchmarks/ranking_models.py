@@ -18,7 +18,7 @@ import torch
 
 from workbench.experiments import medium_study, quick_study
 from workbench.experiments.conversion.arms import pretrained
-from workbench.experiments.conversion.study_tasks import chains, counts
+from workbench.experiments.conversion.study_data import chains, counts
 from workbench.hooks import HookedModel, open_model
 from workbench.pretrain import Language, pretrain_run, recipe
 from workbench.probes import Probe, Vocabulary, copy_needle, make_probe

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from workbench.experiments.conversion.arms import PREPARED, arms_of, n_steps, prepare, run_arm
 from workbench.experiments.conversion.settings import Conversion
-from workbench.experiments.conversion.study_folder import add_call, claim, part_path
+from workbench.experiments.conversion.study_folder import add_call, claim, piece_path
 from workbench.heads import WorkbenchError
 
 
@@ -84,7 +84,7 @@ class _Work:
         self._study, self._out, self.n_known = study, out, 0
         self.left: list[_Job] = []
         for seed in range(seeds):
-            if part_path(out, seed, PREPARED).exists():
+            if piece_path(out, seed, PREPARED).exists():
                 self._add_arms(seed)
             else:
                 self._add(0, f"seed {seed} pretrained", partial(prepare, study, out, seed), prepares=seed)
@@ -96,7 +96,7 @@ class _Work:
 
     def _add_arms(self, seed: int) -> None:
         for arm in arms_of(self._study, self._out, seed):
-            if not part_path(self._out, seed, arm.name).exists():
+            if not piece_path(self._out, seed, arm.name).exists():
                 self._add(n_steps(self._study, arm), str(arm), partial(run_arm, self._study, self._out, arm))
 
     def _add(self, steps: int, name: str, work: Callable[[], None], *, prepares: int | None = None) -> None:
