@@ -1,7 +1,7 @@
-"""A Plan: which key/value heads keep the whole context, with the evidence, as JSON that other tools can take. No torch.
+"""The plan file: which key/value heads keep the whole context, with the evidence, as JSON. No torch.
 
-The file is one JSON object with the fields of `Plan`; heads are written [layer, kv_head]. `version` is raised when a
-field changes its meaning, and files of newer versions are refused.
+The file is one JSON object with the fields of `Plan`; heads are written [layer, kv_head]. A field that changes its
+meaning raises `version`; files of newer versions are refused.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class KVBytes:
 
 @dataclass(frozen=True, slots=True)
 class LossTolerance:
-    """A budget: as few heads as leave the held-out loss within so many nats of the full model's."""
+    """A budget: the fewest heads that keep the held-out loss within this many nats of the full model's."""
 
     nats: float | int
 
 
-# A share of the heads (or layers) to keep, 0 to 1, or one of the others.
+# A share of the heads (or layers) to keep, 0 to 1, or one of the classes above.
 Budget = float | int | KVBytes | LossTolerance
 
 
@@ -58,10 +58,10 @@ class RankedHead:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """What is left on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
+    """The outcome on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
 
-    `nats`: loss per answer; `recovered`: the share of the gap between all windowed and none that is back; `accuracy`:
-    share of answers that are right; `kv_saved`: share of the key/value cache that is not needed.
+    `nats`: loss per answer; `recovered`: share of the gap between all windowed and none; `accuracy`: share of answers
+    that are right; `kv_saved`: share of the key/value cache that is not needed.
     """
 
     method: str
@@ -77,8 +77,8 @@ class CurvePoint:
 class Plan:
     """Which heads of a model keep the whole context; all other softmax heads see `sink` first and `window` last keys.
 
-    `layers`: what the model's layers are, by which a plan knows its model. `unit`: whether heads or whole layers are
-    kept. `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
+    `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
+    `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
     of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for.
     """
 
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def kv_saved(self) -> float:
-        """The share of the key/value cache of softmax layers that the plan does without, at `context` tokens."""
+        """The share of the key/value cache of softmax layers that the plan saves, at `context` tokens."""
         return kv_saved(self.layers, self.keep, window=self.window, sink=self.sink, context=self.context)
 
     def curves(self) -> pd.DataFrame:
@@ -129,17 +129,17 @@ class Plan:
             WorkbenchError: if the file is missing, no plan, inconsistent or of a newer version.
         """
         try:
-            read = json.loads(Path(path).read_text())
+            document = json.loads(Path(path).read_text())
         except OSError as error:
             raise WorkbenchError(f"{path}: no plan can be read: {error.strerror}") from error
         except ValueError as error:
             raise WorkbenchError(f"{path}: is not JSON: {error}; expected a plan saved by plan.save()") from error
-        if not isinstance(read, dict) or not isinstance(read.get("version"), int):
+        if not isinstance(document, dict) or not isinstance(document.get("version"), int):
             raise WorkbenchError(f"{path}: is no plan; expected a file saved by plan.save()")
-        if read.pop("version") > VERSION:
+        if document.pop("version") > VERSION:
             raise WorkbenchError(f"{path}: was written by a newer workbench; upgrade it to read the plan")
         try:
-            plan = cls(**{**read, **_typed(read)})
+            plan = cls(**{**document, **_typed_fields(document)})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
         problem = _inconsistency(plan)
@@ -149,16 +149,19 @@ class Plan:
 
     def check(self, layers: Sequence[LayerInfo]) -> None:
         """Raises:
-        WorkbenchError: if the plan is for a model of other layers, or does not fit itself.
+        WorkbenchError: if the plan is for a model of other layers, or inconsistent.
         """
         problem = _inconsistency(self)
         if problem:
             raise WorkbenchError(f"the plan {problem}; make one with wb.plan")
-        other = [(mine, theirs) for mine, theirs in zip(self.layers, layers, strict=False) if mine != theirs]
-        if other:
+        different = [
+            (planned, actual) for planned, actual in zip(self.layers, layers, strict=False) if planned != actual
+        ]
+        if different:
+            planned, actual = different[0]
             raise WorkbenchError(
-                f"the plan is for {self.model or 'another model'}, whose layer {other[0][0].index} is {other[0][0]}; "
-                f"this model has {other[0][1]}: make a plan for it"
+                f"the plan is for {self.model or 'another model'}, whose layer {planned.index} is {planned}; "
+                f"this model has {actual}: make a plan for it"
             )
         if len(self.layers) != len(layers):
             raise WorkbenchError(
@@ -185,12 +188,12 @@ class Plan:
     def to_layer_types(self) -> dict[str, Any]:
         """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
 
-        A kept sliding layer stays what it is, and a windowed one keeps its own window where that is narrower.
+        A kept sliding layer does not change, and a windowed one keeps its own window where that is narrower.
 
         Raises:
             WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows.
         """
-        mixed = [i for i, kept in self._kept_by_layer().items() if len(kept) > 1]
+        mixed = [i for i, is_kept in self._kept_by_layer().items() if len(is_kept) > 1]
         if mixed:
             raise WorkbenchError(
                 f"layers {mixed} keep some heads and not others, which layer_types cannot say; make the plan with "
@@ -198,7 +201,7 @@ class Plan:
             )
         if self.sink:
             raise WorkbenchError(f"layer_types know no sinks, and the plan keeps {self.sink}; make it with sink=0")
-        # A layer with two mixers is written as what its attention is.
+        # The softmax mixer of a layer with two mixers comes last and gives its type.
         first_linear = sorted(self.layers, key=lambda info: info.mixer == "softmax")
         kinds = {info.index: self._kind(info) for info in first_linear}
         windows = sorted({window for _, window in kinds.values() if window is not None})
@@ -211,10 +214,10 @@ class Plan:
         return {"layer_types": types, **({"sliding_window": windows[0]} if windows else {})}
 
     def _kept_by_layer(self) -> dict[int, set[bool]]:
-        kept: dict[int, set[bool]] = {}
+        is_kept: dict[int, set[bool]] = {}
         for r in sorted(self.ranking, key=lambda r: r.layer):
-            kept.setdefault(r.layer, set()).add(r.head in self.keep)
-        return kept
+            is_kept.setdefault(r.layer, set()).add(r.head in self.keep)
+        return is_kept
 
     def _kind(self, info: LayerInfo) -> tuple[str, int | None]:
         """A layer's name in `layer_types` under the plan, and its window where it slides."""
@@ -254,7 +257,7 @@ def _write(path: str | Path, text: str) -> None:
         if path.is_file() or (path.parent.is_dir() and not path.exists()):
             replace_file(path, text.encode())
         else:
-            # A pipe or a device takes the text itself; a folder, or a place in none, is refused by the system.
+            # Pipes and devices are written directly. The system refuses a folder, and a path in a missing folder.
             path.write_text(text)
     except StoreNotWritable as error:
         raise WorkbenchError(f"the plan cannot be written: {error}") from error
@@ -263,11 +266,11 @@ def _write(path: str | Path, text: str) -> None:
 
 
 def _inconsistency(plan: Plan) -> str | None:
-    """What is wrong with a plan that was read, if anything."""
+    """What is inconsistent in a plan; None if nothing is."""
     ranked = [r.head for r in plan.ranking]
-    strangers = [str(head) for head in plan.keep if head not in ranked]
-    if strangers:
-        return f"keeps {', '.join(strangers)}, which its ranking does not have"
+    unknown = [str(head) for head in plan.keep if head not in ranked]
+    if unknown:
+        return f"keeps {', '.join(unknown)}, which its ranking does not have"
     heads = [KVHead(i.index, h) for i in plan.layers if i.mixer == "softmax" for h in range(i.n_kv_heads)]
     if sorted(ranked) != heads:
         return f"ranks {len(ranked)} heads, which are not the {len(heads)} softmax heads of its layers"
@@ -278,15 +281,15 @@ def _inconsistency(plan: Plan) -> str | None:
     return None
 
 
-def _typed(read: dict[str, Any]) -> dict[str, Any]:
+def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
     return {
-        "layers": tuple(LayerInfo(**info) for info in read["layers"]),
-        "keep": tuple(KVHead(*head) for head in read["keep"]),
-        "ranking": tuple(RankedHead(**_numbers(r)) for r in read["ranking"]),
-        "curve": tuple(CurvePoint(**_numbers(p)) for p in read["curve"]),
-        "evidence": _numbers(read["evidence"]),
+        "layers": tuple(LayerInfo(**info) for info in document["layers"]),
+        "keep": tuple(KVHead(*head) for head in document["keep"]),
+        "ranking": tuple(RankedHead(**_numbers(r)) for r in document["ranking"]),
+        "curve": tuple(CurvePoint(**_numbers(p)) for p in document["curve"]),
+        "evidence": _numbers(document["evidence"]),
     }
 
 
-def _numbers(read: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in read.items()}
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in record.items()}
