@@ -1,10 +1,10 @@
-"""Cost of ranking heads by window gates: time against the passes it is made of, and memory at long context.
+"""Cost of ranking heads by window gates: time beside that of its passes, and memory at long context.
 
 Time: a whole ranking of m nodes, ends included, over m × one forward and backward pass of the gated model, or of the
-plain sdpa model, for models of one width whose heads are 8, 64 or 512.
-Memory: extra peak resident memory of one forward and backward pass at T tokens, each in a fresh process: of the gated
-model with its layers computed again in the backward pass, as it runs at that length, against the plain sdpa model with
-gradient checkpointing and the gradient of its input alone.
+plain sdpa model, for models of one width with 8, 64 or 512 heads.
+Memory: extra peak resident memory of one forward and backward pass at T tokens, each in a fresh process. The gated
+model recomputes its layers in the backward pass, as it does at that length. The plain sdpa model has gradient
+checkpointing and the gradient of its input alone.
 
     python benchmarks/bench_window_gates.py [--rounds 3] [--tokens 2048 8192] [--keep]
 """
@@ -52,22 +52,22 @@ def times(heads_per_layer: int, rounds: int, n_tokens: int = 256) -> str:
     model = model_of(heads_per_layer, n_tokens)
     probe = copy_needle(VOCABULARY, n_tokens // 2, length=n_tokens, n_sequences=2)
     game = Game(open_model(model), probe, WINDOW, sink=SINK)
-    kept = torch.unique(probe.answer_rows[:, 1])
+    rows = torch.unique(probe.answer_rows[:, 1])
 
     def plain() -> None:
         x = model.get_input_embeddings()(probe.tokens).detach().requires_grad_()
-        logits = model(inputs_embeds=x, use_cache=False, logits_to_keep=kept).logits
+        logits = model(inputs_embeds=x, use_cache=False, logits_to_keep=rows).logits
         torch.autograd.grad(logits.logsumexp(-1).sum(), x)
 
     ways = {
         "plain": plain,
-        "pass": lambda: gate_gradients(game, game.pieces[0], 0.5),
+        "pass": lambda: gate_gradients(game, game.batches[0], 0.5),
         "ranking": lambda: integrate(game, nodes=NODES),
     }
-    found = cpu_seconds(ways, rounds)
-    ratio, per_plain = found["ranking"] / NODES / found["pass"], found["ranking"] / NODES / found["plain"]
+    seconds = cpu_seconds(ways, rounds)
+    ratio, per_plain = seconds["ranking"] / NODES / seconds["pass"], seconds["ranking"] / NODES / seconds["plain"]
     return (
-        f"| {N_LAYERS * heads_per_layer} | {found['plain']:.2f} | {found['pass']:.2f} | {found['ranking']:.2f} | "
+        f"| {N_LAYERS * heads_per_layer} | {seconds['plain']:.2f} | {seconds['pass']:.2f} | {seconds['ranking']:.2f} | "
         f"{ratio:.2f} | {per_plain:.1f} |"
     )
 
@@ -76,19 +76,19 @@ def peak(way: str, n_tokens: int) -> float:
     """Extra peak memory in MB of one forward and backward pass."""
     model = model_of(8, n_tokens)
     probe = copy_needle(VOCABULARY, n_tokens // 2, length=n_tokens, n_sequences=1)
-    kept = torch.unique(probe.answer_rows[:, 1])
+    rows = torch.unique(probe.answer_rows[:, 1])
     for p in model.parameters():
         p.requires_grad_(False)
     game = Game(open_model(model), probe, WINDOW, sink=SINK)
     if way == "plain":
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # or nothing is computed again; llama has no dropout
+        model.train()  # or nothing is recomputed; Llama has no dropout
     with Peak() as memory:
         if way == "gated":
-            gate_gradients(game, game.pieces[0], 0.5)
+            gate_gradients(game, game.batches[0], 0.5)
         else:
             x = model.get_input_embeddings()(probe.tokens).detach().requires_grad_()
-            logits = model(inputs_embeds=x, use_cache=False, logits_to_keep=kept).logits
+            logits = model(inputs_embeds=x, use_cache=False, logits_to_keep=rows).logits
             torch.autograd.grad(logits.logsumexp(-1).sum(), x)
     return memory.extra / 1e6
 
@@ -105,31 +105,31 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--peak", choices=WAYS)
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/window_gates.md")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if given.peak:
-        print(json.dumps(peak(given.peak, given.tokens[0])))
+    if args.peak:
+        print(json.dumps(peak(args.peak, args.tokens[0])))
         return
     lines = [
         describe(),
         "",
         f"Llama of {N_LAYERS} layers, width {WIDTH}; window {WINDOW}, sink {SINK}, m = {NODES}; one thread, CPU "
-        f"seconds, least of {given.rounds} interleaved rounds, on 2 × 256 tokens.",
+        f"seconds, least of {args.rounds} interleaved rounds, on 2 × 256 tokens.",
         "",
         "| heads | plain pass | gated pass | ranking | ranking / (m × gated pass) | ranking / (m × plain pass) |",
         "|---|---|---|---|---|---|",
-        *(times(heads, given.rounds) for heads in (2, 16, 128)),
+        *(times(heads, args.rounds) for heads in (2, 16, 128)),
         "",
         "Extra peak memory of one forward and backward pass, 32 heads, MB:",
         "",
         "| tokens | plain, layers recomputed | gated, layers recomputed |",
         "|---|---|---|",
     ]
-    for n_tokens in given.tokens:
+    for n_tokens in args.tokens:
         plain, gated = (peak_apart(way, n_tokens) for way in WAYS)
         lines.append(f"| {n_tokens} | {plain:.0f} | {gated:.0f} |")
     print("\n".join(lines))
-    if given.keep:
+    if args.keep:
         keep(Path(__file__), "Cost of window gates", lines)
 
 

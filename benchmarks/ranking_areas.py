@@ -1,7 +1,7 @@
-"""Areas under keep-top-k curves from what every sequence lost at every k, and paired differences between rankings.
+"""Areas under keep-top-k curves from the loss of every sequence at every k, and paired differences between rankings.
 
-Two rankings of one model are judged on the same sequences, so that their difference is known far better than either
-area: sequences are drawn again together, within each kind of question, the same ones for all models.
+Two rankings of one model are measured on the same sequences, so their difference is more precise than either area.
+Resampling draws the same sequences for all rankings and models, within each kind of question.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 _DRAWS = 2000
-Found = dict[str, Any]
+Record = dict[str, Any]  # of one ranking of one model, as bench_rankings.py writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Losses:
     nats: Float[np.ndarray, "n_counts n_seq"]
 
     @classmethod
-    def of(cls, found: Found) -> Losses:
-        counts = sorted(found["nats"], key=int)
-        return cls(np.array([float(k) for k in counts]), np.array([found["nats"][k] for k in counts]))
+    def of(cls, record: Record) -> Losses:
+        counts = sorted(record["nats"], key=int)
+        return cls(np.array([float(k) for k in counts]), np.array([record["nats"][k] for k in counts]))
 
     def recovered(self, weights: Float[np.ndarray, "n_draws n_seq"]) -> Float[np.ndarray, "n_counts n_draws"]:
-        """Share of the loss gap that is back at each count, for each weighting of the sequences."""
+        """Share of the loss gap that is recovered at each count, for each weighting of the sequences."""
         mean = self.nats @ weights.T / weights.sum(1)
         return (mean[0] - mean) / (mean[0] - mean[-1])
 
@@ -49,22 +49,22 @@ def all_alike(n_seq: int) -> Float[np.ndarray, "1 n_seq"]:
 
 
 def of_kind(sizes: dict[str, int], kind: str) -> Float[np.ndarray, "1 n_seq"]:
-    """The sequences of one kind, which lie one after the other in the order of `sizes`."""
+    """Weights that select the sequences of one kind; kinds are in the order of `sizes`."""
     return np.repeat([float(name == kind) for name in sizes], list(sizes.values()))[None]
 
 
 def drawn_again(sizes: dict[str, int], seed: int = 0) -> Float[np.ndarray, "n_draws n_seq"]:
-    """How often each sequence is drawn, with replacement within its kind."""
+    """How often each sequence is drawn in each resample, with replacement within its kind."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.multinomial(n, np.full(n, 1 / n), _DRAWS) for n in sizes.values()], 1).astype(float)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of the areas of two rankings, the first less the second.
+    """The difference of the areas of two rankings, the first less the second.
 
-    `each`: one per model; `mean`, `sd` over models; `low`, `high`: 95 % of the mean over models when sequences are
-    drawn again.
+    `each`: one per model; `mean`, `sd` over models; `low`, `high`: the 95 % bootstrap interval of the mean over models,
+    resampling sequences.
     """
 
     each: tuple[float, ...]
@@ -86,7 +86,7 @@ class Difference:
 def difference(
     first: Sequence[Losses], second: Sequence[Losses], sizes: dict[str, int], kind: str | None = None
 ) -> Difference:
-    """Of the same models in the same order, on all sequences or on those of a kind."""
+    """The difference for the same models in the same order, on all sequences or on those of a kind."""
     once = all_alike(sum(sizes.values())) if kind is None else of_kind(sizes, kind)
     again = drawn_again(sizes) * once
     each = [float((a.areas(once) - b.areas(once))[0]) for a, b in zip(first, second, strict=True)]

@@ -1,4 +1,4 @@
-"""The models that rankings are judged on, each from several seeds, and what they are asked; trained where not there.
+"""The models that rankings are compared on, each from several seeds, and their probes. Missing models are trained.
 
 - `demo`: the demo's full-attention model, 2 layers of 4 heads; needles copied over 24, 32 and 40 tokens.
 - `study`: that of the quick conversion study, 2 layers of 8 heads; needles over 16 to 52 tokens.
@@ -18,7 +18,7 @@ import torch
 
 from workbench.experiments import medium_study, quick_study
 from workbench.experiments.conversion.arms import pretrained
-from workbench.experiments.conversion.study_tasks import chains, counts
+from workbench.experiments.conversion.study_data import chains, counts
 from workbench.hooks import HookedModel, open_model
 from workbench.pretrain import Language, pretrain_run, recipe
 from workbench.probes import Probe, Vocabulary, copy_needle, make_probe
@@ -31,7 +31,7 @@ _DISTANCES = {"demo": (24, 32, 40), "study": (16, 24, 32, 40, 52), "large": (16,
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """`ranking`: what heads are ranked on; `held_out`: all that they are judged on, and its kinds one by one."""
+    """`ranking`: the probe for ranking; `held_out`: the probe for comparing, and its `kinds` one by one."""
 
     ranking: Probe
     held_out: Probe
@@ -39,7 +39,7 @@ class Questions:
 
 
 def model_of(name: str, seed: int, folder: Path) -> HookedModel:
-    """A trained model, from its folder if it is there."""
+    """A trained model, from its folder if that exists."""
     if name == "demo":
         return open_model(pretrain_run(recipe("full", seed=seed), folder / f"full{seed}")[-1])
     return open_model(pretrained(_STUDIES[name](), folder, seed))
@@ -47,8 +47,8 @@ def model_of(name: str, seed: int, folder: Path) -> HookedModel:
 
 def questions(name: str) -> Questions:
     """The same for all seeds."""
-    asked, judged = _kinds(name, 1, seed=0), _kinds(name, 2, seed=1)
-    return Questions(_together(asked), _together(judged), judged)
+    ranking, held_out = _kinds(name, 1, seed=0), _kinds(name, 2, seed=1)
+    return Questions(_together(ranking), _together(held_out), held_out)
 
 
 def _kinds(name: str, times: int, *, seed: int) -> tuple[Probe, ...]:
@@ -66,12 +66,14 @@ def _kinds(name: str, times: int, *, seed: int) -> tuple[Probe, ...]:
 
 
 def _together(kinds: tuple[Probe, ...]) -> Probe:
-    """One probe of all of them; every sequence counts alike, however many answers it has."""
+    """One probe of all kinds; every sequence has the same weight, whatever its number of answers."""
     if len(kinds) == 1:
         return kinds[0]
     first = np.cumsum([0, *(len(p.tokens) for p in kinds)]).tolist()
     rows, cells = (
-        torch.cat([getattr(p, name) + torch.tensor([at, *[0] * width]) for p, at in zip(kinds, first, strict=False)])
+        torch.cat(
+            [getattr(p, name) + torch.tensor([start, *[0] * width]) for p, start in zip(kinds, first, strict=False)]
+        )
         for name, width in (("answer_rows", 1), ("target_cells", 2))
     )
     tokens = torch.cat([p.tokens for p in kinds])

@@ -17,11 +17,8 @@ from tests.experiments.small import STUDY
 from workbench.cli.main import main
 from workbench.detectors import score
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
-from workbench.experiments.conversion.answers import answers
 from workbench.experiments.conversion.arms import arms_of, prepare
-from workbench.experiments.conversion.head_conversion import forms_from
-from workbench.experiments.conversion.linear_training import linear_heads
-from workbench.experiments.conversion.recovered import recovered_share
+from workbench.experiments.conversion.head_conversion import forms_from, linear_heads, masked
 from workbench.experiments.conversion.results import (
     NO_TRAINING,
     causes,
@@ -29,12 +26,13 @@ from workbench.experiments.conversion.results import (
     kept_role,
     lock_in,
     lost_early,
+    rank_correlation,
     recall_by_seed,
-    spearman,
+    recovered_share,
 )
 from workbench.experiments.conversion.study_data import probes
 from workbench.experiments.conversion.study_folder import claim
-from workbench.experiments.conversion.window_masks import masked
+from workbench.experiments.conversion.study_report import answers
 from workbench.heads import KVHead, StoreNotWritable, WorkbenchError
 from workbench.hooks import open_model
 
@@ -186,9 +184,9 @@ def test_lock_in_and_causes_are_rank_correlations_of_the_stored_scores(results):
 
 def test_spearman_is_one_for_any_rise_minus_one_for_any_fall_and_unknown_for_a_constant():
     x = np.array([0.1, 3.0, -2.0, 7.0])
-    assert spearman(x, np.exp(x)) == pytest.approx(1)
-    assert spearman(x, -(x**3)) == pytest.approx(-1)
-    assert np.isnan(spearman(x, np.ones(4)))
+    assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
+    assert rank_correlation(x, -(x**3)) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(x, np.ones(4)))
 
 
 def test_the_report_has_seeds_sizes_time_tables_and_what_is_not_claimed(results, tmp_path):

@@ -11,7 +11,7 @@ from tests.families import CONFIGS, tiny
 from workbench import open_model, probes, score
 from workbench.cli.main import app
 from workbench.experiments.parity.own_scores import hold_against
-from workbench.experiments.parity.parity_scores import Own, compare
+from workbench.experiments.parity.parity_scores import OwnScores, compare
 from workbench.experiments.parity.published import Figure, Published, Shape, choose, published_models, read_published
 from workbench.heads import Head, WorkbenchError
 from workbench.planning import METHODS, Game, rank
@@ -28,7 +28,7 @@ def figure(heads, kind="scores", **fields):
 def own(*scores, half_a=None, half_b=None):
     places = tuple((i // 4, i % 4) for i in range(len(scores)))
     one, a, b = (np.array(x if x is not None else scores, dtype=np.float64) for x in (scores, half_a, half_b))
-    return Own(places, one, a, b)
+    return OwnScores(places, one, a, b)
 
 
 def labels(order):
@@ -103,10 +103,10 @@ def test_the_figures_that_come_along_name_sources_and_known_detectors_and_probes
         for one in published.figures:
             assert one.detector in (all_detectors() if one.of == "head" else METHODS)
             assert one.probe.partition(":")[0] in PROBES.all()
-            assert len(set(one.places())) == len(one.places())
+            assert len(set(one.layers_and_heads())) == len(one.layers_and_heads())
     by_name = {p.name: p for p in models}
     wu = next(f for f in by_name["llama-2-7b-80k"].figures if f.detector == "retrieval_wu")
-    assert wu.places()[:4] == [(16, 19), (11, 15), (8, 26), (6, 9)]  # of the paper's own file
+    assert wu.layers_and_heads()[:4] == [(16, 19), (11, 15), (8, 26), (6, 9)]  # of the paper's own file
     assert [round(x, 2) for x in wu.scores()[:4]] == [0.94, 0.92, 0.8, 0.62]
 
 

@@ -74,7 +74,7 @@ def test_slopes_are_those_of_the_loss_at_the_ends(method, place):
         gates = torch.full((1, len(g.heads)), place)
         gates[0, i] += by
         with torch.no_grad(), gated(g.m, gates, g.limits):
-            return float(torch.cat([p.nats() for p in g.pieces]).double().mean())
+            return float(torch.cat([p.nats() for p in g.batches]).double().mean())
 
     slopes = [-(loss(i, eps) - loss(i, -eps)) / (2 * eps) for i in range(len(g.heads))]
     assert found.scores == pytest.approx(slopes, abs=5e-3 * max(map(abs, slopes)) + 1e-3)

@@ -11,7 +11,7 @@ from tests.families import random_tokens, tiny
 from tests.linear_families import tiny as linear_tiny
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, default_evaluation, evaluation_on
-from workbench.planning.rankings.registry import integrated
+from workbench.planning.rankings.window_gates import integrated
 from workbench.store.plan_file import kv_bytes
 
 WINDOW = 6

@@ -14,7 +14,7 @@ from workbench import Head, KVHead, WorkbenchError, open_model, probes
 from workbench.hooks.interventions.gates import gated, windowed_heads
 from workbench.hooks.interventions.windows import Window
 from workbench.planning import METHODS, Game, conversion_objective, rank, window_gates
-from workbench.planning.answer_loss import Piece
+from workbench.planning.answer_loss import LossBatch
 from workbench.planning.rankings.duo_gates import duo_gates, duo_gates_annealed
 from workbench.planning.rankings.one_by_one import greedy
 from workbench.planning.rankings.window_gates import gate_gradients, integrate, path_nodes
@@ -45,9 +45,9 @@ def test_in_a_linear_model_gates_are_what_leaving_one_out_costs(monkeypatch):
     def minus_the_logit(*_):
         rows = probe.answer_rows[:, 1]
         nats = lambda: -m.model(probe.tokens).logits[torch.arange(3), rows, 7]  # noqa: E731
-        return [Piece(probe.tokens.shape[1], torch.ones(3, dtype=torch.bool), nats)]
+        return [LossBatch(probe.tokens.shape[1], torch.ones(3, dtype=torch.bool), nats)]
 
-    monkeypatch.setattr(conversion_objective, "pieces", minus_the_logit)
+    monkeypatch.setattr(conversion_objective, "loss_batches", minus_the_logit)
     for method in ("window_gates", "leave_one_windowed", "restore_one", "first_order"):
         assert rank(Game(m, probe, 4), method).scores == pytest.approx([3.6, 8.4], rel=1e-5)
     assert rank(Game(m, probe, 4), "greedy").order == [KVHead(0, 1), KVHead(0, 0)]
@@ -72,7 +72,7 @@ def test_greedy_of_few_picks_begins_like_greedy_and_goes_on_with_the_last_rounds
 def test_a_gates_gradient_is_the_slope_of_the_loss(family, place):
     m = open_model(tiny(family))
     g = Game(m, probes.copy_needle(97, 16, length=40, n_sequences=2), 6, sink=1)
-    piece = g.pieces[0]
+    piece = g.batches[0]
     found = gate_gradients(g, piece, place)
     eps = 2e-3
 

@@ -45,7 +45,7 @@ def conversion(
     if seeds < 1:
         raise WorkbenchError(f"--seeds {seeds}: expected at least 1; without several there are no error bars")
 
-    from workbench.experiments.conversion.keep_sets import told_trainings
+    from workbench.experiments.conversion.keep_sets import format_trainings
     from workbench.experiments.conversion.results import read_finished, read_results
     from workbench.experiments.conversion.settings import larger_study, medium_study, quick_study
     from workbench.experiments.conversion.study import StudyProgress, run_conversion
@@ -63,7 +63,7 @@ def conversion(
     if so_far:
         results = read_finished(study, folder, seeds=seeds)
     else:
-        for line in told_trainings(study):
+        for line in format_trainings(study):
             warn(line)
         try:
             run_conversion(study, folder, seeds=seeds, workers=n_workers, on_progress=print_progress)

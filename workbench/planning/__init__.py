@@ -5,8 +5,7 @@ from workbench.planning.conversion_objective import Game
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
 from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
-from workbench.planning.rankings.ranking import Ranking
-from workbench.planning.rankings.registry import METHODS, rank
+from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
@@ -29,6 +28,7 @@ __all__ = [
     "need_global",
     "plan",
     "rank",
+    "ranking",
     "safe_forms",
     "window_gates",
     "window_ladder",

@@ -1,4 +1,4 @@
-"""What a restriction costs: nats per answer of each sequence, differentiable in whatever is in force on the model."""
+"""Loss of a probe's answers per sequence, in nats, differentiable under whatever interventions are on the model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from workbench.hooks import HookedModel
 from workbench.hooks.recording.forward_pass import batch_of, logits_of
 from workbench.probes import Probe, split
 
-# Tokens of a batch, as in measuring; half of them, for the backward pass keeps activations.
+# Half of the tokens that a batch of detectors.measuring has: the backward pass keeps activations.
 _BATCH_TOKENS = 2048
 Objective = Literal["loss", "kl"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Some sequences of a probe.
+class LossBatch:
+    """Some sequences of a probe, and their objective.
 
-    `nats` gives each sequence's mean over its answers under whatever is in force when it is called; sequences that are
-    not `counted` have no answer.
+    `nats` computes each sequence's mean over its answers under the interventions in force at the call. Sequences that
+    are not `counted` have no answer.
     """
 
     n_tokens: int
@@ -34,11 +34,11 @@ class Piece:
     nats: Callable[[], Float[Tensor, " b"]]
 
 
-def pieces(m: HookedModel, probe: Probe, objective: Objective) -> list[Piece]:
-    """The probe in batches, with the objective as a function of what is in force on the model.
+def loss_batches(m: HookedModel, probe: Probe, objective: Objective) -> list[LossBatch]:
+    """The probe in batches, each with its objective as a function of the interventions on the model.
 
-    `loss`: the negative log-likelihood of the answers. `kl`: of the model as it is now, from what it says under the
-    restriction, KL(now ‖ then) on the answer rows; needs no right answers.
+    `loss`: the negative log-likelihood of the answers. `kl`: KL(now ‖ then) on the answer rows, from the model as it is
+    at this call to the model under the interventions; needs no right answers.
 
     Raises:
         WorkbenchError: if the probe has no answers, does not fit the model, or the objective is unknown.
@@ -47,25 +47,25 @@ def pieces(m: HookedModel, probe: Probe, objective: Objective) -> list[Piece]:
         raise WorkbenchError(f"objective is {objective!r}; expected 'loss' or 'kl'")
     if probe.answer_rows is None or len(probe.answer_rows) == 0:
         raise WorkbenchError(f"probe {probe.name!r} has no answers; expected one with answer_rows")
-    return [_piece(m, p, objective) for p in batches(probe)]
+    return [_loss_batch(m, sequences, objective) for sequences in answer_batches(probe)]
 
 
-def batches(probe: Probe) -> list[Probe]:
-    """The probe in parts of a few thousand tokens that have answers."""
-    step = max(1, _BATCH_TOKENS // probe.tokens.shape[1])
-    return [p for p in split(probe, step) if p.answer_rows is not None and len(p.answer_rows)]
+def answer_batches(probe: Probe) -> list[Probe]:
+    """The probe in batches of about 2,048 tokens, without batches that have no answer."""
+    n_sequences = max(1, _BATCH_TOKENS // probe.tokens.shape[1])
+    return [p for p in split(probe, n_sequences) if p.answer_rows is not None and len(p.answer_rows)]
 
 
-def _piece(m: HookedModel, probe: Probe, objective: Objective) -> Piece:
+def _loss_batch(m: HookedModel, probe: Probe, objective: Objective) -> LossBatch:
     batch = batch_of(m.model, probe)
     assert batch.answers is not None
     sequence, row = batch.answers.unbind(-1)
-    kept = torch.unique(row)
-    place = torch.stack([sequence, torch.searchsorted(kept, row.contiguous())], -1)
+    rows = torch.unique(row)
+    column = torch.searchsorted(rows, row.contiguous())
     answers = batch.tokens[sequence, row + 1]
 
     def logits() -> Float[Tensor, "n_answers vocab"]:
-        return logits_of(m.model, batch, kept, announce=lambda _: None)[place[:, 0], place[:, 1]].float()
+        return logits_of(m.model, batch, rows, announce=lambda _: None)[sequence, column].float()
 
     n_answers = torch.bincount(sequence, minlength=len(batch.tokens))
 
@@ -77,11 +77,11 @@ def _piece(m: HookedModel, probe: Probe, objective: Objective) -> Piece:
 
     n_tokens, counted = batch.tokens.shape[1], n_answers > 0
     if objective == "loss":
-        return Piece(n_tokens, counted, likelihood)
+        return LossBatch(n_tokens, counted, likelihood)
     with torch.no_grad(), m.in_force():
         now = logits().log_softmax(-1)
 
     def divergence() -> Float[Tensor, " b"]:
         return by_sequence((now.exp() * (now - logits().log_softmax(-1))).sum(-1))
 
-    return Piece(n_tokens, counted, divergence)
+    return LossBatch(n_tokens, counted, divergence)

@@ -1,4 +1,4 @@
-"""How many heads, or layers, of an order a budget allows."""
+"""The number of heads, or layers, of an order that a budget allows."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def check_budget(keep: Budget) -> None:
 
 
 def n_affordable(keep: Budget, order: Order, held_out: Sequence[Game], *, context: int) -> int:
-    """How many groups of the order are kept: the nearest number to a share, the most in so many bytes, or few enough.
+    """How many groups of the order are kept.
 
-    Of a loss tolerance, a number that stays within it on every held-out probe while one less does not: the fewest where
-    all numbers are looked at, and with more than a dozen groups the fewest of about as many, made less by bisection.
+    Of a share, the nearest number. Of bytes, the most that fit. Of a loss tolerance, a number that stays within it on
+    every held-out probe while one less does not: the fewest where all numbers are tried; with more than a dozen groups
+    the fewest of evenly spread numbers, then reduced by bisection.
 
     Raises:
         WorkbenchError: if the bytes do not even hold the windows.
@@ -44,12 +45,12 @@ def n_affordable(keep: Budget, order: Order, held_out: Sequence[Game], *, contex
 
 
 def lost_nats(order: Order, n: int, held_out: Sequence[Game]) -> float:
-    """What the first n groups leave lost, in nats per answer, on the held-out probe where that is most."""
+    """Nats per answer lost with the first n groups kept, on the held-out probe where that is most."""
     return max(game.outcome(order.without(n)).nats - game.outcome().nats for game in held_out)
 
 
-def _is_number(given: object) -> bool:
-    return not isinstance(given, bool) and isinstance(given, Real)
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
@@ -68,9 +69,9 @@ def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
 
 def _fewest_within(nats: float | int, order: Order, held_out: Sequence[Game]) -> int:
     counts = keep_counts(len(order))
-    # All of them lose nothing, so that one is always found.
-    at = next(i for i, n in enumerate(counts) if lost_nats(order, n, held_out) <= nats)
-    too_few, enough = (counts[at - 1] if at else -1), counts[at]
+    # The last count keeps all groups and loses nothing, so that one count always qualifies.
+    first = next(i for i, n in enumerate(counts) if lost_nats(order, n, held_out) <= nats)
+    too_few, enough = (counts[first - 1] if first else -1), counts[first]
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if lost_nats(order, middle, held_out) <= nats:

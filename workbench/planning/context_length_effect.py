@@ -1,4 +1,4 @@
-"""Is it the long context that a head is needed for? Its worth at long minus its worth at short context."""
+"""How much of a head's worth is due to the long context: its worth at long minus its worth at short context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RESAMPLES = 1000
 _LEVELS = (2.5, 97.5)
 
 
-def need_global(
+def need_global(  # noqa: PLR0913  # public keywords
     m: HookedModel,
     short: Probe,
     long: Probe,
@@ -31,8 +31,8 @@ def need_global(
 ) -> pd.DataFrame:
     """Window gates of every key/value head on a short and a long probe, and their difference, in nats per answer.
 
-    What a head is worth at any length, because a window disturbs it, is in both; what the length adds is
-    `need_global`, and `per_doubling` is that for every doubling of the context.
+    Both contain what a head is worth at any length because a window disturbs it. `need_global` is what the length
+    adds; `per_doubling` is that for every doubling of the context.
 
     Returns:
         One row per head: layer, kv_head, short, long, need_global, ci_lo, ci_hi, per_doubling; the interval is the 95 %

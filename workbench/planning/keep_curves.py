@@ -1,4 +1,4 @@
-"""Is a ranking right? Keep its first k heads, window the others, and see how much of what was lost is back."""
+"""Curves that judge a ranking: keep its first k heads, window the others, and measure how much of the loss is back."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.planning.conversion_objective import Game
-from workbench.planning.rankings.ranking import Ranking
+from workbench.planning.rankings.registry import Ranking
 from workbench.store.plan_file import CurvePoint, Unit, kv_saved
 
-# At most so many points per curve; every one is a pass over each held-out probe.
+# At most this many points per curve: each is a pass over every held-out probe.
 _POINTS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is kept first: `groups` of heads that are kept together, single heads or whole layers."""
+    """`groups` of heads in the order of keeping them: single heads or whole layers."""
 
     groups: tuple[tuple[KVHead, ...], ...]
 
@@ -46,7 +46,7 @@ def order_of(ranking: Ranking, unit: Unit) -> Order:
 
 
 def keep_counts(n_groups: int, at_most: int = _POINTS) -> list[int]:
-    """How many to keep at each point of a curve: all numbers if they are few, else evenly spread ones."""
+    """How many groups each point of a curve keeps: every number if they are few, else evenly spread ones."""
     if n_groups < at_most:
         return list(range(n_groups + 1))
     return sorted({round(x) for x in np.linspace(0, n_groups, at_most)})
@@ -55,22 +55,24 @@ def keep_counts(n_groups: int, at_most: int = _POINTS) -> list[int]:
 def keep_curve(
     method: str, order: Order, held_out: Sequence[Game], *, counts: Sequence[int], context: int
 ) -> list[CurvePoint]:
-    """What every held-out probe says of the first heads, or layers, of an order, for each of `counts`."""
+    """Loss, accuracy and cache with the first heads, or layers, of an order kept: for each held-out probe and count."""
     points: list[CurvePoint] = []
     for game in held_out:
         full, windowed = game.outcome().nats, game.outcome(game.heads).nats
         for n in counts:
-            kept, left = order.first(n), game.outcome(order.without(n))
+            heads, outcome = order.first(n), game.outcome(order.without(n))
             saved = kv_saved(
-                game.m.layers, set(kept), window=game.limits.window, sink=game.limits.sink, context=context
+                game.m.layers, set(heads), window=game.limits.window, sink=game.limits.sink, context=context
             )
-            recovered = (windowed - left.nats) / (windowed - full) if windowed != full else float("nan")
-            points.append(CurvePoint(method, game.probe.name, len(kept), left.nats, recovered, left.accuracy, saved))
+            recovered = (windowed - outcome.nats) / (windowed - full) if windowed != full else float("nan")
+            points.append(
+                CurvePoint(method, game.probe.name, len(heads), outcome.nats, recovered, outcome.accuracy, saved)
+            )
     return points
 
 
 def area_under(points: Sequence[CurvePoint]) -> float:
-    """The mean recovered share over the number of heads kept, from none to all, by trapezes; 1 at best.
+    """The mean recovered share over the number of heads kept, from none to all, by the trapezoidal rule; 1 at best.
 
     Raises:
         WorkbenchError: if the points are of several methods or probes.
@@ -81,7 +83,7 @@ def area_under(points: Sequence[CurvePoint]) -> float:
 
 
 def first_at(points: Sequence[CurvePoint], share: float = 0.95) -> int | None:
-    """The fewest heads from which on at least that share is recovered; None if not even all of them do.
+    """The fewest heads from which on at least this share is recovered; None if not even all heads reach it.
 
     Raises:
         WorkbenchError: if the points are of several methods or probes.

@@ -1,7 +1,7 @@
-"""Which linear attention comes nearest to what each head does: a feature map's sharpness and a decay, without training.
+"""The linear attention nearest to each head's output: a feature map's sharpness and a decay, fitted without training.
 
-Every pair of a ladder is tried on the head's own queries, keys and values in the model as it is, and the one whose
-outputs differ least is taken. One forward pass of the model, and of linear attention as many as there are pairs.
+Every pair of a grid is tried on the head's own queries, keys and values in the model as it is, and the pair whose
+outputs differ least is taken. This takes one forward pass of the model, and one pass of linear attention for each pair.
 
 Reference:
     Zhang et al. 2024, LoLCATs, section 3.1: linear attention that matches a layer's outputs, there by training.
@@ -35,7 +35,7 @@ _HALF_LIVES = (inf, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5)  # in to
 
 @dataclass(frozen=True, slots=True)
 class LinearFit:
-    """A form for each head, and the share of the variance of the head's outputs that it leaves unexplained."""
+    """The linear attention of each head, and the share of the variance of its outputs that this leaves unexplained."""
 
     forms: dict[KVHead, LinearAttention]
     error: dict[KVHead, float]
@@ -48,25 +48,25 @@ def fit_linear_attention(
     features: Features = "elu",
     heads: Collection[KVHead] | None = None,
 ) -> LinearFit:
-    """The forms for `m.linearize`, nearest to what the heads say on some tokens, in squared error of their outputs.
+    """The linear attention for `m.linearize` that is nearest to the heads' outputs on some tokens, in squared error.
 
-    The variance is that over positions and sequences. Padding does not count.
+    The variance is over positions and sequences. Padding does not count.
 
     Args:
-        tokens: text as the model is used on; the more of it the better, but no training is done.
+        tokens: text like that which the model is used on; the more, the better.
         features: see `LinearAttention`.
-        heads: all heads of the layers that see their whole past where absent.
+        heads: default all heads of the layers that see their whole past.
 
     Raises:
-        WorkbenchError: for heads that cannot be given linear attention, unknown features, or tokens that do not fit.
+        WorkbenchError: for heads that cannot have linear attention, unknown features, or tokens that do not fit.
     """
     candidates = _candidates(features)
     full = [info for info in m.layers if info.mixer == "softmax" and info.kind == "full"]
-    asked = [KVHead(i.index, h) for i in full for h in range(i.n_kv_heads)] if heads is None else [*heads]
-    for head in asked:
+    fitted = [KVHead(i.index, h) for i in full for h in range(i.n_kv_heads)] if heads is None else [*heads]
+    for head in fitted:
         check_linearisable(m.layers, head)
     batch = batch_of(m.model, tokens)
-    layers = {head.layer for head in asked}
+    layers = {head.layer for head in fitted}
     errors: dict[int, Float[Tensor, "n_candidates n_kv"]] = {}
 
     def attend(call: AttentionCall) -> Tensor:
@@ -77,16 +77,16 @@ def fit_linear_attention(
 
     with torch.no_grad(), handling(m.model, attend):
         answers_of(m.model, batch)
-    best = {layer: found.min(0) for layer, found in errors.items()}
+    best = {layer: by_candidate.min(0) for layer, by_candidate in errors.items()}
     return LinearFit(
-        {head: candidates[int(best[head.layer].indices[head.kv_head])] for head in asked},
-        {head: float(best[head.layer].values[head.kv_head]) for head in asked},
+        {head: candidates[int(best[head.layer].indices[head.kv_head])] for head in fitted},
+        {head: float(best[head.layer].values[head.kv_head]) for head in fitted},
     )
 
 
 def _candidates(features: Features) -> list[LinearAttention]:
     if features not in _SHARPNESS:
-        LinearAttention(features)  # which says what was expected
+        LinearAttention(features)  # raises, listing the known features
     return [LinearAttention(features, s, 0.5 ** (1 / life)) for s, life in product(_SHARPNESS[features], _HALF_LIVES)]
 
 
@@ -96,15 +96,15 @@ def _unexplained(
     valid: Bool[Tensor, "b t"],
     candidates: list[LinearAttention],
 ) -> Float[Tensor, "n_candidates n_kv"]:
-    """Of every candidate, for each key/value head of the layer."""
+    """The unexplained share of the variance by candidate, for each key/value head of the layer."""
     n_kv = call.k.shape[1]
     counted = rearrange(valid.to(out.device), "b t -> b t 1 1")
 
-    def size(x: Float[Tensor, "b t n_heads d_v"]) -> Float[Tensor, " n_kv"]:
+    def squared(x: Float[Tensor, "b t n_heads d_v"]) -> Float[Tensor, " n_kv"]:
         return reduce((x.double() * counted).square(), "b t (kv g) d -> kv", "sum", kv=n_kv)
 
     mean = (out.double() * counted).sum((0, 1)) / counted.sum()
-    variance = size(out - mean).clamp_min(torch.finfo(torch.float64).tiny)
+    variance = squared(out - mean).clamp_min(torch.finfo(torch.float64).tiny)
     n_heads = call.q.shape[1]
-    found = [size(linearised(call, [form] * n_heads).output() - out) / variance for form in candidates]
-    return torch.stack(found)
+    errors = [squared(linearised(call, [form] * n_heads).output() - out) / variance for form in candidates]
+    return torch.stack(errors)

@@ -1,4 +1,4 @@
-"""From a ranking and a budget to a plan, with what it is worth on probes that the ranking has not seen."""
+"""Make a plan from a ranking and a budget, and measure it on probes that the ranking has not seen."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workbench.planning.answer_loss import Objective
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
 from workbench.planning.conversion_objective import Game
 from workbench.planning.keep_curves import Order, keep_counts, keep_curve, order_of
-from workbench.planning.rankings.ranking import Ranking, random_order, shuffled_in_layers
-from workbench.planning.rankings.registry import check_method, rank
+from workbench.planning.rankings.chance import random_order, shuffled_in_layers
+from workbench.planning.rankings.registry import Ranking, check_method, rank
 from workbench.probes import Probe, build, copy_needle
 from workbench.store.plan_file import Budget, CurvePoint, Plan, RankedHead, Unit
 
-# Random orders that a random baseline is the mean of.
+# A random baseline is the mean over this many random orders.
 _RANDOM_ORDERS = 5
 _NEEDLE = 8
 
@@ -32,9 +32,9 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a plan is made and judged on.
+    """The probes and baselines that a plan is made and judged with.
 
-    `probe`: the one heads are ranked on; `held_out`: others, never seen by the ranking, that the curve is of.
+    `probe`: the one heads are ranked on; `held_out`: others, never seen by the ranking, on which the curve is measured.
     `baselines`: further methods with a curve; `random` and `random_in_layer` (as many heads of each layer as the plan
     would keep; none for a layer-wise plan) are means over five orders. `context`: the tokens that cache sizes are
     counted for.
@@ -49,10 +49,10 @@ class Evaluation:
 
 
 def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0) -> Evaluation:
-    """Needles copied from beyond the window, other ones held out, at the model's longest context.
+    """Needles copied from beyond the window, with other needles held out, at the model's longest context.
 
     Raises:
-        WorkbenchError: if the window is none, or the model's context is not longer than sinks, window and a needle.
+        WorkbenchError: if the window is impossible, or the model's context does not hold sinks, window and a needle.
     """
     _check_window(window, sink)
     longest = _longest(m)
@@ -78,17 +78,18 @@ def evaluation_on(
     held_out: Sequence[str] = (),
     seed: int = 0,
 ) -> Evaluation:
-    """The evaluation of probes written as in `probes.build`; those of `default_evaluation` where none is written.
+    """The evaluation on probes written as in `probes.build`; those of `default_evaluation` where none is written.
 
-    Held-out probes that would bear the same name are named as they are written.
+    Held-out probes with equal names are named by their text.
 
     Raises:
-        WorkbenchError: if one of them is no probe or does not fit the model, or the default does not and is needed.
+        WorkbenchError: if a text describes no probe or one that does not fit the model, or the default probes are
+            needed and do not fit.
     """
     ranked_on = None if probe is None else build(m, probe)
-    judged_on = [build(m, written) for written in held_out]
+    judged_on = [build(m, text) for text in held_out]
     if len({p.name for p in judged_on}) < len(judged_on):
-        judged_on = [replace(p, name=written) for p, written in zip(judged_on, held_out, strict=True)]
+        judged_on = [replace(p, name=text) for p, text in zip(judged_on, held_out, strict=True)]
     if ranked_on is not None and judged_on:
         context = _longest(m) or max(p.tokens.shape[1] for p in judged_on)
         return Evaluation(ranked_on, tuple(judged_on), context=context, seed=seed)
@@ -96,7 +97,7 @@ def evaluation_on(
     return replace(standard, probe=ranked_on or standard.probe, held_out=tuple(judged_on) or standard.held_out)
 
 
-def plan(
+def plan(  # noqa: PLR0913, PLR0917  # public arguments, positional in use
     m: HookedModel,
     window: int,
     sink: int = 0,
@@ -107,49 +108,49 @@ def plan(
     evaluation: Evaluation | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Rank the key/value heads of a model, keep as many as the budget allows, and measure what that keeps.
+    """Rank the key/value heads of a model, keep as many as the budget allows, and measure the result.
 
-    The plan's `evidence` is the method's own, and what its heads leave lost (`lost_nats`) and bring back (`recovered`)
-    on the held-out probe where they do worst.
+    The plan's `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
+    (`recovered`) on the held-out probe where the kept heads do worst.
 
     Args:
         window, sink: what a windowed head still sees, in tokens.
         keep: a share of the heads of softmax layers (of the layers, for unit="layer"); or `KVBytes`, `LossTolerance`.
-        method: one of `workbench.planning.METHODS`.
+        method: one of `workbench.planning.METHODS`, or a name registered with `workbench.planning.ranking`.
         unit: keep heads, or whole layers by the sum of their heads' scores.
         evaluation: default needles copied from beyond the window.
-        progress: told what is being done.
+        progress: called with a line for each step.
 
     Raises:
-        WorkbenchError: for an unknown method or unit, a window that is none or leaves nothing far in a probe, a budget
-            outside of what there is or that keeps no layer, or a held-out probe that the ranking sees.
+        WorkbenchError: for an unknown method or unit, a window that is impossible or leaves nothing far in a probe, a
+            budget that is out of range or keeps no layer, or a held-out probe with the tokens of the ranking's probe.
     """
     _check_window(window, sink)
     check_budget(keep)
     check_method(method)
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
-    chosen = evaluation or default_evaluation(m, window, sink)
-    _check_evaluation(chosen, window + sink)
-    say = progress or (lambda _: None)
-    game = Game(m, chosen.probe, window, sink=sink, objective=chosen.objective, seed=chosen.seed)
+    evaluation = evaluation or default_evaluation(m, window, sink)
+    _check_evaluation(evaluation, window + sink)
+    announce = progress or (lambda _: None)
+    game = Game(m, evaluation.probe, window, sink=sink, objective=evaluation.objective, seed=evaluation.seed)
     if not game.heads:
         raise WorkbenchError(f"{m!r} has no softmax attention; there is no head to give a window to")
-    say(f"ranking {len(game.heads)} heads by {method}")
+    announce(f"ranking {len(game.heads)} heads by {method}")
     ranking = rank(game, method)
     order = order_of(ranking, unit)
-    held_out = [Game(m, p, window, sink=sink, seed=chosen.seed) for p in chosen.held_out]
-    say(f"what {method} keeps on held-out probes")
-    n_kept = n_affordable(keep, order, held_out, context=chosen.context)
+    held_out = [Game(m, p, window, sink=sink, seed=evaluation.seed) for p in evaluation.held_out]
+    announce(f"what {method} keeps on held-out probes")
+    n_kept = n_affordable(keep, order, held_out, context=evaluation.context)
     if unit == "layer" and n_kept == 0:
         raise WorkbenchError(f"a budget of {keep} keeps none of {len(order)} layers; pass a larger one")
-    judge = _Judge(unit, game, held_out, chosen, counts=sorted({*keep_counts(len(order)), n_kept}))
+    judge = _Judge(unit, game, held_out, evaluation, counts=sorted({*keep_counts(len(order)), n_kept}))
     curve = judge.curve(method, order)
-    for baseline in chosen.baselines:
-        say(f"what {baseline} keeps")
+    for baseline in evaluation.baselines:
+        announce(f"what {baseline} keeps")
         curve += judge.baseline(baseline, ranking)
-    kept = tuple(sorted(order.first(n_kept)))
-    recovered = [p.recovered for p in curve if p.method == method and p.n_kept == len(kept)]
+    keep_heads = tuple(sorted(order.first(n_kept)))
+    recovered = [p.recovered for p in curve if p.method == method and p.n_kept == len(keep_heads)]
     worst = {"lost_nats": lost_nats(order, n_kept, held_out), "recovered": min(recovered)}
     return Plan(
         model=m.name,
@@ -159,12 +160,12 @@ def plan(
         unit=unit,
         method=method,
         units=ranking.units,
-        probe=chosen.probe.name,
-        probe_digest=chosen.probe.digest,
-        seed=chosen.seed,
-        context=chosen.context,
-        keep=kept,
-        ranking=_ranked(ranking, order.first(len(order)), seed=chosen.seed),
+        probe=evaluation.probe.name,
+        probe_digest=evaluation.probe.digest,
+        seed=evaluation.seed,
+        context=evaluation.context,
+        keep=keep_heads,
+        ranking=_ranked(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
         evidence={**ranking.evidence, **worst},
     )
@@ -172,24 +173,24 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """Curves of rankings on held-out probes, all at the same numbers of heads or layers."""
+    """Curves of rankings on held-out probes, all at the same counts of heads or layers."""
 
     unit: Unit
     game: Game
     held_out: Sequence[Game]
-    chosen: Evaluation
+    evaluation: Evaluation
     counts: list[int]
 
     def curve(self, method: str, order: Order) -> list[CurvePoint]:
-        return keep_curve(method, order, self.held_out, counts=self.counts, context=self.chosen.context)
+        return keep_curve(method, order, self.held_out, counts=self.counts, context=self.evaluation.context)
 
     def baseline(self, method: str, ranking: Ranking) -> list[CurvePoint]:
         """The curve of another method; of random orders, their mean."""
-        seeds = range(self.chosen.seed, self.chosen.seed + _RANDOM_ORDERS)
+        seeds = range(self.evaluation.seed, self.evaluation.seed + _RANDOM_ORDERS)
         if method == "random":
             return self._mean(method, [random_order(self.game.heads, seed) for seed in seeds])
         if method == "random_in_layer":
-            # Whole layers have the same order whichever way their heads are shuffled.
+            # The order of whole layers does not depend on how their heads are shuffled.
             shuffled = [shuffled_in_layers(ranking, seed) for seed in seeds if self.unit == "head"]
             return self._mean(method, shuffled)
         return self.curve(method, order_of(rank(self.game, method), self.unit))
@@ -212,9 +213,9 @@ def _ranked(ranking: Ranking, order: Sequence[KVHead], *, seed: int) -> tuple[Ra
     if ranking.per_sequence is not None:
         counted = np.ones(ranking.per_sequence.shape, dtype=bool)
         low, high = bootstrap(ranking.per_sequence, counted, seed=seed)
-    place = {head: i for i, head in enumerate(ranking.heads)}
+    index = {head: i for i, head in enumerate(ranking.heads)}
     return tuple(
-        RankedHead(*head, float(ranking.scores[place[head]]), float(low[place[head]]), float(high[place[head]]))
+        RankedHead(*head, float(ranking.scores[index[head]]), float(low[index[head]]), float(high[index[head]]))
         for head in order
     )
 
@@ -225,30 +226,30 @@ def _longest(m: HookedModel) -> int | None:
 
 
 def _check_window(window: int, sink: int) -> None:
-    for name, given in (("window", window), ("sink", sink)):
-        if isinstance(given, bool) or not isinstance(given, Integral):
-            raise WorkbenchError(f"{name} is {given!r}; expected a whole number of tokens")
+    for name, value in (("window", window), ("sink", sink)):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise WorkbenchError(f"{name} is {value!r}; expected a whole number of tokens")
     check_window(window, sink)
 
 
-def _check_evaluation(chosen: Evaluation, n_seen: int) -> None:
-    if chosen.context < 1:
-        raise WorkbenchError(f"context is {chosen.context}; expected at least 1 token")
-    for baseline in chosen.baselines:
+def _check_evaluation(evaluation: Evaluation, n_seen: int) -> None:
+    if evaluation.context < 1:
+        raise WorkbenchError(f"context is {evaluation.context}; expected at least 1 token")
+    for baseline in evaluation.baselines:
         check_method(baseline)
-    if not chosen.held_out:
+    if not evaluation.held_out:
         raise WorkbenchError("no held-out probe was given; expected at least one that the ranking does not see")
-    names = [p.name for p in chosen.held_out]
+    names = [p.name for p in evaluation.held_out]
     if len(set(names)) < len(names):
         raise WorkbenchError(f"held-out probes are named {', '.join(names)}; give each its own name=")
-    for probe in (chosen.probe, *chosen.held_out):
+    for probe in (evaluation.probe, *evaluation.held_out):
         if probe.tokens.shape[1] <= n_seen:
             raise WorkbenchError(
                 f"probe {probe.name!r} has {probe.tokens.shape[1]} tokens and a windowed head sees {n_seen}, so that "
                 "nothing is far; pass a longer probe or a smaller window"
             )
-    for probe in chosen.held_out:
-        if torch.equal(probe.tokens, chosen.probe.tokens):
+    for probe in evaluation.held_out:
+        if torch.equal(probe.tokens, evaluation.probe.tokens):
             raise WorkbenchError(
                 f"held-out probe {probe.name!r} is the one that heads are ranked on; pass another, such as one of "
                 "another seed="

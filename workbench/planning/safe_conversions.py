@@ -1,4 +1,4 @@
-"""Which heads may get a window, which linear attention, and which neither: of what is safe, what keeps least."""
+"""Choose a window, linear attention or neither for each head: the smallest state of those that are safe."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Choice = Literal["window", "linear", "full"]
 
 @dataclass(frozen=True, slots=True)
 class SafeForms:
-    """What each head that sees its whole past may become, and what a window and linear attention cost it.
+    """Costs of a window and of linear attention, and the choice, for each head that sees its whole past.
 
-    `windowed`, `linear`: integrated gates in nats per answer. `error`: share of the variance of its outputs that the
-    form leaves unexplained. `choices`: of those that cost no more than `tolerance` the one that keeps fewer numbers,
-    the keys and values of the window or the linear state; `full` where neither is safe. `lost_together`: nats per
-    answer that are lost with all choices in force.
+    `windowed`, `linear`: integrated gates in nats per answer. `error`: share of the variance of its outputs that its
+    form of linear attention leaves unexplained. `choices`: of the conversions that cost no more than `tolerance`, the
+    one with fewer numbers to store, the keys and values of the window or the linear state; `full` where neither is
+    safe. `lost_together`: measured nats per answer lost with all choices in force.
     """
 
     heads: tuple[KVHead, ...]
@@ -58,7 +58,7 @@ class SafeForms:
         )
 
 
-def safe_forms(
+def safe_forms(  # noqa: PLR0913  # public keywords
     m: HookedModel,
     probe: Probe,
     window: int,
@@ -72,39 +72,36 @@ def safe_forms(
 ) -> SafeForms:
     """Score every head that sees its whole past towards a window and towards linear attention, and choose.
 
-    Two rankings, and the pass that forms are fitted in. Heads add up, so that what all choices lose together is
-    measured and said.
+    Takes two rankings and one pass to fit linear attention. Costs of heads add up, so the loss under all choices
+    together is measured.
 
     Args:
         window, sink: what a windowed head sees, in tokens.
         tolerance: nats per answer that a head's choice may cost.
-        text: what linear forms are fitted to; the probe's own tokens where absent.
+        text: what linear attention is fitted to; default the probe's own tokens.
         features: see `LinearAttention`.
         nodes: of each gate path.
 
     Raises:
-        WorkbenchError: if no layer sees its whole past, the tolerance is negative, the window is none, or the probe has
-            no answers.
+        WorkbenchError: if no layer sees its whole past, the tolerance is negative, the window is impossible, or the
+            probe has no answers.
     """
     if not tolerance >= 0:
         raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
 
-    def tell(what: str) -> None:
-        if progress is not None:
-            progress(what)
-
-    tell("linear forms")
+    announce = progress or (lambda _: None)
+    announce("linear forms")
     fit = fit_linear_attention(m, probe if text is None else text, features=features)
     heads = tuple(fit.forms)
     if not heads:
         raise WorkbenchError("no layer of the model sees its whole past, so that no head has anything to lose")
-    tell("gates towards windows")
+    announce("gates towards windows")
     to_window = Game(m, probe, window, sink=sink)
-    found = integrate(to_window, nodes=nodes)
-    windowed = found.scores[[found.heads.index(head) for head in heads]]
-    tell("gates towards linear attention")
-    to_linear = integrate(Game(m, probe, fit.forms), nodes=nodes)
-    linear = to_linear.scores[[to_linear.heads.index(head) for head in heads]]
+    window_gates = integrate(to_window, nodes=nodes)
+    windowed = window_gates.scores[[window_gates.heads.index(head) for head in heads]]
+    announce("gates towards linear attention")
+    linear_gates = integrate(Game(m, probe, fit.forms), nodes=nodes)
+    linear = linear_gates.scores[[linear_gates.heads.index(head) for head in heads]]
     sizes = {
         i.index: (2 * i.d_head * (window + sink), LinearAttention(features).state_size(i.d_head))
         for i in m.layers
@@ -113,27 +110,27 @@ def safe_forms(
     choices: tuple[Choice, ...] = tuple(
         _choice(w, x, sizes[head.layer], tolerance) for head, w, x in zip(heads, windowed, linear, strict=True)
     )
-    made = SafeForms(
-        heads,
-        window,
-        sink,
-        tolerance,
-        windowed,
-        linear,
-        np.array([fit.error[head] for head in heads]),
-        fit.forms,
-        choices,
-        float("nan"),
+    conversions = SafeForms(
+        heads=heads,
+        window=window,
+        sink=sink,
+        tolerance=tolerance,
+        windowed=windowed,
+        linear=linear,
+        error=np.array([fit.error[head] for head in heads]),
+        forms=fit.forms,
+        choices=choices,
+        lost_together=float("nan"),
     )
-    tell("all choices at once")
-    with in_safe_forms(m, made):
-        lost = float(to_window.nats().mean()) - found.full
-    return replace(made, lost_together=lost)
+    announce("all choices at once")
+    with in_safe_forms(m, conversions):
+        lost = float(to_window.nats().mean()) - window_gates.full
+    return replace(conversions, lost_together=lost)
 
 
 @contextmanager
 def in_safe_forms(m: HookedModel, chosen: SafeForms) -> Generator[HookedModel]:
-    """Inside the block, every head is what was chosen for it.
+    """Inside the block, every head has the conversion chosen for it.
 
     Raises:
         WorkbenchError: for heads the model does not have.

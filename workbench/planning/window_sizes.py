@@ -1,4 +1,4 @@
-"""How wide must a head's window be? Window gates on a ladder of windows, and the smallest safe one of each head."""
+"""Window gates on a ladder of windows, and the smallest safe window of each head."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from workbench.probes import Probe
 class WindowLadder:
     """The worth of every head's context beyond each window, in nats per answer.
 
-    `windows`: in tokens, rising. `smallest_safe`: of each head, the smallest window from which on no rung costs more
-    than `tolerance` nats; None where the largest still does. `lost_together`: what is really lost, in nats per answer,
+    `windows`: in tokens, rising. `smallest_safe`: of each head, the smallest window from which on no window costs more
+    than `tolerance` nats; None where the largest still does. `lost_together`: the measured loss, in nats per answer,
     when every head has its smallest safe window and heads without one see everything.
     """
 
@@ -41,7 +41,7 @@ class WindowLadder:
         return pd.DataFrame({**heads, **columns, "smallest_safe": pd.array(self.smallest_safe, dtype="Int64")})
 
 
-def window_ladder(
+def window_ladder(  # noqa: PLR0913  # public keywords
     m: HookedModel,
     probe: Probe,
     windows: Sequence[int],
@@ -54,29 +54,29 @@ def window_ladder(
 ) -> WindowLadder:
     """Score every key/value head with each window, and find the smallest that is safe for it.
 
-    Costs as many rankings as there are windows. A window as long as the probe costs nothing, whatever the head does.
+    Takes one ranking for each window. A window as long as the probe costs nothing.
 
     Raises:
-        WorkbenchError: if there is no window or one is none, the tolerance is negative, or the probe has no answers.
+        WorkbenchError: if a window is missing or impossible, the tolerance is negative, or the probe has no answers.
     """
-    rungs = tuple(sorted(set(windows)))
-    if not rungs:
+    ladder = tuple(sorted(set(windows)))
+    if not ladder:
         raise WorkbenchError("no window was given; expected some, such as [64, 128, 256]")
     if not tolerance >= 0:
         raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
     columns: list[np.ndarray] = []
-    games = [Game(m, probe, window, sink=sink, objective=objective) for window in rungs]
-    for window, game in zip(rungs, games, strict=True):
+    games = [Game(m, probe, window, sink=sink, objective=objective) for window in ladder]
+    for window, game in zip(ladder, games, strict=True):
         if progress is not None:
             progress(f"window {window}")
         columns.append(integrate(game, nodes=nodes).scores)
     scores, heads = np.stack(columns, -1), games[0].heads
-    safe = tuple(_smallest(rungs, row <= tolerance) for row in scores)
+    smallest_safe = tuple(_smallest(ladder, row <= tolerance) for row in scores)
     full = games[0].nats().mean()
-    chosen = {head: window for head, window in zip(heads, safe, strict=True) if window is not None}
-    with windowed_each(m, chosen, sink):
+    safe_windows = {head: window for head, window in zip(heads, smallest_safe, strict=True) if window is not None}
+    with windowed_each(m, safe_windows, sink):
         lost = float(games[0].nats().mean() - full)
-    return WindowLadder(heads, rungs, scores, tolerance, safe, lost)
+    return WindowLadder(heads, ladder, scores, tolerance, smallest_safe, lost)
 
 
 @contextmanager
@@ -84,20 +84,20 @@ def windowed_each(m: HookedModel, windows: Mapping[KVHead, int], sink: int = 0) 
     """Inside the block, each of these key/value heads has a window of its own, in tokens, after the first `sink` keys.
 
     Raises:
-        WorkbenchError: for heads the model does not have, or in a linear layer, or a window that is none.
+        WorkbenchError: for heads the model does not have, or in a linear layer, or an impossible window.
     """
     with ExitStack() as stack:
         for window in sorted(set(windows.values())):
-            mine = [head for head, own in windows.items() if own == window]
-            stack.enter_context(m.restrict(mine, window, sink))
+            heads = [head for head, own in windows.items() if own == window]
+            stack.enter_context(m.restrict(heads, window, sink))
         yield m
 
 
 def _smallest(windows: Sequence[int], is_safe: np.ndarray) -> int | None:
     """The first window from which on all are safe."""
-    found = None
+    smallest = None
     for window, safe in zip(reversed(windows), reversed(list(is_safe)), strict=True):
         if not safe:
             break
-        found = window
-    return found
+        smallest = window
+    return smallest

@@ -1,7 +1,7 @@
-"""A Plan: which key/value heads keep the whole context, with the evidence, as JSON that other tools can read. No torch.
+"""The plan file: which key/value heads keep the whole context, with the evidence, as JSON. No torch.
 
-The file is one JSON object with the fields of `Plan`; heads are written [layer, kv_head]. `version` is raised when a
-field changes its meaning, and files of newer versions are refused.
+The file is one JSON object with the fields of `Plan`; heads are written [layer, kv_head]. A field that changes its
+meaning raises `version`; files of newer versions are refused.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class KVBytes:
 
 @dataclass(frozen=True, slots=True)
 class LossTolerance:
-    """A budget: as few heads as leave the held-out loss within so many nats of the full model's."""
+    """A budget: the fewest heads that keep the held-out loss within this many nats of the full model's."""
 
     nats: float | int
 
 
-# A share of the heads (or layers) to keep, 0 to 1, or one of the others.
+# A share of the heads (or layers) to keep, 0 to 1, or one of the classes above.
 Budget = float | int | KVBytes | LossTolerance
 
 
@@ -58,10 +58,10 @@ class RankedHead:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """The loss on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
+    """The outcome on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
 
-    `nats`: loss per answer; `recovered`: the share of the gap between all windowed and none that is back; `accuracy`:
-    share of answers that are right; `kv_saved`: share of the key/value cache that is not needed.
+    `nats`: loss per answer; `recovered`: share of the gap between all windowed and none; `accuracy`: share of answers
+    that are right; `kv_saved`: share of the key/value cache that is not needed.
     """
 
     method: str
@@ -77,8 +77,8 @@ class CurvePoint:
 class Plan:
     """Which heads of a model keep the whole context; all other softmax heads see `sink` first and `window` last keys.
 
-    `layers`: what the model's layers are, by which a plan knows its model. `unit`: whether heads or whole layers are
-    kept. `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
+    `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
+    `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
     of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for.
     """
 
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def kv_saved(self) -> float:
-        """The share of the key/value cache of softmax layers that the plan does without, at `context` tokens."""
+        """The share of the key/value cache of softmax layers that the plan saves, at `context` tokens."""
         return kv_saved(self.layers, self.keep, window=self.window, sink=self.sink, context=self.context)
 
     def curves(self) -> pd.DataFrame:
@@ -139,7 +139,7 @@ class Plan:
         if document.pop("version") > VERSION:
             raise WorkbenchError(f"{path}: was written by a newer workbench; upgrade it to read the plan")
         try:
-            plan = cls(**{**document, **_typed(document)})
+            plan = cls(**{**document, **_typed_fields(document)})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
         problem = _inconsistency(plan)
@@ -149,17 +149,20 @@ class Plan:
 
     def check(self, layers: Sequence[LayerInfo]) -> None:
         """Raises:
-        WorkbenchError: if the plan is for a model of other layers, or does not fit itself.
+        WorkbenchError: if the plan is for a model of other layers, or inconsistent.
         """
         problem = _inconsistency(self)
         if problem:
             raise WorkbenchError(f"the plan {problem}; make one with wb.plan")
-        for planned, present in zip(self.layers, layers, strict=False):
-            if planned != present:
-                raise WorkbenchError(
-                    f"the plan is for {self.model or 'another model'}, whose layer {planned.index} is {planned}; "
-                    f"this model has {present}: make a plan for it"
-                )
+        different = [
+            (planned, actual) for planned, actual in zip(self.layers, layers, strict=False) if planned != actual
+        ]
+        if different:
+            planned, actual = different[0]
+            raise WorkbenchError(
+                f"the plan is for {self.model or 'another model'}, whose layer {planned.index} is {planned}; "
+                f"this model has {actual}: make a plan for it"
+            )
         if len(self.layers) != len(layers):
             raise WorkbenchError(
                 f"the plan is for {self.model or 'another model'} with {len(self.layers)} layers; this model has "
@@ -185,12 +188,12 @@ class Plan:
     def to_layer_types(self) -> dict[str, Any]:
         """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
 
-        A kept sliding layer is unchanged; a windowed one keeps its own window where that is narrower.
+        A kept sliding layer does not change, and a windowed one keeps its own window where that is narrower.
 
         Raises:
             WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows.
         """
-        mixed = [i for i, choices in self._choices_by_layer().items() if len(choices) > 1]
+        mixed = [i for i, is_kept in self._kept_by_layer().items() if len(is_kept) > 1]
         if mixed:
             raise WorkbenchError(
                 f"layers {mixed} keep some heads and not others, which layer_types cannot say; make the plan with "
@@ -198,7 +201,7 @@ class Plan:
             )
         if self.sink:
             raise WorkbenchError(f"layer_types know no sinks, and the plan keeps {self.sink}; make it with sink=0")
-        # A layer with two mixers is written as the kind of its attention.
+        # The softmax mixer of a layer with two mixers comes last and gives its type.
         first_linear = sorted(self.layers, key=lambda info: info.mixer == "softmax")
         kinds = {info.index: self._kind(info) for info in first_linear}
         windows = sorted({window for _, window in kinds.values() if window is not None})
@@ -210,12 +213,11 @@ class Plan:
         types = [kinds[index][0] for index in sorted(kinds)]
         return {"layer_types": types, **({"sliding_window": windows[0]} if windows else {})}
 
-    def _choices_by_layer(self) -> dict[int, set[bool]]:
-        """Whether heads are kept, by layer: both where some are and some are not."""
-        choices: dict[int, set[bool]] = {}
+    def _kept_by_layer(self) -> dict[int, set[bool]]:
+        is_kept: dict[int, set[bool]] = {}
         for r in sorted(self.ranking, key=lambda r: r.layer):
-            choices.setdefault(r.layer, set()).add(r.head in self.keep)
-        return choices
+            is_kept.setdefault(r.layer, set()).add(r.head in self.keep)
+        return is_kept
 
     def _kind(self, info: LayerInfo) -> tuple[str, int | None]:
         """A layer's name in `layer_types` under the plan, and its window where it slides."""
@@ -231,13 +233,13 @@ def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: i
 
     A sliding layer never holds more than its own window. Values are counted as wide as keys.
     """
-    n_numbers = 0
+    tokens_kept = 0
     for info in (i for i in layers if i.mixer == "softmax"):
         own = context if info.window is None else min(context, info.window)
         for h in range(info.n_kv_heads):
             is_kept = KVHead(info.index, h) in keep
-            n_numbers += info.d_head * (own if is_kept else min(own, window + sink))
-    return 2 * 2 * n_numbers
+            tokens_kept += info.d_head * (own if is_kept else min(own, window + sink))
+    return 2 * 2 * tokens_kept
 
 
 def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> float:
@@ -255,7 +257,7 @@ def _write(path: str | Path, text: str) -> None:
         if path.is_file() or (path.parent.is_dir() and not path.exists()):
             replace_file(path, text.encode())
         else:
-            # A pipe or a device takes the text itself; a folder, or a path in no folder, is refused by the system.
+            # Pipes and devices are written directly. The system refuses a folder, and a path in a missing folder.
             path.write_text(text)
     except StoreNotWritable as error:
         raise WorkbenchError(f"the plan cannot be written: {error}") from error
@@ -264,11 +266,11 @@ def _write(path: str | Path, text: str) -> None:
 
 
 def _inconsistency(plan: Plan) -> str | None:
-    """What is wrong with a plan that was read, if anything."""
+    """What is inconsistent in a plan; None if nothing is."""
     ranked = [r.head for r in plan.ranking]
-    strangers = [str(head) for head in plan.keep if head not in ranked]
-    if strangers:
-        return f"keeps {', '.join(strangers)}, which its ranking does not have"
+    unknown = [str(head) for head in plan.keep if head not in ranked]
+    if unknown:
+        return f"keeps {', '.join(unknown)}, which its ranking does not have"
     heads = [KVHead(i.index, h) for i in plan.layers if i.mixer == "softmax" for h in range(i.n_kv_heads)]
     if sorted(ranked) != heads:
         return f"ranks {len(ranked)} heads, which are not the {len(heads)} softmax heads of its layers"
@@ -279,7 +281,7 @@ def _inconsistency(plan: Plan) -> str | None:
     return None
 
 
-def _typed(document: dict[str, Any]) -> dict[str, Any]:
+def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "layers": tuple(LayerInfo(**info) for info in document["layers"]),
         "keep": tuple(KVHead(*head) for head in document["keep"]),
@@ -289,6 +291,5 @@ def _typed(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _numbers(document: dict[str, Any]) -> dict[str, Any]:
-    """The values with null as NaN."""
-    return {k: math.nan if v is None else v for k, v in document.items()}
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in record.items()}

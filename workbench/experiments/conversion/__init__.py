@@ -1,1 +1,1 @@
-"""The conversion experiment: small models pretrained, converted head by head, and measured."""
+"""The conversion experiment: pretrain small models, convert them head by head, and measure them."""

@@ -1,4 +1,4 @@
-"""What is measured on every model of a study: loss and right answers by class, and where each head looks."""
+"""Measurements of every model of a study: loss and accuracy by class of question, and scores of its heads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from workbench.detectors import score
 from workbench.experiments.conversion.study_data import Probes
 from workbench.hooks import HookedModel
-from workbench.planning.answer_loss import batches
+from workbench.planning.answer_loss import answer_batches
 from workbench.probes import Probe
 
-# What heads are scored for, and on which of the probes.
+# The detectors of head scores, and the probe of each.
 _DETECTORS = {
     "induction": "repeats",
     "previous_token": "repeats",
@@ -33,7 +33,7 @@ class Measurement(TypedDict):
 
 
 class HeadScore(TypedDict):
-    """`lifted`: as the weights would look with full attention, or as the converted model does."""
+    """`lifted`: with full attention in every head, whether or not the model is converted."""
 
     layer: int
     head: int
@@ -43,19 +43,19 @@ class HeadScore(TypedDict):
 
 
 def measurements(m: HookedModel, probes: Probes) -> list[Measurement]:
-    """Loss and accuracy on needles, documents and tasks, under what is in force on the model."""
+    """Loss and accuracy on needles, documents and tasks, under the interventions on the model."""
     return [row for probe in (probes.needles, probes.documents, *probes.tasks) for row in _on(m, probe)]
 
 
 def head_scores(m: HookedModel, probes: Probes) -> list[HeadScore]:
-    """Every head on every detector, windows and linear attention lifted."""
+    """Every head's score by every detector, without windows and linear attention."""
     return [
         row for detector, name in _DETECTORS.items() for row in _scored(m, detector, getattr(probes, name), lifted=True)
     ]
 
 
 def converted_retrieval(m: HookedModel, probes: Probes) -> list[HeadScore]:
-    """How much every head looks at the needle beyond the window under what is in force on the model."""
+    """Every head's attention on the needle beyond the window, under the interventions on the model."""
     return _scored(m, "retrieval", probes.ranking, lifted=False)
 
 
@@ -73,21 +73,21 @@ def _scored(m: HookedModel, detector: str, probe: Probe, *, lifted: bool) -> lis
 
 
 def _on(m: HookedModel, probe: Probe) -> list[Measurement]:
-    found = [m.answers(piece) for piece in batches(probe)]
-    nats = torch.cat([a.loss_nats for a in found]).double().numpy()
-    is_right = torch.cat([a.is_right for a in found]).double().numpy()
+    answers = [m.answers(batch) for batch in answer_batches(probe)]
+    nats = torch.cat([a.loss_nats for a in answers]).double().numpy()
+    is_right = torch.cat([a.is_right for a in answers]).double().numpy()
     assert probe.classes is not None
     classes = probe.classes.numpy()
     rows: list[Measurement] = []
     for label in (None, *np.unique(classes).tolist()):
-        mine = np.ones(len(nats), dtype=bool) if label is None else classes == label
+        in_class = np.ones(len(nats), dtype=bool) if label is None else classes == label
         rows.append(
             {
                 "probe": probe.name,
                 "label": label,
-                "nats": float(nats[mine].mean()),
-                "accuracy": float(is_right[mine].mean()),
-                "n": int(mine.sum()),
+                "nats": float(nats[in_class].mean()),
+                "accuracy": float(is_right[in_class].mean()),
+                "n": int(in_class.sum()),
             }
         )
     return rows

@@ -1,7 +1,4 @@
-"""What one conversion study is: the model, its pretraining, the window, which heads are kept, how training goes on.
-
-No torch here.
-"""
+"""Settings of a conversion study: model, pretraining, window, kept heads, continued training. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from workbench.pretrain.recipes import Recipe
 
 Task = Literal["hops", "counting"]
 Trained = Literal["all", "main"]
-Form = Literal["window", "linear"]
+ConvertedTo = Literal["window", "linear"]  # the attention of converted heads
 _EARLY = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 _NEEDLE = 8  # words of a needle: the shortest distance to its copy
 
@@ -31,20 +28,20 @@ class Continued:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """All that determines a study but its seeds. Lengths, window and distances are in tokens.
+    """All settings of a study but its seeds. Lengths, window and distances are in tokens.
 
-    `window`: what a converted head sees; `sink`: first tokens it also sees where sinks are kept. `n_kept`: heads kept
-    full in the trained arms; `kept_counts`: without training. `continued`: the first is given to every keep-set, the
-    others to the main ones. `n_random`, `n_random_trained`: random sets drawn per seed without and with training.
-    `trained`: whether all keep-sets are trained on or the main ones and their controls alone; `is_from_scratch`:
-    whether masks are also trained with from the start. `distances`: of the needles' copies. `n_sequences`: of each
-    class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every form in a
-    batch (of `hops` two forms), after `documents_first` steps of documents alone. `hops`: how many assignments are
-    followed. `early`: shares of the pretraining after which heads are chosen as well, to be kept in the final model.
-    `linear`: features of the linear attention that heads are given in another conversion, if there is one.
+    `window`: the last tokens a converted head sees; `sink`: the first tokens it also sees where sinks are kept.
+    `n_kept`: heads kept full in the trained arms; `kept_counts`: without training. `continued`: continued pretraining,
+    the first for every keep-set, the others for the main ones. `n_random`, `n_random_trained`: random sets drawn per
+    seed without and with training. `trained`: train all keep-sets, or only the main ones and their controls.
+    `is_from_scratch`: also train some conversions from the start. `distances`: of the needles' copies. `n_sequences`:
+    of each class of a probe. `tasks`: mixed into the training data beside documents, `n_task` sequences of every kind
+    in a batch (`hops` has two kinds), after `documents_first` steps of documents alone. `hops`: how many assignments
+    are followed. `early`: shares of the pretraining after which heads are also chosen, to be kept in the final model.
+    `linear`: features of linear attention, for a second conversion; None for windows alone.
 
     Raises:
-        WorkbenchError: for numbers that do not fit each other.
+        WorkbenchError: for settings that contradict each other.
     """
 
     n_layers: int = 2
@@ -92,15 +89,15 @@ class Conversion:
 
     @property
     def early_steps(self) -> tuple[int, ...]:
-        """The steps of the pretraining after which heads are chosen as well, rising."""
+        """The steps of the pretraining after which heads are also chosen, rising."""
         return tuple(sorted({max(1, round(share * self.steps)) for share in self.early}))
 
     def pretraining(self, seed: int) -> Recipe:
-        """The run that models begin with, and that models with a mask from the start have too."""
+        """The pretraining run, also used to train a conversion from scratch."""
         return Recipe("full", seed, steps=self.steps, batch=self.batch, length=self.length, final_lr=0.1)
 
     def continuing(self, seed: int, continued: Continued) -> Recipe:
-        """The run that goes on from a pretrained model."""
+        """The run that continues from a pretrained model."""
         first, share = self.pretraining(seed), continued.lr_share
         return Recipe(
             "full",
@@ -115,9 +112,9 @@ class Conversion:
             final_lr=0.1,
         )
 
-    def _check(self, is_right: bool, name: str, given: object, expected: str) -> None:
+    def _check(self, is_right: bool, name: str, value: object, expected: str) -> None:
         if not is_right:
-            raise WorkbenchError(f"{name} is {given}; expected {expected}")
+            raise WorkbenchError(f"{name} is {value}; expected {expected}")
 
 
 def quick_study() -> Conversion:

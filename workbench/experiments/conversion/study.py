@@ -1,10 +1,10 @@
-"""The conversion experiment: really pretrained small models, converted to windows or linear attention head by head.
+"""Run a conversion study: pretrained small models, converted to windows or linear attention head by head.
 
 1. Pretrain a full-attention model per seed, rank its heads, convert it in every way without training.
 2. Continue pretraining converted models, for several lengths; train some conversions from scratch.
-3. Measure each: loss and recall by distance, tasks by class, and where every head looks.
+3. Measure each: loss and recall by distance, tasks by class, and scores of every head.
 
-Every finished piece is on disk, and the same call goes on from there. Workers are processes of one thread each.
+Every finished piece of work has a file, and the same call continues from there. Workers are processes of one thread.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 
 from workbench.experiments.conversion.arms import PREPARED, arms_of, n_steps, prepare, run_arm
 from workbench.experiments.conversion.settings import Conversion
-from workbench.experiments.conversion.study_folder import add_call, claim, part_path
+from workbench.experiments.conversion.study_folder import add_call, claim, piece_path
 from workbench.heads import WorkbenchError
 
 
 @dataclass(frozen=True, slots=True)
 class StudyProgress:
-    """A piece that has just been finished, and how many of those known by now are; `elapsed_s` since the call."""
+    """The piece just finished, and how many pieces are done of those known so far; `elapsed_s` since the call."""
 
     finished: str
     done: int
@@ -44,15 +44,15 @@ def run_conversion(
     workers: int = 1,
     on_progress: Callable[[StudyProgress], None] | None = None,
 ) -> int:
-    """Do what is not yet done of a study with seeds 0 to `seeds` − 1; returns how many pieces that were.
+    """Do the missing pieces of a study with seeds 0 to `seeds` − 1; returns how many were missing.
 
     Raises:
         WorkbenchError: if `out` holds another study, or a number is below 1.
         StoreNotWritable: if `out` cannot be written.
     """
-    for name, given in (("seeds", seeds), ("workers", workers)):
-        if given < 1:
-            raise WorkbenchError(f"{name} is {given}; expected at least 1")
+    for name, number in (("seeds", seeds), ("workers", workers)):
+        if number < 1:
+            raise WorkbenchError(f"{name} is {number}; expected at least 1")
     claim(study, out)
     started, n_done = time.monotonic(), 0
     try:
@@ -68,7 +68,7 @@ def run_conversion(
 
 @dataclass(order=True, frozen=True, slots=True)
 class _Job:
-    """A piece of work; what takes fewer steps comes first, so that what is interrupted has the most pieces."""
+    """A piece of work. Those of fewer steps come first, so that an interrupted study has more finished pieces."""
 
     n_steps: int
     number: int
@@ -78,42 +78,42 @@ class _Job:
 
 
 class _Work:
-    """What is left to do of a study, and becomes known while it is done: a seed's arms when the seed is prepared."""
+    """The pending pieces of a study. A seed's arms become known when the seed is prepared."""
 
     def __init__(self, study: Conversion, out: Path, seeds: int):
         self._study, self._out, self.n_known = study, out, 0
-        self.left: list[_Job] = []
+        self.pending: list[_Job] = []
         for seed in range(seeds):
-            if part_path(out, seed, PREPARED).exists():
+            if piece_path(out, seed, PREPARED).exists():
                 self._add_arms(seed)
             else:
                 self._add(0, f"seed {seed} pretrained", partial(prepare, study, out, seed), prepares=seed)
 
     def finish(self, job: _Job) -> None:
-        """Learn what follows from a job that is done."""
+        """Add the pieces that become known with a finished one."""
         if job.prepares is not None:
             self._add_arms(job.prepares)
 
     def _add_arms(self, seed: int) -> None:
         for arm in arms_of(self._study, self._out, seed):
-            if not part_path(self._out, seed, arm.name).exists():
+            if not piece_path(self._out, seed, arm.name).exists():
                 self._add(n_steps(self._study, arm), str(arm), partial(run_arm, self._study, self._out, arm))
 
     def _add(self, steps: int, name: str, work: Callable[[], None], *, prepares: int | None = None) -> None:
-        heappush(self.left, _Job(steps, self.n_known, name, work, prepares))
+        heappush(self.pending, _Job(steps, self.n_known, name, work, prepares))
         self.n_known += 1
 
 
 def _done(work: _Work, pool: ProcessPoolExecutor | None, workers: int) -> Iterator[tuple[str, int]]:
-    """Do all of it, in these processes or here; the name of each piece when it is done, and how many are known."""
+    """Do all pieces, in the pool or here; yields the name of each when it is done, and how many are known."""
     running: dict[Future[None], _Job] = {}
-    while work.left or running:
+    while work.pending or running:
         if pool is None:
-            finished = [heappop(work.left)]
+            finished = [heappop(work.pending)]
             finished[0].work()
         else:
-            while work.left and len(running) < workers:
-                job = heappop(work.left)
+            while work.pending and len(running) < workers:
+                job = heappop(work.pending)
                 running[pool.submit(job.work)] = job
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             finished = []
@@ -127,7 +127,7 @@ def _done(work: _Work, pool: ProcessPoolExecutor | None, workers: int) -> Iterat
 
 @contextmanager
 def _pool(workers: int) -> Generator[ProcessPoolExecutor | None]:
-    """Processes that end with the block, at once if it fails; None for one worker."""
+    """A pool of processes that ends with the block, at once if it fails; None for one worker."""
     if workers == 1:
         yield None
         return
@@ -143,5 +143,5 @@ def _pool(workers: int) -> Generator[ProcessPoolExecutor | None]:
 
 
 def _ignore_interrupts() -> None:
-    # A Ctrl-C on the terminal reaches every process; the parent alone decides, and what is written is always whole.
+    # Ctrl-C on the terminal reaches every process; only the parent handles it. Files are written atomically.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A study on disk: its settings, and one JSON file for every finished piece of work, which appears whole or not at all.
+"""A study on disk: its settings, and a JSON file for each finished piece of work. Files are replaced atomically.
 
 <out>/study.json                  the settings; other settings need another folder, more seeds do not
 <out>/calls.json                  how long each call took
@@ -22,48 +22,48 @@ _STUDY, _CALLS = "study.json", "calls.json"
 
 
 def claim(study: Conversion, out: Path) -> None:
-    """Make the folder this study's, or check that it is.
+    """Make the folder for this study, or check that it holds this study.
 
     Raises:
         WorkbenchError: if it holds another study, or other things.
         StoreNotWritable: if it cannot be made or written.
     """
-    path, ours = out / _STUDY, plain(asdict(study))
+    path, settings = out / _STUDY, plain(asdict(study))
     try:
         out.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            # A setting that the folder's study does not have yet is what it is unless something else is asked for.
-            theirs: dict[str, Any] = {**plain(asdict(Conversion())), **json.loads(path.read_text(encoding="utf-8"))}
-            differs = [f"{k} {theirs.get(k)!r}, asked for {v!r}" for k, v in ours.items() if theirs.get(k) != v]
+            # A folder written before a setting existed has its default.
+            stored: dict[str, Any] = {**plain(asdict(Conversion())), **json.loads(path.read_text(encoding="utf-8"))}
+            differs = [f"{k} {stored.get(k)!r}, asked for {v!r}" for k, v in settings.items() if stored.get(k) != v]
             if differs:
                 raise WorkbenchError(f"{out} holds another study: {'; '.join(differs)}. Pass another --out")
         elif any(out.iterdir()):
             raise WorkbenchError(f"{out} is not empty and holds no study; pass an --out of its own")
         else:
-            write(path, ours)
+            write(path, settings)
     except OSError as error:
         raise StoreNotWritable(f"{out} cannot be written ({error.strerror}); pass another --out") from error
 
 
-def part_path(out: Path, seed: int, name: str) -> Path:
-    """Where a finished piece of work lies."""
+def piece_path(out: Path, seed: int, name: str) -> Path:
+    """The file of a finished piece of work."""
     return out / "parts" / f"seed{seed}" / f"{name}.json"
 
 
 def add_call(out: Path, wall_s: float, *, finished: int, workers: int) -> None:
-    """Note how long a call took and how many pieces it finished, beside those of earlier calls."""
+    """Add how long a call took and how many pieces it finished to the record of earlier calls."""
     if finished:
         call = {"wall_s": wall_s, "finished": finished, "workers": workers}
         write(out / _CALLS, {"calls": [*calls(out), call]})
 
 
 def calls(out: Path) -> list[dict[str, Any]]:
-    """The calls that finished something; those that were killed outright are not among them."""
+    """The calls that finished something; calls that were killed are missing."""
     return read(out / _CALLS)["calls"] if (out / _CALLS).exists() else []
 
 
 def write(path: Path, document: object) -> None:
-    """Write JSON that readers see whole or not at all; NaN becomes null."""
+    """Write JSON atomically; NaN becomes null."""
     replace_file(path, (json_text(document) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""One training run of a study: its model, drawn or opened, and the updates, with some heads converted throughout."""
+"""A training run of a study: its model, new or from a checkpoint, and the updates, with some heads converted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from workbench.experiments.conversion.head_conversion import Left
+from workbench.experiments.conversion.head_conversion import HeadConversion
 from workbench.experiments.conversion.settings import Conversion
-from workbench.experiments.conversion.study_data import Batch
-from workbench.experiments.conversion.study_tasks import N_TASK_WORDS
+from workbench.experiments.conversion.study_data import N_TASK_WORDS, Batch
 from workbench.loading.pretrained import load_pretrained
 from workbench.pretrain.language import VOCABULARY, Language
 from workbench.pretrain.recipes import Recipe
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def untrained(study: Conversion, seed: int) -> PreTrainedModel:
-    """A stock Llama of the study's shape before its first step; the global random state is left as it is."""
+    """A stock Llama of the study's shape before its first step. The global random state does not change."""
     config = LlamaConfig(
         vocab_size=VOCABULARY + (N_TASK_WORDS if study.tasks else 0),
         hidden_size=study.d_model,
@@ -50,37 +49,37 @@ def untrained(study: Conversion, seed: int) -> PreTrainedModel:
     return initialised(model, seed)
 
 
-def opened(checkpoint: Path) -> PreTrainedModel:
-    """A saved model, strictly loaded, in training mode."""
+def from_checkpoint(checkpoint: Path) -> PreTrainedModel:
+    """A saved model, loaded strictly, in training mode."""
     return load_pretrained(checkpoint, device=torch.device("cpu"), dtype=None).model.train()
 
 
 def train(
     model: PreTrainedModel,
     recipe: Recipe,
-    material: Iterable[Batch],
+    batches: Iterable[Batch],
     *,
-    left: Left | None = None,
+    conversion: HeadConversion | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Train in place, with the heads that are `left` converted; the loss before each step, in nats.
+    """Train in place, with the heads of a conversion converted; returns the loss before each step, in nats.
 
-    Leaves the model in eval mode. Gradients are clipped to norm 1; rates follow the recipe's schedule. `on_step` is
-    called with the number of updates after each of them.
+    Gradients are clipped to norm 1; rates follow the recipe's schedule. `on_step` is called after each update with the
+    number of updates. The model is in eval mode afterwards.
     """
-    chosen = optimisers(model, recipe)
-    groups = [group for optimiser in chosen for group in optimiser.param_groups]
+    optimiser_list = optimisers(model, recipe)
+    groups = [group for optimiser in optimiser_list for group in optimiser.param_groups]
     peaks = [group["lr"] for group in groups]
     losses: list[float] = []
     model.train()
-    with nullcontext() if left is None else left.training(model, recipe.length):
-        for step, batch in enumerate(material):
+    with nullcontext() if conversion is None else conversion.training(model, recipe.length):
+        for step, batch in enumerate(batches):
             for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = peak * recipe.lr_scale(step)
             loss = weighted_loss(model(input_ids=batch.tokens, use_cache=False).logits, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in chosen:
+            for optimiser in optimiser_list:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             losses.append(loss.item())

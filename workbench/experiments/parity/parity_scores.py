@@ -1,7 +1,7 @@
-"""How far our scores of heads agree with published ones, and how far they agree with themselves. No torch.
+"""Agreement of our head scores with published ones, and of our scores on two halves of the sequences. No torch.
 
-A source often lists its best heads only. Then both rankings are cut: below the k-th highest, k the number listed, all
-heads tie. Two rankings that agree on the best k in their order have a correlation of 1, unrelated ones of about 0.
+A source often lists only its best heads. Then both rankings are cut: with k heads listed, all heads below the k-th
+highest tie. Two rankings with the same best k in the same order have a correlation of 1, unrelated ones of about 0.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ BEST = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """Our scores of every head, and the same on each half of the sequences; NaN where a head has none.
+class OwnScores:
+    """Our scores of every head, and those on each half of the sequences; NaN where a head has none.
 
-    `flags`: what the detector says about them, such as how many instances counted.
+    `flags`: the detector's notes on them, such as how many instances counted.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -34,12 +34,13 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """One figure and how near we come to it.
+    """One figure and our agreement with it.
 
-    `n_heads` have a score of ours; `n_listed` of them are listed. `spearman`: of ranks, NaN for a set. `ceiling`: what
-    our halves allow, 2r / (1 + r) of their correlation (Spearman–Brown). `overlap`: share of the `n_best` best heads
-    that are the source's, by chance `overlap_chance`; `overlap_ceiling`: the same between our halves, each of which is
-    half the data. `auroc`: how often a listed head scores above one that is not. For a share: `published` and `ours`.
+    `n_heads` have a score of ours; `n_listed` of them are listed. `spearman`: rank correlation, NaN for a set.
+    `ceiling`: the correlation that our noise allows, 2r / (1 + r) of that between our halves (Spearman–Brown).
+    `overlap`: share of our `n_best` best heads that are the source's, by chance `overlap_chance`; `overlap_ceiling`:
+    the same between our halves, each of which is half the data. `auroc`: how often a listed head scores above one that
+    is not. For a share: `published` and `ours`.
     """
 
     detector: str
@@ -61,14 +62,14 @@ class Parity:
     flags: str
 
 
-def compare(figure: Figure, own: Own) -> Parity:
-    """Hold our scores against a figure; numbers that do not exist are NaN."""
+def compare(figure: Figure, own: OwnScores) -> Parity:
+    """Compare our scores with a figure; numbers that do not exist are NaN."""
     has_score = np.isfinite(own.score)
     score, half_a, half_b = (x[has_score] for x in (own.score, own.half_a, own.half_b))
     heads = [head for head, is_scored in zip(own.heads, has_score, strict=True) if is_scored]
-    listed = dict(zip(figure.places(), figure.scores(), strict=True))
-    theirs = np.array([listed.get(head, -np.inf) for head in heads], dtype=np.float64)
-    is_listed = np.isfinite(theirs)
+    listed = dict(zip(figure.layers_and_heads(), figure.scores(), strict=True))
+    published = np.array([listed.get(head, -np.inf) for head in heads], dtype=np.float64)
+    is_listed = np.isfinite(published)
     k, n = int(is_listed.sum()), len(heads)
     n_best = k if figure.kind == "set" else min(BEST, k)
     has_halves = bool(np.isfinite(half_a).all() and np.isfinite(half_b).all())
@@ -82,7 +83,7 @@ def compare(figure: Figure, own: Own) -> Parity:
         source=figure.source,
         n_heads=n,
         n_listed=k,
-        spearman=spearman(_cut(score, k), theirs) if is_order else np.nan,
+        spearman=spearman(_cut(score, k), published) if is_order else np.nan,
         ceiling=2 * r / (1 + r) if r > -1 else np.nan,
         n_best=n_best,
         overlap=_shared(_best(score, n_best), _of_source(figure, heads, n_best)),
@@ -96,7 +97,7 @@ def compare(figure: Figure, own: Own) -> Parity:
 
 
 def _cut(values: Float[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
-    """Everything below the k-th highest made equal."""
+    """The values, with all below the k-th highest made equal."""
     return np.where(values >= np.sort(values)[-k], values, -np.inf)
 
 
@@ -105,12 +106,12 @@ def _best(values: Float[np.ndarray, " n"], k: int) -> set[int]:
 
 
 def _of_source(figure: Figure, heads: Sequence[tuple[int, int]], k: int) -> set[int]:
-    place = {head: i for i, head in enumerate(heads)}
-    return set([place[head] for head in figure.places() if head in place][:k])
+    index = {head: i for i, head in enumerate(heads)}
+    return set([index[head] for head in figure.layers_and_heads() if head in index][:k])
 
 
-def _shared(one: set[int], other: set[int]) -> float:
-    return len(one & other) / len(other) if other else np.nan
+def _shared(best: set[int], reference: set[int]) -> float:
+    return len(best & reference) / len(reference) if reference else np.nan
 
 
 def _auroc(score: Float[np.ndarray, " n"], is_listed: Bool[np.ndarray, " n"]) -> float:

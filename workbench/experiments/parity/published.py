@@ -1,7 +1,7 @@
-"""Figures that others published about single heads of public models, and whose they are. No torch.
+"""Published figures about single heads of public models, with their sources. No torch.
 
 `published.json` holds facts: scores, orders or names of heads, each with its source. Where a repository has no licence,
-it holds the 50 best heads alone.
+it holds only the 50 best heads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LABELS = {"head": r"L(\d+)H(\d+)", "kv_head": r"L(\d+)KV(\d+)"}
 
 
 class Shape(BaseModel):
-    """What a configuration says that tells published models apart."""
+    """The fields of a configuration that identify a published model."""
 
     model_config = _STRICT
 
@@ -40,12 +40,12 @@ class Shape(BaseModel):
 
     @property
     def heads(self) -> tuple[int, int, int]:
-        """What two models must share for their heads to be compared one by one."""
+        """The numbers that two models must share for their heads to be compared one by one."""
         return self.n_layers, self.n_heads, self.n_kv_heads
 
 
 class Figure(BaseModel):
-    """What one source says of one model's heads by one detector.
+    """One source's figure about one model's heads by one detector.
 
     `kind`: scores of heads, all or the highest; heads in order, the best first; a set of heads without order; or the
     mean score over all heads (`share`, in `value`). `of`: query heads, labelled `L3H7`, or key/value heads, `L3KV1`.
@@ -69,25 +69,25 @@ class Figure(BaseModel):
             raise ValueError("a share has a value and no heads, every other kind has heads and no value")
         if (self.kind == "scores") != isinstance(self.heads, dict):
             raise ValueError("scores are heads with a number each, other kinds are lists of heads")
-        self.places()
+        self.layers_and_heads()
         return self
 
-    def places(self) -> list[tuple[int, int]]:
-        """(layer, head) of those listed, the best first unless it is a set."""
+    def layers_and_heads(self) -> list[tuple[int, int]]:
+        """(layer, head) of the heads listed, the best first unless it is a set."""
         if isinstance(self.heads, dict):
             labels = sorted(self.heads, key=self.heads.__getitem__, reverse=True)
         else:
             labels = self.heads
-        return [_place(label, self.of) for label in labels]
+        return [_layer_and_head(label, self.of) for label in labels]
 
     def scores(self) -> list[float]:
-        """A number for each of `places()`: the score, or how far from the end of the order it stands."""
+        """A number for each of `layers_and_heads()`: the score, or its distance from the end of the order."""
         if isinstance(self.heads, dict):
             return sorted(self.heads.values(), reverse=True)
         return [float(n) for n in range(len(self.heads), 0, -1)]
 
 
-def _place(label: str, of: str) -> tuple[int, int]:
+def _layer_and_head(label: str, of: str) -> tuple[int, int]:
     match = re.fullmatch(_LABELS[of], label)
     if match is None:
         raise ValueError(f"{label!r} is no label of a {of}; expected {'L3H7' if of == 'head' else 'L3KV1'}")
@@ -107,7 +107,9 @@ class Published(BaseModel):
     def _has_its_heads(self) -> Published:
         for figure in self.figures:
             n = self.shape.n_heads if figure.of == "head" else self.shape.n_kv_heads
-            beyond = [place for place in figure.places() if place[0] >= self.shape.n_layers or place[1] >= n]
+            beyond = [
+                (layer, head) for layer, head in figure.layers_and_heads() if layer >= self.shape.n_layers or head >= n
+            ]
             if beyond:
                 raise ValueError(f"{figure.detector} names layer and head {beyond[0]} of a {self.shape}")
         return self
@@ -120,7 +122,7 @@ class _Document(BaseModel):
 
 
 def published_models() -> tuple[Published, ...]:
-    """Every model whose figures the workbench carries."""
+    """Every model with figures in `published.json`."""
     return _parsed(
         files("workbench.experiments.parity").joinpath("published.json").read_text(encoding="utf-8"), "published.json"
     )
@@ -130,7 +132,7 @@ def read_published(path: Path) -> tuple[Published, ...]:
     """The models of a file like `published.json`.
 
     Raises:
-        WorkbenchError: if it cannot be read, or does not have that form.
+        WorkbenchError: if it cannot be read, or does not have that structure.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -143,9 +145,10 @@ def _parsed(text: str, name: str) -> tuple[Published, ...]:
     try:
         return _Document.model_validate_json(text).models
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
         raise WorkbenchError(
-            f'{name} does not hold published figures: {told}; expected {{"models": [{{"name", "shape", "figures"}}]}}'
+            f"{name} does not hold published figures: {problems}; expected "
+            '{"models": [{"name", "shape", "figures"}]}'
         ) from error
 
 
@@ -194,14 +197,13 @@ def choose(shape: Shape, known: Sequence[Published], against: str | None = None)
                 "heads must be as many"
             )
         return named[0]
-    found = [p for p in known if p.shape == shape]
-    if not found:
+    same_shape = [p for p in known if p.shape == shape]
+    if not same_shape:
         raise WorkbenchError(
             f"nothing is published here about a {shape}; known: {names}. Pass --against NAME for a model derived from "
             "one of them, or --against FILE with figures of your own"
         )
-    if len(found) > 1:
-        raise WorkbenchError(
-            f"{', '.join(p.name for p in found)} all are a {shape}; pass --against with the one it is or derives from"
-        )
-    return found[0]
+    if len(same_shape) > 1:
+        candidates = ", ".join(p.name for p in same_shape)
+        raise WorkbenchError(f"{candidates} all are a {shape}; pass --against with the one it is or derives from")
+    return same_shape[0]

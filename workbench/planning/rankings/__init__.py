@@ -1,1 +1,1 @@
-"""Rankings of key/value heads by their need for the whole context, one file each."""
+"""Rankings of key/value heads by their need for the whole context."""

@@ -1,7 +1,7 @@
-"""Heads ranked by changing one at a time: n passes for n heads, and blind to what several heads do together.
+"""Heads ranked by changing one at a time: n passes for n heads, blind to what several heads do together.
 
-`leave_one_windowed` misses heads that stand in for each other, `restore_one` those that only work together; ablations
-are about all that a head does and not only its far context.
+`leave_one_windowed` misses heads that stand in for each other, `restore_one` those that only work together. Ablations
+measure all that a head does and not only its far context. "Windowed" is "linear" where the game's heads become linear.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from workbench.heads import Head, KVHead
 from workbench.planning.conversion_objective import Game
-from workbench.planning.rankings.ranking import Ranking
+from workbench.planning.rankings.registry import Ranking
 
 
 def leave_one_windowed(game: Game) -> Ranking:
@@ -24,31 +24,32 @@ def leave_one_windowed(game: Game) -> Ranking:
 
 def restore_one(game: Game) -> Ranking:
     """L(all windowed) − L(all but this head windowed)."""
-    windowed = game.nats(game.heads)
-    rows = np.stack([windowed - game.without([head]) for head in game.heads], -1)
+    converted = game.nats(game.heads)
+    rows = np.stack([converted - game.without([head]) for head in game.heads], -1)
     return Ranking("restore_one", "nats", game.heads, rows.mean(0), rows)
 
 
 def greedy(game: Game, *, picks: int | None = None) -> Ranking:
-    """Restore the head that helps most, then the next; the score is minus the place in that order.
+    """Restore the head that helps most, then the next; the score is minus the head's number in that order.
 
-    After so many `picks` the other heads follow in the order of the last round; None: every place is picked.
+    After `picks` heads the others follow in the order of the last round; None picks every head.
     """
-    kept: list[KVHead] = []
+    picked: list[KVHead] = []
     n_picks = len(game.heads) if picks is None else min(picks, len(game.heads))
-    while len(kept) < len(game.heads):
-        rest = [head for head in game.heads if head not in kept]
-        nats = {head: float(game.without([*kept, head]).mean()) for head in rest}
+    while len(picked) < len(game.heads):
+        rest = [head for head in game.heads if head not in picked]
+        nats = {head: float(game.without([*picked, head]).mean()) for head in rest}
         best_first = sorted(rest, key=lambda head: nats[head])
-        kept += best_first[:1] if len(kept) + 1 < n_picks else best_first
-    scores = np.array([-float(kept.index(head)) for head in game.heads])
+        picked += best_first[:1] if len(picked) + 1 < n_picks else best_first
+    scores = np.array([-float(picked.index(head)) for head in game.heads])
     return Ranking("greedy", "rank", game.heads, scores)
 
 
 def ablation(how: str) -> Callable[[Game], Ranking]:
-    """L(the head's group of query heads ablated) − L(full), which is about more than the far context."""
+    """L(the head's group of query heads ablated) − L(full), of the ablation `zero`, `mean` or `uniform`."""
 
     def rank(game: Game) -> Ranking:
+        """L(the head's group of query heads ablated) − L(full)."""
         sizes = {i.index: i.n_heads // i.n_kv_heads for i in game.m.layers if i.mixer == "softmax"}
         full = game.nats()
         columns: list[np.ndarray] = []

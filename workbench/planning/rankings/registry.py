@@ -1,71 +1,101 @@
-"""Every way of ranking key/value heads by their need for the whole context, by name, under one signature.
+"""Rankings of key/value heads: their type, the decorator that registers one, and every registered one by name.
 
-Scores are in the units each method names, higher for heads to keep. Only `window_gates` sums to the loss of windowing
-everything.
+A ranking is a function from a `Game` to a `Ranking`. Its scores are in the units it names, higher for heads to keep.
+Only those of `window_gates` sum to the loss of converting every head. Built-in rankings register in
+`builtin_rankings`; another package names the module of its own in the entry point group `workbench.rankings`:
+
+    [project.entry-points."workbench.rankings"]
+    my_package = "my_package.rankings"
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
 
-from workbench.heads import WorkbenchError
+import numpy as np
+from jaxtyping import Float
+
+from workbench.extensions import Registry
+from workbench.heads import KVHead
 from workbench.planning.conversion_objective import Game
-from workbench.planning.rankings.duo_gates import duo_gates, duo_gates_annealed
-from workbench.planning.rankings.first_order import first_order, gradient_at_zero
-from workbench.planning.rankings.one_by_one import ablation, greedy, leave_one_windowed, restore_one
-from workbench.planning.rankings.output_error import output_error
-from workbench.planning.rankings.priors import far_mass, prior
-from workbench.planning.rankings.ranking import Ranking, random_order, shuffled_in_layers
-from workbench.planning.rankings.window_gates import Quadrature, integrate
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Scores of every key/value head by one method, higher for heads to keep, in the units the method names.
+
+    `per_sequence`: the scores on each sequence that has an answer, where the method has them. `evidence`: numbers that
+    measure how reliable the scores are.
+    """
+
+    method: str
+    units: str
+    heads: tuple[KVHead, ...]
+    scores: Float[np.ndarray, " n_kv"]
+    per_sequence: Float[np.ndarray, "n_seq n_kv"] | None = None
+    evidence: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def order(self) -> list[KVHead]:
+        """The heads, those to keep first; equal scores in order of layer and head."""
+        return [self.heads[i] for i in np.argsort(-self.scores, kind="stable")]
+
 
 Method = Callable[[Game], Ranking]
 
-
-def integrated(game: Game, *, nodes: int = 8, quadrature: Quadrature | None = None) -> Ranking:
-    """Integrated window gates; see `window_gates`."""
-    found = integrate(game, nodes=nodes, quadrature=quadrature)
-    evidence = {"completeness_error": found.completeness_error, "full": found.full, "windowed": found.windowed}
-    return Ranking("window_gates", "nats", found.heads, found.scores, found.per_sequence, evidence)
+RANKINGS: Registry[Method] = Registry(
+    "workbench.rankings", noun="method", builtin="workbench.planning.rankings.builtin_rankings"
+)
 
 
-def random(game: Game) -> Ranking:
-    """Any order."""
-    return random_order(game.heads, game.seed)
+def ranking(name: str) -> Callable[[Method], Method]:
+    """Register the decorated function as the ranking `name`, for `wb.plan(method=name)` and `workbench plan --method`.
+
+    Raises:
+        WorkbenchError: for a function without a docstring, or a name that another function holds.
+    """
+
+    def register(method: Method) -> Method:
+        RANKINGS.add(name, method, function=method)
+        return method
+
+    return register
 
 
-def random_in_layer(game: Game) -> Ranking:
-    """As many heads of each layer as `window_gates` keeps, but any of them."""
-    return shuffled_in_layers(integrated(game), game.seed)
+class _Methods(MutableMapping[str, Method]):
+    """Every registered ranking by name; an assignment replaces one without registering it."""
+
+    def __init__(self) -> None:
+        self._replaced: dict[str, Method] = {}
+
+    def _all(self) -> dict[str, Method]:
+        return {**RANKINGS.all(), **self._replaced}
+
+    def __getitem__(self, name: str) -> Method:
+        return self._all()[name]
+
+    def __setitem__(self, name: str, method: Method) -> None:
+        self._replaced[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._replaced[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
 
-METHODS: dict[str, Method] = {
-    "window_gates": integrated,
-    "leave_one_windowed": leave_one_windowed,
-    "restore_one": restore_one,
-    "greedy": greedy,
-    "duo_gates": duo_gates,
-    "duo_gates_annealed": duo_gates_annealed,
-    "first_order": first_order,
-    "gradient_at_zero": gradient_at_zero,
-    "output_error": output_error("answers"),
-    "output_error_all": output_error("all"),
-    "far_mass": far_mass,
-    "mean_distance": prior("mean_distance"),
-    "retrieval": prior("retrieval"),
-    "induction": prior("induction"),
-    "ablate_zero": ablation("zero"),
-    "ablate_mean": ablation("mean"),
-    "ablate_uniform": ablation("uniform"),
-    "random": random,
-    "random_in_layer": random_in_layer,
-}
+METHODS = _Methods()
 
 
 def rank(game: Game, method: str) -> Ranking:
-    """The ranking of a model's heads by a method of that name.
+    """The ranking of a model's heads by the method of that name.
 
     Raises:
-        WorkbenchError: if there is none, or it is not available for this model or probe.
+        WorkbenchError: for an unknown method, or one that is not available for this model or probe.
     """
     check_method(method)
     return METHODS[method](game)
@@ -73,7 +103,7 @@ def rank(game: Game, method: str) -> Ranking:
 
 def check_method(method: str) -> None:
     """Raises:
-    WorkbenchError: if there is no such method.
+    WorkbenchError: for an unknown method, listing the known ones.
     """
     if method not in METHODS:
-        raise WorkbenchError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+        RANKINGS.find(method)

@@ -1,16 +1,17 @@
-"""Integrated window gates: how much each key/value head's far context is worth, from m passes whatever their number.
+"""Integrated window gates: each key/value head's part in the loss of converting all of them, from m passes for n heads.
 
-1. Mix full and windowed attention by one gate for all heads, a from 0 (all windowed) to 1 (the model itself).
+1. Mix full and converted attention by one gate for all heads, a from 0 (all converted) to 1 (the model itself).
 2. At m nodes of that path take the gradient of the loss for every head's own gate: one forward and one backward pass.
-3. A head's score is minus the integral of its gradient. The scores sum to L(all windowed) − L(full), up to the error of
-   the quadrature, which is measured and reported.
+3. A head's score is minus the integral of its gradient. The scores sum to L(all converted) − L(full), up to the error
+   of the quadrature, which is measured and reported.
 
-A redundant head shows at the windowed end of the path, a head that is only useful together with another at the full
-end; leaving one out or putting one back sees only the one or the other.
+The converted end of the path shows heads that stand in for each other, the full end heads that only work together.
+Rankings that change one head see one end alone. So do `first_order` and `gradient_at_zero`, the slopes of the loss at
+the ends: one backward pass each, as a first guess.
 
 Reference:
     Aumann and Shapley 1974, Values of Non-Atomic Games; Sundararajan et al. 2017, Axiomatic Attribution for Deep
-    Networks, section 3. Here of the game of windowing heads.
+    Networks, section 3. Here of the game of converting heads.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.gates import gated
 from workbench.hooks.interventions.windows import Forms
-from workbench.planning.answer_loss import Objective, Piece
+from workbench.planning.answer_loss import LossBatch, Objective
 from workbench.planning.conversion_objective import Game
+from workbench.planning.rankings.registry import Ranking
 from workbench.probes import Probe
 
-# Up to so many nodes equal parts lose least of the gap, beyond them Gauss-Legendre: measured, see docs/planning.md.
+# Midpoints lose least of the gap up to this many nodes, Gauss-Legendre beyond: measured, see docs/planning.md.
 _MIDPOINT_NODES = 4
-# From here on a batch keeps the inputs of its layers alone and computes them again in the backward pass.
+# From this many tokens on a batch keeps only the inputs of its layers and computes them again in the backward pass.
 _CHECKPOINTED_TOKENS = 8192
 Quadrature = Literal["gauss", "midpoint"]
 
@@ -44,7 +46,7 @@ class WindowGates:
     """The worth of every head's far context in nats per answer, positive where losing it costs.
 
     `per_sequence`: of each head on each sequence that has an answer; `scores`, their mean. `full`, `windowed`: the
-    objective of the model itself and with every head windowed. `completeness_error`: |Σ scores − (windowed − full)|
+    objective of the model itself and with every head converted. `completeness_error`: |Σ scores − (windowed − full)|
     over |windowed − full|; NaN where there is no gap.
     """
 
@@ -63,7 +65,7 @@ class WindowGates:
         return abs(float(self.scores.sum()) - gap) / abs(gap) if gap else float("nan")
 
 
-def window_gates(
+def window_gates(  # noqa: PLR0913  # public keywords
     m: HookedModel,
     probe: Probe,
     window: int | Forms,
@@ -84,7 +86,7 @@ def window_gates(
         nodes: of the path; 3 are enough to rank.
         quadrature: where the nodes lie, see `path_nodes`.
         objective: `loss` of the answers, or `kl` from the model itself, which needs no right answers.
-        progress: told (passes done, passes in all).
+        progress: called with (passes done, passes in all).
 
     Raises:
         WorkbenchError: if the probe has no answers, nodes < 1, the quadrature is unknown, the window is no window, or a
@@ -102,23 +104,23 @@ def integrate(
     progress: Callable[[int, int], None] | None = None,
 ) -> WindowGates:
     """`window_gates` of a game."""
-    places, weights = path_nodes(nodes, quadrature)
+    positions, weights = path_nodes(nodes, quadrature)
     per_sequence: list[Tensor] = []
-    for done, piece in enumerate(game.pieces):
-        integral = torch.zeros(len(piece.counted), len(game.heads), dtype=torch.float64)
-        for node, (place, weight) in enumerate(zip(places, weights, strict=True)):
-            integral -= weight * gate_gradients(game, piece, float(place))
+    for n_done, batch in enumerate(game.batches):
+        integral = torch.zeros(len(batch.counted), len(game.heads), dtype=torch.float64)
+        for node, (position, weight) in enumerate(zip(positions, weights, strict=True)):
+            integral -= weight * gate_gradients(game, batch, float(position))
             if progress is not None:
-                progress(done * nodes + node + 1, len(game.pieces) * nodes)
-        per_sequence.append(integral[piece.counted.cpu()])
-    full, windowed = float(game.nats().mean()), float(game.nats(game.heads).mean())
-    return WindowGates(game.heads, torch.cat(per_sequence).numpy(), full, windowed)
+                progress(n_done * nodes + node + 1, len(game.batches) * nodes)
+        per_sequence.append(integral[batch.counted.cpu()])
+    full, converted = float(game.nats().mean()), float(game.nats(game.heads).mean())
+    return WindowGates(game.heads, torch.cat(per_sequence).numpy(), full, converted)
 
 
 def path_nodes(
     nodes: int, quadrature: Quadrature | None = None
 ) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]]:
-    """Where on the path from 0 to 1 the gradient is taken, and how much each place counts; the weights sum to 1.
+    """Positions on the path from 0 to 1 where the gradient is taken, and their weights, which sum to 1.
 
     `gauss`: Gauss-Legendre nodes, exact where the gradient is a polynomial in a of degree up to 2·nodes − 1.
     `midpoint`: the middles of `nodes` equal parts, exact up to degree 1. None: midpoint up to 4 nodes, gauss from 5 on,
@@ -133,16 +135,42 @@ def path_nodes(
         raise WorkbenchError(f"quadrature is {quadrature!r}; expected 'gauss', 'midpoint' or None")
     if quadrature == "midpoint" or (quadrature is None and nodes <= _MIDPOINT_NODES):
         return (np.arange(nodes) + 0.5) / nodes, np.full(nodes, 1 / nodes)
-    places, weights = np.polynomial.legendre.leggauss(nodes)
-    return (places + 1) / 2, weights / 2
+    positions, weights = np.polynomial.legendre.leggauss(nodes)
+    return (positions + 1) / 2, weights / 2
 
 
-def gate_gradients(game: Game, piece: Piece, place: float) -> Float[Tensor, "b n_kv"]:
-    """The gradient of each sequence's objective with respect to every head's gate, with all gates at `place`."""
-    n_sequences = len(piece.counted)
-    gates = torch.full((n_sequences, len(game.heads)), place, device=game.m.device, requires_grad=True)
-    is_long = n_sequences * piece.n_tokens > _CHECKPOINTED_TOKENS
+def gate_gradients(game: Game, batch: LossBatch, position: float) -> Float[Tensor, "b n_kv"]:
+    """The gradient of each sequence's objective with respect to every head's gate, with all gates at `position`."""
+    n_sequences = len(batch.counted)
+    gates = torch.full((n_sequences, len(game.heads)), position, device=game.m.device, requires_grad=True)
+    is_long = n_sequences * batch.n_tokens > _CHECKPOINTED_TOKENS
     with gated(game.m, gates, game.to, checkpointed=is_long):
-        piece.nats().sum().backward()
+        batch.nats().sum().backward()
     assert gates.grad is not None
     return gates.grad.double().cpu()
+
+
+def integrated(game: Game, *, nodes: int = 8, quadrature: Quadrature | None = None) -> Ranking:
+    """Integrated window gates; see `window_gates`."""
+    gates = integrate(game, nodes=nodes, quadrature=quadrature)
+    evidence = {"completeness_error": gates.completeness_error, "full": gates.full, "windowed": gates.windowed}
+    return Ranking("window_gates", "nats", gates.heads, gates.scores, gates.per_sequence, evidence)
+
+
+def first_order(game: Game) -> Ranking:
+    """−dL/da of the head's gate at the full model, where heads that stand in for each other hide one another.
+
+    With the divergence from the model itself as objective it is 0.
+    """
+    return _slope(game, "first_order", 1.0)
+
+
+def gradient_at_zero(game: Game) -> Ranking:
+    """−dL/da of the head's gate with every head converted, where heads that only work together have no slope."""
+    return _slope(game, "gradient_at_zero", 0.0)
+
+
+def _slope(game: Game, method: str, position: float) -> Ranking:
+    rows = [-gate_gradients(game, batch, position)[batch.counted.cpu()] for batch in game.batches]
+    per_sequence = torch.cat(rows).numpy()
+    return Ranking(method, "nats", game.heads, per_sequence.mean(0), per_sequence)

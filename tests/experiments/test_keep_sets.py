@@ -8,13 +8,13 @@ import pytest
 from tests.experiments.small import STUDY
 from workbench.experiments import Continued, medium_study, quick_study
 from workbench.experiments.conversion.keep_sets import (
+    format_trainings,
     is_linear,
     is_trained,
     keep_sets,
     least,
     methods,
     ordered,
-    told_trainings,
     trained_sets,
 )
 from workbench.heads import KVHead, WorkbenchError
@@ -64,17 +64,17 @@ def test_a_study_of_main_sets_trains_those_and_their_controls_and_says_what_it_l
     assert {m for m in first if is_linear(m)} == {*linear, "random_linear"}
     windowed = {m for m in first if not is_linear(m)}
     assert windowed == {"all", "none", "none_sink", *by_gates, "induction", "least_induction", "random_non_top"}
-    assert all((s.form == "linear") == is_linear(s.method) for s in sets)
+    assert all((s.to == "linear") == is_linear(s.method) for s in sets)
     assert not any(is_trained(study, s, n_th=None) for s in sets)
-    lines = told_trainings(study)
+    lines = format_trainings(study)
     assert lines[0].startswith(
         "64 heads, 1400 steps of 32 × 64 tokens; converted without training to the first 4, 8, 12"
     )
     assert lines[1] == f"{study.continued[0]}: " + ", ".join(m for m in methods(study) if m in first)
     assert lines[-2] == "from scratch: nothing"
     assert lines[-1].startswith("left out of all training: leave_one_windowed, restore_one, far_mass")
-    assert told_trainings(quick_study())[-1] == "left out of all training: layers_even_linear, layers_odd_linear"
-    assert told_trainings(replace(quick_study(), linear=None))[-1] == "left out of all training: nothing"
+    assert format_trainings(quick_study())[-1] == "left out of all training: layers_even_linear, layers_odd_linear"
+    assert format_trainings(replace(quick_study(), linear=None))[-1] == "left out of all training: nothing"
 
 
 def test_the_methods_that_are_told_are_those_of_the_keep_sets():
@@ -85,8 +85,8 @@ def test_the_methods_that_are_told_are_those_of_the_keep_sets():
 def test_linear_sets_keep_the_same_heads_as_their_windowed_twins_and_linear_gates_their_own():
     reversed_scores = {head: -score for head, score in SCORES.items()}
     found = keep_sets(MANY, 0, {"window_gates": SCORES, "induction": SCORES, "linear_gates": reversed_scores}, TOP)
-    twins = {(s.method, s.n_kept, s.draw): s.heads for s in found if s.form == "window"}
-    linear = [s for s in found if s.form == "linear"]
+    twins = {(s.method, s.n_kept, s.draw): s.heads for s in found if s.to == "window"}
+    linear = [s for s in found if s.to == "linear"]
     names = {"none", "layers_even", "layers_odd", "window_gates", "induction", "random"}
     assert {s.method for s in linear} == {"linear_gates", *(f"{name}_linear" for name in names)}
     for one in linear:

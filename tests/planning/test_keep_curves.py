@@ -9,7 +9,8 @@ from workbench.planning import Game, area_under, first_at
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
 from workbench.planning.conversion_objective import Outcome
 from workbench.planning.keep_curves import Order, keep_counts, keep_curve, order_of
-from workbench.planning.rankings.ranking import Ranking, random_order, shuffled_in_layers
+from workbench.planning.rankings.chance import random_order, shuffled_in_layers
+from workbench.planning.rankings.registry import Ranking
 from workbench.store.plan_file import CurvePoint
 
 HEADS = tuple(KVHead(layer, h) for layer in range(3) for h in range(2))

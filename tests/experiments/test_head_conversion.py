@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from tests.experiments.small import STUDY
-from workbench.experiments.conversion.linear_training import linear_heads
+from workbench.experiments.conversion.head_conversion import head_masks, linear_heads, masked
 from workbench.experiments.conversion.training_runs import untrained
-from workbench.experiments.conversion.window_masks import head_masks, masked
 from workbench.heads import KVHead
 from workbench.hooks import LinearAttention, open_model
 from workbench.pretrain import Language
