@@ -135,10 +135,10 @@ def test_a_click_on_a_cell_opens_the_head_and_back_returns(tab, address):
     assert urlsplit(tab.url).path == "/head"
     assert (query(tab)["of"], query(tab)["head"], query(tab)["step"]) == (["linear"], [head], ["512"])
     tab.go_back()
-    tab.wait_for_selector("#overview", state="visible")
+    tab.wait_for_selector("#page-overview", state="visible")
     assert query(tab)["step"] == ["512"]
     tab.go_forward()
-    tab.wait_for_selector("#head", state="visible")
+    tab.wait_for_selector("#page-head", state="visible")
     assert tab.inner_text("#head-title") == head
     assert tab.said == []
 
@@ -150,9 +150,9 @@ def test_keys_move_between_heads_without_filling_the_history(tab, address):
         tab.keyboard.press(key)
         says(tab, "#head-title", head)
     tab.click("#nav-overview")
-    tab.wait_for_selector("#overview", state="visible")
+    tab.wait_for_selector("#page-overview", state="visible")
     tab.go_back()
-    tab.wait_for_selector("#head", state="visible")
+    tab.wait_for_selector("#page-head", state="visible")
     assert query(tab)["head"] == ["L0H0"]
     assert tab.said == []
 

@@ -56,12 +56,12 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
     arrive(tab, f"{address}/overview?detector=retrieval")
     for page in ("compare", "plan", "jobs"):
         tab.click(f"#nav-{page}")
-        tab.wait_for_selector(f"#{page}", state="visible")
+        tab.wait_for_selector(f"#page-{page}", state="visible")
         assert urlsplit(tab.url).path == f"/{page}"
         assert query(tab)["detector"] == ["retrieval"]
     for page in ("plan", "compare", "overview"):
         tab.go_back()
-        tab.wait_for_selector(f"#{page}", state="visible")
+        tab.wait_for_selector(f"#page-{page}", state="visible")
         tab.wait_for_function("page => location.pathname === `/${page}`", arg=page)
     assert tab.said == []
 
@@ -95,7 +95,7 @@ def test_two_checkpoints_of_a_run_are_compared_and_a_choice_is_in_the_address(ta
     tab.go_back()
     says(tab, "#compare-how", "one lineage")
     tab.locator("#moved tbody tr a").first.click()
-    tab.wait_for_selector("#head", state="visible")
+    tab.wait_for_selector("#page-head", state="visible")
     assert query(tab)["of"] == ["full"]
     assert tab.said == []
 
@@ -218,7 +218,7 @@ def test_pages_fit_at_1280_pixels_and_at_twice_the_zoom(tab, address, theme, wid
     tab.set_viewport_size({"width": width, "height": 900})
     for page in ("overview", "head", "compare", "plan", "jobs"):
         tab.goto(f"{address}/{page}?detector=retrieval")
-        tab.wait_for_selector(f"#{page}", state="visible")
+        tab.wait_for_selector(f"#page-{page}", state="visible")
         if (theme == "dark") != (tab.locator("html.dark").count() == 1):
             tab.keyboard.press("d")
         tab.wait_for_function("!document.querySelector('.page .waiting')?.offsetParent")

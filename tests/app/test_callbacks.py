@@ -65,7 +65,7 @@ def test_an_address_sets_the_controls_and_is_completed(app):
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,
     }
-    assert answer["wanted"]["data"] == {"step": 64}
+    assert answer["address-step"]["data"] == {"step": 64}
     assert answer["detector"] == {"data": ["entropy", "induction", "learned_sink", "retrieval"], "value": "induction"}
 
 
@@ -73,7 +73,7 @@ def test_another_detector_takes_its_probe_along_and_is_an_entry_of_the_history(a
     answer = call(app, "navigate.data", ["detector.value"], detector="retrieval", view=view())
     assert answer["view"]["data"]["probe"] == "copy_needle"
     assert answer["navigate"]["data"]["replace"] is False
-    assert "wanted" not in answer
+    assert "address-step" not in answer
 
 
 def test_a_control_that_repeats_what_it_was_told_changes_nothing(app):
@@ -91,13 +91,25 @@ def test_the_overview_draws_while_it_is_shown_and_only_then(app, figure):
 
 
 def test_planes_are_sent_once_for_a_view(app):
-    first = call(app, "planes.data", ["view.data", "wanted.data"], view=view(), wanted={"step": 64})
+    first = call(app, "planes.data", ["view.data", "address-step.data"], view=view(), address_step={"step": 64})
     assert first["checkpoint"]["max"] == 2
     assert first["checkpoint"]["value"] == 1
     assert [mark["label"] for mark in first["checkpoint"]["marks"]] == ["0", "524K", "8.39M"]
-    sent = first["sent"]["data"]
-    assert call(app, "planes.data", ["view.data"], view=view(page="head"), wanted={"step": 64}, sent=sent) == {}
-    other = call(app, "planes.data", ["view.data"], view=view(detector="entropy", probe="text"), sent=sent, at=64)
+    request = first["planes-request"]["data"]
+    assert (
+        call(
+            app, "planes.data", ["view.data"], view=view(page="head"), address_step={"step": 64}, planes_request=request
+        )
+        == {}
+    )
+    other = call(
+        app,
+        "planes.data",
+        ["view.data"],
+        view=view(detector="entropy", probe="text"),
+        planes_request=request,
+        current_step=64,
+    )
     assert other["planes"]["data"]["unit"] == "nats"
     assert other["checkpoint"]["value"] == 1
 
@@ -117,7 +129,7 @@ def test_the_head_page_shows_history_place_and_numbers(app):
     badges = [one["props"]["children"] for one in answer["head-badges"]["children"]]
     assert badges == ["sliding attention · window 64", "4 heads in layer 0", "reads KV head 0"]
     assert [shape["name"] for shape in answer["head-grid"]["figure"]["layout"]["shapes"]] == ["chosen"]
-    place = call(app, "place.figure", ["steps.data"], view=head, steps={"hybrid": "step64"})
+    place = call(app, "place.figure", ["run-checkpoints.data"], view=head, run_checkpoints={"hybrid": "step64"})
     assert place["place"]["figure"]["data"][2]["name"] == "L0H1"
     rows = place["head-scores"]["children"]["props"]["children"][1]["props"]["children"]
     assert len(rows) == 4
@@ -146,10 +158,10 @@ def test_a_growing_run_says_which_parts_of_the_page_changed(tmp_path):
     first = call(app, "status.children", ["tick.n_intervals"], view=shown)
     assert "scan 33 %" in json.dumps(first["status"]["children"])
     assert "scores-changed" not in first
-    again = call(app, "status.children", ["tick.n_intervals"], view=shown, seen=first["seen"]["data"])
-    assert set(again) == {"status", "seen"}
+    again = call(app, "status.children", ["tick.n_intervals"], view=shown, fingerprints=first["fingerprints"]["data"])
+    assert set(again) == {"status", "fingerprints"}
     write_run(path, FEW, upto=2)
-    grown = call(app, "status.children", ["tick.n_intervals"], view=shown, seen=again["seen"]["data"])
+    grown = call(app, "status.children", ["tick.n_intervals"], view=shown, fingerprints=again["fingerprints"]["data"])
     assert {"scores-changed", "metrics-changed", "head-changed"} <= set(grown)
     assert "names-changed" not in grown
     assert len(call(app, "planes.data", ["view.data"], view=shown)["planes"]["data"]["stops"]) == 2

@@ -9,8 +9,8 @@ import pytest
 from tests.app.plans import made_plan
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.components import Content
 from workbench.app.pages.plan import settle
+from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import bytes_of, edited, find_plans, mask_of, predictions, text_of
 from workbench.app.state.view import View
 from workbench.heads import KVHead, WorkbenchError

@@ -12,13 +12,14 @@ from tests.app.plans import made_plan
 from tests.app.test_callbacks import call
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.components import Content
-from workbench.app.exports import TABLES
+from workbench.app.exports import find_exports
 from workbench.app.pages.compare import settle as settle_compare
 from workbench.app.pages.jobs import resume_command, state_of
 from workbench.app.pages.overview import grouped
+from workbench.app.state.address import settled
+from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
-from workbench.app.state.view import View, settled
+from workbench.app.state.view import View
 from workbench.runs.run import open_run
 from workbench.store import Failure, Store
 
@@ -120,7 +121,7 @@ def test_the_command_names_what_the_job_was_given(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-@pytest.mark.parametrize("name", sorted(set(TABLES) - {"head"}))
+@pytest.mark.parametrize("name", sorted(set(find_exports()) - {"head", "plan.json"}))
 def test_every_table_is_exported(app, name, form):
     address = f"/export/{name}.{form}?page=compare&detector=induction&a=full&b=hybrid"
     answer = app.server.test_client().get(address, headers=HERE)

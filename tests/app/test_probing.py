@@ -36,7 +36,7 @@ def ended(probings, name):
 
 
 def folder_of(probings, name):
-    return probings._each[name].folder
+    return probings._probings[name].folder
 
 
 def test_a_checkpoint_without_a_tokenizer_is_run_on_ids_and_its_patterns_are_the_models_own(probings, checkpoint):
@@ -72,14 +72,14 @@ def test_a_cancelled_run_ends_at_once_and_another_takes_its_place(probings, chec
     assert probings.status(first)["state"] == "cancelled"
     probings.cancel(second)
     assert probings.status(second)["state"] == "cancelled"
-    assert probings._each[second].process.poll() is not None
+    assert probings._probings[second].process.poll() is not None
 
 
 def test_only_a_few_results_are_kept(probings, checkpoint):
     names = [probings.start(checkpoint, text="1 2") for _ in range(KEPT + 1)]
     with pytest.raises(WorkbenchError, match="no longer kept"):
         probings.status(names[0])
-    assert len(probings._each) == KEPT
+    assert len(probings._probings) == KEPT
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpo
         probings.start(checkpoint, **given)
     with pytest.raises(WorkbenchError, match="no longer there"):
         probings.start(checkpoint / "gone", text="1 2")
-    assert not probings._each
+    assert not probings._probings
 
 
 def test_only_checkpoints_of_the_series_have_a_folder():

@@ -40,7 +40,7 @@ def test_every_page_of_the_demo_is_whole(tab, served, demo_runs):
         }.items():
             tab.goto(f"{address}/{page}?detector=induction&probe=repeats")
             drawn(tab, *graphs)
-            tab.wait_for_selector(f"#{page}", state="visible")
+            tab.wait_for_selector(f"#page-{page}", state="visible")
             shot(tab, f"demo-{page}")
         tab.wait_for_function("n => document.querySelectorAll('#scans .scan').length === n", arg=len(demo_runs))
         tab.click("#nav-plan")

@@ -18,13 +18,14 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app import exports
 from workbench.app.callbacks import read_ahead, register
-from workbench.app.components import STATUS, Content
-from workbench.app.document import document
+from workbench.app.document import document, page_styles
+from workbench.app.ids import STATUS
+from workbench.app.registry import pages
 from workbench.app.server.compression import compress
 from workbench.app.server.guard import LOOPBACK, Guard
+from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.plan_mask import find_plans
-from workbench.app.state.view import PARAMETERS
 from workbench.heads import WorkbenchError
 
 # What Dash loads only when a figure is laid out.
@@ -76,9 +77,10 @@ def app_of(content: Content, access: Access) -> Dash:
         routes_pathname_prefix="/",
         on_error=_say,
     )
-    app.index_string = _asking_early(app.index_string, _prefix(access.prefix))
-    app.layout = document(content)
-    app.validation_layout = document(content, pages=PARAMETERS)
+    app.index_string = _index(app.index_string, _prefix(access.prefix))
+    names = [page.name for page in pages()]
+    app.layout = document(content, laid_out=names[:1])
+    app.validation_layout = document(content, laid_out=names)
     register(app, content)
     exports.register(app, content)
     compress(app.server)
@@ -135,10 +137,10 @@ def show(run: Any, *, height: int = 900) -> None:
     app.run(host="127.0.0.1", port=port, debug=False, jupyter_mode="inline", jupyter_height=height)
 
 
-def _asking_early(page: str, prefix: str) -> str:
-    """The page that asks for plotly's script at once, and not when the first figure is laid out."""
+def _index(html_page: str, prefix: str) -> str:
+    """The HTML page with the styles of the registered pages; it loads plotly at once, not with the first figure."""
     links = (f'<link rel="preload" as="script" href="{prefix}_dash-component-suites/{name}">' for name in _LATE_SCRIPTS)
-    return page.replace("{%metas%}", "{%metas%}" + "".join(links))
+    return html_page.replace("{%metas%}", "{%metas%}" + "".join(links) + page_styles())
 
 
 def _say(error: Exception) -> Any:
