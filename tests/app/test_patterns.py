@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -63,6 +64,14 @@ def test_an_atlas_has_all_heads_of_a_layer(client):
     assert described["heads"] == [0, 1, 2, 3]
     assert described["signed"] == [True] * 4
     assert len(answer.data) == 4 * (N // 2) ** 2
+
+
+def test_an_atlas_is_sent_compressed(client):
+    plain = got(client, "atlas", run="full", layer=0)
+    headers = {"Host": "localhost", "Accept-Encoding": "gzip"}
+    packed = client.get("/patterns/atlas?run=full&layer=0", headers=headers)
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.data) == plain.data
 
 
 def test_a_head_names_its_strongest_far_link_first(client):
