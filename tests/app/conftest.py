@@ -1,4 +1,4 @@
-"""Runs to show, and an app served over them."""
+"""Fixtures of the app's tests: runs, and an app served over them in a process of its own."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def served():
                 yield re.search(r"http://\S+", server.stderr.readline())[0].rstrip("/")
             finally:
                 server.send_signal(signal.SIGINT)
-                said = server.communicate(timeout=20)[1]
-        assert server.returncode == 0, said
-        assert said == "", said
+                errors = server.communicate(timeout=20)[1]
+        assert server.returncode == 0, errors
+        assert errors == "", errors
 
     return serving

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,11 +19,13 @@ from workbench.app import page
 from workbench.app.exports import find_exports
 from workbench.app.registry import PAGES, pages
 from workbench.app.state.address import address_of, settled, view_of
+from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.view import View
 from workbench.heads import WorkbenchError
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "extensions" / "own_page.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "extensions" / "own_page.py"
 BUILT_IN = ["overview", "head", "compare", "plan", "jobs", "probe"]
 
 
@@ -74,7 +78,21 @@ def test_a_registered_page_is_known_to_the_address_with_its_parameters(own_page,
     assert address_of(view).endswith("&colour=red&head=L0H1")
 
 
-def test_a_page_that_is_not_registered_shows_the_first(runs_folder):
+def test_the_page_of_the_documentation_is_a_page_and_its_arguments_are_all_described():
+    document = (ROOT / "docs" / "app.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", document, re.S)
+    try:
+        exec(example, {"__name__": "documented"})
+        (entry,) = [entry for entry in pages() if entry.name == "notes"]
+        assert entry.parameters == ("topic",)
+        assert len(entry.layout(Content({}))) == 1
+    finally:
+        PAGES.remove("notes")
+    described = set(re.findall(r"^\| `(\w+)", document, re.M))
+    assert set(inspect.signature(page).parameters) - {"name"} <= described
+
+
+def test_a_name_without_a_page_shows_the_first_page(runs_folder):
     assert settled(View("mine"), live_runs([runs_folder])).page == "overview"
 
 
@@ -159,5 +177,5 @@ def test_the_example_page_opens_from_the_header_and_follows_the_slider(tab, serv
         tab.goto(f"{address}/sinks?sinks_run=hybrid&step=64")
         drawn(tab, "sinks-figure")
         says(tab, "#page-sinks", "Attention sinks per layer")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")

@@ -187,8 +187,8 @@ def _register_planes(app: Dash, content: Content) -> None:
         by_address = any(change["prop_id"].startswith(f"{ids.ADDRESS_STEP}.") for change in ctx.triggered)
         step = (address_step or {}).get("step") if by_address else current_step
         stops = scores["stops"]
-        every = max(1, (len(stops) - 1) // 5)
-        marked = range(len(stops) - 1, -1, -every)
+        stride = max(1, (len(stops) - 1) // 5)
+        marked = range(len(stops) - 1, -1, -stride)
         marks = [{"value": i, "label": stops[i]["label"].removesuffix(" tokens")} for i in reversed(marked)]
         scores = {**scores, "probe": view.probe, "unscored": unscored(view, content.runs)}
         return request, scores, max(len(stops) - 1, 0), marks, stop_of(scores, step)

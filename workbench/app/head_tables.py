@@ -30,8 +30,8 @@ def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str) -> lis
     )
     of_head = ranked.loc[(ranked["layer"] == head.layer) & (ranked["head"] == head.head)].sort_values("detector")
     rows = records(of_head, *_COLUMNS, "rank", "of", "rank_in_layer", "of_layer")
-    shown = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
-    rows = [row for row in rows if (row["detector"], row["probe"]) in shown]
+    pairs = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
+    rows = [row for row in rows if (row["detector"], row["probe"]) in pairs]
     return [{**row, "onset": _onset(run, head, row["detector"], row["probe"])} for row in rows]
 
 

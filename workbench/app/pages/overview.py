@@ -112,10 +112,10 @@ def scored(view: View, runs: Runs) -> list[LiveRun]:
 
 def unscored(view: View, runs: Runs) -> dict[str, str]:
     """The chosen runs without such scores, and the probes that the detector was scored on there."""
-    shown = {run.name for run in scored(view, runs)}
+    with_scores = {run.name for run in scored(view, runs)}
     reasons: dict[str, str] = {}
     for name in view.runs:
-        if name in runs and name not in shown:
+        if name in runs and name not in with_scores:
             probes = runs[name].probes_of(view.detector)
             reasons[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
     return reasons

@@ -120,14 +120,14 @@ def about(plan: Plan) -> dict[str, str]:
 def facts(plan: Plan) -> list[html.Div]:
     """Cards: the heads that the mask keeps, the cache it saves, and the loss it is expected to cost."""
     needed, full = bytes_of(plan)
-    kept = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", f"{len(plan.windowed)} windowed")
+    keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", f"{len(plan.windowed)} windowed")
     saved = _fact(
         "key/value cache saved",
         f"{plan.kv_saved:.0%}",
         f" {_size(full - needed)} of {_size(full)}",
         f"per sequence of {plan.context:,} tokens, in 16-bit numbers",
     )
-    return [kept, saved, *(_predicted(prediction) for prediction in predictions(plan))]
+    return [keep, saved, *(_predicted(prediction) for prediction in predictions(plan))]
 
 
 def mask_figure(plan: Plan, theme: Theme) -> go.Figure:
@@ -153,10 +153,10 @@ def ranking_table(plan: Plan) -> html.Table:
     """Every head in the order of the ranking; a click on its name keeps or converts it."""
     rows: list[list[Any]] = []
     for rank, ranked in enumerate(plan.ranking, start=1):
-        kept = ranked.head in plan.keep
+        is_kept = ranked.head in plan.keep
         name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
         interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{ranked.ci_lo:.4f} – {ranked.ci_hi:.4f}"
-        rows.append([name, "keeps all" if kept else f"window {plan.window}", rank, f"{ranked.score:.4f}", interval])
+        rows.append([name, "keeps all" if is_kept else f"window {plan.window}", rank, f"{ranked.score:.4f}", interval])
     unit = "" if plan.units == "none" else f" ({plan.units})"
     return text_table(("head", "sees", "place", f"{plan.method}{unit}", "95 % CI"), rows, numbers_from=2)
 

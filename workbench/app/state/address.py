@@ -50,8 +50,9 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
     probe = default_probe(view.probe, runs, chosen, detector)
     names = [page.name for page in pages()]
     page = view.page if view.page in names else names[0]
-    shown = View(page, chosen, detector, probe, first_known([view.run], chosen), view.head, view.more)
-    return replace(shown, head=default_head(shown, runs[shown.run])) if "head" in _parameters(page) else shown
+    run = first_known([view.run], chosen)
+    nearest = View(page, chosen, detector, probe, run, view.head, view.more)
+    return replace(nearest, head=default_head(nearest, runs[run])) if "head" in _parameters(page) else nearest
 
 
 def _parameters(page_name: str) -> tuple[str, ...]:

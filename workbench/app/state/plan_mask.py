@@ -83,8 +83,8 @@ def predictions(plan: Plan) -> list[Prediction]:
     table = plan.curves()
     own = table.loc[table["method"] == plan.method]
     is_prefix = set(plan.keep) == {r.head for r in plan.ranking[: len(plan.keep)]}
-    total = math.fsum(r.score for r in plan.ranking)
-    kept = math.fsum(r.score for r in plan.ranking if r.head in plan.keep)
+    total_score = math.fsum(r.score for r in plan.ranking)
+    kept_score = math.fsum(r.score for r in plan.ranking if r.head in plan.keep)
     expected: list[Prediction] = []
     for probe, points in own.groupby("probe", sort=False):
         points = points.sort_values("n_kept")
@@ -93,8 +93,8 @@ def predictions(plan: Plan) -> list[Prediction]:
         if is_prefix and n[0] <= len(plan.keep) <= n[-1]:
             on_curve = (float(np.interp(len(plan.keep), n, values)) for values in (nats, recovered))
             expected.append(Prediction(str(probe), *on_curve, is_measured=True))
-        elif total and plan.units == "nats":
-            share = kept / total
+        elif total_score and plan.units == "nats":
+            share = kept_score / total_score
             expected.append(Prediction(str(probe), float(nats[0] + share * (nats[-1] - nats[0])), share, False))
     return expected
 

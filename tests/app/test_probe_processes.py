@@ -21,9 +21,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def probings():
-    made = Probings()
-    yield made
-    made.close()
+    running = Probings()
+    yield running
+    running.close()
 
 
 def ended(probings, name):
@@ -45,10 +45,10 @@ def test_a_checkpoint_without_a_tokenizer_is_run_on_ids_and_its_patterns_are_the
     tokens = random_tokens(1, 20)[0]
     name = probings.start(checkpoint, text=" ".join(map(str, tokens.tolist())))
     assert ended(probings, name) == {"state": "done", "said": "done", "reason": ""}
-    found = probings.result(name)
-    assert found.ids.tolist() == tokens.tolist()
+    file = probings.result(name)
+    assert file.ids.tolist() == tokens.tolist()
     expected = open_model(checkpoint).pattern(tokens, 1, 2).numpy()
-    assert found.map(1, 2).values == pytest.approx(expected, rel=0.034, abs=1e-6)
+    assert file.map(1, 2).values == pytest.approx(expected, rel=0.034, abs=1e-6)
     folder = folder_of(probings, name)
     probings.close()
     assert not folder.exists()
@@ -83,12 +83,12 @@ def test_only_a_few_results_are_kept(probings, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("arguments", "reason"),
     [({"text": "  "}, "no text"), ({"text": "a" * 100_001}, "100,001 characters"), ({"probe": ""}, "no text")],
 )
-def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpoint, given, told):
-    with pytest.raises(WorkbenchError, match=told):
-        probings.start(checkpoint, **given)
+def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpoint, arguments, reason):
+    with pytest.raises(WorkbenchError, match=reason):
+        probings.start(checkpoint, **arguments)
     with pytest.raises(WorkbenchError, match="no longer there"):
         probings.start(checkpoint / "gone", text="1 2")
     assert not probings._probings
@@ -120,7 +120,7 @@ def test_the_probe_page_runs_the_demo_on_a_text_and_shows_what_came_of_it(tab, s
         tab.wait_for_function(
             "document.querySelector('#probe-patterns canvas.map').getAttribute('aria-label').includes('L1H')"
         )
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -151,5 +151,5 @@ def test_the_head_page_of_the_demo_names_the_longest_link_of_its_copying_head(ta
         assert cells[0] == f"{float(far.max()):.2f}"
         assert cells[1].endswith(f"@{query}")
         assert cells[2].endswith(f"@{key}")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
