@@ -40,8 +40,8 @@ def sinks_figure(sinks, theme):
     figure.add_bar(x=sinks["layer"], y=sinks["mean"], name="mean of the heads", marker={"color": bar})
     strongest = {"color": mark, "size": 11, "symbol": "diamond"}
     figure.add_scatter(x=sinks["layer"], y=sinks["largest"], name="strongest head", mode="markers", marker=strongest)
-    figure.update_xaxes(title="layer", dtick=1)
-    return figure.update_yaxes(title="attention on the first token", range=[0, 1])
+    figure.update_xaxes(title="layer", title_font={"size": 12}, dtick=1)
+    return figure.update_yaxes(title="attention on the first token", title_font={"size": 12}, range=[0, 1])
 
 
 def register(app, content):
@@ -92,8 +92,8 @@ def export_sinks(view, content, step) -> pd.DataFrame:
 def layout(_):
     """Attention sinks per layer of one run."""
     about = "at the slider's checkpoint · a query head's mean attention on the first token"
-    figure = card("Attention sinks per layer", about, graph(FIGURE), table="sinks")
-    numbers = card("In numbers", "", html.Div(id=TABLE, className="table"))
+    figure = card("Attention sinks per layer", about, graph(FIGURE))
+    numbers = card("In numbers", "", html.Div(id=TABLE, className="table"), table="sinks")
     title = html.Section(choice("sinks_run", label="Run"), className="card head-title")
     return [title, html.Div([figure, numbers], className="row two")]
 

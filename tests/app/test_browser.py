@@ -1,4 +1,4 @@
-"""The app in a real browser: pages, links, keys, clicks and a scan that is still writing, without one complaint."""
+"""The app in a browser: pages, links, keys, clicks, and a scan that is still writing, without a console error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def query(tab):
 
 
 def says(tab, selector, text):
-    """Wait until an element's text has this in it; plotly writes its spaces as no-break ones."""
+    """Wait until an element contains a text; plotly writes spaces as no-break spaces."""
     tab.wait_for_function(
         "([selector, text]) => document.querySelector(selector)?.textContent.replaceAll('\\u00a0', ' ').includes(text)",
         arg=[selector, text],
@@ -64,7 +64,7 @@ def address(served, synthetic_runs):
         yield address
 
 
-def test_the_overview_opens_without_a_complaint_and_says_what_it_shows(tab, address):
+def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, address):
     arrive(tab, address)
     assert query(tab)["detector"] == ["induction"]
     assert query(tab)["run"] == ["full", "hybrid", "linear", "sliding"]
@@ -97,7 +97,7 @@ def test_a_link_to_what_is_not_there_opens_the_nearest_view(tab, address):
     assert tab.complaints == []
 
 
-def test_another_checkpoint_is_shown_without_asking_the_server(tab, address):
+def test_another_checkpoint_is_shown_without_a_request(tab, address):
     arrive(tab, f"{address}/overview?detector=retrieval")
     tab.wait_for_timeout(500)
     requests = []
@@ -231,7 +231,7 @@ def test_no_text_of_a_page_lies_over_another_or_outside_the_window(tab, address,
         arrive(tab, f"{address}/{page}?detector=retrieval", page)
         if (theme == "dark") != (tab.locator(".wb.dark").count() == 1):
             tab.keyboard.press("d")
-        # Figures take their places one after the other; what counts is where they come to rest.
+        # Figures move while others are laid out; the test waits until they are at rest.
         tab.wait_for_function(
             "[...document.querySelectorAll('.card .js-plotly-plot')].filter(e => e.offsetParent)"
             ".every(e => e.getBoundingClientRect().bottom <= e.closest('.card').getBoundingClientRect().bottom + 1)"

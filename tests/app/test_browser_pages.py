@@ -1,4 +1,4 @@
-"""Compare, Plan, Jobs, exports and keys in a real browser over runs that were really made, without one complaint."""
+"""Compare, Plan, Jobs, exports and keys in a browser, without a console error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def address(served, synthetic_runs):
 
 
 def shot(tab, name):
-    """Keep what a page looks like, for whoever builds to look at."""
+    """Keep a screenshot of the page in build/screenshots."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
@@ -66,7 +66,7 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
     assert tab.complaints == []
 
 
-def test_a_head_is_jumped_to_by_name_and_the_keys_are_told(tab, address):
+def test_a_head_is_jumped_to_by_name_and_the_keys_are_listed(tab, address):
     arrive(tab, address)
     tab.keyboard.press("?")
     assert "previous, next checkpoint" in tab.inner_text("dialog")
@@ -161,7 +161,7 @@ def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab
 
 
 @pytest.mark.slow
-def test_figures_and_tables_are_taken_away_and_a_permalink_names_the_version(tab, address, tmp_path):
+def test_figures_and_tables_are_exported_and_a_permalink_names_the_version(tab, address, tmp_path):
     arrive(tab, f"{address}/overview?run=full&detector=sink&step=256")
     tab.keyboard.press("e")
     link = tab.input_value("#permalink")
@@ -184,7 +184,7 @@ def test_figures_and_tables_are_taken_away_and_a_permalink_names_the_version(tab
 
 
 @pytest.mark.slow
-def test_training_is_counted_in_steps_where_asked(tab, address):
+def test_training_is_counted_in_steps_where_the_address_says_so(tab, address):
     arrive(tab, f"{address}/overview?run=full&detector=retrieval")
     tab.get_by_role("textbox", name="x", exact=True).click()
     tab.get_by_role("option", name="step").click()
@@ -194,7 +194,7 @@ def test_training_is_counted_in_steps_where_asked(tab, address):
 
 
 @pytest.mark.slow
-def test_jobs_follow_a_scan_and_tell_reasons(tab, served, tmp_path):
+def test_jobs_follow_a_scan_and_give_reasons(tab, served, tmp_path):
     shape = replace(DEMO["full"], detectors=("induction",))
     path = write_run(tmp_path / "growing", shape, upto=3)
     with served([path]) as address:

@@ -1,4 +1,4 @@
-"""The callbacks through the wire, as the browser calls them: only what changed is answered."""
+"""The callbacks over HTTP, as the browser calls them: only changed outputs are answered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def view(**changes):
 
 
 def call(app, output, changed, **values):
-    """Send what the browser would for the callback with this output; the outputs it answers with."""
+    """Call the callback with this output as the browser does, and return its outputs."""
     name, callback = next((name, callback) for name, callback in app.callback_map.items() if output in name)
 
     def filled(arguments):
@@ -76,7 +76,7 @@ def test_another_detector_takes_its_probe_along_and_is_an_entry_of_the_history(a
     assert "address-step" not in answer
 
 
-def test_a_control_that_repeats_what_it_was_told_changes_nothing(app):
+def test_a_control_that_repeats_its_value_changes_nothing(app):
     assert call(app, "navigate.data", ["detector.value"], detector="induction", view=view()) == {}
 
 
@@ -161,7 +161,7 @@ def test_a_growing_run_says_which_parts_of_the_page_changed(tmp_path):
     assert len(call(app, "planes.data", ["view.data"], view=view_json)["planes"]["data"]["stops"]) == 2
 
 
-def test_a_torn_part_is_told_in_the_header(tmp_path):
+def test_a_torn_part_is_named_in_the_header(tmp_path):
     path = write_run(tmp_path / "run", FEW, upto=1)
     app = build_app([path])
     (next((path / "scores").iterdir()) / f"{'f' * 32}.parquet").write_bytes(b"half")
@@ -169,7 +169,7 @@ def test_a_torn_part_is_told_in_the_header(tmp_path):
     assert "workbench check" in answer["status"]["children"]
 
 
-def test_runs_of_the_same_name_are_told_apart_and_folders_of_runs_are_opened(tmp_path):
+def test_runs_of_the_same_name_get_different_names_and_folders_of_runs_are_opened(tmp_path):
     small = replace(FEW, steps=(0,), detectors=("induction",))
     for name in ("a/run", "b/run", "b/other"):
         write_run(tmp_path / name, small)

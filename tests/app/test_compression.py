@@ -1,4 +1,4 @@
-"""Answers are compressed for whoever can read that, and only then."""
+"""Answers are compressed for clients that accept it, and only for those."""
 
 from __future__ import annotations
 

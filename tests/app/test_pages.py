@@ -1,4 +1,4 @@
-"""Compare, Plan, Jobs and exports through the wire, as the browser calls them."""
+"""Compare, Plan, Jobs and exports over HTTP, as the browser calls them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_without_a_plan_the_page_says_how_to_make_one(tmp_path):
     assert "workbench plan MODEL" in answer["mask"]["figure"]["layout"]["annotations"][0]["text"]
 
 
-def test_jobs_tell_state_reasons_and_the_command_that_goes_on(tmp_path):
+def test_jobs_show_state_reasons_and_the_command_that_resumes(tmp_path):
     path = write_run(tmp_path / "run", replace(DEMO["full"], **FEW), upto=2)
     Store.open(path).fail(Failure("step256", None, "bad_checkpoint", "model.safetensors: header is torn", "trace here"))
     app = build_app([path])

@@ -1,4 +1,4 @@
-"""Patterns in the browser: what is drawn is what was kept, text stays text, and only known runs are asked for."""
+"""Patterns: the canvas shows the stored values, tokens stay text, and only known runs are answered."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_head_names_its_strongest_far_link_first(client):
         ({"run": "full", "ckpt": "step0", "layer": 0}, "maps of step1024"),
     ],
 )
-def test_what_cannot_be_shown_is_told_with_its_reason(client, query, reason):
+def test_a_pattern_that_cannot_be_shown_gives_the_reason(client, query, reason):
     answer = got(client, "atlas", **query)
     assert answer.status_code == 200
     assert reason in answer.get_json()["error"]

@@ -1,4 +1,4 @@
-"""A plan's mask: said in the address, found beside runs, predicted from the curve, exported as a plan again."""
+"""A plan's mask: written into the address, its cost predicted from the curve, exported as a plan again."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_bytes_are_those_of_the_kept_heads(plan):
     assert edited(plan, "n2").kv_saved == pytest.approx(1 - needed / full)
 
 
-def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_said_shortly(folder, plan):
+def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_written_shortly(folder, plan):
     content = Content({}, find_plans([folder / "run"], []))
     assert settle(View(page="plan").having({"plan": "/etc/passwd"}), content).get("plan") in content.plans
     first = ".".join(str(r.head) for r in plan.ranking[:3])

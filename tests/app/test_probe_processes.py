@@ -1,4 +1,4 @@
-"""Models run on demand: in another process, from known checkpoints alone, with progress, reasons and nothing left."""
+"""Models run on demand: in their own process, from known checkpoints only, with progress, reasons and no files left."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_only_checkpoints_of_the_series_have_a_folder():
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_probe_page_runs_the_demo_on_a_text_and_shows_what_came_of_it(tab, served, demo_runs):
+def test_the_probe_page_runs_the_demo_on_a_text_and_shows_its_patterns(tab, served, demo_runs):
     with served(demo_runs[:1]) as address:
         tab.goto(f"{address}/probe")
         tab.wait_for_function("document.querySelector('#probe-checkpoint')?.value.includes('checkpoint-')")

@@ -1,4 +1,4 @@
-"""The app over a demo that was really pretrained: both pages load whole, and show what the run says."""
+"""The app over a pretrained demo: its pages load whole and show the scores of the run."""
 
 import pytest
 
