@@ -1,10 +1,10 @@
-"""What the app costs on a run as large as the largest public series: times, payload and memory.
+"""Measure the app on a run as large as the largest public series: times, bytes sent and memory.
 
 48 layers of 64 heads, 154 checkpoints (Pythia's), 12 detectors: 5.7 million rows, with model-level numbers and the
 patterns of two layers of 32 heads at 8,192 tokens, written once. The app runs in a process of its own; a headless
-Chromium (WORKBENCH_CHROMIUM, or `chromium` on the path) looks at it on the same machine. The first page is that of a
-fresh process in a fresh browser, which has been open for a second and a half. A number is the median of `--rounds`,
-with the least and the most beside it.
+Chromium (WORKBENCH_CHROMIUM, or `chromium` on the path) opens it on the same machine. The first page is that of a fresh
+process in a fresh browser that has been open for 1.5 s. A number is the median of `--rounds`, with the least and the
+most beside it.
 
     python benchmarks/bench_app.py [--folder DIR] [--layers 48] [--heads 64] [--detectors 12] [--rounds 3]
 """
@@ -32,7 +32,7 @@ from machine import describe, keep
 from workbench.heads import Metric
 from workbench.store import Origin, Store, canonical_digest
 
-SHOWN = """() => {
+OVERVIEW_DRAWN = """() => {
   const plot = document.querySelector('#grid .js-plotly-plot');
   const drawn = id => document.querySelector(`#${id} .js-plotly-plot`)?.data?.length > 0;
   return plot && plot.broughtTo && drawn('emergence') && drawn('strips') && document.querySelector('.kpi');
@@ -46,7 +46,7 @@ STEP = """key => new Promise(done => {
   document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
   look();
 })"""
-# A drag over the pattern, then back to all of it: until the canvas holds the other tile, and two frames.
+# Drag over the pattern, or double-click back to all of it; ends two frames after the canvas holds the other tile.
 TILE = """() => new Promise(done => {
   const canvas = document.querySelector('#head-patterns canvas.map');
   const start = performance.now();
@@ -63,18 +63,20 @@ TILE = """() => new Promise(done => {
     window.dispatchEvent(mouse('mouseup', box.width / 2, box.height - 10));
   }
 })"""
-# All that is shown of another layer's head: the atlas of its layer, its pattern, its tokens and links.
+# Show a head of another layer: the atlas of the layer, its pattern, its tokens and links.
 ATLAS = """layer => new Promise(async done => {
   const start = performance.now();
   const source = { run: RUN, probe: 'repeats' };
   await window.workbenchPatterns.show('head-patterns', source, { layer, head: 3 }, () => {});
   requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));
 })"""
-DRAWN = "() => document.querySelector('#head-patterns canvas.atlas') && document.querySelector('#history .trace')"
+PATTERN_DRAWN = (
+    "() => document.querySelector('#head-patterns canvas.atlas') && document.querySelector('#history .trace')"
+)
 N_STEPS, N_DRAWN = 20, 12
 OPEN_MS = 1500
 T = 8192
-# What the design asks for; "" where it does not say.
+# Limits of the design; "" where it has none.
 LIMITS: dict[str, float | str] = {
     "`workbench app` answers after, s": 2.0,
     "first page usable after, s": 2.5,
@@ -109,18 +111,18 @@ def _origin(step: int) -> Origin:
     return Origin("bench", name, canonical_digest(name), "c" * 32, None, None, step, step, step * TOKENS_PER_STEP)
 
 
-def started(folder: Path) -> tuple[subprocess.Popen[str], str, float]:
+def start(folder: Path) -> tuple[subprocess.Popen[str], str, float]:
     """The app's process, its address, and the seconds until it answered."""
     begun = time.perf_counter()
     command = [sys.executable, "-m", "workbench.cli", "app", str(folder), "--port", "0", "--no-browser"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    found = re.search(r"http://\S+", server.stderr.readline())
-    assert found is not None, "the app did not start"
-    return server, found[0], time.perf_counter() - begun
+    address = re.search(r"http://\S+", server.stderr.readline())
+    assert address is not None, "the app did not start"
+    return server, address[0], time.perf_counter() - begun
 
 
-def looked_at(address: str, chromium: str, pid: int) -> dict[str, float]:
+def measure_pages(address: str, chromium: str, pid: int) -> dict[str, float]:
     """Times, bytes and memory of the Overview and of a Head page in a fresh browser."""
     from playwright.sync_api import sync_playwright
 
@@ -129,11 +131,11 @@ def looked_at(address: str, chromium: str, pid: int) -> dict[str, float]:
         tab = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         tab.goto("about:blank")
         tab.wait_for_timeout(OPEN_MS)
-        found = _overview(tab, address) | {"memory of the app after the Overview, MB": resident(pid)}
-        found |= _head_page(tab, address)
+        numbers = _overview(tab, address) | {"memory of the app after the Overview, MB": resident(pid)}
+        numbers |= _head_page(tab, address)
         _every_detector(tab, address)
         browser.close()
-    return found | {"memory of the app after all detectors and a Head page, MB": resident(pid)}
+    return numbers | {"memory of the app after all detectors and a Head page, MB": resident(pid)}
 
 
 def _overview(tab: Any, address: str) -> dict[str, float]:
@@ -148,7 +150,7 @@ def _overview(tab: Any, address: str) -> dict[str, float]:
     for _ in range(2):
         begun = time.perf_counter()
         tab.goto(address)
-        tab.wait_for_function(SHOWN, timeout=120_000)
+        tab.wait_for_function(OVERVIEW_DRAWN, timeout=120_000)
         seconds.append(time.perf_counter() - begun)
         tab.wait_for_timeout(3000)
     tab.remove_listener("requestfinished", weigh)
@@ -165,7 +167,7 @@ def _overview(tab: Any, address: str) -> dict[str, float]:
 def _head_page(tab: Any, address: str) -> dict[str, float]:
     begun = time.perf_counter()
     tab.goto(f"{address}head?head=L0H0")
-    tab.wait_for_function(DRAWN, timeout=120_000)
+    tab.wait_for_function(PATTERN_DRAWN, timeout=120_000)
     seconds = time.perf_counter() - begun
     tab.wait_for_timeout(1000)
     tab.locator("#head-patterns canvas.map").scroll_into_view_if_needed()
@@ -181,25 +183,25 @@ def _head_page(tab: Any, address: str) -> dict[str, float]:
 
 def _every_detector(tab: Any, address: str) -> None:
     tab.goto(f"{address}overview")
-    tab.wait_for_function(SHOWN, timeout=120_000)
+    tab.wait_for_function(OVERVIEW_DRAWN, timeout=120_000)
     names = tab.evaluate("() => fetch('export/head.csv?page=head').then(answer => answer.text())").splitlines()
     for name in sorted({line.partition(",")[0] for line in names[1:]}):
         tab.goto(f"{address}overview?detector={name}")
-        tab.wait_for_function(SHOWN, timeout=120_000)
+        tab.wait_for_function(OVERVIEW_DRAWN, timeout=120_000)
 
 
 def resident(pid: int) -> float:
     """The most memory that a process has held, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+)", status)
-    return int(found[1]) * 1024 / 1e6 if found else float("nan")
+    peak = re.search(r"VmHWM:\s+(\d+)", status)
+    return int(peak[1]) * 1024 / 1e6 if peak else float("nan")
 
 
 def measure(folder: Path, chromium: str) -> dict[str, float]:
     """All numbers of one fresh process."""
-    server, address, seconds = started(folder)
+    server, address, seconds = start(folder)
     try:
-        return {"`workbench app` answers after, s": seconds, **looked_at(address, chromium, server.pid)}
+        return {"`workbench app` answers after, s": seconds, **measure_pages(address, chromium, server.pid)}
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=30)
@@ -212,41 +214,41 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=64)
     parser.add_argument("--detectors", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    options = parser.parse_args()
     chromium = os.environ.get("WORKBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise SystemExit("there is no chromium on the path; set WORKBENCH_CHROMIUM to one")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary) / "run"
+        folder = options.folder or Path(temporary) / "run"
         if not folder.exists():
-            write(folder, 0.08, given.layers, given.heads, given.detectors)
+            write(folder, 0.08, options.layers, options.heads, options.detectors)
         if not (folder / "maps").exists():
             enrich(folder)
         loads: list[float] = []
         rounds: list[dict[str, float]] = []
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             loads.append(os.getloadavg()[0])
             rounds.append(measure(folder, chromium))
-    size = f"{len(STEPS)} checkpoints x {given.layers * given.heads:,} heads x {given.detectors} detectors"
+    size = f"{len(STEPS)} checkpoints x {options.layers * options.heads:,} heads x {options.detectors} detectors"
     lines = [
         describe(),
         "",
-        f"{size}; one run in headless Chromium with software rendering, on the same machine; {given.rounds} fresh "
+        f"{size}; one run in headless Chromium with software rendering, on the same machine; {options.rounds} fresh "
         f"processes; in each {N_STEPS} steps, {N_DRAWN} tiles and atlases. Load average before each: "
         f"{', '.join(f'{load:.1f}' for load in loads)}. Memory: the most resident, as Linux counts it.",
         "",
-        "| what | median | least – most | asked for |",
+        "| what | median | least – most | limit |",
         "|---|---|---|---|",
-        *(_row(what, [one[what] for one in rounds]) for what in LIMITS),
+        *(_row(name, [numbers[name] for numbers in rounds]) for name in LIMITS),
     ]
     print("\n".join(lines[2:]))
-    if (given.layers, given.heads, given.detectors) == (48, 64, 12):
+    if (options.layers, options.heads, options.detectors) == (48, 64, 12):
         keep(Path(__file__), "The app over a large series", lines)
 
 
-def _row(what: str, values: list[float]) -> str:
-    limit = LIMITS[what] and f"< {LIMITS[what]:g}"
-    return f"| {what} | {statistics.median(values):.3g} | {min(values):.3g} – {max(values):.3g} | {limit} |"
+def _row(name: str, values: list[float]) -> str:
+    limit = LIMITS[name] and f"< {LIMITS[name]:g}"
+    return f"| {name} | {statistics.median(values):.3g} | {min(values):.3g} – {max(values):.3g} | {limit} |"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Patterns in the app and in a scan: how long the server takes for a tile and an atlas, and what maps add to a scan.
+"""Measure patterns: the server's time for a tile and an atlas, and the cost of maps in a scan.
 
 Server times are wall time of one request inside the process (flask's test client, no browser): the median of several.
-The scan's cost is CPU time of scoring one probe with every default detector, and of the pass that makes its maps; that
-pass runs one sequence, however many the probe has.
+The scan's cost is the CPU time of scoring one probe with every default detector, and of the pass that makes its maps,
+which runs one sequence of the probe.
 
     python benchmarks/bench_patterns.py [--tokens 8192] [--rounds 3] [--write]
 """
@@ -35,7 +35,7 @@ HEADS, WIDTH = 32, 64
 
 
 def noise(n: int, n_layers: int = 1) -> MapArrays:
-    """Patterns of layers of 32 heads at n tokens, of noise: head 0 finer, head 1 with queries and keys."""
+    """Random patterns of layers of 32 heads at n tokens: head 0 finer, head 1 with queries and keys."""
     rng = np.random.default_rng(0)
     blocks = blocks_of(n)
 
@@ -45,7 +45,7 @@ def noise(n: int, n_layers: int = 1) -> MapArrays:
 
     q, k = (rng.standard_normal((n, WIDTH)).astype(np.float16) for _ in range(2))
     qk = QueriesKeys(q, k, np.full(n, 10.0, np.float32), np.zeros(n, np.int32), WIDTH**-0.5, None)
-    kept = n_layers * HEADS
+    n_kept = n_layers * HEADS
     return MapArrays(
         ids=np.arange(n) % 50,
         pieces=tuple(f" w{i % 50}" for i in range(n)),
@@ -55,28 +55,28 @@ def noise(n: int, n_layers: int = 1) -> MapArrays:
         ),
         layer=np.repeat(np.arange(n_layers), HEADS),
         head=np.tile(np.arange(HEADS), n_layers),
-        is_signed=np.zeros(kept, bool),
+        is_signed=np.zeros(n_kept, bool),
         block=blocks[0],
         far=256,
         distances=(0, 1),
-        peak=np.stack([peaks(blocks[0]) for _ in range(kept)]),
-        beyond=np.ones((kept, 2)),
-        sink=np.zeros(kept),
-        links=np.zeros((kept, 16, 2), int),
-        link_value=np.zeros((kept, 16)),
+        peak=np.stack([peaks(blocks[0]) for _ in range(n_kept)]),
+        beyond=np.ones((n_kept, 2)),
+        sink=np.zeros(n_kept),
+        links=np.zeros((n_kept, 16, 2), int),
+        link_value=np.zeros((n_kept, 16)),
         fine={0: {b: peaks(b) for b in blocks[1:]}},
         qk={1: qk},
     )
 
 
-def stored(folder: Path, n: int) -> tuple[Path, int]:
+def write_patterns(folder: Path, n: int) -> tuple[Path, int]:
     """A run with such patterns of one layer, and their bytes."""
     store = Store.create(folder / "run", job={}, versions={})
     origin = Origin("run", "c", "ab" * 16, "cd" * 16, None, None, 1, 1, 1)
     return folder / "run", store.commit_maps(origin, "0" * 32, noise(n), probe="p", probe_digest="d")
 
 
-def answered(run: Path, address: str, rounds: int) -> tuple[float, int]:
+def request_time(run: Path, address: str, rounds: int) -> tuple[float, int]:
     """Median milliseconds of a request, and the bytes of its answer."""
     client = build_app([run]).server.test_client()
     times, size = [], 0
@@ -89,12 +89,12 @@ def answered(run: Path, address: str, rounds: int) -> tuple[float, int]:
     return statistics.median(times[1:]), size
 
 
-def served(n: int, rounds: int) -> list[str]:
+def server_table(n: int, rounds: int) -> list[str]:
     lines = ["| request | ms | kB |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
-        run, _ = stored(Path(folder), n)
+        run, _ = write_patterns(Path(folder), n)
         middle = n // 2
-        for what, address in (
+        for name, address in (
             (f"atlas, {HEADS} heads", "atlas?run=run&layer=0"),
             ("whole pattern, coarse head", f"tile?run=run&layer=0&head=5&q0=0&q1={n}&k0=0&k1={n}"),
             ("whole pattern, finer head", f"tile?run=run&layer=0&head=0&q0=0&q1={n}&k0=0&k1={n}"),
@@ -104,12 +104,12 @@ def served(n: int, rounds: int) -> list[str]:
             ),
             ("exact crop, 512 × 512", f"tile?run=run&layer=0&head=1&q0={middle}&q1={middle + 512}&k0=0&k1=512"),
         ):
-            ms, size = answered(run, address, rounds)
-            lines.append(f"| {what} | {ms:.1f} | {size / 1e3:.0f} |")
+            ms, size = request_time(run, address, rounds)
+            lines.append(f"| {name} | {ms:.1f} | {size / 1e3:.0f} |")
     return lines
 
 
-def scanned(tokens: int, n_sequences: int, rounds: int) -> tuple[dict[str, float], int]:
+def scan_cost(tokens: int, n_sequences: int, rounds: int) -> tuple[dict[str, float], int]:
     """CPU seconds of scoring a probe with all default detectors and of its maps, and the maps' bytes."""
     from bench_record import SETTING, build
 
@@ -117,38 +117,44 @@ def scanned(tokens: int, n_sequences: int, rounds: int) -> tuple[dict[str, float
     probe = probes.copy_needle(SETTING["vocabulary"], tokens // 2, length=tokens, n_sequences=n_sequences)
     fit = [d for d in find_detectors(None) if isinstance(d, Detector) and d.fits(probe)]
     flagged = [Head(layer, 0) for layer in range(4)]
-    ways: dict[str, Callable[[], object]] = {
+    measured: dict[str, Callable[[], object]] = {
         "scores": lambda: measure(m, probe, fit, far=Far(256)),
         "maps": lambda: arrays_of(record_maps(m, probe.tokens[0], far=256, fine=flagged), None),
     }
-    found = cpu_seconds(ways, rounds)
+    seconds = cpu_seconds(measured, rounds)
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "r", job={}, versions={})
         origin = Origin("r", "c", "ab" * 16, "cd" * 16, None, None, 1, 1, 1)
-        made = arrays_of(record_maps(m, probe.tokens[0], far=256, fine=flagged), None)
-        size = store.commit_maps(origin, "0" * 32, made, probe="p", probe_digest="d")
-    return found, size
+        maps = arrays_of(record_maps(m, probe.tokens[0], far=256, fine=flagged), None)
+        size = store.commit_maps(origin, "0" * 32, maps, probe="p", probe_digest="d")
+    return seconds, size
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--tokens", type=int, default=8192)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--write", action="store_true")
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).parent))
     print(describe(), flush=True)
-    lines = [describe(), "", f"## The server, {given.tokens:,} tokens", "", *served(given.tokens, 4 * given.rounds + 1)]
+    lines = [
+        describe(),
+        "",
+        f"## The server, {options.tokens:,} tokens",
+        "",
+        *server_table(options.tokens, 4 * options.rounds + 1),
+    ]
     lines += ["", "## A scan with maps against one without (8 layers, 16 heads, 4 of them kept finer)", ""]
     lines += ["| probe | scores, CPU s | maps, CPU s | with / without | part, kB |", "|---|---|---|---|---|"]
     for tokens, n_sequences in ((96, 40), (512, 8), (2048, 2)):
-        found, size = scanned(tokens, n_sequences, given.rounds)
-        ratio = 1 + found["maps"] / found["scores"]
-        what = f"{n_sequences} × {tokens:,} tokens"
-        lines.append(f"| {what} | {found['scores']:.2f} | {found['maps']:.2f} | {ratio:.2f} | {size / 1e3:.0f} |")
+        seconds, size = scan_cost(tokens, n_sequences, options.rounds)
+        ratio = 1 + seconds["maps"] / seconds["scores"]
+        probe = f"{n_sequences} × {tokens:,} tokens"
+        lines.append(f"| {probe} | {seconds['scores']:.2f} | {seconds['maps']:.2f} | {ratio:.2f} | {size / 1e3:.0f} |")
     print("\n".join(lines))
-    if given.write:
+    if options.write:
         keep(Path(__file__), "Patterns: server times, and what maps add to a scan", lines)
 
 

@@ -1,4 +1,4 @@
-"""A browser where this machine has one: the same for all tests of a process, which may hold no two."""
+"""Fixtures for tests in a browser: one Chromium for all tests of a process, skipped where there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 CHROMIUM = os.environ.get("WORKBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-LEFT = "net::ERR_ABORTED"  # what a request ends with when the page is left before its answer
+ABORTED = "net::ERR_ABORTED"  # the reader left the page before the answer came
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -29,7 +29,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def window(chromium):
-    """One window for all tests: what is served is loaded once."""
+    """One window for all tests, so that scripts are loaded once."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     yield context
     context.close()
@@ -37,15 +37,16 @@ def window(chromium):
 
 @pytest.fixture
 def tab(window):
-    """A page that must load everything and say nothing on its console; `tab.said` is what it said."""
+    """A page; `tab.complaints` lists errors and warnings of its console, failed requests and refused ones."""
     page = window.new_page()
-    page.set_default_timeout(60_000)  # a machine that is busy with other things is slow, not wrong
-    page.said = []
-    page.on("console", lambda message: message.type in ("error", "warning") and page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("requestfailed", lambda request: request.failure != LEFT and page.said.append(request.failure))
+    page.set_default_timeout(60_000)  # a busy machine is slow
+    page.complaints = []
+    page.on("console", lambda message: message.type in ("error", "warning") and page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("requestfailed", lambda request: request.failure != ABORTED and page.complaints.append(request.failure))
     page.on(
-        "response", lambda response: response.status >= 400 and page.said.append(f"{response.status} {response.url}")
+        "response",
+        lambda response: response.status >= 400 and page.complaints.append(f"{response.status} {response.url}"),
     )
     yield page
     page.close()

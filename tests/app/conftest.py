@@ -1,8 +1,9 @@
-"""Runs to show, and an app served over them."""
+"""Fixtures of the app's tests: runs, and an app served over them in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -22,21 +23,27 @@ def synthetic_runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served():
-    """Serve the app over some runs in a process of its own: `with served(paths) as address`; `access`: of `Access`."""
+    """Serve the app over some runs in a process of its own: `with served(paths) as address`.
+
+    `access`: arguments of `Access`; `packages`: a folder of further packages.
+    """
 
     @contextlib.contextmanager
-    def serving(paths, access=""):
+    def serving(paths, access="", packages=""):
         code = (
             "from workbench.app import Access, serve; "
             f"serve({[str(path) for path in paths]}, port=0, access=Access({access}))"
         )
-        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as server:
+        path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
             try:
                 yield re.search(r"http://\S+", server.stderr.readline())[0].rstrip("/")
             finally:
                 server.send_signal(signal.SIGINT)
-                said = server.communicate(timeout=20)[1]
-        assert server.returncode == 0, said
-        assert said == "", said
+                errors = server.communicate(timeout=20)[1]
+        assert server.returncode == 0, errors
+        assert errors == "", errors
 
     return serving

@@ -1,4 +1,4 @@
-"""Patterns for synthetic runs: random causal attention with one planted link, and tokens that would like to be HTML."""
+"""Patterns for synthetic runs: random causal attention with one planted link, and a token that is HTML."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def patterns(n_layers=3, n_heads=4, *, n=N, signed_layer=None):
     made[head, row] = 0
     made[head, row, [key, row]] = 0.95, 0.05
     if signed_layer is not None:
-        mine = slice(signed_layer * n_heads, (signed_layer + 1) * n_heads)
-        made[mine] *= rng.choice([-3, 3], size=made[mine].shape)
+        of_layer = slice(signed_layer * n_heads, (signed_layer + 1) * n_heads)
+        made[of_layer] *= rng.choice([-3, 3], size=made[of_layer].shape)
     return made
 
 

@@ -1,4 +1,4 @@
-"""A made-up plan of two layers of four key/value heads, with a curve at every other budget."""
+"""A made-up plan of two layers of four key/value heads, with a curve at every second budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app in a real browser: pages, links, keys, clicks and a scan that is still writing, without one complaint."""
+"""The app in a browser: pages, links, keys, clicks, and a scan that is still writing, without a console error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def query(tab):
 
 
 def says(tab, selector, text):
-    """Wait until an element's text has this in it; plotly writes its spaces as no-break ones."""
+    """Wait until an element contains a text; plotly writes spaces as no-break spaces."""
     tab.wait_for_function(
         "([selector, text]) => document.querySelector(selector)?.textContent.replaceAll('\\u00a0', ' ').includes(text)",
         arg=[selector, text],
@@ -64,14 +64,14 @@ def address(served, synthetic_runs):
         yield address
 
 
-def test_the_overview_opens_without_a_complaint_and_says_what_it_shows(tab, address):
+def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, address):
     arrive(tab, address)
     assert query(tab)["detector"] == ["induction"]
     assert query(tab)["run"] == ["full", "hybrid", "linear", "sliding"]
     assert tab.locator(".kpi").count() == 4
     assert "of 12 heads at induction ≥ 0.3" in tab.locator(".kpi").first.inner_text()
     assert "scan complete" in tab.inner_text("#status")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 def test_a_deep_link_opens_the_same_view(tab, address):
@@ -85,7 +85,7 @@ def test_a_deep_link_opens_the_same_view(tab, address):
     assert tab.title() == "L0H1 · attention workbench"
     assert tab.locator("#head-run").input_value() == "linear"
     tab.wait_for_selector("#head-scores tbody tr")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -94,32 +94,32 @@ def test_a_link_to_what_is_not_there_opens_the_nearest_view(tab, address):
     assert query(tab)["detector"] == ["induction"]
     arrive(tab, f"{address}/head?of=other&head=L99H99&detector=<script>", "head")
     assert tab.inner_text("#head-title").startswith("L")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
-def test_another_checkpoint_is_shown_without_asking_the_server(tab, address):
+def test_another_checkpoint_is_shown_without_a_request(tab, address):
     arrive(tab, f"{address}/overview?detector=retrieval")
     tab.wait_for_timeout(500)
-    asked = []
-    tab.on("request", lambda request: asked.append(request.post_data or ""))
+    requests = []
+    tab.on("request", lambda request: requests.append(request.post_data or ""))
     times = [tab.evaluate(STEP, "[") for _ in range(8)]
     print(f"checkpoint step: median {sorted(times)[4]:.0f} ms of", [round(ms) for ms in times])
     assert min(times) > 0
     assert tab.inner_text("#checkpoint-label").startswith(f"step {STEPS[-9]}")
-    about_figures = [body for body in asked if ".figure" in body or "planes" in body]
+    about_figures = [body for body in requests if ".figure" in body or "planes" in body]
     assert about_figures == []
     tab.wait_for_function(f"new URLSearchParams(location.search).get('step') === '{STEPS[-9]}'")
     assert tab.evaluate(STEP, "]") > 0
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
 def test_the_grid_shows_the_scores_of_the_checkpoint(tab, address, synthetic_runs):
     arrive(tab, f"{address}/overview?run=full&detector=retrieval&step=256")
-    shown = tab.evaluate("document.querySelector('#grid .js-plotly-plot').data[0].z")
+    cells = tab.evaluate("document.querySelector('#grid .js-plotly-plot').data[0].z")
     scores = Store.open(synthetic_runs[0]).scores()
-    wanted = scores[(scores["detector"] == "retrieval") & (scores["step"] == 256)].sort_values(["layer", "head"])
-    assert [value for row in shown for value in row] == pytest.approx(list(wanted["score"]), abs=1e-4)
+    stored = scores[(scores["detector"] == "retrieval") & (scores["step"] == 256)].sort_values(["layer", "head"])
+    assert [value for row in cells for value in row] == pytest.approx(list(stored["score"]), abs=1e-4)
 
 
 def test_a_click_on_a_cell_opens_the_head_and_back_returns(tab, address):
@@ -135,12 +135,12 @@ def test_a_click_on_a_cell_opens_the_head_and_back_returns(tab, address):
     assert urlsplit(tab.url).path == "/head"
     assert (query(tab)["of"], query(tab)["head"], query(tab)["step"]) == (["linear"], [head], ["512"])
     tab.go_back()
-    tab.wait_for_selector("#overview", state="visible")
+    tab.wait_for_selector("#page-overview", state="visible")
     assert query(tab)["step"] == ["512"]
     tab.go_forward()
-    tab.wait_for_selector("#head", state="visible")
+    tab.wait_for_selector("#page-head", state="visible")
     assert tab.inner_text("#head-title") == head
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -150,11 +150,11 @@ def test_keys_move_between_heads_without_filling_the_history(tab, address):
         tab.keyboard.press(key)
         says(tab, "#head-title", head)
     tab.click("#nav-overview")
-    tab.wait_for_selector("#overview", state="visible")
+    tab.wait_for_selector("#page-overview", state="visible")
     tab.go_back()
-    tab.wait_for_selector("#head", state="visible")
+    tab.wait_for_selector("#page-head", state="visible")
     assert query(tab)["head"] == ["L0H0"]
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_dark_is_remembered(tab, address):
     tab.wait_for_selector(".wb.dark")
     arrive(tab, address)
     tab.wait_for_selector(".wb.dark")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_another_detector_is_a_new_entry_in_the_history(tab, address):
     tab.go_back()
     says(tab, ".kpi", "retrieval")
     assert tab.locator("#detector").input_value() == "retrieval"
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_a_scan_that_is_still_writing_is_followed(tab, served, tmp_path):
         says(tab, "#checkpoint-label", f"step {STEPS[8]} ")
         says(tab, "#status", "scan 45 %")
         tab.wait_for_function("document.querySelector('#strips .js-plotly-plot')._fullData[0].x.length === 9 + 1")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -205,7 +205,7 @@ def test_an_empty_run_says_what_to_run_and_fills_when_the_scan_starts(tab, serve
         write_run(tmp_path / "new", replace(DEMO["full"], detectors=("induction",)), upto=3)
         drawn(tab, "emergence", "grid")
         tab.wait_for_selector(".kpi")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -220,7 +220,7 @@ def test_a_part_that_is_not_whole_is_named_and_the_page_stays(tab, served, tmp_p
         assert tab.locator(".kpi").count() == 1
         torn.unlink()
         says(tab, "#status", "checkpoints")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -231,7 +231,7 @@ def test_no_text_of_a_page_lies_over_another_or_outside_the_window(tab, address,
         arrive(tab, f"{address}/{page}?detector=retrieval", page)
         if (theme == "dark") != (tab.locator(".wb.dark").count() == 1):
             tab.keyboard.press("d")
-        # Figures take their places one after the other; what counts is where they come to rest.
+        # Figures move while others are laid out; the test waits until they are at rest.
         tab.wait_for_function(
             "[...document.querySelectorAll('.card .js-plotly-plot')].filter(e => e.offsetParent)"
             ".every(e => e.getBoundingClientRect().bottom <= e.closest('.card').getBoundingClientRect().bottom + 1)"
@@ -262,5 +262,5 @@ def test_the_demo_opens_as_it_was_really_trained(tab, served, demo_runs):
         tab.click("#nav-head")
         drawn(tab, "history", "place", "head-grid")
         tab.wait_for_selector("#head-scores tbody tr")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")

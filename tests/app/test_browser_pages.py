@@ -1,4 +1,4 @@
-"""Compare, Plan, Jobs, exports and keys in a real browser over runs that were really made, without one complaint."""
+"""Compare, Plan, Jobs, exports and keys in a browser, without a console error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def address(served, synthetic_runs):
 
 
 def shot(tab, name):
-    """Keep what a page looks like, for whoever builds to look at."""
+    """Keep a screenshot of the page in build/screenshots."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
@@ -56,17 +56,17 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
     arrive(tab, f"{address}/overview?detector=retrieval")
     for page in ("compare", "plan", "jobs"):
         tab.click(f"#nav-{page}")
-        tab.wait_for_selector(f"#{page}", state="visible")
+        tab.wait_for_selector(f"#page-{page}", state="visible")
         assert urlsplit(tab.url).path == f"/{page}"
         assert query(tab)["detector"] == ["retrieval"]
     for page in ("plan", "compare", "overview"):
         tab.go_back()
-        tab.wait_for_selector(f"#{page}", state="visible")
+        tab.wait_for_selector(f"#page-{page}", state="visible")
         tab.wait_for_function("page => location.pathname === `/${page}`", arg=page)
-    assert tab.said == []
+    assert tab.complaints == []
 
 
-def test_a_head_is_jumped_to_by_name_and_the_keys_are_told(tab, address):
+def test_a_head_is_jumped_to_by_name_and_the_keys_are_listed(tab, address):
     arrive(tab, address)
     tab.keyboard.press("?")
     assert "previous, next checkpoint" in tab.inner_text("dialog")
@@ -79,7 +79,7 @@ def test_a_head_is_jumped_to_by_name_and_the_keys_are_told(tab, address):
     tab.keyboard.press("Enter")
     says(tab, "#head-title", "L1H2")
     assert query(tab)["head"] == ["L1H2"]
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -95,9 +95,9 @@ def test_two_checkpoints_of_a_run_are_compared_and_a_choice_is_in_the_address(ta
     tab.go_back()
     says(tab, "#compare-how", "one lineage")
     tab.locator("#moved tbody tr a").first.click()
-    tab.wait_for_selector("#head", state="visible")
+    tab.wait_for_selector("#page-head", state="visible")
     assert query(tab)["of"] == ["full"]
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -157,11 +157,11 @@ def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab
     for _ in range(3):
         tab.keyboard.press("ArrowRight")
     tab.wait_for_function("kept().length > 2")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
-def test_figures_and_tables_are_taken_away_and_a_permalink_names_the_version(tab, address, tmp_path):
+def test_figures_and_tables_are_exported_and_a_permalink_names_the_version(tab, address, tmp_path):
     arrive(tab, f"{address}/overview?run=full&detector=sink&step=256")
     tab.keyboard.press("e")
     link = tab.input_value("#permalink")
@@ -180,21 +180,21 @@ def test_figures_and_tables_are_taken_away_and_a_permalink_names_the_version(tab
     tab.keyboard.press("Escape")
     arrive(tab, link.replace("sink%401", "sink@0").replace("sink@1", "sink@0"))
     says(tab, ".wb-notice", "made with sink@0")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
-def test_training_is_counted_in_steps_where_asked(tab, address):
+def test_training_is_counted_in_steps_where_the_address_says_so(tab, address):
     arrive(tab, f"{address}/overview?run=full&detector=retrieval")
     tab.get_by_role("textbox", name="x", exact=True).click()
     tab.get_by_role("option", name="step").click()
     tab.wait_for_function("location.search.includes('x=step')")
     says(tab, "#emergence", "training step (log)")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
-def test_jobs_follow_a_scan_and_tell_reasons(tab, served, tmp_path):
+def test_jobs_follow_a_scan_and_give_reasons(tab, served, tmp_path):
     shape = replace(DEMO["full"], detectors=("induction",))
     path = write_run(tmp_path / "growing", shape, upto=3)
     with served([path]) as address:
@@ -207,7 +207,7 @@ def test_jobs_follow_a_scan_and_tell_reasons(tab, served, tmp_path):
         tab.wait_for_function("document.querySelectorAll('#job-checkpoints .cell.done').length === 6")
         says(tab, "#status", "failed")
         shot(tab, "jobs")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -218,14 +218,14 @@ def test_pages_fit_at_1280_pixels_and_at_twice_the_zoom(tab, address, theme, wid
     tab.set_viewport_size({"width": width, "height": 900})
     for page in ("overview", "head", "compare", "plan", "jobs"):
         tab.goto(f"{address}/{page}?detector=retrieval")
-        tab.wait_for_selector(f"#{page}", state="visible")
+        tab.wait_for_selector(f"#page-{page}", state="visible")
         if (theme == "dark") != (tab.locator("html.dark").count() == 1):
             tab.keyboard.press("d")
         tab.wait_for_function("!document.querySelector('.page .waiting')?.offsetParent")
         tab.wait_for_timeout(1000)
         shot(tab, f"{page}-{theme}-{width}")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_behind_a_prefix_all_is_found(tab, served, synthetic_runs):
         assert urlsplit(tab.url).path == "/user/me/head"
         tab.keyboard.press("e")
         assert downloaded(tab, "dialog a[href*='head.csv']").suggested_filename == "head.csv"
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -247,5 +247,5 @@ def test_with_a_token_the_app_opens_and_the_address_does_not_keep_it(tab, served
         arrive(tab, f"{address}&detector=sink")
         assert "token" not in tab.url
         arrive(tab, f"{address.partition('?')[0]}overview?detector=induction")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")

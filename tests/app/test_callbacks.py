@@ -1,4 +1,4 @@
-"""The callbacks through the wire, as the browser calls them: only what changed is answered."""
+"""The callbacks over HTTP, as the browser calls them: only changed outputs are answered."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def view(**changes):
 
 
 def call(app, output, changed, **values):
-    """Send what the browser would for the callback with this output; the outputs it answers with."""
-    name, callback = next((name, one) for name, one in app.callback_map.items() if output in name)
+    """Call the callback with this output as the browser does, and return its outputs."""
+    name, callback = next((name, callback) for name, callback in app.callback_map.items() if output in name)
 
-    def filled(parts):
-        return [{**part, "value": values.get(part["id"].replace("-", "_"))} for part in parts]
+    def filled(arguments):
+        return [{**argument, "value": values.get(argument["id"].replace("-", "_"))} for argument in arguments]
 
-    def named(one):
-        of, _, what = one.rpartition(".")
-        return {"id": json.loads(of) if of.startswith("{") else of, "property": what}
+    def parsed(text):
+        component, _, key = text.rpartition(".")
+        return {"id": json.loads(component) if component.startswith("{") else component, "property": key}
 
-    outputs = [named(one) for one in name.strip(".").split("...")]
+    outputs = [parsed(text) for text in name.strip(".").split("...")]
     answer = app.server.test_client().post(
         "/_dash-update-component",
         headers={"Host": "127.0.0.1"},
@@ -65,7 +65,7 @@ def test_an_address_sets_the_controls_and_is_completed(app):
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,
     }
-    assert answer["wanted"]["data"] == {"step": 64}
+    assert answer["address-step"]["data"] == {"step": 64}
     assert answer["detector"] == {"data": ["entropy", "induction", "learned_sink", "retrieval"], "value": "induction"}
 
 
@@ -73,10 +73,10 @@ def test_another_detector_takes_its_probe_along_and_is_an_entry_of_the_history(a
     answer = call(app, "navigate.data", ["detector.value"], detector="retrieval", view=view())
     assert answer["view"]["data"]["probe"] == "copy_needle"
     assert answer["navigate"]["data"]["replace"] is False
-    assert "wanted" not in answer
+    assert "address-step" not in answer
 
 
-def test_a_control_that_repeats_what_it_was_told_changes_nothing(app):
+def test_a_control_that_repeats_its_value_changes_nothing(app):
     assert call(app, "navigate.data", ["detector.value"], detector="induction", view=view()) == {}
 
 
@@ -91,15 +91,17 @@ def test_the_overview_draws_while_it_is_shown_and_only_then(app, figure):
 
 
 def test_planes_are_sent_once_for_a_view(app):
-    first = call(app, "planes.data", ["view.data", "wanted.data"], view=view(), wanted={"step": 64})
+    first = call(app, "planes.data", ["view.data", "address-step.data"], view=view(), address_step={"step": 64})
     assert first["checkpoint"]["max"] == 2
     assert first["checkpoint"]["value"] == 1
     assert [mark["label"] for mark in first["checkpoint"]["marks"]] == ["0", "524K", "8.39M"]
-    sent = first["sent"]["data"]
-    assert call(app, "planes.data", ["view.data"], view=view(page="head"), wanted={"step": 64}, sent=sent) == {}
-    other = call(app, "planes.data", ["view.data"], view=view(detector="entropy", probe="text"), sent=sent, at=64)
-    assert other["planes"]["data"]["unit"] == "nats"
-    assert other["checkpoint"]["value"] == 1
+    request = first["planes-request"]["data"]
+    head = {"view": view(page="head"), "address_step": {"step": 64}, "planes_request": request}
+    assert call(app, "planes.data", ["view.data"], **head) == {}
+    entropy = {"view": view(detector="entropy", probe="text"), "planes_request": request, "current_step": 64}
+    on_entropy = call(app, "planes.data", ["view.data"], **entropy)
+    assert on_entropy["planes"]["data"]["unit"] == "nats"
+    assert on_entropy["checkpoint"]["value"] == 1
 
 
 def test_metrics_are_offered_and_drawn(app):
@@ -114,12 +116,12 @@ def test_the_head_page_shows_history_place_and_numbers(app):
     head = view(page="head", head="L0H1")
     answer = call(app, "head-title.children", ["view.data"], view=head)
     assert answer["head-title"]["children"] == "L0H1"
-    badges = [one["props"]["children"] for one in answer["head-badges"]["children"]]
+    badges = [badge["props"]["children"] for badge in answer["head-badges"]["children"]]
     assert badges == ["sliding attention · window 64", "4 heads in layer 0", "reads KV head 0"]
     assert [shape["name"] for shape in answer["head-grid"]["figure"]["layout"]["shapes"]] == ["chosen"]
-    place = call(app, "place.figure", ["steps.data"], view=head, steps={"hybrid": "step64"})
-    assert place["place"]["figure"]["data"][2]["name"] == "L0H1"
-    rows = place["head-scores"]["children"]["props"]["children"][1]["props"]["children"]
+    answer = call(app, "place.figure", ["run-checkpoints.data"], view=head, run_checkpoints={"hybrid": "step64"})
+    assert answer["place"]["figure"]["data"][2]["name"] == "L0H1"
+    rows = answer["head-scores"]["children"]["props"]["children"][1]["props"]["children"]
     assert len(rows) == 4
 
 
@@ -127,9 +129,9 @@ def test_numbers_of_a_head_come_with_ranks_and_onset(path):
     run = live_runs([path])["hybrid"]
     rows = {row["detector"]: row for row in head_scores(run, Head(0, 1), "step1024", probe="repeats")}
     scores = run.scores(detector="induction", step=1024)["score"]
-    mine = run.scores(detector="induction", step=1024, head=Head(0, 1))["score"].iloc[0]
-    assert rows["induction"]["score"] == mine
-    assert rows["induction"]["rank"] == 1 + (scores > mine).sum()
+    score = run.scores(detector="induction", step=1024, head=Head(0, 1))["score"].iloc[0]
+    assert rows["induction"]["score"] == score
+    assert rows["induction"]["rank"] == 1 + (scores > score).sum()
     assert (rows["induction"]["of"], rows["induction"]["of_layer"], rows["learned_sink"]["of"]) == (12, 4, 8)
     assert rows["entropy"]["onset"] == "–"
     assert facts_of(run, run.layers(), Head(2, 3)) == {
@@ -142,20 +144,24 @@ def test_numbers_of_a_head_come_with_ranks_and_onset(path):
 def test_a_growing_run_says_which_parts_of_the_page_changed(tmp_path):
     path = write_run(tmp_path / "run", FEW, upto=1)
     app = build_app([path])
-    shown = {**view(), "runs": ["run"], "run": "run"}
-    first = call(app, "status.children", ["tick.n_intervals"], view=shown)
+    view_json = {**view(), "runs": ["run"], "run": "run"}
+    first = call(app, "status.children", ["tick.n_intervals"], view=view_json)
     assert "scan 33 %" in json.dumps(first["status"]["children"])
     assert "scores-changed" not in first
-    again = call(app, "status.children", ["tick.n_intervals"], view=shown, seen=first["seen"]["data"])
-    assert set(again) == {"status", "seen"}
+    again = call(
+        app, "status.children", ["tick.n_intervals"], view=view_json, fingerprints=first["fingerprints"]["data"]
+    )
+    assert set(again) == {"status", "fingerprints"}
     write_run(path, FEW, upto=2)
-    grown = call(app, "status.children", ["tick.n_intervals"], view=shown, seen=again["seen"]["data"])
+    grown = call(
+        app, "status.children", ["tick.n_intervals"], view=view_json, fingerprints=again["fingerprints"]["data"]
+    )
     assert {"scores-changed", "metrics-changed", "head-changed"} <= set(grown)
     assert "names-changed" not in grown
-    assert len(call(app, "planes.data", ["view.data"], view=shown)["planes"]["data"]["stops"]) == 2
+    assert len(call(app, "planes.data", ["view.data"], view=view_json)["planes"]["data"]["stops"]) == 2
 
 
-def test_a_torn_part_is_told_in_the_header(tmp_path):
+def test_a_torn_part_is_named_in_the_header(tmp_path):
     path = write_run(tmp_path / "run", FEW, upto=1)
     app = build_app([path])
     (next((path / "scores").iterdir()) / f"{'f' * 32}.parquet").write_bytes(b"half")
@@ -163,7 +169,7 @@ def test_a_torn_part_is_told_in_the_header(tmp_path):
     assert "workbench check" in answer["status"]["children"]
 
 
-def test_runs_of_the_same_name_are_told_apart_and_folders_of_runs_are_opened(tmp_path):
+def test_runs_of_the_same_name_get_different_names_and_folders_of_runs_are_opened(tmp_path):
     small = replace(FEW, steps=(0,), detectors=("induction",))
     for name in ("a/run", "b/run", "b/other"):
         write_run(tmp_path / name, small)

@@ -1,9 +1,10 @@
-"""Answers are compressed for whoever can read that, and only then."""
+"""Answers are compressed for clients that accept it, and only for those."""
 
 from __future__ import annotations
 
 import gzip
 
+import brotli
 import pytest
 
 from workbench.app import build_app
@@ -26,6 +27,16 @@ def test_a_compressed_answer_is_the_plain_one_in_fewer_bytes(client, path):
     assert int(packed.headers["Content-Length"]) == len(packed.data) < len(plain.data) / 2
     assert "Accept-Encoding" in packed.headers["Vary"]
     assert "Accept-Encoding" in plain.headers["Vary"]
+
+
+@pytest.mark.parametrize("path", ["/_dash-layout", "/export/scores.csv?detector=induction"])
+def test_a_browser_that_reads_brotli_gets_no_more_bytes_than_with_gzip(client, path):
+    plain = client.get(path, headers=HOST)
+    zipped = client.get(path, headers={**HOST, "Accept-Encoding": "gzip"})
+    packed = client.get(path, headers={**HOST, "Accept-Encoding": "gzip, deflate, br, zstd"})
+    assert packed.headers["Content-Encoding"] == "br"
+    assert brotli.decompress(packed.data) == plain.data
+    assert len(packed.data) <= len(zipped.data)
 
 
 @pytest.mark.parametrize("path", ["/assets/workbench.js", "/export/nothing.csv"])

@@ -1,4 +1,4 @@
-"""Compare, Plan, Jobs and exports through the wire, as the browser calls them."""
+"""Compare, Plan, Jobs and exports over HTTP, as the browser calls them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tests.app.plans import made_plan
 from tests.app.test_callbacks import call
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.components import Content
-from workbench.app.exports import TABLES
+from workbench.app.exports import find_exports
 from workbench.app.pages.compare import settle as settle_compare
 from workbench.app.pages.jobs import resume_command, state_of
 from workbench.app.pages.overview import grouped
+from workbench.app.state.address import settled
+from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
-from workbench.app.state.view import View, settled
+from workbench.app.state.view import View
 from workbench.runs import open_run
 from workbench.store import Failure, Store
 
@@ -93,7 +94,7 @@ def test_without_a_plan_the_page_says_how_to_make_one(tmp_path):
     assert "workbench plan MODEL" in answer["mask"]["figure"]["layout"]["annotations"][0]["text"]
 
 
-def test_jobs_tell_state_reasons_and_the_command_that_goes_on(tmp_path):
+def test_jobs_show_state_reasons_and_the_command_that_resumes(tmp_path):
     path = write_run(tmp_path / "run", replace(DEMO["full"], **FEW), upto=2)
     Store.open(path).fail(Failure("step256", None, "bad_checkpoint", "model.safetensors: header is torn", "trace here"))
     app = build_app([path])
@@ -145,7 +146,7 @@ def test_a_scan_with_probes_made_in_python_goes_on_in_python(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-@pytest.mark.parametrize("name", sorted(set(TABLES) - {"head"}))
+@pytest.mark.parametrize("name", sorted(set(find_exports()) - {"head", "plan.json"}))
 def test_every_table_is_exported(app, name, form):
     address = f"/export/{name}.{form}?page=compare&detector=induction&a=full&b=hybrid"
     answer = app.server.test_client().get(address, headers=HERE)

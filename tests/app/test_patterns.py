@@ -1,7 +1,8 @@
-"""Patterns in the browser: what is drawn is what was kept, text stays text, and only known runs are asked for."""
+"""Patterns: the canvas shows the stored values, tokens stay text, and only known runs are answered."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -41,19 +42,19 @@ def client(run):
     return build_app([run]).server.test_client()
 
 
-def got(client, what, **asked):
-    return client.get(f"/patterns/{what}", query_string=asked, headers={"Host": "localhost"})
+def got(client, route, **query):
+    return client.get(f"/patterns/{route}", query_string=query, headers={"Host": "localhost"})
 
 
 def test_a_tile_is_the_stored_pattern_as_fine_as_it_is_kept(client, made):
-    at = {"run": "full", "layer": 1, "head": 2}
-    answer = got(client, "tile", **at, q0=70, q1=90, k0=0, k1=20)
+    head = {"run": "full", "layer": 1, "head": 2}
+    answer = got(client, "tile", **head, q0=70, q1=90, k0=0, k1=20)
     described = json.loads(answer.headers["X-Workbench"])
     assert described["block"] == 1
     assert (described["rows"], described["query"], described["key"]) == (20, 70, 0)
     codes = np.frombuffer(answer.data, np.uint8).reshape(20, 20)
     assert map_codes.decode(codes) == pytest.approx(made[6, 70:90, :20], rel=0.034, abs=1e-7)
-    coarse = json.loads(got(client, "tile", **{**at, "head": 1}, q0=0, q1=N, k0=0, k1=N).headers["X-Workbench"])
+    coarse = json.loads(got(client, "tile", **{**head, "head": 1}, q0=0, q1=N, k0=0, k1=N).headers["X-Workbench"])
     assert (coarse["block"], coarse["rows"]) == (2, N // 2)
 
 
@@ -65,17 +66,25 @@ def test_an_atlas_has_all_heads_of_a_layer(client):
     assert len(answer.data) == 4 * (N // 2) ** 2
 
 
+def test_an_atlas_is_sent_compressed(client):
+    plain = got(client, "atlas", run="full", layer=0)
+    headers = {"Host": "localhost", "Accept-Encoding": "gzip"}
+    packed = client.get("/patterns/atlas?run=full&layer=0", headers=headers)
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.data) == plain.data
+
+
 def test_a_head_names_its_strongest_far_link_first(client):
-    found = got(client, "head", run="full", layer=PLANTED_HEAD[0], head=PLANTED_HEAD[1]).get_json()
-    link = found["links"][0]
+    facts = got(client, "head", run="full", layer=PLANTED_HEAD[0], head=PLANTED_HEAD[1]).get_json()
+    link = facts["links"][0]
     assert (link["query"], link["key"]) == PLANTED
     assert link["value"] == pytest.approx(0.95)
-    assert all(one["distance"] >= FAR for one in found["links"])
-    assert sum(one["mass"] for one in found["profile"]) + found["sink"] == pytest.approx(1, abs=1e-5)
+    assert all(link["distance"] >= FAR for link in facts["links"])
+    assert sum(bar["mass"] for bar in facts["profile"]) + facts["sink"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("query", "reason"),
     [
         ({"run": "none", "layer": 0}, "--no-maps"),
         ({"run": "../full", "layer": 0}, "there is no run"),
@@ -88,10 +97,10 @@ def test_a_head_names_its_strongest_far_link_first(client):
         ({"run": "full", "ckpt": "step0", "layer": 0}, "maps of step1024"),
     ],
 )
-def test_what_cannot_be_shown_is_told_with_its_reason(client, asked, told):
-    answer = got(client, "atlas", **asked)
+def test_a_pattern_that_cannot_be_shown_gives_the_reason(client, query, reason):
+    answer = got(client, "atlas", **query)
     assert answer.status_code == 200
-    assert told in answer.get_json()["error"]
+    assert reason in answer.get_json()["error"]
 
 
 def test_patterns_are_for_this_machine_and_its_own_pages_alone(client):
@@ -147,7 +156,7 @@ def test_the_pattern_is_drawn_where_attention_is_high_and_the_link_is_ringed_and
     assert first == ["0.95", "w81", "@81", "w7", "@7", "74"]
     assert tab.locator("#head-patterns .ring").count() >= 1
     assert "√ scale" in tab.locator("#head-patterns h3", has_text="Pattern").inner_text()
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.browser
@@ -163,15 +172,15 @@ def test_tokens_are_text_and_pointing_works_both_ways(tab, address):
     assert "245, 158, 11" in tab.evaluate(colour, PLANTED[1])
     assert tab.evaluate(colour, 40) == ""
     box = placed(tab)
-    at = [(i + 0.5) / N for i in (PLANTED[1], PLANTED[0])]
-    tab.mouse.move(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
-    said = tab.locator("#head-patterns .said").inner_text()
-    assert "query  w81 @81 → key  w7 @7" in said.replace("\u00a0", " ") or "w81 @81 → key" in said
+    x, y = ((i + 0.5) / N for i in (PLANTED[1], PLANTED[0]))
+    tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    caption = tab.locator("#head-patterns .said").inner_text()
+    assert "query  w81 @81 → key  w7 @7" in caption.replace("\u00a0", " ") or "w81 @81 → key" in caption
     assert tab.locator("#head-patterns .tokens span.pointed").inner_text().strip() == "w7"
     tab.get_by_role("button", name="to", exact=True).click()
     tokens.nth(PLANTED[1]).hover()
     assert "245, 158, 11" in tab.evaluate(colour, PLANTED[0])
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.browser
@@ -196,7 +205,7 @@ def test_a_click_on_the_atlas_opens_the_head_and_a_drag_zooms(tab, address):
     assert "single tokens" in tab.locator("#head-patterns h3", has_text="Pattern").inner_text()
     tab.get_by_role("button", name="whole pattern").click()
     tab.wait_for_function("document.querySelector('#head-patterns .plot + .choices button').disabled")
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 @pytest.mark.browser
@@ -219,4 +228,4 @@ def test_signed_layers_diverge_and_a_run_without_maps_says_how_to_make_them(tab,
     arrive(tab, f"{address}/head?of=none&detector=induction", "head")
     tab.wait_for_selector("#head-patterns .empty")
     assert "--no-maps" in tab.inner_text("#head-patterns .empty")
-    assert tab.said == []
+    assert tab.complaints == []

@@ -1,4 +1,4 @@
-"""The app over a demo that was really pretrained: both pages load whole, and show what the run says."""
+"""The app over a pretrained demo: its pages load whole and show the scores of the run."""
 
 import pytest
 
@@ -14,10 +14,10 @@ def test_the_demo_is_shown_without_one_complaint(tab, served, demo_runs):
         arrive(tab, f"{address}/overview?detector=induction&probe=repeats")
         assert query(tab)["run"] == ["full", "sliding"]
         assert tab.locator(".kpi").count() == 2
-        shown = tab.evaluate("document.querySelector('#grid .js-plotly-plot').data[0].z").copy()
+        cells = tab.evaluate("document.querySelector('#grid .js-plotly-plot').data[0].z").copy()
         stored = open_run(demo_runs[0]).scores(detector="induction", probe="repeats", step="last")
         expected = stored.sort_values(["layer", "head"]).score.tolist()
-        assert [value for row in shown for value in row] == pytest.approx(expected, abs=0.01)
+        assert [value for row in cells for value in row] == pytest.approx(expected, abs=0.01)
         best = open_run(demo_runs[0]).top("induction", 1, probe="repeats").iloc[0]
         head = f"L{best.layer}H{best['head']}"
         tab.goto(f"{address}/head?of=full&head={head}&detector=induction&probe=repeats")
@@ -25,7 +25,7 @@ def test_the_demo_is_shown_without_one_complaint(tab, served, demo_runs):
         assert tab.inner_text("#head-title") == head
         tab.go_back()
         drawn(tab, "emergence", "strips", "grid")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -40,10 +40,10 @@ def test_every_page_of_the_demo_is_whole(tab, served, demo_runs):
         }.items():
             tab.goto(f"{address}/{page}?detector=induction&probe=repeats")
             drawn(tab, *graphs)
-            tab.wait_for_selector(f"#{page}", state="visible")
+            tab.wait_for_selector(f"#page-{page}", state="visible")
             shot(tab, f"demo-{page}")
         tab.wait_for_function("n => document.querySelectorAll('#scans .scan').length === n", arg=len(demo_runs))
         tab.click("#nav-plan")
         tab.wait_for_function("document.querySelector('#mask')?.textContent.includes('workbench plan MODEL')")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")

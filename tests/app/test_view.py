@@ -1,4 +1,4 @@
-"""What an address asks for, and the nearest view that can be shown."""
+"""Read views from addresses, and replace what is not there by the nearest view that can be shown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.callbacks import next_view
-from workbench.app.components import DETECTOR, JUMP, LOCATION, PROBE, RUNS
+from workbench.app.ids import DETECTOR, JUMP, LOCATION, PROBE, RUNS
 from workbench.app.pages.overview import default_metrics, unscored
+from workbench.app.state.address import address_of, settled, view_of
 from workbench.app.state.live_runs import live_runs
-from workbench.app.state.view import View, address_of, neighbour, settled, view_of
+from workbench.app.state.view import View, neighbour
 from workbench.heads import Head
 
 
@@ -42,7 +43,7 @@ def test_a_served_prefix_is_not_part_of_the_page():
     assert view_of(address("/user/me/proxy/8050/head?run=a"))[0].page == "head"
 
 
-def test_nothing_asked_for_is_everything_there_is(runs):
+def test_an_address_without_parameters_shows_all_runs(runs):
     view, step = view_of(address("/"))
     assert step is None
     assert settled(view, runs) == View("overview", ("full", "small"), "induction", "repeats", "full", "")
@@ -89,14 +90,14 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_siz
 )
 def test_a_view_comes_back_from_its_address(page, runs, others):
     view = View(page, tuple(runs), *others)
-    found, _ = view_of(address("/" + address_of(view)))
+    read, _ = view_of(address("/" + address_of(view)))
     if page == "overview":
         view = replace(view, run=runs[0], head="")
-    assert found == view
+    assert read == view
 
 
 @pytest.mark.parametrize(
-    ("asked", "shown"),
+    ("link", "nearest"),
     [
         ("/overview?run=small", View("overview", ("small",), "sink", "text", "small", "")),
         ("/overview?run=other&run=small", View("overview", ("small",), "sink", "text", "small", "")),
@@ -107,8 +108,8 @@ def test_a_view_comes_back_from_its_address(page, runs, others):
         ("/head?of=nobody&head=L0H0", View("head", ("full", "small"), "induction", "repeats", "full", "L0H0")),
     ],
 )
-def test_unknown_names_give_way_to_the_nearest_view(runs, asked, shown):
-    assert settled(view_of(address(asked))[0], runs) == shown
+def test_unknown_names_give_way_to_the_nearest_view(runs, link, nearest):
+    assert settled(view_of(address(link))[0], runs) == nearest
 
 
 @pytest.mark.parametrize("head", ["", "L9H9", "nonsense", "<script>"])
@@ -127,16 +128,16 @@ def test_paths_are_never_read_from_an_address(runs):
     ("key", "head"), [("h", "L1H0"), ("l", "L1H2"), ("j", "L2H1"), ("k", "L0H1")], ids=["left", "right", "down", "up"]
 )
 def test_keys_move_to_the_neighbour(key, head):
-    there = [Head(layer, h) for layer in range(3) for h in range(4)]
-    assert neighbour("L1H1", key, there) == head
+    heads = [Head(layer, h) for layer in range(3) for h in range(4)]
+    assert neighbour("L1H1", key, heads) == head
 
 
 def test_keys_stop_at_the_border_and_narrow_layers():
-    there = [Head(0, 0), Head(0, 1), Head(0, 2), Head(3, 0)]
-    assert neighbour("L0H0", "h", there) == "L0H0"
-    assert neighbour("L0H2", "l", there) == "L0H2"
-    assert neighbour("L0H2", "j", there) == "L3H0"
-    assert neighbour("L3H0", "j", there) == "L3H0"
+    heads = [Head(0, 0), Head(0, 1), Head(0, 2), Head(3, 0)]
+    assert neighbour("L0H0", "h", heads) == "L0H0"
+    assert neighbour("L0H2", "l", heads) == "L0H2"
+    assert neighbour("L0H2", "j", heads) == "L3H0"
+    assert neighbour("L3H0", "j", heads) == "L3H0"
 
 
 def test_each_change_leads_to_its_view(runs):

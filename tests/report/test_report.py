@@ -87,7 +87,7 @@ def test_every_figure_is_drawn_offline_without_a_complaint(tab, page):
     )
     assert tab.locator("h1").inner_text() == "Attention heads of full, hybrid"
     assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert tab.said == []
+    assert tab.complaints == []
 
 
 def test_the_command_writes_the_file_and_says_the_claims_or_one_document(runs, tmp_path):

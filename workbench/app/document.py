@@ -1,112 +1,126 @@
-"""The pages there are, and the whole document around them: stores, header, controls."""
+"""Lay out the whole document: stores, header, controls, and one frame for each registered page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 
-from workbench.app import components as p
-from workbench.app import pattern_routes
-from workbench.app.pages import compare, head, jobs, overview, plan, probe
+from workbench.app import ids
+from workbench.app.components import attributes, labelled
+from workbench.app.registry import Page, pages
+from workbench.app.state.content import Content
 
 POLL_MS = 2000
-# A page that is added here, and whose parameters are in `view.PARAMETERS`, is in the header and has an address.
-PAGES = (overview.PAGE, head.PAGE, compare.PAGE, plan.PAGE, jobs.PAGE, probe.PAGE)
-# What fills parts of pages that other files lay out.
-EXTRAS: tuple[Callable[[Dash, p.Content], None], ...] = (pattern_routes.register,)
+_STORES = (
+    *(ids.LOCATION, ids.NAVIGATE, ids.VIEW, ids.ADDRESS_STEP, ids.EMPTY_PAGE, ids.JUMP),
+    *(ids.PLANES, ids.PLANES_REQUEST, ids.CURRENT_STEP, ids.RUN_CHECKPOINTS, ids.FINGERPRINTS),
+    *(ids.SCORES_CHANGED, ids.METRICS_CHANGED, ids.HEAD_CHANGED, ids.NAMES_CHANGED, ids.ANY_CHANGED),
+)
 
 
-def document(content: p.Content, *, pages: Collection[str] = ("overview",)) -> dmc.MantineProvider:
-    """The whole document: stores, header, controls and all pages, of which one is shown.
-
-    Only these `pages` are laid out; the others are filled when they are first looked at, see `fill_pages`.
-    """
-    mains = [page.layout(content) for page in PAGES]
-    for page, main in zip(PAGES, mains, strict=True):
-        if page.name not in pages:
-            main.children = []
-    stores = [
-        *(p.LOCATION, p.NAVIGATE, p.VIEW, p.WANTED, p.UNFILLED, p.JUMP, p.PLANES, p.SENT, p.AT, p.STEPS, p.SEEN),
-        *(p.SCORES_CHANGED, p.METRICS_CHANGED, p.HEAD_CHANGED, p.NAMES_CHANGED, p.ANY_CHANGED),
-    ]
+def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvider:
+    """The document with these pages laid out; the other frames are empty until `fill_pages` fills them."""
+    frames = [frame(page, page.layout(content) if page.name in laid_out else ()) for page in pages()]
     body = [
-        *(dcc.Store(id=name) for name in stores),
-        dcc.Store(id=p.THEME, storage_type="local"),
-        dcc.Interval(id=p.TICK, interval=POLL_MS),
+        *(dcc.Store(id=name) for name in _STORES),
+        dcc.Store(id=ids.THEME, storage_type="local"),
+        dcc.Interval(id=ids.TICK, interval=POLL_MS),
         _header(),
         _controls(list(content.runs)),
-        html.Main(mains),
+        html.Main(frames),
     ]
-    return dmc.MantineProvider(html.Div(body, id=p.ROOT, className="wb"), id=p.MANTINE, forceColorScheme="light")
+    return dmc.MantineProvider(html.Div(body, id=ids.ROOT, className="wb"), id=ids.MANTINE, forceColorScheme="light")
 
 
-def fill_pages(app: Dash, content: p.Content) -> None:
-    """Lay out a page when it is first looked at: figures that nobody sees would delay those that somebody does."""
-    layouts: list[Any] = [page.layout(content) for page in PAGES]
+def frame(page: Page, children: Iterable[Any]) -> html.Div:
+    """The element that holds a page's components; `page_styles` shows one frame at a time."""
+    data = {"data_page_name": page.name, **({"data_follows_checkpoint": "true"} if page.follows_checkpoint else {})}
+    return html.Div(list(children), id=page.frame_id, className="page", **attributes(**data))
+
+
+def graph_ids(page: Page, content: Content) -> list[str]:
+    """The ids of a page's figures."""
+    whole = frame(page, page.layout(content))
+    return [name for name in whole if isinstance(whole[name], dcc.Graph)]
+
+
+def page_styles() -> str:
+    """The style element that shows the frame of the current page and marks its link in the header."""
+    frames = ", ".join(f".wb.on-{page.name} #{page.frame_id}" for page in pages())
+    links = ", ".join(f".wb.on-{page.name} #nav-{page.name}" for page in pages())
+    mark = "color: var(--accent); background: color-mix(in srgb, var(--accent) 12%, transparent); font-weight: 600;"
+    return f"<style>{frames} {{ display: grid; }} {links} {{ {mark} }}</style>"
+
+
+def fill_pages(app: Dash, content: Content) -> None:
+    """Lay out a page when it is first shown: figures out of sight would delay those in sight."""
     app.clientside_callback(
-        ClientsideFunction("workbench", "unfilled"), Output(p.UNFILLED, "data"), Input(p.VIEW, "data")
+        ClientsideFunction("workbench", "findEmptyPage"), Output(ids.EMPTY_PAGE, "data"), Input(ids.VIEW, "data")
     )
 
-    filled = [Output(layout.id, "children") for layout in layouts]
-
-    @app.callback(*filled, Input(p.UNFILLED, "data"), prevent_initial_call=True)
+    @app.callback(
+        *(Output(page.frame_id, "children") for page in pages()),
+        Input(ids.EMPTY_PAGE, "data"),
+        prevent_initial_call=True,
+    )
     def lay_out(name: Any) -> Any:
-        return [page.layout(content).children if page.name == name else no_update for page in PAGES]
+        return [list(page.layout(content)) if page.name == name else no_update for page in pages()]
 
 
 def status_line(done: int, planned: int, failed: int, *, runs: int, checkpoints: int) -> list[Any]:
-    """How much is scanned, for the header."""
+    """The scan's progress, for the header."""
     share = done / planned if planned else 0.0
     text = f"{runs} run{'s' * (runs != 1)} · {checkpoints} checkpoints"
-    parts: list[Any] = [html.Span(text, className="muted")]
+    line: list[Any] = [html.Span(text, className="muted")]
     if planned and done < planned:
         bar = html.Span(html.Span(style={"width": f"{100 * share:.1f}%"}), className="bar", role="presentation")
-        parts += [html.Span(f"scan {100 * share:.0f} %", className="accent"), bar]
+        line += [html.Span(f"scan {100 * share:.0f} %", className="accent"), bar]
     elif planned:
-        parts.append(html.Span("scan complete", className="muted"))
+        line.append(html.Span("scan complete", className="muted"))
     if failed:
         text = f"{failed} unit{'s' * (failed != 1)} failed"
-        parts.append(html.A(text, href="jobs", className="failed", title="see why", **p.extra(data_page="jobs")))
-    return parts
+        to_jobs = attributes(data_page="jobs")
+        line.append(html.A(text, href="jobs", className="failed", title="see why", **to_jobs))
+    return line
 
 
 def _header() -> html.Header:
     links = [
         html.A(
-            page.name.capitalize(),
+            page.title,
             id=f"nav-{page.name}",
             href=page.name,
             className="nav",
-            **p.extra(data_page=page.name),
+            **attributes(data_page=page.name),
         )
-        for page in PAGES
+        for page in pages()
     ]
     brand = html.B([html.Span("◧ ", className="accent"), "attention workbench"])
-    dark = html.Button(
-        "◐", id="dark", className="icon", title="dark or light (d)", **p.extra(aria_label="dark or light")
+    theme = html.Button(
+        "◐", id="dark", className="icon", title="dark or light (d)", **attributes(aria_label="dark or light")
     )
-    return html.Header([brand, html.Nav(links), html.Span(className="space"), html.Div(id=p.STATUS), dark])
+    return html.Header([brand, html.Nav(links), html.Span(className="space"), html.Div(id=ids.STATUS), theme])
 
 
 def _controls(runs: list[str]) -> html.Div:
     chips = dmc.ChipGroup(
-        [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=p.RUNS, multiple=True, value=[]
+        [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
     )
     slider = dmc.Slider(
-        id=p.CHECKPOINT, min=0, max=0, value=0, step=1, size="sm", label=None, updatemode="drag", marks=[]
+        id=ids.CHECKPOINT, min=0, max=0, value=0, step=1, size="sm", label=None, updatemode="drag", marks=[]
     )
     hint = html.Span([html.Kbd("["), html.Kbd("]"), " step ", html.Kbd("d"), " dark"], className="hint")
     choices = [
-        p.labelled("Runs", html.Div(chips, className="chips")),
+        labelled("Runs", html.Div(chips, className="chips")),
         html.Span(className="space"),
-        p.labelled("Detector", dmc.Select(id=p.DETECTOR, data=[], size="xs", allowDeselect=False, w=170)),
-        p.labelled("Probe", dmc.Select(id=p.PROBE, data=[], size="xs", allowDeselect=False, w=150)),
+        labelled("Detector", dmc.Select(id=ids.DETECTOR, data=[], size="xs", allowDeselect=False, w=170)),
+        labelled("Probe", dmc.Select(id=ids.PROBE, data=[], size="xs", allowDeselect=False, w=150)),
     ]
     checkpoint = [
-        html.Div([html.Label("Checkpoint"), html.Span(id=p.CHECKPOINT_LABEL)], className="at"),
+        html.Div([html.Label("Checkpoint"), html.Span(id=ids.CHECKPOINT_LABEL)], className="at"),
         html.Div(slider, className="slider"),
         hint,
     ]

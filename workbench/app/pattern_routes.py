@@ -1,7 +1,7 @@
-"""Patterns for the browser: what is kept of a checkpoint's heads, as numbers and as bytes that a canvas draws.
+"""Routes that send attention patterns to the browser, as JSON and as bytes that a canvas draws.
 
-Every answer names a run or a probing by what this app calls it, never by a path. What cannot be shown is an answer too,
-`{"error": …}`: the reason and what to do.
+A request names a run or a probe run by its name in this app, never by a path. A pattern that cannot be shown is
+answered with `{"error": …}`: the reason and what to do.
 """
 
 from __future__ import annotations
@@ -13,63 +13,64 @@ from typing import Any
 import flask
 from dash import ClientsideFunction, Dash, Input
 
-from workbench.app import components as p
+from workbench.app import ids
+from workbench.app.state.content import Content
 from workbench.figures.style import Scale, colour_scale
 from workbench.heads import WorkbenchError
 from workbench.store import PatternFile, Tile
 
-HEAD_PATTERNS = "head-patterns"
-# Cells along a side of what a canvas is sent: more than its pixels would be lost.
+# The most cells along a side of a tile: a canvas has no more pixels to show.
 CELLS = 512
 
-Find = Callable[[Mapping[str, str]], PatternFile]
+Query = Mapping[str, str]
+Find = Callable[[Query], PatternFile]
 
 
-def register(app: Dash, content: p.Content) -> None:
-    """The routes that patterns are fetched from, and the Head page's part that shows them."""
+def register(app: Dash, content: Content) -> None:
+    """Add the routes, and the callback that shows the patterns of the Head page."""
 
-    def find(asked: Mapping[str, str]) -> PatternFile:
-        """The patterns that a request is about.
+    def find(query: Query) -> PatternFile:
+        """The patterns that a query names.
 
         Raises:
-            WorkbenchError: if there is no such run or probing, or nothing was kept.
+            WorkbenchError: if there is no such run or probe run, or it kept no patterns.
         """
-        if "job" in asked:
-            return content.probings.result(asked["job"])
-        run = content.runs.get(asked.get("run", ""))
+        if "job" in query:
+            return content.probings.result(query["job"])
+        run = content.runs.get(query.get("run", ""))
         if run is None:
-            raise WorkbenchError(f"there is no run {asked.get('run', '')!r} here; there is: {', '.join(content.runs)}")
-        # A detector may have a probe that has no sequence, such as the weights: any other shows the head as well.
-        probes = [name for name in run.maps.probes if name == asked.get("probe")] or [*run.maps.probes, None]
-        return run.maps.find(ckpt=asked.get("ckpt"), probe=probes[0])
+            raise WorkbenchError(f"there is no run {query.get('run', '')!r} here; there is: {', '.join(content.runs)}")
+        # The probe of some detectors has no sequence, as the weights have none: any other probe shows the head.
+        probes = [name for name in run.maps.probes if name == query.get("probe")] or [*run.maps.probes, None]
+        return run.maps.find(ckpt=query.get("ckpt"), probe=probes[0])
 
     prefix = f"{app.config.routes_pathname_prefix}patterns/"
-    for name, answer in (("of", _of), ("head", _head), ("atlas", _atlas), ("tile", _tile)):
-        app.server.add_url_rule(f"{prefix}{name}", f"patterns-{name}", _answering(find, answer))
+    for name, answer in (("of", _file), ("head", _head), ("atlas", _atlas), ("tile", _tile)):
+        app.server.add_url_rule(f"{prefix}{name}", f"patterns-{name}", _view_function(find, answer))
     app.clientside_callback(
-        ClientsideFunction("workbench", "patterned"),
-        Input(p.VIEW, "data"),
-        Input(p.STEPS, "data"),
-        Input(p.THEME, "data"),
-        Input(p.HEAD_CHANGED, "data"),
+        ClientsideFunction("workbench", "showHeadPatterns"),
+        Input(ids.VIEW, "data"),
+        Input(ids.RUN_CHECKPOINTS, "data"),
+        Input(ids.THEME, "data"),
+        Input(ids.HEAD_CHANGED, "data"),
     )
 
 
-def _answering(find: Find, answer: Callable[[PatternFile, Mapping[str, str]], flask.Response]) -> Callable[[], Any]:
-    def answered() -> flask.Response:
-        asked = flask.request.args
+def _view_function(find: Find, answer: Callable[[PatternFile, Query], flask.Response]) -> Callable[[], flask.Response]:
+    def respond() -> flask.Response:
+        query = flask.request.args
         try:
-            return answer(find(asked), asked)
+            return answer(find(query), query)
         except WorkbenchError as error:
             return flask.jsonify({"error": str(error)})
         except (KeyError, ValueError):
             return flask.jsonify({"error": f"{flask.request.query_string.decode()!r} does not say which pattern"})
 
-    return answered
+    return respond
 
 
-def _of(file: PatternFile, _: Mapping[str, str]) -> flask.Response:
-    """The sequence, the layers, and which heads are kept finer or exactly."""
+def _file(file: PatternFile, _: Query) -> flask.Response:
+    """The sequence, the layers, and the heads that are stored finer or exactly."""
     label = file.label
     both = Scale(-1, 1, "")
     return flask.jsonify(
@@ -89,16 +90,16 @@ def _of(file: PatternFile, _: Mapping[str, str]) -> flask.Response:
     )
 
 
-def _at(file: PatternFile, asked: Mapping[str, str]) -> tuple[int, int, str | None]:
-    """The layer and head that are asked for, and their kind where the layer has one of that."""
-    layer, head, kind = int(asked["layer"]), int(asked["head"]), asked.get("kind")
-    there = {one["kind"] for one in file.label.layers if one["layer"] == layer}
-    return layer, head, kind if kind in there else None
+def _layer_head_kind(file: PatternFile, query: Query) -> tuple[int, int, str | None]:
+    """The layer and the head of a query, and their kind if the layer has heads of that kind."""
+    layer, head, kind = int(query["layer"]), int(query["head"]), query.get("kind")
+    kinds = {entry["kind"] for entry in file.label.layers if entry["layer"] == layer}
+    return layer, head, kind if kind in kinds else None
 
 
-def _head(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
-    """A head's strongest links, where its attention lies by distance, and how far most of it reaches."""
-    layer, head, kind = _at(file, asked)
+def _head(file: PatternFile, query: Query) -> flask.Response:
+    """A head's strongest links, its attention by distance, and the distance within which most of it lies."""
+    layer, head, kind = _layer_head_kind(file, query)
     return flask.jsonify(
         {
             "links": file.links(layer, head, kind=kind).to_dict("records"),
@@ -110,30 +111,30 @@ def _head(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
     )
 
 
-def _atlas(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
+def _atlas(file: PatternFile, query: Query) -> flask.Response:
     """All heads of a layer, one after the other."""
-    tiles = file.atlas(int(asked["layer"]))
-    every = zip(file.heads, file.kinds, strict=True)
-    heads = [(head.head, kind) for head, kind in every if head.layer == int(asked["layer"])]
-    described = {
+    tiles = file.atlas(int(query["layer"]))
+    kinds = zip(file.heads, file.kinds, strict=True)
+    heads = [(head.head, kind) for head, kind in kinds if head.layer == int(query["layer"])]
+    header = {
         "side": len(tiles[0].codes),
         "heads": [head for head, _ in heads],
         "kinds": [kind for _, kind in heads],
         "signed": [tile.is_signed for tile in tiles],
         "scale": [tile.scale for tile in tiles],
     }
-    return _bytes(b"".join(tile.codes.tobytes() for tile in tiles), described)
+    return _binary(b"".join(tile.codes.tobytes() for tile in tiles), header)
 
 
-def _tile(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
-    """A part of a head's pattern, as fine as it is kept and as a canvas has pixels."""
-    queries, keys = (slice(int(asked[f"{axis}0"]), int(asked[f"{axis}1"])) for axis in "qk")
+def _tile(file: PatternFile, query: Query) -> flask.Response:
+    """A part of a head's pattern, as fine as it is stored and at most `CELLS` cells a side."""
+    queries, keys = (slice(int(query[f"{axis}0"]), int(query[f"{axis}1"])) for axis in "qk")
     if min(queries.start, keys.start) < 0:
         raise WorkbenchError(f"tokens count from 0; asked for {queries.start} and {keys.start}")
-    layer, head, kind = _at(file, asked)
+    layer, head, kind = _layer_head_kind(file, query)
     tile: Tile = file.tile(layer, head, queries, keys, cells=CELLS, kind=kind)
     rows, columns = tile.codes.shape
-    described = {
+    header = {
         "rows": rows,
         "columns": columns,
         "query": tile.query,
@@ -142,11 +143,11 @@ def _tile(file: PatternFile, asked: Mapping[str, str]) -> flask.Response:
         "signed": tile.is_signed,
         "scale": tile.scale,
     }
-    return _bytes(tile.codes.tobytes(), described)
+    return _binary(tile.codes.tobytes(), header)
 
 
-def _bytes(payload: bytes, described: Mapping[str, Any]) -> flask.Response:
+def _binary(payload: bytes, header: Mapping[str, Any]) -> flask.Response:
     response = flask.Response(payload, mimetype="application/octet-stream")
-    response.headers["X-Workbench"] = json.dumps(described)
+    response.headers["X-Workbench"] = json.dumps(header)
     response.headers["Cache-Control"] = "no-store"
     return response

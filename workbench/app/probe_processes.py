@@ -1,6 +1,6 @@
-"""Models that are run on a text: in a process of its own each, whose result is kept until the app ends or a few follow.
+"""Run checkpoints on texts, each in a process of its own; the last few results are kept until the app ends.
 
-The app itself never imports torch. Of checkpoints, only those can be run that a run's own series lists.
+The app itself never imports torch. Only checkpoints that a run's series lists can be run.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any
 from workbench.heads import WorkbenchError
 from workbench.store import PatternFile
 
-# Results that are kept; the oldest make room.
+# The number of results that are kept; a new one replaces the oldest.
 KEPT = 4
 MOST_CHARACTERS = 100_000
-# The request, and what the process leaves: see `workbench.scanning.probe_page_worker`.
+# Files of the process: see `workbench.scanning.probe_page_worker`.
 REQUEST, RESULT, ERRORS = "request.json", "result.safetensors", "errors.txt"
 
 
 @dataclass
 class Probing:
-    """One model run: its process, and the last thing it said."""
+    """One model run: its process, and the last line that it printed."""
 
     folder: Path
     process: subprocess.Popen[str]
-    said: str = "starting"
+    progress: str = "starting"
     is_cancelled: bool = False
-    listener: threading.Thread | None = None
+    reader: threading.Thread | None = None
 
     @property
     def state(self) -> str:
@@ -50,17 +50,17 @@ class Probing:
 
 
 class Probings:
-    """The model runs of one app. Their folders go when the app does."""
+    """The model runs of one app; their folders are removed when the app ends."""
 
     def __init__(self) -> None:
-        self._each: dict[str, Probing] = {}
+        self._probings: dict[str, Probing] = {}
         self._lock = threading.Lock()
-        self._end = weakref.finalize(self, _finish, self._each)
+        self._finalizer = weakref.finalize(self, _close, self._probings)
 
     def start(self, checkpoint: Path, *, text: str = "", probe: str = "") -> str:
-        """Run a checkpoint on a text, or on a written probe, and return the name of what will come.
+        """Run a checkpoint on a text, or on a probe's specification, and return the name of the run.
 
-        What still runs is cancelled: one model at a time.
+        A run that has not ended is cancelled: one model runs at a time.
 
         Raises:
             WorkbenchError: if there is neither text nor probe, too much text, or no such folder.
@@ -74,10 +74,10 @@ class Probings:
                 f"the checkpoint's folder {checkpoint} is no longer there; put it back, or choose another checkpoint"
             )
         with self._lock:
-            for name in list(self._each):
-                self._cancel(self._each[name])
-            while len(self._each) >= KEPT:
-                shutil.rmtree(self._each.pop(next(iter(self._each))).folder, ignore_errors=True)
+            for name in list(self._probings):
+                self._cancel(self._probings[name])
+            while len(self._probings) >= KEPT:
+                shutil.rmtree(self._probings.pop(next(iter(self._probings))).folder, ignore_errors=True)
             name = secrets.token_hex(8)
             folder = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
             request = {"checkpoint": str(checkpoint), "text": text, "probe": probe}
@@ -91,13 +91,13 @@ class Probings:
                     text=True,
                     start_new_session=True,  # a Ctrl-C on the terminal ends the app, which ends this
                 )
-            self._each[name] = probing = Probing(folder, process)
-            probing.listener = threading.Thread(target=_listen, args=(probing,), daemon=True)
-            probing.listener.start()
+            self._probings[name] = probing = Probing(folder, process)
+            probing.reader = threading.Thread(target=_read_lines, args=(probing,), daemon=True)
+            probing.reader.start()
         return name
 
     def status(self, name: str) -> dict[str, Any]:
-        """How far a model run is: state, what it last said, and the reason of a failure.
+        """The state of a model run, its last printed line (`said`), and the reason of a failure.
 
         Raises:
             WorkbenchError: if there is none of that name.
@@ -107,10 +107,10 @@ class Probings:
         reason = ""
         if state == "failed":
             probing.process.wait()
-            told = [line for line in (probing.folder / ERRORS).read_text().splitlines() if line.strip()]
-            ended = f"the process ended with {probing.process.returncode}"
-            reason = told[-1].strip().removeprefix("error: ") if told else ended
-        return {"state": state, "said": probing.said, "reason": reason}
+            errors = [line for line in (probing.folder / ERRORS).read_text().splitlines() if line.strip()]
+            exit_code = f"the process ended with {probing.process.returncode}"
+            reason = errors[-1].strip().removeprefix("error: ") if errors else exit_code
+        return {"state": state, "said": probing.progress, "reason": reason}
 
     def cancel(self, name: str) -> None:
         """End a model run.
@@ -121,10 +121,10 @@ class Probings:
         self._cancel(self._find(name))
 
     def result(self, name: str) -> PatternFile:
-        """The patterns that a model run left.
+        """The patterns that a model run recorded.
 
         Raises:
-            WorkbenchError: if there is none of that name, or it has not ended well.
+            WorkbenchError: if there is none of that name, or it has not ended successfully.
         """
         probing = self._find(name)
         if probing.state != "done":
@@ -132,13 +132,13 @@ class Probings:
         return PatternFile(probing.folder / RESULT)
 
     def close(self) -> None:
-        """End what runs and remove all results."""
-        self._end()
+        """End a running process and remove all results."""
+        self._finalizer()
 
     def _find(self, name: str) -> Probing:
-        if name not in self._each:
+        if name not in self._probings:
             raise WorkbenchError("that result is no longer kept; run the model again")
-        return self._each[name]
+        return self._probings[name]
 
     def _cancel(self, probing: Probing) -> None:
         if probing.process.poll() is None:
@@ -147,7 +147,7 @@ class Probings:
 
 
 def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
-    """The folder of a checkpoint as its run's series recorded it.
+    """The folder of a checkpoint, as its run's series recorded it.
 
     Raises:
         WorkbenchError: if the series has no such checkpoint.
@@ -159,16 +159,16 @@ def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
 
 
 def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """The folders of a run's checkpoints by name, of those whose folder was recorded."""
+    """The recorded folders of a run's checkpoints, by name."""
     return {str(record["ckpt"]): Path(path) for record in series if isinstance(path := record.get("path"), str)}
 
 
-def _listen(probing: Probing) -> None:
-    """Keep the last line that the process says."""
+def _read_lines(probing: Probing) -> None:
+    """Keep the last line that the process prints."""
     assert probing.process.stdout is not None
     with probing.process.stdout as lines:
         for line in lines:
-            probing.said = line.strip() or probing.said
+            probing.progress = line.strip() or probing.progress
     probing.process.wait()
 
 
@@ -176,12 +176,12 @@ def _end(probing: Probing) -> None:
     if probing.process.poll() is None:
         probing.process.kill()
         probing.process.wait()
-    if probing.listener is not None:
-        probing.listener.join()
+    if probing.reader is not None:
+        probing.reader.join()
 
 
-def _finish(each: dict[str, Probing]) -> None:
-    for probing in each.values():
+def _close(probings: dict[str, Probing]) -> None:
+    for probing in probings.values():
         _end(probing)
         shutil.rmtree(probing.folder, ignore_errors=True)
-    each.clear()
+    probings.clear()

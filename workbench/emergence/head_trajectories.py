@@ -192,7 +192,7 @@ def short_count(count: float | int) -> str:
     return f"{count:g}"
 
 
-def _layers(scores: pd.DataFrame) -> tuple[tuple[LayerKind, ...], Int[np.ndarray, "rows"]]:
+def _layers(scores: pd.DataFrame) -> tuple[tuple[LayerKind, ...], Int[np.ndarray, " rows"]]:
     """The layers as they are last, one that mixes twice once for each kind; and which of them each row is of."""
     twice = mixed_twice(scores)
     kind = scores.loc[:, "kind"].where(scores.loc[:, "layer"].isin(twice), "") if twice else ""

@@ -1,4 +1,4 @@
-// What opens over a page: jump to a head, the keys, and what can be taken away.
+// Dialogs over a page: jump to a head, the keys, exports.
 (function () {
   "use strict";
 
@@ -13,12 +13,12 @@
   ];
   // The detectors and versions that the address was made with, if it is a permalink.
   const linked = new URLSearchParams(window.location.search).get("v");
-  let told = false;
+  let isVersionChecked = false;
 
   function node(tag, properties, children) {
-    const made = Object.assign(document.createElement(tag), properties || {});
-    made.append(...(children || []));
-    return made;
+    const element = Object.assign(document.createElement(tag), properties || {});
+    element.append(...(children || []));
+    return element;
   }
 
   function open(title, children) {
@@ -33,10 +33,10 @@
   }
 
   function help() {
-    const rows = KEYS.map(([keys, what]) =>
+    const rows = KEYS.map(([keys, meaning]) =>
       node("tr", {}, [
         node("td", {}, keys.split(" ").map((key) => node("kbd", { textContent: key }))),
-        node("td", { textContent: what }),
+        node("td", { textContent: meaning }),
       ]),
     );
     open("Keys", [node("table", {}, rows)]);
@@ -45,18 +45,18 @@
   function jumpTo() {
     const input = node("input", { placeholder: "L13H2", autocomplete: "off", spellcheck: false });
     input.setAttribute("aria-label", "head");
-    const said = node("p", { className: "muted", textContent: "layer and head, both from 0" });
-    const form = node("form", {}, [input, said]);
+    const hint = node("p", { className: "muted", textContent: "layer and head, both from 0" });
+    const form = node("form", {}, [input, hint]);
     const dialog = open("Jump to a head", [form]);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const found = /^\s*L?(\d+)\s*[H.,\s]\s*(\d+)\s*$/i.exec(input.value);
-      if (!found) {
-        said.textContent = `“${input.value}” is no head; write it as L13H2`;
+      const match = /^\s*L?(\d+)\s*[H.,\s]\s*(\d+)\s*$/i.exec(input.value);
+      if (!match) {
+        hint.textContent = `“${input.value}” is no head; write it as L13H2`;
         return;
       }
       dialog.close();
-      window.workbench.jump({ page: "head", head: `L${Number(found[1])}H${Number(found[2])}` });
+      window.workbench.jump({ page: "head", head: `L${Number(match[1])}H${Number(match[2])}` });
     });
     input.focus();
   }
@@ -72,21 +72,22 @@
     return address.href;
   }
 
-  function exported(name, form) {
+  function exportAddress(name, extension) {
     const page = window.location.pathname.slice(window.workbench.prefix().length);
     const query = new URLSearchParams(window.location.search);
     query.set("page", page);
-    return `${window.workbench.prefix()}export/${name}.${form}?${query}`;
+    return `${window.workbench.prefix()}export/${name}.${extension}?${query}`;
   }
 
-  function picture(plot, name, format) {
+  function saveFigure(plot, name, format) {
     const { width, height } = plot._fullLayout;
-    const ground = getComputedStyle(plot.closest(".card")).backgroundColor;
-    const figure = { data: plot.data, layout: { ...plot.layout, paper_bgcolor: ground, width, height } };
+    const background = getComputedStyle(plot.closest(".card")).backgroundColor;
+    const figure = { data: plot.data, layout: { ...plot.layout, paper_bgcolor: background, width, height } };
     window.Plotly.downloadImage(figure, { format, filename: name, width, height, scale: format === "png" ? 2 : 1 });
   }
 
-  function ways(card) {
+  // The buttons and links that export a card.
+  function exportsOf(card) {
     const plot = [...card.querySelectorAll(".dash-graph")].map((holder) => window.workbench.graph(holder.id))[0];
     const title = (card.querySelector("h3")?.firstChild?.textContent || "figure").trim();
     const name = `workbench-${(card.querySelector(".dash-graph")?.id || card.dataset.table || "figure").replace(/\W+/g, "-")}`;
@@ -95,20 +96,20 @@
       for (const format of ["png", "svg"]) {
         const button = node("button", { className: "text", textContent: format.toUpperCase() });
         button.dataset.format = format;
-        button.addEventListener("click", () => picture(plot, name, format));
+        button.addEventListener("click", () => saveFigure(plot, name, format));
         links.push(button);
       }
     }
     if (card.dataset.table) {
-      for (const form of ["csv", "parquet"]) {
-        const label = form === "csv" ? "CSV" : "Parquet";
-        links.push(node("a", { className: "text", href: exported(card.dataset.table, form), download: "", textContent: label }));
+      for (const extension of ["csv", "parquet"]) {
+        const href = exportAddress(card.dataset.table, extension);
+        links.push(node("a", { className: "text", href, download: "", textContent: extension === "csv" ? "CSV" : "Parquet" }));
       }
     }
-    for (const [form, make] of Object.entries(card.ways || {})) {
-      const button = node("button", { className: "text", textContent: form });
-      button.dataset.format = form.toLowerCase();
-      button.addEventListener("click", async () => save(await make(), `workbench-${title.replace(/\W+/g, "-").toLowerCase()}.${form.toLowerCase()}`));
+    for (const [format, make] of Object.entries(card.makers || {})) {
+      const button = node("button", { className: "text", textContent: format });
+      button.dataset.format = format.toLowerCase();
+      button.addEventListener("click", async () => save(await make(), `workbench-${title.replace(/\W+/g, "-").toLowerCase()}.${format.toLowerCase()}`));
       links.push(button);
     }
     return { title: title || card.dataset.table, links };
@@ -120,31 +121,34 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }
 
-  function take(cards) {
-    const found = cards.map(ways).filter(({ links }) => links.length);
-    const rows = found.map(({ title, links }) =>
+  function openExport(cards) {
+    const rows = cards.map(exportsOf).filter(({ links }) => links.length).map(({ title, links }) =>
       node("tr", {}, [node("td", { textContent: title }), node("td", {}, [node("div", { className: "links" }, links)])]),
     );
     const link = node("input", { readOnly: true, value: permalink(), id: "permalink" });
     link.setAttribute("aria-label", "permalink");
     link.addEventListener("focus", () => link.select());
     const about = node("p", { className: "muted", textContent: "Permalink, with the checkpoint and the detector's version:" });
-    const more = document.getElementById("root").classList.contains("on-plan")
-      ? [node("p", {}, [node("a", { href: exported("plan", "json"), download: "plan.json", textContent: "plan.json: this mask, for Plan.load" })])]
-      : [];
-    open("Export", [node("table", {}, rows), ...more, about, link]);
+    const files = visible("[data-file]").map(({ dataset: { file, fileAbout } }) =>
+      node("p", {}, [node("a", { href: exportAddress(...file.split(".")), download: file, textContent: `${file}: ${fileAbout}` })]),
+    );
+    open("Export", [node("table", {}, rows), ...files, about, link]);
   }
 
-  function takeAll() {
-    take([...document.querySelectorAll(".page .card")].filter((card) => card.offsetParent));
+  function visible(selector) {
+    return [...document.querySelectorAll(`.page ${selector}`)].filter((element) => element.offsetParent);
   }
 
-  /* a permalink that was made with another version of its detector */
+  function exportAll() {
+    openExport(visible(".card"));
+  }
+
+  /* a permalink of another version of its detector */
 
   function checkVersion() {
     const planes = window.workbench.planes();
-    if (told || !linked || !planes || !planes.version || planes.detector !== linked.split("@")[0]) return;
-    told = true;
+    if (isVersionChecked || !linked || !planes || !planes.version || planes.detector !== linked.split("@")[0]) return;
+    isVersionChecked = true;
     if (linked === planes.version) return;
     notice(`This link was made with ${linked}; these runs were scored with ${planes.version}. Numbers may differ.`);
   }
@@ -161,16 +165,16 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (/^(input|textarea|select)$/i.test(event.target.tagName)) return;
-    const action = { "/": jumpTo, "?": help, e: takeAll }[event.key];
+    const action = { "/": jumpTo, "?": help, e: exportAll }[event.key];
     if (!action) return;
     event.preventDefault();
     action();
   });
   document.addEventListener("click", (event) => {
-    const one = event.target.closest(".icon.export");
-    if (one) take([one.closest(".card")]);
+    const button = event.target.closest(".icon.export");
+    if (button) openExport([button.closest(".card")]);
     if (event.target.closest("#help")) help();
-    if (event.target.closest("#export")) takeAll();
+    if (event.target.closest("#export")) exportAll();
     const copy = event.target.closest("[data-copy]");
     if (copy) {
       navigator.clipboard?.writeText(copy.dataset.copy);

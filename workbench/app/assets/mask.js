@@ -1,14 +1,14 @@
-// A plan's mask under the pointer: click, shift-click, lasso, and the budget.
+// Edit a plan's mask: click, shift-click, lasso, and the budget's slider.
 (function () {
   "use strict";
 
   let state = null;
   let last = null;
 
-  function budgeted(value, kept) {
-    state = kept;
-    const triggered = window.dash_clientside.callback_context.triggered.map((one) => one.prop_id);
-    if (!kept || !triggered.includes("budget.value") || value === kept.keep.length) return;
+  function changeBudget(value, mask) {
+    state = mask;
+    const triggered = window.dash_clientside.callback_context.triggered.map((input) => input.prop_id);
+    if (!mask || !triggered.includes("budget.value") || value === mask.keep.length) return;
     if (!triggered.includes("plan-kept.data")) window.workbench.jump({ set: { keep: `n${value}` }, replace: true });
   }
 
@@ -16,8 +16,8 @@
     window.workbench.jump({ set: { keep: heads.length ? heads.join(".") : "n0" } });
   }
 
-  // Heads that are all kept are let go; else all of them are kept.
-  function turn(heads) {
+  // Keep all of these heads; if all are kept already, keep none of them.
+  function toggle(heads) {
     const kept = new Set(state.keep);
     const all = heads.every((head) => kept.has(head));
     heads.forEach((head) => (all ? kept.delete(head) : kept.add(head)));
@@ -30,33 +30,33 @@
   }
 
   function clicked(plot, event) {
-    const point = event.points.find((one) => one.z !== undefined) || event.points[0];
-    const here = cells(plot).find(({ x, y }) => x === Math.round(point.x) && y === Math.round(point.y));
-    if (!here || !state) return;
+    const point = event.points.find((candidate) => candidate.z !== undefined) || event.points[0];
+    const cell = cells(plot).find(({ x, y }) => x === Math.round(point.x) && y === Math.round(point.y));
+    if (!cell || !state) return;
     if (event.event && event.event.shiftKey && last) {
       const between = (value, a, b) => value >= Math.min(a, b) && value <= Math.max(a, b);
-      const block = cells(plot).filter(({ x, y }) => between(x, last.x, here.x) && between(y, last.y, here.y));
+      const block = cells(plot).filter(({ x, y }) => between(x, last.x, cell.x) && between(y, last.y, cell.y));
       keep([...new Set([...state.keep, ...block.map(({ head }) => head)])]);
-    } else turn([here.head]);
-    last = here;
+    } else toggle([cell.head]);
+    last = cell;
   }
 
   document.addEventListener("workbench:watched", (event) => {
     const { plot, id } = event.detail;
     if (!window.workbench.marked(id, "mask")) return;
-    plot.on("plotly_click", (clickedAt) => clicked(plot, clickedAt));
+    plot.on("plotly_click", (click) => clicked(plot, click));
     plot.on("plotly_selected", (selected) => {
       const heads = ((selected && selected.points) || []).map((point) => point.customdata).filter(Boolean);
-      if (heads.length && state) turn(heads);
+      if (heads.length && state) toggle(heads);
     });
   });
   document.addEventListener("click", (event) => {
-    const one = event.target.closest("[data-turn]");
-    if (one && state) turn([one.dataset.turn]);
-    const whole = event.target.closest("[data-keep]");
-    if (whole) window.workbench.jump({ set: { keep: whole.dataset.keep } });
+    const name = event.target.closest("[data-toggle-head]");
+    if (name && state) toggle([name.dataset.toggleHead]);
+    const mask = event.target.closest("[data-keep]");
+    if (mask) window.workbench.jump({ set: { keep: mask.dataset.keep } });
   });
 
   window.dash_clientside = window.dash_clientside || {};
-  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { budgeted });
+  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { changeBudget });
 })();

@@ -14,21 +14,21 @@
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `patterns of the ${view.atlas.heads.length} heads of layer ${view.at.layer}`);
     canvas.addEventListener("click", (event) => {
-      const i = placeAt(view, event);
+      const i = indexAt(view, event);
       if (i !== undefined) view.onHead({ layer: view.at.layer, head: view.atlas.heads[i], ...(isMixed(view) ? { kind: view.atlas.kinds[i] } : {}) });
     });
     canvas.addEventListener("mousemove", (event) => {
-      const i = placeAt(view, event);
+      const i = indexAt(view, event);
       canvas.title = i === undefined ? "" : `L${view.at.layer}H${view.atlas.heads[i]} · ${view.atlas.kinds[i]}`;
     });
     view.atlasCanvas = canvas;
     const signed = view.atlas.signed.some(Boolean) ? " · signed: each head on its own scale" : "";
     const about = `${view.file.n} tokens of ${view.file.probe} · the largest entry of each block · √ scale${signed} · click opens the head`;
-    const one = parts.card(`All heads of layer ${view.at.layer}`, about);
-    if (view.source.job) one.append(layerButtons(view));
-    one.append(canvas);
-    parts.offer(one, { PNG: parts.asImage(canvas) });
-    return one;
+    const section = parts.card(`All heads of layer ${view.at.layer}`, about);
+    if (view.source.job) section.append(layerButtons(view));
+    section.append(canvas);
+    parts.offer(section, { PNG: parts.asImage(canvas) });
+    return section;
   }
 
   function layerButtons(view) {
@@ -46,18 +46,18 @@
     return Math.max(1, Math.min(view.atlas.heads.length, Math.floor((view.width + GAP) / (thumb(view) + GAP))));
   }
 
-  // One row where that leaves the heads large enough, else as many rows as it takes.
+  // The side of one head's picture: all heads in one row if that leaves them large enough, else in several.
   function thumb(view) {
     const { width } = view;
     return Math.max(THUMB, Math.min(128, Math.floor((width + GAP) / view.atlas.heads.length) - GAP));
   }
 
-  // Whether the layer mixes in two ways: then its heads' numbers come twice.
+  // Whether the layer has two mixers: then the numbers of its heads occur twice.
   function isMixed(view) {
     return new Set(view.atlas.kinds).size > 1;
   }
 
-  function placeAt(view, event) {
+  function indexAt(view, event) {
     const box = view.atlasCanvas.getBoundingClientRect();
     const [size, columns] = [thumb(view), perRow(view)];
     const column = Math.floor((event.clientX - box.left) / (size + GAP));

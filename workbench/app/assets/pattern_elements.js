@@ -1,4 +1,4 @@
-// What patterns are shown with: HTML and SVG elements, whose text is always text, cards, numbers in words.
+// Elements of the pattern cards: HTML and SVG whose text is always set as text, cards, numbers, exports.
 (function () {
   "use strict";
 
@@ -26,19 +26,19 @@
     return section;
   }
 
-  // What can be taken away of a card: by the name of its form, what makes the bytes; `e` and ⤓ offer it.
-  function offer(section, ways) {
+  // Offer exports of a card, on `e` and ⤓; `makers`: by format, the function that makes the file.
+  function offer(section, makers) {
     const button = make("button", "icon export", "⤓");
     button.title = "export (e)";
     button.setAttribute("aria-label", "export");
     section.querySelector("h3").append(button);
-    section.ways = ways;
+    section.makers = makers;
   }
 
   const asImage = (canvas) => () => new Promise((done) => canvas.toBlob(done));
 
   function asTable(titles, rows) {
-    const quoted = (cell) => (/[",\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
+    const quoted = (value) => (/[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
     return () => new Blob([[titles, ...rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n"], { type: "text/csv" });
   }
 

@@ -1,4 +1,4 @@
-// A head's strongest links, and where its attention lies by distance.
+// Cards of a head: its strongest links, and its attention by distance.
 (function () {
   "use strict";
 
@@ -16,15 +16,15 @@
     });
     const about = `exact · distance ≥ ${view.file.far} tokens, sink excluded, one per query`;
     if (!rows.length) return parts.card("Long-range links", about, parts.empty("no attention so far back"));
-    const taken = view.facts.links.map(({ query, key, distance, value }) => [query, key, distance, value]);
+    const values = view.facts.links.map(({ query, key, distance, value }) => [query, key, distance, value]);
     const table = parts.make("table", "links", parts.make("thead", "", parts.make("tr", "", ...titles)), parts.make("tbody", "", ...rows));
-    const one = parts.card("Long-range links", about, parts.make("div", "table", table));
-    parts.offer(one, { CSV: parts.asTable(["query", "key", "distance", "value"], taken) });
-    return one;
+    const section = parts.card("Long-range links", about, parts.make("div", "table", table));
+    parts.offer(section, { CSV: parts.asTable(["query", "key", "distance", "value"], values) });
+    return section;
   }
 
   function profileCard(view) {
-    const { profile, sink, window: reach } = view.facts;
+    const { profile, sink, window: effectiveWindow } = view.facts;
     const [width, height, left, base] = [460, 190, 34, 150];
     const svg = parts.draw("svg", { viewBox: `0 0 ${width} ${height}`, width, style: "max-width: 100%", role: "img", "aria-label": "mass by distance" });
     const step = (width - left - 8) / profile.length;
@@ -43,11 +43,11 @@
     const line = profile.map(({ within }, i) => `${left + (i + 0.5) * step},${top(within)}`).join(" ");
     svg.append(parts.draw("polyline", { points: line, class: "within" }));
     svg.append(parts.draw("text", { x: (left + width) / 2, y: base + 31, "text-anchor": "middle" }, "tokens back, from"));
-    const about = `share of attention, mean over rows · sink ${parts.number(sink)} (not in the bars) · 95 % of the rest within ${Math.round(reach)} tokens (dotted)`;
-    const one = parts.card("Distance profile", about, svg);
+    const about = `share of attention, mean over rows · sink ${parts.number(sink)} (not in the bars) · 95 % of the rest within ${Math.round(effectiveWindow)} tokens (dotted)`;
+    const section = parts.card("Distance profile", about, svg);
     const bars = profile.map(({ least, most, mass, within }) => [least, most, mass, within]);
-    parts.offer(one, { CSV: parts.asTable(["least", "most", "mass", "within"], bars) });
-    return one;
+    parts.offer(section, { CSV: parts.asTable(["least", "most", "mass", "within"], bars) });
+    return section;
   }
 
   Object.assign(parts, { linksCard, profileCard });

@@ -1,4 +1,4 @@
-// One head's pattern as a canvas: zoom, rings around its strongest links, what is pointed at. Rows are queries.
+// One head's pattern as a canvas, with zoom, rings around its strongest links, and the cell under the pointer. Rows are queries.
 (function () {
   "use strict";
 
@@ -13,29 +13,29 @@
     canvas.setAttribute("aria-label", `pattern of L${view.at.layer}H${view.at.head}`);
     const svg = parts.draw("svg", {});
     const plot = parts.make("div", "plot", canvas, svg);
-    const said = parts.make("div", "said");
+    const caption = parts.make("div", "said");
     const back = parts.make("button", "button quiet", "whole pattern");
     back.addEventListener("click", () => zoom(view, 0, view.file.n, 0, view.file.n));
-    const one = parts.card("Pattern", "", plot, parts.make("div", "choices", back, said));
-    parts.offer(one, { PNG: parts.asImage(canvas) });
-    Object.assign(view, { canvas, svg, plot, said, back });
+    const section = parts.card("Pattern", "", plot, parts.make("div", "choices", back, caption));
+    parts.offer(section, { PNG: parts.asImage(canvas) });
+    Object.assign(view, { canvas, svg, plot, caption, back });
     canvas.addEventListener("mousedown", (event) => startDrag(view, event));
     canvas.addEventListener("mousemove", (event) => parts.point(view, cellAt(view, event)));
     canvas.addEventListener("mouseleave", () => parts.point(view, null));
     canvas.addEventListener("dblclick", () => zoom(view, 0, view.file.n, 0, view.file.n));
     view.observer = new ResizeObserver(() => overlay(view));
     view.observer.observe(plot);
-    return one;
+    return section;
   }
 
-  // What the tile covers, in tokens.
+  // The queries and keys that the tile covers, in tokens.
   function extent(view) {
     const { tile, file } = view;
     const [q1, k1] = [tile.query + tile.rows * tile.block, tile.key + tile.columns * tile.block];
     return { q0: tile.query, q1, k0: tile.key, k1, n: file.n };
   }
 
-  function caption(view) {
+  function describe(view) {
     const { tile, file } = view;
     const name = `L${view.at.layer}H${view.at.head}`;
     const isExact = view.file.exact.includes(name) && tile.block === 1;
@@ -55,13 +55,13 @@
     context.imageSmoothingEnabled = false;
     context.drawImage(pixels().picture(tile.codes, tile.rows, tile.columns, tile, parts.stops(view)), 0, 0, canvas.width, canvas.height);
     view.plot.style.aspectRatio = `${tile.columns} / ${tile.rows}`;
-    view.pattern.about.textContent = caption(view);
+    view.pattern.about.textContent = describe(view);
     view.back.disabled = tile.rows * tile.block >= view.file.n;
     overlay(view);
   }
 
   // A token's middle on the plot, in pixels.
-  function place(view, query, key) {
+  function position(view, query, key) {
     const { q0, q1, k0, k1 } = extent(view);
     const box = view.plot.getBoundingClientRect();
     return { x: ((key + 0.5 - k0) / (k1 - k0)) * box.width, y: ((query + 0.5 - q0) / (q1 - q0)) * box.height, box };
@@ -71,7 +71,7 @@
     const { svg, tile } = view;
     const { q0, q1, k0, k1 } = extent(view);
     const shapes = [];
-    const { box } = place(view, 0, 0);
+    const { box } = position(view, 0, 0);
     if (!box.width) return;
     for (let i = 0; i <= 4; i++) {
       const [down, across] = [q0 + ((q1 - q0) * i) / 4, k0 + ((k1 - k0) * i) / 4].map(Math.round);
@@ -83,20 +83,20 @@
     shapes.push(parts.draw("text", side, "query (destination)"));
     const inside = (query, key) => query >= q0 && query < q1 && key >= k0 && key < k1;
     view.rings = new Map();
-    const taken = [];
+    const ringed = [];
     view.facts.links.forEach((link, i) => {
       if (!inside(link.query, link.key) || view.rings.size >= RINGS) return;
-      const { x, y } = place(view, link.query, link.key);
-      if (taken.some(([left, top]) => Math.hypot(left - x, top - y) < 14)) return;
-      taken.push([x, y]);
+      const { x, y } = position(view, link.query, link.key);
+      if (ringed.some(([left, top]) => Math.hypot(left - x, top - y) < 14)) return;
+      ringed.push([x, y]);
       const ring = parts.draw("circle", { cx: x, cy: y, r: Math.max(7, (box.width / tile.columns) * 0.9), class: "ring" });
-      ring.append(parts.draw("title", {}, parts.told(view, link.query, link.key, link.value)));
+      ring.append(parts.draw("title", {}, parts.describeLink(view, link.query, link.key, link.value)));
       view.rings.set(i, ring);
       shapes.push(ring);
     });
     if (view.query >= q0 && view.query < q1) {
-      const at = place(view, view.query, view.query);
-      const line = view.direction === "from" ? { x1: 0, x2: box.width, y1: at.y, y2: at.y } : { x1: at.x, x2: at.x, y1: 0, y2: box.height };
+      const middle = position(view, view.query, view.query);
+      const line = view.direction === "from" ? { x1: 0, x2: box.width, y1: middle.y, y2: middle.y } : { x1: middle.x, x2: middle.x, y1: 0, y2: box.height };
       shapes.push(parts.draw("line", { ...line, class: "cross" }));
     }
     svg.replaceChildren(...shapes);
@@ -146,9 +146,9 @@
       view.tile = await parts.tileOf(view, q0, q1, k0, k1);
       paint(view);
     } catch (error) {
-      if (error.name !== "AbortError") view.said.textContent = error.message;
+      if (error.name !== "AbortError") view.caption.textContent = error.message;
     }
   }
 
-  Object.assign(parts, { patternCard, paint, overlay, place, extent });
+  Object.assign(parts, { patternCard, paint, overlay, position, extent });
 })();

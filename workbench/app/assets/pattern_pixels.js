@@ -1,4 +1,4 @@
-// Codes of attention into values and colours: see workbench/store/map_codes.py for the scale.
+// Decode attention into values and colours; workbench/store/map_codes.py defines the codes.
 (function () {
   "use strict";
 
@@ -13,27 +13,27 @@
   }
 
   function channels(colour) {
-    return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+    return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
   }
 
-  // 256 colours of a kind of tile: the square root of the size, signed ones on both sides of zero.
+  // The 256 colours of a tile, by the square root of the value; signed values lie on both sides of zero.
   const palettes = new Map();
   function palette(stops, signed) {
     const key = `${signed} ${JSON.stringify(stops)}`;
     if (!palettes.has(key)) {
       const table = signed ? SIGNED : UNSIGNED;
-      const colours = stops.map(([at, colour]) => [at, channels(colour)]);
+      const colours = stops.map(([stop, colour]) => [stop, channels(colour)]);
       palettes.set(key, Uint32Array.from(table, (value) => between(colours, (1 + Math.sign(value) * Math.sqrt(Math.abs(value))) / 2)));
     }
     return palettes.get(key);
   }
 
-  function between(colours, at) {
-    const next = Math.max(1, colours.findIndex(([stop]) => stop >= at));
+  function between(colours, position) {
+    const next = Math.max(1, colours.findIndex(([stop]) => stop >= position));
     const [[low, from], [high, to]] = [colours[next - 1], colours[next]];
-    const share = high === low ? 0 : (at - low) / (high - low);
+    const share = high === low ? 0 : (position - low) / (high - low);
     const [red, green, blue] = from.map((channel, i) => Math.round(channel + share * (to[i] - channel)));
-    return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // as little-endian memory holds a pixel
+    return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // the byte order of a pixel in little-endian memory
   }
 
   // A canvas with one pixel per cell.
@@ -50,17 +50,17 @@
     return canvas;
   }
 
-  // Bytes and what they are; the reason where there are none.
-  async function fetched(route, asked, signal) {
-    const answer = await fetch(`${window.workbench.prefix()}${route}?${new URLSearchParams(asked)}`, { signal });
-    const described = answer.headers.get("X-Workbench");
-    if (described === null) {
-      const told = await answer.json();
-      if (told.error) throw new Error(told.error);
-      return told;
+  // The answer of a route: JSON, or bytes with their description. Throws the reason if there is none.
+  async function request(route, query, signal) {
+    const answer = await fetch(`${window.workbench.prefix()}${route}?${new URLSearchParams(query)}`, { signal });
+    const description = answer.headers.get("X-Workbench");
+    if (description === null) {
+      const json = await answer.json();
+      if (json.error) throw new Error(json.error);
+      return json;
     }
-    return { ...JSON.parse(described), codes: new Uint8Array(await answer.arrayBuffer()) };
+    return { ...JSON.parse(description), codes: new Uint8Array(await answer.arrayBuffer()) };
   }
 
-  window.workbenchPixels = { valueOf, picture, fetched };
+  window.workbenchPixels = { valueOf, picture, request };
 })();

@@ -1,4 +1,4 @@
-// The tokens of a pattern, coloured by what one of them attends to, or is attended by; pointing goes both ways.
+// The tokens of a pattern, coloured by their attention from or to one of them; pattern and tokens mark each other's place.
 (function () {
   "use strict";
 
@@ -18,22 +18,22 @@
   }
 
   const tokens = (view, [first, last]) => (first === last ? `${word(view, first)} @${first}` : `@${first} … ${last}`);
-  const told = (view, query, key, value) => `${word(view, query)} @${query} → ${word(view, key)} @${key} · A = ${parts.number(value)}`;
+  const describeLink = (view, query, key, value) => `${word(view, query)} @${query} → ${word(view, key)} @${key} · A = ${parts.number(value)}`;
 
   function point(view, cell) {
     view.words.querySelectorAll(".pointed").forEach((element) => element.classList.remove("pointed"));
     if (!cell) {
-      view.said.textContent = "";
+      view.caption.textContent = "";
       return colour(view);
     }
     const { queries, keys } = span(view, cell);
     const value = pixels().valueOf(view.tile, view.tile.codes[cell.row * view.tile.columns + cell.column]);
-    view.said.textContent = `query ${tokens(view, queries)} → key ${tokens(view, keys)} · A = ${parts.number(value)}`;
+    view.caption.textContent = `query ${tokens(view, queries)} → key ${tokens(view, keys)} · A = ${parts.number(value)}`;
     for (let i = keys[0]; i <= keys[1]; i++) view.spans[i].classList.add("pointed");
     colour(view, view.direction === "from" ? queries[0] : keys[0]);
   }
 
-  // The token whose row, or column, colours the others.
+  // Choose the token whose row, or column, colours the others.
   function pick(view, cell) {
     const { queries, keys } = span(view, cell);
     choose(view, view.direction === "from" ? queries[1] : keys[0]);
@@ -47,7 +47,7 @@
 
   function tokensCard(view) {
     const { pieces, ids } = view.file;
-    // words of a tokenizer that writes no spaces would run into each other
+    // Tokens without spaces would run into each other.
     const isSpaced = pieces && pieces.filter((piece) => /^\s/.test(piece)).length * 10 > pieces.length;
     const box = parts.make("div", isSpaced ? "tokens" : "tokens apart");
     view.spans = Array.from(ids, (id, i) => {
@@ -56,12 +56,12 @@
       span.dataset.i = i;
       return span;
     });
-    box.append(...gathered(view.spans));
+    box.append(...grouped(view.spans));
     view.inks = [];
-    const at = (event) => event.target.dataset?.i;
-    box.addEventListener("mouseover", (event) => at(event) !== undefined && hover(view, Number(at(event))));
+    const index = (event) => event.target.dataset?.i;
+    box.addEventListener("mouseover", (event) => index(event) !== undefined && hover(view, Number(index(event))));
     box.addEventListener("mouseleave", () => hover(view, null));
-    box.addEventListener("click", (event) => at(event) !== undefined && choose(view, Number(at(event))));
+    box.addEventListener("click", (event) => index(event) !== undefined && choose(view, Number(index(event))));
     const buttons = ["from", "to"].map((direction) => {
       const button = parts.make("button", "button quiet", direction);
       button.title = direction === "from" ? "what this token looks at" : "who looks at this token";
@@ -73,16 +73,16 @@
       return button;
     });
     view.buttons = buttons;
-    const one = parts.card("Tokens", "", box);
-    one.querySelector("h3").append(...buttons);
+    const section = parts.card("Tokens", "", box);
+    section.querySelector("h3").append(...buttons);
     const rows = () => view.spans.map((span, i) => [i, ids[i], pieces ? pieces[i] : "", attention(view, i, view.query)]);
-    parts.offer(one, { CSV: () => parts.asTable(["token", "id", "text", view.direction === "from" ? "attended" : "attends"], rows())() });
-    return one;
+    parts.offer(section, { CSV: () => parts.asTable(["token", "id", "text", view.direction === "from" ? "attended" : "attends"], rows())() });
+    return section;
   }
 
-  // Of very many tokens those out of sight are not laid out.
+  // Groups of tokens that are out of sight are not laid out.
   const GROUP = 256;
-  function gathered(spans) {
+  function grouped(spans) {
     if (spans.length <= 2 * GROUP) return spans;
     const starts = Array.from({ length: Math.ceil(spans.length / GROUP) }, (_, i) => i * GROUP);
     return starts.map((start) => parts.make("div", "group", ...spans.slice(start, start + GROUP)));
@@ -94,19 +94,19 @@
     colour(view, token);
     const { q0, q1 } = parts.extent(view);
     if (token < q0 || token >= q1) return;
-    const { x, y, box } = parts.place(view, token, token);
+    const { x, y, box } = parts.position(view, token, token);
     const line = view.direction === "from" ? { x1: 0, x2: box.width, y1: y, y2: y } : { x1: x, x2: x, y1: 0, y2: box.height };
     view.svg.append(parts.draw("line", { ...line, class: "cross hover" }));
   }
 
-  // What a token and another have of each other, in the whole pattern: the token's row (from) or column (to).
+  // The attention between a token and another, in the whole pattern: from the token's row or column.
   function attention(view, other, token) {
     const { whole, direction } = view;
     const [row, column] = (direction === "from" ? [token, other] : [other, token]).map((i) => Math.floor(i / whole.block));
     return pixels().valueOf(whole, whole.codes[row * whole.columns + column]);
   }
 
-  // Colour the tokens by one of them; only those that look different from before are touched.
+  // Colour the tokens by one of them; only those whose look changes are touched.
   function colour(view, token = view.query) {
     const { whole, spans, inks, direction } = view;
     const largest = whole.signed ? whole.scale || 1 : 1;
@@ -119,15 +119,15 @@
       if (inks[i] === ink) return;
       inks[i] = ink;
       span.style.background = shade;
-      span.style.color = strength > 0.55 ? "#10151d" : ""; // light text would vanish on it
+      span.style.color = strength > 0.55 ? "#10151d" : ""; // light text is not legible on it
       span.classList.toggle("unseen", isUnseen);
       span.classList.toggle("query", i === token);
     });
     view.buttons.forEach((button) => button.classList.toggle("on", button.textContent === direction));
     const row = whole.block === 1 ? "" : ` · rows of ${whole.block} tokens together`;
-    const what = direction === "from" ? "attention FROM" : "attention TO";
-    view.words.about.textContent = `${what} ${word(view, token)} @${token} · click changes the token${row}`;
+    const title = direction === "from" ? "attention FROM" : "attention TO";
+    view.words.about.textContent = `${title} ${word(view, token)} @${token} · click changes the token${row}`;
   }
 
-  Object.assign(parts, { point, pick, choose, tokensCard, colour, word, told });
+  Object.assign(parts, { point, pick, choose, tokensCard, colour, word, describeLink });
 })();

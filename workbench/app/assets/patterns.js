@@ -1,4 +1,4 @@
-// Patterns to look at: all heads of a layer, one head's map, its tokens, its strongest links.
+// Show attention patterns: all heads of a layer, one head's pattern, its tokens, its strongest links.
 (function () {
   "use strict";
 
@@ -7,7 +7,8 @@
 
   const shown = new Map(); // by the id of the container
 
-  // `source`: what the server knows the patterns by; `at`: {layer, head, kind}, the kind where a layer has two mixers; `onHead`: told which head was clicked.
+  // `source`: the parameters that name the patterns to the server; `at`: {layer, head, kind}, the kind where a layer has
+  // two mixers; `onHead`: called with the head that is clicked.
   async function show(id, source, at, onHead) {
     const holder = document.getElementById(id);
     if (!holder) return;
@@ -18,8 +19,8 @@
     try {
       const same = before?.file && JSON.stringify(before.source) === JSON.stringify(source);
       view.file = same ? before.file : await ask(view, "of", {});
-      const here = view.file.layers.some((layer) => layer.layer === at.layer);
-      if (!here) view.at = { layer: view.file.layers[0].layer, head: 0 };
+      const hasLayer = view.file.layers.some((layer) => layer.layer === at.layer);
+      if (!hasLayer) view.at = { layer: view.file.layers[0].layer, head: 0 };
       const [atlas, facts, tile] = await Promise.all([
         ask(view, "atlas", { layer: view.at.layer }),
         ask(view, "head", view.at),
@@ -31,13 +32,13 @@
     } catch (error) {
       if (error.name === "AbortError") return;
       holder.replaceChildren(parts.make("div", "patterns", parts.card("Pattern", "", parts.empty(error.message))));
-      // a scan that is still writing makes maps after the scores that the page follows
+      // A scan that is still writing stores patterns after the scores that the page follows.
       setTimeout(() => shown.get(id) === view && holder.offsetParent && show(id, source, at, onHead), RETRY_MS);
     }
   }
 
-  function ask(view, what, more) {
-    return window.workbenchPixels.fetched(`patterns/${what}`, { ...view.source, ...more }, view.stop.signal);
+  function ask(view, route, more) {
+    return window.workbenchPixels.request(`patterns/${route}`, { ...view.source, ...more }, view.stop.signal);
   }
 
   function tileOf(view, q0, q1, k0, k1) {
@@ -72,21 +73,21 @@
 
   let last = "";
   let waiting = null;
-  function patterned(kept, steps, dark, changed) {
+  function showHeadPatterns(view, checkpoints, dark, changed) {
     clearTimeout(waiting);
-    if (!kept || kept.page !== "head" || !kept.head) return;
+    if (!view || view.page !== "head" || !view.head) return;
     if (!document.getElementById("head-patterns")) {
-      waiting = setTimeout(patterned, 50, kept, steps, dark, changed); // until the page is laid out
+      waiting = setTimeout(showHeadPatterns, 50, view, checkpoints, dark, changed); // until the page is laid out
       return;
     }
-    const [layer, head] = kept.head.slice(1).split("H").map(Number);
-    const ckpt = (steps || {})[kept.run];
-    const source = { run: kept.run, ...(kept.probe ? { probe: kept.probe } : {}), ...(ckpt ? { ckpt } : {}) };
-    const kind = Object.fromEntries(kept.more || []).mixer;
+    const [layer, head] = view.head.slice(1).split("H").map(Number);
+    const ckpt = (checkpoints || {})[view.run];
+    const source = { run: view.run, ...(view.probe ? { probe: view.probe } : {}), ...(ckpt ? { ckpt } : {}) };
+    const kind = Object.fromEntries(view.more || []).mixer;
     const key = JSON.stringify([source, layer, head, kind, changed]);
     if (key === last) return setTimeout(redraw, 0) && undefined;
     last = key;
-    const open = (to) => window.workbench.jump({ page: "head", run: kept.run, head: `L${to.layer}H${to.head}`, set: { mixer: to.kind || "" } });
+    const open = (to) => window.workbench.jump({ page: "head", run: view.run, head: `L${to.layer}H${to.head}`, set: { mixer: to.kind || "" } });
     show("head-patterns", source, { layer, head, ...(kind ? { kind } : {}) }, open);
   }
 
@@ -94,5 +95,5 @@
   window.workbenchPatterns = { show, redraw };
   window.addEventListener("resize", () => redraw());
   window.dash_clientside = window.dash_clientside || {};
-  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { patterned });
+  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { showHeadPatterns });
 })();

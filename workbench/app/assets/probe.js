@@ -1,9 +1,9 @@
-// The Probe page: start a model run, follow it, end it, show what it left.
+// The Probe page: start a model run, follow it, cancel it, show its patterns.
 (function () {
   "use strict";
 
   const POLL_MS = 300;
-  let running = null; // the name of the model run that is followed
+  let running = null; // the name of the model run that the page follows
   let clicks = [0, 0];
 
   async function post(route, body) {
@@ -12,10 +12,10 @@
     return answer.json();
   }
 
-  function say(text, failed = false) {
-    const said = document.getElementById("probe-said");
-    said.textContent = text;
-    said.className = failed ? "failed" : "muted";
+  function showProgress(text, failed = false) {
+    const progress = document.getElementById("probe-said");
+    progress.textContent = text;
+    progress.className = failed ? "failed" : "muted";
     document.getElementById("probe-cancel").disabled = running === null;
     document.getElementById("probe-start").disabled = running !== null;
   }
@@ -23,37 +23,37 @@
   async function start() {
     const value = (id) => document.getElementById(id).value;
     running = "";
-    say("starting");
-    const asked = { text: value("probe-text"), standard: value("probe-standard"), checkpoint: value("probe-checkpoint") };
-    const { job, error } = await post("start", asked);
+    showProgress("starting");
+    const request = { text: value("probe-text"), standard: value("probe-standard"), checkpoint: value("probe-checkpoint") };
+    const { job, error } = await post("start", request);
     running = job || null;
-    if (error) return say(error, true);
+    if (error) return showProgress(error, true);
     follow(job);
   }
 
   async function follow(job) {
-    const { state, said, reason } = await window.workbenchPixels.fetched("probing/status", { job });
+    const { state, said, reason } = await window.workbenchPixels.request("probing/status", { job });
     if (job !== running) return;
     if (state === "running") {
-      say(said);
+      showProgress(said);
       setTimeout(() => follow(job), POLL_MS);
       return;
     }
     running = null;
-    say(state === "failed" ? reason : state, state === "failed");
-    if (state === "done") shown(job, { layer: 0, head: 0 });
+    showProgress(state === "failed" ? reason : state, state === "failed");
+    if (state === "done") showPatterns(job, { layer: 0, head: 0 });
   }
 
-  function shown(job, at) {
-    window.workbenchPatterns.show("probe-patterns", { job }, at, (to) => shown(job, to));
+  function showPatterns(job, at) {
+    window.workbenchPatterns.show("probe-patterns", { job }, at, (to) => showPatterns(job, to));
   }
 
-  function probed(started, cancelled) {
+  function runProbe(started, cancelled) {
     if (started > clicks[0] && running === null) start();
     if (cancelled > clicks[1] && running) post("cancel", { job: running });
     clicks = [started || 0, cancelled || 0];
     setTimeout(window.workbenchPatterns.redraw, 0);
   }
 
-  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { probed });
+  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { runProbe });
 })();

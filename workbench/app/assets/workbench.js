@@ -1,12 +1,11 @@
-// What must not wait for the server: the address, the keys, and another checkpoint.
+// Answer in the browser what must not wait for the server: the address, the keys, another checkpoint.
 (function () {
   "use strict";
 
-  const DEFAULTS = { x: "tokens" }; // what the address leaves out
-  const STEP_PAGES = ["head"];
+  const DEFAULTS = { x: "tokens" }; // values that the address leaves out
   const SVG = "http://www.w3.org/2000/svg";
 
-  // the checkpoint that is shown: the slider's position and the scores that came with it
+  // The slider's position and the scores of the view.
   let shown = { position: null, planes: null };
   const decoded = new WeakMap();
 
@@ -29,7 +28,7 @@
     return column < 0 ? null : first.steps[column];
   }
 
-  // The step that is shown, the last one included, which the address leaves out so that it follows a scan.
+  // The step at the slider. The address leaves out the last one, so that it follows a scan; a permalink has it.
   function lastStep() {
     const { position, planes } = shown;
     const first = planes && Object.values(planes.runs)[0];
@@ -46,19 +45,19 @@
     return page + "?" + parameters.toString();
   }
 
-  function located() {
+  function readAddress() {
     return here();
   }
 
-  function navigated(to, view) {
+  function writeAddress(to) {
     if (!to) return;
     const address = prefix() + (shown.planes ? addressWithStep(to.address) : keepStep(to.address));
     if (address !== window.location.pathname + window.location.search) {
       if (to.replace) window.history.replaceState(null, "", address);
       else window.history.pushState(null, "", address);
     }
-    const page = to.address.split("?")[0];
-    document.title = page === "head" && view && view.head ? view.head + " · attention workbench" : "attention workbench";
+    const head = new URLSearchParams(to.address.split("?")[1]).get("head");
+    document.title = head ? head + " · attention workbench" : "attention workbench";
   }
 
   function keepStep(address) {
@@ -82,18 +81,22 @@
 
   /* theme and page */
 
-  function themed(dark, view) {
-    const page = view ? view.page : "overview";
+  function applyTheme(dark, view) {
+    const page = view ? view.page : document.querySelector(".page").dataset.pageName;
     document.documentElement.classList.toggle("dark", Boolean(dark));
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}`];
   }
 
-  // The page that is looked at, if it is not laid out yet.
-  const asked = new Set();
-  function unfilled(view) {
-    const page = view && document.querySelector(`.page[data-name^="${view.page}"]`);
-    if (!page || page.childElementCount || asked.has(view.page)) return window.dash_clientside.no_update;
-    asked.add(view.page);
+  function frame(view) {
+    return view && document.getElementById(`page-${view.page}`);
+  }
+
+  // The current page, if it is not laid out yet.
+  const requested = new Set();
+  function findEmptyPage(view) {
+    const page = frame(view);
+    if (!page || page.childElementCount || requested.has(view.page)) return window.dash_clientside.no_update;
+    requested.add(view.page);
     return view.page;
   }
 
@@ -123,17 +126,17 @@
     return decoded.get(run);
   }
 
-  function stepped(position, planes, dark, view) {
+  function showCheckpoint(position, planes, dark, view) {
     const same = window.dash_clientside.no_update;
     if (!planes || !planes.stops.length) return [[], "", same];
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
     document.dispatchEvent(new Event("workbench:stepped"));
     graphs().forEach((id) => update(graph(id), id));
-    window.dash_clientside.set_props("at", { data: currentStep() });
+    window.dash_clientside.set_props("current-step", { data: currentStep() });
     writeStep();
-    // what follows on these pages asks the server: say nothing elsewhere
-    const names = view && STEP_PAGES.includes(view.page) ? checkpointNames(position, planes) : same;
+    // Pages that follow the slider ask the server; on other pages nothing changes.
+    const names = frame(view)?.dataset.followsCheckpoint ? checkpointNames(position, planes) : same;
     return [cards(position, planes, dark), label(position, planes), names];
   }
 
@@ -143,16 +146,16 @@
   }
 
   function label(position, planes) {
-    const at = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
-    const same = at.every((text) => text === at[0]);
-    return (same && at[0]) || planes.stops[position].label;
+    const labels = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
+    const same = labels.every((text) => text === labels[0]);
+    return (same && labels[0]) || planes.stops[position].label;
   }
 
-  function drawn() {
+  function watchFigures() {
     graphs().forEach((id) => watch(id, 100));
   }
 
-  // A page marks its figures: "cursor" shows the checkpoint as a line, "grid" its scores.
+  // The ids of all figures. Class "cursor": a line shows the checkpoint; class "grid": cells show its scores.
   function graphs() {
     return [...document.querySelectorAll("main .dash-graph")].map((holder) => holder.id);
   }
@@ -173,8 +176,8 @@
       return;
     }
     fit(plot);
-    const said = ((plot.layout && plot.layout.annotations) || []).some((one) => one.text);
-    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !said);
+    const hasText = ((plot.layout && plot.layout.annotations) || []).some((annotation) => annotation.text);
+    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !hasText);
     if (!plot.isWatched) {
       plot.isWatched = true;
       plot.on("plotly_afterplot", () => update(plot, id));
@@ -185,7 +188,7 @@
     update(plot, id);
   }
 
-  // Figures know their height; the width is that of the card, or what many panels need: then the card scrolls.
+  // A figure has its own height. Its width is the card's; many panels need more, and then the card scrolls.
   function fit(plot) {
     const least = ((plot.layout && plot.layout.meta) || {}).width || 0;
     const width = plot.parentElement.clientWidth && Math.max(plot.parentElement.clientWidth, least);
@@ -193,7 +196,7 @@
     if (width > 0 && plot._fullLayout && Math.abs(plot._fullLayout.width - width) > 1) window.Plotly.Plots.resize(plot);
   }
 
-  // Bring a plot to the checkpoint that is shown. `plot.data` is another array once the server sent another figure.
+  // Bring a plot to the shown checkpoint. A new figure from the server has a new `plot.data`.
   function update(plot, id) {
     const { position, planes } = shown;
     if (!plot || !plot.layout || position === null || !planes || !plot.offsetParent) return;
@@ -205,9 +208,9 @@
     const isFresh = plot.broughtData !== plot.data;
     plot.broughtTo = key;
     plot.broughtData = plot.data;
-    // The server draws the last checkpoint: of very many heads, to draw that again would be seen as a pause.
-    const isThere = isFresh && position === planes.stops.length - 1;
-    if (!isThere || Object.values(planes.runs).some((run) => run.bits === 16)) fill(plot, position, planes);
+    // The server draws the last checkpoint. With very many heads, drawing it again would be a visible pause.
+    const isDrawn = isFresh && position === planes.stops.length - 1;
+    if (!isDrawn || Object.values(planes.runs).some((run) => run.bits === 16)) fill(plot, position, planes);
   }
 
   function fill(plot, position, planes) {
@@ -221,14 +224,14 @@
     window.Plotly.restyle(plot, values, traces.map(([i]) => i));
   }
 
-  // Of very many heads what is said is not made for each: head and score are put into one sentence when pointed at.
+  // With very many heads there is no text for each: a template puts head and score into one under the pointer.
   function template(run, position, planes) {
     if (run.bits === 16) return "%{text}<extra></extra>";
     const unit = planes.unit ? " " + planes.unit : "";
     return `<b>%{customdata}</b> · ${run.checkpoints[run.columns[position]] || ""}<br>${planes.detector} %{z:.2f}${unit}<extra></extra>`;
   }
 
-  // Lines of our own over the plot: `Plotly.relayout` would send the whole figure through Dash and draw it again.
+  // Lines over the plot, without plotly: `Plotly.relayout` would send the whole figure through Dash and draw it again.
   function drawCursors(plot, x) {
     const svg = plot.querySelector(".main-svg");
     const layout = plot._fullLayout;
@@ -241,9 +244,9 @@
     const lines = axes.map((name) => {
       const across = layout[name];
       const up = layout["yaxis" + across.anchor.slice(1)];
-      const at = across._offset + across.d2p(x);
+      const left = across._offset + across.d2p(x);
       const line = document.createElementNS(SVG, "line");
-      const ends = { x1: at, x2: at, y1: up._offset, y2: up._offset + up._length };
+      const ends = { x1: left, x2: left, y1: up._offset, y2: up._offset + up._length };
       for (const [end, value] of Object.entries(ends)) line.setAttribute(end, value);
       return line;
     });
@@ -257,18 +260,18 @@
     const text = run.bits === 16 ? Array.from({ length: rows }, () => new Array(run.width).fill("no such head")) : null;
     const column = run.columns[position];
     const scores = plane(run);
-    run.cells.forEach(([row, at], head) => {
+    run.cells.forEach(([row, slot], head) => {
       const i = column * run.heads.length + head;
       const score = column < 0 ? NaN : scores.score[i];
-      z[row][at] = Number.isNaN(score) ? null : score;
+      z[row][slot] = Number.isNaN(score) ? null : score;
       if (!text) return;
-      const where = column < 0 ? "no checkpoint yet" : run.checkpoints[column];
-      text[row][at] = `<b>${run.heads[head]}</b> · ${run.kinds[head]} · ${where}<br>` + said(run, scores, i, head, column, planes);
+      const checkpoint = column < 0 ? "no checkpoint yet" : run.checkpoints[column];
+      text[row][slot] = `<b>${run.heads[head]}</b> · ${run.kinds[head]} · ${checkpoint}<br>` + scoreText(run, scores, i, head, column, planes);
     });
     return { z, text };
   }
 
-  function said(run, scores, i, head, column, planes) {
+  function scoreText(run, scores, i, head, column, planes) {
     if (column < 0 || Number.isNaN(scores.score[i])) return `${planes.detector}: no score (no such row here)`;
     const unit = planes.unit ? " " + planes.unit : "";
     const [low, high] = [scores.ci_lo[i], scores.ci_hi[i]];
@@ -276,14 +279,14 @@
     return `${planes.detector} ${scores.score[i].toFixed(4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
   }
 
-  /* the cards: how many heads, now and so far */
+  /* the cards: the number of heads, now and so far */
 
   function cards(position, planes, dark) {
     const colours = dark
       ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
       : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
-    const unscored = Object.entries(planes.unscored || {}).map(([name, why]) =>
-      div("card kpi", [div("what", [span("", name)]), div("value", "–"), div("about", `not shown on ${planes.probe}: ${why}`)], {
+    const unscored = Object.entries(planes.unscored || {}).map(([name, reason]) =>
+      div("card kpi", [div("what", [span("", name)]), div("value", "–"), div("about", `not shown on ${planes.probe}: ${reason}`)], {
         borderLeftColor: "var(--muted)",
       }),
     );
@@ -324,10 +327,10 @@
     const { score } = plane(run);
     const column = run.columns[position];
     const rows = run.heads.map((head, i) => [column < 0 ? NaN : score[column * run.heads.length + i], head]);
-    const there = rows.filter(([value]) => !Number.isNaN(value)).sort((a, b) => a[0] - b[0]);
-    if (!there.length) return ["–", `${planes.detector}: no score`];
-    const mean = there.reduce((sum, [value]) => sum + value, 0) / there.length;
-    const [lowest, highest] = [there[0], there[there.length - 1]];
+    const scored = rows.filter(([value]) => !Number.isNaN(value)).sort((a, b) => a[0] - b[0]);
+    if (!scored.length) return ["–", `${planes.detector}: no score`];
+    const mean = scored.reduce((sum, [value]) => sum + value, 0) / scored.length;
+    const [lowest, highest] = [scored[0], scored[scored.length - 1]];
     const ends = `lowest ${lowest[0].toFixed(2)} (${lowest[1]}) · highest ${highest[0].toFixed(2)} (${highest[1]})`;
     return [[mean.toFixed(2), span("of", ` ${planes.unit}, mean ${planes.detector}`)], ends];
   }
@@ -352,20 +355,20 @@
     jump(run ? { page: "head", head, run } : { page: "head", head });
   }
 
-  // The Head page's own select was told another run.
-  function focused(run, view) {
+  // The select of the Head page has another run.
+  function changeHeadRun(run, view) {
     if (run && view && run !== view.run) jump({ run });
   }
 
-  // A select named as a parameter of the address was told another value.
-  function chose(values, view) {
+  // A select that is named as a parameter of the address has another value.
+  function changeParameter(values, view) {
     if (!view) return;
-    const kept = Object.fromEntries(view.more || []);
+    const current = Object.fromEntries(view.more || []);
     const inputs = window.dash_clientside.callback_context.triggered;
     const set = {};
     for (const { prop_id: id, value } of inputs) {
       const { name } = JSON.parse(id.slice(0, id.lastIndexOf(".")));
-      if (value !== null && value !== undefined && value !== (kept[name] || DEFAULTS[name] || "")) {
+      if (value !== null && value !== undefined && value !== (current[name] || DEFAULTS[name] || "")) {
         set[name] = value === DEFAULTS[name] ? "" : value;
       }
     }
@@ -405,6 +408,9 @@
 
   window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    workbench: { ...((window.dash_clientside || {}).workbench || {}), located, navigated, themed, unfilled, stepped, drawn, focused, chose },
+    workbench: {
+      ...((window.dash_clientside || {}).workbench || {}),
+      ...{ readAddress, writeAddress, applyTheme, findEmptyPage, showCheckpoint, watchFigures, changeHeadRun, changeParameter },
+    },
   });
 })();

@@ -1,1 +1,6 @@
-"""The pages of the app, one file each."""
+"""The pages of the app, one file each; the header shows them in the order in which they are registered here."""
+
+from importlib import import_module
+
+for _name in ("overview", "head", "compare", "plan", "jobs", "probe"):
+    import_module(f"workbench.app.pages.{_name}")

@@ -1,4 +1,4 @@
-"""Jobs: how far every scan is, what failed and why, and the command that goes on with it."""
+"""The Jobs page: the progress of every scan, its failures with their reasons, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 from dash import Dash, Input, Output, State, html, no_update
 
-from workbench.app import components as p
-from workbench.app.head_tables import plain_table
+from workbench.app import ids
+from workbench.app.components import attributes, card, text_table
+from workbench.app.registry import page
+from workbench.app.state.content import Content
 from workbench.app.state.view import View
 from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.trajectories import records
@@ -21,6 +23,7 @@ from workbench.runs import Run
 from workbench.store import JobDescription, Timing
 
 SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
+# A scan that has written nothing for so long is called quiet.
 _QUIET_S = 120
 _SLOWEST_ROWS = 8
 _SECONDS = {
@@ -32,29 +35,11 @@ _SECONDS = {
     "write": "write_s",
 }
 _TRACE_CHARACTERS = 6000
-_WHERE = ("ckpt", "branch", "step", "step_total", "tokens", "parts", "failed")
+_CHECKPOINT_COLUMNS = ("ckpt", "branch", "step", "step_total", "tokens", "parts", "failed")
 
 
-def layout(_: p.Content) -> html.Div:
-    """The Jobs page."""
-    return p.page_of(
-        "jobs",
-        [
-            p.card("Scans", "", html.Div(id=SCANS), table="scans"),
-            p.card("Failures", "", html.Div(id=FAILED), table="failures"),
-            p.card("Checkpoints", "units that are done, per run", html.Div(id=CHECKPOINTS), table="checkpoints"),
-            p.card(
-                "What took longest",
-                "seconds for all units of one checkpoint and probe, by the scan's own account",
-                html.Div(id=SLOWEST, className="table"),
-                table="timings",
-            ),
-        ],
-    )
-
-
-def register(app: Dash, content: p.Content) -> None:
-    """The Jobs page, which looks at the disk with every tick."""
+def register(app: Dash, content: Content) -> None:
+    """The Jobs page, which reads the runs with every tick."""
 
     @app.callback(
         Output(SCANS, "children"),
@@ -62,24 +47,25 @@ def register(app: Dash, content: p.Content) -> None:
         Output(CHECKPOINTS, "children"),
         Output(SLOWEST, "children"),
         Output(FAILED, "title"),
-        Input(p.VIEW, "data"),
-        Input(p.TICK, "n_intervals"),
-        Input(p.ANY_CHANGED, "data"),
+        Input(ids.VIEW, "data"),
+        Input(ids.TICK, "n_intervals"),
+        Input(ids.ANY_CHANGED, "data"),
         State(FAILED, "title"),
     )
-    def look(kept: Any, _: Any, __: Any, seen: Any) -> Any:
-        if kept is None or kept["page"] != "jobs":
+    def show_jobs(view_json: Any, _: Any, __: Any, last_state: Any) -> Any:
+        view = View.of_page("jobs", view_json)
+        if view is None:
             return (no_update,) * 5
-        chosen = [content.runs[name] for name in View.from_json(kept).runs]
-        found = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in chosen)
+        chosen = _chosen(view, content)
+        state = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in chosen)
         scans = [scan_card(run) for run in chosen]
-        if found == seen:  # what was opened to read stays open
+        if state == last_state:  # tracebacks that the reader unfolded stay open
             return scans, no_update, no_update, no_update, no_update
-        return scans, failure_list(chosen), checkpoint_strips(chosen), slowest_table(chosen), found
+        return scans, failure_list(chosen), checkpoint_strips(chosen), slowest_table(chosen), state
 
 
 def state_of(run: Run, now: float) -> str:
-    """What a scan seems to be doing, as far as its folder says."""
+    """The state of a scan, judged by its folder."""
     status = run.status()
     written = run.last_written()
     if status.planned and status.done >= status.planned:
@@ -92,7 +78,7 @@ def state_of(run: Run, now: float) -> str:
 
 
 def resume_command(run: Run) -> str:
-    """The command that goes on where the scan stopped, or as a comment the Python call where its probes need one."""
+    """The command that resumes the scan, or as a comment the Python call where its probes were made in Python."""
     job = run.description().job
     if job.made_in_python:
         return _python_call(job, run.path)
@@ -113,7 +99,7 @@ def resume_command(run: Run) -> str:
 
 
 def _python_call(job: JobDescription, out: Path) -> str:
-    """How to go on with a scan whose probes were made in Python: which they are, and the call."""
+    """The call that resumes a scan whose probes were made in Python, and which probes these are."""
     detectors = {} if job.detectors is None else {"detectors": list(job.detectors)}
     words = [repr(job.checkpoints or "DIR"), repr(str(out))]
     words += [f"{name}={value!r}" for name, value in {**detectors, **job.options()}.items()]
@@ -123,7 +109,7 @@ def _python_call(job: JobDescription, out: Path) -> str:
 
 
 def scans_table(runs: list[Run]) -> pd.DataFrame:
-    """One row per run: what is planned, done and failed, its state, and the command that goes on with it."""
+    """One row per run: its state, the units planned, done and failed, and the command that resumes it."""
     now = time.time()
     rows = [
         {
@@ -138,7 +124,7 @@ def scans_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def scan_card(run: Run) -> html.Div:
-    """One run's progress; an unreadable one says which file is at fault."""
+    """One run's progress, or which of its files cannot be read."""
     try:
         status, now = run.status(), time.time()
         state, command, written = state_of(run, now), resume_command(run), run.last_written()
@@ -147,9 +133,9 @@ def scan_card(run: Run) -> html.Div:
     share = status.done / status.planned if status.planned else 0.0
     ago = "" if written is None else f" · last part {_ago(now - written)} ago"
     checkpoints = f"{status.checkpoints_done} of {status.checkpoints} checkpoints{ago}"
-    said = f"{status.done:,} of {status.planned:,} units · {checkpoints}"
+    progress = f"{status.done:,} of {status.planned:,} units · {checkpoints}"
     failed = [html.Span(f"{status.failed} failed", className="failed")] if status.failed else []
-    copy = html.Button("copy", className="text", **p.extra(data_copy=command))
+    copy = html.Button("copy", className="text", **attributes(data_copy=command))
     line = [html.Code(command), copy]
     return html.Div(
         [
@@ -157,7 +143,7 @@ def scan_card(run: Run) -> html.Div:
                 [
                     html.B(run.name),
                     html.Span(state, className="badge"),
-                    html.Span(said, className="muted"),
+                    html.Span(progress, className="muted"),
                     *failed,
                 ]
             ),
@@ -169,17 +155,17 @@ def scan_card(run: Run) -> html.Div:
 
 
 def failure_list(runs: list[Run]) -> Any:
-    """Every failure with its reason, its traceback to unfold."""
-    found: list[Any] = []
+    """Every failure with its reason; its traceback unfolds."""
+    items: list[Any] = []
     for run in runs:
         failures = run.failures()
         for row in records(failures, *failures.columns):
-            where = f"{run.name} · {row['ckpt']} · " + ("whole checkpoint" if row["unit"] is None else row["unit"])
+            unit = f"{run.name} · {row['ckpt']} · " + ("whole checkpoint" if row["unit"] is None else row["unit"])
             tries = f"{row['attempts']} attempt{'s' * (row['attempts'] != 1)}"
-            head = html.Summary([html.Span(row["kind"], className="badge"), html.B(where), " ", row["message"]])
+            head = html.Summary([html.Span(row["kind"], className="badge"), html.B(unit), " ", row["message"]])
             trace = html.Pre((row["traceback"] or "no traceback was kept")[-_TRACE_CHARACTERS:])
-            found.append(html.Details([head, html.Div(tries, className="muted"), trace]))
-    return found or html.P("nothing failed", className="muted")
+            items.append(html.Details([head, html.Div(tries, className="muted"), trace]))
+    return items or html.P("nothing failed", className="muted")
 
 
 def failures_table(runs: list[Run]) -> pd.DataFrame:
@@ -188,23 +174,23 @@ def failures_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def checkpoint_strips(runs: list[Run]) -> Any:
-    """A cell per checkpoint: how many units are done, hatched where some failed."""
+    """A box per checkpoint: filled as its units are done, hatched where some failed."""
     strips: list[Any] = []
     for run in runs:
         table = run.checkpoints()
         most = max([1, *table.loc[:, "parts"].tolist()])
-        cells = [_cell(row, most) for row in records(table, *_WHERE)]
-        strips.append(html.Div([html.B(run.name), html.Div(cells, className="cells")], className="scan"))
+        boxes = [_checkpoint_box(row, most) for row in records(table, *_CHECKPOINT_COLUMNS)]
+        strips.append(html.Div([html.B(run.name), html.Div(boxes, className="cells")], className="scan"))
     return strips
 
 
 def checkpoints_table(runs: list[Run]) -> pd.DataFrame:
-    """The checkpoints of these runs with what is done of each."""
+    """The checkpoints of these runs with the units done of each."""
     return pd.concat([run.checkpoints().assign(run=run.name) for run in runs], ignore_index=True)
 
 
 def slowest_table(runs: list[Run]) -> Any:
-    """The checkpoints and probes that took longest, and what of them took it."""
+    """The checkpoints and probes that took longest, with the time of each step."""
     table = timings_table(runs)
     if table.empty:
         return html.P("no timings: these scores were not made by a scan", className="muted")
@@ -214,11 +200,11 @@ def slowest_table(runs: list[Run]) -> Any:
         [row["run"], row["ckpt"], row["probe"], row["units"], *(f"{row[name]:.2f}" for name in _SECONDS.values())]
         for row in records(slowest, *slowest.columns)
     ]
-    return plain_table(titles, rows, numbers_from=3)
+    return text_table(titles, rows, numbers_from=3)
 
 
 def timings_table(runs: list[Run]) -> pd.DataFrame:
-    """How long every checkpoint and probe of these runs took, and each of its parts, in seconds."""
+    """The seconds of every checkpoint and probe of these runs, in all and step by step."""
     rows = [
         {"run": run.name, **asdict(timing), "total_s": timing.total_s} for run in runs for timing in run.timings().each
     ]
@@ -226,11 +212,10 @@ def timings_table(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _cell(row: dict[str, Any], most: int) -> html.Span:
-    place = str(checkpoint_of(row))
-    said = f"{place}: {row['parts']} units done" + (", some failed" if row["failed"] else "")
+def _checkpoint_box(row: dict[str, Any], most: int) -> html.Span:
+    label = f"{checkpoint_of(row)}: {row['parts']} units done" + (", some failed" if row["failed"] else "")
     level = "cell-failed" if row["failed"] else "done" if row["parts"] >= most else "part" if row["parts"] else "none"
-    return html.Span(className=f"cell {level}", title=said, role="img", **p.extra(aria_label=said))
+    return html.Span(className=f"cell {level}", title=label, role="img", **attributes(aria_label=label))
 
 
 def _ago(seconds: float) -> str:
@@ -240,4 +225,30 @@ def _ago(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-PAGE = p.Page("jobs", layout, register)
+def _chosen(view: View, content: Content) -> list[Run]:
+    return [content.runs[name] for name in view.runs]
+
+
+@page(
+    "jobs",
+    register=register,
+    exports={
+        "scans": lambda view, content, _: scans_table(_chosen(view, content)),
+        "failures": lambda view, content, _: failures_table(_chosen(view, content)),
+        "timings": lambda view, content, _: timings_table(_chosen(view, content)),
+        "checkpoints": lambda view, content, _: checkpoints_table(_chosen(view, content)),
+    },
+)
+def layout(_: Content) -> list[Any]:
+    """Progress and failures of the scans that wrote the chosen runs."""
+    return [
+        card("Scans", "", html.Div(id=SCANS), table="scans"),
+        card("Failures", "", html.Div(id=FAILED), table="failures"),
+        card("Checkpoints", "units that are done, per run", html.Div(id=CHECKPOINTS), table="checkpoints"),
+        card(
+            "What took longest",
+            "seconds for all units of one checkpoint and probe, by the scan's own account",
+            html.Div(id=SLOWEST, className="table"),
+            table="timings",
+        ),
+    ]

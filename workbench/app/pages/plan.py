@@ -1,8 +1,10 @@
-"""Plan: which heads keep the whole context, at what price, edited by budget or head by head."""
+"""The Plan page: which heads keep the whole context and what that costs, edited by budget or head by head."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -11,15 +13,17 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 
 from workbench import figures
-from workbench.app import components as p
-from workbench.app.head_tables import plain_table
+from workbench.app import ids
+from workbench.app.components import attributes, badges, card, choice, graph, message, text_table, theme_of
+from workbench.app.registry import page
+from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import Prediction, bytes_of, edited, mask_of, predictions, text_of
 from workbench.app.state.view import View
 from workbench.figures.style import Theme
 from workbench.heads import WorkbenchError
 from workbench.store.plan_file import Plan
 
-MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT, ABOUT = (
+MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
     "mask",
     "pareto",
     "waterfall",
@@ -35,42 +39,8 @@ _NO_PLAN = (
 )
 
 
-def layout(_: p.Content) -> html.Div:
-    """The Plan page."""
-    slider = dmc.Slider(id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[])
-    title = html.Section(
-        [
-            dcc.Store(id=KEPT),
-            p.choice("plan", label="Plan", width=220),
-            html.Div([html.Label("Heads that keep the whole context"), slider], className="budget"),
-            html.Button("the plan's own", className="text", **p.extra(data_keep="")),
-            html.Div(id=ABOUT, className="badges"),
-        ],
-        className="card head-title",
-    )
-    mask = p.card(
-        "Keep mask",
-        "framed: keeps the whole context · click turns a head, shift-click all between, drag a lasso around many",
-        p.graph(MASK, "mask"),
-    )
-    pareto = p.card(
-        "Loss against cache", "on held-out probes; star: as many heads as now", p.graph(PARETO), table="curve"
-    )
-    waterfall = p.card("From all windowed to full", "in the order of the ranking; bold: kept", p.graph(WATERFALL))
-    ranking = p.card("Evidence per head", "", html.Div(id=RANKING, className="table tall"), table="ranking")
-    return p.page_of(
-        "plan",
-        [
-            title,
-            html.Div(id=FACTS, className="kpis"),
-            html.Div([mask, pareto], className="row halves"),
-            html.Div([waterfall, ranking], className="row halves"),
-        ],
-    )
-
-
-def settle(view: View, content: p.Content) -> View:
-    """A plan that there is: the first, unless the address says which."""
+def settle(view: View, content: Content) -> View:
+    """The plan of the address, or the first that is open, with its mask written as shortly as possible."""
     if not content.plans:
         return view
     if view.get("plan") not in content.plans:
@@ -82,8 +52,8 @@ def settle(view: View, content: p.Content) -> View:
     return view.having({"keep": text_of(plan, mask_of(plan, view.get("keep")))})
 
 
-def plan_of(view: View, content: p.Content) -> Plan:
-    """The plan that a view is about, with its mask.
+def plan_of(view: View, content: Content) -> Plan:
+    """The plan of a view, with the mask of the view.
 
     Raises:
         WorkbenchError: if there is none, or its file cannot be read any more.
@@ -94,19 +64,19 @@ def plan_of(view: View, content: p.Content) -> Plan:
     return edited(Plan.load(path), view.get("keep"))
 
 
-def register(app: Dash, content: p.Content) -> None:
+def register(app: Dash, content: Content) -> None:
     """The Plan page."""
     app.clientside_callback(
-        ClientsideFunction("workbench", "budgeted"),
+        ClientsideFunction("workbench", "changeBudget"),
         Input(BUDGET, "value"),
-        Input(KEPT, "data"),
+        Input(KEPT_HEADS, "data"),
         prevent_initial_call=True,
     )
 
     @app.callback(
-        Output(p.choice_id("plan"), "data"),
-        Output(p.choice_id("plan"), "value"),
-        Output(KEPT, "data"),
+        Output(ids.parameter_id("plan"), "data"),
+        Output(ids.parameter_id("plan"), "value"),
+        Output(KEPT_HEADS, "data"),
         Output(BUDGET, "max"),
         Output(BUDGET, "value"),
         Output(ABOUT, "children"),
@@ -115,28 +85,28 @@ def register(app: Dash, content: p.Content) -> None:
         Output(PARETO, "figure"),
         Output(WATERFALL, "figure"),
         Output(RANKING, "children"),
-        Input(p.VIEW, "data"),
-        Input(p.THEME, "data"),
+        Input(ids.VIEW, "data"),
+        Input(ids.THEME, "data"),
     )
-    def show_plan(kept: Any, dark: Any) -> Any:
-        if kept is None or kept["page"] != "plan":
+    def show_plan(view_json: Any, is_dark: Any) -> Any:
+        view, theme = View.of_page("plan", view_json), theme_of(is_dark)
+        if view is None:
             return (no_update,) * 11
-        view, theme = View.from_json(kept), p.theme_of(dark)
         names = sorted(content.plans)
         try:
             plan = plan_of(view, content)
         except WorkbenchError as error:
-            said = p.message(str(error), theme, height=300)
-            return names, view.get("plan") or None, None, 1, 0, [], html.Div(), said, said, said, []
+            reason = message(str(error), theme, height=300)
+            return names, view.get("plan") or None, None, 1, 0, [], html.Div(), reason, reason, reason, []
         order = [str(r.head) for r in plan.ranking]
         state = {"keep": [str(head) for head in plan.keep], "order": order}
-        controls = names, view.get("plan"), state, len(order), len(plan.keep)
+        settings = names, view.get("plan"), state, len(order), len(plan.keep)
         drawn = mask_figure(plan, theme), _pareto(plan, theme), _waterfall(plan, theme)
-        return *controls, p.badges(about(plan)), facts(plan), *drawn, ranking_table(plan)
+        return *settings, badges(about(plan)), facts(plan), *drawn, ranking_table(plan)
 
 
 def about(plan: Plan) -> dict[str, str]:
-    """What the plan is, as short labels with their meaning."""
+    """The plan's model, method and evidence, as short labels with their meaning."""
     evidence = {f"{name} {value:.3g}": "evidence of the method" for name, value in plan.evidence.items()}
     return {
         plan.model or "model not named": "the model it was made for",
@@ -148,20 +118,20 @@ def about(plan: Plan) -> dict[str, str]:
 
 
 def facts(plan: Plan) -> list[html.Div]:
-    """What the mask keeps, saves and is expected to cost, as cards."""
-    needed, in_all = bytes_of(plan)
-    kept = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", f"{len(plan.windowed)} windowed")
+    """Cards: the heads that the mask keeps, the cache it saves, and the loss it is expected to cost."""
+    needed, full = bytes_of(plan)
+    keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", f"{len(plan.windowed)} windowed")
     saved = _fact(
         "key/value cache saved",
         f"{plan.kv_saved:.0%}",
-        f" {_size(in_all - needed)} of {_size(in_all)}",
+        f" {_size(full - needed)} of {_size(full)}",
         f"per sequence of {plan.context:,} tokens, in 16-bit numbers",
     )
-    return [kept, saved, *(_predicted(one) for one in predictions(plan))]
+    return [keep, saved, *(_predicted(prediction) for prediction in predictions(plan))]
 
 
 def mask_figure(plan: Plan, theme: Theme) -> go.Figure:
-    """The plan's grid with a point in every cell, for a lasso to catch."""
+    """The plan's grid, with an invisible point in every cell for the lasso."""
     figure = figures.plan(plan, theme=theme)
     rows = {layer: i for i, layer in enumerate(sorted({info.index for info in plan.layers}))}
     heads = [r.head for r in plan.ranking]
@@ -180,25 +150,25 @@ def mask_figure(plan: Plan, theme: Theme) -> go.Figure:
 
 
 def ranking_table(plan: Plan) -> html.Table:
-    """Every head in the order of the ranking; its name turns it."""
+    """Every head in the order of the ranking; a click on its name keeps or converts it."""
     rows: list[list[Any]] = []
-    for place, ranked in enumerate(plan.ranking, start=1):
-        kept = ranked.head in plan.keep
-        name = html.Button(str(ranked.head), className="text", **p.extra(data_turn=str(ranked.head)))
+    for rank, ranked in enumerate(plan.ranking, start=1):
+        is_kept = ranked.head in plan.keep
+        name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
         interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{ranked.ci_lo:.4f} – {ranked.ci_hi:.4f}"
-        rows.append([name, "keeps all" if kept else f"window {plan.window}", place, f"{ranked.score:.4f}", interval])
+        rows.append([name, "keeps all" if is_kept else f"window {plan.window}", rank, f"{ranked.score:.4f}", interval])
     unit = "" if plan.units == "none" else f" ({plan.units})"
-    return plain_table(("head", "sees", "place", f"{plan.method}{unit}", "95 % CI"), rows, numbers_from=2)
+    return text_table(("head", "sees", "place", f"{plan.method}{unit}", "95 % CI"), rows, numbers_from=2)
 
 
 def ranking_frame(plan: Plan) -> pd.DataFrame:
-    """The ranking as a table, with what the mask does with each head."""
+    """The ranking as a table; `keeps`: whether the mask keeps the head."""
     return pd.DataFrame([{**asdict(r), "keeps": r.head in plan.keep} for r in plan.ranking])
 
 
 def _pareto(plan: Plan, theme: Theme) -> go.Figure:
     if not plan.curve:
-        return p.message("this plan has no curve: it was made without held-out probes", theme)
+        return message("this plan has no curve: it was made without held-out probes", theme)
     return figures.pareto(plan, theme=theme)
 
 
@@ -206,22 +176,25 @@ def _waterfall(plan: Plan, theme: Theme) -> go.Figure:
     try:
         return figures.waterfall(plan, theme=theme)
     except WorkbenchError as error:
-        return p.message(str(error), theme)
+        return message(str(error), theme)
 
 
-def _predicted(one: Prediction) -> html.Div:
-    how = "from the measured curve" if one.is_measured else "sum of scores: measure it with workbench.plan"
+def _predicted(prediction: Prediction) -> html.Div:
+    source = "from the measured curve" if prediction.is_measured else "sum of scores: measure it with workbench.plan"
     return _fact(
-        f"expected on {one.probe}", f"{one.nats:.3f}", " nats per answer", f"{one.recovered:.0%} recovered · {how}"
+        f"expected on {prediction.probe}",
+        f"{prediction.nats:.3f}",
+        " nats per answer",
+        f"{prediction.recovered:.0%} recovered · {source}",
     )
 
 
-def _fact(what: str, value: str, of: str, said: str) -> html.Div:
+def _fact(title: str, value: str, unit: str, about: str) -> html.Div:
     return html.Div(
         [
-            html.Div(what, className="what"),
-            html.Div([value, html.Span(of, className="of")], className="value"),
-            html.Div(said, className="about"),
+            html.Div(title, className="what"),
+            html.Div([value, html.Span(unit, className="of")], className="value"),
+            html.Div(about, className="about"),
         ],
         className="card kpi",
     )
@@ -234,4 +207,54 @@ def _size(n: int) -> str:
     return f"{n} bytes"
 
 
-PAGE = p.Page("plan", layout, register, (MASK, PARETO, WATERFALL), settle)
+def _plan_file(view: View, content: Content, _: int | None) -> bytes:
+    """The plan with the mask of the view, as `Plan.load` reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        plan_of(view, content).save(file)
+        return file.read_bytes()
+
+
+def _curve(view: View, content: Content, _: int | None) -> pd.DataFrame:
+    return plan_of(view, content).curves()
+
+
+def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
+    return ranking_frame(plan_of(view, content))
+
+
+@page(
+    "plan",
+    register=register,
+    parameters=("plan", "keep"),
+    settle=settle,
+    exports={"plan.json": _plan_file, "curve": _curve, "ranking": _ranking},
+)
+def layout(_: Content) -> list[Any]:
+    """The mask of a plan, what it saves and what it costs."""
+    slider = dmc.Slider(id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[])
+    title = html.Section(
+        [
+            dcc.Store(id=KEPT_HEADS),
+            choice("plan", label="Plan", width=220),
+            html.Div([html.Label("Heads that keep the whole context"), slider], className="budget"),
+            html.Button("the plan's own", className="text", **attributes(data_keep="")),
+            html.Div(id=ABOUT, className="badges"),
+        ],
+        className="card head-title",
+        **attributes(data_file="plan.json", data_file_about="this mask, for Plan.load"),
+    )
+    mask = card(
+        "Keep mask",
+        "framed: keeps the whole context · click turns a head, shift-click all between, drag a lasso around many",
+        graph(MASK, "mask"),
+    )
+    pareto = card("Loss against cache", "on held-out probes; star: as many heads as now", graph(PARETO), table="curve")
+    waterfall = card("From all windowed to full", "in the order of the ranking; bold: kept", graph(WATERFALL))
+    ranking = card("Evidence per head", "", html.Div(id=RANKING, className="table tall"), table="ranking")
+    return [
+        title,
+        html.Div(id=FACTS, className="kpis"),
+        html.Div([mask, pareto], className="row halves"),
+        html.Div([waterfall, ranking], className="row halves"),
+    ]

@@ -1,4 +1,4 @@
-"""Probe: any text through any checkpoint of a run, looked at as the Head page looks at a scan's."""
+"""The Probe page: run a checkpoint on any text, and show its patterns as the Head page shows those of a scan."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import dash_mantine_components as dmc
 import flask
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
-from workbench.app import components as p
+from workbench.app import ids
+from workbench.app.components import attributes, controls, labelled
 from workbench.app.probe_processes import checkpoint_folder, checkpoint_folders
+from workbench.app.registry import page
+from workbench.app.state.content import Content
 from workbench.app.state.view import View
 from workbench.heads import WorkbenchError
 
-# The select of the header is called `probe`.
-PAGE_ID = "probe-page"
-TEXT, STANDARD, CKPT, START, CANCEL, SAID, PATTERNS = (
+TEXT, STANDARD, CHECKPOINT, START, CANCEL, PROGRESS, PATTERNS = (
     "probe-text",
     "probe-standard",
     "probe-checkpoint",
@@ -24,28 +25,28 @@ TEXT, STANDARD, CKPT, START, CANCEL, SAID, PATTERNS = (
     "probe-said",
     "probe-patterns",
 )
-# Standard probes by what they are called here, as `workbench.probes.build` reads them.
+# Specifications of standard probes, as `workbench.probes.build` reads them, by their names on the page.
 STANDARD_PROBES = {
     "repeated random tokens": "repeats:n=28,n_sequences=1",
     "copied needles": "copy_needle:distance=16+32,n_sequences=1",
     "key and value": "key_value:n_pairs=8,n_queries=2,gap=8,n_sequences=1",
 }
-_OWN = "my text"
+_OWN_TEXT = "my text"
 
 
-def register(app: Dash, content: p.Content) -> None:
+def register(app: Dash, content: Content) -> None:
     """The Probe page and the routes that start, follow and end a model run."""
     runs, probings = content.runs, content.probings
 
     @app.callback(
-        Output(CKPT, "data"),
-        Output(CKPT, "value"),
-        Input(p.VIEW, "data"),
-        State(CKPT, "value"),
+        Output(CHECKPOINT, "data"),
+        Output(CHECKPOINT, "value"),
+        Input(ids.VIEW, "data"),
+        State(CHECKPOINT, "value"),
     )
-    def offer_checkpoints(kept: Any, chosen: Any) -> Any:
-        view = View.from_json(kept)
-        if view.page != "probe":
+    def offer_checkpoints(view_json: Any, chosen: Any) -> Any:
+        view = View.of_page("probe", view_json)
+        if view is None:
             return no_update, no_update
         names = [
             f"{name} · {ckpt}"
@@ -55,23 +56,23 @@ def register(app: Dash, content: p.Content) -> None:
         return names, chosen if chosen in names else (names or [None])[-1]
 
     app.clientside_callback(
-        ClientsideFunction("workbench", "probed"),
+        ClientsideFunction("workbench", "runProbe"),
         Input(START, "n_clicks", allow_optional=True),
         Input(CANCEL, "n_clicks", allow_optional=True),
-        Input(p.THEME, "data"),
+        Input(ids.THEME, "data"),
     )
 
     def start() -> flask.Response:
-        asked = flask.request.get_json()
+        request = flask.request.get_json()
         try:
-            run, _, ckpt = str(asked.get("checkpoint", "")).partition(" · ")
+            run, _, ckpt = str(request.get("checkpoint", "")).partition(" · ")
             if run not in runs:
                 raise WorkbenchError(
                     "no checkpoint is chosen; choose one of the list, which holds those whose folder is known"
                 )
             folder = checkpoint_folder(runs[run].checkpoints().to_dict("records"), ckpt)
-            probe = STANDARD_PROBES.get(str(asked.get("standard")), "")
-            return flask.jsonify({"job": probings.start(folder, text=str(asked.get("text", "")), probe=probe)})
+            probe = STANDARD_PROBES.get(str(request.get("standard")), "")
+            return flask.jsonify({"job": probings.start(folder, text=str(request.get("text", "")), probe=probe)})
         except WorkbenchError as error:
             return flask.jsonify({"error": str(error)})
 
@@ -94,29 +95,28 @@ def register(app: Dash, content: p.Content) -> None:
     app.server.add_url_rule(f"{prefix}cancel", "probing-cancel", cancel, methods=["POST"])
 
 
-def layout(_: p.Content) -> html.Div:
-    """The Probe page."""
+@page("probe", register=register)
+def layout(_: Content) -> list[Any]:
+    """Run a checkpoint on a text or on a standard probe."""
     text = dcc.Textarea(
         id=TEXT,
         placeholder="Write or paste a text here (of a checkpoint without a tokenizer: token ids, as 5 17 4).",
         className="probe-text",
     )
-    choices = [_OWN, *STANDARD_PROBES]
-    standard = dmc.Select(id=STANDARD, data=choices, value=_OWN, size="xs", allowDeselect=False, w=220)
-    controls = html.Div(
+    choices = [_OWN_TEXT, *STANDARD_PROBES]
+    standard = dmc.Select(id=STANDARD, data=choices, value=_OWN_TEXT, size="xs", allowDeselect=False, w=220)
+    settings = html.Div(
         [
-            p.labelled("Sequence", standard),
-            p.labelled("Checkpoint", dmc.Select(id=CKPT, data=[], size="xs", allowDeselect=False, w=300)),
+            labelled("Sequence", standard),
+            labelled("Checkpoint", dmc.Select(id=CHECKPOINT, data=[], size="xs", allowDeselect=False, w=300)),
             html.Button("Run", id=START, className="button", n_clicks=0),
             html.Button("Cancel", id=CANCEL, className="button quiet", n_clicks=0, disabled=True),
-            html.Span(id=SAID, className="muted", **p.extra(role="status")),
+            html.Span(id=PROGRESS, className="muted", **attributes(role="status")),
         ],
         className="choices",
     )
     about = "the model runs in a process of its own on this machine; the result is kept until the app ends"
-    return p.page_of(
-        PAGE_ID, [p.controls("Run a model on a text", about, html.Div([text, controls])), html.Div(id=PATTERNS)]
-    )
-
-
-PAGE = p.Page("probe", layout, register)
+    return [
+        controls("Run a model on a text", about, html.Div([text, settings])),
+        html.Div(id=PATTERNS),
+    ]

@@ -1,1 +1,1 @@
-"""Serve the app: access, host names, compressed responses."""
+"""Serve the app: who is answered, under which address, and in how many bytes."""

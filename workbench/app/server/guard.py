@@ -1,4 +1,4 @@
-"""Who is answered: known host names and origins only, and with a token those who show it."""
+"""Answer requests to known host names from known origins only, and require a token if one is set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _YEAR_S = 31_536_000
 
 
 class Guard:
-    """Refuses what a page elsewhere could send through the reader's browser (DNS rebinding, foreign origins).
+    """Refuses requests that another site could send through the reader's browser (DNS rebinding, foreign origins).
 
-    With a token, every request must also show it, once in the address (`?token=...`), then in a cookie that scripts
-    cannot read.
+    With a token, every request must carry it: first in the address (`?token=...`), then in a cookie that scripts cannot
+    read.
     """
 
     def __init__(self, hosts: Iterable[str], token: str, prefix: str) -> None:
@@ -28,31 +28,31 @@ class Guard:
 
     def protect(self, server: Any) -> None:
         """Check every request of a flask server before it is answered."""
-        server.before_request(self._refuse_strangers)
+        server.before_request(self._check_request)
         server.after_request(_add_headers)
 
-    def _refuse_strangers(self) -> flask.Response | None:
+    def _check_request(self) -> flask.Response | None:
         if _name(f"//{flask.request.host}") not in self.hosts:
             flask.abort(421)
         origin = flask.request.headers.get("Origin")
         if origin is not None and _name(origin) not in self.hosts:
             flask.abort(403)
-        return self._ask_for_token() if self._token else None
+        return self._check_token() if self._token else None
 
-    def _ask_for_token(self) -> flask.Response | None:
-        shown = flask.request.args.get("token")
-        if shown is not None and self._is_token(shown):
-            return self._let_in()
+    def _check_token(self) -> flask.Response | None:
+        in_address = flask.request.args.get("token")
+        if in_address is not None and self._is_token(in_address):
+            return self._store_token()
         if self._is_token(flask.request.cookies.get(_COOKIE, "")):
             return None
-        told = "This app asks for a token: open the address with ?token=... that `workbench app` printed.\n"
-        return flask.Response(told, status=401, mimetype="text/plain")
+        message = "This app asks for a token: open the address with ?token=... that `workbench app` printed.\n"
+        return flask.Response(message, status=401, mimetype="text/plain")
 
-    def _is_token(self, shown: str) -> bool:
-        return hmac.compare_digest(shown.encode(), self._token.encode())
+    def _is_token(self, text: str) -> bool:
+        return hmac.compare_digest(text.encode(), self._token.encode())
 
-    def _let_in(self) -> flask.Response:
-        """Keep the token in a cookie, and take it out of the address, where it would be seen and shared."""
+    def _store_token(self) -> flask.Response:
+        """Store the token in a cookie, and remove it from the address, where it could be seen or shared."""
         rest = [(name, value) for name, value in flask.request.args.items(multi=True) if name != "token"]
         address = self._prefix + flask.request.path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
         answer = flask.Response(status=302, headers={"Location": address})

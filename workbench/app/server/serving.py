@@ -1,4 +1,8 @@
-"""Serving the app: to this machine alone, or with a token to others; known host names only, no debugger."""
+"""Serve the app to this machine alone, or with a token to others; known host names only, no debugger.
+
+A proxy's prefix is an option, never read from a request: werkzeug's `ProxyFix` would let whoever sends
+`X-Forwarded-Host` choose the host name that `guard` checks.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +12,47 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dash import Dash, html, set_props
+from flask_compress import Compress
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app import exports
 from workbench.app.callbacks import read_ahead, register
-from workbench.app.components import STATUS, Content
-from workbench.app.document import document
-from workbench.app.server.compression import compress
+from workbench.app.document import document, page_styles
+from workbench.app.ids import STATUS
+from workbench.app.registry import pages
 from workbench.app.server.guard import LOOPBACK, Guard
+from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.plan_mask import find_plans
-from workbench.app.state.view import PARAMETERS
 from workbench.heads import WorkbenchError
 
-# What Dash loads only when a figure is laid out.
+# Scripts that Dash loads only when a figure is laid out.
 _LATE_SCRIPTS = ("plotly/package_data/plotly.min.js", "dash/dcc/async-graph.js")
+# Brotli's level 1 is smaller and faster than any level of gzip on scores and figures. Scripts are not compressed:
+# browsers keep them, and to compress them for each would cost more than it saves.
+_COMPRESSION = {
+    "COMPRESS_ALGORITHM": ["br", "gzip"],
+    "COMPRESS_BR_LEVEL": 1,
+    "COMPRESS_LEVEL": 1,
+    "COMPRESS_MIMETYPES": ["application/json", "application/octet-stream", "text/csv"],
+    "COMPRESS_MIN_SIZE": 1024,
+    "COMPRESS_STREAMS": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """Who may reach the app, and under which address.
 
-    `hosts`: names besides this machine's own that it answers to. `token`: what others must show; "" asks for none.
-    `prefix`: the path that a proxy serves the app under.
+    `hosts`: further host names, besides this machine's own. `token`: required of every request; "" requires none.
+    `prefix`: the path under which a proxy serves the app.
     """
 
     hosts: tuple[str, ...] = ()
@@ -45,28 +61,28 @@ class Access:
 
 
 def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), access: Access | None = None) -> Dash:
-    """The app over these run folders and the plans beside them, ready to be served.
+    """The app over these run folders and the plans beside them.
 
     Raises:
         WorkbenchError: if a folder holds no run, or a file no plan.
     """
-    return app_of(opened(runs, plans), access or Access())
+    return app_of(open_content(runs, plans), access or Access())
 
 
-def opened(runs: Sequence[str | Path], plans: Sequence[str | Path]) -> Content:
-    """These runs, and these plans and those beside the runs.
+def open_content(runs: Sequence[str | Path], plans: Sequence[str | Path]) -> Content:
+    """Open these runs, these plans, and the plans beside the runs.
 
     Raises:
         WorkbenchError: if a folder holds no run, or a file no plan.
     """
-    shown = live_runs(runs)
-    return Content(shown, find_plans([run.path for run in shown.values()], plans))
+    open_runs = live_runs(runs)
+    return Content(open_runs, find_plans([run.path for run in open_runs.values()], plans))
 
 
 def app_of(content: Content, access: Access) -> Dash:
-    """The app over what was opened."""
+    """The app over opened runs and plans."""
     app = Dash(
-        "workbench.app",  # whose assets/ it serves
+        "workbench.app",  # the package whose assets/ are served
         title="attention workbench",
         update_title="",
         enable_mcp=False,
@@ -74,16 +90,21 @@ def app_of(content: Content, access: Access) -> Dash:
         suppress_callback_exceptions=False,
         requests_pathname_prefix=_prefix(access.prefix),
         routes_pathname_prefix="/",
-        on_error=_say,
+        on_error=_show_error,
     )
-    app.index_string = _asking_early(app.index_string, _prefix(access.prefix))
-    app.layout = document(content)
-    app.validation_layout = document(content, pages=PARAMETERS)
+    app.index_string = _index(app.index_string, _prefix(access.prefix))
+    names = [page.name for page in pages()]
+    app.layout = document(content, laid_out=names[:1])
+    app.validation_layout = document(content, laid_out=names)
     register(app, content)
     exports.register(app, content)
-    compress(app.server)
-    Guard(LOOPBACK | set(access.hosts), access.token, _prefix(access.prefix)).protect(app.server)
-    app.server.wsgi_app = _Stripped(app.server.wsgi_app, _prefix(access.prefix).rstrip("/"))
+    app.server.config.update(_COMPRESSION)
+    Compress(app.server)
+    prefix = _prefix(access.prefix)
+    Guard(LOOPBACK | set(access.hosts), access.token, prefix).protect(app.server)
+    if prefix != "/":  # some proxies pass the prefix on, others strip it: both are answered
+        wsgi_app = app.server.wsgi_app
+        app.server.wsgi_app = DispatcherMiddleware(wsgi_app, {prefix.rstrip("/"): wsgi_app})
     return app
 
 
@@ -98,7 +119,7 @@ def serve(
 ) -> None:
     """Serve the app until interrupted; port 0 takes a free one.
 
-    A host that others can reach needs a token: `access.token`, or one made up and printed.
+    A host that others can reach needs a token: `access.token`, or a random one, which is printed.
 
     Raises:
         WorkbenchError: if a folder holds no run, a file no plan, or the port is taken.
@@ -108,7 +129,7 @@ def serve(
         names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
         token = access.token or secrets.token_urlsafe(18)
         access = Access((*access.hosts, *sorted(names)), token, access.prefix)
-    content = opened(runs, plans)
+    content = open_content(runs, plans)
     app = app_of(content, access)
     _require_free(host, port)
     server = Server(host, port, app.server, handler=_Quiet)
@@ -127,62 +148,47 @@ def serve(
 
 def show(run: Any, *, height: int = 900) -> None:
     """The app inside a notebook, below the cell, over a run (or its folder, or several)."""
-    several: Sequence[Any] = run if isinstance(run, list | tuple) else [run]
-    app = build_app([getattr(one, "path", one) for one in several])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    runs: Sequence[Any] = run if isinstance(run, list | tuple) else [run]
+    app = build_app([getattr(entry, "path", entry) for entry in runs])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     app.run(host="127.0.0.1", port=port, debug=False, jupyter_mode="inline", jupyter_height=height)
 
 
-def _asking_early(page: str, prefix: str) -> str:
-    """The page that asks for plotly's script at once, and not when the first figure is laid out."""
+def _index(html_page: str, prefix: str) -> str:
+    """The HTML page with the styles of the registered pages; it loads plotly at once, not with the first figure."""
     links = (f'<link rel="preload" as="script" href="{prefix}_dash-component-suites/{name}">' for name in _LATE_SCRIPTS)
-    return page.replace("{%metas%}", "{%metas%}" + "".join(links))
+    return html_page.replace("{%metas%}", "{%metas%}" + "".join(links) + page_styles())
 
 
-def _say(error: Exception) -> Any:
-    """Show what the reader can mend in the header, and leave the rest of the page as it is."""
+def _show_error(error: Exception) -> Any:
+    """Show an error that the reader can mend in the header; the rest of the page stays."""
     if not isinstance(error, WorkbenchError):
         raise error
     set_props(STATUS, {"children": html.Span(str(error), className="failed")})
     return None
 
 
-def _prefix(given: str) -> str:
-    """As Dash wants it: with a slash at both ends."""
-    middle = given.strip("/")
+def _prefix(path: str) -> str:
+    """The prefix with a slash at both ends, as Dash expects it."""
+    middle = path.strip("/")
     return f"/{middle}/" if middle else "/"
 
 
 def _address(host: str, port: int, access: Access) -> str:
-    """What to open; where the app listens on every address, by the name of this machine."""
+    """The address to open; if the app listens on every address, that of this machine's name."""
     name = socket.gethostname() if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
     token = f"?token={access.token}" if access.token else ""
     return f"http://{name}:{port}{_prefix(access.prefix)}{token}"
 
 
-class _Stripped:
-    """Takes a proxy's prefix off paths, for proxies that pass it on; others have taken it off themselves."""
-
-    def __init__(self, inner: Callable[..., Iterable[bytes]], prefix: str) -> None:
-        self._inner = inner
-        self._prefix = prefix
-
-    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        """Answer one request."""
-        path = environ.get("PATH_INFO", "")
-        if self._prefix and (path == self._prefix or path.startswith(f"{self._prefix}/")):
-            environ = {**environ, "PATH_INFO": path[len(self._prefix) :] or "/"}
-        return self._inner(environ, start)
-
-
 def _require_free(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
             if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
                 raise
@@ -192,23 +198,23 @@ def _require_free(host: str, port: int) -> None:
 
 
 class Server(ThreadedWSGIServer):
-    """Browsers hang up in the middle of an answer, and Ctrl-C cuts answers off: neither is worth a traceback."""
+    """A server that prints no traceback for a browser that hangs up, or for answers that Ctrl-C cuts off."""
 
     closed = False
 
     def server_close(self) -> None:
-        """Let go of the port; what is still being answered is cut off."""
+        """Release the port; answers that are being sent are cut off."""
         self.closed = True
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print what went wrong outside the app's own answer, unless the browser or the end broke it off."""
+        """Print the traceback of an error, unless the browser or the server's end broke the connection."""
         if not (self.closed or isinstance(sys.exception(), ConnectionError | TimeoutError)):
             super().handle_error(request, client_address)
 
 
 class _Quiet(WSGIRequestHandler):
-    """One line a request would bury what the app has to say."""
+    """A handler without one log line per request, which would hide the app's own lines."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing."""
+        """Print nothing."""

@@ -1,4 +1,4 @@
-"""A plan's mask as its reader edits it: by budget or head by head, in the address, with what it would cost."""
+"""Edit a plan's mask by budget or head by head, write it into the address, and predict its cost."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import numpy as np
 from workbench.heads import KVHead, WorkbenchError
 from workbench.store.plan_file import Plan, kv_bytes
 
-_SCANS_OWN = frozenset({"run.json", "plan.json", "checkpoints.json", "fingerprints.json"})
+_SCAN_FILES = frozenset({"run.json", "plan.json", "checkpoints.json", "fingerprints.json"})
 _HEAD = re.compile(r"L(\d+)KV(\d+)")
-_START, _LARGEST = 64, 64 * 1024 * 1024
+_START_BYTES, _MOST_BYTES = 64, 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a mask is expected to leave of the model on one held-out probe.
+    """The loss that a mask is expected to have on one held-out probe, and the share of the gap that it recovers.
 
-    `is_measured`: read off the plan's curve, straight between the budgets that were measured; else the sum of the kept
-    heads' scores, which leaves out how heads work together.
+    `is_measured`: interpolated linearly on the plan's measured curve; else summed from the kept heads' scores, which
+    ignores how heads work together.
     """
 
     probe: str
@@ -34,26 +34,26 @@ class Prediction:
     is_measured: bool
 
 
-def find_plans(runs: Sequence[Path], given: Sequence[str | Path]) -> dict[str, Path]:
+def find_plans(runs: Sequence[Path], named: Sequence[str | Path]) -> dict[str, Path]:
     """The plans beside or inside run folders, and those that were named, each under a name of its own.
 
     Raises:
         WorkbenchError: if a file that was named is no plan.
     """
-    for path in given:
+    for path in named:
         Plan.load(path)
     folders = dict.fromkeys(folder for run in runs for folder in (run, run.parent))
     beside = [path for folder in folders for path in sorted(folder.glob("*.json")) if _is_plan(path)]
-    files = list(dict.fromkeys(Path(path).resolve() for path in (*given, *beside)))
+    files = list(dict.fromkeys(Path(path).resolve() for path in (*named, *beside)))
     stems = [file.stem for file in files]
     names = [file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}" for file in files]
     return dict(zip(names, files, strict=True))
 
 
 def mask_of(plan: Plan, text: str) -> tuple[KVHead, ...]:
-    """The heads that a parameter of the address keeps: "n5" the first five of the ranking, "L0KV1.L2KV0" these.
+    """The heads that a parameter of the address keeps: "n5" the first five of the ranking, "L0KV1.L2KV0" these two.
 
-    Heads that the plan does not rank are left out; "" is the plan's own.
+    Heads that the plan does not rank are ignored; "" is the plan's own mask.
     """
     budget = re.fullmatch(r"n(\d+)", text)
     if budget:
@@ -65,7 +65,7 @@ def mask_of(plan: Plan, text: str) -> tuple[KVHead, ...]:
 
 
 def text_of(plan: Plan, keep: Collection[KVHead]) -> str:
-    """How the address says a mask, as short as can be."""
+    """The shortest parameter of the address for a mask."""
     if set(keep) == set(plan.keep):
         return ""
     if set(keep) == {r.head for r in plan.ranking[: len(keep)]}:
@@ -79,43 +79,43 @@ def edited(plan: Plan, text: str) -> Plan:
 
 
 def predictions(plan: Plan) -> list[Prediction]:
-    """What the plan's mask leaves, per held-out probe of its curve."""
+    """The predictions for the plan's mask, one per held-out probe of its curve."""
     table = plan.curves()
     own = table.loc[table["method"] == plan.method]
     is_prefix = set(plan.keep) == {r.head for r in plan.ranking[: len(plan.keep)]}
-    every = math.fsum(r.score for r in plan.ranking)
-    kept = math.fsum(r.score for r in plan.ranking if r.head in plan.keep)
-    found: list[Prediction] = []
+    total_score = math.fsum(r.score for r in plan.ranking)
+    kept_score = math.fsum(r.score for r in plan.ranking if r.head in plan.keep)
+    expected: list[Prediction] = []
     for probe, points in own.groupby("probe", sort=False):
         points = points.sort_values("n_kept")
         n = points["n_kept"].to_numpy(np.float64)
         nats, recovered = (points[name].to_numpy(np.float64) for name in ("nats", "recovered"))
         if is_prefix and n[0] <= len(plan.keep) <= n[-1]:
-            at = (float(np.interp(len(plan.keep), n, values)) for values in (nats, recovered))
-            found.append(Prediction(str(probe), *at, is_measured=True))
-        elif every and plan.units == "nats":
-            share = kept / every
-            found.append(Prediction(str(probe), float(nats[0] + share * (nats[-1] - nats[0])), share, False))
-    return found
+            on_curve = (float(np.interp(len(plan.keep), n, values)) for values in (nats, recovered))
+            expected.append(Prediction(str(probe), *on_curve, is_measured=True))
+        elif total_score and plan.units == "nats":
+            share = kept_score / total_score
+            expected.append(Prediction(str(probe), float(nats[0] + share * (nats[-1] - nats[0])), share, False))
+    return expected
 
 
 def bytes_of(plan: Plan) -> tuple[int, int]:
     """Bytes of cache at the plan's context: with its mask, and with every head full."""
-    every = {r.head for r in plan.ranking}
+    heads = {r.head for r in plan.ranking}
     sizes = {"window": plan.window, "sink": plan.sink, "context": plan.context}
-    return kv_bytes(plan.layers, set(plan.keep), **sizes), kv_bytes(plan.layers, every, **sizes)
+    return kv_bytes(plan.layers, set(plan.keep), **sizes), kv_bytes(plan.layers, heads, **sizes)
 
 
 def _is_plan(path: Path) -> bool:
-    """Whether a file is a plan: quick to say no, and quiet about what is not ours."""
-    if path.name in _SCANS_OWN and (path.parent / "run.json").exists():
+    """Whether a file is a plan; other files are recognised by their first bytes, and never raise."""
+    if path.name in _SCAN_FILES and (path.parent / "run.json").exists():
         return False
     try:
         with path.open("rb") as file:
-            if b'"version"' not in file.read(_START) or path.stat().st_size > _LARGEST:
+            if b'"version"' not in file.read(_START_BYTES) or path.stat().st_size > _MOST_BYTES:
                 return False
-        read: Any = json.loads(path.read_text())
-        if not isinstance(read, dict) or not {"version", "ranking", "keep", "curve"} <= read.keys():
+        content: Any = json.loads(path.read_text())
+        if not isinstance(content, dict) or not {"version", "ranking", "keep", "curve"} <= content.keys():
             return False
         Plan.load(path)
     except (OSError, ValueError, WorkbenchError):

@@ -1,4 +1,4 @@
-"""A plan's mask: said in the address, found beside runs, predicted from the curve, exported as a plan again."""
+"""A plan's mask: written into the address, its cost predicted from the curve, exported as a plan again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tests.app.plans import made_plan
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.components import Content
 from workbench.app.pages.plan import settle
+from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import bytes_of, edited, find_plans, mask_of, predictions, text_of
 from workbench.app.state.view import View
 from workbench.heads import KVHead, WorkbenchError
@@ -42,9 +42,9 @@ def test_a_file_that_was_named_must_be_a_plan(folder):
 
 @pytest.mark.parametrize("n", range(9))
 def test_a_budget_is_so_many_of_the_ranking(plan, n):
-    kept = mask_of(plan, f"n{n}")
-    assert set(kept) == {r.head for r in plan.ranking[:n]}
-    assert mask_of(plan, text_of(plan, kept)) == kept
+    keep = mask_of(plan, f"n{n}")
+    assert set(keep) == {r.head for r in plan.ranking[:n]}
+    assert mask_of(plan, text_of(plan, keep)) == keep
 
 
 def test_any_mask_comes_back_from_its_text(plan):
@@ -69,14 +69,14 @@ def test_on_the_ranking_the_curve_is_read_and_beside_it_scores_are_summed(plan):
 
 
 def test_bytes_are_those_of_the_kept_heads(plan):
-    needed, in_all = bytes_of(edited(plan, "n2"))
+    needed, full = bytes_of(edited(plan, "n2"))
     per_token = 2 * 2 * 16
-    assert in_all == 8 * 64 * per_token
+    assert full == 8 * 64 * per_token
     assert needed == (2 * 64 + 6 * (8 + 1)) * per_token
-    assert edited(plan, "n2").kv_saved == pytest.approx(1 - needed / in_all)
+    assert edited(plan, "n2").kv_saved == pytest.approx(1 - needed / full)
 
 
-def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_said_shortly(folder, plan):
+def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_written_shortly(folder, plan):
     content = Content({}, find_plans([folder / "run"], []))
     assert settle(View(page="plan").having({"plan": "/etc/passwd"}), content).get("plan") in content.plans
     first = ".".join(str(r.head) for r in plan.ranking[:3])

@@ -1,4 +1,4 @@
-"""Models run on demand: in another process, from known checkpoints alone, with progress, reasons and nothing left."""
+"""Models run on demand: in their own process, from known checkpoints only, with progress, reasons and no files left."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def probings():
-    made = Probings()
-    yield made
-    made.close()
+    running = Probings()
+    yield running
+    running.close()
 
 
 def ended(probings, name):
@@ -36,7 +36,7 @@ def ended(probings, name):
 
 
 def folder_of(probings, name):
-    return probings._each[name].folder
+    return probings._probings[name].folder
 
 
 def test_a_checkpoint_without_a_tokenizer_is_run_on_ids_and_its_patterns_are_the_models_own(probings, checkpoint):
@@ -45,10 +45,10 @@ def test_a_checkpoint_without_a_tokenizer_is_run_on_ids_and_its_patterns_are_the
     tokens = random_tokens(1, 20)[0]
     name = probings.start(checkpoint, text=" ".join(map(str, tokens.tolist())))
     assert ended(probings, name) == {"state": "done", "said": "done", "reason": ""}
-    found = probings.result(name)
-    assert found.ids.tolist() == tokens.tolist()
+    file = probings.result(name)
+    assert file.ids.tolist() == tokens.tolist()
     expected = open_model(checkpoint).pattern(tokens, 1, 2).numpy()
-    assert found.map(1, 2).values == pytest.approx(expected, rel=0.034, abs=1e-6)
+    assert file.map(1, 2).values == pytest.approx(expected, rel=0.034, abs=1e-6)
     folder = folder_of(probings, name)
     probings.close()
     assert not folder.exists()
@@ -72,26 +72,26 @@ def test_a_cancelled_run_ends_at_once_and_another_takes_its_place(probings, chec
     assert probings.status(first)["state"] == "cancelled"
     probings.cancel(second)
     assert probings.status(second)["state"] == "cancelled"
-    assert probings._each[second].process.poll() is not None
+    assert probings._probings[second].process.poll() is not None
 
 
 def test_only_a_few_results_are_kept(probings, checkpoint):
     names = [probings.start(checkpoint, text="1 2") for _ in range(KEPT + 1)]
     with pytest.raises(WorkbenchError, match="no longer kept"):
         probings.status(names[0])
-    assert len(probings._each) == KEPT
+    assert len(probings._probings) == KEPT
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("arguments", "reason"),
     [({"text": "  "}, "no text"), ({"text": "a" * 100_001}, "100,001 characters"), ({"probe": ""}, "no text")],
 )
-def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpoint, given, told):
-    with pytest.raises(WorkbenchError, match=told):
-        probings.start(checkpoint, **given)
+def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpoint, arguments, reason):
+    with pytest.raises(WorkbenchError, match=reason):
+        probings.start(checkpoint, **arguments)
     with pytest.raises(WorkbenchError, match="no longer there"):
         probings.start(checkpoint / "gone", text="1 2")
-    assert not probings._each
+    assert not probings._probings
 
 
 def test_only_checkpoints_of_the_series_have_a_folder():
@@ -104,7 +104,7 @@ def test_only_checkpoints_of_the_series_have_a_folder():
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_probe_page_runs_the_demo_on_a_text_and_shows_what_came_of_it(tab, served, demo_runs):
+def test_the_probe_page_runs_the_demo_on_a_text_and_shows_its_patterns(tab, served, demo_runs):
     with served(demo_runs[:1]) as address:
         tab.goto(f"{address}/probe")
         tab.wait_for_function("document.querySelector('#probe-checkpoint')?.value.includes('checkpoint-')")
@@ -120,7 +120,7 @@ def test_the_probe_page_runs_the_demo_on_a_text_and_shows_what_came_of_it(tab, s
         tab.wait_for_function(
             "document.querySelector('#probe-patterns canvas.map').getAttribute('aria-label').includes('L1H')"
         )
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
 
 
@@ -151,5 +151,5 @@ def test_the_head_page_of_the_demo_names_the_longest_link_of_its_copying_head(ta
         assert cells[0] == f"{float(far.max()):.2f}"
         assert cells[1].endswith(f"@{query}")
         assert cells[2].endswith(f"@{key}")
-        assert tab.said == []
+        assert tab.complaints == []
         tab.goto("about:blank")
