@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from workbench.emergence.rank_statistics import FEWEST_HEADS, ranks, within_layers
+from workbench.emergence.rank_statistics import FEWEST_HEADS, spearman_matrix
 from workbench.emergence.score_curves import curves_of
 from workbench.heads import WorkbenchError
 
@@ -32,56 +29,28 @@ def rank_agreement(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     Raises:
         WorkbenchError: if there is no score, or no head that both have.
     """
-    (heads, names, scores), (others, references, against) = _matrix(one), _matrix(other)
-    both = heads.intersection(others)
+    matrix = _matrix(one)
+    matrix_of_other = matrix if other is one else _matrix(other)
+    (heads, names, scores), (heads_of_other, references, scores_of_other) = matrix, matrix_of_other
+    both = heads.intersection(heads_of_other)
     if both.empty:
         raise WorkbenchError("the two have no scored head of the same layer and number; compare runs of one lineage")
-    scores, against = scores[heads.get_indexer(both)], against[others.get_indexer(both)]
+    scores = scores[heads.get_indexer(both)]
+    scores_of_other = scores if other is one else scores_of_other[heads_of_other.get_indexer(both)]
     layer = both.get_level_values("layer").to_numpy(np.int64)
-    n = (~np.isnan(scores)).T.astype(np.int64) @ (~np.isnan(against)).astype(np.int64)
-    place = pd.MultiIndex.from_product([names, references], names=["ckpt", "reference"])
-    table = pd.DataFrame({"n_heads": n.ravel()}, index=place).reset_index()
-    table["rho"] = _rank_correlation(scores, against, lambda values, _: values, layer).ravel()
-    table["rho_within"] = _rank_correlation(scores, against, within_layers, layer).ravel()
-    return table
+    n = (~np.isnan(scores)).T.astype(np.int64) @ (~np.isnan(scores_of_other)).astype(np.int64)
+    rho = spearman_matrix(scores, scores_of_other)
+    rho_within = spearman_matrix(scores, scores_of_other, layer)
+    pairs = pd.MultiIndex.from_product([names, references], names=["ckpt", "reference"])
+    table = pd.DataFrame({"n_heads": n.ravel()}, index=pairs).reset_index()
+    columns = {"rho": rho, "rho_within": rho_within}
+    return table.assign(**{name: np.where(n < FEWEST_HEADS, np.nan, m).ravel() for name, m in columns.items()})
 
 
 def _matrix(table: pd.DataFrame) -> tuple[pd.MultiIndex, list[str], Float[np.ndarray, "heads ckpts"]]:
     if not table.loc[:, "score"].notna().any():
         raise WorkbenchError("there are no scores to compare")
-    curves = curves_of(table.assign(branch=pd.array([None] * len(table), dtype="str")))
+    curves = curves_of(table.assign(branch=pd.Series(pd.NA, table.index, dtype="str")))
     first = ~curves.heads.duplicated(_HEAD).to_numpy()
     heads = pd.MultiIndex.from_frame(curves.heads.loc[first, _HEAD].astype("Int64"))
     return heads, [str(name) for name in curves.checkpoints.index], curves.score[first]
-
-
-def _rank_correlation(
-    one: Float[np.ndarray, "heads ckpts"],
-    other: Float[np.ndarray, "heads others"],
-    prepared: Callable[[Any, Any], Any],
-    layer: Int[np.ndarray, " heads"],
-) -> Float[np.ndarray, "ckpts others"]:
-    """One matrix product for all checkpoints that have the same heads: mostly, that is all of them."""
-    rho = np.full((one.shape[1], other.shape[1]), np.nan)
-    for rows, mine in _by_heads(one):
-        for columns, theirs in _by_heads(other):
-            shared = mine & theirs
-            if shared.sum() >= FEWEST_HEADS:
-                of = np.unique(layer[shared], return_inverse=True)[1]
-                sides = [_unit_ranks(side[shared], prepared, of) for side in (one[:, rows], other[:, columns])]
-                rho[np.ix_(rows, columns)] = sides[0].T @ sides[1]
-    return rho
-
-
-def _by_heads(scores: Float[np.ndarray, "heads ckpts"]) -> list[tuple[list[int], Bool[np.ndarray, " heads"]]]:
-    """The columns that have the same heads, together."""
-    there = ~np.isnan(scores)
-    patterns, which = np.unique(there, axis=1, return_inverse=True)
-    return [([int(c) for c in np.flatnonzero(which.ravel() == i)], patterns[:, i]) for i in range(patterns.shape[1])]
-
-
-def _unit_ranks(scores: Any, prepared: Callable[[Any, Any], Any], layer: Any) -> Float[np.ndarray, "heads ckpts"]:
-    """Ranks of each column, centred and of length one; zeros where all are ties."""
-    centred = np.stack([ranks(prepared(column, layer)) for column in scores.T], axis=1)
-    length = np.linalg.norm(centred, axis=0)
-    return centred / np.where(length, length, 1)

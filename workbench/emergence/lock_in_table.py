@@ -8,6 +8,7 @@ with each layer's mean taken off stands beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.emergence.lineages import parents_of
-from workbench.emergence.rank_statistics import FEWEST_HEADS, agreement, spearman, top_count, within_layers
+from workbench.emergence.rank_statistics import (
+    FEWEST_HEADS,
+    agreement,
+    has_both,
+    top_count,
+    unit_ranks,
+    within_layers,
+)
 from workbench.emergence.score_curves import curves_with
 from workbench.heads import WorkbenchError
 
@@ -77,8 +85,23 @@ class _Matrices:
         self.checkpoints = curves.checkpoints.assign(branch=_branches(scores, curves.checkpoints))
         self.layer: Int[np.ndarray, " heads"] = curves.heads.loc[:, "layer"].to_numpy(np.int64)
         self.score = curves.score
-        self.halves = tuple(of_halves[name] for name in ("half_a", "half_b"))
+        self.halves = tuple(np.ascontiguousarray(of_halves[name].T) for name in ("half_a", "half_b"))
         self.column = {str(name): i for i, name in enumerate(curves.checkpoints.index)}
+        self._unit_ranks = lru_cache(maxsize=16)(self._ranked)  # a reference is ranked once
+
+    def correlation(self, half: tuple[int, int], other: tuple[int, int]) -> Float[np.ndarray, "2"]:
+        """Spearman's correlation, over all heads and within layers, of two (half, column)."""
+        both = has_both(self.halves[half[0]][half[1]], self.halves[other[0]][other[1]])
+        if both.sum() < FEWEST_HEADS:
+            return np.full(2, np.nan)
+        heads = both.tobytes()
+        return np.einsum("kh,kh->k", self._unit_ranks(*half, heads), self._unit_ranks(*other, heads))
+
+    def _ranked(self, half: int, column: int, heads: bytes) -> Float[np.ndarray, "2 heads"]:
+        """Unit ranks of some heads' scores, and of the scores less their layer's mean."""
+        rows = np.frombuffer(heads, dtype=bool)
+        scores = self.halves[half][column, rows]
+        return unit_ranks(np.stack([scores, within_layers(scores, self.layer[rows])], axis=1)).T
 
 
 def _branches(scores: pd.DataFrame, checkpoints: pd.DataFrame) -> Any:
@@ -124,9 +147,8 @@ def _row(
 ) -> dict[str, Any]:
     here, there, layer = heads.column[ckpt], heads.column[reference], heads.layer
     found = agreement(heads.score[:, here], heads.score[:, there], layer, k=k, n_permutations=PERMUTATIONS, seed=seed)
-    of_here, of_there = ([half[:, column] for half in heads.halves] for column in (here, there))
-    across = np.mean([_both(of_here[i], of_there[1 - i], layer) for i in (0, 1)], axis=0)
-    ceiling = _both(of_there[0], of_there[1], layer)
+    across = np.mean([heads.correlation((half, here), (1 - half, there)) for half in (0, 1)], axis=0)
+    ceiling = heads.correlation((0, there), (1, there))
     clear = ceiling > _CLEAR / np.sqrt(max(found.n - 1, 1))
     over = np.where(clear, across / np.where(clear, ceiling, 1), np.nan)
     return {
@@ -139,19 +161,9 @@ def _row(
         "ceiling_within": ceiling[1],
         "lock_in": over[0],
         "lock_in_within": over[1],
-        "reliability_within": _both(of_here[0], of_here[1], layer)[1],
+        "reliability_within": heads.correlation((0, here), (1, here))[1],
         "p_within": found.p_within,
         "jaccard": found.jaccard,
         "jaccard_chance": found.jaccard_chance,
         "amplitude": found.amplitude,
     }
-
-
-def _both(one: Any, other: Any, layer: Int[np.ndarray, " heads"]) -> Float[np.ndarray, "2"]:
-    """Spearman over all heads and within layers, of those that have both."""
-    both = ~(np.isnan(one) | np.isnan(other))
-    if both.sum() < FEWEST_HEADS:
-        return np.full(2, np.nan)
-    _, layer = np.unique(layer[both], return_inverse=True)
-    one, other = one[both], other[both]
-    return np.array([spearman(one, other), spearman(within_layers(one, layer), within_layers(other, layer))])

@@ -53,8 +53,9 @@ def curves_with(
     A column that the table lacks is all NaN.
     """
     mixer = _mixer(scores)
-    there = scores.loc[:, "score"].notna().to_numpy()
-    scores, mixer = scores.loc[there], mixer[there]
+    has_score = scores.loc[:, "score"].notna().to_numpy()
+    if not has_score.all():
+        scores, mixer = scores.loc[has_score], mixer[has_score]
     checkpoints = in_order(scores)
     keys: list[Any] = [*(scores.loc[:, name] for name in _IDENTITY), pd.Series(mixer, scores.index, name="_mixer")]
     grouped = scores.groupby(keys, dropna=False, observed=True, sort=True)
@@ -122,7 +123,8 @@ def _positions(checkpoints: pd.DataFrame, scores: pd.DataFrame) -> np.ndarray:
     ckpt = scores.loc[:, "ckpt"]
     if isinstance(ckpt.dtype, pd.CategoricalDtype):
         return checkpoints.index.get_indexer(ckpt.cat.categories)[ckpt.cat.codes.to_numpy()]
-    return checkpoints.index.get_indexer(ckpt)
+    codes, names = pd.factorize(ckpt)
+    return checkpoints.index.get_indexer(names)[codes]
 
 
 def _standard_error(scores: pd.DataFrame) -> np.ndarray:
