@@ -70,7 +70,7 @@ def write(path: Path, rising: float, layers: int, heads: int, n_detectors: int) 
 
 def measure(path: Path, what: str) -> dict[str, float]:
     """Seconds of one question put to every detector, reading included, and the largest resident memory in MB."""
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     started, cpu = time.perf_counter(), time.process_time()
     run = open_run(path)

@@ -45,7 +45,7 @@ def write_series(folder: Path, n: int) -> None:
 
 def scan(series: Path, out: Path, arguments: list[str], probe: str) -> dict[str, float]:
     """Seconds of a whole scan in a process of its own, of its work by the run's own account, and the load before."""
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "workbench.cli", "scan", str(series), "--out", str(out), "--probe", probe]

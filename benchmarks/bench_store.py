@@ -34,7 +34,7 @@ def milliseconds(question: Callable[[], object], rounds: int = 7) -> float:
 
 def by_workbench(folder: Path) -> dict[str, float]:
     """Questions put to `open_run`, in ms."""
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     found: dict[str, float] = {}
     started = time.perf_counter()

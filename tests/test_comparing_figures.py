@@ -11,7 +11,7 @@ import pytest
 from tests.synthetic_run import DEMO, write_run
 from workbench import emergence, figures
 from workbench.heads import WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.brute import scores
 from workbench.demo import ALL_VARIANTS, DISTANCES, copy_accuracy, demo_probes, findings, run_demo
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 
 WINDOW = 16
 

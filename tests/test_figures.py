@@ -11,11 +11,12 @@ import pytest
 
 from tests.synthetic_run import DEMO, Shape, write_run
 from workbench import figures
+from workbench.emergence.head_trajectories import Checkpoint, short_count
 from workbench.figures.axis import TrainingAxis, cell_edges, training_axis
 from workbench.figures.style import Scale, colour_scale
-from workbench.figures.trajectories import Checkpoint, score_scale, short_count, trajectories
+from workbench.figures.trajectories import score_scale, trajectories
 from workbench.heads import Head, KVHead, Metric, Row, WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Origin, Store, canonical_digest
 
 FEW = (0, 8, 64, 256, 1024, 3072)

@@ -17,7 +17,7 @@ from workbench.heads import Head, WorkbenchError
 from workbench.hooks import open_model
 from workbench.hooks.recording.pattern_maps import blocks_of, record_maps
 from workbench.probes import make_probe, repeats
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.scanning.kept_patterns import MapOptions, arrays_of, map_probe
 from workbench.store import Origin, Store, map_codes
 
@@ -222,7 +222,7 @@ def test_maps_are_read_without_torch(tmp_path):
     written(tmp_path, "llama")
     code = f"""
 import sys
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 run = open_run({str(tmp_path)!r})
 run.map(1, 1); run.maps.find().crop(1, 1); run.maps.table()
 print(sorted({{"torch", "transformers"}} & set(sys.modules)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Store
 
 STUDY = Path(__file__).parent.parent / "examples" / "python_source"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.synthetic_run import DEMO, DISTANCES, STEPS, Shape, write_run
 from workbench.heads import Head, Row, WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Failure, Origin, Store, canonical_digest
 
 FEW = (0, 8, 64, 256, 1024, 3072)
@@ -80,7 +80,7 @@ def test_rows_are_kept_up_to_a_bound_and_read_again_beyond_it(path, monkeypatch)
     run = open_run(path)
     for _ in range(2):
         pd.testing.assert_frame_equal(run.scores(), expected)
-        assert sum(rows.nbytes for rows in run._reader._rows.values()) == run._reader._kept_bytes <= 20_000
+        assert sum(rows.nbytes for rows in run._rows.reader._rows.values()) == run._rows.reader._kept_bytes <= 20_000
 
 
 def test_last_is_the_last_checkpoint_that_has_such_scores(tmp_path):
@@ -247,7 +247,7 @@ def test_refresh_brings_in_what_was_written_since(tmp_path):
 def test_reading_a_run_imports_no_torch(path):
     code = f"""
 import sys
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 run = open_run({str(path)!r})
 run.top(), run.status(), run.metrics()
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))

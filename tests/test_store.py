@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from workbench import atomic
 from workbench.heads import KINDS, Metric, Row, RunLocked, StoreNotWritable, StoreTooNew, WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import METRICS, SCORES, Failure, Origin, Reader, Store, canonical_digest
 
 ORIGIN = Origin("run", "step100", "ab" * 16, "cd" * 16, "stage1", None, 100, 100, 409_600)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from workbench.hooks import HookedModel, LinearAttention, Recording, open_model, patch_effects
     from workbench.kernels import Far
     from workbench.planning import fit_linear_attention, plan, window_gates
-    from workbench.runs.run import Run, open_run
+    from workbench.runs import Run, open_run
     from workbench.scanning import scan
     from workbench.scanning.job import Job
     from workbench.store.plan_file import KVBytes, LossTolerance, Plan
@@ -31,13 +31,13 @@ _HOMES = {
     "LossTolerance": "workbench.store.plan_file",
     "Plan": "workbench.store.plan_file",
     "Recording": "workbench.hooks",
-    "Run": "workbench.runs.run",
+    "Run": "workbench.runs",
     "WorkbenchError": "workbench.heads",
     "detector": "workbench.detectors",
     "figures": "workbench.figures",
     "fit_linear_attention": "workbench.planning",
     "open_model": "workbench.hooks",
-    "open_run": "workbench.runs.run",
+    "open_run": "workbench.runs",
     "patch_effects": "workbench.hooks",
     "plan": "workbench.planning",
     "probes": "workbench.probes",

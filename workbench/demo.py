@@ -24,7 +24,7 @@ import torch
 from workbench.heads import Head
 from workbench.pretrain import Language, TrainingProgress, pretrain_run, recipe
 from workbench.probes import Probe, Vocabulary, copy_needle, repeats, token_sequences
-from workbench.runs.run import Run, open_run
+from workbench.runs import Run, open_run
 from workbench.scanning import Progress, scan
 
 # The longest first, so that the others fill the second core beside it.

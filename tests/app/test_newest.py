@@ -6,15 +6,16 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.synthetic_run import DEMO, write_run
 from workbench import figures
 from workbench.app.state.live_runs import live_runs
-from workbench.app.state.newest import NewestRun
+from workbench.emergence import onsets
 from workbench.figures.trajectories import read_trajectories
 from workbench.heads import Head
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Store
 from workbench.store.parts import part_files, read_label
 
@@ -87,7 +88,7 @@ def test_rows_that_are_not_the_same_heads_throughout_are_read_all_the_same(tmp_p
         label.origin, label.unit, rows, probe_digest=label.probe_digest, seq_len=label.seq_len
     )
     expected = read_trajectories(open_run(folder), "induction", "repeats")
-    found = NewestRun(Store.open(folder)).trajectories("induction", "repeats")
+    found = open_run(folder, select="newest").trajectories("induction", "repeats")
     np.testing.assert_allclose(found.score, expected.score, atol=1e-6)
 
 
@@ -99,6 +100,12 @@ def test_onsets_are_those_of_the_run(folder, live, detector):
     assert found == expected
 
 
+@pytest.mark.parametrize("detector", FEW.detectors)
+def test_onsets_from_arrays_are_those_from_the_rows(folder, detector):
+    run = open_run(folder)
+    pd.testing.assert_frame_equal(run.onsets(detector), onsets(run.scores(detector=detector)), check_exact=True)
+
+
 def test_a_heads_history_is_that_of_the_run(folder, live):
     expected, found = (figures.history(run, Head(1, 2)) for run in (open_run(folder), live))
     assert [line.name for line in found.data] == [line.name for line in expected.data]
@@ -107,10 +114,10 @@ def test_a_heads_history_is_that_of_the_run(folder, live):
         assert one.x.tolist() == other.x.tolist()
 
 
-def test_what_is_kept_stays_within_its_bound(folder, live, monkeypatch):
-    monkeypatch.setattr("workbench.app.state.live_runs._KEPT_BYTES", 20_000)
+def test_what_is_kept_stays_within_its_bound(folder, monkeypatch):
+    monkeypatch.setattr("workbench.app.state.live_runs._CACHE_BYTES", 20_000)
+    live = live_runs([folder])["hybrid"]
     for detector in live.detectors:
         for step in FEW.steps:
             live.scores(detector=detector, step=step)
-            assert sum(live._sizes.values()) <= 20_000
-    assert live._sizes.keys() == live._kept.keys()
+            assert 0 < live._cache.size <= 20_000

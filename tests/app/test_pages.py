@@ -19,7 +19,7 @@ from workbench.app.pages.jobs import resume_command, state_of
 from workbench.app.pages.overview import grouped
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.view import View, settled
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Failure, Store
 
 FEW = {"steps": (0, 64, 256, 1024), "detectors": ("induction", "sink")}

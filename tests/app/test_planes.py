@@ -10,7 +10,7 @@ import pytest
 
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.score_planes import planes, stop_of
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 
 
 @pytest.fixture(scope="module")

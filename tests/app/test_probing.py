@@ -128,7 +128,7 @@ def test_the_probe_page_runs_the_demo_on_a_text_and_shows_what_came_of_it(tab, s
 @pytest.mark.browser
 def test_the_head_page_of_the_demo_names_the_longest_link_of_its_copying_head(tab, served, demo_runs):
     from workbench.hooks import open_model
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     run = open_run(demo_runs[0])
     best = run.top("induction", 1, probe="repeats").iloc[0]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.app.test_browser import arrive, drawn, query
 from tests.app.test_browser_pages import shot
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 
 pytestmark = pytest.mark.browser
 

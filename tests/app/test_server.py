@@ -13,7 +13,7 @@ from workbench.app import build_app, serve, show
 from workbench.app.server.serving import Server
 from workbench.app.state.live_runs import live_runs
 from workbench.heads import WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Store
 
 

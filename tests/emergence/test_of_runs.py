@@ -17,8 +17,7 @@ from tests.synthetic_run import DEMO, STEPS, write_run
 from workbench.cli.main import app
 from workbench.emergence import align
 from workbench.heads import Row, WorkbenchError
-from workbench.runs.run import open_run
-from workbench.runs.summary import summarise
+from workbench.runs import open_run, summarise
 from workbench.store import Origin, Store, canonical_digest
 
 SMALL = replace(DEMO["full"], n_heads=8, n_kv_heads=8, detectors=("induction", "sink", "entropy"))
@@ -132,8 +131,8 @@ def test_emergence_imports_no_torch(path):
     code = f"""
 import sys
 from workbench.cli.main import app
-from workbench.runs.summary import summarise
-from workbench.runs.run import open_run
+from workbench.runs import summarise
+from workbench.runs import open_run
 summarise([open_run({str(path)!r})])
 print(sorted({{"torch", "transformers", "scipy"}} & set(sys.modules)))
 """

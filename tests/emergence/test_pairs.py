@@ -11,7 +11,7 @@ import pytest
 from tests.synthetic_run import DEMO, write_run
 from workbench.emergence import lock_in, paired, rank_agreement
 from workbench.heads import WorkbenchError
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 
 FEW = {"steps": (0, 64, 256, 1024), "n_layers": 5, "n_heads": 6, "n_kv_heads": 2}
 

@@ -15,7 +15,7 @@ from workbench.figures import early_choices as drawn
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import open_model
 from workbench.probes import copy_needle
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 
 WINDOW = 8
 

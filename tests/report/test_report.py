@@ -16,7 +16,7 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.cli.main import app
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.report import contents_of, write_page
-from workbench.runs.run import open_run
+from workbench.runs import open_run
 from workbench.store import Failure, Store
 
 CLASSES = ["induction", "retrieval"]
@@ -112,7 +112,7 @@ def test_what_cannot_be_reported_is_refused(runs, contents, tmp_path):
 
 def test_a_report_is_written_without_torch(runs, tmp_path):
     code = (
-        "import sys; from workbench.report import contents_of, write_page; from workbench.runs.run import open_run;"
+        "import sys; from workbench.report import contents_of, write_page; from workbench.runs import open_run;"
         "from pathlib import Path; write_page(contents_of([open_run(sys.argv[1])], detectors=['induction']),"
         " Path(sys.argv[2])); assert 'torch' not in sys.modules"
     )

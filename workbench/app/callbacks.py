@@ -14,7 +14,6 @@ from workbench.app.document import EXTRAS, PAGES, fill_pages, status_line
 from workbench.app.pages import overview
 from workbench.app.pages.overview import KPIS, scored, unscored
 from workbench.app.score_planes import planes, stop_of
-from workbench.app.state.live_runs import LiveRun
 from workbench.app.state.view import (
     View,
     address_of,
@@ -26,6 +25,7 @@ from workbench.app.state.view import (
     view_of,
 )
 from workbench.heads import WorkbenchError
+from workbench.runs import Run
 
 
 def register(app: Dash, content: p.Content) -> None:
@@ -234,14 +234,16 @@ def _register_refresh(app: Dash, runs: p.Runs) -> None:
         return line, after, *changed
 
 
-def _prints(view: View, chosen: list[LiveRun]) -> dict[str, Any]:
+def _prints(view: View, chosen: list[Run]) -> dict[str, Any]:
     """Digests of what the parts of the page show, to redraw only those that changed."""
     return {
         "of": [*view.runs, view.detector, view.probe],
         "scores": [run.fingerprint("scores", detector=view.detector, probe=view.probe) for run in chosen],
         "metrics": [run.fingerprint("metrics") for run in chosen],
         "head": [run.fingerprint("scores") for run in chosen if run.name == view.run],
-        "any": [f"{run.fingerprint('scores')} {run.fingerprint('metrics')} {run.failed_at()}" for run in chosen],
+        "any": [
+            f"{run.fingerprint('scores')} {run.fingerprint('metrics')} {run.failures_changed_ns()}" for run in chosen
+        ],
         "names": sorted(
             {f"{name} on {probe}" for run in chosen for name in run.detectors for probe in run.probes_of(name)}
         ),

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 from dash import html
 
-from workbench.figures.trajectories import DESCRIPTIVE, UNITS, RunLike, at_step, chosen_probes, records, short_count
+from workbench.emergence.head_trajectories import short_count
+from workbench.figures.trajectories import DESCRIPTIVE, UNITS, RunLike, at_step, chosen_probes, records
 from workbench.heads import Head
 
 _COLUMNS = ("detector", "probe", "layer", "head", "score", "ci_lo", "ci_hi", "n", "n_seq")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from workbench.emergence.head_trajectories import Trajectories, short_count
 from workbench.figures.axis import AxisUnit, TrainingAxis, amount_of, training_axis
 from workbench.figures.style import LETTERS
-from workbench.figures.trajectories import RunLike, Trajectories, score_scale, short_count, trajectories
+from workbench.figures.trajectories import RunLike, score_scale, trajectories
 
 THRESHOLD = 0.3
 # From so many scores on they are sent in 8 bits and without intervals, so that a page stays below 1 MB.
@@ -91,7 +92,7 @@ def _plane(
         "ci_hi": "" if bits == 8 else _packed(found.ci_hi, low, high, bits=bits),
         "n": found.n.max(1).tolist(),
         "heads": [str(head) for head in found.heads],
-        "cells": [[place, head[1]] for place, head in zip(found.places, found.heads, strict=True)],
+        "cells": [[place, head[1]] for place, head in zip(found.layer_slots, found.heads, strict=True)],
         "width": found.width,
         "kinds": [found.layer_of(row).kind for row in range(len(found.heads))],
         "layers": _layers_in_words(found),

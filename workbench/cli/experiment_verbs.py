@@ -166,7 +166,7 @@ def early(
     from workbench.figures import early_choices as drawn
     from workbench.hooks import open_model
     from workbench.planning import evaluation_on
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
     m = open_model(folder)

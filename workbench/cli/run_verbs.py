@@ -20,7 +20,7 @@ def top(
     as_json: Json = False,
 ) -> None:
     """The highest-scoring heads at the last checkpoint, with interval, n, and onset."""
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     table = open_run(run).top(detector, n, probe=probe)
     if as_json:
@@ -59,8 +59,7 @@ def emergence(
     as_json: Json = False,
 ) -> None:
     """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
-    from workbench.runs.run import open_run
-    from workbench.runs.summary import summarise
+    from workbench.runs import open_run, summarise
 
     found = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
     titles = {
@@ -95,7 +94,7 @@ def report(
 ) -> None:
     """Write what runs show into one HTML file: claims with intervals, tables, figures. It needs no network."""
     from workbench.report import contents_of, write_page
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     contents = contents_of([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
     written = write_page(contents, out)

@@ -126,7 +126,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """How far a scan is, how long the rest will take, what was slowest and what failed."""
-    from workbench.runs.run import open_run
+    from workbench.runs import open_run
 
     opened = open_run(run)
     if watch:

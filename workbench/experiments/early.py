@@ -28,7 +28,7 @@ from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import batches
 from workbench.probes import Probe
-from workbench.runs.run import Run
+from workbench.runs import Run
 
 _RANDOM_CHOICES = 5
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")

@@ -11,8 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from workbench.emergence.head_trajectories import Checkpoint, short_count
 from workbench.figures.style import PALETTES, Theme
-from workbench.figures.trajectories import Checkpoint, short_count
 from workbench.heads import WorkbenchError
 
 AxisUnit = Literal["tokens", "step"]

@@ -7,9 +7,10 @@ from typing import Literal, Protocol, runtime_checkable
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.axis import AxisUnit, draw_axis, training_axis
 from workbench.figures.style import PALETTES, Theme, line_style, styled
-from workbench.figures.trajectories import checkpoint_of, records
+from workbench.figures.trajectories import records
 
 Measure = Literal["accuracy", "nats", "lost"]
 _TITLES = {"accuracy": "answers right", "nats": "nats per answer", "lost": "nats lost against the last choice"}

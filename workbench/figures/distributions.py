@@ -7,9 +7,10 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
+from workbench.emergence.head_trajectories import Trajectories, short_count
 from workbench.figures.head_curves import Runs, as_runs
 from workbench.figures.style import PALETTES, Scale, Theme, line_style, styled
-from workbench.figures.trajectories import Trajectories, score_scale, short_count, trajectories
+from workbench.figures.trajectories import score_scale, trajectories
 
 _BINS = 32
 _HEIGHT = 0.92  # of a row

@@ -13,17 +13,16 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
+from workbench.emergence.head_trajectories import Checkpoint, Trajectories, checkpoint_of, mixed_twice
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
 from workbench.figures.style import COLOURS, DASHES, ONSET, Scale, Theme, line_style, styled
 from workbench.figures.trajectories import (
     DESCRIPTIVE,
-    Checkpoint,
     RunLike,
-    Trajectories,
-    checkpoint_of,
     chosen_probes,
+    hover,
     labelled,
-    mixed_twice,
+    layer_scores,
     records,
     said,
     score_scale,
@@ -34,7 +33,6 @@ from workbench.heads import Head, KVHead, WorkbenchError
 Runs = RunLike | Sequence[RunLike]
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
 _INTERVAL = ("n", "ci_lo", "ci_hi")
-_OF_LAYER = (*_WHERE, *_INTERVAL, "layer", "head", "kv_head", "kind", "detector", "probe", "score")
 
 
 _BRANCH = {"dash": "dash"}
@@ -188,7 +186,7 @@ def onset_marks(found: Trajectories, onsets: pd.DataFrame) -> dict[int, tuple[in
 def _head_line(found: Trajectories, row: int, scale: Scale) -> dict[str, Any]:
     return {
         "y": found.score[row],
-        "text": [found.hover(row, column, scale.unit) for column in range(len(found.checkpoints))],
+        "text": [hover(found, row, column, scale.unit) for column in range(len(found.checkpoints))],
         "customdata": [str(found.heads[row])] * len(found.checkpoints),
         "width": 1.2,
         "opacity": 0.6,
@@ -287,7 +285,7 @@ def _detector_lines(
     run: RunLike, head: Head | KVHead, probe: str | None
 ) -> list[tuple[str, list[dict[str, Any]], Scale]]:
     """Name, rows and scale of every detector that scored this head, on the wanted probe or on all."""
-    scores = run.scores(layer=head.layer, columns=_OF_LAYER)
+    scores = layer_scores(run, head.layer)
     column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
     mine = scores.loc[scores[column] == number]
     if mine.empty:

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.axis import AxisUnit, draw_axis, training_axis
 from workbench.figures.style import COLOURS, PALETTES, Theme, styled
-from workbench.figures.trajectories import checkpoint_of, records
+from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
 
 _LINES = (

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.emergence.head_trajectories import checkpoint_of, short_count
 from workbench.figures.axis import TrainingAxis, draw_axis, training_axis
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Theme, line_style, styled
-from workbench.figures.trajectories import checkpoint_of, records, short_count
+from workbench.figures.trajectories import records
 from workbench.heads import Head, KVHead, WorkbenchError
 
 _WHERE = ("ckpt", "branch", "step", "step_total", "tokens")

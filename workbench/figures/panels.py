@@ -10,15 +10,16 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.emergence.head_trajectories import Trajectories
 from workbench.figures.axis import AxisUnit, TrainingAxis, cell_edges, draw_axis, training_axis
 from workbench.figures.head_curves import Runs, as_runs, onset_marks
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, faint, letter, styled
 from workbench.figures.trajectories import (
     UNITS,
     RunLike,
-    Trajectories,
     at_step,
     chosen_probes,
+    hover,
     labelled,
     records,
     said,
@@ -186,10 +187,10 @@ def _add_grid(figure: go.Figure, found: Trajectories, column: int, *, panel: int
     text = np.full(z.shape, "no such head", dtype=object)
     names = np.full(z.shape, "", dtype=object)
     for row, head in enumerate(found.heads):
-        cell = found.places[row], head[1]
+        cell = found.layer_slots[row], head[1]
         z[cell], names[cell] = found.score[row, column], str(head)
         if z.size <= _TOLD_CELLS:
-            text[cell] = found.hover(row, column, scale.unit)
+            text[cell] = hover(found, row, column, scale.unit)
     figure.add_heatmap(
         z=z,
         x=np.arange(width),
@@ -244,7 +245,7 @@ def _add_strip(
         z=found.score[order],
         x=cell_edges(axis.positions(found.checkpoints)),
         y=np.arange(len(order) + 1) - 0.5,
-        text=[[found.hover(row, column, unit) for column in columns] for row in order] if is_told else None,
+        text=[[hover(found, row, column, unit) for column in columns] for row in order] if is_told else None,
         customdata=[[name] * len(columns) for name in names],
         hovertemplate="%{text}<extra></extra>" if is_told else _SHORT,
         coloraxis="coloraxis",

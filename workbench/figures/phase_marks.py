@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.emergence.head_trajectories import short_count
 from workbench.figures.axis import AxisUnit
 from workbench.figures.style import Theme, line_style
-from workbench.figures.trajectories import records, short_count
+from workbench.figures.trajectories import records
 
 _RULER = "y99"  # an axis of its own, so that marks lie at the foot whatever the figure counts
 

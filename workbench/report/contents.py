@@ -10,11 +10,10 @@ import pandas as pd
 
 from workbench.console import shown
 from workbench.heads import Head, KVHead, WorkbenchError
-from workbench.report.remembering import RememberingRun
-from workbench.runs.run import Run
-from workbench.runs.summary import Summary, summarise
-from workbench.store import Store
+from workbench.runs import Run, Summary, summarise
 
+# Of each run: tables and sentences need the traced heads that figures are drawn from.
+_CACHE_BYTES = 512 * 2**20
 _BEST = ("run", "detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "n_seq", "onset_tokens")
 
 
@@ -53,11 +52,11 @@ def contents_of(
     """Gather what is known of these runs; `n` heads of each class are listed.
 
     Raises:
-        WorkbenchError: as `workbench.runs.summary.summarise`: no run, runs of one name, or no detector in common.
+        WorkbenchError: as `workbench.runs.summarise`: no run, runs of one name, or no detector in common.
     """
     if not runs:
         raise WorkbenchError("no run was given; pass the folders of one or several")
-    runs = [RememberingRun(Store.open(run.path)) for run in runs]
+    runs = [run.with_cache(_CACHE_BYTES) for run in runs]
     summary = summarise(runs, detectors=detectors, probe=probe, n=n)
     classes = summary.tables["classes"]
     pairs = tuple(dict.fromkeys(classes.loc[:, ["detector", "probe"]].itertuples(index=False, name=None)))
@@ -75,7 +74,7 @@ def contents_of(
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    described, status = Store.open(run.path).description(), run.status()
+    described, status = run.description(), run.status()
     series: Any = run.checkpoints()
     job: dict[str, Any] = {k: v for k, v in described["job"].items() if v is not None and v != []}
     tokens = series["tokens"].dropna()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,30 +25,65 @@ from workbench.emergence import (
     trace,
     with_past,
 )
+from workbench.emergence.head_trajectories import (
+    LAYER_COLUMNS,
+    TRAJECTORY_COLUMNS,
+    Trajectories,
+    layer_rows,
+    trajectories_of,
+)
 from workbench.heads import Head, WorkbenchError
+from workbench.runs.cache import SharedCache
+from workbench.runs.rows import Rows, Select, Step
+from workbench.runs.score_arrays import ScoreArrays, onsets_of, read_arrays
 from workbench.runs.status import Status, status_of
-from workbench.store import VARYING, Cube, HeadMap, Maps, Part, Reader, Store, Table, Timings, plain_text
+from workbench.store import Cube, HeadMap, Maps, Store, Table, Timings, plain_text
 
-Step = int | Literal["last"]
+T = TypeVar("T")
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
+def open_run(path: str | os.PathLike[str], *, select: Select = "all") -> Run:
     """Open a run's folder for reading; what is still being written to it comes in with `refresh`.
+
+    `select`: as for `Run`.
 
     Raises:
         WorkbenchError: if it holds no run.
         StoreTooNew: if a newer workbench wrote it.
     """
-    return Run(Store.open(path))
+    return Run(Store.open(path), select=select)
 
 
 class Run:
-    """The tables of one run. Rows come in series order, then by detector, probe, layer and head."""
+    """The tables of one run. Rows come in series order, then by detector, probe, layer and head.
 
-    def __init__(self, store: Store) -> None:
+    Methods may be called from several threads.
+
+    Args:
+        name: default the name of the folder.
+        select: "all" rows; or of each detector on each probe only the "newest": those of the detector version and
+            probe digest that were written last.
+        cache_bytes: keep tables and arrays up to this size until their parts change. The cached ones are shared: a
+            reader must not change them. 0 keeps none, and every call returns tables of its own.
+        single_precision: hold trajectories and what is computed from them as float32.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str | None = None,
+        select: Select = "all",
+        cache_bytes: int = 0,
+        single_precision: bool = False,
+    ) -> None:
         self._store = store
-        self._lazy_reader: Reader | None = None
+        self._name = name
+        self._rows = Rows(store, select)
         self._maps = Maps(store.path)
+        self._lock = threading.RLock()
+        self._cache = SharedCache(cache_bytes, _bytes_of) if cache_bytes else None
+        self._dtype = np.float32 if single_precision else np.float64
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -61,8 +95,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the run's folder."""
-        return self.path.resolve().name
+        """The name it was opened under, by default that of its folder."""
+        return self._name or self.path.resolve().name
+
+    def with_cache(self, cache_bytes: int) -> Run:
+        """The same run, opened anew with a cache of this size."""
+        return Run(self._store, name=self._name, select=self._rows.select, cache_bytes=cache_bytes)
 
     def description(self) -> dict[str, Any]:
         """What the scan says of itself: schema, job (its source, detectors, probes, seed, ...), versions, created."""
@@ -71,24 +109,30 @@ class Run:
     @property
     def detectors(self) -> tuple[str, ...]:
         """The detectors that have scores, by name."""
-        return self._names("detector", self._reader.parts("scores"))
+        with self._lock:
+            return self._rows.names("detector", self._rows.reader.parts("scores"))
 
     @property
     def probes(self) -> tuple[str, ...]:
         """The probes that have scores or metrics, by name."""
-        return self._names("probe", self._reader.parts())
+        with self._lock:
+            return self._rows.names("probe", self._rows.reader.parts())
 
     def probes_of(self, detector: str) -> tuple[str, ...]:
         """The probes that one detector has scores on, by name."""
-        return self._names("probe", self._reader.parts("scores", detector=detector))
+        with self._lock:
+            return self._rows.names("probe", self._rows.reader.parts("scores", detector=detector))
 
     def fingerprint(self, table: Table, *, detector: str | None = None, probe: str | None = None) -> str:
         """A digest that changes when, since the last `refresh`, such parts were added or replaced."""
-        return self._reader.fingerprint(self._reader.parts(table, detector=detector, probe=probe))
+        with self._lock:
+            reader = self._rows.reader
+            return reader.fingerprint(reader.parts(table, detector=detector, probe=probe))
 
     def refresh(self) -> bool:
         """Look at the disk again; whether there was anything new."""
-        return bool(self._reader.refresh())
+        with self._lock:
+            return bool(self._rows.reader.refresh())
 
     def scores(
         self,
@@ -112,18 +156,45 @@ class Run:
         Raises:
             WorkbenchError: if a name or step is not there; it lists what is.
         """
-        parts = self._parts("scores", detector=detector, probe=probe)
         if isinstance(head, Head):
             layer, head = head
-        wanted = {
-            "layer": layer,
-            "head": head,
-            "kind": kind,
-            "ckpt": ckpt,
-            "stage": stage,
-            "branch": branch,
-        }
-        return plain_text(self._frame("scores", parts, step=step, wanted=wanted, columns=columns))
+        where = {"layer": layer, "head": head, "kind": kind, "ckpt": ckpt, "stage": stage, "branch": branch}
+        names = None if columns is None else tuple(columns)
+
+        def read() -> pd.DataFrame:
+            parts = self._rows.parts("scores", detector=detector, probe=probe)
+            return plain_text(self._rows.frame("scores", parts, step=step, where=where, columns=names))
+
+        key = ("rows", step, *where.items(), names)
+        return self._cached("scores", key, read, detector=detector, probe=probe)
+
+    def layer_scores(self, layer: int) -> pd.DataFrame:
+        """The scores of one layer over all of training, of all detectors on all probes.
+
+        Without a cache these are rows of `scores`. With one they are made of the cached trajectories, and `kv_head` is
+        missing in the rows of query heads.
+
+        Raises:
+            WorkbenchError: if there is no such layer.
+        """
+        if self._cache is None:
+            return self.scores(layer=layer, columns=LAYER_COLUMNS)
+
+        def read() -> pd.DataFrame:
+            each = [self.trajectories(name, probe) for name in self.detectors for probe in self.probes_of(name)]
+            return pd.concat([layer_rows(one, layer) for one in each], ignore_index=True)
+
+        return self._cached("scores", ("layer", layer), read)
+
+    def trajectories(self, detector: str, probe: str | None = None) -> Trajectories:
+        """The scores of every head at every checkpoint under one detector, as arrays.
+
+        `probe` may be None where there is one. Where a head was scored twice at a checkpoint, the later row counts.
+
+        Raises:
+            WorkbenchError: if there are no such scores, or several probes have some.
+        """
+        return self._arrays(detector, probe).trajectories
 
     def cube(self, detector: str, *, probe: str | None = None) -> Cube:
         """The scores of one detector on one probe as an array in memory, for looks at many heads or checkpoints.
@@ -133,11 +204,15 @@ class Run:
         Raises:
             WorkbenchError: if the detector or probe is not there, or there are several probes; it lists what is.
         """
-        parts = self._parts("scores", detector=detector, probe=probe)
-        if len(names := self._names("probe", parts)) > 1:
-            raise WorkbenchError(f"{detector} has scores on {', '.join(names)}; pass probe= with one of them")
-        ranks = self._series_rank()
-        return self._reader.cube(sorted(parts, key=lambda part: ranks[part.label.ckpt]))
+        with self._lock:
+            parts = self._rows.parts("scores", detector=detector, probe=probe)
+            if len(names := self._rows.names("probe", parts)) > 1:
+                raise WorkbenchError(f"{detector} has scores on {', '.join(names)}; pass probe= with one of them")
+            return self._rows.reader.cube(self._rows.in_series_order(parts))
+
+    def weight_digests(self, detector: str) -> set[str]:
+        """The digests of the weights that a detector scored; runs that share one have the same heads."""
+        return set(self.scores(detector=detector, columns=("weights",)).loc[:, "weights"])
 
     def metrics(
         self,
@@ -152,18 +227,28 @@ class Run:
         Raises:
             WorkbenchError: if a name, step or distance is not there; it lists what is.
         """
-        parts = self._parts("metrics", detector=None, probe=probe)
-        wanted = {"metric": metric, "distance": distance}
-        return plain_text(self._frame("metrics", parts, step=step, wanted=wanted))
+        where = {"metric": metric, "distance": distance}
+
+        def read() -> pd.DataFrame:
+            parts = self._rows.parts("metrics", detector=None, probe=probe)
+            return plain_text(self._rows.frame("metrics", parts, step=step, where=where))
+
+        return self._cached("metrics", ("rows", step, *where.items()), read, probe=probe)
+
+    def metric_names(self) -> list[tuple[str, str]]:
+        """The (metric, probe) pairs that were measured."""
+        pairs = self.metrics().loc[:, ["metric", "probe"]].drop_duplicates()
+        return sorted((str(metric), str(probe)) for metric, probe in pairs.itertuples(index=False))
 
     def checkpoints(self) -> pd.DataFrame:
         """The series in order: ckpt, stage, branch, step, step_total, tokens, committed parts, failed.
 
         Whatever else the series says about a checkpoint follows in columns of its own.
         """
-        committed = Counter(part.label.ckpt for part in self._reader.parts())
-        records = [{"ckpt": record["name"], **record} for record in self._store.checkpoints()]
-        records += self._origins(without={record["ckpt"] for record in records})
+        with self._lock:
+            committed = Counter(part.label.ckpt for part in self._rows.reader.parts())
+            records = [{"ckpt": record["name"], **record} for record in self._store.checkpoints()]
+            records += self._rows.origins(without={record["ckpt"] for record in records})
         failed = {failure.ckpt for failure in self._store.failures()}
         table = pd.DataFrame(records).drop(columns="name", errors="ignore")
         for column, dtype in _CHECKPOINT_DTYPES.items():
@@ -191,13 +276,28 @@ class Run:
 
     def failures(self) -> pd.DataFrame:
         """What failed: ckpt, unit (missing for a whole checkpoint), kind, message, traceback, attempts."""
-        found = self._store.failures()
+        failures = self._store.failures()
         names = ("ckpt", "unit", "kind", "message", "traceback", "attempts")
-        return pd.DataFrame({name: [getattr(failure, name) for failure in found] for name in names})
+        return pd.DataFrame({name: [getattr(failure, name) for failure in failures] for name in names})
+
+    def failures_changed_ns(self) -> int:
+        """When the failures last changed, in nanoseconds since 1970; 0 where there are none."""
+        return self._store.failures_changed_ns()
+
+    def last_written(self) -> float | None:
+        """When the newest part or failure was put in place, in seconds since 1970; None before the first."""
+        return self._store.last_written()
 
     def timings(self) -> Timings:
         """How long units took and how long the rest will, by the scan's own account."""
         return self._store.timings()
+
+    def status(self) -> Status:
+        """How far the scan has come; reads the disk anew."""
+        with self._lock:
+            self._rows.reader.refresh()
+            maps = [file.label for file in self._maps.files()]
+            return status_of(self._store.plan(), self._rows.reader.parts(), maps, self._store.failures())
 
     def emergence(
         self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False
@@ -210,10 +310,14 @@ class Run:
         Raises:
             WorkbenchError: if the detector or probe is not there; it lists what is.
         """
-        scores = self._scores_of(detector, probe)
-        if past:
-            scores = with_past(plain_text(scores), self._parents())
-        return plain_text(trace(scores, least=least))
+
+        def compute() -> pd.DataFrame:
+            scores = self._scores_of(detector, probe)
+            if past:
+                scores = with_past(plain_text(scores), self._parents())
+            return plain_text(trace(scores, least=least))
+
+        return self._cached("scores", ("emergence", least, past), compute, detector=detector, probe=probe)
 
     def onsets(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
         """The half-rise onset of every head and nothing else, which is quick; see `workbench.emergence.onsets`.
@@ -221,8 +325,16 @@ class Run:
         Raises:
             WorkbenchError: if the detector or probe is not there; it lists what is.
         """
-        parts = self._parts("scores", detector=detector, probe=probe)
-        return plain_text(onsets(self._frame("scores", parts, columns=_OF_ONSETS)))
+
+        def compute() -> pd.DataFrame:
+            parts = self._rows.parts("scores", detector=detector, probe=probe)
+            if len(self._rows.names("probe", [part for part in parts if part.label.rows])) == 1:
+                arrays = self._arrays(detector, probe)
+                if arrays.heads is not None:
+                    return onsets_of(arrays.trajectories, arrays.heads)
+            return plain_text(onsets(self._rows.frame("scores", parts, columns=_OF_ONSETS)))
+
+        return self._cached("scores", ("onsets",), compute, detector=detector, probe=probe)
 
     def lock_in(
         self, detector: str, *, probe: str | None = None, against: Step | str = "last", k: int | None = None
@@ -234,10 +346,15 @@ class Run:
         Raises:
             WorkbenchError: if there is nothing to compare; see there.
         """
-        if isinstance(against, int):
-            against = str(self.scores(detector=detector, probe=probe, step=against).loc[:, "ckpt"].iloc[-1])
-        scores = self._scores_of(detector, probe)
-        return plain_text(lock_in(scores, against=against, k=k, parents=self._parents()))
+
+        def compute() -> pd.DataFrame:
+            other = against
+            if isinstance(other, int):
+                other = str(self.scores(detector=detector, probe=probe, step=other).loc[:, "ckpt"].iloc[-1])
+            scores = self._scores_of(detector, probe)
+            return plain_text(lock_in(scores, against=other, k=k, parents=self._parents()))
+
+        return self._cached("scores", ("lock_in", against, k), compute, detector=detector, probe=probe)
 
     def lock_in_sentence(self, detector: str, *, probe: str | None = None) -> str:
         """What lock-in supports of "formed early, hard to move", in one sentence.
@@ -253,7 +370,8 @@ class Run:
 
     def handovers(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
         """For each head that fell, the one whose rise explains most of it; see `workbench.emergence.handovers`."""
-        return plain_text(handovers(self._scores_of(detector, probe)))
+        with self._lock:
+            return plain_text(handovers(self._scores_of(detector, probe)))
 
     def phase_changes(
         self, *, probe: str | None = None, metric: str | None = None, early: int | None = None, late: int | None = None
@@ -263,11 +381,26 @@ class Run:
         Where losses are known by position, the in-context-learning score is among the metrics, as `icl_score` between
         positions `early` and `late`.
         """
-        metrics = self.metrics(probe=probe)
-        if bool(metrics.loc[:, "position"].notna().any()):
-            icl = icl_score(metrics, early=early, late=late)
-            metrics = pd.concat([metrics, icl.loc[:, [name for name in metrics.columns if name in icl.columns]]])
-        return phase_changes(metrics if metric is None else metrics.loc[metrics["metric"] == metric])
+
+        def compute() -> pd.DataFrame:
+            metrics = self.metrics(probe=probe)
+            if bool(metrics.loc[:, "position"].notna().any()):
+                icl = icl_score(metrics, early=early, late=late)
+                metrics = pd.concat([metrics, icl.loc[:, [name for name in metrics.columns if name in icl.columns]]])
+            return phase_changes(metrics if metric is None else metrics.loc[metrics["metric"] == metric])
+
+        return self._cached("metrics", ("phase changes", metric, early, late), compute, probe=probe)
+
+    def pooled_phase_changes(self, metric: str, probe: str) -> pd.DataFrame:
+        """The phase changes of one number pooled over distances and positions; empty where it was not measured."""
+
+        def compute() -> pd.DataFrame:
+            metrics = self.metrics(probe=probe, metric=metric)
+            return phase_changes(metrics.loc[metrics["distance"].isna() & metrics["position"].isna()])
+
+        if (metric, probe) not in self.metric_names():
+            return phase_changes(self.metrics().head(0))
+        return self._cached("metrics", ("pooled phase changes", metric), compute, probe=probe)
 
     def top(self, detector: str | None = None, n: int = 10, *, probe: str | None = None) -> pd.DataFrame:
         """The `n` highest scores at the last checkpoint, one row per head, for one detector or each.
@@ -283,26 +416,52 @@ class Run:
             return self.scores().assign(onset_step=[], onset_tokens=[]).loc[:, list(_TOP)]
         return pd.concat(tables, ignore_index=True)
 
-    def status(self) -> Status:
-        """How far the scan has come; reads the disk anew."""
-        self._reader.refresh()
-        maps = [file.label for file in self._maps.files()]
-        return status_of(self._store.plan(), self._reader.parts(), maps, self._store.failures())
-
     def layers(self) -> pd.DataFrame:
         """What each layer is at the last checkpoint that has scores: layer, kind, window, n_heads."""
-        names = ["layer", "kind", "window"]
-        parts = self._reader.parts("scores")
-        ranks = self._series_rank()
-        last = max((ranks[part.label.ckpt] for part in parts if part.label.rows), default=-1)
-        parts = [part for part in parts if ranks[part.label.ckpt] == last]
-        frame = self._reader.frame("scores", parts, columns=[*names, "head"])
-        heads = plain_text(frame).loc[lambda f: f["head"].notna()].drop_duplicates()
-        return heads.groupby(names, dropna=False).size().rename("n_heads").reset_index()
+
+        def read() -> pd.DataFrame:
+            names = ["layer", "kind", "window"]
+            parts = [part for part in self._rows.reader.parts("scores") if part.label.rows]
+            ranks = self._rows.series_ranks()
+            last = max((ranks[part.label.ckpt] for part in parts), default=-1)
+            parts = [part for part in parts if ranks[part.label.ckpt] == last]
+            frame = self._rows.reader.frame("scores", parts, columns=[*names, "head"])
+            heads = plain_text(frame).loc[lambda f: f["head"].notna()].drop_duplicates()
+            return heads.groupby(names, dropna=False).size().rename("n_heads").reset_index()
+
+        return self._cached("scores", ("layers",), read)
+
+    def _cached(
+        self,
+        table: Table,
+        key: tuple[Hashable, ...],
+        make: Callable[[], T],
+        *,
+        detector: str | None = None,
+        probe: str | None = None,
+    ) -> T:
+        """What `make` reads of these parts of a table, from the cache while the parts are the same."""
+        with self._lock:
+            if self._cache is None:
+                return make()
+            parts = self.fingerprint(table, detector=detector, probe=probe)
+            return self._cache.once((table, parts, detector, probe, *key), make)
+
+    def _arrays(self, detector: str, probe: str | None) -> ScoreArrays:
+        def read() -> ScoreArrays:
+            parts = self._rows.parts("scores", detector=detector, probe=probe)
+            ordered = self._rows.in_series_order([part for part in parts if part.label.rows])
+            arrays = read_arrays(self.path, ordered, self._dtype)
+            if arrays is not None:
+                return arrays
+            scores = plain_text(self._rows.frame("scores", parts, columns=TRAJECTORY_COLUMNS))
+            return ScoreArrays(trajectories_of(scores, detector, run=self.name).as_type(self._dtype), None)
+
+        return self._cached("scores", ("arrays",), read, detector=detector, probe=probe)
 
     def _scores_of(self, detector: str, probe: str | None) -> pd.DataFrame:
         """All scores of a detector, text as categories."""
-        return self._frame("scores", self._parts("scores", detector=detector, probe=probe))
+        return self._rows.frame("scores", self._rows.parts("scores", detector=detector, probe=probe))
 
     def _parents(self) -> dict[str, str]:
         """Which checkpoint each continues, where the series names it."""
@@ -312,65 +471,6 @@ class Run:
         named = series.loc[series["parent"].notna(), ["ckpt", "parent"]]
         return dict(named.itertuples(index=False))
 
-    @property
-    def _reader(self) -> Reader:
-        if self._lazy_reader is None:
-            self._lazy_reader = Reader(self.path)
-        return self._lazy_reader
-
-    def _names(self, what: str, parts: Sequence[Part]) -> tuple[str, ...]:
-        return tuple(sorted({getattr(part.label, what) for part in parts} - {""}))
-
-    def _parts(self, table: Table, *, detector: str | None, probe: str | None) -> tuple[Part, ...]:
-        every = self._reader.parts(table)
-        for what, name in (("detector", detector), ("probe", probe)):
-            if name is not None and name not in self._names(what, every):
-                raise WorkbenchError(_missing(what, name, self._names(what, every), self.path))
-        return self._reader.parts(table, detector=detector, probe=probe)
-
-    def _frame(
-        self,
-        table: Table,
-        parts: Sequence[Part],
-        *,
-        step: Step | None = None,
-        wanted: Mapping[str, Any] = MappingProxyType({}),
-        columns: Sequence[str] | None = None,
-    ) -> pd.DataFrame:
-        """The rows of these parts in series order, filtered; text as categories."""
-        ranks = self._series_rank()
-        parts = sorted(parts, key=lambda part: (ranks[part.label.ckpt], part.label.detector, part.label.probe))
-        if step == "last":
-            scored = [part.label.ckpt for part in parts if part.label.rows]
-            parts = [part for part in parts if part.label.ckpt == (scored or [""])[-1]]
-        else:
-            wanted = {"step": step, **wanted}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        for name in ("step", "ckpt", "stage", "branch"):
-            if name in wanted:
-                parts = self._of_checkpoint(parts, name, wanted[name])
-        where = {name: wanted[name] for name in wanted if name in VARYING[table]}
-        frame = self._reader.frame(table, parts, columns=columns, where=where)
-        if frame.empty and where:
-            self._say_missing(self._reader.frame(table, parts, columns=list(where)), where)
-        return frame.reset_index(drop=True)
-
-    def _of_checkpoint(self, parts: Sequence[Part], name: str, value: Any) -> list[Part]:
-        """The parts whose checkpoint has such a step, name, stage or branch."""
-        kept = [part for part in parts if getattr(part.label.origin, name) == value]
-        if not kept and any(part.label.rows for part in parts):
-            there = {getattr(part.label.origin, name) for part in parts if part.label.rows} - {None}
-            raise WorkbenchError(_missing(name, value, there, self.path))
-        return kept
-
-    def _say_missing(self, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
-        """Raise for the first value that no row has beside those before it; `frame` has all rows."""
-        for name, value in where.items():
-            kept = frame.loc[(frame[name] == value).fillna(False).astype(bool)]
-            if kept.empty and not frame.empty:
-                raise WorkbenchError(_missing(name, value, frame[name].dropna().unique(), self.path))
-            frame = kept
-
     def _top(self, detector: str, n: int, probe: str | None) -> pd.DataFrame:
         rows = self.scores(detector=detector, probe=probe, step="last")
         best = rows.loc[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
@@ -378,17 +478,6 @@ class Run:
         onset = self.onsets(detector, probe=probe)
         onset = onset.loc[:, [*LINEAGE, "onset_step", "onset_tokens"]]
         return best.merge(onset, on=list(LINEAGE), how="left").loc[:, list(_TOP)]
-
-    def _series_rank(self) -> dict[str, int]:
-        """Each checkpoint's place in the series; those the series does not know follow by step."""
-        names = [record["name"] for record in self._store.checkpoints()]
-        names += [part.label.ckpt for part in self._reader.parts()]
-        return {name: rank for rank, name in enumerate(dict.fromkeys(names))}
-
-    def _origins(self, *, without: set[str]) -> list[dict[str, Any]]:
-        """What the parts say about the checkpoints they come from."""
-        origins = {part.label.ckpt: asdict(part.label.origin) for part in self._reader.parts()}
-        return [origin for ckpt, origin in origins.items() if ckpt not in without]
 
 
 _CHECKPOINT_DTYPES = {
@@ -406,6 +495,6 @@ _TOP = (
 )
 
 
-def _missing(what: str, given: object, there: Any, path: Path) -> str:
-    known = ", ".join(str(value) for value in sorted(there)) or "none yet"
-    return f"{what} {given!r} is not in {path}; there is: {known}"
+def _bytes_of(value: Any) -> int:
+    """The bytes of a table or of arrays."""
+    return int(value.memory_usage().sum()) if isinstance(value, pd.DataFrame) else value.nbytes

@@ -16,7 +16,7 @@ from workbench.checkpoints.formats import weight_files
 from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
-from workbench.runs.run import Run, open_run
+from workbench.runs import Run, open_run
 from workbench.scanning.engines import Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job

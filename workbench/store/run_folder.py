@@ -213,6 +213,16 @@ class Store:
         found = [Failure(**_load_json(path)) for path in sorted((self.path / "failures").glob("*.json"))]
         return sorted(found, key=lambda failure: (failure.ckpt, failure.unit or ""))
 
+    def failures_changed_ns(self) -> int:
+        """When the failures last changed, in nanoseconds since 1970; 0 where there are none."""
+        folder = self.path / "failures"
+        return folder.stat().st_mtime_ns if folder.is_dir() else 0
+
+    def last_written(self) -> float | None:
+        """When the newest part or failure was put in place, in seconds since 1970; None before the first."""
+        folders = [*self.path.glob("scores/*"), *self.path.glob("metrics/*"), *self.path.glob("failures")]
+        return max((folder.stat().st_mtime for folder in folders), default=None)
+
     def forgive(self, ckpt: str, unit: str | None) -> None:
         """Forget a failure, because the unit is done or is to be tried anew."""
         self._failure_path(ckpt, unit).unlink(missing_ok=True)

@@ -12,11 +12,12 @@ from dash import Dash, Input, Output, html, no_update
 from workbench import emergence, figures
 from workbench.app import components as p
 from workbench.app.head_tables import plain_table
-from workbench.app.state.live_runs import LiveRun
 from workbench.app.state.view import View
+from workbench.emergence.head_trajectories import short_count
 from workbench.figures.style import Theme
-from workbench.figures.trajectories import records, short_count
+from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
+from workbench.runs import Run
 
 MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, HOW, LOCK_IN, LOCK_IN_SAID = (
     "matrices",
@@ -36,7 +37,7 @@ _MATRICES_PX = 760
 class Sides:
     """The two sides of a comparison: runs, checkpoints, their scores there, and whether their heads are the same."""
 
-    runs: tuple[LiveRun, LiveRun]
+    runs: tuple[Run, Run]
     at: tuple[str, str]
     shares_heads: bool
 
@@ -106,7 +107,7 @@ def settle(view: View, content: p.Content) -> View:
     return view.having({"a": a, "b": b, "at_a": at[0], "at_b": at[1]})
 
 
-def checkpoints(run: LiveRun, view: View) -> dict[str, str]:
+def checkpoints(run: Run, view: View) -> dict[str, str]:
     """The checkpoints of a run that have such scores: name -> what to call it."""
     return {at.name: str(at) for at in run.trajectories(view.detector, view.probe).checkpoints}
 
@@ -123,7 +124,7 @@ def sides_of(view: View, runs: p.Runs) -> Sides:
             "<b>workbench scan DIR --out RUN</b>"
         )
     one, other = runs[view.get("a")], runs[view.get("b")]
-    same = one is other or bool(one.weights(view.detector) & other.weights(view.detector))
+    same = one is other or bool(one.weight_digests(view.detector) & other.weight_digests(view.detector))
     return Sides((one, other), (view.get("at_a"), view.get("at_b")), same)
 
 

@@ -12,9 +12,9 @@ from workbench import figures
 from workbench.app import components as p
 from workbench.app.head_tables import facts_of, head_scores, score_table
 from workbench.app.pages.overview import overview_figure
-from workbench.app.state.live_runs import LiveRun
 from workbench.app.state.view import View
 from workbench.heads import Head, WorkbenchError
+from workbench.runs import Run
 
 TITLE, BADGES, HISTORY, PLACE, SCORES, HEAD_GRID, PATTERNS = (
     "head-title",
@@ -89,7 +89,7 @@ def register(app: Dash, content: p.Content) -> None:
         return figure, score_table(head_scores(run, head, step, probe=view.probe))
 
 
-def framed(grid: go.Figure, run: LiveRun, head: Head) -> go.Figure:
+def framed(grid: go.Figure, run: Run, head: Head) -> go.Figure:
     """The layer-by-head grid with a frame around one head."""
     layers = run.layers().loc[:, "layer"].tolist()
     row = layers.index(head.layer)

@@ -12,10 +12,11 @@ from dash import Dash, Input, Output, State, html, no_update
 
 from workbench.app import components as p
 from workbench.app.head_tables import plain_table
-from workbench.app.state.live_runs import LiveRun
 from workbench.app.state.view import View
-from workbench.figures.trajectories import checkpoint_of, records
+from workbench.emergence.head_trajectories import checkpoint_of
+from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
+from workbench.runs import Run
 from workbench.store import Timing
 
 SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
@@ -69,14 +70,14 @@ def register(app: Dash, content: p.Content) -> None:
         if kept is None or kept["page"] != "jobs":
             return (no_update,) * 5
         chosen = [content.runs[name] for name in View.from_json(kept).runs]
-        found = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failed_at()}" for run in chosen)
+        found = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in chosen)
         scans = [scan_card(run) for run in chosen]
         if found == seen:  # what was opened to read stays open
             return scans, no_update, no_update, no_update, no_update
         return scans, failure_list(chosen), checkpoint_strips(chosen), slowest_table(chosen), found
 
 
-def state_of(run: LiveRun, now: float) -> str:
+def state_of(run: Run, now: float) -> str:
     """What a scan seems to be doing, as far as its folder says."""
     status = run.status()
     written = run.last_written()
@@ -89,7 +90,7 @@ def state_of(run: LiveRun, now: float) -> str:
     return "not started" if written is None else "quiet: stopped, or on a long unit"
 
 
-def resume_command(run: LiveRun) -> str:
+def resume_command(run: Run) -> str:
     """The command that goes on where the scan stopped; probes made in Python need Python again."""
     job: dict[str, Any] = run.description().get("job", {})
     if job.get("ready"):
@@ -105,7 +106,7 @@ def resume_command(run: LiveRun) -> str:
     return shlex.join(words)
 
 
-def scans_table(runs: list[LiveRun]) -> pd.DataFrame:
+def scans_table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: what is planned, done and failed, its state, and the command that goes on with it."""
     now = time.time()
     rows = [
@@ -120,7 +121,7 @@ def scans_table(runs: list[LiveRun]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scan_card(run: LiveRun) -> html.Div:
+def scan_card(run: Run) -> html.Div:
     """One run's progress; an unreadable one says which file is at fault."""
     try:
         status, now = run.status(), time.time()
@@ -151,7 +152,7 @@ def scan_card(run: LiveRun) -> html.Div:
     )
 
 
-def failure_list(runs: list[LiveRun]) -> Any:
+def failure_list(runs: list[Run]) -> Any:
     """Every failure with its reason, its traceback to unfold."""
     found: list[Any] = []
     for run in runs:
@@ -165,12 +166,12 @@ def failure_list(runs: list[LiveRun]) -> Any:
     return found or html.P("nothing failed", className="muted")
 
 
-def failures_table(runs: list[LiveRun]) -> pd.DataFrame:
+def failures_table(runs: list[Run]) -> pd.DataFrame:
     """Every failure of these runs."""
     return pd.concat([run.failures().assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def checkpoint_strips(runs: list[LiveRun]) -> Any:
+def checkpoint_strips(runs: list[Run]) -> Any:
     """A cell per checkpoint: how many units are done, hatched where some failed."""
     strips: list[Any] = []
     for run in runs:
@@ -181,12 +182,12 @@ def checkpoint_strips(runs: list[LiveRun]) -> Any:
     return strips
 
 
-def checkpoints_table(runs: list[LiveRun]) -> pd.DataFrame:
+def checkpoints_table(runs: list[Run]) -> pd.DataFrame:
     """The checkpoints of these runs with what is done of each."""
     return pd.concat([run.checkpoints().assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def slowest_table(runs: list[LiveRun]) -> Any:
+def slowest_table(runs: list[Run]) -> Any:
     """The checkpoints and probes that took longest, and what of them took it."""
     table = timings_table(runs)
     if table.empty:
@@ -200,7 +201,7 @@ def slowest_table(runs: list[LiveRun]) -> Any:
     return plain_table(titles, rows, numbers_from=3)
 
 
-def timings_table(runs: list[LiveRun]) -> pd.DataFrame:
+def timings_table(runs: list[Run]) -> pd.DataFrame:
     """How long every checkpoint and probe of these runs took, and each of its parts, in seconds."""
     rows = [
         {"run": run.name, **asdict(timing), "total_s": timing.total_s} for run in runs for timing in run.timings().each

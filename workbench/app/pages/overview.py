@@ -12,10 +12,10 @@ from dash import Dash, Input, Output, State, html, no_update
 
 from workbench import figures
 from workbench.app import components as p
-from workbench.app.state.live_runs import LiveRun
 from workbench.app.state.view import View
 from workbench.figures.style import Theme
 from workbench.heads import WorkbenchError
+from workbench.runs import Run
 
 KPIS, EMERGENCE, STRIPS, RIDGES, GRID = "kpis", "emergence", "strips", "ridges", "grid"
 DRAWN: dict[str, Callable[..., go.Figure]] = {
@@ -102,7 +102,7 @@ def overview_figure(draw: Any, kept: Any, dark: Any, runs: p.Runs) -> Any:
     return figure.update_layout(meta={"detector": view.detector, "probe": view.probe, "width": width})
 
 
-def scored(view: View, runs: p.Runs) -> list[LiveRun]:
+def scored(view: View, runs: p.Runs) -> list[Run]:
     """The chosen runs that have scores of the chosen detector on the chosen probe."""
     chosen = [runs[name] for name in view.runs if name in runs]
     return [run for run in chosen if view.detector and view.probe in run.probes_of(view.detector)]
@@ -202,10 +202,10 @@ def grouped(names: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def mark(figure: go.Figure, drawn: list[LiveRun], choice: str | None, *, view: View, theme: Theme) -> go.Figure:
+def mark(figure: go.Figure, drawn: list[Run], choice: str | None, *, view: View, theme: Theme) -> go.Figure:
     """The phase changes of a metric of these runs, as marks in a figure over training."""
     metric, _, probe = (choice or "").partition(" on ")
-    changes = {run.name: run.phase_changes(metric, probe) for run in drawn}
+    changes = {run.name: run.pooled_phase_changes(metric, probe) for run in drawn}
     return figures.mark_phases(figure, changes, x=view.x, theme=theme)
 
 

@@ -28,7 +28,7 @@ _PREFERRED_PROBES = ("repeats", "copy_needle")
 
 @runtime_checkable
 class Shown(Protocol):
-    """What choices are made from: a `LiveRun` is one."""
+    """What choices are made from: a `Run` is one."""
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class Shown(Protocol):
         """The probes that a detector has scores on."""
         ...
 
-    def scores(self, **filters: Any) -> pd.DataFrame:
+    def scores(self, *args: Any, **filters: Any) -> pd.DataFrame:
         """As `Run.scores`."""
         ...
 

@@ -1,0 +1,132 @@
+"""The rows of a run's parts: which parts, in series order, filtered; a refusal lists what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal
+
+import pandas as pd
+
+from workbench.heads import WorkbenchError
+from workbench.store import VARYING, Part, Reader, Store, Table
+
+Step = int | Literal["last"]
+Select = Literal["all", "newest"]
+
+
+class Rows:
+    """The parts of a run and their rows. `select` "newest" leaves out what an older detector or probe scored."""
+
+    def __init__(self, store: Store, select: Select) -> None:
+        self._store = store
+        self.select: Select = select
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What reads the parts; opened when the first rows are read."""
+        return Reader(self._store.path)
+
+    def names(self, field: Literal["detector", "probe"], parts: Sequence[Part]) -> tuple[str, ...]:
+        """The detectors or probes of these parts, by name."""
+        return tuple(sorted({getattr(part.label, field) for part in parts} - {""}))
+
+    def parts(self, table: Table, *, detector: str | None, probe: str | None) -> tuple[Part, ...]:
+        """The parts of a table, of one detector and probe or of all.
+
+        Raises:
+            WorkbenchError: if the detector or probe is not there; it lists what is.
+        """
+        every = self.reader.parts(table)
+        if detector is not None:
+            self._require("detector", detector, every)
+        if probe is not None:
+            self._require("probe", probe, every)
+        parts = self.reader.parts(table, detector=detector, probe=probe)
+        return self._newest(parts) if self.select == "newest" else parts
+
+    def frame(
+        self,
+        table: Table,
+        parts: Sequence[Part],
+        *,
+        step: Step | None = None,
+        where: Mapping[str, Any] = MappingProxyType({}),
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The rows of these parts in series order, filtered; text as categories.
+
+        Raises:
+            WorkbenchError: if no row has a value that `where` names; it lists what there is.
+        """
+        parts = self.in_series_order(parts)
+        if step == "last":
+            scored = [part.label.ckpt for part in parts if part.label.rows]
+            parts = [part for part in parts if part.label.ckpt == (scored or [""])[-1]]
+        else:
+            where = {"step": step, **where}
+        where = {name: value for name, value in where.items() if value is not None}
+        for name in ("step", "ckpt", "stage", "branch"):
+            if name in where:
+                parts = self._of_checkpoint(parts, name, where[name])
+        where_rows = {name: where[name] for name in where if name in VARYING[table]}
+        frame = self.reader.frame(table, parts, columns=columns, where=where_rows)
+        if frame.empty and where_rows:
+            self._refuse(self.reader.frame(table, parts, columns=list(where_rows)), where_rows)
+        return frame.reset_index(drop=True)
+
+    def in_series_order(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts by checkpoint as in the series, then by detector and probe."""
+        ranks = self.series_ranks()
+        return sorted(parts, key=lambda part: (ranks[part.label.ckpt], part.label.detector, part.label.probe))
+
+    def series_ranks(self) -> dict[str, int]:
+        """Each checkpoint's position in the series; those the series does not know follow by step."""
+        names = [record["name"] for record in self._store.checkpoints()]
+        names += [part.label.ckpt for part in self.reader.parts()]
+        return {name: rank for rank, name in enumerate(dict.fromkeys(names))}
+
+    def origins(self, *, without: set[str]) -> list[dict[str, Any]]:
+        """What the parts say about the checkpoints they come from."""
+        origins = {part.label.ckpt: asdict(part.label.origin) for part in self.reader.parts()}
+        return [origin for ckpt, origin in origins.items() if ckpt not in without]
+
+    def _require(self, field: Literal["detector", "probe"], name: str, parts: Sequence[Part]) -> None:
+        names = self.names(field, parts)
+        if name not in names:
+            raise self._missing(field, name, names)
+
+    def _newest(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """Of each detector on each probe, the parts made as the part written last."""
+        newest: dict[tuple[str, str], Part] = {}
+        for part in sorted(parts, key=self.reader.written):
+            newest[part.label.detector, part.label.probe] = part
+        return tuple(
+            part for part in parts if _made_as(part) == _made_as(newest[part.label.detector, part.label.probe])
+        )
+
+    def _of_checkpoint(self, parts: Sequence[Part], name: str, value: Any) -> list[Part]:
+        """The parts whose checkpoint has such a step, name, stage or branch."""
+        kept = [part for part in parts if getattr(part.label.origin, name) == value]
+        if not kept and any(part.label.rows for part in parts):
+            values = {getattr(part.label.origin, name) for part in parts if part.label.rows} - {None}
+            raise self._missing(name, value, values)
+        return kept
+
+    def _refuse(self, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
+        """Raise for the first value that no row has beside those before it; `frame` has all rows."""
+        for name, value in where.items():
+            kept = frame.loc[(frame[name] == value).fillna(False).astype(bool)]
+            if kept.empty and not frame.empty:
+                raise self._missing(name, value, frame[name].dropna().unique())
+            frame = kept
+
+    def _missing(self, name: str, value: object, values: Any) -> WorkbenchError:
+        known = ", ".join(str(one) for one in sorted(values)) or "none yet"
+        return WorkbenchError(f"{name} {value!r} is not in {self._store.path}; there is: {known}")
+
+
+def _made_as(part: Part) -> tuple[int, str]:
+    return part.label.version, part.label.probe_digest

@@ -1,0 +1,122 @@
+"""The scores of many checkpoints read straight into arrays, where their parts hold the same heads in the same order.
+
+Tables of text as long would weigh ten times more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from workbench.emergence.half_rise import half_rises
+from workbench.emergence.head_trajectories import Checkpoint, Trajectories, trajectories_of
+from workbench.emergence.score_curves import Curves, axis_of, in_order
+from workbench.store import Part, read_rows
+
+_HEAD = ("layer", "head", "kv_head", "kind", "window")
+_SCORES = ("score", "ci_lo", "ci_hi")
+_TRAINING = ("step", "step_total", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreArrays:
+    """The trajectories of one detector and probe; `heads` has a row for each of theirs, with the columns of a curve.
+
+    `heads` is None where the parts are of several branches, versions or probe digests, or list a head twice.
+    """
+
+    trajectories: Trajectories
+    heads: pd.DataFrame | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays and the table."""
+        return self.trajectories.nbytes + (0 if self.heads is None else int(self.heads.memory_usage().sum()))
+
+
+def read_arrays(root: Path, parts: Sequence[Part], dtype: Any) -> ScoreArrays | None:
+    """The scores of parts in series order, in this floating-point type; None where their heads differ."""
+    if len({part.label.ckpt for part in parts}) < max(1, len(parts)) or len({part.label.probe for part in parts}) > 1:
+        return None
+    try:
+        return _read_aligned(root, parts, dtype)
+    except FileNotFoundError:  # replaced meanwhile: the next refresh sees it
+        return None
+
+
+def onsets_of(trajectories: Trajectories, heads: pd.DataFrame) -> pd.DataFrame:
+    """The half-rise onsets of `ScoreArrays`, as `workbench.emergence.onsets` has them from the rows."""
+    names = [checkpoint.name for checkpoint in trajectories.checkpoints]
+    training = {
+        name: pd.array([getattr(checkpoint, name) for checkpoint in trajectories.checkpoints], "Int64")
+        for name in _TRAINING
+    }
+    checkpoints = in_order(pd.DataFrame({"ckpt": pd.array(names, "str"), **training}))
+    score = trajectories.score[:, pd.Index(names).get_indexer(checkpoints.index)].astype(np.float64)
+    has_score = ~np.isnan(score).all(1)
+    amount, unit = axis_of(checkpoints)
+    by_head = heads.loc[has_score].reset_index(drop=True).sort_values(["layer", "head", "kv_head", "kind"])
+    score = score[has_score][by_head.index]
+    return half_rises(Curves(by_head.reset_index(drop=True), checkpoints, score, score, amount, unit))
+
+
+def _read_aligned(root: Path, parts: Sequence[Part], dtype: Any) -> ScoreArrays | None:
+    head_columns = read_rows(root, parts[0], _HEAD)
+    n_rows = head_columns.num_rows
+    arrays = {name: np.empty((n_rows, len(parts)), dtype) for name in _SCORES}
+    n = np.empty((n_rows, len(parts)), np.int32 if dtype == np.float32 else np.int64)
+    for i, part in enumerate(parts):
+        rows = read_rows(root, part, (*_HEAD, *_SCORES, "n"))
+        if rows.select(_HEAD) != head_columns:
+            return None
+        for name, array in arrays.items():
+            array[:, i] = rows[name].to_numpy()
+        n[:, i] = rows["n"].to_numpy()
+    table = head_columns.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    arranged, order = _arranged(table, parts[-1])
+    trajectories = replace(
+        arranged,
+        checkpoints=tuple(_checkpoint(part) for part in parts),
+        n=n[order],
+        **{name: array[order] for name, array in arrays.items()},
+    )
+    return ScoreArrays(trajectories, _curve_heads(table, order, parts))
+
+
+def _arranged(table: pd.DataFrame, part: Part) -> tuple[Trajectories, np.ndarray]:
+    """The heads of a part's rows in the order of trajectories, without scores, and the row that each is in."""
+    origin, label = part.label.origin, part.label
+    constant = {name: getattr(origin, name) for name in ("ckpt", "branch", *_TRAINING)}
+    rows = np.arange(len(table), dtype=np.float64)
+    scores = table.assign(**constant, probe=label.probe, score=rows, ci_lo=rows, ci_hi=rows, n=0)
+    trajectories = trajectories_of(scores, label.detector)
+    return trajectories, trajectories.score[:, 0].astype(np.int64)
+
+
+def _curve_heads(table: pd.DataFrame, order: np.ndarray, parts: Sequence[Part]) -> pd.DataFrame | None:
+    """The rows of `emergence.Curves.heads`, in the order of the trajectories."""
+    labels = [part.label for part in parts]
+    is_one_lineage = len({(label.origin.branch, label.version, label.probe_digest) for label in labels}) == 1
+    if not is_one_lineage or len(order) < len(table):
+        return None
+    label = labels[0]
+    constant = {
+        "branch": pd.array([label.origin.branch] * len(table), "str"),
+        "detector": pd.array([label.detector] * len(table), "str"),
+        "version": np.full(len(table), label.version, np.int64),
+        "probe": pd.array([label.probe] * len(table), "str"),
+        "probe_digest": pd.array([label.probe_digest] * len(table), "str"),
+    }
+    heads = table.astype({"layer": np.int64, "kv_head": np.int64, "kind": "str"})
+    return pd.DataFrame({**constant, **heads}).iloc[order].reset_index(drop=True)
+
+
+def _checkpoint(part: Part) -> Checkpoint:
+    origin = part.label.origin
+    return Checkpoint(origin.ckpt, origin.branch, origin.step, origin.step_total, origin.tokens)
