@@ -1,7 +1,7 @@
 """Rank statistics of head scores: Spearman's correlation over all heads and within layers, and the top heads.
 
 Spearman's correlation leaves out pairs with a NaN and is NaN where one side is constant, as `scipy.stats.spearmanr` is.
-pandas ranks: it is as fast as `scipy.stats.rankdata`, and the import of `scipy.stats` takes 0.6 s.
+Ranks come from pandas, which is as fast as `scipy.stats.rankdata`; the import of `scipy.stats` takes 0.6 s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
+
+from workbench.heads import WorkbenchError
 
 FEWEST_HEADS = 4
 _FLAT = 1e-9  # of the largest score: smaller differences are rounding
@@ -64,11 +66,45 @@ def agreement(
         n=n,
         rho=_correlation(one, other),
         rho_within=_correlation(within_one, within_other),
-        p_within=_p_within(within_one, within_other, layer, n_permutations, seed) if n_permutations else float("nan"),
+        p_within=_p_within(within_one, within_other, layer, n=n_permutations, seed=seed),
         jaccard=n_shared / (2 * k - n_shared),
         jaccard_chance=expected / (2 * k - expected),
         amplitude=float(one[top_of_other].mean()) / size if size else float("nan"),
     )
+
+
+def chosen_at(
+    scores: pd.DataFrame, ckpt: str, *, k: int | None = None, share: float | None = None, least: float | None = None
+) -> pd.DataFrame:
+    """The heads with the highest scores at one checkpoint, best first: layer, head, kv_head, kind, score.
+
+    Args:
+        scores: rows of `Run.scores(detector=..., probe=...)`: one detector on one probe.
+        ckpt: the name of the checkpoint.
+        k, share: how many heads, or what share of those that have a score (at least one); one of the two.
+        least: leave out heads below this score, so that there may be fewer.
+
+    Raises:
+        WorkbenchError: if there is no such checkpoint, several detectors or probes, or not one of `k` and `share`.
+    """
+    if (k is None) == (share is None):
+        raise WorkbenchError(f"k is {k} and share is {share}; give one of them")
+    if (k is not None and k < 1) or (share is not None and not 0 < share <= 1):
+        raise WorkbenchError(f"k is {k}, share is {share}; expected k of at least 1, or a share above 0 up to 1")
+    pairs = scores.loc[:, ["detector", "probe"]].drop_duplicates()
+    if len(pairs) > 1:
+        named = ", ".join(f"{detector} on {probe}" for detector, probe in pairs.itertuples(index=False))
+        raise WorkbenchError(f"these are scores of {named}: choose by one detector on one probe")
+    rows = scores.loc[(scores["ckpt"] == ckpt) & scores["score"].notna()]
+    if rows.empty:
+        known = ", ".join(map(str, scores.loc[:, "ckpt"].unique())) or "none"
+        raise WorkbenchError(f"checkpoint {ckpt!r} has no scores here; there are scores of {known}")
+    values = rows.loc[:, "score"].to_numpy(np.float64)
+    count = k if k is not None else max(1, round((share or 0) * len(values)))
+    heads = rows.iloc[top_rows(values, count)].loc[:, ["layer", "head", "kv_head", "kind", "score"]]
+    if least is not None:
+        heads = heads.loc[heads["score"] >= least]
+    return heads.reset_index(drop=True)
 
 
 def spearman(one: Float[np.ndarray, " heads"], other: Float[np.ndarray, " heads"]) -> float:
@@ -178,8 +214,10 @@ def _columns_by_heads(scores: Float[np.ndarray, "heads columns"]) -> list[tuple[
     return [(np.flatnonzero(group.ravel() == i), patterns[:, i]) for i in range(patterns.shape[1])]
 
 
-def _p_within(one: Any, other: Any, layer: Int[np.ndarray, " heads"], n: int, seed: int) -> float:
-    """The share of shuffles of heads within their layers, this one included, that agree as well."""
+def _p_within(one: Any, other: Any, layer: Int[np.ndarray, " heads"], *, n: int, seed: int) -> float:
+    """The share of n shuffles within layers, and of the scores themselves, that agree as well; NaN without shuffles."""
+    if not n:
+        return float("nan")
     a, b = _centred_ranks(one), _centred_ranks(other)
     reached = int((_shuffled(b.tobytes(), layer.tobytes(), n, seed) @ a >= a @ b - 1e-9).sum())
     return (1 + reached) / (1 + n)
