@@ -23,7 +23,7 @@ TOKENS_PER_STEP = 2_097_152
 SE, N_SEQ = 0.01, 16
 
 
-def write(path: Path, rising: float, layers: int, heads: int, n_detectors: int) -> None:
+def write(path: Path, *, rising: float, layers: int, heads: int, detectors: int) -> None:
     """A run with logistic rises at random times, in parts like those of a scan."""
     import numpy as np
 
@@ -34,7 +34,7 @@ def write(path: Path, rising: float, layers: int, heads: int, n_detectors: int) 
     rng = np.random.default_rng(0)
     n = layers * heads
     x = np.log(np.maximum(np.array(STEPS) * float(TOKENS_PER_STEP), 1e-300))
-    for d in range(n_detectors):
+    for d in range(detectors):
         middle, width = rng.uniform(x[5], x[-20], n), rng.uniform(0.1, 0.8, n)
         height = np.where(rng.random(n) < rising, rng.uniform(0.4, 0.9, n), 0.02)
         z = np.clip((x[:, None] - middle) / width, -60, 60)
@@ -68,17 +68,17 @@ def write(path: Path, rising: float, layers: int, heads: int, n_detectors: int) 
             store.commit_scores(origin, unit, rows, probe_digest="repeats", seq_len=256)
 
 
-def measure(path: Path, what: str) -> dict[str, float]:
-    """Seconds of one question put to every detector, reading included, and the largest resident memory in MB."""
+def measure(path: Path, call: str) -> dict[str, float]:
+    """Seconds of one call for every detector, reading included, and the largest resident memory in MB."""
     from workbench.runs import open_run
 
     started, cpu = time.perf_counter(), time.process_time()
     run = open_run(path)
-    if what == "top":
+    if call == "top":
         run.top()
     else:
         for detector in run.detectors:
-            getattr(run, what)(detector)
+            getattr(run, call)(detector)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu, "peak_mb": peak}
 
@@ -91,38 +91,44 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=64)
     parser.add_argument("--detectors", type=int, default=12)
     parser.add_argument("--measure")
-    given = parser.parse_args()
-    if given.measure:
-        print(json.dumps(measure(given.folder, given.measure)))
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.folder, options.measure)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary) / "run"
+        folder = options.folder or Path(temporary) / "run"
         if not folder.exists():
-            write(folder, given.rising, given.layers, given.heads, given.detectors)
-        report(folder, given)
+            write(
+                folder,
+                rising=options.rising,
+                layers=options.layers,
+                heads=options.heads,
+                detectors=options.detectors,
+            )
+        report(folder, options)
 
 
-def report(folder: Path, given: argparse.Namespace) -> None:
-    """Measure in fresh processes, two numeric threads each, and keep the table."""
+def report(folder: Path, options: argparse.Namespace) -> None:
+    """Measure each call in a fresh process with two numeric threads, and keep the table."""
     from machine import describe, keep
 
     load = f"Load average at the start: {os.getloadavg()[0]:.1f}."
-    size = f"{len(STEPS)} checkpoints x {given.layers * given.heads:,} heads x {given.detectors} detectors"
+    size = f"{len(STEPS)} checkpoints x {options.layers * options.heads:,} heads x {options.detectors} detectors"
     lines = [
         describe(),
         "",
-        f"{size}; {given.rising:.0%} of the heads emerge. All detectors, reading included. {load}",
+        f"{size}; {options.rising:.0%} of the heads emerge. All detectors, reading included. {load}",
         "",
     ]
     lines += ["| call | wall s | CPU s | peak MB |", "|---|---|---|---|"]
-    for what in ("emergence", "top", "lock_in"):
-        command = [sys.executable, __file__, "--folder", str(folder), "--measure", what]
+    for call in ("emergence", "top", "lock_in"):
+        command = [sys.executable, __file__, "--folder", str(folder), "--measure", call]
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout)
-        lines.append(f"| `{what}` | {found['wall_s']:.1f} | {found['cpu_s']:.1f} | {found['peak_mb']:.0f} |")
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        cost = json.loads(process.stdout)
+        lines.append(f"| `{call}` | {cost['wall_s']:.1f} | {cost['cpu_s']:.1f} | {cost['peak_mb']:.0f} |")
         print(lines[-1], flush=True)
-    if (given.layers, given.heads, given.detectors) == (48, 64, 12):
+    if (options.layers, options.heads, options.detectors) == (48, 64, 12):
         keep(Path(__file__), "Emergence over a large series", lines)
 
 

@@ -1,4 +1,7 @@
-"""What became of every head: never, there at first, emerged or lost again; when, how fast, how well it is known."""
+"""Histories of heads: never there, there at first, emerged or lost; when, how fast; and who takes a lost role over.
+
+Definitions and sources: docs/emergence.md.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from workbench.emergence.half_rise import at, half_rises
-from workbench.emergence.hysteresis import LOWER, Crossings, crossings_of
 from workbench.emergence.logistic_fit import TEN_TO_NINETY, Logistics, fit_logistic
+from workbench.emergence.onset_definitions import (
+    LOWER,
+    Breaks,
+    Crossings,
+    breaks_of,
+    crossings_of,
+    half_rises,
+    values_at,
+)
 from workbench.emergence.onset_intervals import break_interval, logistic_interval
-from workbench.emergence.score_curves import Curves, curves_of, logarithm
-from workbench.emergence.step_changes import Breaks, breaks_of
+from workbench.emergence.score_curves import HEAD, Curves, curves_of, logarithm
 
 VERDICTS = ("at_first", "emerged", "transient", "unconfirmed", "never")
 TIE = 2.0  # of BIC: "not worth more than a bare mention" in Kass and Raftery 1995
 # n ln(variance / residual variance) that noise reaches in 2 to 5 of 1,000 curves, from 4 to 150 checkpoints
 _EVIDENCE, _BREAK_FEW, _LOGISTIC_FEW = 18.0, 24.0, 72.0
 _TINY = 1e-12  # no score is known to better than its square root
+_CONTEXT = ["branch", "detector", "version", "probe", "probe_digest"]
 
 
 def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, seed: int = 0) -> pd.DataFrame:
-    """The course of every head: the half-rise onset, the hysteresis crossing, two fits, and what they say together.
+    """The history of every head: the half-rise onset, the hysteresis crossing, two fits, and the verdict of them all.
 
-    Definitions and sources: docs/emergence.md. Lineages are those of `onsets`.
+    Lineages are those of `onsets`.
 
     Args:
         scores: rows of `Run.scores()`; `sd_seq` and `n_seq` give the errors, residuals where they are missing.
@@ -40,7 +50,7 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
             at the end), "unconfirmed" (above the mark only at the last checkpoints), "never".
         floor, plateau, high: the levels of the hysteresis.
         crossing_ckpt, crossing_step, crossing_tokens; before_ckpt: the crossing and the scored checkpoint before it.
-        unit: what the next count, "tokens" or "step"; "" where neither is known, and they are NaN.
+        unit: of the next, "tokens" or "step"; "" where neither is known, and they are NaN.
         n50, n50_lo, n50_hi, method: half of the rise, by the better fit ("logistic" or "break"), with its 95 %
             interval; only for "emerged" and "transient".
         is_resolved: at least two scored checkpoints lie between 10 and 90 % of the rise; if not, the interval holds
@@ -57,9 +67,9 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
     is_lost = are_lost(curves.score, crossings)
     rising = _until_lost(curves.score, crossings, is_lost)
     fits = _Fits(rising, fit_logistic(x, rising), breaks_of(rising))
-    verdict = _verdicts(curves.score, crossings, fits, is_lost, least)
+    verdict = _verdicts(curves.score, crossings, fits, is_lost=is_lost, least=least)
     moved = np.isin(verdict, ("emerged", "transient"))
-    onset = _onsets(replace(curves, score=rising), x, fits, moved, seed)
+    onset = _onsets(replace(curves, score=rising), x, fits, moved, seed=seed)
     amount = np.append(curves.amount, np.nan)  # -1 is NaN
     names, logistic, broken = curves.checkpoints.index.to_series(), fits.logistic, fits.broken
     return half_rises(curves, min_score=min_score).assign(
@@ -67,10 +77,10 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
         floor=crossings.floor,
         plateau=crossings.plateau,
         high=crossings.high,
-        crossing_ckpt=at(names, crossings.at),
-        crossing_step=at(curves.checkpoints.loc[:, "step"], crossings.at),
-        crossing_tokens=at(curves.checkpoints.loc[:, "tokens"], crossings.at),
-        before_ckpt=at(names, crossings.before),
+        crossing_ckpt=values_at(names, crossings.column),
+        crossing_step=values_at(curves.checkpoints.loc[:, "step"], crossings.column),
+        crossing_tokens=values_at(curves.checkpoints.loc[:, "tokens"], crossings.column),
+        before_ckpt=values_at(names, crossings.before),
         unit=curves.unit,
         **onset,
         fit_floor=logistic.floor,
@@ -88,6 +98,37 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
         break_bic=fits.break_bic,
         flat_bic=fits.flat_bic,
     )
+
+
+def handovers(scores: pd.DataFrame, *, least: float = 0.2) -> pd.DataFrame:
+    """For each head that is lost, the head whose rise mirrors its fall best.
+
+    A head is lost if it crossed its high mark and ends below three quarters of it, by more than noise. From its peak
+    on, a perfect hand-over keeps the sum of the two scores constant.
+
+    Returns:
+        One row per lost head: its lineage, peak_ckpt, fall (peak - final);
+        to_layer, to_head, to_kv_head, to_kind, to_rise: the head of the same branch, detector and probe that explains
+            most, and its rise over the same checkpoints; missing where none rises;
+        explained: 1 - sum of squared changes of the two scores together / of the fall alone; 1 for a perfect one;
+        class_sum_ratio: the sum of all heads' scores at the end over that at the peak: about 1 where the role only
+            changes hands, below where it is lost to the model.
+
+    Many heads move in training: a mirrored rise is a lead for an intervention, not a proof.
+    """
+    curves = curves_of(scores)
+    crossings = crossings_of(curves.score, least=least)
+    is_lost = are_lost(curves.score, crossings)
+    context = curves.heads.groupby(_CONTEXT, dropna=False, observed=True, sort=False).ngroup().to_numpy()
+    rows = [
+        _handover(curves.score, np.flatnonzero(context == context[row]), int(row)) for row in np.flatnonzero(is_lost)
+    ]
+    matches = pd.DataFrame(rows, columns=["peak_column", "fall", "to", "to_rise", "explained", "class_sum_ratio"])
+    takers = curves.heads.loc[:, list(HEAD)].add_prefix("to_").reset_index(drop=True)
+    takers = takers.reindex(matches.loc[:, "to"].astype("Int64").fillna(-1).astype("int64")).reset_index(drop=True)
+    peak = curves.checkpoints.index[matches.loc[:, "peak_column"].astype("int64")] if len(matches) else []
+    lost = curves.heads.loc[is_lost].reset_index(drop=True).assign(peak_ckpt=peak, fall=matches["fall"])
+    return pd.concat([lost, takers, matches.loc[:, ["to_rise", "explained", "class_sum_ratio"]]], axis=1)
 
 
 class _Fits:
@@ -145,8 +186,8 @@ def _falls(score: Float[np.ndarray, "heads ckpts"]) -> Bool[np.ndarray, " heads"
 
 def are_lost(score: Float[np.ndarray, "heads ckpts"], crossings: Crossings) -> Bool[np.ndarray, " heads"]:
     """Heads that crossed their high mark, end below the lower one, and fall by more than noise after the crossing."""
-    is_low = (crossings.at >= 0) & (crossings.final < LOWER * crossings.high)
-    since = np.where(np.arange(score.shape[1]) >= crossings.at[:, None], score, np.nan)
+    is_low = (crossings.column >= 0) & (crossings.final < LOWER * crossings.high)
+    since = np.where(np.arange(score.shape[1]) >= crossings.column[:, None], score, np.nan)
     return is_low & _falls(since)
 
 
@@ -164,6 +205,7 @@ def _verdicts(
     score: Float[np.ndarray, "heads ckpts"],
     crossings: Crossings,
     fits: _Fits,
+    *,
     is_lost: Bool[np.ndarray, " heads"],
     least: float,
 ) -> np.ndarray:
@@ -171,15 +213,15 @@ def _verdicts(
     has_risen = fits.is_a_rise & is_low_first & (crossings.before >= 0)
     is_high = np.nanmedian(score, axis=1) >= least
     was_high = _falls(score) & ~is_low_first
-    was_there = np.where(fits.is_a_rise, (crossings.at >= 0) & ~is_low_first, is_high | was_high)
+    was_high_first = np.where(fits.is_a_rise, (crossings.column >= 0) & ~is_low_first, is_high | was_high)
     return np.select(
-        [has_risen & is_lost, has_risen, was_there, fits.is_a_rise & crossings.unconfirmed],
+        [has_risen & is_lost, has_risen, was_high_first, fits.is_a_rise & crossings.unconfirmed],
         ["transient", "emerged", "at_first", "unconfirmed"],
         "never",
     ).astype(object)
 
 
-def _onsets(curves: Curves, x: Any, fits: _Fits, moved: Bool[np.ndarray, " heads"], seed: int) -> dict[str, Any]:
+def _onsets(curves: Curves, x: Any, fits: _Fits, moved: Bool[np.ndarray, " heads"], *, seed: int) -> dict[str, Any]:
     """The columns n50, n50_lo, n50_hi, method and is_resolved."""
     n50, low, high = (np.full(len(moved), np.nan) for _ in range(3))
     method, resolved = np.full(len(moved), "", dtype=object), np.zeros(len(moved), dtype=bool)
@@ -187,24 +229,24 @@ def _onsets(curves: Curves, x: Any, fits: _Fits, moved: Bool[np.ndarray, " heads
         smooth = np.flatnonzero(moved & fits.is_logistic)
         sharp = np.flatnonzero(moved & ~fits.is_logistic)
         method[smooth], method[sharp] = "logistic", "break"
-        n50[smooth], low[smooth], high[smooth], resolved[smooth] = _of_logistic(curves, x, fits, smooth, seed)
-        n50[sharp], low[sharp], high[sharp] = _of_break(curves, fits, sharp, seed)
+        n50[smooth], low[smooth], high[smooth], resolved[smooth] = _of_logistic(curves, x, fits, smooth, seed=seed)
+        n50[sharp], low[sharp], high[sharp] = _of_break(curves, fits, sharp, seed=seed)
     return {"n50": n50, "n50_lo": low, "n50_hi": high, "method": method, "is_resolved": resolved}
 
 
-def _of_logistic(curves: Curves, x: Any, fits: _Fits, rows: Any, seed: int) -> tuple[Any, Any, Any, Any]:
+def _of_logistic(curves: Curves, x: Any, fits: _Fits, rows: Any, *, seed: int) -> tuple[Any, Any, Any, Any]:
     score, fit = curves.score[rows], fits.logistic.rows(rows)
     low, high = np.exp(logistic_interval(x, score, fit, curves.se[rows], seed=seed))
-    n50, there = np.exp(fit.middle), ~np.isnan(score)
-    before, after = _around(curves.amount, there, n50)
+    n50, has_score = np.exp(fit.middle), ~np.isnan(score)
+    before, after = _around(curves.amount, has_score, n50)
     is_within = np.abs(x - fit.middle[:, None]) < TEN_TO_NINETY / 2 * fit.width[:, None]
-    resolved = (there & is_within).sum(1) >= 2
+    resolved = (has_score & is_within).sum(1) >= 2
     low = np.where(resolved, low, np.fmin(low, before))
     high = np.where(resolved, high, np.fmax(high, after))
     return n50, low, high, resolved
 
 
-def _of_break(curves: Curves, fits: _Fits, rows: Any, seed: int) -> tuple[Any, Any, Any]:
+def _of_break(curves: Curves, fits: _Fits, rows: Any, *, seed: int) -> tuple[Any, Any, Any]:
     """The middle of the gap on the log scale, half of its end where it begins at 0; all of the gap is the interval."""
     broken = fits.broken.rows(rows)
     start, end = curves.amount[broken.before], curves.amount[broken.after]
@@ -212,10 +254,30 @@ def _of_break(curves: Curves, fits: _Fits, rows: Any, seed: int) -> tuple[Any, A
     return np.where(start > 0, np.sqrt(start * end), end / 2), curves.amount[first], curves.amount[last]
 
 
-def _around(amount: Any, there: Bool[np.ndarray, "heads ckpts"], n50: Any) -> tuple[Any, Any]:
+def _around(amount: Any, has_score: Bool[np.ndarray, "heads ckpts"], n50: Any) -> tuple[Any, Any]:
     """The scored amounts on either side of each onset."""
-    is_before = there & (amount <= n50[:, None])
-    is_after = there & (amount > n50[:, None])
+    is_before = has_score & (amount <= n50[:, None])
+    is_after = has_score & (amount > n50[:, None])
     before = np.where(is_before, amount, -np.inf).max(1)
     after = np.where(is_after, amount, np.inf).min(1)
     return np.where(is_before.any(1), before, 0.0), np.where(is_after.any(1), after, n50)
+
+
+def _handover(score: Float[np.ndarray, "heads ckpts"], peers: Int[np.ndarray, " peers"], row: int) -> tuple[Any, ...]:
+    """Column of the row's peak, its fall, best taker, the taker's rise, the share explained, and the ratio of sums."""
+    curve = score[row]
+    peak = int(np.nanargmax(curve))
+    since = np.flatnonzero(~np.isnan(curve) & (np.arange(len(curve)) >= peak))
+    fall = curve[peak] - curve[since]
+    peer_scores = score[peers][:, since]
+    rise = peer_scores - peer_scores[:, :1]
+    with np.errstate(invalid="ignore"):
+        unexplained = np.nansum((fall - rise) ** 2, axis=1)
+    is_whole = ~np.isnan(rise).any(1) & (rise[:, -1] > 0) & (peers != row)
+    explained = np.where(is_whole, 1 - unexplained / (fall**2).sum(), -np.inf)
+    sums = np.nansum(peer_scores[:, [0, -1]], axis=0)
+    ratio = float(sums[1] / sums[0]) if sums[0] else float("nan")
+    best = int(explained.argmax())
+    if not np.isfinite(explained[best]):
+        return peak, float(fall[-1]), None, float("nan"), float("nan"), ratio
+    return peak, float(fall[-1]), int(peers[best]), float(rise[best, -1]), float(explained[best]), ratio

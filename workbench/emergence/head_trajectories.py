@@ -12,17 +12,20 @@ from jaxtyping import Float, Int
 
 from workbench.heads import Head, KVHead, WorkbenchError
 
+# The columns that describe a checkpoint.
+CHECKPOINT_COLUMNS = ("ckpt", "branch", "step", "step_total", "tokens")
 # The columns of `Run.scores` that `trajectories_of` reads.
 TRAJECTORY_COLUMNS = (
-    *("ckpt", "branch", "step", "step_total", "tokens", "layer", "head", "kv_head", "kind", "window", "probe"),
+    *CHECKPOINT_COLUMNS,
+    *("layer", "head", "kv_head", "kind", "window", "probe"),
     *("score", "ci_lo", "ci_hi", "n"),
 )
 # The columns of `Run.scores` that one layer's history is drawn from.
 LAYER_COLUMNS = (
-    *("ckpt", "branch", "step", "step_total", "tokens", "n", "ci_lo", "ci_hi"),
+    *CHECKPOINT_COLUMNS,
+    *("n", "ci_lo", "ci_hi"),
     *("layer", "head", "kv_head", "kind", "detector", "probe", "score"),
 )
-_CHECKPOINT = ["ckpt", "branch", "step", "step_total", "tokens"]
 
 
 class Checkpoint(NamedTuple):
@@ -156,10 +159,10 @@ def layer_rows(trajectories: Trajectories, layer: int) -> pd.DataFrame:
     numbers = [_numbers_of(trajectories.heads[row]) for row in rows]
     columns: dict[str, Any] = {
         name: [checkpoint[i] for checkpoint in trajectories.checkpoints] * len(rows)
-        for i, name in enumerate(_CHECKPOINT)
+        for i, name in enumerate(CHECKPOINT_COLUMNS)
     }
     for name in ("layer", "head", "kv_head"):
-        columns[name] = pd.array([head_numbers[name] for head_numbers in numbers], "Int64").repeat(n_ckpts)
+        columns[name] = pd.array([head[name] for head in numbers], "Int64").repeat(n_ckpts)
     columns["kind"] = np.repeat([trajectories.layer_of(row).kind for row in rows], n_ckpts)
     for name in ("score", "ci_lo", "ci_hi", "n"):
         columns[name] = getattr(trajectories, name)[rows].ravel()
@@ -169,7 +172,7 @@ def layer_rows(trajectories: Trajectories, layer: int) -> pd.DataFrame:
 
 def checkpoints_of(table: pd.DataFrame) -> tuple[Checkpoint, ...]:
     """The checkpoints of a table's rows, in order of appearance."""
-    first = table.drop_duplicates("ckpt").loc[:, _CHECKPOINT]
+    first = table.drop_duplicates("ckpt").loc[:, list(CHECKPOINT_COLUMNS)]
     return tuple(Checkpoint(*row) for row in _with_none(first).itertuples(index=False, name=None))
 
 

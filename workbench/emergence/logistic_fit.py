@@ -9,18 +9,27 @@ y = floor + amplitude / (1 + exp(-(x - middle) / width)), x = ln tokens (or ln s
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-Places = Float[np.ndarray, " points"] | Float[np.ndarray, "heads points"]  # the same for all curves, or their own
+Positions = Float[np.ndarray, " points"] | Float[np.ndarray, "heads points"]  # the same for all curves, or their own
 
-FEWEST = 6  # scored checkpoints: below, four parameters describe anything
+FEWEST = 6  # scored checkpoints: four parameters fit fewer whatever they are
 TEN_TO_NINETY = 2 * np.log(9)  # widths from 10 to 90 % of the rise
 _CHUNK = 256
 _PER_WIDTH = 2.0
 _WIDTHS = 14
+
+
+class Limits(NamedTuple):
+    """The range of middles, and of widths: below the narrowest a rise is a step anywhere between two checkpoints."""
+
+    first: float
+    last: float
+    narrowest: float
+    widest: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +49,8 @@ class Logistics:
         """The fits of some curves."""
         return Logistics(*(getattr(self, f.name)[some] for f in fields(self)))
 
-    def at(self, x: Places) -> Float[np.ndarray, "heads points"]:
-        """The fitted curves at these places."""
+    def values(self, x: Positions) -> Float[np.ndarray, "heads points"]:
+        """The fitted curves at these x."""
         return self.floor[:, None] + self.amplitude[:, None] * rise(x, self.middle, self.width)
 
 
@@ -57,27 +66,27 @@ def fit_logistic(
         x: in order; see `workbench.emergence.score_curves.logarithm`.
         falling: whether a fall may be fitted too (amplitude below 0), or only rises.
     """
-    found = np.full((5, len(score)), np.nan)
+    parameters = np.full((5, len(score)), np.nan)
     distinct = _distinct(x)
     enough = (~np.isnan(score)).sum(1) >= FEWEST
     if len(distinct) >= 3 and enough.any():
         score = score[enough]
         weight = (~np.isnan(score)).astype(np.float64)
         y = np.nan_to_num(score)
-        start = np.stack(_best_nodes(x, y, weight, *_grid(distinct), falling=falling))
+        start = np.stack(_best_nodes(x, y, weight, _grid(distinct), falling=falling))
         chunks = [slice(i, i + _CHUNK) for i in range(0, len(y), _CHUNK)]
-        refined = [refine(x, y[some], weight[some], start[:, some], limits(x)) for some in chunks]
-        found[:, enough] = np.concatenate(refined, axis=1)
-    return Logistics(*found)
+        refined = [refine(x, y[some], weight[some], start=start[:, some], bounds=limits(x)) for some in chunks]
+        parameters[:, enough] = np.concatenate(refined, axis=1)
+    return Logistics(*parameters)
 
 
-def rise(x: Places, middle: Any, width: Any) -> Any:
+def rise(x: Positions, middle: Any, width: Any) -> Any:
     """The logistic of each (middle, width) at each x."""
     z = (x - middle[:, None]) / width[:, None]
     return 1 / (1 + np.exp(-np.clip(z, -80, 80)))
 
 
-def partials(x: Places, fit: Logistics) -> Float[np.ndarray, "heads 4 points"]:
+def partials(x: Positions, fit: Logistics) -> Float[np.ndarray, "heads 4 points"]:
     """The change of each fitted curve with floor, amplitude, middle in widths, and ln width."""
     g = rise(x, fit.middle, fit.width)
     steepness = -fit.amplitude[:, None] * g * (1 - g)
@@ -86,41 +95,42 @@ def partials(x: Places, fit: Logistics) -> Float[np.ndarray, "heads 4 points"]:
 
 
 def refine(
-    x: Places,
+    x: Positions,
     y: Float[np.ndarray, "heads points"],
     weight: Float[np.ndarray, "heads points"],
-    start: Float[np.ndarray, "2 heads"],
-    bounds: tuple[float, float, float, float],
     *,
+    start: Float[np.ndarray, "2 heads"],
+    bounds: Limits,
     most: int = 40,
 ) -> Float[np.ndarray, "5 heads"]:
     """Descend from a start; rows are floor, amplitude, middle, width, sum of squared residuals.
 
     Args:
-        weight: of each point's square; 0 for none there.
+        weight: of each point's squared residual; 0 for a gap.
         start: middle and width.
-        bounds: as of `limits`.
-        most: how many steps at the most.
+        bounds: of middle and width.
+        most: steps.
     """
     x = np.broadcast_to(x, y.shape)
     root = np.sqrt(weight)
     middle, width = start.copy()
-    best = _projected(x, y, root, middle, width)
+    best = _projected(x, y, root, middle=middle, width=width)
     damping = np.full(len(y), 1e-3)
     active = np.arange(len(y))
-    low, high = np.array([bounds[0], np.log(bounds[2])]), np.array([bounds[1], np.log(bounds[3])])
+    low, high = np.array([bounds.first, np.log(bounds.narrowest)]), np.array([bounds.last, np.log(bounds.widest)])
     for _ in range(most):
-        here = best.take(active)
-        place = np.stack([here.middle, np.log(here.width)], axis=1)
-        step = np.clip(_step(here, damping[active]), [-2, -0.7], [2, 0.7])
-        step[:, 0] *= here.width
-        trial = np.clip(place + step, low, high)
-        moved = np.abs(trial - place) / np.stack([here.width, np.ones(len(active))], axis=1)
-        tried = _projected(x[active], y[active], root[active], trial[:, 0], np.exp(trial[:, 1]))
-        better = tried.sse < here.sse
+        current = best.take(active)
+        origin = np.stack([current.middle, np.log(current.width)], axis=1)
+        step = np.clip(_step(current, damping[active]), [-2, -0.7], [2, 0.7])
+        step[:, 0] *= current.width
+        trial = np.clip(origin + step, low, high)
+        moved = np.abs(trial - origin) / np.stack([current.width, np.ones(len(active))], axis=1)
+        data = x[active], y[active], root[active]
+        tried = _projected(*data, middle=trial[:, 0], width=np.exp(trial[:, 1]))
+        better = tried.sse < current.sse
         best.put(active[better], tried.take(np.flatnonzero(better)))
-        gain = here.sse - tried.sse
-        settled = (moved.max(1) < 1e-6) | (better & (gain <= 1e-9 * here.sse)) | (damping[active] > 1e8)
+        gain = current.sse - tried.sse
+        settled = (moved.max(1) < 1e-6) | (better & (gain <= 1e-9 * current.sse)) | (damping[active] > 1e8)
         damping[active] *= np.where(better, 0.1, 8.0)
         active = active[~settled]
         if not len(active):
@@ -128,16 +138,16 @@ def refine(
     return np.stack([best.floor, best.amplitude, best.middle, best.width, best.sse])
 
 
-def limits(x: Float[np.ndarray, " ckpts"]) -> tuple[float, float, float, float]:
-    """Least and greatest middle: the first and last x; least and greatest width: below, a rise is a step anywhere."""
+def limits(x: Float[np.ndarray, " ckpts"]) -> Limits:
+    """Middles from the first to the last x; widths from a tenth of the smallest gap to twice the range."""
     distinct = _distinct(x)
     span = float(distinct[-1] - distinct[0])
-    return float(distinct[0]), float(distinct[-1]), float(np.diff(distinct).min() / 10), 2 * span
+    return Limits(float(distinct[0]), float(distinct[-1]), float(np.diff(distinct).min() / 10), 2 * span)
 
 
 @dataclass(slots=True)
-class _Place:
-    """Floor and amplitude that are best at (middle, ln width), and what a step from there needs."""
+class _Projection:
+    """The best floor and amplitude at (middle, ln width), with the normal matrix and gradient of a step from there."""
 
     middle: np.ndarray
     width: np.ndarray
@@ -147,15 +157,15 @@ class _Place:
     normal: np.ndarray  # 2 x 2 normal matrix of (middle / width, ln width)
     gradient: np.ndarray
 
-    def take(self, rows: Int[np.ndarray, " some"]) -> _Place:
-        return _Place(*(getattr(self, f.name)[rows] for f in fields(self)))
+    def take(self, rows: Int[np.ndarray, " some"]) -> _Projection:
+        return _Projection(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def put(self, rows: Int[np.ndarray, " some"], other: _Place) -> None:
+    def put(self, rows: Int[np.ndarray, " some"], other: _Projection) -> None:
         for f in fields(self):
             getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
-def _projected(x: Any, y: Any, root: Any, middle: Any, width: Any) -> _Place:
+def _projected(x: Any, y: Any, root: Any, *, middle: Any, width: Any) -> _Projection:
     """Inner products of [1, g, dg/dm, dg/dlnw, y], with 1 and g projected out of the rest."""
     z = ((x - middle[:, None]) / width[:, None]).astype(y.dtype)
     np.clip(z, -80, 80, out=z)
@@ -172,7 +182,7 @@ def _projected(x: Any, y: Any, root: Any, middle: Any, width: Any) -> _Place:
     spread = np.maximum(gram[:, 1, 1], 1e-12)
     amplitude = gram[:, 1, 4] / spread
     rest = gram[:, 2:, 2:] - gram[:, 1, 2:, None] * gram[:, 1, None, 2:] / spread[:, None, None]
-    return _Place(
+    return _Projection(
         middle=middle,
         width=width,
         floor=means[:, 4] - amplitude * means[:, 1],
@@ -183,17 +193,17 @@ def _projected(x: Any, y: Any, root: Any, middle: Any, width: Any) -> _Place:
     )
 
 
-def _step(here: _Place, damping: Float[np.ndarray, " some"]) -> Float[np.ndarray, "some 2"]:
+def _step(current: _Projection, damping: Float[np.ndarray, " some"]) -> Float[np.ndarray, "some 2"]:
     """The damped Gauss-Newton step in (middle / width, ln width)."""
-    a, c = (here.normal[:, i, i] * (1 + damping) + 1e-300 for i in (0, 1))
-    b = here.normal[:, 0, 1]
-    p, q = here.gradient.T
+    a, c = (current.normal[:, i, i] * (1 + damping) + 1e-300 for i in (0, 1))
+    b = current.normal[:, 0, 1]
+    p, q = current.gradient.T
     det = np.maximum(a * c - b * b, 1e-300)
     return np.stack([c * p - b * q, a * q - b * p], axis=1) / det[:, None]
 
 
 def _distinct(x: Float[np.ndarray, " ckpts"]) -> Float[np.ndarray, " distinct"]:
-    """The places on the log scale, each once, without that of step 0."""
+    """The positions on the log scale, each once, without that of step 0."""
     return np.unique(x[x > x[-1] - 1e3]) if len(x) and np.isfinite(x).all() else np.empty(0)
 
 
@@ -203,17 +213,18 @@ def _grid(x: Float[np.ndarray, " distinct"]) -> tuple[Float[np.ndarray, " nodes"
     middles: list[np.ndarray] = []
     widths: list[np.ndarray] = []
     for width in np.geomspace(np.diff(x).min() / 4, (x[-1] - x[0]) / 2, _WIDTHS):
-        kept = [candidates[0]]
+        thinned = [candidates[0]]
         for candidate in candidates[1:]:
-            if candidate - kept[-1] >= width / _PER_WIDTH:
-                kept.append(candidate)
-        middles.append(np.array(kept))
-        widths.append(np.full(len(kept), width))
+            if candidate - thinned[-1] >= width / _PER_WIDTH:
+                thinned.append(candidate)
+        middles.append(np.array(thinned))
+        widths.append(np.full(len(thinned), width))
     return np.concatenate(middles), np.concatenate(widths)
 
 
-def _best_nodes(x: Any, y: Any, weight: Any, middles: Any, widths: Any, *, falling: bool) -> tuple[Any, Any]:
-    """The node of the grid that explains most of each curve."""
+def _best_nodes(x: Any, y: Any, weight: Any, grid: tuple[Any, Any], *, falling: bool) -> tuple[Any, Any]:
+    """The middle and width of the grid that explain most of each curve."""
+    middles, widths = grid
     g = rise(x, middles, widths).astype(np.float32)  # a node is a start: half the bytes are precise enough
     n = weight.sum(1)
     centred = np.where(weight > 0, y - ((weight * y).sum(1) / n)[:, None], 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The model as a whole over training: loss by position, recall by distance, and when such a number changes course."""
+"""Model-level metrics over training: tables by position and distance, in-context learning, phase changes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from workbench.heads import WorkbenchError
 
 LATE, EARLY = 500, 50  # of Olsson et al. 2022
 _SERIES = ["branch", "probe", "metric", "distance", "position"]
-_PLACE = ["ckpt", "stage", "branch", "step", "step_total", "tokens"]
+_CHECKPOINT = ["ckpt", "stage", "branch", "step", "step_total", "tokens"]
 _95 = 2 * 1.959964
 
 
 def metric_by(metrics: pd.DataFrame, metric: str, over: Literal["distance", "position"]) -> pd.DataFrame:
-    """One metric as a table: checkpoints down in order, distances or positions across, values inside.
+    """One metric as a table: checkpoints in order down, distances or positions across.
 
     Args:
         metrics: rows of `Run.metrics(probe=...)`, of one probe.
@@ -31,8 +31,8 @@ def metric_by(metrics: pd.DataFrame, metric: str, over: Literal["distance", "pos
     """
     rows = metrics.loc[(metrics["metric"] == metric) & metrics[over].notna()]
     if rows.empty:
-        there = ", ".join(sorted(metrics.loc[metrics[over].notna(), "metric"].unique())) or "none"
-        raise WorkbenchError(f"there is no {metric} by {over} here; by {over} there is: {there}")
+        known = ", ".join(sorted(metrics.loc[metrics[over].notna(), "metric"].unique())) or "none"
+        raise WorkbenchError(f"there is no {metric} by {over} here; by {over} there is: {known}")
     _check_one_probe(rows)
     table = rows.pivot_table(index="ckpt", columns=over, values="value", observed=True)
     return table.reindex(in_order(rows).index)
@@ -66,8 +66,8 @@ def icl_score(metrics: pd.DataFrame, *, early: int | None = None, late: int | No
         raise WorkbenchError(
             f"early is {early}, late is {late}; expected positions of {positions[0]} to {positions[-1]}, early first"
         )
-    keys = ["probe", *(name for name in _PLACE if name in rows.columns)]
-    at_early, at_late = (rows.loc[rows["position"] == at].drop_duplicates(keys) for at in (early, late))
+    keys = ["probe", *(name for name in _CHECKPOINT if name in rows.columns)]
+    at_early, at_late = (rows.loc[rows["position"] == token].drop_duplicates(keys) for token in (early, late))
     both = at_late.merge(at_early, on=keys, suffixes=("", "_early"))
     spread = np.hypot(both["ci_hi"] - both["ci_lo"], both["ci_hi_early"] - both["ci_lo_early"]) / 2
     changed = {name: both[name] - both[f"{name}_early"] for name in ("value", "half_a", "half_b")}
@@ -77,10 +77,10 @@ def icl_score(metrics: pd.DataFrame, *, early: int | None = None, late: int | No
 
 
 def phase_changes(metrics: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """When each model-level number changed its course: a logistic in ln tokens where that beats a straight line.
+    """The phase change of each metric: a logistic in ln tokens, where it explains more than a straight line.
 
-    Losses fall all through training; a phase change is a fall (or rise) that no line in ln tokens explains. Step 0 is
-    left out: no line reaches it.
+    A loss falls throughout training; a phase change is a fall or rise that no line in ln tokens explains. Step 0 is
+    left out, because ln 0 is on no line.
 
     Args:
         metrics: rows of `Run.metrics()`, also with those of `icl_score`.
@@ -101,12 +101,12 @@ def phase_changes(metrics: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     se[row, column] = (metrics.loc[:, "ci_hi"] - metrics.loc[:, "ci_lo"]).to_numpy(np.float64) / _95
     series = grouped.size().index.to_frame(index=False)
     begun = ~(amount == 0)
-    found = _changes(logarithm(amount[begun]), value[:, begun], se[:, begun], seed)
-    return series.assign(n=(~np.isnan(value)).sum(1), unit=unit, **found)
+    changes = _changes(logarithm(amount[begun]), value[:, begun], se[:, begun], seed)
+    return series.assign(n=(~np.isnan(value)).sum(1), unit=unit, **changes)
 
 
 def align(heads: pd.DataFrame, change: pd.Series) -> pd.DataFrame:
-    """Each head's onset beside one model-level change: before, during or after it.
+    """Each head's onset relative to one phase change: before, during or after it.
 
     Args:
         heads: the table of `trace`; heads without an n50 are left out.
@@ -119,15 +119,15 @@ def align(heads: pd.DataFrame, change: pd.Series) -> pd.DataFrame:
     Raises:
         WorkbenchError: if the row is no change, or counts in another unit.
     """
-    at: dict[str, Any] = change.to_dict()
-    if not at["is_change"]:
-        raise WorkbenchError(f"{at['metric']} on {at['probe']} has no phase change here to align heads with")
-    found = heads.loc[heads["n50"].notna()]
-    if len(found) and set(found.loc[:, "unit"]) != {at["unit"]}:
-        raise WorkbenchError(f"onsets are in {found['unit'].iloc[0]}, the change in {at['unit']}; use one series")
-    is_before, is_after = found["n50_hi"] < at["n10"], found["n50_lo"] > at["n90"]
+    phase: dict[str, Any] = change.to_dict()
+    if not phase["is_change"]:
+        raise WorkbenchError(f"{phase['metric']} on {phase['probe']} has no phase change here to align heads with")
+    onsets = heads.loc[heads["n50"].notna()]
+    if len(onsets) and set(onsets.loc[:, "unit"]) != {phase["unit"]}:
+        raise WorkbenchError(f"onsets are in {onsets['unit'].iloc[0]}, the change in {phase['unit']}; use one series")
+    is_before, is_after = onsets["n50_hi"] < phase["n10"], onsets["n50_lo"] > phase["n90"]
     relation = np.select([is_before, is_after], ["before", "after"], "during")
-    return found.assign(relation=relation, lead=np.log(found["n50"] / at["n50"])).reset_index(drop=True)
+    return onsets.assign(relation=relation, lead=np.log(onsets["n50"] / phase["n50"])).reset_index(drop=True)
 
 
 def _changes(x: Any, value: Float[np.ndarray, "series ckpts"], se: Any, seed: int) -> dict[str, Any]:
@@ -159,17 +159,17 @@ def _changes(x: Any, value: Float[np.ndarray, "series ckpts"], se: Any, seed: in
 
 def _line(x: Any, value: Any) -> tuple[Any, Any]:
     """Squared residuals of the best straight line and of the mean, of each row."""
-    there = ~np.isnan(value)
-    n = np.maximum(there.sum(1), 1)
-    y = np.where(there, value - (np.nansum(value, axis=1) / n)[:, None], 0)
-    centred = np.where(there, x - (np.where(there, x, 0).sum(1) / n)[:, None], 0)
+    has_value = ~np.isnan(value)
+    n = np.maximum(has_value.sum(1), 1)
+    y = np.where(has_value, value - (np.nansum(value, axis=1) / n)[:, None], 0)
+    centred = np.where(has_value, x - (np.where(has_value, x, 0).sum(1) / n)[:, None], 0)
     flat, spread = (y**2).sum(1), (centred**2).sum(1)
     explained = np.divide((centred * y).sum(1) ** 2, spread, out=np.zeros_like(spread), where=spread > 0)
     return np.maximum(flat - explained, 0), flat
 
 
-def _nearest(positions: Any, wanted: int) -> int:
-    return int(positions[np.abs(positions - wanted).argmin()])
+def _nearest(positions: Any, position: int) -> int:
+    return int(positions[np.abs(positions - position).argmin()])
 
 
 def _check_one_probe(rows: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Rows of scores as arrays: one curve per head over the checkpoints in order, with errors and a training axis."""
+"""Score curves: rows of scores as one curve per head over the checkpoints in order, with errors and a training axis."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Curves:
 
     `heads` has one row per curve: the columns of `LINEAGE` and the window, kind and window as they are last.
     `checkpoints` is indexed by name, in order. `score` is NaN where there is none; `se` is its standard error
-    over probe sequences, NaN where unknown. `amount` is tokens, or steps where some checkpoint does not know its
-    tokens, in order with the checkpoints; NaN throughout, with `unit` "", where neither is known or they go back.
+    over probe sequences, NaN where unknown. `amount` is the tokens of each checkpoint, or its steps where the tokens of
+    some are not known; NaN throughout, with `unit` "", where neither is known or they go back.
     """
 
     heads: pd.DataFrame
@@ -39,7 +39,7 @@ def curves_of(scores: pd.DataFrame) -> Curves:
     """The curves in rows of `Run.scores()`; heads without any score are left out.
 
     Checkpoints are ordered by `step_total` where all have one, else as they appear. Where two mixers share a layer
-    (an attention and a recurrent one, at the same checkpoint), heads of one number are told apart by their kind;
+    (an attention and a recurrent one, at the same checkpoint), the kind tells heads of one number apart;
     a layer that only changes its kind over training keeps its heads' curves whole.
     """
     return curves_with(scores, ())[0]
@@ -53,40 +53,41 @@ def curves_with(
     A column that the table lacks is all NaN.
     """
     mixer = _mixer(scores)
-    there = scores.loc[:, "score"].notna().to_numpy()
-    scores, mixer = scores.loc[there], mixer[there]
+    has_score = scores.loc[:, "score"].notna().to_numpy()
+    if not has_score.all():
+        scores, mixer = scores.loc[has_score], mixer[has_score]
     checkpoints = in_order(scores)
     keys: list[Any] = [*(scores.loc[:, name] for name in _IDENTITY), pd.Series(mixer, scores.index, name="_mixer")]
     grouped = scores.groupby(keys, dropna=False, observed=True, sort=True)
     row = grouped.ngroup().to_numpy()
-    column = _positions(checkpoints, scores)
+    column = _columns(checkpoints, scores)
     shape = grouped.ngroups, max(len(checkpoints), 1)
 
-    def placed(values: Any) -> Float[np.ndarray, "heads ckpts"]:
+    def as_matrix(values: Any) -> Float[np.ndarray, "heads ckpts"]:
         matrix = np.full(shape, np.nan)
         matrix[row, column] = values
         return matrix
 
     known = {name for name in columns if name in scores.columns}
-    others = {name: placed(scores[name].to_numpy(np.float64) if name in known else np.nan) for name in columns}
+    others = {name: as_matrix(scores[name].to_numpy(np.float64) if name in known else np.nan) for name in columns}
     heads = grouped[["kind", "window"]].last().reset_index().drop(columns="_mixer")
     amount, unit = axis_of(checkpoints)
-    score, se = placed(scores.loc[:, "score"].to_numpy(np.float64)), placed(_standard_error(scores))
+    score, se = as_matrix(scores.loc[:, "score"].to_numpy(np.float64)), as_matrix(_standard_error(scores))
     return Curves(heads, checkpoints, score, se, amount, unit), others
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """The checkpoints of a table's rows, by name, in series order: stage, branch, step, step_total, tokens."""
     known = [name for name in ("stage", "branch", "step", "step_total", "tokens") if name in table.columns]
-    found = table.drop_duplicates("ckpt").set_index("ckpt").loc[:, known]
-    total = found.loc[:, "step_total"]
+    checkpoints = table.drop_duplicates("ckpt").set_index("ckpt").loc[:, known]
+    total = checkpoints.loc[:, "step_total"]
     if total.isna().any():
-        return found
-    return found.iloc[np.argsort(total.to_numpy(np.int64), kind="stable")]
+        return checkpoints
+    return checkpoints.iloc[np.argsort(total.to_numpy(np.int64), kind="stable")]
 
 
 def axis_of(checkpoints: pd.DataFrame) -> tuple[Float[np.ndarray, " ckpts"], AxisUnit]:
-    """Where the checkpoints stand: the first of tokens, total steps, steps that all have and that never goes back."""
+    """The training axis: the first of tokens, total steps, steps that all have and that never decreases."""
     measures: tuple[tuple[str, AxisUnit], ...] = (("tokens", "tokens"), ("step_total", "step"), ("step", "step"))
     for name, unit in measures:
         amount = checkpoints.loc[:, name].to_numpy(np.float64, na_value=np.nan)
@@ -96,7 +97,7 @@ def axis_of(checkpoints: pd.DataFrame) -> tuple[Float[np.ndarray, " ckpts"], Axi
 
 
 def logarithm(amount: Float[np.ndarray, " ckpts"]) -> Float[np.ndarray, " ckpts"]:
-    """ln of tokens or steps; of 0 a finite number so low that every rise has yet to begin."""
+    """ln of tokens or steps; for 0 a finite number so low that no rise has begun."""
     with np.errstate(divide="ignore"):
         x = np.log(amount)
     lowest = x[np.isfinite(x)].min(initial=0.0)
@@ -117,12 +118,13 @@ def _mixer(scores: pd.DataFrame) -> np.ndarray:
     return mixer
 
 
-def _positions(checkpoints: pd.DataFrame, scores: pd.DataFrame) -> np.ndarray:
+def _columns(checkpoints: pd.DataFrame, scores: pd.DataFrame) -> np.ndarray:
     """The column of each row's checkpoint."""
     ckpt = scores.loc[:, "ckpt"]
     if isinstance(ckpt.dtype, pd.CategoricalDtype):
         return checkpoints.index.get_indexer(ckpt.cat.categories)[ckpt.cat.codes.to_numpy()]
-    return checkpoints.index.get_indexer(ckpt)
+    codes, names = pd.factorize(ckpt)
+    return checkpoints.index.get_indexer(names)[codes]
 
 
 def _standard_error(scores: pd.DataFrame) -> np.ndarray:

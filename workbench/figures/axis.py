@@ -20,9 +20,9 @@ AxisUnit = Literal["tokens", "step"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingAxis:
-    """Where checkpoints lie on the x axis, the same for all runs of a figure.
+    """The x axis of a figure over training, the same for all its runs.
 
-    `zero` is where step 0 is drawn; None where no checkpoint is at 0.
+    `zero` is the x at which step 0 is drawn; None where no checkpoint is at 0.
     """
 
     unit: AxisUnit
@@ -32,11 +32,11 @@ class TrainingAxis:
 
     @property
     def title(self) -> str:
-        """What the axis counts."""
+        """The title of the axis."""
         return "training tokens (log)" if self.unit == "tokens" else "training step (log)"
 
     def positions(self, checkpoints: Sequence[Checkpoint]) -> Float[np.ndarray, " ckpts"]:
-        """The x of each checkpoint; NaN where its place is not known."""
+        """The x of each checkpoint; NaN where it is not known."""
         x = np.array([amount_of(checkpoint, self.unit) for checkpoint in checkpoints])
         return np.where(x == 0, math.nan if self.zero is None else self.zero, x)
 
@@ -58,16 +58,16 @@ class TrainingAxis:
 
 
 def training_axis(series: Sequence[Sequence[Checkpoint]], unit: AxisUnit) -> TrainingAxis:
-    """The axis for the checkpoints of several runs; in steps where some run does not know its tokens.
+    """The axis for the checkpoints of several runs; in steps where the tokens of some are not known.
 
     Raises:
         WorkbenchError: if some checkpoint's step is not known either.
     """
-    every = [checkpoint for checkpoints in series for checkpoint in checkpoints]
-    if any(checkpoint.tokens is None for checkpoint in every):
+    checkpoints = [checkpoint for of_run in series for checkpoint in of_run]
+    if any(checkpoint.tokens is None for checkpoint in checkpoints):
         unit = "step"
-    amounts = [amount_of(checkpoint, unit) for checkpoint in every]
-    unplaced = [at.name for at, amount in zip(every, amounts, strict=True) if math.isnan(amount)]
+    names, amounts = [c.name for c in checkpoints], [amount_of(c, unit) for c in checkpoints]
+    unplaced = [name for name, amount in zip(names, amounts, strict=True) if math.isnan(amount)]
     if unplaced:
         raise WorkbenchError(f"no step is known of {', '.join(unplaced)}: give it in series.toml and scan again")
     positive = [amount for amount in amounts if amount > 0] or [1.0]
@@ -78,7 +78,7 @@ def training_axis(series: Sequence[Sequence[Checkpoint]], unit: AxisUnit) -> Tra
 
 
 def cell_edges(positions: Float[np.ndarray, " ckpts"]) -> Float[np.ndarray, " edges"]:
-    """The borders of cells around sorted positions, half way between them on the log scale."""
+    """The borders of heatmap columns around sorted positions, half way between them on the log scale."""
     log = np.log10(positions)
     if len(log) == 1:
         return 10 ** np.array([log[0] - 0.1, log[0] + 0.1])
@@ -94,8 +94,8 @@ def draw_axis(figure: go.Figure, axis: TrainingAxis, theme: Theme) -> go.Figure:
     figure.update_xaxes(type="log", tickvals=values, ticktext=labels, range=[start - pad, end + pad])
     if axis.zero is None:
         return figure
-    for name, drawn in dict(figure.to_plotly_json()["layout"]).items():
-        if name.startswith("xaxis") and drawn.get("showticklabels", True):
+    for name, x_axis in dict(figure.to_plotly_json()["layout"]).items():
+        if name.startswith("xaxis") and x_axis.get("showticklabels", True):
             number = name.removeprefix("xaxis")
             figure.add_annotation(
                 x=(start + math.log10(axis.first)) / 2,  # annotations on a log axis take the logarithm

@@ -1,22 +1,43 @@
-"""A conversion study drawn: recall by distance for each keep-set, heads before and after continued pretraining.
+"""Figures of conversion experiments: recall by distance, heads before and after, costs per head, early choices.
 
-And what a window and linear attention cost each head. The first two take `Results.measured` and `Results.scores` of
-`workbench.experiments`; report.json has the former, too.
+`recall_by_distance` and `heads_before_and_after` draw `Results.measured` and `Results.scores` of
+`workbench.experiments`; the former is in report.json, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.emergence.head_trajectories import CHECKPOINT_COLUMNS, checkpoint_of
+from workbench.figures.axis import AxisUnit, draw_axis, training_axis
 from workbench.figures.style import COLOURS, PALETTES, Theme, line_style, styled
+from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
 
-_KEPT = ("all", "induction", "random_non_top", "least_induction", "none")
+Measure = Literal["accuracy", "nats", "lost"]
+
+_METHODS = ("all", "induction", "random_non_top", "least_induction", "none")
+_MEASURE_TITLES = {"accuracy": "answers right", "nats": "nats per answer", "lost": "nats lost against the last choice"}
+_REFERENCE_DASHES = {"all": "solid", "random": "dash", "none": "dot"}
+
+
+@runtime_checkable
+class EarlyLike(Protocol):
+    """The attributes that `early_choices` reads; `workbench.experiments.EarlyChoices` has them."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def references(self) -> pd.DataFrame: ...
+    @property
+    def detector(self) -> str: ...
+    @property
+    def window(self) -> int: ...
 
 
 def recall_by_distance(
@@ -25,13 +46,16 @@ def recall_by_distance(
     training: str = "no training",
     n_kept: int,
     window: int | None = None,
-    methods: Sequence[str] = _KEPT,
+    methods: Sequence[str] = _METHODS,
     theme: Theme = "light",
 ) -> go.Figure:
     """Share of needle words copied right by distance in tokens, a line per keep-set; bars: one deviation over seeds.
 
-    Random draws of a seed are averaged first. `n_kept`: heads full, where a method has several numbers. `window`: drawn
-    as a line.
+    Random draws of a seed are averaged first.
+
+    Args:
+        n_kept: heads full, where a method has several numbers.
+        window: drawn as a vertical line.
 
     Raises:
         WorkbenchError: if nothing was measured after this training.
@@ -43,13 +67,13 @@ def recall_by_distance(
         raise WorkbenchError(f"no needles were measured after {training!r}; there are {trainings}")
     figure = go.Figure()
     for i, method in enumerate(methods):
-        mine = table[table.method == method]
-        mine = mine[mine.n_kept == n_kept] if mine.n_kept.nunique() > 1 else mine
-        if mine.empty:
+        rows = table[table.method == method]
+        rows = rows[rows.n_kept == n_kept] if rows.n_kept.nunique() > 1 else rows
+        if rows.empty:
             continue
-        each = mine.groupby(["label", "seed"]).accuracy.mean().groupby("label")
-        mean, deviation = each.mean(), each.std().fillna(0)
-        label = f"{method}, {int(mine.n_kept.iloc[0])} full"
+        over_seeds = rows.groupby(["label", "seed"]).accuracy.mean().groupby("label")
+        mean, deviation = over_seeds.mean(), over_seeds.std().fillna(0)
+        label = f"{method}, {int(rows.n_kept.iloc[0])} full"
         figure.add_scatter(
             x=mean.index.to_numpy(),
             y=mean.to_numpy(),
@@ -70,7 +94,7 @@ def recall_by_distance(
 def heads_before_and_after(
     scores: pd.DataFrame, *, training: str, method: str, detector: str = "retrieval", theme: Theme = "light"
 ) -> go.Figure:
-    """Every head's score before and after, windows lifted on both sides; on the diagonal nothing has moved.
+    """Every head's score before and after training, windows lifted on both sides. On the diagonal nothing moved.
 
     Raises:
         WorkbenchError: if there are no such scores.
@@ -92,7 +116,7 @@ def heads_before_and_after(
 
 
 def window_against_linear(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
-    """What a window costs each head (x) and what linear attention does (y), in nats per answer, a point per head.
+    """The cost of a window for each head (x) and of linear attention (y), in nats per answer, a point per head.
 
     On the dotted line both cost the same; above it a head needs softmax more than it needs the far context.
 
@@ -106,12 +130,51 @@ def window_against_linear(table: pd.DataFrame, *, theme: Theme = "light") -> go.
     missing = [c for c in ("layer", "kv_head", "window_nats", "linear_nats") if c not in table.columns]
     if missing:
         raise WorkbenchError(f"the table has no {', '.join(missing)}; expected those of SafeForms.table()")
-    named = table.assign(name=[_named(row) for row in table.to_dict("records")])
+    named = table.assign(name=[_head_name(row) for row in table.to_dict("records")])
     hover = "window %{x:.3f}, linear %{y:.3f}"
     figure = _by_layer(named, "window_nats", "linear_nats", hover=hover, theme=theme)
     figure.update_xaxes(title_text="cost of a window (nats per answer)")
     figure.update_yaxes(title_text="cost of linear attention")
     return figure
+
+
+def early_choices(
+    choices: EarlyLike, *, measure: Measure = "accuracy", x: AxisUnit = "tokens", theme: Theme = "light"
+) -> go.Figure:
+    """The final model by the checkpoint that its full heads were chosen at, a line per probe with its interval.
+
+    Grey lines: all heads full, random choices, none full.
+    """
+    figure = go.Figure()
+    groups = list(choices.table.groupby("probe", sort=False))
+    axis = training_axis([[checkpoint_of(row) for row in records(choices.table, *CHECKPOINT_COLUMNS)]], x)
+    columns = (*CHECKPOINT_COLUMNS, measure, f"{measure}_lo", f"{measure}_hi", "heads")
+    for i, (probe, group) in enumerate(groups):
+        rows = records(group, *columns)
+        checkpoints = [checkpoint_of(row) for row in rows]
+        above, below = ([_gap(row[f"{measure}_{end}"], row[measure]) for row in rows] for end in ("hi", "lo"))
+        figure.add_scatter(
+            x=axis.positions(checkpoints),
+            y=[row[measure] for row in rows],
+            error_y={"type": "data", "array": above, "arrayminus": below, "thickness": 1, "width": 2},
+            name=str(probe),
+            mode="lines+markers",
+            line=line_style(i, theme),
+            marker={"size": 5},
+            text=[f"chosen at {ckpt}<br>{row['heads']}" for ckpt, row in zip(checkpoints, rows, strict=True)],
+            hovertemplate=f"{probe} %{{y:.3f}}<br>%{{text}}<extra></extra>",
+        )
+    for row in choices.references.to_dict("records") if len(groups) == 1 else ():
+        figure.add_hline(
+            y=row[measure],
+            line={"color": PALETTES[theme].muted, "width": 1, "dash": _REFERENCE_DASHES[row["choice"]]},
+            annotation_text=f"{row['choice']} full" if row["choice"] != "random" else "random heads full",
+            annotation_font_size=10,
+        )
+    styled(figure, theme, height=320)
+    figure.update_xaxes(title_text=f"heads chosen by {choices.detector} at this checkpoint, {axis.title}")
+    figure.update_yaxes(title_text=_MEASURE_TITLES[measure])
+    return draw_axis(figure, axis, theme)
 
 
 def _by_layer(table: pd.DataFrame, x: str, y: str, *, hover: str, theme: Theme) -> go.Figure:
@@ -122,20 +185,24 @@ def _by_layer(table: pd.DataFrame, x: str, y: str, *, hover: str, theme: Theme) 
     line = {"dash": "dot", "width": 1, "color": PALETTES[theme].muted}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, showlegend=False, hoverinfo="skip")
     rows: Any = table
-    for i, (layer, mine) in enumerate(rows.groupby("layer")):
+    for i, (layer, group) in enumerate(rows.groupby("layer")):
         figure.add_scatter(
-            x=mine[x].to_numpy(),
-            y=mine[y].to_numpy(),
+            x=group[x].to_numpy(),
+            y=group[y].to_numpy(),
             name=f"layer {layer}",
             mode="markers",
             marker={"size": 8, "color": COLOURS[theme][i % len(COLOURS[theme])], "opacity": 0.8},
-            text=mine["name"].tolist(),
+            text=group["name"].tolist(),
             hovertemplate=f"%{{text}}<br>{hover}<extra></extra>",
         )
     styled(figure, theme, height=360)
     return figure
 
 
-def _named(row: dict[str, Any]) -> str:
+def _head_name(row: dict[str, Any]) -> str:
     head = f"L{row['layer']}KV{row['kv_head']}"
     return f"seed {row['seed']} {head}" if "seed" in row else head
+
+
+def _gap(end: float | None, value: float) -> float:
+    return 0.0 if end is None else abs(end - value)

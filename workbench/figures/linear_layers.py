@@ -1,4 +1,4 @@
-"""What linear attention loses and saves: errors of narrow states over length, and where it costs less than softmax."""
+"""Linear attention: errors of low-precision states over length, and its cost beside that of softmax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CROSSOVER_COLUMNS = ("terms", "unit", "tokens", "softmax", "linear", "break_eve
 def state_precision(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
     """Relative error of each linear head's output over tokens, one panel per layer, one colour per precision.
 
-    The worst head is a line, the median a thin one.
+    The bold line is the worst head, the thin line the median.
 
     Args:
         table: of `workbench.analysis.precision_reports.state_precision_table`.
@@ -38,8 +38,8 @@ def state_precision(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure
     groups = dict(iter(table.groupby(["layer", "precision"])))
     for column, layer in enumerate(layers):
         for i, precision in enumerate(precisions):
-            found = groups[layer, precision]
-            worst, median = _precision_lines(found, precision, line_style(i, theme))
+            rows = groups[layer, precision]
+            worst, median = _precision_lines(rows, precision, line_style(i, theme))
             figure.add_trace(go.Scatter(**worst, showlegend=column == 0), 1, column + 1)
             figure.add_trace(go.Scatter(**median, showlegend=False), 1, column + 1)
     styled(figure, theme, height=340)
@@ -60,18 +60,18 @@ def crossover(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
     """
     _check(table, _CROSSOVER_COLUMNS)
     panels = list(table.groupby("terms", sort=False))
-    titles = [f"{terms}: {found['break_even'].iloc[0]:,.0f} tokens" for terms, found in panels]
+    titles = [f"{terms}: {rows['break_even'].iloc[0]:,.0f} tokens" for terms, rows in panels]
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.09, subplot_titles=titles)
-    for column, (_, found) in enumerate(panels):
-        unit = str(found["unit"].iloc[0])
+    for column, (_, rows) in enumerate(panels):
+        unit = str(rows["unit"].iloc[0])
         for i, kind in enumerate(("softmax", "linear")):
             hover = [
-                f"{kind}, {n:,} tokens: {cost:.3g} {unit}" for n, cost in zip(found["tokens"], found[kind], strict=True)
+                f"{kind}, {n:,} tokens: {cost:.3g} {unit}" for n, cost in zip(rows["tokens"], rows[kind], strict=True)
             ]
             figure.add_trace(
                 go.Scatter(
-                    x=found["tokens"].tolist(),
-                    y=found[kind].tolist(),
+                    x=rows["tokens"].tolist(),
+                    y=rows[kind].tolist(),
                     name=kind,
                     line=line_style(i, theme),
                     mode="lines",
@@ -84,7 +84,7 @@ def crossover(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
                 column + 1,
             )
         figure.add_vline(
-            x=float(found["break_even"].iloc[0]),
+            x=float(rows["break_even"].iloc[0]),
             line={"color": PALETTES[theme].cursor, "width": 1, "dash": "dot"},
             row=1,  # pyright: ignore[reportArgumentType]
             col=column + 1,  # pyright: ignore[reportArgumentType]
@@ -97,10 +97,10 @@ def crossover(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
 
 
 def _precision_lines(
-    found: pd.DataFrame, precision: str, style: dict[str, str]
+    rows: pd.DataFrame, precision: str, style: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    by_length = found.groupby("tokens").error
-    worst = found.loc[by_length.idxmax()]
+    by_length = rows.groupby("tokens").error
+    worst = rows.loc[by_length.idxmax()]
     median = by_length.median()
     shared = {"mode": "lines", "legendgroup": precision, "name": precision, "hoverinfo": "text"}
     return (

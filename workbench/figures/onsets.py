@@ -1,4 +1,4 @@
-"""Onsets with their intervals: one head's curve with its fits, all heads of a run, and runs beside each other."""
+"""Onsets and phase changes: one head's curve with its fit, heads by time for several runs, marks of phase changes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.emergence.head_trajectories import checkpoint_of, short_count
-from workbench.figures.axis import TrainingAxis, draw_axis, training_axis
+from workbench.emergence.head_trajectories import CHECKPOINT_COLUMNS, checkpoint_of, short_count
+from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Theme, line_style, styled
 from workbench.figures.trajectories import records
 from workbench.heads import Head, KVHead, WorkbenchError
 
-_WHERE = ("ckpt", "branch", "step", "step_total", "tokens")
 _FITS = ("fit_floor", "fit_amplitude", "fit_n50", "fit_width", "n50", "n50_lo", "n50_hi")
-_FINE = 200
+_FIT_POINTS = 200
+_RULER = "y99"  # an axis of its own: marks lie at the foot, whatever the y axis of the figure
 
 
 def onset(scores: pd.DataFrame, traced: pd.DataFrame, head: Head | KVHead, *, theme: Theme = "light") -> go.Figure:
-    """One head's scores with their intervals, the logistic, the high mark, and where its onset lies.
+    """One head's scores with their intervals, the fitted logistic, the high mark and the onset with its interval.
 
     Args:
         scores: rows of `Run.scores()` of one detector on one probe.
@@ -31,29 +31,28 @@ def onset(scores: pd.DataFrame, traced: pd.DataFrame, head: Head | KVHead, *, th
     Raises:
         WorkbenchError: if the head is in neither.
     """
-    mine, course = _of_head(scores, head), _of_head(traced, head)
-    rows = records(mine, *_WHERE, "score", "ci_lo", "ci_hi")
-    one = records(course.tail(1), *_FITS, "unit", "high", "verdict", "method", "detector")[0]
-    places = [checkpoint_of(row) for row in rows]
-    axis = training_axis([places], "step" if one["unit"] == "step" else "tokens")
+    rows = records(_of_head(scores, head), *CHECKPOINT_COLUMNS, "score", "ci_lo", "ci_hi")
+    last_branch = _of_head(traced, head).tail(1)
+    traced_head = records(last_branch, *_FITS, "unit", "high", "verdict", "method", "detector")[0]
+    axis = training_axis([[checkpoint_of(row) for row in rows]], "step" if traced_head["unit"] == "step" else "tokens")
     figure = go.Figure()
     _add_points(figure, axis, rows, theme)
-    if one["n50"] is not None and axis.unit == one["unit"]:
-        low, high = (max(one[name], axis.zero or axis.first) for name in ("n50_lo", "n50_hi"))
+    if traced_head["n50"] is not None and axis.unit == traced_head["unit"]:
+        low, high = (max(traced_head[name], axis.zero or axis.first) for name in ("n50_lo", "n50_hi"))
         figure.add_vrect(x0=low, x1=high, fillcolor=ONSET, opacity=0.15, line_width=0)
-        figure.add_vline(x=one["n50"], line={"color": ONSET, "width": 1.5})
-    if one["fit_n50"] is not None and axis.unit == one["unit"]:
-        _add_fit(figure, axis, one, theme)
-    figure.add_hline(y=one["high"], line={"color": PALETTES[theme].muted, "width": 1, "dash": "dot"})
+        figure.add_vline(x=traced_head["n50"], line={"color": ONSET, "width": 1.5})
+    if traced_head["fit_n50"] is not None and axis.unit == traced_head["unit"]:
+        _add_fit(figure, axis, traced_head, theme)
+    figure.add_hline(y=traced_head["high"], line={"color": PALETTES[theme].muted, "width": 1, "dash": "dot"})
     styled(figure, theme, height=300)
-    figure.update_yaxes(title_text=one["detector"])
+    figure.update_yaxes(title_text=traced_head["detector"])
     figure.update_xaxes(title_text=axis.title)
-    figure.update_layout(title={"text": _verdict(head, one), "font": {"size": 13}}, margin={"t": 56})
+    figure.update_layout(title={"text": _format_verdict(head, traced_head), "font": {"size": 13}}, margin={"t": 56})
     return draw_axis(figure, axis, theme)
 
 
 def compare(tables: Mapping[str, pd.DataFrame], *, detector: str, theme: Theme = "light") -> go.Figure:
-    """How many heads of a class each run has by a time, as shares of all its heads, one step line per run and probe.
+    """The share of each run's heads that are there by a time, one step line per run and probe.
 
     Args:
         tables: run name -> rows of `Run.emergence()`.
@@ -72,8 +71,8 @@ def compare(tables: Mapping[str, pd.DataFrame], *, detector: str, theme: Theme =
         raise WorkbenchError(
             f"the runs count in {' and '.join(unit or 'nothing' for unit in units)}; expected one unit"
         )
-    every = np.concatenate([group.loc[:, "n50"].dropna().to_numpy(np.float64) for *_, group in lines])
-    first, last = (float(every.min()), float(every.max())) if len(every) else (1.0, 10.0)
+    n50 = np.concatenate([group.loc[:, "n50"].dropna().to_numpy(np.float64) for *_, group in lines])
+    first, last = (float(n50.min()), float(n50.max())) if len(n50) else (1.0, 10.0)
     axis = TrainingAxis("tokens" if units == ["tokens"] else "step", first, max(last, first * 1.01), zero=None)
     figure = go.Figure()
     runs = list(tables)
@@ -96,26 +95,52 @@ def compare(tables: Mapping[str, pd.DataFrame], *, detector: str, theme: Theme =
     return draw_axis(figure, axis, theme)
 
 
+def mark_phases(
+    figure: go.Figure, changes: Mapping[str, pd.DataFrame], *, x: AxisUnit = "tokens", theme: Theme = "light"
+) -> go.Figure:
+    """Mark phase changes in a figure over training: for each run a dotted line where half of the change is over.
+
+    Args:
+        changes: run name, in the order of the figure's runs -> rows of `Run.phase_changes()` to mark; rows that are no
+            change, or in another unit than the axis, are left out.
+    """
+    for i, (name, table) in enumerate(changes.items()):
+        for row in records(table, "metric", "probe", "unit", "is_change", "n10", "n50", "n90"):
+            if row["is_change"] and row["n50"] is not None and row["unit"] == x:
+                figure.add_vline(
+                    x=row["n50"], line={"color": line_style(i, theme)["color"], "width": 1.5, "dash": "dot"}, name=name
+                )
+                figure.add_scatter(
+                    x=[row["n50"]],
+                    y=[0.02],
+                    yaxis=_RULER,
+                    mode="markers",
+                    marker={"symbol": "triangle-up", "size": 9, "color": line_style(i, theme)["color"]},
+                    hovertemplate=f"<b>{name}</b>: phase change of {row['metric']} on {row['probe']}<br>"
+                    f"half over at {short_count(row['n50'])} {x}, 10 to 90 % between {short_count(row['n10'])} and "
+                    f"{short_count(row['n90'])}<extra></extra>",
+                    showlegend=False,
+                )
+    return figure.update_layout({f"yaxis{_RULER[1:]}": {"overlaying": "y", "range": [0, 1], "visible": False}})
+
+
 def _of_head(table: pd.DataFrame, head: Head | KVHead) -> pd.DataFrame:
     column = "head" if isinstance(head, Head) else "kv_head"
-    mine = table.loc[(table["layer"] == head.layer) & (table[column] == head[1]).fillna(False).astype(bool)]
-    if mine.empty:
-        raise WorkbenchError(f"{head} is not in these tables; they have layers {_known(table)}")
-    return mine
-
-
-def _known(table: pd.DataFrame) -> str:
-    return ", ".join(str(layer) for layer in sorted(table.loc[:, "layer"].unique())) or "none"
+    rows = table.loc[(table["layer"] == head.layer) & (table[column] == head[1]).fillna(False).astype(bool)]
+    if rows.empty:
+        layers = ", ".join(str(layer) for layer in sorted(table.loc[:, "layer"].unique())) or "none"
+        raise WorkbenchError(f"{head} is not in these tables; they have layers {layers}")
+    return rows
 
 
 def _add_points(figure: go.Figure, axis: TrainingAxis, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
-    places = [checkpoint_of(row) for row in rows]
+    checkpoints = [checkpoint_of(row) for row in rows]
 
     def reach(name: str, sign: int) -> list[float]:
         return [0.0 if row[name] is None or row["score"] is None else sign * (row[name] - row["score"]) for row in rows]
 
     figure.add_scatter(
-        x=axis.positions(places),
+        x=axis.positions(checkpoints),
         y=[row["score"] for row in rows],
         mode="markers",
         name="score",
@@ -127,18 +152,18 @@ def _add_points(figure: go.Figure, axis: TrainingAxis, rows: Sequence[dict[str, 
             "thickness": 1,
             "width": 0,
         },
-        text=[f"{place}" for place in places],
+        text=[str(checkpoint) for checkpoint in checkpoints],
         hovertemplate="%{y:.4f}<br>%{text}<extra></extra>",
     )
 
 
-def _add_fit(figure: go.Figure, axis: TrainingAxis, one: dict[str, Any], theme: Theme) -> None:
-    at = np.geomspace(axis.first, axis.last, _FINE)
-    slope = 2 * math.log(9) / one["fit_width"]
-    z = np.clip(slope * (np.log(at) - math.log(one["fit_n50"])), -80, 80)
+def _add_fit(figure: go.Figure, axis: TrainingAxis, fit: dict[str, Any], theme: Theme) -> None:
+    x = np.geomspace(axis.first, axis.last, _FIT_POINTS)
+    slope = 2 * math.log(9) / fit["fit_width"]
+    z = np.clip(slope * (np.log(x) - math.log(fit["fit_n50"])), -80, 80)
     figure.add_scatter(
-        x=at,
-        y=one["fit_floor"] + one["fit_amplitude"] / (1 + np.exp(-z)),
+        x=x,
+        y=fit["fit_floor"] + fit["fit_amplitude"] / (1 + np.exp(-z)),
         mode="lines",
         name="logistic",
         line={"color": COLOURS[theme][1], "width": 1.5},
@@ -146,20 +171,21 @@ def _add_fit(figure: go.Figure, axis: TrainingAxis, one: dict[str, Any], theme: 
     )
 
 
-def _verdict(head: Head | KVHead, one: dict[str, Any]) -> str:
-    if one["n50"] is None:
-        return f"{head}: {one['verdict'].replace('_', ' ')}"
-    low, mid, high = (short_count(float(one[name])) for name in ("n50_lo", "n50", "n50_hi"))
-    return f"{head}: {one['verdict']}, half of its rise at {mid} {one['unit']} (95 % {low} to {high}, {one['method']})"
+def _format_verdict(head: Head | KVHead, row: dict[str, Any]) -> str:
+    if row["n50"] is None:
+        return f"{head}: {row['verdict'].replace('_', ' ')}"
+    low, mid, high = (short_count(float(row[name])) for name in ("n50_lo", "n50", "n50_hi"))
+    return f"{head}: {row['verdict']}, half of its rise at {mid} {row['unit']} (95 % {low} to {high}, {row['method']})"
 
 
 def _cumulative(group: pd.DataFrame, axis: TrainingAxis) -> tuple[list[float], list[float], list[str]]:
-    """From the axis' start to its end: amounts, shares of heads that are there, and words."""
+    """Amounts from the start of the axis to its end, the share of heads that are there by then, and hover texts."""
     n50 = np.sort(group.loc[:, "n50"].dropna().to_numpy(np.float64))
     at_first = int(np.sum(group.loc[:, "verdict"].to_numpy() == "at_first"))
     amount = [float(axis.first), *n50.tolist(), float(axis.last)]
     n = [at_first, *(at_first + np.arange(1, len(n50) + 1)).tolist(), at_first + len(n50)]
     text = [
-        f"{count} of {len(group)} heads by {short_count(at)} {axis.unit}" for at, count in zip(amount, n, strict=True)
+        f"{count} of {len(group)} heads by {short_count(time)} {axis.unit}"
+        for time, count in zip(amount, n, strict=True)
     ]
     return amount, [count / len(group) for count in n], text

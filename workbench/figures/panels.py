@@ -1,4 +1,4 @@
-"""Cells of colour: heads by layer at one checkpoint, heads by checkpoint over training, a head among its layer."""
+"""Panels of heads: heads by layer at one checkpoint, heads over training, one head among the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from workbench.emergence.head_trajectories import Trajectories
@@ -19,19 +20,19 @@ from workbench.figures.trajectories import (
     RunLike,
     at_step,
     chosen_probes,
+    detector_label,
+    format_score,
     hover,
-    labelled,
     records,
-    said,
     score_scale,
     trajectories,
 )
 from workbench.heads import Head, WorkbenchError
 
-_LABELLED_CELLS = 18
-# Beyond so many cells, what is said of each would weigh more than its score: then only head and score are said.
-_TOLD_CELLS = 2000
-_SPOTS = 200
+_MOST_NUMBERED = 18  # columns of which each shows its score
+# With more squares than this, full hover texts outweigh the scores: then the hover text is head and score alone.
+_MOST_DESCRIBED = 2000
+_DOT_POSITIONS = 200  # that can be told apart
 _SHORT = "<b>%{customdata}</b><br>%{z:.4f}<extra></extra>"
 
 
@@ -45,27 +46,27 @@ def heads(
 ) -> go.Figure:
     """Every head's score at one checkpoint, layer by head, one panel per run.
 
-    A letter says what each layer is: F full, W sliding window, C chunked, L linear, N none. Grey: no score.
+    The letter of each layer is its kind: F full, W sliding window, C chunked, L linear, N none. Grey: no score.
 
     Raises:
         WorkbenchError: if a run has no such scores or no such step.
     """
     runs = as_runs(run)
-    each = [trajectories(one, detector, probe) for one in runs]
-    scale = score_scale(detector, [t.score for t in each])
+    curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
+    scale = score_scale(detector, [curves.score for curves in curves_of_runs])
     figure = _panels(runs, spacing=0.05)
-    columns = sum(found.width for found in each)
-    rows = max(len(found.layers) for found in each)
-    for i, found in enumerate(each):
-        _add_grid(figure, found, found.column(step), panel=i + 1, scale=scale, numbers=columns <= _LABELLED_CELLS)
+    columns = sum(curves.width for curves in curves_of_runs)
+    rows = max(len(curves.layers) for curves in curves_of_runs)
+    for i, curves in enumerate(curves_of_runs):
+        _add_grid(figure, curves, curves.column(step), panel=i + 1, scale=scale, numbers=columns <= _MOST_NUMBERED)
         figure.update_traces(name=runs[i].name, col=i + 1)
     styled(figure, theme, height=70 + int(np.clip(rows * 34, 130, max(460, rows * 10))))
     figure.update_layout(coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing)
     figure.update_yaxes(showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, ticks="", title_text="head", constrain="domain")
-    for i, found in enumerate(each):
-        figure.update_yaxes(**_layer_ticks(found, theme), row=1, col=i + 1)
-        figure.update_xaxes(**_head_ticks(found), row=1, col=i + 1)
+    for i, curves in enumerate(curves_of_runs):
+        figure.update_yaxes(**_layer_ticks(curves, theme), row=1, col=i + 1)
+        figure.update_xaxes(**_head_ticks(curves), row=1, col=i + 1)
     return figure
 
 
@@ -86,21 +87,21 @@ def strips(
         WorkbenchError: if a run has no such scores.
     """
     runs = as_runs(run)
-    each = [trajectories(one, detector, probe) for one in runs]
-    scale = score_scale(detector, [t.score for t in each])
-    axis = training_axis([t.checkpoints for t in each], x)
+    curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
+    scale = score_scale(detector, [curves.score for curves in curves_of_runs])
+    axis = training_axis([curves.checkpoints for curves in curves_of_runs], x)
     figure = _panels(runs, spacing=0.065)
     rows = 1
-    for i, (one, found) in enumerate(zip(runs, each, strict=True)):
-        marks = onset_marks(found, one.onsets(detector, probe=found.probe))
-        order = _by_onset(found, marks, top)
+    for i, (each_run, curves) in enumerate(zip(runs, curves_of_runs, strict=True)):
+        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe))
+        order = _by_onset(curves, marks, top)
         rows = max(rows, len(order))
-        _add_strip(figure, found, axis, order, unit=scale.unit, panel=i + 1)
-        figure.update_yaxes(**_strip_ticks(found, order, theme), row=1, col=i + 1)
-        _add_ticks(figure, found, axis, [marks.get(row) for row in order], panel=i + 1)
-        figure.update_traces(name=one.name, col=i + 1)
+        _add_strip(figure, curves, axis, order, unit=scale.unit, panel=i + 1)
+        figure.update_yaxes(**_strip_ticks(curves, order, theme), row=1, col=i + 1)
+        _add_onset_ticks(figure, axis.positions(curves.checkpoints), [marks.get(row) for row in order], panel=i + 1)
+        figure.update_traces(name=each_run.name, col=i + 1)
     styled(figure, theme, height=80 + int(np.clip(rows * 18, 120, 520)))
-    longest = max(len(str(head)) for found in each for head in found.heads)
+    longest = max(len(str(head)) for curves in curves_of_runs for head in curves.heads)
     figure.update_layout(
         margin={"l": 24 + 8 * longest}, coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing
     )
@@ -114,8 +115,8 @@ def place(
 ) -> go.Figure:
     """A head among the others: under each detector its layer's heads as dots, the rest of the model faint.
 
-    With `probe` on that one; a detector that was not scored on it is shown on another, and says so. Else on all.
-    Detectors with a unit of their own are left out: their numbers do not share an axis with shares.
+    With `probe`, each detector is shown on that probe, or on another that its label names; without it, on all.
+    Detectors with a unit of their own are left out: their scores and shares have no common axis.
 
     Raises:
         WorkbenchError: if the run has no such head at this step.
@@ -125,21 +126,21 @@ def place(
     rows = records(scores, "layer", "head", "kind", "detector", "probe", "score", "ci_lo", "ci_hi", "n")
     shown = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
     rows: list[dict[str, Any]] = [
-        {**row, "label": labelled(row["detector"], row["probe"], shown, probe)}
+        {**row, "label": detector_label(row["detector"], row["probe"], shown, probe)}
         for row in rows
         if (row["detector"], row["probe"]) in shown
     ]
-    chosen = [row for row in rows if (row["layer"], row["head"]) == head]
-    if not chosen:
+    of_head = [row for row in rows if (row["layer"], row["head"]) == head]
+    if not of_head:
         raise WorkbenchError(f"{head} has no scores at {step if step == 'last' else f'step {step}'} in {run.name}")
-    beside = [row for row in rows if row["layer"] == head.layer and row["head"] != head.head]
-    others = _spread_out([row for row in rows if row["layer"] != head.layer])
+    of_layer = [row for row in rows if row["layer"] == head.layer and row["head"] != head.head]
+    others = _thinned([row for row in rows if row["layer"] != head.layer])
     figure = go.Figure()
-    # transparent colours, not transparent dots: of thousands each would be a layer of its own to a browser
+    # transparent colours, not transparent dots: a browser composes each transparent dot as a layer
     dots = {"color": faint(COLOURS[theme][0], 0.75), "size": 8}
     _add_dots(figure, "other layers", others, {"color": faint(PALETTES[theme].muted, 0.28), "size": 5})
-    _add_dots(figure, f"layer {head.layer}", beside, dots)
-    _add_dots(figure, str(head), chosen, {"color": COLOURS[theme][1], "size": 12, "symbol": "diamond"})
+    _add_dots(figure, f"layer {head.layer}", of_layer, dots)
+    _add_dots(figure, str(head), of_head, {"color": COLOURS[theme][1], "size": 12, "symbol": "diamond"})
     names = sorted({row["label"] for row in rows}, reverse=True)
     styled(figure, theme, height=110 + 34 * len(names))
     low = min(0.0, math.floor(10 * min(row["score"] for row in rows)) / 10)
@@ -149,11 +150,11 @@ def place(
     return figure
 
 
-def _spread_out(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of very many rows one for each spot that can be told apart."""
-    if len(rows) <= _TOLD_CELLS:
+def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of very many rows, one for each position that can be told apart."""
+    if len(rows) <= _MOST_DESCRIBED:
         return rows
-    return list({(row["label"], round(row["score"] * _SPOTS)): row for row in rows}.values())
+    return list({(row["label"], round(row["score"] * _DOT_POSITIONS)): row for row in rows}.values())
 
 
 def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: dict[str, Any]) -> None:
@@ -166,7 +167,7 @@ def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: 
         customdata=[str(Head(row["layer"], row["head"])) for row in rows],
         text=[
             f"<b>{Head(row['layer'], row['head'])}</b> · {row['kind']}<br>"
-            + said(row["label"], (row["score"], row["ci_lo"], row["ci_hi"]), row["n"], unit="")
+            + format_score(row["label"], (row["score"], row["ci_lo"], row["ci_hi"]), row["n"], unit="")
             for row in rows
         ],
         hovertemplate="%{text}<extra></extra>",
@@ -175,45 +176,45 @@ def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: 
 
 def _panels(runs: Sequence[RunLike], *, spacing: float | int) -> go.Figure:
     """One row of panels titled with the runs' names."""
-    titles = [one.name for one in runs]
+    titles = [each_run.name for each_run in runs]
     figure = make_subplots(1, len(runs), horizontal_spacing=spacing if len(runs) > 1 else 0, subplot_titles=titles)
     figure.update_annotations(font={"size": 12}, yshift=2)
     return figure
 
 
-def _add_grid(figure: go.Figure, found: Trajectories, column: int, *, panel: int, scale: Scale, numbers: bool) -> None:
-    width = found.width
-    z = np.full((len(found.layers), width), np.nan)
+def _add_grid(figure: go.Figure, curves: Trajectories, column: int, *, panel: int, scale: Scale, numbers: bool) -> None:
+    width = curves.width
+    z = np.full((len(curves.layers), width), np.nan)
     text = np.full(z.shape, "no such head", dtype=object)
     names = np.full(z.shape, "", dtype=object)
-    for row, head in enumerate(found.heads):
-        cell = found.layer_slots[row], head[1]
-        z[cell], names[cell] = found.score[row, column], str(head)
-        if z.size <= _TOLD_CELLS:
-            text[cell] = hover(found, row, column, scale.unit)
+    for row, head in enumerate(curves.heads):
+        square = curves.layer_slots[row], head[1]
+        z[square], names[square] = curves.score[row, column], str(head)
+        if z.size <= _MOST_DESCRIBED:
+            text[square] = hover(curves, row, column, scale.unit)
     figure.add_heatmap(
         z=z,
         x=np.arange(width),
-        y=np.arange(len(found.layers)),
-        text=text if z.size <= _TOLD_CELLS else None,
+        y=np.arange(len(curves.layers)),
+        text=text if z.size <= _MOST_DESCRIBED else None,
         customdata=names,
         texttemplate="%{z:.2f}" if numbers else None,
         textfont={"size": 12},
-        hovertemplate="%{text}<extra></extra>" if z.size <= _TOLD_CELLS else _SHORT,
+        hovertemplate="%{text}<extra></extra>" if z.size <= _MOST_DESCRIBED else _SHORT,
         xgap=2 if width <= 16 else 0.5,
-        ygap=2 if len(found.layers) <= 24 else 0.5,
+        ygap=2 if len(curves.layers) <= 24 else 0.5,
         coloraxis="coloraxis",
         row=1,
         col=panel,
     )
 
 
-def _layer_ticks(found: Trajectories, theme: Theme) -> dict[str, Any]:
-    """Layer numbers and the letter of each layer's kind; many layers show the letters of all, few numbers."""
-    n = len(found.layers)
+def _layer_ticks(curves: Trajectories, theme: Theme) -> dict[str, Any]:
+    """The letter of each layer's kind, with its number, or with every n-th number where there are many layers."""
+    n = len(curves.layers)
     every = max(1, n // 16)
     text = [
-        f"{layer.layer if i % every == 0 else ''} {letter(layer.kind, theme)}" for i, layer in enumerate(found.layers)
+        f"{layer.layer if i % every == 0 else ''} {letter(layer.kind, theme)}" for i, layer in enumerate(curves.layers)
     ]
     return {
         "tickvals": list(range(n)),
@@ -224,40 +225,40 @@ def _layer_ticks(found: Trajectories, theme: Theme) -> dict[str, Any]:
     }
 
 
-def _head_ticks(found: Trajectories) -> dict[str, Any]:
-    n = found.width
+def _head_ticks(curves: Trajectories) -> dict[str, Any]:
+    n = curves.width
     return {"tickvals": list(range(0, n, max(1, n // 8))), "range": [-0.5, n - 0.5]}
 
 
-def _by_onset(found: Trajectories, marks: dict[int, tuple[int, str]], top: int) -> list[int]:
-    """The strongest heads: by onset, those without one last; ties by their peak."""
-    none = len(found.checkpoints), ""
-    return sorted(found.strongest(top), key=lambda row: marks.get(row, none)[0])
+def _by_onset(curves: Trajectories, marks: dict[int, tuple[int, str]], top: int) -> list[int]:
+    """The rows of the strongest heads in the order of their onsets, those without one last; ties by their peak."""
+    last = len(curves.checkpoints), ""
+    return sorted(curves.strongest(top), key=lambda row: marks.get(row, last)[0])
 
 
 def _add_strip(
-    figure: go.Figure, found: Trajectories, axis: TrainingAxis, order: list[int], *, unit: str, panel: int
+    figure: go.Figure, curves: Trajectories, axis: TrainingAxis, order: list[int], *, unit: str, panel: int
 ) -> None:
-    columns = range(len(found.checkpoints))
-    names = [str(found.heads[row]) for row in order]
-    is_told = len(order) * len(columns) <= _TOLD_CELLS
+    columns = range(len(curves.checkpoints))
+    names = [str(curves.heads[row]) for row in order]
+    is_described = len(order) * len(columns) <= _MOST_DESCRIBED
     figure.add_heatmap(
-        z=found.score[order],
-        x=cell_edges(axis.positions(found.checkpoints)),
+        z=curves.score[order],
+        x=cell_edges(axis.positions(curves.checkpoints)),
         y=np.arange(len(order) + 1) - 0.5,
-        text=[[hover(found, row, column, unit) for column in columns] for row in order] if is_told else None,
+        text=[[hover(curves, row, column, unit) for column in columns] for row in order] if is_described else None,
         customdata=[[name] * len(columns) for name in names],
-        hovertemplate="%{text}<extra></extra>" if is_told else _SHORT,
+        hovertemplate="%{text}<extra></extra>" if is_described else _SHORT,
         coloraxis="coloraxis",
         row=1,
         col=panel,
     )
 
 
-def _strip_ticks(found: Trajectories, order: list[int], theme: Theme) -> dict[str, Any]:
+def _strip_ticks(curves: Trajectories, order: list[int], theme: Theme) -> dict[str, Any]:
     """Heads with the letter of their layer's kind; of many heads every second or third."""
     every = max(1, len(order) // 24)
-    labels = [f"{found.heads[row]} {letter(found.layer_of(row).kind, theme)}" for row in order[::every]]
+    labels = [f"{curves.heads[row]} {letter(curves.layer_of(row).kind, theme)}" for row in order[::every]]
     return {
         "tickvals": list(range(0, len(order), every)),
         "ticktext": labels,
@@ -265,16 +266,10 @@ def _strip_ticks(found: Trajectories, order: list[int], theme: Theme) -> dict[st
     }
 
 
-def _add_ticks(
-    figure: go.Figure,
-    found: Trajectories,
-    axis: TrainingAxis,
-    marks: list[tuple[int, str] | None],
-    *,
-    panel: int,
+def _add_onset_ticks(
+    figure: go.Figure, positions: Float[np.ndarray, " ckpts"], marks: list[tuple[int, str] | None], *, panel: int
 ) -> None:
-    """The onsets, one mark a row; None where a row has none."""
-    positions = axis.positions(found.checkpoints)
+    """The onset of each row as a tick; None where a row has none."""
     marked = [(i, *mark) for i, mark in enumerate(marks) if mark is not None]
     figure.add_scatter(
         x=[positions[column] for _, column, _ in marked],

@@ -1,4 +1,4 @@
-"""A plan drawn: which heads it keeps, what each is worth, and what is left of the model for how much of the cache."""
+"""Figures of a plan: the heads it keeps, the score of each, and the loss recovered against the cache saved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from plotly.subplots import make_subplots
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, letter, line_style, styled
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
 
-_LABELLED_CELLS = 18
+_MOST_NUMBERED = 18  # columns of which each shows its score
 
 
 @runtime_checkable
 class RankedLike(Protocol):
-    """A head of a ranking: `workbench.store.plan_file.RankedHead` is one."""
+    """The attributes of a ranked head that figures use; `workbench.store.plan_file.RankedHead` has them."""
 
     @property
     def head(self) -> KVHead: ...
@@ -33,7 +33,7 @@ class RankedLike(Protocol):
 
 @runtime_checkable
 class PlanLike(Protocol):
-    """What figures ask of a plan: `workbench.store.plan_file.Plan` is one."""
+    """The attributes of a plan that figures use; `workbench.store.plan_file.Plan` has them."""
 
     @property
     def layers(self) -> Sequence[LayerInfo]: ...
@@ -57,21 +57,21 @@ class PlanLike(Protocol):
 def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
     """Every key/value head's score, layer by head, with a frame around those that the plan keeps.
 
-    A letter says what each layer is: F full, W sliding window, C chunked, L linear. Grey: no head that could be kept.
+    The letter of each layer is its kind: F full, W sliding window, C chunked, L linear. Grey: no head that can be kept.
     """
     layers = sorted({info.index: info for info in _softmax_last(plan.layers)}.values(), key=lambda info: info.index)
     row = {info.index: i for i, info in enumerate(layers)}
     width = max(r.head.kv_head for r in plan.ranking) + 1
     z = np.full((len(layers), width), np.nan)
     text = np.full(z.shape, "no head that could be kept", dtype=object)
-    for place, ranked in enumerate(plan.ranking):
-        cell = row[ranked.head.layer], ranked.head.kv_head
-        z[cell], text[cell] = ranked.score, _said(plan, place, ranked)
+    for rank, ranked in enumerate(plan.ranking, start=1):
+        square = row[ranked.head.layer], ranked.head.kv_head
+        z[square], text[square] = ranked.score, _format_ranked(plan, rank, ranked)
     figure = go.Figure()
     figure.add_heatmap(
         z=z,
         text=text,
-        texttemplate="%{z:.2f}" if width <= _LABELLED_CELLS else None,
+        texttemplate="%{z:.2f}" if width <= _MOST_NUMBERED else None,
         hovertemplate="%{text}<extra></extra>",
         xgap=2 if width <= 16 else 0.5,
         ygap=2 if len(layers) <= 24 else 0.5,
@@ -96,7 +96,7 @@ def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
 
 
 def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
-    """What is back of the loss that windowing everything costs, against the cache saved: a line per method.
+    """The share recovered of the loss that windowing everything costs, against the cache saved: a line per method.
 
     One panel per held-out probe; a star marks the plan.
     """
@@ -107,7 +107,9 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
     for panel, probe in enumerate(probes, start=1):
         for i, method in enumerate(methods):
             points = table.loc[(table["probe"] == probe) & (table["method"] == method)]
-            _add_trade(figure, points, method, panel=panel, line=line_style(i, theme), is_plans=method == plan.method)
+            _add_pareto_line(
+                figure, points, method, panel=panel, line=line_style(i, theme), is_plans=method == plan.method
+            )
         own = table.loc[
             (table["probe"] == probe) & (table["method"] == plan.method) & (table["n_kept"] == len(plan.keep))
         ]
@@ -149,8 +151,8 @@ def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Fi
     steps = [(f"<b>{r.head}</b>" if r.head in plan.keep else str(r.head), -r.score) for r in shown]
     if rest:
         steps.append((f"{len(rest)} others", -math.fsum(r.score for r in rest)))
-    left = full - windowed - math.fsum(by for _, by in steps)
-    bars = [("all windowed", windowed), *steps, ("quadrature", left), ("full", full)]
+    quadrature_error = full - windowed - math.fsum(change for _, change in steps)
+    bars = [("all windowed", windowed), *steps, ("quadrature", quadrature_error), ("full", full)]
     figure = go.Figure()
     figure.add_waterfall(
         x=[name for name, _ in bars],
@@ -170,7 +172,7 @@ def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Fi
 
 
 def _softmax_last(layers: Sequence[LayerInfo]) -> list[LayerInfo]:
-    """So that a layer of two mixers counts as what its attention is."""
+    """Layers in the order that makes the softmax mixer the last of a layer with two mixers, so that its kind counts."""
     return sorted(layers, key=lambda info: info.mixer == "softmax")
 
 
@@ -181,16 +183,16 @@ def _scale(plan: PlanLike) -> Scale:
     return Scale(-reach if min(scores) < 0 else 0.0, reach, unit)
 
 
-def _said(plan: PlanLike, place: int, ranked: RankedLike) -> str:
-    does = "keeps the whole context" if ranked.head in plan.keep else f"sees a window of {plan.window} tokens"
+def _format_ranked(plan: PlanLike, rank: int, ranked: RankedLike) -> str:
+    context = "keeps the whole context" if ranked.head in plan.keep else f"sees a window of {plan.window} tokens"
     interval = "" if math.isnan(ranked.ci_lo) else f"<br>95 % interval {ranked.ci_lo:.4f} to {ranked.ci_hi:.4f}"
     score = f"{plan.method} {ranked.score:.4f} {plan.units}"
-    return f"<b>{ranked.head}</b> · {does}<br>{score}{interval}<br>place {place + 1} of {len(plan.ranking)}"
+    return f"<b>{ranked.head}</b> · {context}<br>{score}{interval}<br>place {rank} of {len(plan.ranking)}"
 
 
-def _add_frames(figure: go.Figure, cells: Sequence[tuple[int, int]]) -> None:
-    """Frames that lie in the cells' gaps, and a legend entry for them."""
-    for row, column in cells:
+def _add_frames(figure: go.Figure, squares: Sequence[tuple[int, int]]) -> None:
+    """Frames around squares, in the gaps between them, and a legend entry."""
+    for row, column in squares:
         figure.add_shape(
             type="rect",
             x0=column - 0.47,
@@ -203,17 +205,16 @@ def _add_frames(figure: go.Figure, cells: Sequence[tuple[int, int]]) -> None:
         x=[None],
         y=[None],
         mode="markers",
-        name=f"keeps the whole context ({len(cells)})",
+        name=f"keeps the whole context ({len(squares)})",
         marker={"symbol": "square-open", "size": 12, "color": ONSET, "line": {"width": 2.5}},
         showlegend=True,
     )
 
 
-def _add_trade(
+def _add_pareto_line(
     figure: go.Figure, points: pd.DataFrame, method: str, *, panel: int, line: dict[str, Any], is_plans: bool
 ) -> None:
     ordered = points.sort_values("n_kept")
-    kept = ordered[["n_kept", "nats", "accuracy"]].to_numpy()
     figure.add_scatter(
         x=ordered["kv_saved"],
         y=ordered["recovered"],
@@ -222,7 +223,7 @@ def _add_trade(
         legendgroup=method,
         line={**line, "width": 2.5 if is_plans else 1.5},
         marker={"size": 6 if is_plans else 4},
-        customdata=kept,
+        customdata=ordered[["n_kept", "nats", "accuracy"]].to_numpy(),
         hovertemplate=f"<b>{method}</b><br>%{{customdata[0]:.0f}} heads kept · %{{x:.0%}} of the cache saved<br>"
         "%{y:.1%} recovered · %{customdata[1]:.4f} nats · %{customdata[2]:.1%} right<extra></extra>",
         showlegend=panel == 1,

@@ -1,10 +1,14 @@
-"""How figures look: runs by colour and dash, layer kinds by letter, fixed score colours, light and dark."""
+"""The style of figures: colours and dashes of runs, letters of layer kinds, score colours, light and dark themes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 Theme = Literal["light", "dark"]
 
@@ -60,6 +64,13 @@ class Scale(NamedTuple):
         """Whether it is shown on both sides of zero."""
         return self.low < 0
 
+    def lowered(self, arrays: Iterable[Float[np.ndarray, "..."]]) -> Scale:
+        """A signed scale from just below the lowest score, for lines and histograms, which need no symmetry."""
+        if not self.is_signed:
+            return self
+        low = min((float(np.nanmin(array)) for array in arrays if not np.isnan(array).all()), default=0.0)
+        return Scale(max(self.low, math.floor(10 * low) / 10), self.high, self.unit)
+
 
 def line_style(i: int, theme: Theme) -> dict[str, str]:
     """Colour and dash of the i-th run of a figure."""
@@ -81,8 +92,8 @@ def colour_scale(scale: Scale, theme: Theme) -> list[tuple[float, str]]:
     if not scale.is_signed:
         return positive
     zero = -scale.low / (scale.high - scale.low)
-    below = [(zero * (1 - at), colour) for at, colour in zip(_STOPS, _NEGATIVE[theme], strict=True)]
-    return [*reversed(below), *((zero + (1 - zero) * at, colour) for at, colour in positive[1:])]
+    below = [(zero * (1 - stop), colour) for stop, colour in zip(_STOPS, _NEGATIVE[theme], strict=True)]
+    return [*reversed(below), *((zero + (1 - zero) * stop, colour) for stop, colour in positive[1:])]
 
 
 def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:
@@ -107,13 +118,13 @@ def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:
 
 
 def faint(colour: str, strength: float | int) -> str:
-    """A colour (#rrggbb) that lets through what is behind it."""
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    """A colour (#rrggbb) made transparent; strength 1 is opaque."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, {strength})"
 
 
 def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
-    """Put a figure on the theme's ground."""
+    """Apply the theme to a figure."""
     palette = PALETTES[theme]
     figure.update_layout(
         template="none",
@@ -135,7 +146,7 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         "zeroline": False,
         "ticks": "outside",
         "ticklen": 4,
-        "ticklabeloverflow": "allow",  # else the place of each label is measured in each drawing
+        "ticklabeloverflow": "allow",  # without it each drawing measures the position of each label
         "tickfont": {"size": 11, "color": palette.muted},
         "title": {"font": {"size": 12, "color": palette.muted}, "standoff": 6},
     }

@@ -1,4 +1,4 @@
-"""From tables to arrays: every head's score at every checkpoint, with what a reader is told when pointing at it."""
+"""Data of figures: runs as a protocol, their trajectories, score scales and hover texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from workbench.emergence.head_trajectories import LAYER_COLUMNS, TRAJECTORY_COLUMNS, Trajectories, trajectories_of
 from workbench.figures.style import Scale
 
-# These describe a head and do not rise as it emerges: an onset says nothing of them.
+# These describe a head and do not rise as it emerges, so that they have no onset.
 DESCRIPTIVE = frozenset({"entropy", "mean_distance"})
 UNITS = {
     "entropy": "nats",
@@ -26,11 +26,11 @@ UNITS = {
 
 @runtime_checkable
 class RunLike(Protocol):
-    """What figures ask of a run: `workbench.runs.Run` is one."""
+    """The part of a run that figures use; `workbench.runs.Run` has it."""
 
     @property
     def name(self) -> str:
-        """What the run is called in titles and legends."""
+        """The run's name in titles and legends."""
         ...
 
     def scores(self, *args: Any, **filters: Any) -> pd.DataFrame:
@@ -52,7 +52,7 @@ class RunLike(Protocol):
 
 @runtime_checkable
 class HasTrajectories(Protocol):
-    """A run that reads arrays itself: `workbench.runs.Run` is one."""
+    """A run that reads arrays itself; `workbench.runs.Run` does."""
 
     def trajectories(self, detector: str, probe: str | None) -> Trajectories:
         """As `read_trajectories`."""
@@ -69,8 +69,8 @@ def trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories
     Raises:
         WorkbenchError: as `read_trajectories`.
     """
-    is_able = isinstance(run, HasTrajectories)
-    return run.trajectories(detector, probe) if is_able else read_trajectories(run, detector, probe)
+    has_arrays = isinstance(run, HasTrajectories)
+    return run.trajectories(detector, probe) if has_arrays else read_trajectories(run, detector, probe)
 
 
 def read_trajectories(run: RunLike, detector: str, probe: str | None) -> Trajectories:
@@ -85,27 +85,27 @@ def read_trajectories(run: RunLike, detector: str, probe: str | None) -> Traject
 
 def layer_scores(run: RunLike, layer: int) -> pd.DataFrame:
     """The scores of one layer over all of training, of all detectors on all probes: `LAYER_COLUMNS`."""
-    is_able = isinstance(run, HasTrajectories)
-    return run.layer_scores(layer) if is_able else run.scores(layer=layer, columns=LAYER_COLUMNS)
+    has_arrays = isinstance(run, HasTrajectories)
+    return run.layer_scores(layer) if has_arrays else run.scores(layer=layer, columns=LAYER_COLUMNS)
 
 
 def chosen_probes(pairs: Iterable[tuple[str, str]], probe: str | None) -> set[tuple[str, str]]:
-    """Of (detector, probe) pairs those to show: all, or with a wanted probe one for each detector.
+    """The (detector, probe) pairs to show: all, or with a chosen probe one for each detector.
 
-    A detector that was not scored on the wanted probe is shown on the first of those that it was scored on.
+    A detector that was not scored on the chosen probe is shown on the first of those that it was scored on.
     """
-    of: dict[str, list[str]] = {}
-    for detector, scored in sorted(set(pairs)):
-        of.setdefault(detector, []).append(scored)
     if probe is None:
-        return {(detector, one) for detector, probes in of.items() for one in probes}
-    return {(detector, probe if probe in probes else probes[0]) for detector, probes in of.items()}
+        return set(pairs)
+    probes_of: dict[str, list[str]] = {}
+    for detector, scored in sorted(set(pairs)):
+        probes_of.setdefault(detector, []).append(scored)
+    return {(detector, probe if probe in probes else probes[0]) for detector, probes in probes_of.items()}
 
 
-def labelled(detector: str, on: str, shown: set[tuple[str, str]], probe: str | None) -> str:
-    """A detector's name, with its probe where that is not the wanted one or not the only one shown."""
-    only = sum(name == detector for name, _ in shown) == 1
-    return detector if on == probe or (probe is None and only) else f"{detector} on {on}"
+def detector_label(detector: str, on: str, shown: set[tuple[str, str]], probe: str | None) -> str:
+    """A detector's name, with its probe where that is not the chosen one or not the only one shown."""
+    is_only = sum(name == detector for name, _ in shown) == 1
+    return detector if on == probe or (probe is None and is_only) else f"{detector} on {on}"
 
 
 def at_step(step: int | str) -> dict[str, int | str]:
@@ -114,9 +114,9 @@ def at_step(step: int | str) -> dict[str, int | str]:
 
 
 def records(table: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
-    """The rows as dicts of these columns; whatever is missing, NaN included, is None."""
-    found = table.loc[:, list(columns)]
-    return found.astype(object).where(found.notna(), None).to_dict("records")
+    """The rows as dicts of these columns; a missing value, NaN included, is None."""
+    chosen = table.loc[:, list(columns)]
+    return chosen.astype(object).where(chosen.notna(), None).to_dict("records")
 
 
 def score_scale(detector: str, arrays: Sequence[Float[np.ndarray, "..."]]) -> Scale:
@@ -138,14 +138,14 @@ def hover(trajectories: Trajectories, row: int, column: int, unit: str) -> str:
     head, detector = trajectories.heads[row], trajectories.detector
     arrays = (trajectories.score, trajectories.ci_lo, trajectories.ci_hi)
     score, low, high = (float(array[row, column]) for array in arrays)
-    number = said(detector, (score, low, high), int(trajectories.n[row, column]), unit=unit)
+    number = format_score(detector, (score, low, high), int(trajectories.n[row, column]), unit=unit)
     return f"<b>{head}</b> · {trajectories.layer_of(row).kind} · {trajectories.checkpoints[column]}<br>{number}"
 
 
-def said(what: str, values: tuple[float | None, float | None, float | None], n: int, *, unit: str) -> str:
-    """A number in words: exact value, its 95 % interval (low, high) where there is one, and rows."""
+def format_score(label: str, values: tuple[float | None, float | None, float | None], n: int, *, unit: str) -> str:
+    """A score in words: its value, the 95 % interval (low, high) where there is one, and the number of rows."""
     value, low, high = (None if number is None or math.isnan(number) else number for number in values)
     if value is None:
-        return f"{what}: no score (no such row here)"
+        return f"{label}: no score (no such row here)"
     interval = "" if low is None else f" · 95 % CI {low:.4f} to {high:.4f}"
-    return f"{what} {value:.4f}{' ' if unit else ''}{unit}{interval} · n = {n:,}"
+    return f"{label} {value:.4f}{' ' if unit else ''}{unit}{interval} · n = {n:,}"

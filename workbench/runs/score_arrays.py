@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from workbench.emergence.half_rise import half_rises
 from workbench.emergence.head_trajectories import Checkpoint, Trajectories, trajectories_of
+from workbench.emergence.onset_definitions import half_rises
 from workbench.emergence.score_curves import Curves, axis_of, in_order
 from workbench.store import Part, read_rows
 

@@ -1,4 +1,4 @@
-"""The half-rise onset on curves whose onset can be read off."""
+"""Half-rise onsets and crossings on curves whose onset can be read off, breaks against all splits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.emergence import onsets
+from workbench.emergence.onset_definitions import breaks_of, crossings_of
 
 NAN = math.nan
 
@@ -124,3 +125,48 @@ def test_from_the_onset_on_no_score_is_below_half_of_the_final_one(values):
     earlier = [v for step, v in scored if step < row.onset_step]
     assert row.at_first == (not earlier)
     assert not earlier or earlier[-1] < final / 2
+
+
+def test_the_break_is_the_best_of_all_splits():
+    rng = np.random.default_rng(0)
+    y = rng.normal(0, 1, (60, 12)) + np.linspace(0, 2, 12)
+    y[rng.random(y.shape) < 0.2] = NAN
+    found = breaks_of(y)
+    for row in range(len(y)):
+        there = np.flatnonzero(~np.isnan(y[row]))
+        splits = [(y[row, there[:k]], y[row, there[k:]], there[k - 1], there[k]) for k in range(1, len(there))]
+        rises = [(a.var() * len(a) + b.var() * len(b), i, j) for a, b, i, j in splits if b.mean() > a.mean()]
+        sse, before, after = min(rises)
+        assert (found.before[row], found.after[row]) == (before, after)
+        assert found.sse[row] == pytest.approx(sse)
+
+
+def test_a_curve_that_only_falls_has_no_break_upwards_but_one_downwards():
+    y = np.array([[0.9, 0.9, 0.1, 0.1]])
+    assert breaks_of(y).before.tolist() == [-1]
+    assert breaks_of(y, falling=True).before.tolist() == [1]
+
+
+def crossing(*values, **options):
+    found = crossings_of(np.array([values], dtype=float), **options)
+    return int(found.column[0]), int(found.before[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "at"),
+    [
+        ((0.0, 0.0, 0.3, 0.8, 0.8, 0.8), (3, 2)),
+        ((0.0, 0.6, 0.0, 0.0, 0.7, 0.8, 0.8), (4, 3)),  # one high checkpoint is no crossing
+        ((0.0, 0.0, 0.5, 0.35, 0.8, 0.8), (2, 1)),  # above the lower mark is enough to stay
+        ((0.0, NAN, NAN, 0.8, NAN, 0.8, 0.8), (3, 0)),  # gaps neither fulfil nor break
+        ((0.0, 0.05, 0.1, 0.15, 0.15, 0.15), (-1, -1)),  # below the least mark
+        ((0.8, 0.8, 0.8, 0.8), (0, -1)),
+        ((0.0, 0.0, 0.0, 0.9, 0.9), (-1, -1)),  # not yet confirmed
+    ],
+)
+def test_a_crossing_is_above_the_high_mark_and_stays_above_the_lower_one(values, at):
+    assert crossing(*values) == at
+
+
+def test_the_least_mark_can_be_set():
+    assert crossing(0.0, 0.05, 0.1, 0.15, 0.15, 0.15, least=0.1) == (2, 1)

@@ -1,4 +1,4 @@
-"""The vectorised fits against slow, independent ones."""
+"""The vectorised logistic fit against slow, independent ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from tests.emergence.made_up import FEW, PYTHIA, logistic
-from workbench.emergence.hysteresis import crossings_of
 from workbench.emergence.logistic_fit import fit_logistic
 from workbench.emergence.score_curves import logarithm
-from workbench.emergence.step_changes import breaks_of
 
 NAN = np.nan
 
@@ -61,8 +59,7 @@ def test_the_logistic_is_that_of_an_independent_least_squares_fit_within_2_perce
             assert fit.floor[i] == pytest.approx(floor, abs=0.02 * amplitude)
 
 
-def test_a_fit_matches_scipys(  # where scipy is there: it is no dependency
-):
+def test_a_fit_matches_scipys():
     optimize = pytest.importorskip("scipy.optimize")
     x = logarithm(FEW * 2048.0)
     rng = np.random.default_rng(3)
@@ -89,48 +86,3 @@ def test_fewer_than_six_scores_are_not_fitted():
     y = np.full((2, len(FEW)), NAN)
     y[0, :5], y[1, :6] = np.linspace(0, 1, 5), np.linspace(0, 1, 6)
     assert np.isnan(fit_logistic(x, y).middle).tolist() == [True, False]
-
-
-def test_the_break_is_the_best_of_all_splits():
-    rng = np.random.default_rng(0)
-    y = rng.normal(0, 1, (60, 12)) + np.linspace(0, 2, 12)
-    y[rng.random(y.shape) < 0.2] = NAN
-    found = breaks_of(y)
-    for row in range(len(y)):
-        there = np.flatnonzero(~np.isnan(y[row]))
-        splits = [(y[row, there[:k]], y[row, there[k:]], there[k - 1], there[k]) for k in range(1, len(there))]
-        rises = [(a.var() * len(a) + b.var() * len(b), i, j) for a, b, i, j in splits if b.mean() > a.mean()]
-        sse, before, after = min(rises)
-        assert (found.before[row], found.after[row]) == (before, after)
-        assert found.sse[row] == pytest.approx(sse)
-
-
-def test_a_curve_that_only_falls_has_no_break_upwards_but_one_downwards():
-    y = np.array([[0.9, 0.9, 0.1, 0.1]])
-    assert breaks_of(y).before.tolist() == [-1]
-    assert breaks_of(y, falling=True).before.tolist() == [1]
-
-
-def crossing(*values, **options):
-    found = crossings_of(np.array([values], dtype=float), **options)
-    return int(found.at[0]), int(found.before[0])
-
-
-@pytest.mark.parametrize(
-    ("values", "at"),
-    [
-        ((0.0, 0.0, 0.3, 0.8, 0.8, 0.8), (3, 2)),
-        ((0.0, 0.6, 0.0, 0.0, 0.7, 0.8, 0.8), (4, 3)),  # one high checkpoint is no crossing
-        ((0.0, 0.0, 0.5, 0.35, 0.8, 0.8), (2, 1)),  # above the lower mark is enough to stay
-        ((0.0, NAN, NAN, 0.8, NAN, 0.8, 0.8), (3, 0)),  # gaps neither fulfil nor break
-        ((0.0, 0.05, 0.1, 0.15, 0.15, 0.15), (-1, -1)),  # below the least mark
-        ((0.8, 0.8, 0.8, 0.8), (0, -1)),
-        ((0.0, 0.0, 0.0, 0.9, 0.9), (-1, -1)),  # not yet confirmed
-    ],
-)
-def test_a_crossing_is_above_the_high_mark_and_stays_above_the_lower_one(values, at):
-    assert crossing(*values) == at
-
-
-def test_the_least_mark_can_be_set():
-    assert crossing(0.0, 0.05, 0.1, 0.15, 0.15, 0.15, least=0.1) == (2, 1)
