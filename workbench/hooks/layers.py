@@ -132,5 +132,5 @@ def _refusal(model: PreTrainedModel, faults: Mapping[str, list[int]]) -> str:
         f"{type(model).__name__} cannot be recorded exactly: {parts}. Expected, in every layer that mixes tokens, "
         "causal softmax attention (through transformers' AttentionInterface, or one softmax and one product with the "
         "values), lightning attention, a gated delta net, Kimi delta attention or Mamba-2; the README lists the "
-        "families. Leave this model out"
+        "families. Leave this model out, or register a reader of its linear layers with workbench.hooks.mixer"
     )

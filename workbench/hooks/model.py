@@ -44,7 +44,7 @@ from workbench.hooks.recording.written_logits import read_writing
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
-from workbench.hooks.taps.linear.linear_outputs import changing_linear
+from workbench.hooks.taps.linear.linear_reading import changing_linear
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 from workbench.store.plan_file import Plan

@@ -15,7 +15,7 @@ from workbench.hooks.recording.cells import Sequences
 from workbench.hooks.recording.forward_pass import answers_of
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
 from workbench.hooks.taps.eager import handling
-from workbench.hooks.taps.linear.linear_outputs import changing_linear
+from workbench.hooks.taps.linear.linear_reading import changing_linear
 
 
 def outputs_of(
