@@ -266,7 +266,7 @@ class HookedModel:
         heads = list(kv_heads)
         for head in heads:
             check_kv_head(self._layers, head)
-        with self._intervening(self._interventions.restricting(heads, check_window(window, sink))):
+        with self._intervening(self._interventions.converting(heads, check_window(window, sink))):
             yield self
 
     @contextmanager
@@ -282,7 +282,7 @@ class HookedModel:
         """
         for head in forms:
             check_linearisable(self._layers, head)
-        with self._intervening(self._interventions.restricting(forms.keys(), forms)):
+        with self._intervening(self._interventions.converting(forms.keys(), forms)):
             yield self
 
     @contextmanager

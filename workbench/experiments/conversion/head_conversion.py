@@ -14,7 +14,7 @@ from workbench.experiments.conversion.settings import Conversion, Form
 from workbench.experiments.conversion.window_masks import masked
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, LinearAttention
-from workbench.hooks.converting import converted
+from workbench.hooks.interventions.gates import converted
 from workbench.hooks.interventions.windows import Forms, Window
 
 

@@ -68,7 +68,7 @@ def _errors(game: Game, probe: Probe, rows: ErrorRows) -> Float[Tensor, "n_seq n
     m, batch = game.m, batch_of(game.m.model, probe)
     assert batch.answers is not None
     at = batch.answers if rows == "answers" else batch.valid.nonzero()
-    everywhere = m.interventions.restricting(game.heads, game.to)
+    everywhere = m.interventions.converting(game.heads, game.to)
     place = {head: i for i, head in enumerate(game.heads)}
     total = torch.zeros(len(batch.tokens), len(game.heads), dtype=torch.float64)
     waiting: list[_Said] = []
