@@ -137,7 +137,7 @@ class HookedModel:
         if batch.is_packed:
             check_packed(self.model, self._layers, far)
         if prefill is not None:
-            check_prefill(self.model, self._layers, batch, prefill, self._interventions)
+            check_prefill(self.model, self._layers, batch, prefill=prefill, interventions=self._interventions)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         slots = layer_slots(self._layers)
         readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))

@@ -113,8 +113,8 @@ def load_pretrained(
         config = load_config(path)
         if getattr(config, "quantization_config", None) is None:
             # On the meta device first, so that a config of enormous numbers is refused before it takes memory.
-            _load(path, config, torch.device("meta"), dtype_or_auto, pickled)
-        model = _load(path, config, device, dtype_or_auto, pickled)
+            _load(path, config, device=torch.device("meta"), dtype=dtype_or_auto, pickled=pickled)
+        model = _load(path, config, device=device, dtype=dtype_or_auto, pickled=pickled)
         tokenizer, no_tokenizer = load_tokenizer(path)
     if not allow_nonfinite:
         _refuse_nonfinite(path, model)
@@ -148,6 +148,7 @@ def _shell(path: Path) -> PreTrainedModel:
 def _load(
     path: Path,
     config: PreTrainedConfig,
+    *,
     device: torch.device,
     dtype: torch.dtype | str,
     pickled: _PickledWeights | None,
@@ -203,10 +204,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out, in this error or its cause: the machine is too small, and the checkpoint not at fault."""
     if error is None:
         return False
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        text in str(error) for text in _NO_MEMORY
-    )
-    return is_memory or is_out_of_memory(error.__cause__)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return True
+    return is_out_of_memory(error.__cause__)
 
 
 def _reason(error: Exception) -> str:

@@ -51,8 +51,8 @@ def why_unknown(config: Mapping[str, object]) -> str:
         files = sorted({f"{value.split('.')[0]}.py" for value in code.values() if isinstance(value, str)})
         return (
             f"model type {model_type!r} needs code of its own ({', '.join(files)}), which is never run from a "
-            "checkpoint; expected a model type that transformers has. If you trust the code, load the model yourself with "
-            "trust_remote_code=True and pass it to open_model"
+            "checkpoint; expected a model type that transformers has. If you trust the code, load the model yourself "
+            "with trust_remote_code=True and pass it to open_model"
         )
     if not model_type:
         return "names no model_type; expected one that transformers knows, as in the config.json of the model's origin"

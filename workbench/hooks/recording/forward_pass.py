@@ -182,6 +182,7 @@ def check_prefill(
     model: PreTrainedModel,
     layers: Sequence[LayerInfo],
     batch: Sequences,
+    *,
     prefill: int,
     interventions: Interventions,
 ) -> None:

@@ -116,7 +116,7 @@ def record_maps(
     slots = layer_slots(layers)
     summaries: dict[int, PatternSummary] = {}
     finer: dict[tuple[int, int], dict[int, Tensor]] = {}
-    kept: dict[tuple[int, int], KeptQK] = {}
+    kept_qk: dict[tuple[int, int], KeptQK] = {}
 
     def fine_heads_of(slot: int) -> list[int]:
         layer = layers[slot]
@@ -139,7 +139,7 @@ def record_maps(
         if keep_qk and not isinstance(call, ScoredCall) and fine_heads_of(slot):
             low = _first_keys(mask, len(tokens), call.q.device)
             if low is not None:
-                kept.update({(slot, h): _kept(call, h, summary.lse[h], low) for h in fine_heads_of(slot)})
+                kept_qk.update({(slot, h): _keep_qk(call, h, summary.lse[h], low) for h in fine_heads_of(slot)})
         return call.output()
 
     def read(call: LinearCall) -> None:
@@ -156,7 +156,7 @@ def record_maps(
         distances=distances_of(len(tokens)),
         summaries=tuple(summaries[i] for i in range(len(layers))),
         fine=finer,
-        kept=kept,
+        kept=kept_qk,
     )
 
 
@@ -193,7 +193,7 @@ def _first_keys(mask: TileMask, n_tokens: int, device: torch.device) -> Int[Tens
     return torch.cat(low)
 
 
-def _kept(call: AttentionCall, head: int, lse: Tensor, low: Tensor) -> KeptQK:
+def _keep_qk(call: AttentionCall, head: int, lse: Tensor, low: Tensor) -> KeptQK:
     """Queries and keys in float16, or in float32 where large scores would lose too much in float16."""
     kv_head = head // (call.q.shape[1] // call.k.shape[1])
     q, k = call.q[0, head].float(), call.k[0, kv_head].float()

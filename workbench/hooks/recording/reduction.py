@@ -149,7 +149,7 @@ class Reduction:
             "far_mass": (statistics.far_mass, valid & (position >= self._far.window)),
             "output_norm": (statistics.output_norm, valid),
             "value_norm": (statistics.value_norm, valid),
-            **self._own_rows(statistics, layer, valid, position, picked),
+            **self._own_rows(statistics, layer, valid=valid, position=position, picked=picked),
         }
         for name, (values, keep) in by_row.items():
             if name in self._totals and values is not None:
@@ -172,6 +172,7 @@ class Reduction:
         self,
         statistics: RowStatistics,
         layer: LayerInfo,
+        *,
         valid: Bool[Tensor, "b r"],
         position: Int[Tensor, "b r"],
         picked: Int[Tensor, " r"],

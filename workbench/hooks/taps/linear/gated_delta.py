@@ -43,7 +43,7 @@ def read_qwen3_next(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tens
     """Read Qwen3-Next: queries, keys, values and gate in one projection, write strength and decay in another."""
     q, k, v, _, b, a = module.fix_query_key_value_ordering(outputs["in_proj_qkvz"], outputs["in_proj_ba"])
     mixed = cat([rearrange(x, "b t h d -> b t (h d)") for x in (q, k, v)], -1)
-    return _call(module, mixed, a, b.float().sigmoid(), valid)
+    return _call(module, mixed, decay_input=a, strength=b.float().sigmoid(), valid=valid)
 
 
 @mixer(
@@ -57,7 +57,7 @@ def read_qwen3_next(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tens
 def read_qwen3_5(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
     """Read Qwen3.5: queries, keys and values in one projection, decay and write strength in one each."""
     strength = outputs["in_proj_b"].float().sigmoid()
-    return _call(module, outputs["in_proj_qkv"], outputs["in_proj_a"], strength, valid)
+    return _call(module, outputs["in_proj_qkv"], decay_input=outputs["in_proj_a"], strength=strength, valid=valid)
 
 
 @mixer(
@@ -71,20 +71,21 @@ def read_olmo_hybrid(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Ten
     """Read OLMo-hybrid: a projection for each input; a write strength of up to 2 where eigenvalues may be negative."""
     mixed = cat([outputs[name] for name in ("q_proj", "k_proj", "v_proj")], -1)
     strength = outputs["b_proj"].float().sigmoid() * (2 if module.allow_neg_eigval else 1)
-    return _call(module, mixed, outputs["a_proj"], strength, valid)
+    return _call(module, mixed, decay_input=outputs["a_proj"], strength=strength, valid=valid)
 
 
 def _call(
     module: Any,
     mixed: Float[Tensor, "b t c"],
-    a: Float[Tensor, "b t n_heads"],
+    *,
+    decay_input: Float[Tensor, "b t n_heads"],
     strength: Float[Tensor, "b t n_heads"],
     valid: Bool[Tensor, "b t"],
 ) -> LinearCall:
-    """The call of a layer, from `mixed` (q, k and v side by side), the decay's input `a` and the write strength."""
+    """The call of a layer, from its projections; `mixed`: q, k and v side by side."""
     q, k, v = convolved(module, mixed).split([module.key_dim, module.key_dim, module.value_dim], -1)
     q, k = (rearrange(x, "b t (h d) -> b h t d", h=module.num_k_heads) for x in (q, k))
-    log_decay = -module.A_log.float().exp() * softplus(a.float() + module.dt_bias.float())
+    log_decay = -module.A_log.float().exp() * softplus(decay_input.float() + module.dt_bias.float())
     q, k = normalised(q) * q.shape[-1] ** -0.5, normalised(k)
     log_decay = rearrange(log_decay, "b t h -> b h t 1")
     return LinearCall(
