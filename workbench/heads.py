@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 Kind = Literal["full", "sliding", "chunked", "linear", "none"]
-Mixer = Literal["softmax", "lightning", "gdn", "kda", "ssm", "rglru", "conv"]
+# "softmax", "lightning", "gdn", "kda", "ssm", or the name of a mixer that another package registers.
+Mixer = str
 KINDS: tuple[str, ...] = get_args(Kind)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.families import random_tokens, tiny
-from tests.hooks.test_linearised import weights_of
+from tests.hooks.test_linear_attention import weights_of
 from tests.planning.junction import AND, OR, SUM, JunctionModel, far_answer
 from tests.planning.test_completeness import last_checkpoint, needles
 from workbench import (

@@ -7,6 +7,8 @@ from workbench.hooks.opening import open_model
 from workbench.hooks.recording.cells import CellSum, Sequences
 from workbench.hooks.recording.needs import NEEDS, Answers, FarSum, FeatureSum, PerSequence, Recording
 from workbench.hooks.recording.row_readings import Reading, RowReading
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
+from workbench.hooks.taps.linear.registry import mixer
 
 __all__ = [
     "DEFAULT_FAR",
@@ -17,12 +19,15 @@ __all__ = [
     "FeatureSum",
     "HookedModel",
     "LinearAttention",
+    "LinearCall",
+    "LinearLayer",
     "PatchEffect",
     "PerSequence",
     "Reading",
     "Recording",
     "RowReading",
     "Sequences",
+    "mixer",
     "open_model",
     "patch_effects",
 ]

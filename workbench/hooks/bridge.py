@@ -1,8 +1,8 @@
-"""TransformerLens both ways: a bridge on a twin of a model, and a plain model out of somebody's bridge.
+"""TransformerLens in both directions: a bridge of a model, and the plain model inside a bridge.
 
-A TransformerBridge replaces the attention of the model it is booted on, and the recorder is never called again. So the
-bridge gets a twin: modules of its own, the same parameters. The other way round, a bridge's own model is copied the
-same way and its wrappers are taken off the copy; the bridge stays as it is. TransformerLens is imported only here.
+A TransformerBridge replaces the attention of the model it is booted on, so that the recorder would not be called any
+more. It is therefore booted on a twin: other modules, the same parameters. In the other direction, the bridge's model
+is copied in the same way and the wrappers are removed from the copy; the bridge stays as it is.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from workbench.heads import WorkbenchError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# A bridge computes in eager attention; the same model in sdpa differs by rounding, another model by far more.
-_SAME = 1e-3
+# Of logits. A bridge computes eager attention; the same model in sdpa differs by rounding, another by far more.
+_TOLERANCE = 1e-3
 
 
 def is_bridge(source: object) -> bool:
-    """True for a TransformerBridge; TransformerLens is not imported to find out."""
+    """True for a TransformerBridge; does not import TransformerLens."""
     return any(
-        kind.__name__ == "TransformerBridge" and kind.__module__.startswith("transformer_lens")
-        for kind in type(source).__mro__
+        cls.__name__ == "TransformerBridge" and cls.__module__.startswith("transformer_lens")
+        for cls in type(source).__mro__
     )
 
 
 def bridge_twin(model: PreTrainedModel, tokenizer: Any) -> TransformerBridge:
     """A TransformerBridge on a twin of the model that shares its parameters.
 
-    A model without a tokenizer gets a placeholder one, whose token i is called `i`. In the bridge, a tokenizer that
-    refuses unknown words takes its first token for them.
+    A model without a tokenizer gets a placeholder, whose token i is the word `i`. In the bridge, a tokenizer that
+    refuses unknown words encodes them as its first token.
 
     Raises:
         WorkbenchError: if TransformerLens does not know the architecture.
@@ -46,7 +46,7 @@ def bridge_twin(model: PreTrainedModel, tokenizer: Any) -> TransformerBridge:
     twin = _twin(model)
     twin.config.architectures = [type(model).__name__]
     try:
-        # TransformerLens looks up configuration and tokenizer by the model's name: a folder keeps it off the network.
+        # TransformerLens looks up configuration and tokenizer by the model's name; a folder as name avoids the network.
         with tempfile.TemporaryDirectory() as folder:
             twin.config.save_pretrained(folder)
             bridge = TransformerBridge.boot_transformers(
@@ -78,8 +78,8 @@ def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
     _unwrap(plain)
     tokens = torch.arange(5, device=plain.device)[None] % int(plain.config.get_text_config().vocab_size)
     with torch.no_grad():
-        inside, outside = bridge(tokens), plain(input_ids=tokens, use_cache=False).logits
-    if inside.shape != outside.shape or float((inside - outside).abs().max()) > _SAME:
+        of_bridge, of_plain = bridge(tokens), plain(input_ids=tokens, use_cache=False).logits
+    if of_bridge.shape != of_plain.shape or float((of_bridge - of_plain).abs().max()) > _TOLERANCE:
         raise WorkbenchError(
             "the model inside this bridge does not compute what the bridge does; expected a bridge with the weights as "
             "Hugging Face has them: boot it again without enable_compatibility_mode() or process_weights()"
@@ -100,32 +100,32 @@ def _unwrap(module: nn.Module) -> None:
         inner: Any = child
         while isinstance(inner, GeneralizedComponent):
             inner = inner.original_component
-        module._modules[name] = inner  # pyright: ignore[reportPrivateUsage]  # setattr would run the wrapper's own
+        module._modules[name] = inner  # pyright: ignore[reportPrivateUsage]  # setattr would run the wrapper's method
         _unwrap(inner)
 
 
-def _local_tokenizer(tokenizer: Any, n: int, folder: str) -> Any:
-    """A tokenizer that lies in `folder`, from which TransformerLens loads it anew to set its special tokens."""
+def _local_tokenizer(tokenizer: Any, vocab_size: int, folder: str) -> Any:
+    """A tokenizer saved in `folder`; TransformerLens loads it again from there to set special tokens."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        own = type(tokenizer).from_pretrained(folder)
-        if not _refuses_words(own):
-            return own
-        # TransformerLens encodes "a" to see which special tokens are put around a text.
-        own.backend_tokenizer.model.unk_token = own.convert_ids_to_tokens(0)
-        own.save_pretrained(folder)
+        copied = type(tokenizer).from_pretrained(folder)
+        if not _refuses_words(copied):
+            return copied
+        # TransformerLens encodes "a" to see which special tokens surround a text.
+        copied.backend_tokenizer.model.unk_token = copied.convert_ids_to_tokens(0)
+        copied.save_pretrained(folder)
         return type(tokenizer).from_pretrained(folder)
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    words = Tokenizer(WordLevel({str(i): i for i in range(n)}, unk_token="0"))
+    words = Tokenizer(WordLevel({str(i): i for i in range(vocab_size)}, unk_token="0"))
     special = {"unk_token": "0", "bos_token": "0", "eos_token": "0", "pad_token": "0"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _refuses_words(tokenizer: Any) -> bool:
-    """Whether a word outside the vocabulary is an error: the token meant for unknown words does not exist."""
+    """Whether an unknown word is an error, because the token for unknown words is not in the vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     unknown = None if backend is None else getattr(backend.model, "unk_token", None)
     return backend is not None and unknown is not None and backend.token_to_id(unknown) is None

@@ -1,10 +1,9 @@
-"""The weights of every softmax head as TransformerLens names them, norms folded in.
+"""Weights of every softmax head as TransformerLens names them, with norms folded in.
 
-A head reads the residual stream through a norm and W_Q, W_K, W_V, and writes to it through W_O. A norm is a linear map,
-its gain after the centring of a LayerNorm, divided by a scale that differs from token to token. The linear map belongs
-to the head: moving the gain from the norm into the weights behind it leaves the model what it is. So it is multiplied
-in here, the final norm's into W_U; the scale is left out, and so are biases, positions, rotary embedding, the norm of
-queries and keys, and output gates.
+A head reads the residual stream through a norm and W_Q, W_K, W_V, and writes to it through W_O. A norm is a linear map
+(a gain, in a LayerNorm after centring) divided by a scale that differs from token to token. Moving the linear map from
+the norm into the weights behind it does not change the model, so it is multiplied in here, that of the final norm into
+W_U. Left out are the scale, biases, positions, rotary embedding, the norm of queries and keys, and output gates.
 
 Reference:
     Elhage et al. 2021, A Mathematical Framework for Transformer Circuits, "Handling Layer Normalization".
@@ -23,13 +22,13 @@ from torch import Tensor, nn
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.model import HookedModel
 
-# What a bridge raises where it has no weight per head: latent attention, heads of unequal width, no attention at all.
-_NOT_THERE = (AttributeError, NotImplementedError, ValueError, IndexError)
+# Errors of a bridge without weights per head: latent attention, heads of unequal width, no attention.
+_NO_HEAD_WEIGHTS = (AttributeError, NotImplementedError, ValueError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """The heads of one layer, float32, norms folded in; the key and value of a group stand once per query head."""
+    """The heads of one layer, float32, norms folded in; W_K and W_V of a group are repeated for each query head."""
 
     q: Float[Tensor, "n_heads d_model d_head"]
     k: Float[Tensor, "n_heads d_model d_head"]
@@ -39,9 +38,9 @@ class HeadWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights that head scores are read off: embedding, unembedding with the final norm folded in, heads.
+    """The weights for head scores: embedding, unembedding with the final norm folded in, heads.
 
-    `heads` has an entry per entry of `layers`: None where the layer is linear, for it has no W_Q, W_K, W_V of a head.
+    `heads` has an entry per entry of `layers`; None for linear layers, which have no W_Q, W_K, W_V per head.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -54,7 +53,7 @@ def read_weights(m: HookedModel) -> Weights:
     """The weights of a model through its TransformerBridge, on the model's device; a copy, in float32.
 
     Raises:
-        WorkbenchError: if TransformerLens cannot open the model, or gives no weights per head for one of its layers.
+        WorkbenchError: if TransformerLens cannot open the model, or has no weights per head for one of its layers.
     """
     bridge: Any = m.bridge
     with torch.no_grad():
@@ -70,7 +69,7 @@ def _heads(m: HookedModel, bridge: Any, info: LayerInfo) -> HeadWeights:
     try:
         block = bridge.blocks[info.index]
         q, k, v, o = (getattr(block.attn, name).detach().float() for name in ("W_Q", "W_K", "W_V", "W_O"))
-    except _NOT_THERE as error:
+    except _NO_HEAD_WEIGHTS as error:
         raise WorkbenchError(
             f"TransformerLens gives no W_Q, W_K, W_V, W_O per head for layer {info.index} of {m.name}: "
             f"{str(error)[:200]}. Scores that are read off recordings do not need them"
@@ -82,7 +81,7 @@ def _heads(m: HookedModel, bridge: Any, info: LayerInfo) -> HeadWeights:
 
 
 def _read_through(norm: nn.Module | None, reading: Float[Tensor, "... d_model d"]) -> Float[Tensor, "... d_model d"]:
-    """The matrix behind a norm of the residual stream, with the norm's linear part before it."""
+    """A matrix that reads the residual stream through a norm, with the linear part of the norm multiplied in."""
     if norm is None:
         return reading
     gain, is_centred = linear_part(norm, reading.shape[-2], reading.device)
@@ -93,9 +92,9 @@ def _read_through(norm: nn.Module | None, reading: Float[Tensor, "... d_model d"
 def _written_through(
     norm: nn.Module | None, final: nn.Module | None, writing: Float[Tensor, "h d d_model"]
 ) -> Float[Tensor, "h d d_model"]:
-    """The matrix that writes to the residual stream, with the norm behind it and without what no reader sees.
+    """The matrix that writes to the residual stream, with the linear part of the norm behind it multiplied in.
 
-    Where norms subtract the mean, what a head adds to all coordinates alike is seen by nobody.
+    Where norms subtract the mean, its mean over coordinates is removed as well: no later layer reads it.
     """
     d_model, device = writing.shape[-1], writing.device
     if norm is not None:
@@ -107,7 +106,7 @@ def _written_through(
 
 
 def _norm(holder: Any, name: str) -> nn.Module | None:
-    """The model's own norm inside the bridge's, if there is one of that name."""
+    """The model's norm inside the bridge's wrapper of that name, if there is one."""
     inner: Any = holder._modules.get(name)
     while hasattr(inner, "original_component"):
         inner = inner.original_component
@@ -117,11 +116,11 @@ def _norm(holder: Any, name: str) -> nn.Module | None:
 def linear_part(norm: nn.Module, d_model: int, device: torch.device) -> tuple[Float[Tensor, " d_model"], bool]:
     """A norm's gain, up to a common factor, and whether it subtracts the mean first.
 
-    Both are seen from what the norm does, since some families store the gain less 1.
+    Both are measured on inputs, since some families store the gain minus 1.
     """
     n_positive = (d_model + 1) // 2
     signs = torch.ones(d_model, device=device)
-    signs[n_positive:] = -n_positive / max(1, d_model - n_positive)  # mean 0 for an odd width, too
+    signs[n_positive:] = -n_positive / max(1, d_model - n_positive)  # mean 0 also at odd width
     dtype = next((p.dtype for p in norm.parameters()), torch.float32)
     up, down, shifted = (norm(x.to(dtype)).float() for x in (signs, -signs, signs + 1))
     return (up - down) / (2 * signs), bool(torch.allclose(shifted, up, rtol=1e-2, atol=1e-2 * float(up.abs().max())))

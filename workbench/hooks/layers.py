@@ -1,8 +1,8 @@
-"""What a model's layers are, confirmed by a first short forward pass: who attends, how wide, with which sinks."""
+"""The layers of a model, found and checked by short forward passes when it is opened."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,21 +21,25 @@ from workbench.hooks.taps.selfcheck import is_causal, is_normalised, marker, not
 from workbench.loading.pretrained import FAILURES, is_out_of_memory
 from workbench.loading.refusals import refuse_other_models
 
-# What configurations call a layer that mixes no tokens.
+# Names of layers that mix no tokens, in configurations.
 _NO_MIXER = ("mlp", "moe")
 
 
+def layer_slots(layers: Sequence[LayerInfo]) -> dict[tuple[int, bool], int]:
+    """The index into `layers` of each (layer number, whether the mixer is linear)."""
+    return {(layer.index, layer.kind == "linear"): slot for slot, layer in enumerate(layers)}
+
+
 def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
-    """The token mixers of a model in order of layers, from what three tokens cause in each.
+    """The token mixers of a model in order of layers, from two passes over three tokens.
 
     A layer with two mixers has two entries, the softmax one first; a layer without any (the MLP and MoE layers of
-    Nemotron-H) has none. Linear layers are run against their implied patterns; in a second pass a marker takes the
-    place of what softmax layers hand on.
+    Nemotron-H) has none. The first pass compares the outputs of linear layers with their implied patterns. In the
+    second, a marker replaces the output of each softmax layer and must arrive behind the layer.
 
     Raises:
-        WorkbenchError: if the model is no causal language model, or naming the layers that mix tokens in a way that
-            would go unrecorded, attend more than once, see later tokens, do not use what their attention gives, or do
-            not give what their implied pattern says.
+        WorkbenchError: if the model is no causal language model; or naming the layers that cannot be recorded, attend
+            more than once, see later tokens, do not use their attention output, or differ from their implied pattern.
 
     Warns:
         RoundedDecayWarning: if the model holds decay rates in a precision in which some heads never forget.
@@ -56,16 +60,16 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         if calls:
             _run(model, tokens)
     linear = linear_layers(model)
-    mute = _without_mixer(config)
-    made = {i: c[0] for i, c in calls.items()}
+    without_mixer = _without_mixer(config)
+    softmax = {i: c[0] for i, c in calls.items()}
     faults = {
         "no attention call reached the recorder from {}": [
-            i for i in range(int(config.num_hidden_layers)) if not (i in calls or i in is_right or i in mute)
+            i for i in range(int(config.num_hidden_layers)) if not (i in calls or i in is_right or i in without_mixer)
         ],
         "{} attend more than once per pass": [i for i, c in calls.items() if len(c) != 1],
-        "{} see later tokens": [i for i, c in made.items() if not is_causal(c)],
-        "the probabilities of {} do not sum to 1": [i for i, c in made.items() if not is_normalised(c)],
-        "{} go on with something else than what their attention gives": [i for i in made if i not in arrived],
+        "{} see later tokens": [i for i, c in softmax.items() if not is_causal(c)],
+        "the probabilities of {} do not sum to 1": [i for i, c in softmax.items() if not is_normalised(c)],
+        "{} go on with something else than what their attention gives": [i for i in softmax if i not in arrived],
         "the output of {} is not its implied pattern times v in this version of transformers": [
             i for i in linear if not is_right.get(i, False)
         ],
@@ -73,7 +77,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     if any(faults.values()):
         raise WorkbenchError(_refusal(model, faults))
     warn_of_rounded_decay(model)
-    infos = [_softmax_layer(config, i, call) for i, call in made.items()]
+    infos = [_softmax_layer(config, i, call) for i, call in softmax.items()]
     infos += [layer.info for layer in linear.values()]
     if not infos:
         raise WorkbenchError(f"{type(model).__name__} has no layer that mixes tokens: there is nothing to record")
@@ -81,7 +85,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
 
 
 def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
-    """A forward pass of a language model, or the reason why there is none."""
+    """Run a forward pass, or say why the model is no language model."""
     name = type(model).__name__
     try:
         out = model(input_ids=tokens, use_cache=False)
@@ -98,16 +102,16 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
 
 
 def _without_mixer(config: Any) -> set[int]:
-    kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or []
-    return {i for i, kind in enumerate(kinds) if kind in _NO_MIXER}
+    layer_types = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or []
+    return {i for i, layer_type in enumerate(layer_types) if layer_type in _NO_MIXER}
 
 
 def _softmax_layer(config: Any, index: int, call: AttentionCall) -> LayerInfo:
-    kinds = getattr(config, "layer_types", None)
-    named = kinds[index] if isinstance(kinds, list | tuple) and len(kinds) > index else None
+    layer_types = getattr(config, "layer_types", None)
+    layer_type = layer_types[index] if isinstance(layer_types, list | tuple) and len(layer_types) > index else None
     kind: Kind = "full"
     if call.mask.window is not None:
-        kind = "chunked" if named == "chunked_attention" else "sliding"
+        kind = "chunked" if layer_type == "chunked_attention" else "sliding"
     return LayerInfo(
         index=index,
         kind=kind,
@@ -124,13 +128,13 @@ def _refusal(model: PreTrainedModel, faults: Mapping[str, list[int]]) -> str:
     classes = {i: type(m).__name__ for i, m in blocks(model)}
     classes |= {i: type(m).__name__ for m in model.modules() if isinstance(i := getattr(m, "layer_idx", None), int)}
 
-    def told(layers: list[int]) -> str:
+    def names(layers: list[int]) -> str:
         return ", ".join(f"layer {i} ({classes.get(i, 'of unknown class')})" for i in sorted(layers))
 
-    parts = "; ".join(fault.format(told(layers)) for fault, layers in faults.items() if layers)
+    reasons = "; ".join(fault.format(names(layers)) for fault, layers in faults.items() if layers)
     return (
-        f"{type(model).__name__} cannot be recorded exactly: {parts}. Expected, in every layer that mixes tokens, "
+        f"{type(model).__name__} cannot be recorded exactly: {reasons}. Expected, in every layer that mixes tokens, "
         "causal softmax attention (through transformers' AttentionInterface, or one softmax and one product with the "
         "values), lightning attention, a gated delta net, Kimi delta attention or Mamba-2; the README lists the "
-        "families. Leave this model out"
+        "families. Leave this model out, or register a reader of its linear layers with workbench.hooks.mixer"
     )

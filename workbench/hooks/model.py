@@ -1,4 +1,4 @@
-"""HookedModel: a Hugging Face causal language model whose attention can be recorded and looked at."""
+"""HookedModel: a Hugging Face causal language model whose attention can be recorded, read and changed."""
 
 from __future__ import annotations
 
@@ -33,18 +33,23 @@ from workbench.hooks.interventions.windows import (
     intervened_statistics,
     one_head,
 )
-from workbench.hooks.layers import survey
-from workbench.hooks.recording.forward_pass import Rows, answers_of, batch_of, picked_rows
-from workbench.hooks.recording.head_outputs import outputs_of
-from workbench.hooks.recording.limits import check_packed, check_prefill
+from workbench.hooks.layers import layer_slots, survey
+from workbench.hooks.recording.forward_pass import (
+    Rows,
+    answers_of,
+    batch_of,
+    check_packed,
+    check_prefill,
+    outputs_of,
+    picked_rows,
+)
 from workbench.hooks.recording.needs import Answers, Need, Recording
-from workbench.hooks.recording.reduction import Asked, Reduction
-from workbench.hooks.recording.row_readings import Readings
-from workbench.hooks.recording.written_logits import read_writing
+from workbench.hooks.recording.reduction import Reduction, RowRequest
+from workbench.hooks.recording.row_readings import Readings, read_writing
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
-from workbench.hooks.taps.linear.linear_outputs import changing_linear
+from workbench.hooks.taps.linear.linear_reading import changing_linear
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 from workbench.store.plan_file import Plan
@@ -53,10 +58,10 @@ DEFAULT_FAR = Far(window=256)
 
 
 class HookedModel:
-    """A model, its tokenizer if it has one, and what its layers are.
+    """A model, its tokenizer if it has one, and its layers.
 
-    The model itself is never changed: attention is switched to the recorder for the length of one call and switched
-    back, whatever happens in it.
+    The model itself is never changed: its attention goes through the recorder for the length of one call, or of a
+    `with` block, and is put back even if that fails.
     """
 
     def __init__(self, model: PreTrainedModel, *, tokenizer: Any = None, name: str = ""):
@@ -77,12 +82,12 @@ class HookedModel:
 
     @property
     def interventions(self) -> Interventions:
-        """What `restrict`, `linearize`, `ablate` and `patch` have in force at this moment."""
+        """The interventions of `restrict`, `linearize`, `ablate` and `patch` that are in force now."""
         return self._interventions
 
     @cached_property
     def bridge(self) -> nn.Module:
-        """A TransformerLens TransformerBridge on a twin that shares the weights; `record` is the same before and after.
+        """A TransformerLens TransformerBridge on a twin that shares the weights; it does not change what is recorded.
 
         Raises:
             WorkbenchError: if TransformerLens does not know the architecture.
@@ -122,42 +127,44 @@ class HookedModel:
                 rows are always recorded in full.
             far: the window and sink of `far_mass`, in tokens.
             prefill: run the model over pieces of this many tokens through its key/value cache: the same numbers with
-                the activations of one piece in memory at a time. Models of softmax layers alone.
+                the activations of one piece in memory at a time. For models that have only softmax layers.
 
         Raises:
             WorkbenchError: for tokens outside the vocabulary or longer than the model takes, an unknown need, a mask
-                that does not fit, or documents or pieces in a model whose other layers would run through them.
+                that does not fit, or packed documents or prefill in a model that has other layers than softmax.
         """
         batch = batch_of(self.model, tokens, attention_mask)
         if batch.is_packed:
             check_packed(self.model, self._layers, far)
         if prefill is not None:
-            check_prefill(self.model, self._layers, batch, prefill, self._interventions)
+            check_prefill(self.model, self._layers, batch, prefill=prefill, interventions=self._interventions)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
-        place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(self._layers)}
+        slots = layer_slots(self._layers)
         readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
         positions = batch.positions() if batch.is_packed else None
-        asked: Asked  # of the queries announced last
+        row_request: RowRequest  # for the queries announced last
 
         def announce(queries: slice) -> None:
-            nonlocal asked
-            asked = reduction.ask(queries)
-            readings.ask(queries)
+            nonlocal row_request
+            row_request = reduction.request_rows(queries)
+            readings.start(queries)
 
         def attend(call: AttentionCall) -> Tensor:
             if positions is not None:
                 call = call.of_documents(batch.document, positions)
-            readings.softmax(place[call.layer, False], call, self._interventions)
-            if len(asked.picked) == 0:
+            slot, request = slots[call.layer, False], row_request.request
+            readings.read_softmax(slot, call, self._interventions)
+            if len(row_request.picked) == 0:
                 return intervened_output(call, self._interventions)
-            out, statistics = intervened_statistics(call, self._interventions, asked.request)
-            reduction.take(place[call.layer, False], statistics, asked)
-            return out if asked.request.rows is None else intervened_output(call, self._interventions)
+            out, statistics = intervened_statistics(call, self._interventions, request)
+            reduction.add(slot, statistics, row_request)
+            return out if request.rows is None else intervened_output(call, self._interventions)
 
         def read(call: LinearCall) -> None:
-            readings.linear(place[call.layer, True], call)
-            request = replace(asked.request, value_norms=False)  # of a linear layer the rows alone are known
-            reduction.take(place[call.layer, True], call.statistics(request), asked)
+            slot = slots[call.layer, True]
+            readings.read_linear(slot, call)
+            request = replace(row_request.request, value_norms=False)  # the rows of a linear layer have no value norms
+            reduction.add(slot, call.statistics(request), row_request)
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
@@ -167,17 +174,17 @@ class HookedModel:
         return reduction.finish(answers, readings.finish())
 
     def answers(self, probe: Probe) -> Answers:
-        """How the model does on a probe's answers, under the interventions in force; nothing is recorded.
+        """Loss and accuracy on a probe's answers, under the interventions in force, without recording attention.
 
         Raises:
             WorkbenchError: if the probe has no answers, or does not fit the model.
         """
         batch = batch_of(self.model, probe)
         with torch.no_grad(), self.in_force():
-            found = answers_of(self.model, batch)
-        if found is None:
+            answers = answers_of(self.model, batch)
+        if answers is None:
             raise WorkbenchError(f"probe {probe.name!r} has no answers; expected one with answer_rows")
-        return found
+        return answers
 
     def pattern(
         self,
@@ -189,10 +196,10 @@ class HookedModel:
         *,
         mixer: Mixer | None = None,
     ) -> Float[Tensor, "q k"]:
-        """Exact attention probabilities of one head on one sequence, float32, on the queries and keys asked for.
+        """Exact attention probabilities of one head on one sequence, float32, on the chosen queries and keys.
 
-        Linear layers give their implied pattern: signed, not normalised. Only the crop and a block of rows are ever
-        built.
+        Linear layers give their implied pattern: signed, not normalised. Only the crop and a block of rows are in
+        memory.
 
         Args:
             mixer: which mixer of a layer that has two; the softmax one where not given.
@@ -204,18 +211,18 @@ class HookedModel:
         if info is None or not 0 <= head < info.n_heads:
             raise WorkbenchError(f"there is no head L{layer}H{head}; the model has {heads_of(self._layers)}")
         batch = batch_of(self.model, tokens)
-        every = torch.arange(batch.tokens.shape[1], device=self.device)
-        picked = [every[x] if isinstance(x, slice) else x.to(self.device) for x in (queries, keys)]
+        positions = torch.arange(batch.tokens.shape[1], device=self.device)
+        picked = [positions[x] if isinstance(x, slice) else x.to(self.device) for x in (queries, keys)]
 
         def attend(call: AttentionCall) -> Tensor:
             if call.layer != layer or info.kind == "linear":
                 return intervened_output(call, self._interventions)
-            alone, mask = one_head(call, self._interventions, head)
-            raise _FoundError(alone.crop(mask, *picked))
+            head_call, mask = one_head(call, self._interventions, head)
+            raise _CropReached(head_call.crop(mask, *picked))
 
         def read(call: LinearCall) -> None:
             if call.layer == layer and info.kind == "linear":
-                raise _FoundError(call.crop(head, *picked))
+                raise _CropReached(call.crop(head, *picked))
 
         try:
             with (
@@ -224,32 +231,32 @@ class HookedModel:
                 reading_linear(self.model, batch.valid, read),
             ):
                 answers_of(self.model, batch)
-        except _FoundError as found:
-            return found.args[0]
+        except _CropReached as reached:
+            return reached.args[0]
         raise AssertionError(f"layer {layer} did not attend")
 
     def reach(self, tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe | None = None) -> tuple[Reach, ...]:
         """How far back each head of the linear layers sees: half-life and 99 % reach in tokens, layer by layer.
 
-        Where the decay follows from the weights it is exact. Where it depends on the tokens it is measured on those
-        given; without any, such layers are left out.
+        Where the decay follows from the weights, the reach is exact. Where it depends on the tokens, the reach is
+        measured on `tokens`; without tokens, such layers are left out.
         """
         layers = linear_layers(self.model)
-        found = {i: reach for i, layer in layers.items() if (reach := decay_reach(layer)) is not None}
-        if tokens is not None and len(found) < len(layers):
+        reaches = {i: reach for i, layer in layers.items() if (reach := decay_reach(layer)) is not None}
+        if tokens is not None and len(reaches) < len(layers):
             batch = batch_of(self.model, tokens)
 
             def read(call: LinearCall) -> None:
-                if call.layer not in found:
-                    found[call.layer] = measured_reach(call, layers[call.layer], batch.valid)
+                if call.layer not in reaches:
+                    reaches[call.layer] = measured_reach(call, layers[call.layer], batch.valid)
 
             with torch.no_grad(), self.in_force(), reading_linear(self.model, batch.valid, read):
                 answers_of(self.model, batch)
-        return tuple(found[i] for i in sorted(found))
+        return tuple(reaches[i] for i in sorted(reaches))
 
     @contextmanager
     def in_force(self) -> Generator[None]:
-        """Inside the block, the model runs under the interventions in force, softmax layers as they are recorded."""
+        """Inside the block, the model's own forward runs under the interventions in force."""
         with handling(self.model, self._attend):
             yield
 
@@ -258,7 +265,7 @@ class HookedModel:
         """Inside the block, these key/value heads see only the first `sink` and the last `window` keys, in tokens.
 
         The own position is one of the `window`; a layer's own narrower mask stays. Holds for `record`, `pattern`,
-        `score` and the model's own forward and generate. Nested restrictions of one head leave what all allow.
+        `score` and the model's own forward and generate. Nested restrictions of one head leave the keys that all allow.
 
         Raises:
             WorkbenchError: for heads the model does not have, or in a linear layer.
@@ -266,7 +273,7 @@ class HookedModel:
         heads = list(kv_heads)
         for head in heads:
             check_kv_head(self._layers, head)
-        with self._intervening(self._interventions.restricting(heads, check_window(window, sink))):
+        with self._intervening(self._interventions.converting(heads, check_window(window, sink))):
             yield self
 
     @contextmanager
@@ -274,23 +281,23 @@ class HookedModel:
         """Inside the block, these key/value heads of softmax layers have linear attention.
 
         Their pattern is the normalised row of weights. Holds for `record`, `pattern`, `score`, the model's own forward
-        and generate, and training. `workbench.fit_linear_attention` chooses forms near to what the heads do.
+        and generate, and training. `workbench.fit_linear_attention` finds forms that are close to the heads' attention.
 
         Raises:
-            WorkbenchError: for heads the model does not have, in a linear layer or one with a window of its own, or
-                that are restricted; inside the block, for packed documents and pieces through a cache.
+            WorkbenchError: for heads the model does not have, heads of a linear layer or of one with a window of its
+                own, and restricted heads; inside the block, for packed documents and `prefill`.
         """
         for head in forms:
             check_linearisable(self._layers, head)
-        with self._intervening(self._interventions.restricting(forms.keys(), forms)):
+        with self._intervening(self._interventions.converting(forms.keys(), forms)):
             yield self
 
     @contextmanager
     def apply(self, plan: Plan) -> Generator[HookedModel]:
-        """Inside the block, the model is what the plan makes of it: only the heads it keeps see the whole context.
+        """Inside the block, the plan is in force: only the heads it keeps see the whole context.
 
-        For recording, evaluation, `generate`, and training: gradients flow through windowed heads, and a window costs
-        what it is wide.
+        For recording, evaluation, `generate`, and training: gradients flow through windowed heads, whose cost grows
+        with their window and not with the context.
 
         Raises:
             WorkbenchError: if the plan is for another model.
@@ -312,8 +319,8 @@ class HookedModel:
 
         Args:
             how: `zero`; `mean`, the head's mean output over the valid positions of `reference`, or of each batch itself
-                where that is None; `uniform`, equal weight on every key its mask allows and none on a learned sink,
-                which is not defined for linear heads.
+                where `reference` is None; `uniform`, equal weight on every key that its mask allows and none on a
+                learned sink, which is not defined for linear heads.
             mixer: which mixer of a layer that has two; the softmax one where not given.
 
         Raises:
@@ -341,7 +348,7 @@ class HookedModel:
         *,
         mixer: Mixer | None = None,
     ) -> dict[Head, Float[Tensor, "b t d_v"]]:
-        """What these heads hand to the output projection on some tokens, under the interventions in force.
+        """The input of the output projection from these heads on some tokens, under the interventions in force.
 
         Args:
             mixer: which mixer of a layer that has two; the softmax one where not given.
@@ -363,13 +370,13 @@ class HookedModel:
         *,
         mixer: Mixer | None = None,
     ) -> Generator[HookedModel]:
-        """Inside the block, these heads say at every position what they say on `source`: activation patching.
+        """Inside the block, these heads have at every position their outputs on `source`: activation patching.
 
         The outputs are those before the output projection, of softmax and linear heads alike. Batches inside the block
         need the length of `source` and as many sequences, or one source sequence for all.
 
         Args:
-            source: tokens, which are run once under the interventions in force, or what `head_outputs` returned.
+            source: tokens, which are run once under the interventions in force, or outputs from `head_outputs`.
             mixer: which mixer of a layer that has two; the softmax one where not given.
 
         Raises:
@@ -399,7 +406,7 @@ class HookedModel:
     @contextmanager
     def _intervening(self, interventions: Interventions) -> Generator[None]:
         before, self._interventions = self._interventions, interventions
-        # An outer block's hooks on linear layers read what is in force, too.
+        # The hooks of an outer block read self._interventions as well, so that a layer needs hooks only once.
         new = {h.layer for h in interventions.linear} - {h.layer for h in before.linear}
         try:
             with self.in_force(), changing_linear(self.model, new, self._change_linear):
@@ -414,5 +421,5 @@ class HookedModel:
         return self._interventions.in_linear(layer, out, valid, start)
 
 
-class _FoundError(Exception):
-    """Ends a forward pass at the layer that was asked for, with its crop as the only argument."""
+class _CropReached(Exception):
+    """Ends a forward pass at the layer whose crop it carries as its only argument."""

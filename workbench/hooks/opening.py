@@ -1,4 +1,4 @@
-"""Open a model for recording: from a checkpoint's folder, from memory, or out of a TransformerBridge."""
+"""Open a model for recording: from a checkpoint's folder, from memory, or from a TransformerBridge."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def open_model(
 ) -> HookedModel:
     """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
 
-    In memory: a transformers model, or a TransformerBridge of TransformerLens, which is read through a copy of its
-    model that shares its weights.
+    In memory: a transformers model, or a TransformerBridge of TransformerLens, of which a copy is opened that shares
+    its weights.
 
     Args:
         device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
         dtype: default float32 on the CPU, the checkpoint's own on CUDA. A model in memory keeps its own.
-        allow_pickle: also read `.bin`, `.pt` and distributed checkpoints: tensors alone, no code in them is run.
+        allow_pickle: also read `.bin`, `.pt` and distributed checkpoints: only tensors, without running code in them.
         allow_nonfinite: also open a checkpoint with NaN or infinity in its weights.
 
     Raises:

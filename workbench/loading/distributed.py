@@ -1,8 +1,8 @@
-"""Distributed checkpoints (DCP): the index is a pickle that torch itself reads without restriction; here it is not.
+"""Read distributed checkpoints (DCP) without running code from their index, a pickle that torch reads unrestricted.
 
-The index is read by an unpickler that knows the classes such an index is made of by their full names, and nothing is
-called but they. What it says is then looked over: file names are plain and the files the folder's own, nothing is
-packed, and the tensors fit the files.
+The unpickler knows the classes of such an index by their full names and refuses all others. The content is then
+checked: file names are plain and the files in the folder itself, the tensors fit the files, and nothing is compressed.
+torch stores tensors as they are, so that a compressed archive is a trap: small on disk and too large in memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from workbench.checkpoints.formats import DCP_INDEX
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
-from workbench.loading.archives import is_zip, refuse_packed
 
+_ZIP = b"PK\x03\x04"
+# Prefixes of entries that are no weights of the model.
 _NO_MODEL = ("optim", "lr_scheduler", "scheduler", "dataloader", "train_state", "rng", "scaler")
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
-_PARTS_OF_AN_INDEX = frozenset(
+_INDEX_CLASSES = frozenset(
     {
         *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
         *((_METADATA, name) for name in ("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata")),
@@ -43,10 +44,10 @@ _PARTS_OF_AN_INDEX = frozenset(
 
 
 def read_distributed(path: Path) -> dict[str, Tensor]:
-    """The model's tensors of a distributed checkpoint in this folder or one of its own, on the CPU.
+    """The model's tensors of a distributed checkpoint in this folder or a subfolder, on the CPU.
 
     Raises:
-        BadCheckpoint: if the index is none, or its tensors cannot be read.
+        BadCheckpoint: if the index is not that of a checkpoint, or its tensors cannot be read.
     """
     folder = path if (path / DCP_INDEX).is_file() else next((f.parent for f in path.glob(f"*/{DCP_INDEX}")), path)
     metadata = _read_index(path, folder / DCP_INDEX)
@@ -70,6 +71,30 @@ def read_distributed(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def is_zip(stream: io.BufferedIOBase) -> bool:
+    """Whether a stream begins as a zip archive; it is at its beginning, before and after."""
+    start = stream.read(len(_ZIP))
+    stream.seek(0)
+    return start == _ZIP
+
+
+def refuse_packed(stream: io.BufferedIOBase) -> None:
+    """Refuse an archive with compressed entries; the stream is at its beginning, before and after.
+
+    Raises:
+        ValueError: naming the first such entry.
+        BadZipFile: if the stream is no archive.
+    """
+    with zipfile.ZipFile(cast("IO[bytes]", stream)) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(
+                    f"{entry.filename} takes {entry.compress_size} bytes and would become {entry.file_size}; torch "
+                    "packs nothing"
+                )
+    stream.seek(0)
+
+
 def _read_index(path: Path, index: Path) -> Metadata:
     try:
         metadata = _IndexUnpickler(io.BytesIO(own_file(path, index).read_bytes())).load()
@@ -81,7 +106,7 @@ def _read_index(path: Path, index: Path) -> Metadata:
 
 
 def _refuse_misfit(path: Path, folder: Path, metadata: Metadata, tensors: dict[str, TensorStorageMetadata]) -> None:
-    """Refuse an index that sends its reader elsewhere, or for more than the files hold."""
+    """Refuse an index that names other files than the folder's own, or more bytes than they hold."""
     index = folder / DCP_INDEX
     names: set[str] = set()
     for stored in metadata.storage_data.values():
@@ -91,14 +116,14 @@ def _refuse_misfit(path: Path, folder: Path, metadata: Metadata, tensors: dict[s
         if getattr(stored, "transform_descriptors", None):
             raise BadCheckpoint(f"{index}: {name} is packed ({stored.transform_descriptors}); save it without")
         names.add(name)
-    held = sum(own_file(path, folder / name).stat().st_size for name in names if (folder / name).exists())
-    wanted = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors.values())
-    if wanted > held:
-        raise BadCheckpoint(f"{folder}: its tensors cannot be read: they take {wanted} bytes, its files have {held}")
+    present = sum(own_file(path, folder / name).stat().st_size for name in names if (folder / name).exists())
+    needed = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors.values())
+    if needed > present:
+        raise BadCheckpoint(f"{folder}: its tensors cannot be read: they take {needed} bytes, its files have {present}")
 
 
 class _Reader(FileSystemReader):
-    """Reads by an index that has been looked over, and nothing that is packed."""
+    """torch's reader with an index that has been checked; it refuses compressed entries."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)
@@ -112,19 +137,19 @@ class _Reader(FileSystemReader):
 
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
         file.seek(sinfo.offset)
-        kept = io.BytesIO(file.read(max(0, sinfo.length)))
-        if is_zip(kept):
-            refuse_packed(kept)
-        return kept
+        entry = io.BytesIO(file.read(max(0, sinfo.length)))
+        if is_zip(entry):
+            refuse_packed(entry)
+        return entry
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows what the index of a DCP checkpoint is made of, and nothing else."""
+    """Unpickles the classes of a DCP index and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
-        # Full names alone: a dotted one, as protocol 4 allows, would reach into a class for its functions.
-        if is_dtype or (module, name) in _PARTS_OF_AN_INDEX:
+        # Undotted names only: a dotted name, as protocol 4 allows, would reach a function inside a class.
+        if is_dtype or (module, name) in _INDEX_CLASSES:
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
             return _member_of_enum
@@ -132,8 +157,8 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _member_of_enum(owner: Any, name: str) -> Any:
-    """How older Pythons pickle a member of a nested enum; no other attribute is looked up."""
-    found = vars(owner).get(name) if isinstance(owner, type) else None
-    if not isinstance(found, type):
+    """The nested class that older Pythons pickle as an attribute of its owner; other attributes are refused."""
+    member = vars(owner).get(name) if isinstance(owner, type) else None
+    if not isinstance(member, type):
         raise pickle.UnpicklingError(f"the index asks for attribute {name} of {owner!r}")
-    return found
+    return member

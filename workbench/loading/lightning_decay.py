@@ -1,4 +1,4 @@
-"""Lightning attention's decay rates (MiniMax): read them in float32, and make a loaded model use them so."""
+"""Decay rates of lightning attention (MiniMax): read them in float32, and run a loaded model with float32 decay."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ LIGHTNING_CLASS = "MiniMaxLightningAttention"
 
 def lightning_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     """The lightning layers of a model by layer number."""
-    found = [m for m in model.modules() if type(m).__name__ == LIGHTNING_CLASS]
-    return {int(m.layer_idx): m for m in found}  # type: ignore[arg-type]
+    modules = [m for m in model.modules() if type(m).__name__ == LIGHTNING_CLASS]
+    return {int(m.layer_idx): m for m in modules}  # type: ignore[arg-type]
 
 
 def lightning_slopes(module: nn.Module) -> Float[Tensor, " n_heads"]:
     """The decay rate of each head per token, in float32, as the checkpoint stores it.
 
-    A bfloat16 buffer rounds slow heads to no decay at all; where it is a rounding of the architecture's own rates,
-    those are used.
+    A bfloat16 buffer rounds slow heads to no decay at all. Where the buffer is a rounding of the architecture's default
+    rates, the default rates are returned.
     """
     stored: Tensor = module.slope_rate  # type: ignore[assignment]
-    own: Tensor = module.get_slope_rate(device=stored.device).float()  # type: ignore[operator]
-    slopes = own if torch.equal(own.to(stored.dtype), stored) else stored.float()
+    default: Tensor = module.get_slope_rate(device=stored.device).float()  # type: ignore[operator]
+    slopes = default if torch.equal(default.to(stored.dtype), stored) else stored.float()
     return rearrange(slopes, "h 1 1 -> h")
 
 

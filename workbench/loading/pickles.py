@@ -1,7 +1,7 @@
-"""Read pickled weights without running what a pickle may hold: `.bin`, `.pt` of a training loop, distributed (DCP).
+"""Read pickled weights without running code from a pickle: `.bin`, `.pt` of a training loop, distributed (DCP).
 
-torch's own restricted reader builds tensors and plain containers and refuses all else. Distributed checkpoints are read
-in `hooks.distributed`.
+torch's restricted reader builds tensors and plain containers and refuses all else. `loading.distributed` reads
+distributed checkpoints.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from workbench.checkpoints.formats import HINTS, Format, weight_files
 from workbench.checkpoints.own_files import own_file
 from workbench.checkpoints.weight_headers import OLD_BUFFERS, weights_info
 from workbench.heads import BadCheckpoint
-from workbench.loading.archives import is_zip, refuse_packed
-from workbench.loading.distributed import read_distributed
+from workbench.loading.distributed import is_zip, read_distributed, refuse_packed
 
 READABLE: tuple[Format, ...] = ("bin", "pt", "dcp")
-# Where training loops put the model among the rest, and what wrappers write before each name.
+# Keys under which training loops save the model, and prefixes that wrappers put before each name.
 _NESTED = ("model", "state_dict", "model_state_dict", "module", "weights")
 _PREFIXES = ("", "module.", "_orig_mod.", "_forward_module.", "model.", "model.module.", "model._orig_mod.")
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
@@ -42,10 +41,10 @@ _DTYPES = {
 def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
     """The model's tensors from a checkpoint of one of the formats `READABLE`, on the CPU.
 
-    `expected` are the model's own names: they say which prefix of a wrapper is to be taken off.
+    `expected`: the model's own names, from which the prefix of a wrapper is recognised and removed.
 
     Raises:
-        BadCheckpoint: if the files cannot be read as tensors alone, hold no model, or tensors that are no floats.
+        BadCheckpoint: if the files hold anything but tensors, no model, or tensors that are no floats.
     """
     kind = checkpoint_format(path)
     if kind not in READABLE:
@@ -61,10 +60,10 @@ def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
 
 
 def pickled_info(path: Path, state: Mapping[str, Tensor]) -> WeightsInfo:
-    """What `inspect_weights` tells of safetensors, of tensors in memory."""
+    """The same description of tensors in memory that `inspect_weights` gives of safetensors files."""
     files = tuple(weight_files(path))
-    named = {n: TensorInfo(_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape), files[0].name) for n, t in state.items()}
-    return weights_info(files, named)
+    infos = {n: TensorInfo(_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape), files[0].name) for n, t in state.items()}
+    return weights_info(files, infos)
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
@@ -98,10 +97,10 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
 
 
 def _load(file: Path) -> Any:
-    """What the file holds, by torch's reader of tensors and plain containers.
+    """The content of a file, read by torch's reader of tensors and plain containers.
 
     Raises:
-        BadCheckpoint: if it holds anything else, or is no such file.
+        BadCheckpoint: if the file holds anything else, or cannot be read.
     """
     try:
         with file.open("rb") as stream:
@@ -114,19 +113,18 @@ def _load(file: Path) -> Any:
         raise BadCheckpoint(f"{file}: cannot be read as tensors alone, and nothing in it was run: {reason}") from error
 
 
-def _tensors(file: Path, held: Any) -> dict[str, Tensor]:
-    """The mapping of names to tensors in what a training loop saved."""
+def _tensors(file: Path, content: Any) -> dict[str, Tensor]:
+    """The mapping of names to tensors in the content that a training loop saved."""
     for name in (None, *_NESTED):
-        inner: Any = held if name is None else held.get(name) if isinstance(held, Mapping) else None
+        inner: Any = content if name is None else content.get(name) if isinstance(content, Mapping) else None
         if isinstance(inner, Mapping) and inner and all(isinstance(t, Tensor) for t in inner.values()):
             return dict(cast("Mapping[str, Tensor]", inner))
-    found = list(cast("Mapping[str, Any]", held))[:5] if isinstance(held, Mapping) else type(held).__name__
-    raise BadCheckpoint(f"{file}: no mapping of names to tensors in it, nor under {', '.join(_NESTED)}; found {found}")
+    keys = list(cast("Mapping[str, Any]", content))[:5] if isinstance(content, Mapping) else type(content).__name__
+    raise BadCheckpoint(f"{file}: no mapping of names to tensors in it, nor under {', '.join(_NESTED)}; found {keys}")
 
 
 def _without_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Without the wrapper's prefix under which most names are the model's own."""
+    """The state without a wrapper's prefix, that prefix without which most names are the model's own."""
     candidates = [{n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in _PREFIXES]
     best = max(candidates, key=lambda c: len(c.keys() & expected))
-    lost = len(state) - len(best)
-    return best if not lost else state
+    return best if len(best) == len(state) else state

@@ -1,8 +1,8 @@
-"""Open a checkpoint strictly: every weight in its place and finite, or a BadCheckpoint that says why not.
+"""Load a checkpoint strictly: every weight in its place and finite, or a BadCheckpoint that says why not.
 
-Hugging Face's own loading fills a missing tensor with random numbers, casts int8 to float, drops layers that
-the config does not count, and passes NaN. Here each of them is refused. Nothing is executed, downloaded or
-asked: no code beside the weights, no pickle, no network, no prompt.
+Hugging Face's loading fills a missing tensor with random numbers, casts int8 to float, drops layers that the config
+does not count, and passes NaN. Here each of these is refused. No code of the checkpoint is run, no pickle is read
+unless allowed, and there is no network access and no prompt.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from workbench.loading.pickles import READABLE, pickled_info, read_pickled
 from workbench.loading.refusals import why_no_language_model, why_unknown
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Buffers that older releases saved and none reads back: causal masks, rotary frequencies, positions.
+# Buffers that older releases saved and no release reads back: causal masks, rotary frequencies, positions.
 _UNREAD = (".attn.bias", ".attention.bias", ".masked_bias", ".bias_mask", "position_ids")
 _ROTARY = "rotary_emb.inv_freq"
-# What torch's allocator and the system say, the latter through whoever mapped a file.
+# Messages of torch's allocator and of the system; the latter also through libraries that map files.
 _NO_MEMORY = ("DefaultCPUAllocator", os.strerror(errno.ENOMEM))
-# Buffers that follow from the config; `restore_decay` computes them.
+# Buffers that are computed from the config, by `restore_decay`.
 _DECAY = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -51,8 +51,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "vocab.json",
 )
-# What transformers raises on a broken config or weight file; a config of odd numbers fails in a model's
-# arithmetic.
+# Errors of transformers on a broken config or weight file; a config of odd numbers fails in a model's arithmetic.
 FAILURES = (
     OSError,
     ValueError,
@@ -73,7 +72,7 @@ class LoadedModel:
     """A checkpoint in memory, in evaluation mode.
 
     `tokenizer` is None where the folder has none or it cannot be read; `no_tokenizer` then says why.
-    `weights` is what the files' headers say, the dtype on disk among it.
+    `weights`: from the headers of the files, with the dtype on disk.
     """
 
     model: PreTrainedModel
@@ -94,9 +93,9 @@ def load_pretrained(
 
     Args:
         dtype: None is float32 on the CPU and the weights' own elsewhere. The state and the decay of lightning
-            attention are float32 whatever it is: in bfloat16 slow heads would never forget.
-        allow_pickle: where there are no safetensors, read pickled weights, tensors alone; see `hooks.pickles`.
-        allow_nonfinite: also load weights with NaN or infinity in them; `nonfinite_tensors` then says in which.
+            attention are always float32: in bfloat16 slow heads would never forget.
+        allow_pickle: where there are no safetensors, read tensors from pickled weights; see `loading.pickles`.
+        allow_nonfinite: also load weights with NaN or infinity in them; `nonfinite_tensors` names the tensors.
 
     Raises:
         BadCheckpoint: naming the file or tensors and the reason.
@@ -106,16 +105,16 @@ def load_pretrained(
         shell = _shell(path)
         with quiet():
             state = read_pickled(path, shell.state_dict())
-        weights, given = pickled_info(path, state), _Given(type(shell), state)
+        weights, pickled = pickled_info(path, state), _PickledWeights(type(shell), state)
     else:
-        weights, given = inspect_weights(path), None
+        weights, pickled = inspect_weights(path), None
     dtype_or_auto = _dtype(weights, device) if dtype is None else dtype
     with quiet():
         config = load_config(path)
         if getattr(config, "quantization_config", None) is None:
-            # Without data first, so that a config of enormous numbers is refused before memory is taken for it.
-            _load(path, config, torch.device("meta"), dtype_or_auto, given)
-        model = _load(path, config, device, dtype_or_auto, given)
+            # On the meta device first, so that a config of enormous numbers is refused before it takes memory.
+            _load(path, config, device=torch.device("meta"), dtype=dtype_or_auto, pickled=pickled)
+        model = _load(path, config, device=device, dtype=dtype_or_auto, pickled=pickled)
         tokenizer, no_tokenizer = load_tokenizer(path)
     if not allow_nonfinite:
         _refuse_nonfinite(path, model)
@@ -124,13 +123,13 @@ def load_pretrained(
 
 
 def _dtype(weights: WeightsInfo, device: torch.device) -> torch.dtype | str:
-    """The dtype to load in where none was asked for; the config says what float8 weights unpack to."""
+    """The dtype to load in by default; "auto" where the config says to which dtype float8 weights are unpacked."""
     return torch.float32 if device.type == "cpu" else _DTYPES.get(weights.dtype, "auto")
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """Weights that have been read already, and the class of their model."""
+class _PickledWeights:
+    """Weights read from pickles, and the class of their model."""
 
     model_class: type[PreTrainedModel]
     state: dict[str, Tensor]
@@ -149,26 +148,27 @@ def _shell(path: Path) -> PreTrainedModel:
 def _load(
     path: Path,
     config: PreTrainedConfig,
+    *,
     device: torch.device,
     dtype: torch.dtype | str,
-    given: _Given | None,
+    pickled: _PickledWeights | None,
 ) -> PreTrainedModel:
-    """The model with all of its weights and no other; any error of transformers as BadCheckpoint."""
+    """The model with exactly the weights of its files; any error of transformers becomes a BadCheckpoint."""
     config.fusion_config = None
     try:
-        loader: Any = AutoModelForCausalLM if given is None else given.model_class
+        loader: Any = AutoModelForCausalLM if pickled is None else pickled.model_class
         model, report = loader.from_pretrained(
-            path if given is None else None,
-            state_dict=None if given is None else dict(given.state),
+            path if pickled is None else None,
+            state_dict=None if pickled is None else dict(pickled.state),
             config=config,
             dtype=dtype,
             device_map={"": device},
-            # A config may ask for kernels from the hub, as for fused modules: other code for the same model.
+            # A config may name kernels from the hub, as for fused modules, which would be downloaded code.
             attn_implementation=None,
             experts_implementation=None,
             use_safetensors=True,
             weights_only=True,
-            ignore_mismatched_sizes=True,  # so that they are reported by name; they are refused below
+            ignore_mismatched_sizes=True,  # so that the report names them; they are refused below
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -192,20 +192,21 @@ def load_config(path: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except FAILURES as error:
-        why = why_unknown(read_config(path)) or f"describes no known model: {_reason(error)}"
-        raise BadCheckpoint(f"{path / 'config.json'}: {why}") from error
-    why = why_no_language_model(config)
-    if why:
-        raise BadCheckpoint(f"{path / 'config.json'}: {why}")
+        fault = why_unknown(read_config(path)) or f"describes no known model: {_reason(error)}"
+        raise BadCheckpoint(f"{path / 'config.json'}: {fault}") from error
+    fault = why_no_language_model(config)
+    if fault:
+        raise BadCheckpoint(f"{path / 'config.json'}: {fault}")
     return config
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the machine is too small, which is not the checkpoint's fault; also where another error came of that."""
+    """Whether memory ran out, in this error or its cause: the machine is too small, and the checkpoint not at fault."""
     if error is None:
         return False
-    is_it = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(told in str(error) for told in _NO_MEMORY)
-    return is_it or is_out_of_memory(error.__cause__)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return True
+    return is_out_of_memory(error.__cause__)
 
 
 def _reason(error: Exception) -> str:
@@ -215,26 +216,26 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_misfits(path: Path, report: dict[str, Any]) -> None:
-    """Refuse a model that has other weights than its files. Tied weights are not in the report."""
+    """Refuse a model whose weights are not exactly those of its files. The report leaves tied weights out."""
     missing = [key for key in report["missing_keys"] if not key.endswith(_DECAY)]
     unexpected = [key for key in report["unexpected_keys"] if not (key.endswith(_UNREAD) or _ROTARY in key)]
     mismatched = [
         f"{key} ({list(disk)} in the file, {list(model)} by config.json)"
         for key, disk, model in report["mismatched_keys"]
     ]
-    wrong = {
+    faults = {
         "tensors missing from the files": missing,
         "tensors that config.json has no place for": unexpected,
         "tensors of another shape": mismatched,
         "tensors that cannot be converted": report["error_msgs"],
     }
-    told = "; ".join(f"{what}: {_some(keys)}" for what, keys in wrong.items() if keys)
-    if told:
-        raise BadCheckpoint(f"{path}: {told}. Fetch the checkpoint again, or mend config.json")
+    message = "; ".join(f"{fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
+    if message:
+        raise BadCheckpoint(f"{path}: {message}. Fetch the checkpoint again, or mend config.json")
 
 
 def _refuse_nonfinite(path: Path, model: PreTrainedModel) -> None:
-    """Refuse NaN and infinity in a parameter or saved buffer: an infinite v leaves attention finite."""
+    """Refuse NaN and infinity in a parameter or saved buffer; statistics may hide them, as those of an infinite v."""
     bad = nonfinite_tensors(model)
     if bad:
         raise BadCheckpoint(
@@ -244,12 +245,12 @@ def _refuse_nonfinite(path: Path, model: PreTrainedModel) -> None:
 
 
 def nonfinite_tensors(model: PreTrainedModel) -> list[str]:
-    """The parameters and saved buffers that have NaN or infinity in them, by name."""
+    """The names of the parameters and saved buffers with NaN or infinity in them."""
     return [name for name, tensor in _saved_tensors(model) if not _is_finite(tensor)]
 
 
 def _saved_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the state, a tied one once."""
+    """Every floating point tensor of the state; tied ones once."""
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.numel() and tensor.data_ptr() not in seen:
@@ -258,31 +259,31 @@ def _saved_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # The extremes carry NaN and infinity and need no mask the size of the tensor; float8 has no aminmax.
+    # The extremes show NaN and infinity without a mask of the tensor's size; float8 has no aminmax.
     lo, hi = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
     return bool(torch.isfinite(lo) & torch.isfinite(hi))
 
 
 def _some(names: Iterable[str], shown: int = 3) -> str:
-    """A few names and the count of the rest."""
+    """A few of the names, and how many more there are."""
     names = sorted(map(str, names))
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
 
 
 def load_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer, or None and the reason: attention can be scored without one."""
+    """The tokenizer, or None and the reason why there is none; attention can be scored without one."""
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         return None, "there are no tokenizer files in the folder"
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False), ""
-    except Exception as error:  # the tokenizers library raises no narrower one; the reason is kept
+    except Exception as error:  # the tokenizers library raises plain Exceptions; the reason is returned
         return None, f"the tokenizer cannot be read: {_reason(error)}"
 
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """No progress bars, log lines or warnings of transformers, whose settings are restored."""
+    """Inside the block, transformers shows no progress bars, log lines or warnings; its settings are restored after."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub_bars = not are_progress_bars_disabled()
     transformers_logging.set_verbosity(logging.CRITICAL)

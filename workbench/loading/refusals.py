@@ -1,4 +1,4 @@
-"""Models that cannot be recorded whatever their weights: told from the configuration, with what to do instead."""
+"""Reasons, from the configuration alone, why a model cannot be recorded, each with the next step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _EXPECTED = "expected a decoder-only causal language model"
 
 
 def refuse_other_models(config: Any, name: str) -> None:
-    """Raises:
-    WorkbenchError: for an encoder, an encoder-decoder, or a model without a vocabulary or layers.
+    """Refuse configurations of models that are no causal language models.
+
+    Raises:
+        WorkbenchError: for an encoder, an encoder-decoder, or a model without a vocabulary or layers.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise WorkbenchError(
@@ -41,27 +43,27 @@ def refuse_other_models(config: Any, name: str) -> None:
 
 
 def why_unknown(config: Mapping[str, object]) -> str:
-    """Why the object in a config.json that transformers cannot read describes no known model; empty if it should."""
-    kind, code = config.get("model_type"), config.get("auto_map")
-    if kind in CONFIG_MAPPING:
+    """Why a config.json that transformers cannot read describes no known model; empty if its model type is known."""
+    model_type, code = config.get("model_type"), config.get("auto_map")
+    if model_type in CONFIG_MAPPING:
         return ""
     if isinstance(code, dict) and code:
         files = sorted({f"{value.split('.')[0]}.py" for value in code.values() if isinstance(value, str)})
         return (
-            f"model type {kind!r} needs code of its own ({', '.join(files)}), which is never run from a checkpoint; "
-            "expected a model type that transformers has. If you trust the code, load the model yourself with "
-            "trust_remote_code=True and pass it to open_model"
+            f"model type {model_type!r} needs code of its own ({', '.join(files)}), which is never run from a "
+            "checkpoint; expected a model type that transformers has. If you trust the code, load the model yourself "
+            "with trust_remote_code=True and pass it to open_model"
         )
-    if not kind:
+    if not model_type:
         return "names no model_type; expected one that transformers knows, as in the config.json of the model's origin"
     return (
-        f"model type {kind!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or convert "
-        "the checkpoint to a model type that it has"
+        f"model type {model_type!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or "
+        "convert the checkpoint to a model type that it has"
     )
 
 
 def why_no_language_model(config: Any) -> str:
-    """Why a configuration that transformers knows makes no causal language model; empty if it makes one."""
+    """Why a configuration that transformers knows is not of a causal language model; empty if it is."""
     try:
         refuse_other_models(config, "the model")
     except WorkbenchError as error:

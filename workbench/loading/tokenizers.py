@@ -1,4 +1,4 @@
-"""What probes need of a checkpoint without its weights: configuration and tokenizer, so that resuming is quick."""
+"""A checkpoint's configuration and tokenizer without its weights, for probes: resuming a scan loads no model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model_words(path: Path) -> ModelWords:
 
 
 def words_digest(path: Path) -> str:
-    """Digest of the files that `model_words` reads: equal ones make equal probes, and no tokenizer need be loaded."""
+    """Digest of the files that `model_words` reads; equal digests make equal probes, without loading a tokenizer."""
     refuse_foreign(path)
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", *TOKENIZER_FILES):

@@ -15,8 +15,7 @@ from jaxtyping import Float
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.converting import converted
-from workbench.hooks.interventions.gates import windowed_heads
+from workbench.hooks.interventions.gates import converted, windowed_heads
 from workbench.hooks.interventions.targets import check_linearisable
 from workbench.hooks.interventions.windows import Forms, Window, check_window
 from workbench.planning.answer_loss import Objective, answer_batches, loss_batches

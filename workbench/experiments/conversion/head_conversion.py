@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from workbench.experiments.conversion.settings import Conversion, ConvertedTo
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, LinearAttention
-from workbench.hooks.converting import converted
+from workbench.hooks.interventions.gates import converted
 from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.interventions.windows import Forms, Window
 from workbench.hooks.taps.attention_call import AttentionCall

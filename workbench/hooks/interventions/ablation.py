@@ -1,4 +1,4 @@
-"""Put something else in the place of a head's output, before the output projection: zero, a mean, or another run's."""
+"""Replace a head's output before the output projection: by zero, by a mean, or by the output of another run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ HOWS = ("zero", "mean", "uniform")
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """What takes a head's place. `mean`: this vector, or the batch's own mean where it is None.
+    """A head's output replaced in a way of `HOWS`. `mean`: the vector to put there; None for the batch's own mean.
 
-    `uniform` acts on the weights and not on the output: equal ones on every key the head may see.
+    `uniform` changes the weights and not the output: they become equal on every key the head may see.
     """
 
     how: str
@@ -27,7 +27,7 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A head's outputs of another run, position by position; one sequence stands for all of a batch."""
+    """A head's outputs of another run, by position; a single sequence is used for every sequence of a batch."""
 
     outputs: Float[Tensor, "b t d_v"]
 
@@ -42,7 +42,9 @@ def replaced(
     *,
     start: int = 0,
 ) -> Float[Tensor, "b q n_heads d_v"]:
-    """Head outputs with some replaced. `valid`: False on padding, for means; `start`: the position of the first query.
+    """Head outputs with some replaced.
+
+    `valid`: False on padding, which means leave out; `start`: the position of the first query.
 
     Raises:
         WorkbenchError: if a patch comes from a batch of another shape.
@@ -67,8 +69,10 @@ def mean_output(out: Float[Tensor, "b q d_v"], valid: Bool[Tensor, "b q"] | None
 
 
 def check_how(how: str) -> None:
-    """Raises:
-    WorkbenchError: if there is no such ablation.
+    """Refuse an unknown way of ablation.
+
+    Raises:
+        WorkbenchError: if `how` is none of `HOWS`.
     """
     if how not in HOWS:
         raise WorkbenchError(f"how is {how!r}; expected 'zero', 'mean' or 'uniform'")

@@ -1,17 +1,16 @@
-"""Gates between full and windowed attention: o = a · o_full + (1 − a) · o_windowed for every key/value head.
+"""Conversion of chosen heads, to a window or to linear attention: of whole heads, or by gates.
 
-In place of a window, heads may have linear attention, wherever "windowed" stands here.
-
-With all gates 1 the model is itself, with all gates 0 every head is restricted, and in between the loss has a gradient
-for every gate, whatever their number, from one backward pass. A layer's own mask is the ceiling: where a sliding layer
-sees no more than the window, its gates change nothing. Memory is O(tokens) per layer.
+A gate a mixes o = a · o_full + (1 − a) · o_converted for a key/value head. With all gates 1 the model is unchanged,
+with all gates 0 every head is converted. In between, one backward pass gives the gradient of the loss for every gate.
+A layer's own mask still holds: where a sliding layer sees no more than the window, its gates change nothing. Memory is
+O(tokens) per layer.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
-from workbench.hooks.interventions.windows import Forms, Window, intervened_output
+from workbench.hooks.interventions.windows import Conversion, Window, intervened_output
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import blocks, handling
@@ -30,23 +29,29 @@ from workbench.hooks.taps.forwards import another_forward
 
 
 def windowed_heads(layers: Sequence[LayerInfo]) -> tuple[KVHead, ...]:
-    """Every key/value head that a window could be given to: those of softmax layers, in order."""
+    """The key/value heads that can have a window, which are those of softmax layers, in order."""
     return tuple(KVHead(i.index, h) for i in layers if i.mixer == "softmax" for h in range(i.n_kv_heads))
+
+
+def converted(m: HookedModel, heads: Collection[KVHead], to: Conversion) -> AbstractContextManager[HookedModel]:
+    """Inside the block, these key/value heads have the window, or each its form of linear attention."""
+    if isinstance(to, Window):
+        return m.restrict(heads, to.window, to.sink)
+    return m.linearize({head: to[head] for head in heads})
 
 
 @contextmanager
 def gated(
-    m: HookedModel, gates: Float[Tensor, "#b n_kv"], to: Window | Forms, *, checkpointed: bool = False
+    m: HookedModel, gates: Float[Tensor, "#b n_kv"], to: Conversion, *, checkpointed: bool = False
 ) -> Generator[None]:
-    """Inside the block, the model's softmax layers mix full and windowed (or linear) attention by these gates.
+    """Inside the block, the model's softmax layers mix full and converted attention by these gates.
 
-    Gradients reach the gates and nothing else: the model's parameters take none. Interventions in force on the model
-    stay in force.
+    Gradients reach only the gates, not the model's parameters. Interventions in force on the model stay in force.
 
     Args:
-        gates: one for each of `windowed_heads`, or of the heads that have a form, sorted; for every sequence of the
-            batch or all of them.
-        checkpointed: compute each layer again in the backward pass and keep only what goes between layers.
+        gates: one for each of `windowed_heads`, or for each head that has a form, in sorted order; for every sequence
+            of the batch or one row for all.
+        checkpointed: compute each layer again in the backward pass and keep only the activations between layers.
 
     Raises:
         WorkbenchError: if there are more or fewer gates than heads.
@@ -54,20 +59,20 @@ def gated(
     heads = windowed_heads(m.layers) if isinstance(to, Window) else tuple(sorted(to))
     if gates.shape[-1] != len(heads):
         raise WorkbenchError(f"{gates.shape[-1]} gates were given; expected one for each of {len(heads)} heads")
-    place = {head: i for i, head in enumerate(heads)}
-    everywhere = m.interventions.restricting(heads, to)
+    columns = {head: i for i, head in enumerate(heads)}
+    all_converted = m.interventions.converting(heads, to)
 
     def attend(call: AttentionCall) -> Tensor:
         full = intervened_output(call, m.interventions)
         n_kv_heads = call.k.shape[1]
-        here = [place.get(KVHead(call.layer, head)) for head in range(n_kv_heads)]
-        if all(at is None for at in here):
+        layer_columns = [columns.get(KVHead(call.layer, head)) for head in range(n_kv_heads)]
+        if all(column is None for column in layer_columns):
             return full
-        # A head without a gate is full in both.
-        mine = torch.stack([gates[:, at or 0] for at in here], -1)
-        mine = repeat(mine, "b kv -> b (kv g)", g=call.q.shape[1] // n_kv_heads)
-        windowed = intervened_output(call, everywhere)
-        return windowed + rearrange(mine, "b h -> b 1 h 1").to(full.dtype) * (full - windowed)
+        # A head without a gate may take any: its full and its converted output are the same.
+        layer_gates = torch.stack([gates[:, column or 0] for column in layer_columns], -1)
+        layer_gates = repeat(layer_gates, "b kv -> b (kv g)", g=call.q.shape[1] // n_kv_heads)
+        converted_out = intervened_output(call, all_converted)
+        return converted_out + rearrange(layer_gates, "b h -> b 1 h 1").to(full.dtype) * (full - converted_out)
 
     with ExitStack() as stack:
         stack.enter_context(handling(m.model, attend))
@@ -79,7 +84,7 @@ def gated(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Generator[None]:
-    """No gradient for the parameters."""
+    """Inside the block, parameters take no gradient."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -92,7 +97,7 @@ def _frozen(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def _checkpointed(model: PreTrainedModel) -> Generator[None]:
-    """Each decoder layer keeps its input alone."""
+    """Inside the block, each decoder layer keeps only its input for the backward pass."""
     layers = [block for _, block in blocks(model)]
     if not layers:
         raise WorkbenchError(f"{type(model).__name__} has no list of its layers; pass checkpointed=False")
@@ -103,11 +108,11 @@ def _checkpointed(model: PreTrainedModel) -> Generator[None]:
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    # The backward pass may run in another thread, which does not know who handles attention here.
-    here = contextvars.copy_context()
+    # The backward pass may run in another thread, which lacks the context variable that holds the attention handler.
+    context = contextvars.copy_context()
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return here.copy().run(forward, *args, **kwargs)
+        return context.copy().run(forward, *args, **kwargs)
 
     def recompute(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(run, *args, use_reentrant=False, **kwargs)

@@ -1,9 +1,9 @@
 """A softmax head computed as linear attention: weights λ^(i−j) φ(q_i) · φ(k_j), normalised over the keys it sees.
 
 The head keeps its queries, keys (rotated as the model rotates them) and values, and needs a state of d_φ · (d_v + 1)
-numbers in place of its key/value cache. The rows are exact and never T × T: outputs come from the chunked kernel, whose
-gradients reach q, k and v, statistics from the rows that such a state implies, with whose weights, positive as they
-are, a pattern is the normalised row.
+numbers in place of its key/value cache. Outputs come from the chunked kernel, whose gradients reach q, k and v.
+Statistics come from the rows that the state implies; they are exact and never T × T. The weights are positive, so that
+the pattern is the normalised row.
 
 Reference:
     Katharopoulos et al. 2020, Transformers are RNNs, section 3.2 (elu); Arora et al. 2024, Simple linear attention
@@ -36,7 +36,7 @@ _CROP_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class LinearAttention:
-    """What a head's attention becomes: a feature map of queries and keys, and how fast it forgets.
+    """A form of linear attention: a feature map of queries and keys, and a decay.
 
     With x = sharpness · √scale · q (or k), and scale the model's own factor of q · k:
 
@@ -61,7 +61,7 @@ class LinearAttention:
             raise WorkbenchError(f"decay is {self.decay}; expected a number above 0 and at most 1")
 
     def state_size(self, d_head: int, d_v: int | None = None) -> int:
-        """Numbers that a head keeps in place of a cache, whatever the length of the context."""
+        """Numbers that a head keeps in place of a cache, at any length of the context."""
         n_features = d_head if self.features == "elu" else 1 + d_head + d_head * (d_head + 1) // 2
         return n_features * ((d_head if d_v is None else d_v) + 1)
 
@@ -70,14 +70,13 @@ class LinearAttention:
 class LinearisedCall(AttentionCall):
     """Some heads of a softmax layer, computed as linear attention; `q` and `k` hold their features, one key per head.
 
-    What reads an `AttentionCall` reads this one: its pattern is the normalised rows. A learned sink and a softcap have
-    no part in it.
+    It is read like any `AttentionCall`; its pattern is the normalised rows. Learned sinks and softcaps are left out.
     """
 
     log_decay: Float[Tensor, " n_heads"] = field(kw_only=True)
 
     def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
-        """The heads' outputs; gradients flow where they are asked for."""
+        """The heads' outputs; gradients flow where autograd is enabled."""
         return self._mixed(self.v, self._valid_mask(mask))
 
     def statistics(
@@ -101,19 +100,19 @@ class LinearisedCall(AttentionCall):
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The weights of the first head on the first sequence, normalised, on chosen queries and keys."""
-        rows, every = self._rows(self._valid_mask(mask)), torch.arange(self.k.shape[2], device=self.k.device)
+        rows, all_keys = self._rows(self._valid_mask(mask)), torch.arange(self.k.shape[2], device=self.k.device)
         crops: list[Tensor] = []
-        for some in queries.split(_CROP_ROWS):  # whole rows for their sums, a few at a time
-            total = signed_crop(rows, 0, 0, queries=some, keys=every).sum(-1, keepdim=True)
-            weights = signed_crop(rows, 0, 0, queries=some, keys=keys)
+        for block in queries.split(_CROP_ROWS):  # the sums take whole rows, a few at a time
+            total = signed_crop(rows, 0, 0, queries=block, keys=all_keys).sum(-1, keepdim=True)
+            weights = signed_crop(rows, 0, 0, queries=block, keys=keys)
             crops.append(torch.where(total > 0, weights / total, 0))
         return torch.cat(crops)
 
     def _mixed(self, v: Float[Tensor, "b n_heads k d_v"], mask: CausalMask) -> Float[Tensor, "b q n_heads d_v"]:
-        """Σ_j w_ij v_j / Σ_j w_ij: the denominator is one more column of values."""
+        """Σ_j w_ij v_j / Σ_j w_ij; the denominator is the sum over one more column of values, of ones."""
         k = self.k if mask.valid is None else self.k * rearrange(mask.valid.to(self.k), "b k -> b 1 k 1")
         ones = v.new_ones(1).expand(*v.shape[:-1], 1)
-        ahead = self.k.shape[2] - self.q.shape[2]  # of a cache: its keys come before these queries
+        ahead = self.k.shape[2] - self.q.shape[2]  # keys in the cache come before these queries
         q = pad(self.q, (0, 0, ahead, 0))
         summed = linear_attention(q, k, _wide(torch.cat([v, ones], -1)), log_decay=self.log_decay).out[:, :, ahead:]
         weight = summed[..., -1:]
@@ -123,8 +122,8 @@ class LinearisedCall(AttentionCall):
     def _rows(self, mask: CausalMask) -> DecayRows:
         if self.q.shape[2] != self.k.shape[2]:
             raise WorkbenchError("patterns of heads with linear attention are of whole sequences; leave prefill= out")
-        everywhere = repeat(self.log_decay, "h -> 1 h t", t=self.q.shape[2])
-        return DecayRows(self.q.float(), self.k.float(), everywhere, valid=mask.valid)
+        log_decay = repeat(self.log_decay, "h -> 1 h t", t=self.q.shape[2])
+        return DecayRows(self.q.float(), self.k.float(), log_decay, valid=mask.valid)
 
     def _valid_mask(self, mask: TileMask | None) -> CausalMask:
         mask = self.mask.simplest() if mask is None else mask
@@ -137,21 +136,21 @@ class LinearisedCall(AttentionCall):
 
 
 def linearised(call: AttentionCall, forms: Sequence[LinearAttention]) -> LinearisedCall:
-    """The call with linear attention, a form for each of its query heads, all with the same features.
+    """The call computed as linear attention, with a form for each of its query heads; all have the same features.
 
     Raises:
-        WorkbenchError: for a layer whose scores are not queries · keys alone.
+        WorkbenchError: for a layer whose scores are more than queries · keys.
     """
     if isinstance(call, ScoredCall):
         raise WorkbenchError(f"the scores of layer {call.layer} are not queries · keys alone: no linear attention")
     n_heads = call.q.shape[1]
     k, v = (x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1) for x in (call.k, call.v))
     factor = rearrange(call.q.new_tensor([f.sharpness * call.scale**0.5 for f in forms]), "h -> h 1 1")
-    mapped = {"elu": _elu, "taylor": _taylor}[forms[0].features]
-    own: dict[str, Any] = {f.name: getattr(call, f.name) for f in fields(AttentionCall)}
-    changed: dict[str, Any] = {"q": mapped(call.q * factor), "k": mapped(k * factor), "v": v, "sinks": None}
+    feature_map = {"elu": _elu, "taylor": _taylor}[forms[0].features]
+    unchanged: dict[str, Any] = {f.name: getattr(call, f.name) for f in fields(AttentionCall)}
+    changed: dict[str, Any] = {"q": feature_map(call.q * factor), "k": feature_map(k * factor), "v": v, "sinks": None}
     log_decay = torch.tensor([f.decay for f in forms], device=call.q.device, dtype=torch.float64).log().float()
-    return LinearisedCall(**{**own, **changed}, log_decay=log_decay)
+    return LinearisedCall(**{**unchanged, **changed}, log_decay=log_decay)
 
 
 def _elu(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
@@ -159,7 +158,7 @@ def _elu(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
 
 
 def _taylor(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t features"]:
-    """1 + s + s² / 2 of s = x_q · x_k, every pair of channels once."""
+    """Features whose product is 1 + s + s² / 2 with s = x_q · x_k; every pair of channels stands once."""
     x = _wide(x)
     i, j = torch.triu_indices(x.shape[-1], x.shape[-1], 1, device=x.device)
     return torch.cat([torch.ones_like(x[..., :1]), x, x.square() / 2**0.5, x[..., i] * x[..., j]], -1)

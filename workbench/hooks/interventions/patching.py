@@ -1,6 +1,6 @@
-"""Which heads carry an answer: activation patching from a corrupted input, head by head.
+"""Activation patching from a corrupted input, head by head, to find the heads that carry an answer.
 
-A linear head may play a part that its pattern does not show; what it hands on from an input without the answer tells.
+A linear head may carry an answer that its pattern does not show; patching its output shows it.
 
 Reference:
     Meng et al. 2022, Locating and Editing Factual Associations in GPT, section 2.1 (causal tracing); Wang et al. 2022,
@@ -23,9 +23,9 @@ from workbench.probes.known_answers import Probe
 
 @dataclass(frozen=True, slots=True)
 class PatchEffect:
-    """What happens to the mean loss on a probe's answers when one head speaks from another input, in nats.
+    """The change of the mean loss on a probe's answers when one head's output comes from another input, in nats.
 
-    Positive: the model needed what the head said. `mixer` tells two mixers of a layer apart.
+    Positive: the model needs the head's own output. `mixer` tells two mixers of a layer apart.
     """
 
     layer: int
@@ -42,21 +42,22 @@ def patch_effects(
 ) -> list[PatchEffect]:
     """The loss on the probe's answers with one head patched from `source`, less the loss without, for each head.
 
-    `source` is mostly the probe without its answers (`probes.corrupted`), of the same shape. One forward pass for each
-    head, and one over the source for each layer. Heads: default all, softmax and linear.
+    `source` is usually the probe without its answers (`probes.corrupted`), of the same shape. Costs one forward pass
+    per head, and one over the source per layer. `heads`: by default all, softmax and linear.
 
     Raises:
         WorkbenchError: for heads the model does not have, a probe without answers, or a source of another shape.
     """
-    wanted = None if heads is None else set(heads)
-    choose_heads(m.layers, wanted or (), None)
+    chosen = None if heads is None else set(heads)
+    choose_heads(m.layers, chosen or (), None)
     unpatched = float(m.answers(probe).loss_nats.mean())
     effects: list[PatchEffect] = []
     for info in m.layers:
-        mine = [Head(info.index, h) for h in range(info.n_heads)]
-        mine = mine if wanted is None else [head for head in mine if head in wanted]
-        outputs = m.head_outputs(mine, source, mixer=info.mixer) if mine else {}
-        for head in mine:
+        layer_heads = [Head(info.index, h) for h in range(info.n_heads)]
+        if chosen is not None:
+            layer_heads = [head for head in layer_heads if head in chosen]
+        outputs = m.head_outputs(layer_heads, source, mixer=info.mixer) if layer_heads else {}
+        for head in layer_heads:
             with m.patch([head], outputs, mixer=info.mixer):
                 loss = float(m.answers(probe).loss_nats.mean())
             effects.append(PatchEffect(info.index, head.head, info.mixer, loss - unpatched))

@@ -1,4 +1,4 @@
-"""Which heads of a model an intervention is about."""
+"""The heads that an intervention acts on, checked against the layers of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ChosenHeads:
 
 
 def layer_of(layers: Sequence[LayerInfo], index: int, mixer: Mixer | None = None) -> LayerInfo | None:
-    """The mixer of a layer; of two the softmax one, which comes first, unless told."""
+    """The mixer of a layer; of two the softmax one, which comes first, unless `mixer` names the other."""
     return next((i for i in layers if i.index == index and mixer in (None, i.mixer)), None)
 
 
@@ -46,8 +46,10 @@ def choose_heads(layers: Sequence[LayerInfo], heads: Iterable[Head], mixer: Mixe
 
 
 def check_kv_head(layers: Sequence[LayerInfo], head: KVHead) -> None:
-    """Raises:
-    WorkbenchError: if the model has no such key/value head of softmax attention.
+    """Refuse a head that cannot be restricted.
+
+    Raises:
+        WorkbenchError: if the model has no such key/value head of softmax attention.
     """
     info = layer_of(layers, head.layer)
     if info is None or not 0 <= head.kv_head < info.n_kv_heads:
@@ -62,8 +64,10 @@ def check_kv_head(layers: Sequence[LayerInfo], head: KVHead) -> None:
 
 
 def check_linearisable(layers: Sequence[LayerInfo], head: KVHead) -> None:
-    """Raises:
-    WorkbenchError: if the model has no such key/value head of softmax attention over its whole past.
+    """Refuse a head that cannot have linear attention.
+
+    Raises:
+        WorkbenchError: if the model has no such key/value head of softmax attention over its whole past.
     """
     check_kv_head(layers, head)
     info = layer_of(layers, head.layer)

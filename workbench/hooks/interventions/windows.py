@@ -1,8 +1,8 @@
-"""Interventions on heads: a window or linear attention for chosen key/value heads, another output for chosen heads.
+"""Windows on key/value heads, and all interventions in force: windows, linear attention, replaced outputs.
 
 All act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
-restricted twice sees what both allow; of two linear forms, as of two replacements of a head's output, the inner one
-holds; no head has a window and a linear form; a uniform head is uniform over what its restriction leaves.
+restricted twice sees what both windows allow; of two linear forms, as of two replacements of a head's output, the inner
+one holds; no head has a window and a linear form; a uniform head is uniform over the keys that its window leaves.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from workbench.kernels.masks import visible_tile
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a restricted head sees: the first `sink` and the last `window` keys, own position included, in tokens."""
+    """A restricted head sees the first `sink` and the last `window` keys, own position included, in tokens."""
 
     window: int
     sink: int = 0
 
 
-# What heads with linear attention become.
+# The form of linear attention of each converted head.
 Forms = Mapping[KVHead, LinearAttention]
+# What heads are converted to: one window for all, or linear attention, each in its own form.
+Conversion = Window | Forms
 
 
 @dataclass(frozen=True, slots=True)
 class Interventions:
-    """Everything in force at a moment.
+    """All interventions in force on a model.
 
-    `forms`: of the heads of softmax layers that have linear attention. `linear`: the replacements in linear layers,
-    which have neither windows nor other forms.
+    `windows` and `forms`: of converted heads of softmax layers. `replacements`: of outputs of heads in softmax layers;
+    `linear`: the same in linear layers, whose heads cannot be converted.
     """
 
     windows: Mapping[KVHead, tuple[Window, ...]] = field(default_factory=dict)
@@ -49,41 +51,41 @@ class Interventions:
     replacements: Mapping[Head, Replacement] = field(default_factory=dict)
     linear: Mapping[Head, Replacement] = field(default_factory=dict)
 
-    def restricting(self, heads: Collection[KVHead], to: Window | Forms) -> Interventions:
-        """These and a window, or linear attention, on some key/value heads.
+    def converting(self, heads: Collection[KVHead], to: Conversion) -> Interventions:
+        """These and a conversion of some key/value heads.
 
         Raises:
             WorkbenchError: for a head that would have both, or that has no form.
         """
         if isinstance(to, Window):
             both = [head for head in heads if head in self.forms]
-            more = {head: (*self.windows.get(head, ()), to) for head in heads}
-            found = replace(self, windows={**self.windows, **more})
+            added = {head: (*self.windows.get(head, ()), to) for head in heads}
+            interventions = replace(self, windows={**self.windows, **added})
         else:
             both = [head for head in heads if head in self.windows]
             if missing := [head for head in heads if head not in to]:
                 raise WorkbenchError(f"no linear form was given for {missing[0]}; expected one for every head")
-            found = replace(self, forms={**self.forms, **{head: to[head] for head in heads}})
+            interventions = replace(self, forms={**self.forms, **{head: to[head] for head in heads}})
         if both:
             raise WorkbenchError(f"{both[0]} would have a window and linear attention at once; end one block first")
-        return found
+        return interventions
 
     def replacing(self, replacements: Mapping[Head, Replacement], linear: Mapping[Head, Replacement]) -> Interventions:
-        """These and some replacements, which take the place of earlier ones of the same heads."""
+        """These and some replacements; a new one of a head takes the place of its earlier one."""
         return replace(self, replacements={**self.replacements, **replacements}, linear={**self.linear, **linear})
 
     def in_linear(
         self, layer: int, out: Float[Tensor, "b t n_heads d_v"], valid: Bool[Tensor, "b t"] | None, start: int
     ) -> Float[Tensor, "b t n_heads d_v"]:
-        """The outputs of a linear layer's heads under these, from position `start` on."""
+        """The outputs of a linear layer's heads under these replacements, from position `start` on."""
         return replaced(out, {h.head: r for h, r in self.linear.items() if h.layer == layer}, valid, start=start)
 
 
 @dataclass(frozen=True, slots=True)
 class RestrictedMask:
-    """A mask with a window: keys from `sink` on that lie `window` or more tokens back are hidden as well.
+    """A mask with a window: it also hides keys from `sink` on that lie `window` or more tokens back.
 
-    `first`: for every key the first one of its document, from which the sink counts. Rows stand at key position
+    `first`: for every key the first one of its document, from which the sink counts. A row stands at key position
     row + `offset`.
     """
 
@@ -116,7 +118,7 @@ class RestrictedMask:
 
 @dataclass(frozen=True, slots=True)
 class _GatheredMask:
-    """A restricted mask over the few keys that a block of rows can see: the sinks, then a band."""
+    """A restricted mask over only the keys that a block of rows can see: the sinks, then a band."""
 
     visible: Bool[Tensor, "b q k"]
 
@@ -129,7 +131,7 @@ class _GatheredMask:
 
 
 def intervened_output(call: AttentionCall, interventions: Interventions) -> Float[Tensor, "b q n_heads d_v"]:
-    """A layer's output under interventions; heads with a window cost as much as their window is wide."""
+    """A layer's output under interventions; the cost of a head with a window grows with the window, not the context."""
     return _attend(call, interventions, None)[0]
 
 
@@ -147,10 +149,11 @@ def intervened_statistics(
 
 
 def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
-    """The call of one query head alone, and the mask it has under interventions."""
-    windows, form, is_uniform = _how(call, interventions, head, _uniform(call, interventions))
-    part = _part(call, _Group((head,), windows, () if form is None else (form,), is_uniform, is_whole=False))
-    return part, _restricted(part, windows)
+    """The call of one query head alone, and its mask under interventions."""
+    windows, form, is_uniform = _treatment(call, interventions, head, _uniform(call, interventions))
+    group = _Group((head,), windows, () if form is None else (form,), is_uniform, is_whole=False)
+    head_call = _group_call(call, group)
+    return head_call, _restricted(head_call, windows)
 
 
 def _attend(
@@ -168,7 +171,10 @@ def _attend(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Query heads of one layer that are computed together, and how. `forms`: of each head, where it is linear."""
+    """Query heads of one layer that are computed together.
+
+    `forms`: of each head, where they are linear. `is_whole`: all heads of a layer that nothing converts.
+    """
 
     heads: tuple[int, ...]
     windows: tuple[Window, ...]
@@ -177,10 +183,10 @@ class _Group:
     is_whole: bool
 
 
-def _how(
+def _treatment(
     call: AttentionCall, interventions: Interventions, head: int, uniform: list[int]
 ) -> tuple[tuple[Window, ...], LinearAttention | None, bool]:
-    """A query head's windows, its linear form, and whether it is uniform, which takes the place of a form."""
+    """A query head's windows, its linear form, and whether it is uniform; a uniform head has no form."""
     kv_head, is_uniform = KVHead(call.layer, head // (call.q.shape[1] // call.k.shape[1])), head in uniform
     form = None if is_uniform else interventions.forms.get(kv_head)
     return interventions.windows.get(kv_head, ()), form, is_uniform
@@ -191,7 +197,7 @@ def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int
     members: dict[tuple[tuple[Window, ...], Features | None, bool], list[int]] = {}
     forms: dict[int, LinearAttention] = {}
     for head in range(n_heads):
-        windows, form, is_uniform = _how(call, interventions, head, uniform)
+        windows, form, is_uniform = _treatment(call, interventions, head, uniform)
         if form is not None:
             forms[head] = form
         members.setdefault((windows, None if form is None else form.features, is_uniform), []).append(head)
@@ -215,37 +221,37 @@ def _by_group(
     out = torch.empty(n_b, n_rows, n_heads, call.v.shape[-1], dtype=call.v.dtype, device=call.v.device)
     collected: list[tuple[tuple[int, ...], RowStatistics]] = []
     for group in groups:
-        part = _part(call, group)
+        group_call = _group_call(call, group)
         if request is None and not group.windows and not group.is_uniform:
-            out[:, :, list(group.heads)] = part.output()
+            out[:, :, list(group.heads)] = group_call.output()
         elif request is None:
-            out[:, :, list(group.heads)] = _banded_output(part, group.windows)
+            out[:, :, list(group.heads)] = _banded_output(group_call, group.windows)
         else:
-            mask = _restricted(part, group.windows)
-            out[:, :, list(group.heads)], statistics = part.statistics(request, mask)
+            mask = _restricted(group_call, group.windows)
+            out[:, :, list(group.heads)], statistics = group_call.statistics(request, mask)
             collected.append((group.heads, statistics))
     return out, _merged(collected, n_heads) if collected else None
 
 
-def _part(call: AttentionCall, group: _Group) -> AttentionCall:
+def _group_call(call: AttentionCall, group: _Group) -> AttentionCall:
     """The call of some heads, each with its own copy of its keys and values; uniform heads score every key alike.
 
-    Those with a linear form come as a call that computes it.
+    Heads with a linear form give a `LinearisedCall`.
     """
     size = call.q.shape[1] // call.k.shape[1]
     heads = torch.tensor(group.heads, device=call.q.device)
     kv_heads = torch.unique(heads // size)
-    shared = len(kv_heads) * size == len(heads)
-    kv = kv_heads if shared else heads // size
+    is_shared = len(kv_heads) * size == len(heads)
+    kv = kv_heads if is_shared else heads // size
     q = call.q[:, heads]
-    part = replace(
+    group_call = replace(
         call,
         q=torch.zeros_like(q) if group.is_uniform else q,
         k=call.k[:, kv],
         v=call.v[:, kv],
         sinks=None if call.sinks is None or group.is_uniform else call.sinks[heads],
     )
-    return linearised(part, group.forms) if group.forms else part
+    return linearised(group_call, group.forms) if group.forms else group_call
 
 
 def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:
@@ -257,40 +263,40 @@ def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:
 
 
 def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Tensor, "b q n_heads d_v"]:
-    """Attention of blocks of rows on their sinks and band alone."""
+    """Attention of blocks of rows on their sinks and band only."""
     mask = _restricted(call, windows)
     n_q, n_k = call.q.shape[2], call.k.shape[2]
     sink = max((w.sink for w in windows), default=0)
     is_packed = isinstance(mask, RestrictedMask) and bool((mask.first.diff(dim=-1) != 0).any())
-    if not windows or (is_packed and sink):  # sinks of many documents are no band
+    if not windows or (is_packed and sink):  # sinks of many documents do not form a band
         return call.output(mask)
-    # What every window allows lies within the narrowest band or among the most sinks.
+    # Keys that every window allows lie within the narrowest band or among the most sinks.
     band = min(w.window for w in windows)
     start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
     sinks_end = max(0, start + sink)
     offset = call.mask.query_offset - call.mask.key_offset
-    block = max(128, band)
+    n_rows = max(128, band)
     blocks = []
-    for r in range(0, n_q, block):
-        rows = torch.arange(r, min(n_q, r + block), device=call.q.device)
+    for r in range(0, n_q, n_rows):
+        rows = torch.arange(r, min(n_q, r + n_rows), device=call.q.device)
         hi = min(n_k, int(rows[-1]) + offset + 1)
         lo = min(hi, max(sinks_end if sink else 0, r + offset - band + 1))
         keys = torch.arange(lo, hi, device=call.q.device)
         if sink:
             keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
         visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
-        piece = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
-        blocks.append(piece.output(_GatheredMask(visible)))
+        block_call = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
+        blocks.append(block_call.output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
 
-def _merged(parts: list[tuple[tuple[int, ...], RowStatistics]], n_heads: int) -> RowStatistics:
+def _merged(by_group: list[tuple[tuple[int, ...], RowStatistics]], n_heads: int) -> RowStatistics:
     """The statistics of groups of heads as those of the layer."""
-    order = torch.tensor([h for heads, _ in parts for h in heads]).argsort()
+    order = torch.tensor([h for heads, _ in by_group for h in heads]).argsort()
     axis = {"cells": -1, "top_key": -1}
     merged: dict[str, Any] = {}
     for name in (f.name for f in fields(RowStatistics)):
-        values = [getattr(statistics, name) for _, statistics in parts]
+        values = [getattr(statistics, name) for _, statistics in by_group]
         dim = axis.get(name, 1)
         merged[name] = (
             None if values[0] is None else torch.cat(values, dim).index_select(dim, order.to(values[0].device))
@@ -300,8 +306,8 @@ def _merged(parts: list[tuple[tuple[int, ...], RowStatistics]], n_heads: int) ->
 
 
 def _uniform(call: AttentionCall, interventions: Interventions) -> list[int]:
-    found = _replacements(call, interventions)
-    return [h for h, r in found.items() if isinstance(r, Ablation) and r.how == "uniform"]
+    replacements = _replacements(call, interventions)
+    return [h for h, r in replacements.items() if isinstance(r, Ablation) and r.how == "uniform"]
 
 
 def _replacements(call: AttentionCall, interventions: Interventions) -> dict[int, Replacement]:
@@ -311,16 +317,18 @@ def _replacements(call: AttentionCall, interventions: Interventions) -> dict[int
 def _replaced(
     call: AttentionCall, interventions: Interventions, out: Float[Tensor, "b q n_heads d_v"]
 ) -> Float[Tensor, "b q n_heads d_v"]:
-    found = _replacements(call, interventions)
-    if not found:
+    replacements = _replacements(call, interventions)
+    if not replacements:
         return out
     valid = None if call.mask.valid is None else call.mask.valid[:, -call.mask.n_queries :].to(out.device)
-    return replaced(out, found, valid, start=call.mask.query_offset)
+    return replaced(out, replacements, valid, start=call.mask.query_offset)
 
 
 def check_window(window: int, sink: int) -> Window:
-    """Raises:
-    WorkbenchError: if the window is shorter than one token or the sink negative.
+    """A window of these sizes, in tokens.
+
+    Raises:
+        WorkbenchError: if the window is shorter than one token or the sink negative.
     """
     if window < 1 or sink < 0:
         raise WorkbenchError(

@@ -1,1 +1,1 @@
-"""Recording: what is asked of every head, and the forward pass that sums it per sequence."""
+"""Recording: the statistics of every head, reduced to sums per sequence during one forward pass."""

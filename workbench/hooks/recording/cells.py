@@ -1,4 +1,4 @@
-"""Which cells of the attention matrix a measurement sums: lists computed from the tokens, never a T × T mask."""
+"""Cells of the attention matrix that a measurement sums: lists computed from the tokens, never a T × T mask."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Sequences:
     """The tokens of one recording, and which document each of them belongs to.
 
     A sequence is one document unless several were packed into it. `valid` is False on padding. `document` numbers the
-    documents through the batch, -1 on padding; `first` is the place of the document's first token in its sequence
+    documents through the batch, -1 on padding; `first` is the position of the document's first token in its sequence
     (on padding, of the sequence's first valid token).
     `targets`: (sequence, row, key) of the cells that hold the answers, sorted; `answers`: (sequence, row) of the rows
-    that predict them. Both absent where the tokens came without answers.
+    that predict them. Both are None where there are no answers.
     `needles`, `is_paired`, `documents`: as in `Probe`.
     """
 
@@ -42,11 +42,11 @@ class Sequences:
         return self.n_documents > len(self.tokens)
 
     def positions(self) -> Int[Tensor, "b t"]:
-        """Each token's place in its document; a run of padding counts as a document of its own."""
-        place = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.document)
+        """Each token's position in its document; a run of padding counts as a document of its own."""
+        position = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.document)
         is_start = torch.ones_like(self.valid)
         is_start[:, 1:] = self.document.diff(dim=-1) != 0
-        return place - torch.where(is_start, place, 0).cummax(-1).values
+        return position - torch.where(is_start, position, 0).cummax(-1).values
 
 
 CellRule = Callable[[Sequences], Int[Tensor, "n_cells 3"]]
@@ -64,14 +64,14 @@ class CellSum:
 
 
 def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) -> Sequences:
-    """Tokens, their padding and their documents as every measurement sees them.
+    """Sequences from tokens and a mask of padding or documents.
 
     `attention_mask`: 0 on padding, and 1 elsewhere or, where several documents are packed into a sequence, the
     document's number: every run of one number is a document.
 
     Raises:
-        WorkbenchError: if the mask has another shape, a sequence has no valid token, or padding stands between valid
-            tokens (it may stand left or right of them).
+        WorkbenchError: if the mask has another shape, a sequence has no valid token, or there is padding between valid
+            tokens; it may be left or right of them.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(tokens)
@@ -89,15 +89,15 @@ def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) 
         )
     is_start = valid.clone()
     is_start[:, 1:] &= number.diff(dim=-1) != 0
-    place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    counted = rearrange(rearrange(is_start, "b t -> (b t)").cumsum(0) - 1, "(b t) -> b t", b=len(tokens))
-    start = torch.where(is_start, place, -1).cummax(-1).values
-    left = valid.int().argmax(-1, keepdim=True)
+    position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    number_in_batch = rearrange(rearrange(is_start, "b t -> (b t)").cumsum(0) - 1, "(b t) -> b t", b=len(tokens))
+    start = torch.where(is_start, position, -1).cummax(-1).values
+    first_valid = valid.int().argmax(-1, keepdim=True)
     return Sequences(
         tokens=tokens,
         valid=valid,
-        document=torch.where(valid, counted, -1),
-        first=torch.where(valid, start, left),
+        document=torch.where(valid, number_in_batch, -1),
+        first=torch.where(valid, start, first_valid),
         n_documents=int(is_start.sum()),
     )
 
@@ -152,20 +152,20 @@ CELL_RULES: dict[str, CellRule] = {
 
 
 def _equal_pairs(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
-    """Every (sequence, i, j), j ≤ i, of a document with equal tokens: by sorting tokens, not comparing all pairs."""
+    """Every (sequence, i, j), j ≤ i, with equal tokens in one document; found by sorting, not by comparing pairs."""
     n_tokens = batch.tokens.shape[1]
     b, i = batch.valid.nonzero(as_tuple=True)
     vocabulary = int(batch.tokens.max()) + 1
     key = batch.document[b, i] * vocabulary + batch.tokens[b, i]
     order = torch.argsort(key, stable=True)
     _, counts = torch.unique_consecutive(key[order], return_counts=True)
-    # Within a group of equal tokens in order of position, the m-th has m + 1 partners: itself and those before it.
+    # In a group of equal tokens in order of position, number m has m + 1 partners: itself and the earlier ones.
     start = counts.cumsum(0) - counts
-    place = torch.arange(len(order), device=order.device) - start.repeat_interleave(counts)
-    row = torch.arange(len(order), device=order.device).repeat_interleave(place + 1)
-    ends = (place + 1).cumsum(0)
-    offset = torch.arange(len(row), device=order.device) - (ends - place - 1).repeat_interleave(place + 1)
-    partner = row - place[row] + offset
+    rank = torch.arange(len(order), device=order.device) - start.repeat_interleave(counts)
+    row = torch.arange(len(order), device=order.device).repeat_interleave(rank + 1)
+    ends = (rank + 1).cumsum(0)
+    offset = torch.arange(len(row), device=order.device) - (ends - rank - 1).repeat_interleave(rank + 1)
+    partner = row - rank[row] + offset
     cells = torch.stack([b[order[row]], i[order[row]], i[order[partner]]], -1)
     return cells[((cells[:, 0] * n_tokens + cells[:, 1]) * n_tokens + cells[:, 2]).argsort()]
 

@@ -1,26 +1,36 @@
-"""Run a model over tokens for the sake of its attention: in one pass, or piece by piece through its own cache."""
+"""Forward passes of a recording: answers, logits and head outputs, in one pass or in pieces through the model's cache.
+
+Two ways to run do not fit every model and are checked here: packed documents, and pieces through the cache.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from workbench.heads import WorkbenchError
+from workbench.heads import Head, LayerInfo, WorkbenchError
+from workbench.hooks.interventions.ablation import Ablation
+from workbench.hooks.interventions.targets import ChosenHeads, HeadKey
+from workbench.hooks.interventions.windows import Interventions
 from workbench.hooks.recording.cells import Sequences, sequences
 from workbench.hooks.recording.needs import Answers
+from workbench.hooks.taps.attention_call import AttentionCall, Handler
+from workbench.hooks.taps.eager import blocks, handling, is_without_interface
+from workbench.hooks.taps.linear.linear_reading import changing_linear
+from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 
 Rows = Literal["all"] | int | Tensor
-# Told which queries come next.
+# Called with the queries that run next.
 Announce = Callable[[slice], None]
 
 
@@ -52,9 +62,10 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
 def answers_of(
     model: PreTrainedModel, batch: Sequences, *, announce: Announce | None = None, prefill: int | None = None
 ) -> Answers | None:
-    """Run the batch and score the answer rows, for which alone logits are made; None where it has no answers.
+    """Run the batch and score its answer rows; None where it has no answers.
 
-    `announce` is called before each piece of at most `prefill` queries, or once.
+    Logits are computed only for the answer rows. `announce` is called before each piece of at most `prefill` queries,
+    or once.
     """
     announce = announce or (lambda _: None)
     if batch.answers is None or len(batch.answers) == 0:
@@ -62,48 +73,72 @@ def answers_of(
         logits_of(model, batch, last, announce=announce, prefill=prefill)
         return None
     sequence, row = batch.answers.unbind(-1)
-    kept = torch.unique(row)
-    logits = logits_of(model, batch, kept, announce=announce, prefill=prefill)
+    distinct_rows = torch.unique(row)
+    logits = logits_of(model, batch, distinct_rows, announce=announce, prefill=prefill)
     answer = batch.tokens[sequence, row + 1]
-    place = torch.searchsorted(kept, row.contiguous())
+    logit_row = torch.searchsorted(distinct_rows, row.contiguous())
     loss = torch.empty(len(row))
     is_right = torch.empty(len(row), dtype=torch.bool)
     for b in range(len(batch.tokens)):  # one sequence at a time: float32 logits of a batch may not fit
-        mine = sequence == b
-        scores = logits[b, place[mine]].float()
-        loss[mine.cpu()] = cross_entropy(scores, answer[mine], reduction="none").cpu()
-        is_right[mine.cpu()] = (scores.argmax(-1) == answer[mine]).cpu()
+        is_here = sequence == b
+        scores = logits[b, logit_row[is_here]].float()
+        loss[is_here.cpu()] = cross_entropy(scores, answer[is_here], reduction="none").cpu()
+        is_right[is_here.cpu()] = (scores.argmax(-1) == answer[is_here]).cpu()
     return Answers(at=batch.answers.cpu(), loss_nats=loss, is_right=is_right)
 
 
 def logits_of(
     model: PreTrainedModel,
     batch: Sequences,
-    kept: Int[Tensor, " kept"],
+    rows: Int[Tensor, " r"],
     *,
     announce: Announce,
     prefill: int | None = None,
-) -> Float[Tensor, "b kept vocab"]:
-    """One forward pass, and the logits of the rows `kept` (sorted)."""
+) -> Float[Tensor, "b r vocab"]:
+    """One forward pass, and the logits of `rows` (sorted)."""
     n_tokens = batch.tokens.shape[1]
     if prefill is None or prefill >= n_tokens:
         announce(slice(0, n_tokens))
-        return _forward(model, batch, kept, slice(0, n_tokens), use_cache=False).logits
-    # Without a config every layer of the cache keeps every key, so that a sliding layer's mask is its own, too.
+        return _forward(model, batch, rows, slice(0, n_tokens), use_cache=False).logits
+    # Without a config, every layer of the cache keeps every key, so that a sliding layer gets its usual mask.
     cache = DynamicCache()
     pieces: list[Tensor] = []
     for start in range(0, n_tokens, prefill):
         queries = slice(start, min(n_tokens, start + prefill))
         announce(queries)
-        mine = kept[(kept >= queries.start) & (kept < queries.stop)]
-        logits = _forward(model, batch, mine, queries, use_cache=True, past_key_values=cache).logits
+        piece_rows = rows[(rows >= queries.start) & (rows < queries.stop)]
+        logits = _forward(model, batch, piece_rows, queries, use_cache=True, past_key_values=cache).logits
         if cache.get_seq_length() != queries.stop:
             raise WorkbenchError(
                 f"{type(model).__name__} kept {cache.get_seq_length()} of {queries.stop} tokens in its cache; leave "
                 "prefill= out"
             )
-        pieces.append(logits[:, len(logits[0]) - len(mine) :])
+        pieces.append(logits[:, len(logits[0]) - len(piece_rows) :])
     return torch.cat(pieces, 1)
+
+
+def outputs_of(
+    model: PreTrainedModel, chosen: ChosenHeads, batch: Sequences, attend: Handler
+) -> dict[HeadKey, Float[Tensor, "b t d_v"]]:
+    """What these heads hand to the output projection on a batch; `attend` computes the softmax layers."""
+    outputs: dict[HeadKey, Tensor] = {}
+
+    def keep(layer: int, out: Tensor, heads: tuple[Head, ...], *, is_linear: bool) -> None:
+        outputs.update({(h, is_linear): out[:, :, h.head].clone() for h in heads if h.layer == layer})
+
+    def attend_and_keep(call: AttentionCall) -> Tensor:
+        out = attend(call)
+        keep(call.layer, out, chosen.softmax, is_linear=False)
+        return out
+
+    def keep_linear(layer: int, out: Tensor, *_: Any) -> Tensor:
+        keep(layer, out, chosen.linear, is_linear=True)
+        return out
+
+    layers = {h.layer for h in chosen.linear}
+    with torch.no_grad(), handling(model, attend_and_keep), changing_linear(model, layers, keep_linear):
+        answers_of(model, batch)
+    return outputs
 
 
 def picked_rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:
@@ -128,20 +163,64 @@ def picked_rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:
     return torch.randperm(n_tokens, generator=generator)[:rows].sort().values.to(device)
 
 
-def _forward(model: PreTrainedModel, batch: Sequences, kept: Int[Tensor, " kept"], queries: slice, **given: Any) -> Any:
-    given["input_ids"] = batch.tokens[:, queries]
+def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) -> None:
+    """Refuse packed documents where the model would mix them.
+
+    Raises:
+        WorkbenchError: if the model has other layers than softmax, or cannot be given document boundaries.
+    """
+    _check_all_softmax(model, layers, "packed documents", "pass them one to a sequence, padded")
+    if is_without_interface(model):
+        raise WorkbenchError(
+            f"{type(model).__name__} cannot be told where packed documents begin; pass them one to a sequence, padded"
+        )
+    if far.sink:
+        raise WorkbenchError(f"far.sink is {far.sink}; with packed documents expected 0")
+
+
+def check_prefill(
+    model: PreTrainedModel,
+    layers: Sequence[LayerInfo],
+    batch: Sequences,
+    *,
+    prefill: int,
+    interventions: Interventions,
+) -> None:
+    """Refuse `prefill` where pieces through a cache would not give the numbers of one pass.
+
+    Raises:
+        WorkbenchError: naming the layer, packing or intervention that does not allow it.
+    """
+    if prefill < 1:
+        raise WorkbenchError(f"prefill is {prefill}; expected at least 1 token")
+    # transformers continues Mamba and lightning layers wrongly from a cache.
+    _check_all_softmax(model, layers, "pieces through a cache", "leave prefill= out")
     if batch.is_packed:
-        # Positions that start anew tell transformers where documents begin, but only where no mask says otherwise:
-        # padding is a document of its own, which nobody looks at.
-        given["position_ids"] = batch.positions()
+        raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
+    replacements = interventions.replacements.values()
+    if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
+        raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
+
+
+def has_convolutions(model: PreTrainedModel) -> bool:
+    """True if a layer mixes neighbouring tokens before it attends, as short convolutions of keys and values do."""
+    return any(isinstance(module, nn.Conv1d) for _, block in blocks(model) for module in block.modules())
+
+
+def _forward(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
+    options["input_ids"] = batch.tokens[:, queries]
+    if batch.is_packed:
+        # transformers finds document boundaries where positions start anew, but only without an attention mask. So
+        # padding is passed as a document of its own, whose rows are not used.
+        options["position_ids"] = batch.positions()
     elif not bool(batch.valid.all()):
-        given["attention_mask"] = batch.valid[:, : queries.stop].long()
+        options["attention_mask"] = batch.valid[:, : queries.stop].long()
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        # Zero rows would mean all of them; the last is made for nothing.
-        place = kept - queries.start if len(kept) else torch.tensor([queries.stop - queries.start - 1])
-        return model(**given, logits_to_keep=place.to(batch.tokens.device))
-    out = model(**given)
-    out.logits = out.logits[:, kept - queries.start] if len(kept) else out.logits[:, -1:]
+        # No index would mean all rows, so that the last row stands in for none.
+        indices = rows - queries.start if len(rows) else torch.tensor([queries.stop - queries.start - 1])
+        return model(**options, logits_to_keep=indices.to(batch.tokens.device))
+    out = model(**options)
+    out.logits = out.logits[:, rows - queries.start] if len(rows) else out.logits[:, -1:]
     return out
 
 
@@ -157,4 +236,17 @@ def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:
     if longest is not None and tokens.shape[1] > longest:
         raise WorkbenchError(
             f"{tokens.shape[1]} tokens exceed the {longest} positions of this model; pass shorter sequences"
+        )
+
+
+def _check_all_softmax(model: PreTrainedModel, layers: Sequence[LayerInfo], feature: str, instead: str) -> None:
+    other = next((info for info in layers if info.mixer != "softmax"), None)
+    if other is not None:
+        raise WorkbenchError(
+            f"{feature} need a model of softmax layers alone; layer {other.index} is {other.mixer} attention: {instead}"
+        )
+    if has_convolutions(model):
+        raise WorkbenchError(
+            f"{feature} need a model of softmax layers alone; {type(model).__name__} has short convolutions over "
+            f"neighbouring tokens beside them: {instead}"
         )

@@ -1,4 +1,4 @@
-"""What a model says next if it always says the likeliest token: greedy decoding, under the interventions in force."""
+"""Greedy decoding under the interventions in force: after each token comes the most likely one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from transformers.cache_utils import DynamicCache
 from workbench.heads import WorkbenchError
 from workbench.hooks.model import HookedModel
 from workbench.hooks.recording.cells import sequences
-from workbench.hooks.recording.forward_pass import logits_of
-from workbench.hooks.recording.limits import has_convolutions
+from workbench.hooks.recording.forward_pass import has_convolutions, logits_of
 
 
 def greedy(
@@ -21,7 +20,7 @@ def greedy(
 ) -> list[Int[Tensor, " n"]]:
     """At most `steps` tokens after each prompt, the first of `stop` included; fewer where the model's context ends.
 
-    Through a key/value cache where all layers are softmax, else by running the sequence anew for each token.
+    Uses a key/value cache where all layers are softmax; otherwise runs the whole sequence again for each token.
 
     Raises:
         WorkbenchError: if a prompt leaves no room for a token.
@@ -32,7 +31,7 @@ def greedy(
         raise WorkbenchError(f"a prompt of {prompts.shape[1]} tokens leaves no room in {longest} positions")
     tokens = prompts.to(m.device)
     cache = DynamicCache() if _has_cache(m) else None
-    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(m.model.forward).parameters else {}
+    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(m.model.forward).parameters else {}
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=m.device)
     ends = torch.tensor(sorted(stop), dtype=torch.long, device=m.device)
 
@@ -42,21 +41,21 @@ def greedy(
                 last = torch.tensor([tokens.shape[1] - 1], device=m.device)
                 logits = logits_of(m.model, sequences(tokens), last, announce=lambda _: None)
             else:
-                given = tokens if step == 0 else tokens[:, -1:]
-                logits = m.model(input_ids=given, past_key_values=cache, use_cache=True, **few).logits
+                new_tokens = tokens if step == 0 else tokens[:, -1:]
+                logits = m.model(input_ids=new_tokens, past_key_values=cache, use_cache=True, **last_logits).logits
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
             is_done |= torch.isin(tokens[:, -1], ends)
             if bool(is_done.all()):
                 break
-    return [_until(said, stop) for said in tokens[:, prompts.shape[1] :].cpu()]
+    return [_until(answer, stop) for answer in tokens[:, prompts.shape[1] :].cpu()]
 
 
 def _has_cache(m: HookedModel) -> bool:
-    # transformers itself continues some linear layers wrongly from a cache, and convolutions not from this one.
+    # transformers continues some linear layers wrongly from a cache, and this cache holds no state of convolutions.
     is_softmax = all(layer.mixer == "softmax" for layer in m.layers) and not has_convolutions(m.model)
     return is_softmax and "past_key_values" in inspect.signature(m.model.forward).parameters
 
 
-def _until(said: Int[Tensor, " steps"], stop: frozenset[int]) -> Int[Tensor, " n"]:
-    ends = [i for i, token in enumerate(said.tolist()) if token in stop]
-    return said[: ends[0] + 1] if ends else said
+def _until(answer: Int[Tensor, " steps"], stop: frozenset[int]) -> Int[Tensor, " n"]:
+    ends = [i for i, token in enumerate(answer.tolist()) if token in stop]
+    return answer[: ends[0] + 1] if ends else answer

@@ -1,7 +1,6 @@
-"""A Recording: what was asked of every head, summed per sequence while the model ran.
+"""Needs, which name the statistics of a recording, and the Recording that holds them.
 
-Every need is a sum over rows of one statistic per row; only `…_per_row` needs keep the rows, because somebody asked for
-them by name.
+A need is a sum over rows of one statistic per row and head, per sequence. Only `…_per_row` needs keep the rows.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *SEQUENCE_NEEDS, *PER_ROW_NEEDS
 
 @dataclass(frozen=True, slots=True)
 class FarSum:
-    """A need of one's own: per row, the attention `window` or more tokens back, on rows that have so many before them.
+    """A need of one's own: per row, the attention `window` or more tokens back, on rows with as many before them.
 
-    All windows that are asked for together cost one pass over the weights.
+    Several windows in one recording cost one pass over the weights.
     """
 
     name: str
@@ -74,8 +73,8 @@ class PerSequence:
 
     Axes: sequence (document, where several are packed into a sequence), layer (as in `Recording.layers`), query head.
     NaN and 0 where a layer has no such head.
-    `row_error`: the standard error of total / rows as an estimate over all of the sequence's rows, where only some were
-    recorded; NaN for fewer than two. None where all were.
+    `row_error`: where only some rows were recorded, the standard error of total / rows as an estimate for all rows of
+    the sequence; NaN for fewer than two rows. None where all were recorded.
     """
 
     total: Float[Tensor, "n n_layers max_heads"]
@@ -85,7 +84,7 @@ class PerSequence:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How the model did on the rows that predict an answer: (sequence, row), loss in nats, whether it was right."""
+    """The rows that predict an answer, as (sequence, row), with the model's loss in nats and whether it was right."""
 
     at: Int[Tensor, "n_rows 2"]
     loss_nats: Float[Tensor, " n_rows"]
@@ -96,10 +95,9 @@ class Answers:
 class Recording:
     """Statistics of one forward pass over a batch of sequences, by need. Nothing in it is T × T.
 
-    `per_row`, `per_key`: what was kept for every query, or summed over queries for every key. `far`: the window and
-    sink that `far_mass` used. `cells`: of each cell sum, how many cells of each sequence it
-    summed; a linear row with Σ|A| = 0 is no row, and its cells are counted all the same. `readings`: of each
-    `RowReading`, what it read.
+    `per_row`, `per_key`: statistics kept for every query, or summed over queries for every key. `far`: the window and
+    sink of `far_mass`. `cells`: the number of cells in each cell sum by sequence; a linear row with Σ|A| = 0 does not
+    count as a row, but its cells count here. `readings`: by the name of each `RowReading`.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -115,7 +113,7 @@ class Recording:
         """The measurement recorded for `need`.
 
         Raises:
-            WorkbenchError: if it was not asked for.
+            WorkbenchError: if the recording has no such need.
         """
         if need not in self.sums:
             raise WorkbenchError(f"{need!r} was not recorded; recorded: {sorted(self.sums)}. Pass it in needs=")
@@ -124,7 +122,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What is asked for: sums of one's own by their kind, in order of their names, and the names of the others."""
+    """Needs by kind: sums of one's own in order of their names, and the names of built-in needs."""
 
     cells: tuple[CellSum, ...]
     fars: tuple[FarSum, ...]
@@ -133,13 +131,13 @@ class Needs:
 
     @property
     def sums(self) -> list[str]:
-        """Everything that is summed over rows."""
+        """The names of all needs that are summed over rows."""
         own = [need.name for need in (*self.cells, *self.fars, *self.features)]
         return own + sorted(self.names - {*PER_ROW_NEEDS, *PER_KEY_NEEDS})
 
 
 def check_needs(needs: Iterable[Need]) -> Needs:
-    """Sort needs by what they are; those that read rows are checked and left out.
+    """Sort needs by kind; row readings are checked and left out.
 
     Raises:
         WorkbenchError: for a name that is not a need, two needs of one name, or a window shorter than one token.

@@ -1,7 +1,7 @@
-"""Patterns to look at: every head's attention on one sequence as block maxima, distances and strongest links.
+"""Pattern maps: every head's attention on one sequence as block maxima, distances and strongest links.
 
-One forward pass, in which each layer is read while it runs and forgotten. A few heads can be kept finer, and with the
-queries and keys from which any crop of their pattern is exact.
+They are made in one forward pass, each layer while it runs. Of a few heads finer blocks can be kept, and the queries
+and keys, from which any crop of the pattern is exact.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.heads import Head, LayerInfo, WorkbenchError
 from workbench.hooks.interventions.windows import Interventions
+from workbench.hooks.layers import layer_slots
 from workbench.hooks.model import HookedModel
 from workbench.hooks.recording.forward_pass import answers_of, batch_of
 from workbench.hooks.taps.attention_call import AttentionCall
@@ -34,18 +35,18 @@ from workbench.kernels.softmax.pooled import (
 from workbench.kernels.softmax.scored import scored_layer
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 
-# Blocks along a side, at most: of every head, and of the heads that are kept finer.
+# The largest number of blocks along a side: of every head, and of the heads that are kept finer.
 COARSE, FINE = 64, (256, 1024)
 _ROWS = 256
-# Rows on which float16 is tried, and the probability it may be off by.
-_SAMPLED, _LOST = 128, 5e-4
+# The number of rows on which float16 is tried, and the largest error of a probability that is accepted.
+_SAMPLED, _TOLERANCE = 128, 5e-4
 
 
 @dataclass(frozen=True, slots=True)
 class KeptQK:
-    """Queries and keys of one head as they meet, and what else its pattern takes: exp(scale · q kᵀ − lse).
+    """Queries and keys of one head, after rotation and norms, and the rest of its pattern exp(scale · q kᵀ − lse).
 
-    `low`: the first key each row sees; it sees all from there to itself.
+    `low`: the first key each row sees; it sees all keys from there to itself.
     """
 
     head: Head
@@ -61,8 +62,9 @@ class KeptQK:
 class PatternMaps:
     """The patterns of all heads on one sequence, on the CPU.
 
-    `summaries`: by place in `layers`, with peaks in blocks of `block` tokens. `fine`: of (place, head), the same peaks
-    in smaller blocks, by their size. `kept`: of (place, head). `distances`: where `PatternSummary.beyond` is read.
+    `summaries`: by layer slot (index into `layers`), with peaks in blocks of `block` tokens. `fine`: by (layer slot,
+    head), the same peaks in smaller blocks, by block size. `kept`: by (layer slot, head). `distances`: those of
+    `PatternSummary.beyond`.
     """
 
     tokens: Int[Tensor, " t"]
@@ -99,8 +101,8 @@ def record_maps(
     Args:
         far: the distance in tokens from which a link counts as long.
         fine: heads to keep in finer blocks too; None: all of them.
-        keep_qk: keep queries and keys of these too, in float16 if that costs a probability less than 5e-4; where a
-            row's keys are one run and the family hands queries and keys out; linear layers have none.
+        keep_qk: keep queries and keys of these too, in float16 if no probability changes by 5e-4 or more. Only where a
+            row's keys are one run and the family gives its queries and keys; linear layers have none.
 
     Raises:
         WorkbenchError: for tokens the model does not take, or while interventions are in force.
@@ -110,40 +112,39 @@ def record_maps(
     batch = batch_of(model.model, tokens)
     coarse, *finer_blocks = blocks_of(len(tokens))
     finest, layers = (finer_blocks or [coarse])[-1], model.layers
-    wanted = None if fine is None else frozenset(fine)
-    place = {(layer.index, layer.kind == "linear"): i for i, layer in enumerate(layers)}
+    fine_heads = None if fine is None else frozenset(fine)
+    slots = layer_slots(layers)
     summaries: dict[int, PatternSummary] = {}
     finer: dict[tuple[int, int], dict[int, Tensor]] = {}
-    kept: dict[tuple[int, int], KeptQK] = {}
+    kept_qk: dict[tuple[int, int], KeptQK] = {}
 
-    def heads_of(at: int) -> list[int]:
-        layer = layers[at]
-        return [h for h in range(layer.n_heads) if wanted is None or Head(layer.index, h) in wanted]
+    def fine_heads_of(slot: int) -> list[int]:
+        layer = layers[slot]
+        return [h for h in range(layer.n_heads) if fine_heads is None or Head(layer.index, h) in fine_heads]
 
-    def look_at(at: int) -> Look:
-        return Look(coarse, far, n_links, finest, tuple(heads_of(at)) if finer_blocks else ())
+    def options(slot: int) -> Look:
+        return Look(coarse, far, n_links, finest, tuple(fine_heads_of(slot)) if finer_blocks else ())
 
-    def take(at: int, found: PatternSummary) -> None:
+    def keep(slot: int, summary: PatternSummary) -> None:
         """Keep the coarse peaks of all heads, and the finer ones of some."""
-        for h, one in zip(heads_of(at) if finer_blocks else [], found.fine.split(1), strict=False):
-            finer[at, h] = {b: coarser(one, b // finest)[0].cpu() for b in finer_blocks}
-        summaries[at] = _on_cpu(found)
+        for h, peaks in zip(fine_heads_of(slot) if finer_blocks else [], summary.fine.split(1), strict=False):
+            finer[slot, h] = {b: coarser(peaks, b // finest)[0].cpu() for b in finer_blocks}
+        summaries[slot] = _on_cpu(summary)
 
     def attend(call: AttentionCall) -> Tensor:
-        at = place[call.layer, False]
+        slot = slots[call.layer, False]
         mask = call.mask.simplest()
-        found = softmax_summary(_layer(call, mask), look_at(at))
-        take(at, found)
-        if keep_qk and not isinstance(call, ScoredCall) and heads_of(at):
+        summary = softmax_summary(_layer(call, mask), options(slot))
+        keep(slot, summary)
+        if keep_qk and not isinstance(call, ScoredCall) and fine_heads_of(slot):
             low = _first_keys(mask, len(tokens), call.q.device)
             if low is not None:
-                name = layers[at].index
-                kept.update({(at, h): _kept(call, h, found.lse[h], low, Head(name, h)) for h in heads_of(at)})
+                kept_qk.update({(slot, h): _keep_qk(call, h, summary.lse[h], low) for h in fine_heads_of(slot)})
         return call.output()
 
     def read(call: LinearCall) -> None:
-        at = place[call.layer, True]
-        take(at, signed_summary(call.rows, look_at(at)))
+        slot = slots[call.layer, True]
+        keep(slot, signed_summary(call.rows, options(slot)))
 
     with torch.no_grad(), handling(model.model, attend), reading_linear(model.model, batch.valid, read):
         answers_of(model.model, batch)
@@ -155,7 +156,7 @@ def record_maps(
         distances=distances_of(len(tokens)),
         summaries=tuple(summaries[i] for i in range(len(layers))),
         fine=finer,
-        kept=kept,
+        kept=kept_qk,
     )
 
 
@@ -165,22 +166,22 @@ def _layer(call: AttentionCall, mask: TileMask) -> SoftmaxLayer:
     return SoftmaxLayer(call.q, call.k, mask, call.scale, call.softcap, call.sinks)
 
 
-def _on_cpu(found: PatternSummary) -> PatternSummary:
-    """What is kept of every head."""
+def _on_cpu(summary: PatternSummary) -> PatternSummary:
+    """The summary on the CPU, without fine peaks."""
     return PatternSummary(
-        peak=found.peak.cpu(),
-        beyond=found.beyond.cpu(),
-        sink=found.sink.cpu(),
-        link_row=found.link_row.cpu(),
-        link_key=found.link_key.cpu(),
-        link_value=found.link_value.cpu(),
-        lse=found.lse.cpu(),
-        fine=found.fine[:0].cpu(),
+        peak=summary.peak.cpu(),
+        beyond=summary.beyond.cpu(),
+        sink=summary.sink.cpu(),
+        link_row=summary.link_row.cpu(),
+        link_key=summary.link_key.cpu(),
+        link_value=summary.link_value.cpu(),
+        lse=summary.lse.cpu(),
+        fine=summary.fine[:0].cpu(),
     )
 
 
 def _first_keys(mask: TileMask, n_tokens: int, device: torch.device) -> Int[Tensor, " t"] | None:
-    """The first key of each row; None where some row sees another set than a run of keys that ends at itself."""
+    """The first key of each row; None where the keys of some row are not one run that ends at the row."""
     low: list[Tensor] = []
     for first in range(0, n_tokens, _ROWS):
         rows = torch.arange(first, min(n_tokens, first + _ROWS), device=device)
@@ -192,8 +193,8 @@ def _first_keys(mask: TileMask, n_tokens: int, device: torch.device) -> Int[Tens
     return torch.cat(low)
 
 
-def _kept(call: AttentionCall, head: int, lse: Tensor, low: Tensor, name: Head) -> KeptQK:
-    """Queries and keys in float16, or in float32 where large scores would lose too much to it."""
+def _keep_qk(call: AttentionCall, head: int, lse: Tensor, low: Tensor) -> KeptQK:
+    """Queries and keys in float16, or in float32 where large scores would lose too much in float16."""
     kv_head = head // (call.q.shape[1] // call.k.shape[1])
     q, k = call.q[0, head].float(), call.k[0, kv_head].float()
     n_tokens = len(q)
@@ -207,7 +208,7 @@ def _kept(call: AttentionCall, head: int, lse: Tensor, low: Tensor, name: Head) 
             scores = call.softcap * torch.tanh(scores / call.softcap)
         return torch.where(is_seen, torch.exp(scores - lse[rows, None]), 0)
 
-    short = q.half(), k.half()
-    lost = (pattern(*(x.float() for x in short)) - pattern(q, k)).abs().max()
-    q, k = short if float(lost) < _LOST else (q, k)  # NaN, of what float16 cannot hold, is lost too
-    return KeptQK(name, q.cpu(), k.cpu(), lse.cpu(), low.cpu(), call.scale, call.softcap)
+    halves = q.half(), k.half()
+    error = (pattern(*(x.float() for x in halves)) - pattern(q, k)).abs().max()
+    q, k = halves if float(error) < _TOLERANCE else (q, k)  # an overflow of float16 gives NaN, which fails this too
+    return KeptQK(Head(call.layer, head), q.cpu(), k.cpu(), lse.cpu(), low.cpu(), call.scale, call.softcap)

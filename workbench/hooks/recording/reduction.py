@@ -1,7 +1,7 @@
-"""A recording in the making: rows are reduced to sums per document while their layer runs, then forgotten.
+"""The reduction of rows to sums per document while their layer runs; rows are not kept.
 
-The queries of a pass may come in several runs, as in prefilling a cache piece by piece; each run is asked for its own
-rows, and the sums grow run by run.
+The queries of a pass may come in several runs, as in prefilling a cache piece by piece. Each run has its own rows, and
+the sums grow run by run.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from workbench.kernels import Cells, Far, Request, RowStatistics
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a recording asks of one run of queries. Rows and cells count from the first query of all.
+class RowRequest:
+    """The rows and cells to reduce in one run of queries, numbered from the first query of the pass.
 
-    `picked`: the rows to look at; `is_sampled`: not only for the sake of answers. `cells`: those of every cell sum,
-    `member` saying of which. `request`: the same for the kernels, whose rows count from the first query of the run.
+    `picked`: the rows to reduce; `is_sampled`: False on rows picked only for answers. `cells`: of all cell sums, and
+    `member` the index of each cell's sum. `set_rows`: the rows of each cell sum. `top_rows`: the rows whose most
+    attended key is needed. `request`: the same for the kernels, which number rows from the first query of the run.
     """
 
     picked: Int[Tensor, " r"]
@@ -50,7 +51,7 @@ class Asked:
 class Reduction:
     """The sums of one recording, growing layer by layer and run by run.
 
-    `rows`: the sampled query rows; None: all. Answers are few and asked for one by one, whatever is sampled.
+    `rows`: the sampled query rows; None: all. Answer rows are few and always reduced.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class Reduction:
         self._picked = self._sampled
         if batch.targets is not None:
             self._picked = torch.unique(torch.cat([self._sampled, batch.targets[:, 1]]))
-        every = [within_documents(c.cells(batch), batch) for c in self._cell_sums]
+        all_cells = [within_documents(c.cells(batch), batch) for c in self._cell_sums]
         self._sets = [
             on_rows(cells, self._sampled) if self._is_thinned and not _is_whole(c.name) else cells
-            for c, cells in zip(self._cell_sums, every, strict=True)
+            for c, cells in zip(self._cell_sums, all_cells, strict=True)
         ]
         self._top_rows = torch.zeros(0, 2, dtype=torch.long, device=device)
         if "answer_top1" in self._names and batch.targets is not None:
@@ -86,8 +87,8 @@ class Reduction:
             name: torch.zeros(shape, dtype=torch.float64) for name in sums if self._is_thinned and not _is_whole(name)
         }
         self._rows = {name: torch.zeros(shape, dtype=torch.long) for name in sums}
-        self._taken: set[tuple[str, int]] = set()
-        self._n_rows = self._rows_in_all(every) if self._is_thinned else {}
+        self._added: set[tuple[str, int]] = set()
+        self._n_rows = self._rows_in_all(all_cells) if self._is_thinned else {}
         row_shape = (len(batch.tokens), *shape[1:], n_tokens)
         self._per_row = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_ROW_NEEDS}
         self._per_key = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_KEY_NEEDS}
@@ -95,16 +96,16 @@ class Reduction:
         self._features = [need.features(batch).float() for need in self._needs.features]
         self._readouts = [need.readout(batch).float() for need in self._needs.features]
 
-    def ask(self, queries: slice) -> Asked:
-        """What is wanted of the queries from `queries.start` to `queries.stop`."""
+    def request_rows(self, queries: slice) -> RowRequest:
+        """The rows and cells to reduce among the queries from `queries.start` to `queries.stop`."""
 
         def inside(cells: Int[Tensor, "n w"]) -> Int[Tensor, "m w"]:
             return cells[(cells[:, 1] >= queries.start) & (cells[:, 1] < queries.stop)]
 
         def shifted(cells: Int[Tensor, "n w"]) -> Int[Tensor, "n w"]:
-            moved = cells.clone()
-            moved[:, 1] -= queries.start
-            return moved
+            cells = cells.clone()
+            cells[:, 1] -= queries.start
+            return cells
 
         picked = self._picked[(self._picked >= queries.start) & (self._picked < queries.stop)]
         sets, top_rows = [inside(cells) for cells in self._sets], inside(self._top_rows)
@@ -112,7 +113,7 @@ class Reduction:
             merge(sets, self._batch.tokens.shape[1]) if sets else (top_rows.new_zeros(0, 3), top_rows.new_zeros(0))
         )
         is_whole = len(picked) == queries.stop - queries.start
-        return Asked(
+        return RowRequest(
             picked=picked,
             is_sampled=torch.isin(picked, self._sampled),
             cells=cells,
@@ -135,10 +136,10 @@ class Reduction:
             ),
         )
 
-    def take(self, place: int, statistics: RowStatistics, asked: Asked) -> None:
-        """Reduce the rows of the layer at `place` in the list of layers."""
-        layer, picked = self._layers[place], asked.picked
-        valid = self._batch.valid[:, picked] & asked.is_sampled
+    def add(self, layer_slot: int, statistics: RowStatistics, rows: RowRequest) -> None:
+        """Reduce the rows of a layer and add them to its sums; `layer_slot` is its index into the layers."""
+        layer, picked = self._layers[layer_slot], rows.picked
+        valid = self._batch.valid[:, picked] & rows.is_sampled
         position = picked - self._batch.first[:, picked]
         # A softmax row always sees itself; a linear row may be empty (Σ|A| = 0) and then counts nowhere.
         is_seen = self._batch.valid[:, None, picked] & ~torch.isneginf(statistics.lse)
@@ -148,7 +149,7 @@ class Reduction:
             "far_mass": (statistics.far_mass, valid & (position >= self._far.window)),
             "output_norm": (statistics.output_norm, valid),
             "value_norm": (statistics.value_norm, valid),
-            **self._own_rows(statistics, layer, valid, position, picked),
+            **self._own_rows(statistics, layer, valid=valid, position=position, picked=picked),
         }
         for name, (values, keep) in by_row.items():
             if name in self._totals and values is not None:
@@ -156,52 +157,53 @@ class Reduction:
                 values = torch.where(counted, values, 0).double()
                 sums = [self._by_document(x, picked) for x in (values, counted.long())]
                 squares = self._by_document(values**2, picked) if name in self._squares else None
-                self._add(name, place, sums[0], sums[1], squares)
-        self._take_cells(place, statistics, asked, is_seen)
-        self._take_top(place, statistics, asked, is_seen)
-        self._keep_rows(place, statistics, asked, is_seen)
-        self._keep_keys(place, statistics)
-        # Known of a sequence's first key alone, so that packed documents have none.
-        is_new = ("first_value_norm", place) not in self._taken and not self._batch.is_packed
+                self._add_sums(name, layer_slot, sums[0], rows=sums[1], squares=squares)
+        self._add_cells(layer_slot, statistics, rows, is_seen)
+        self._add_top_keys(layer_slot, statistics, rows, is_seen)
+        self._keep_rows(layer_slot, statistics, rows, is_seen)
+        self._keep_keys(layer_slot, statistics)
+        # The kernels give it for a sequence's first key only, so that packed documents have none.
+        is_new = ("first_value_norm", layer_slot) not in self._added and not self._batch.is_packed
         if "first_value_norm" in self._names and statistics.first_value_norm is not None and is_new:
             norms = statistics.first_value_norm[..., 0]
-            self._add("first_value_norm", place, norms, torch.ones_like(norms, dtype=torch.long), None)
+            self._add_sums("first_value_norm", layer_slot, norms, rows=torch.ones_like(norms, dtype=torch.long))
 
     def _own_rows(
         self,
         statistics: RowStatistics,
         layer: LayerInfo,
+        *,
         valid: Bool[Tensor, "b r"],
         position: Int[Tensor, "b r"],
         picked: Int[Tensor, " r"],
     ) -> dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]]:
-        """Row values that a layer's kind or a need of one's own has a say in, with the rows they hold for."""
-        found: dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]] = {}
+        """Row values that depend on the layer's kind or on a need of one's own, with the rows they are defined on."""
+        by_row: dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]] = {}
         if layer.has_sinks and "learned_sink_mass" in self._names:
-            found["learned_sink_mass"] = (1 - statistics.mass, valid)
+            by_row["learned_sink_mass"] = (1 - statistics.mass, valid)
         if "normalized_entropy" in self._names and statistics.entropy is not None:
             most = torch.log((position + 1).clamp_min(2).float())
-            found["normalized_entropy"] = (statistics.entropy / most[:, None], valid & (position >= 1))
+            by_row["normalized_entropy"] = (statistics.entropy / most[:, None], valid & (position >= 1))
         if "effective_support" in self._names and statistics.squares is not None:
-            # The learned sink is one outcome more, as it is in the entropy.
-            found["effective_support"] = (1 / (statistics.squares + (1 - statistics.mass) ** 2), valid)
-        wanted = [(need.name, need.window) for need in self._needs.fars]
+            # The learned sink counts as one more key, as it does in the entropy.
+            by_row["effective_support"] = (1 / (statistics.squares + (1 - statistics.mass) ** 2), valid)
+        windows = [(need.name, need.window) for need in self._needs.fars]
         if layer.window is not None and "window_saturation" in self._names:
-            wanted.append(("window_saturation", _saturating(layer.window)))
-        for name, window in wanted:
+            windows.append(("window_saturation", _saturating(layer.window)))
+        for name, window in windows:
             assert statistics.beyond is not None
             mass = statistics.beyond[..., self._windows.index(window)]
-            found[name] = (mass, valid & (position >= (layer.window or 0 if name == "window_saturation" else window)))
+            by_row[name] = (mass, valid & (position >= (layer.window or 0 if name == "window_saturation" else window)))
         start = 0
         for need, readout in zip(self._needs.features, self._readouts, strict=True):
             assert statistics.features is not None
-            mine = statistics.features[..., start : start + readout.shape[-1]]
-            found[need.name] = (einsum(mine, readout[:, picked], "b h r f, b r f -> b h r"), valid)
+            features = statistics.features[..., start : start + readout.shape[-1]]
+            by_row[need.name] = (einsum(features, readout[:, picked], "b h r f, b r f -> b h r"), valid)
             start += readout.shape[-1]
-        return found
+        return by_row
 
     def finish(self, answers: Answers | None, readings: Mapping[str, Reading]) -> Recording:
-        """The recording of everything that was taken."""
+        """The recording of all sums."""
         sums = {
             name: PerSequence(total.float(), self._rows[name], self._row_error(name))
             for name, total in self._totals.items()
@@ -225,49 +227,55 @@ class Reduction:
     def _wants(self, name: str) -> bool:
         return name in self._names or f"{name}_per_row" in self._names
 
-    def _take_cells(self, place: int, statistics: RowStatistics, asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> None:
+    def _add_cells(
+        self, layer_slot: int, statistics: RowStatistics, request: RowRequest, is_seen: Bool[Tensor, "b h r"]
+    ) -> None:
         n_documents, n_heads = self._batch.n_documents, is_seen.shape[1]
         totals = is_seen.new_zeros(len(self._sets) * n_documents, n_heads, dtype=torch.float64)
         squares = torch.zeros_like(totals)
         if statistics.cells is not None:
-            document = self._batch.document[asked.cells[:, 0], asked.cells[:, 1]]
-            values, group = statistics.cells.double(), asked.member * n_documents + document
+            document = self._batch.document[request.cells[:, 0], request.cells[:, 1]]
+            values, group = statistics.cells.double(), request.member * n_documents + document
             totals.index_add_(0, group, values)
             if self._is_thinned:
-                row = asked.cells[:, 0] * self._batch.tokens.shape[1] + asked.cells[:, 1]
+                row = request.cells[:, 0] * self._batch.tokens.shape[1] + request.cells[:, 1]
                 rows, of_row = torch.unique(torch.stack([group, row], -1), dim=0, return_inverse=True)
                 in_row = totals.new_zeros(len(rows), n_heads).index_add_(0, of_row, values)
                 squares.index_add_(0, rows[:, 0], in_row**2)
-        for s, (cell_sum, rows) in enumerate(zip(self._cell_sums, asked.set_rows, strict=True)):
-            mine = slice(s * n_documents, (s + 1) * n_documents)
-            self._add(cell_sum.name, place, totals[mine], self._count(rows, asked, is_seen), squares[mine])
+        for s, (cell_sum, rows) in enumerate(zip(self._cell_sums, request.set_rows, strict=True)):
+            of_set = slice(s * n_documents, (s + 1) * n_documents)
+            count = self._count(rows, request, is_seen)
+            self._add_sums(cell_sum.name, layer_slot, totals[of_set], rows=count, squares=squares[of_set])
 
-    def _take_top(self, place: int, statistics: RowStatistics, asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> None:
+    def _add_top_keys(
+        self, layer_slot: int, statistics: RowStatistics, request: RowRequest, is_seen: Bool[Tensor, "b h r"]
+    ) -> None:
         if "answer_top1" not in self._names:
             return
         total = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.float64)
         if statistics.top_key is not None and self._batch.targets is not None:
-            n_tokens, (sequence, row) = self._batch.tokens.shape[1], asked.top_rows.unbind(-1)
+            n_tokens, (sequence, row) = self._batch.tokens.shape[1], request.top_rows.unbind(-1)
             targets = self._batch.targets
             target_code = (targets[:, 0] * n_tokens + targets[:, 1]) * n_tokens + targets[:, 2]
             code = (sequence * n_tokens + row)[:, None] * n_tokens + statistics.top_key
             total.index_add_(0, self._batch.document[sequence, row], torch.isin(code, target_code).double())
-        self._add("answer_top1", place, total, self._count(asked.top_rows, asked, is_seen), None)
+        self._add_sums("answer_top1", layer_slot, total, rows=self._count(request.top_rows, request, is_seen))
 
-    def _keep_rows(self, place: int, statistics: RowStatistics, asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> None:
-        for name, kept in self._per_row.items():
+    def _keep_rows(
+        self, layer_slot: int, statistics: RowStatistics, request: RowRequest, is_seen: Bool[Tensor, "b h r"]
+    ) -> None:
+        for name, per_row in self._per_row.items():
             values = getattr(statistics, name.removesuffix("_per_row"))
             values = torch.where(is_seen, values, torch.nan)
-            kept[:, place, : values.shape[1], asked.picked.cpu()] = values.float().cpu()
+            per_row[:, layer_slot, : values.shape[1], request.picked.cpu()] = values.float().cpu()
 
-    def _keep_keys(self, place: int, statistics: RowStatistics) -> None:
-        """Column sums grow with every run of queries, which see the keys of the runs before."""
-        for kept in self._per_key.values():
+    def _keep_keys(self, layer_slot: int, statistics: RowStatistics) -> None:
+        """Add column sums, which grow with every run of queries: later queries see the keys of earlier runs."""
+        for per_key in self._per_key.values():
             assert statistics.columns is not None
             n_heads, n_keys = statistics.columns.shape[1:]
-            mine = kept[:, place, :n_heads, :n_keys]
-            kept[:, place, :n_heads] = kept[:, place, :n_heads].nan_to_num(0)
-            mine += statistics.columns.cpu()
+            per_key[:, layer_slot, :n_heads] = per_key[:, layer_slot, :n_heads].nan_to_num(0)
+            per_key[:, layer_slot, :n_heads, :n_keys] += statistics.columns.cpu()
 
     def _counted_rows(self, queries: slice) -> Float[Tensor, "b q"]:
         rows = torch.arange(queries.start, queries.stop, device=self._sampled.device)
@@ -287,24 +295,29 @@ class Reduction:
         sums = values.new_zeros(self._batch.n_documents + 1, values.shape[1])  # the last one takes the padding
         return sums.index_add_(0, document % len(sums), rearrange(values, "b h r -> (b r) h"))[:-1]
 
-    def _count(self, rows: Int[Tensor, "n 2"], asked: Asked, is_seen: Bool[Tensor, "b h r"]) -> Int[Tensor, "d h"]:
+    def _count(
+        self, rows: Int[Tensor, "n 2"], request: RowRequest, is_seen: Bool[Tensor, "b h r"]
+    ) -> Int[Tensor, "d h"]:
+        """How many of these rows each head has in each document."""
         count = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.long)
-        at = torch.searchsorted(asked.picked, rows[:, 1].contiguous())
+        index = torch.searchsorted(request.picked, rows[:, 1].contiguous())
         document = self._batch.document[rows[:, 0], rows[:, 1]]
-        return count.index_add_(0, document, is_seen[rows[:, 0], :, at].long())
+        return count.index_add_(0, document, is_seen[rows[:, 0], :, index].long())
 
-    def _add(self, name: str, place: int, total: Tensor, rows: Tensor, squares: Tensor | None) -> None:
-        """Add sums over rows, "n h" each, to those of the layer at `place`."""
-        mine = (slice(None), place, slice(total.shape[1]))
-        before = self._totals[name][mine] if (name, place) in self._taken else 0
-        self._totals[name][mine] = before + total.double().cpu()
-        self._taken.add((name, place))
-        self._rows[name][mine] += rows.cpu()
+    def _add_sums(
+        self, name: str, layer_slot: int, total: Tensor, *, rows: Tensor, squares: Tensor | None = None
+    ) -> None:
+        """Add sums over rows, "n h" each, to those of a layer."""
+        index = (slice(None), layer_slot, slice(total.shape[1]))
+        before = self._totals[name][index] if (name, layer_slot) in self._added else 0
+        self._totals[name][index] = before + total.double().cpu()
+        self._added.add((name, layer_slot))
+        self._rows[name][index] += rows.cpu()
         if squares is not None and name in self._squares:
-            self._squares[name][mine] += squares.cpu()
+            self._squares[name][index] += squares.cpu()
 
-    def _rows_in_all(self, every: list[Int[Tensor, "_ 3"]]) -> dict[str, Int[Tensor, " n"]]:
-        """How many rows each sum would have per document if none were left out."""
+    def _rows_in_all(self, all_cells: list[Int[Tensor, "_ 3"]]) -> dict[str, Int[Tensor, " n"]]:
+        """How many rows each sum would have per document if all rows were reduced."""
         batch = self._batch
         position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.first
 
@@ -313,7 +326,7 @@ class Reduction:
 
         counts = {
             c.name: count(batch.document[tuple(rows_of(cells).unbind(-1))])
-            for c, cells in zip(self._cell_sums, every, strict=True)
+            for c, cells in zip(self._cell_sums, all_cells, strict=True)
         }
 
         def beyond(window: int) -> Int[Tensor, " n"]:
@@ -331,8 +344,8 @@ class Reduction:
         rows, in_all = self._rows[name].double(), self._n_rows[name].double()[:, None, None]
         mean = self._totals[name] / rows
         variance = (self._squares[name] / rows - mean**2).clamp_min(0) * rows / (rows - 1)
-        left_out = (1 - rows / in_all).clamp_min(0)  # rows drawn without replacement
-        return torch.where(rows > 1, (variance / rows * left_out).sqrt(), torch.nan).float()
+        not_sampled = (1 - rows / in_all).clamp_min(0)  # rows are drawn without replacement
+        return torch.where(rows > 1, (variance / rows * not_sampled).sqrt(), torch.nan).float()
 
 
 def _is_whole(need: str) -> bool:
@@ -340,5 +353,5 @@ def _is_whole(need: str) -> bool:
 
 
 def _saturating(window: int) -> int:
-    """How far back the last tenth of a window begins."""
+    """How many tokens back the last tenth of a window begins."""
     return max(1, window - max(1, round(window / 10)))

@@ -1,16 +1,18 @@
-"""Whole rows of the pattern, a few of them, read by the one who asked: exact, and gone when their layer is done.
+"""Row readings: whole rows of the pattern, exact, handed to a function while their layer runs, and not kept.
 
-For what no sum over cells says, such as the mass of the k most attended keys. A row costs what a row of the layer
-costs, and one head's rows of one sequence are in memory at a time.
+They serve measurements that are no sum over cells, such as the mass of the k most attended keys. Rows may also be read
+as logits: each weight times what its value adds to the logit of the next token, through W_O and the unembedding. A row
+costs as much as a row of the layer, and one head's rows of one sequence are in memory at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
@@ -18,23 +20,24 @@ from transformers.masking_utils import causal_mask_function
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.interventions.windows import Interventions, one_head
 from workbench.hooks.recording.cells import Sequences
-from workbench.hooks.recording.written_logits import Writing
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.hooks.taps.linear import LinearCall
 
 RowRule = Callable[[Sequences], Int[Tensor, "n_rows 2"]]
 # (pattern of some rows of one head on one sequence, those rows as (sequence, row), the batch) → numbers of that head.
 RowReader = Callable[[Float[Tensor, "r keys"], Int[Tensor, "r 2"], Sequences], Float[Tensor, " n"]]
+# What a bridge raises where it has no weight per head.
+_NO_HEAD_WEIGHTS = (AttributeError, NotImplementedError, ValueError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
 class RowReading:
     """A need of one's own that reads whole rows, those that `rows` lists, sorted.
 
-    `read` makes numbers of the rows of one head on one sequence, as many as it likes; what it makes of several pieces
-    of a sequence adds up. Columns are keys from the start of the sequence; linear layers give A / Σ|A|.
-    `of`: the probabilities, or what each key adds by way of the head to the logit of the row's next token, of softmax
-    layers alone (see `workbench.hooks.recording.written_logits`).
+    `read` turns the rows of one head on one sequence into any number of numbers; those of several pieces of a sequence
+    are added. Columns are keys from the start of the sequence; linear layers give A / Σ|A|.
+    `of`: the probabilities, or what each key adds through the head to the logit of the row's next token, for softmax
+    layers only (see `Writing`).
     """
 
     name: str
@@ -45,13 +48,54 @@ class RowReading:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read: numbers of every head on every sequence, NaN behind the last one, and how many rows there were.
+    """Numbers of every head on every sequence, filled up with NaN, and how many rows they are read from.
 
     NaN and 0 where a layer has no such head, or a sequence no such row.
     """
 
     values: Float[Tensor, "b n_layers max_heads n"]
     rows: Int[Tensor, "b n_layers max_heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """W_O of every head by layer slot (index into `HookedModel.layers`), None for linear layers, and the unembedding.
+
+    Norms are left out: those before the unembedding and behind the attention only scale what arrives, and no gain is
+    folded in.
+    """
+
+    o: tuple[Float[Tensor, "n_heads d_value d_model"] | None, ...]
+    unembed: Float[Tensor, "d_model vocab"]
+
+    def logits(
+        self, layer_slot: int, head: int, v: Float[Tensor, "keys d_value"], tokens: Int[Tensor, " r"]
+    ) -> Float[Tensor, "r keys"]:
+        """What a head that attends to one key alone adds to the logit of each token, u · W_O v, float32."""
+        o = self.o[layer_slot]
+        assert o is not None
+        directions = einsum(o[head], self.unembed[:, tokens], "d m, m r -> r d")
+        return einsum(directions, v.float(), "r d, keys d -> r keys")
+
+
+def read_writing(bridge: Any, layers: tuple[LayerInfo, ...]) -> Writing:
+    """The output weights of a model through its TransformerBridge.
+
+    Raises:
+        WorkbenchError: if TransformerLens gives no W_O per head for one of its softmax layers.
+    """
+    output_weights: list[Tensor | None] = []
+    with torch.no_grad():
+        for info in layers:
+            try:
+                o = bridge.blocks[info.index].attn.W_O.detach().float() if info.mixer == "softmax" else None
+            except _NO_HEAD_WEIGHTS as error:
+                raise WorkbenchError(
+                    f"TransformerLens gives no W_O per head for layer {info.index}: {str(error)[:200]}. Scores of "
+                    "attention alone do not need it"
+                ) from error
+            output_weights.append(o)
+        return Writing(tuple(output_weights), bridge.W_U.detach().float())
 
 
 class Readings:
@@ -76,78 +120,80 @@ class Readings:
         shape = (len(batch.tokens), len(layers), max(layer.n_heads for layer in layers))
         self._n_rows = {need.name: torch.zeros(shape, dtype=torch.long) for need in self._needs}
 
-    def ask(self, queries: slice) -> None:
-        """The next queries of all layers."""
+    def start(self, queries: slice) -> None:
+        """Start a run of queries, which then passes through all layers."""
         self._queries = queries
 
-    def softmax(self, place: int, call: AttentionCall, interventions: Interventions) -> None:
-        """Read the rows of a softmax layer, the one at `place` in the list of layers."""
-        for need, b, rows in self._mine():
-            alone = _one_sequence(call, b)
+    def read_softmax(self, layer_slot: int, call: AttentionCall, interventions: Interventions) -> None:
+        """Read the rows of a softmax layer; `layer_slot` is its index into the layers."""
+        for need, b, rows in self._rows_of_run():
+            sequence_call = _one_sequence(call, b)
             keys = torch.arange(call.k.shape[2], device=rows.device)
-            for head in range(self._layers[place].n_heads):
-                part, mask = one_head(alone, interventions, head)
-                pattern = part.crop(mask, rows[:, 1] - self._queries.start, keys)
+            for head in range(self._layers[layer_slot].n_heads):
+                head_call, mask = one_head(sequence_call, interventions, head)
+                pattern = head_call.crop(mask, rows[:, 1] - self._queries.start, keys)
                 if need.of == "logit":
                     assert self._writing is not None
-                    said = self._batch.tokens[b, rows[:, 1] + 1]
-                    pattern = pattern * self._writing.logits(place, head, part.v[0, 0], said)
-                self._add(need, (b, place, head), pattern, rows)
+                    next_tokens = self._batch.tokens[b, rows[:, 1] + 1]
+                    pattern = pattern * self._writing.logits(layer_slot, head, head_call.v[0, 0], next_tokens)
+                self._add(need, (b, layer_slot, head), pattern, rows)
 
-    def linear(self, place: int, call: LinearCall) -> None:
+    def read_linear(self, layer_slot: int, call: LinearCall) -> None:
         """Read the implied rows of a linear layer; a row with Σ|A| = 0 counts nowhere."""
-        for need, b, rows in self._mine():
+        for need, b, rows in self._rows_of_run():
             if need.of == "logit":
                 continue
             keys = torch.arange(self._batch.tokens.shape[1], device=rows.device)
-            for head in range(self._layers[place].n_heads):
+            for head in range(self._layers[layer_slot].n_heads):
                 weights = call.crop(head, rows[:, 1], keys, sequence=b)
                 size = weights.abs().sum(-1, keepdim=True)
                 is_seen = size[:, 0] > 0
-                self._add(need, (b, place, head), (weights / size)[is_seen], rows[is_seen])
+                self._add(need, (b, layer_slot, head), (weights / size)[is_seen], rows[is_seen])
 
     def finish(self) -> Mapping[str, Reading]:
-        """Everything that was read, by name."""
+        """All readings by the names of their needs."""
         return {need.name: Reading(self._padded(need.name), self._n_rows[need.name]) for need in self._needs}
 
-    def _mine(self) -> Iterable[tuple[RowReading, int, Int[Tensor, "r 2"]]]:
+    def _rows_of_run(self) -> Iterable[tuple[RowReading, int, Int[Tensor, "r 2"]]]:
+        """Every need with its rows among the queries of this run, sequence by sequence."""
         for need in self._needs:
             rows = self._rows[need.name]
             rows = rows[(rows[:, 1] >= self._queries.start) & (rows[:, 1] < self._queries.stop)]
             for b in torch.unique(rows[:, 0]).tolist():
                 yield need, b, rows[rows[:, 0] == b]
 
-    def _add(self, need: RowReading, at: tuple[int, int, int], pattern: Tensor, rows: Int[Tensor, "r 2"]) -> None:
+    def _add(self, need: RowReading, key: tuple[int, int, int], pattern: Tensor, rows: Int[Tensor, "r 2"]) -> None:
+        """Add what a need reads off some rows; `key`: (sequence, layer slot, head)."""
         if len(rows) == 0:
             return
         values = need.read(pattern, rows, self._batch).double().cpu()
-        before = self._values.get((need.name, *at))
-        self._values[need.name, *at] = values if before is None else before + values
-        self._n_rows[need.name][at] += len(rows)
+        before = self._values.get((need.name, *key))
+        self._values[need.name, *key] = values if before is None else before + values
+        self._n_rows[need.name][key] += len(rows)
 
     def _padded(self, name: str) -> Float[Tensor, "b n_layers max_heads n"]:
-        mine = {key[1:]: values for key, values in self._values.items() if key[0] == name}
-        longest = max((len(values) for values in mine.values()), default=0)
+        by_head = {key[1:]: values for key, values in self._values.items() if key[0] == name}
+        longest = max((len(values) for values in by_head.values()), default=0)
         padded = torch.full((*self._n_rows[name].shape, longest), torch.nan)
-        for at, values in mine.items():
-            padded[at][: len(values)] = values.float()
+        for key, values in by_head.items():
+            padded[key][: len(values)] = values.float()
         return padded
 
 
 def _one_sequence(call: AttentionCall, b: int) -> AttentionCall:
     """The call of sequence b alone."""
-    mine = slice(b, b + 1)
-    return replace(call, q=call.q[mine], k=call.k[mine], v=call.v[mine], mask=_mask_of(call.mask, b), positions=None)
+    at_b = slice(b, b + 1)
+    return replace(call, q=call.q[at_b], k=call.k[at_b], v=call.v[at_b], mask=_mask_of(call.mask, b), positions=None)
 
 
 def _mask_of(mask: LazyMask, b: int) -> LazyMask:
     function = mask.function
-    if function is not causal_mask_function:  # another one may ask which sequence of the batch this is
+    if function is not causal_mask_function:  # another function may depend on the index of the sequence in the batch
 
-        def of_this(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def shifted(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return function(batch + b, head, q, k)
 
-        mask = replace(mask, function=of_this)
+        mask = replace(mask, function=shifted)
     return replace(
         mask,
         valid=None if mask.valid is None else mask.valid[b : b + 1],

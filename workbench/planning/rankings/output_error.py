@@ -69,7 +69,7 @@ def _errors(game: Game, probe: Probe, rows: ErrorRows) -> Float[Tensor, "n_seq n
     m, batch = game.m, batch_of(game.m.model, probe)
     assert batch.answers is not None
     sequence, row = (batch.answers if rows == "answers" else batch.valid.nonzero()).unbind(-1)
-    everywhere = m.interventions.restricting(game.heads, game.to)
+    everywhere = m.interventions.converting(game.heads, game.to)
     column = {head: i for i, head in enumerate(game.heads)}
     total = torch.zeros(len(batch.tokens), len(game.heads), dtype=torch.float64)
     pending: list[_LayerOutput] = []

@@ -1,6 +1,6 @@
 """Gated delta nets with one decay per head: Qwen3-Next, Qwen3.5, OLMo-hybrid.
 
-Every token decays the state, erases what the state holds at its key, and writes its value there with strength β.
+Every token decays the state, erases the value that the state holds at its key, and writes its own with strength β.
 
 Reference:
     Yang et al. 2025, Gated Delta Networks, eq. 10.
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, cat
 from torch.nn.functional import softplus
 
-from workbench.hooks.taps.linear.convolution import convolved, normalised
-from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer, convolved, normalised
+from workbench.hooks.taps.linear.registry import mixer
 from workbench.kernels import DeltaRows
 
 
@@ -32,34 +32,60 @@ def _describe(module: Any) -> LinearLayer:
     )
 
 
-def _read_qwen3_next(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+@mixer(
+    "Qwen3NextGatedDeltaNet",
+    describe=_describe,
+    taps=("in_proj_qkvz", "in_proj_ba"),
+    norm="norm",
+    projection="out_proj",
+)
+def read_qwen3_next(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    """Read Qwen3-Next: queries, keys, values and gate in one projection, write strength and decay in another."""
     q, k, v, _, b, a = module.fix_query_key_value_ordering(outputs["in_proj_qkvz"], outputs["in_proj_ba"])
     mixed = cat([rearrange(x, "b t h d -> b t (h d)") for x in (q, k, v)], -1)
-    return _call(module, mixed, a, b.float().sigmoid(), valid)
+    return _call(module, mixed, decay_input=a, strength=b.float().sigmoid(), valid=valid)
 
 
-def _read_qwen3_5(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+@mixer(
+    "Qwen3_5GatedDeltaNet",
+    "Qwen3_5MoeGatedDeltaNet",
+    describe=_describe,
+    taps=("in_proj_qkv", "in_proj_a", "in_proj_b"),
+    norm="norm",
+    projection="out_proj",
+)
+def read_qwen3_5(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    """Read Qwen3.5: queries, keys and values in one projection, decay and write strength in one each."""
     strength = outputs["in_proj_b"].float().sigmoid()
-    return _call(module, outputs["in_proj_qkv"], outputs["in_proj_a"], strength, valid)
+    return _call(module, outputs["in_proj_qkv"], decay_input=outputs["in_proj_a"], strength=strength, valid=valid)
 
 
-def _read_olmo(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+@mixer(
+    "OlmoHybridGatedDeltaNet",
+    describe=_describe,
+    taps=("q_proj", "k_proj", "v_proj", "a_proj", "b_proj"),
+    norm="o_norm",
+    projection="o_proj",
+)
+def read_olmo_hybrid(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    """Read OLMo-hybrid: a projection for each input; a write strength of up to 2 where eigenvalues may be negative."""
     mixed = cat([outputs[name] for name in ("q_proj", "k_proj", "v_proj")], -1)
     strength = outputs["b_proj"].float().sigmoid() * (2 if module.allow_neg_eigval else 1)
-    return _call(module, mixed, outputs["a_proj"], strength, valid)
+    return _call(module, mixed, decay_input=outputs["a_proj"], strength=strength, valid=valid)
 
 
 def _call(
     module: Any,
     mixed: Float[Tensor, "b t c"],
-    a: Float[Tensor, "b t n_heads"],
+    *,
+    decay_input: Float[Tensor, "b t n_heads"],
     strength: Float[Tensor, "b t n_heads"],
     valid: Bool[Tensor, "b t"],
 ) -> LinearCall:
-    """From what the projections give: q, k and v side by side, the decay's input, and the write strength."""
+    """The call of a layer, from its projections; `mixed`: q, k and v side by side."""
     q, k, v = convolved(module, mixed).split([module.key_dim, module.key_dim, module.value_dim], -1)
     q, k = (rearrange(x, "b t (h d) -> b h t d", h=module.num_k_heads) for x in (q, k))
-    log_decay = -module.A_log.float().exp() * softplus(a.float() + module.dt_bias.float())
+    log_decay = -module.A_log.float().exp() * softplus(decay_input.float() + module.dt_bias.float())
     q, k = normalised(q) * q.shape[-1] ** -0.5, normalised(k)
     log_decay = rearrange(log_decay, "b t h -> b h t 1")
     return LinearCall(
@@ -70,30 +96,3 @@ def _call(
         log_decay=log_decay,
         rows=DeltaRows(q, k, log_decay, rearrange(strength, "b t h -> b h t"), valid),
     )
-
-
-_QWEN3_5 = Adapter(
-    describe=_describe,
-    taps=("in_proj_qkv", "in_proj_a", "in_proj_b"),
-    read=_read_qwen3_5,
-    norm="norm",
-    projection="out_proj",
-)
-ADAPTERS = {
-    "Qwen3NextGatedDeltaNet": Adapter(
-        describe=_describe,
-        taps=("in_proj_qkvz", "in_proj_ba"),
-        read=_read_qwen3_next,
-        norm="norm",
-        projection="out_proj",
-    ),
-    "Qwen3_5GatedDeltaNet": _QWEN3_5,
-    "Qwen3_5MoeGatedDeltaNet": _QWEN3_5,
-    "OlmoHybridGatedDeltaNet": Adapter(
-        describe=_describe,
-        taps=("q_proj", "k_proj", "v_proj", "a_proj", "b_proj"),
-        read=_read_olmo,
-        norm="o_norm",
-        projection="o_proj",
-    ),
-}

@@ -13,8 +13,8 @@ from einops import rearrange
 from jaxtyping import Bool
 from torch import Tensor, cat
 
-from workbench.hooks.taps.linear.convolution import convolved, normalised
-from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer, convolved, normalised
+from workbench.hooks.taps.linear.registry import mixer
 from workbench.kernels import DeltaRows
 
 
@@ -30,7 +30,15 @@ def _describe(module: Any) -> LinearLayer:
     )
 
 
-def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+@mixer(
+    "KimiLinearDeltaAttention",
+    describe=_describe,
+    taps=("q_proj", "k_proj", "v_proj", "forget_gate", "b_proj"),
+    norm="o_norm",
+    projection="o_proj",
+)
+def read_kimi_delta(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    """Read Kimi Delta Attention: the forget gate gives the log decay of each key channel."""
     mixed = cat([outputs[name] for name in ("q_proj", "k_proj", "v_proj")], -1)
     q, k, v = rearrange(convolved(module, mixed), "b t (three h d) -> three b h t d", three=3, h=module.num_heads)
     q, k = normalised(q) * q.shape[-1] ** -0.5, normalised(k)
@@ -44,14 +52,3 @@ def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]
         log_decay=log_decay,
         rows=DeltaRows(q, k, log_decay, strength, valid),
     )
-
-
-ADAPTERS = {
-    "KimiLinearDeltaAttention": Adapter(
-        describe=_describe,
-        taps=("q_proj", "k_proj", "v_proj", "forget_gate", "b_proj"),
-        read=_read,
-        norm="o_norm",
-        projection="o_proj",
-    )
-}

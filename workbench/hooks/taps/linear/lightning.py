@@ -1,4 +1,4 @@
-"""Lightning attention (MiniMax): A[i, j] = (q_i · k_j) exp(−slope · (i − j)), after the activation, with no 1/√d.
+"""Lightning attention (MiniMax): A[i, j] = (q_i · k_j) exp(−slope · (i − j)), after the activation, without 1/√d.
 
 Reference:
     Qin et al. 2024, Lightning Attention-2, eq. 5. MiniMax's slopes: 2^(−8 (h + 1) / H) · (1 − l / (L − 1) + 1e-5).
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import RoundedDecayWarning
-from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
+from workbench.hooks.taps.linear.registry import mixer
 from workbench.kernels import DecayRows
 from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules, lightning_slopes
 
@@ -25,20 +26,20 @@ from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules
 def never_forgetting(module: nn.Module) -> list[int]:
     """The heads whose decay per token rounds to exactly 1 in the dtype that the module holds its slopes in."""
     slope: Tensor = module.slope_rate  # type: ignore[assignment]
-    stays = torch.exp(-slope) == 1
-    return rearrange(stays, "h 1 1 -> h").nonzero().flatten().tolist()
+    is_frozen = torch.exp(-slope) == 1
+    return rearrange(is_frozen, "h 1 1 -> h").nonzero().flatten().tolist()
 
 
 def warn_of_rounded_decay(model: PreTrainedModel) -> None:
-    """Name the heads that never forget because a model in low precision holds its slopes in that precision, too."""
+    """Warn of the heads whose decay is rounded to 1 because the model holds its slopes in low precision."""
     frozen = {i: heads for i, m in lightning_modules(model).items() if (heads := never_forgetting(m))}
     if not frozen:
         return
     names = [f"L{i}H{h}" for i, heads in frozen.items() for h in heads]
-    told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     warnings.warn(
         f"{type(model).__name__} holds its decay rates in a dtype in which {len(names)} heads never forget "
-        f"(exp(−slope) is exactly 1): {told}. Their patterns are recorded with float32 rates, which the model in "
+        f"(exp(−slope) is exactly 1): {listed}. Their patterns are recorded with float32 rates, which the model in "
         "memory does not use; open the checkpoint with open_model(path), which restores them",
         RoundedDecayWarning,
         stacklevel=3,
@@ -58,7 +59,9 @@ def _describe(module: Any) -> LinearLayer:
     )
 
 
-def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+@mixer(LIGHTNING_CLASS, describe=_describe, taps=("qkv_proj",), norm="norm", projection="out_proj")
+def read_lightning(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    """Read lightning attention: one projection gives queries, keys and values, before the activation."""
     active = module.act_fn(outputs["qkv_proj"])
     q, k, v = rearrange(active, "b t (h three d) -> three b h t d", h=module.num_attention_heads, three=3)
     log_decay = repeat(-lightning_slopes(module), "h -> 1 h t 1", t=valid.shape[1])
@@ -70,8 +73,3 @@ def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]
         log_decay=log_decay,
         rows=DecayRows(q, k, log_decay[..., 0], valid=valid),
     )
-
-
-ADAPTERS = {
-    LIGHTNING_CLASS: Adapter(describe=_describe, taps=("qkv_proj",), read=_read, norm="norm", projection="out_proj")
-}

@@ -1,17 +1,20 @@
-"""What a linear layer is and what is seen of it while it runs, in the same words for every family.
+"""A linear layer, and what is read of it while it runs, in the same terms for every family.
 
-A linear layer's head computes o_i = Σ_{j ≤ i} A[i, j] v_j before its norm, gate and output projection. A is the implied
-pattern: signed, not normalised. An `Adapter` says where in a transformers module q, k, v and the decay are.
+A head of a linear layer computes o_i = Σ_{j ≤ i} A[i, j] v_j before its norm, gate and output projection. A is the
+implied pattern: signed, not normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import conv1d
+from transformers.activations import ACT2FN
 
 from workbench.heads import LayerInfo, Mixer
 from workbench.kernels import Request, RowStatistics, SignedRows, signed_crop, signed_statistics
@@ -21,10 +24,10 @@ from workbench.kernels import Request, RowStatistics, SignedRows, signed_crop, s
 class LinearLayer:
     """One linear token mixer of a model.
 
-    `n_kv_heads` counts the key heads that the heads share in groups; `d_head` is the width of queries and keys.
-    `has_conv`: a short convolution over the last few tokens comes before q, k and v, so that what a head does to the
-    previous token is partly not in its pattern. `slopes`: decay per token in nats, in float32, where it does not depend
-    on the tokens; else None.
+    `mixer`: "lightning", "gdn", "kda", "ssm", or the name of a registered one. `n_kv_heads` counts the key heads that
+    the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution over the last
+    few tokens comes before q, k and v, so that what a head does to the previous token is partly not in its pattern.
+    `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None.
     """
 
     index: int
@@ -37,7 +40,7 @@ class LinearLayer:
 
     @property
     def info(self) -> LayerInfo:
-        """The same as every layer is told."""
+        """The layer as every layer of a model is described."""
         return LayerInfo(
             index=self.index,
             kind="linear",
@@ -56,7 +59,8 @@ class LinearCall:
 
     `q`, `k`: as the recurrence takes them, after convolution, activation, normalisation and scale, one per key head.
     `v`: so that the heads' outputs are the implied rows times v. `log_decay`: per token and head, and per key channel
-    where the layer has a rate for each (KDA).
+    where the layer has a rate for each (KDA). `rows`: the implied rows, `DecayRows` or `DeltaRows` of
+    `workbench.kernels`.
     """
 
     layer: int
@@ -77,16 +81,21 @@ class LinearCall:
         return signed_crop(self.rows, sequence, head, queries=queries, keys=keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """How to read one class of transformers modules.
+def convolved(module: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+    """The module's short causal convolution of each channel (`module.conv1d`), then its activation."""
+    convolution, n_tokens = module.conv1d, mixed.shape[1]
+    out = conv1d(
+        rearrange(mixed, "b t c -> b c t").to(convolution.weight.dtype),
+        convolution.weight,
+        convolution.bias,
+        padding=convolution.kernel_size[0] - 1,
+        groups=convolution.groups,
+    )
+    active = ACT2FN[module.activation](out[..., :n_tokens]).to(mixed.dtype)
+    return rearrange(active, "b c t -> b t c")
 
-    `taps`: the submodules whose outputs are kept until the output projection, `projection`, is reached; `read` turns
-    them into a call. `norm`: the submodule that takes the heads' outputs first.
-    """
 
-    describe: Callable[[Any], LinearLayer]
-    taps: tuple[str, ...]
-    read: Callable[[Any, Mapping[str, Tensor], Bool[Tensor, "b t"]], LinearCall]
-    norm: str
-    projection: str
+def normalised(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
+    """Queries or keys of length 1, in float32."""
+    x = x.float()
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)

@@ -1,8 +1,8 @@
-"""Find a model's linear layers, read them while they run, and change what their heads hand on."""
+"""Hooks on the linear layers of a model: read them while they run, and change what their heads hand on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,18 +15,22 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from workbench.heads import WorkbenchError
-from workbench.hooks.taps.linear import gated_delta, kimi_delta, lightning, mamba2
-from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
+from workbench.hooks.taps.linear.registry import MIXERS, Adapter
 
-_ADAPTERS = {**lightning.ADAPTERS, **gated_delta.ADAPTERS, **kimi_delta.ADAPTERS, **mamba2.ADAPTERS}
 LinearReader = Callable[[LinearCall], None]
-# The outputs of all heads "b t h d_v", before norm, gate and projection → what to go on with.
+# The outputs of all heads "b t h d_v", before norm, gate and projection → the outputs to go on with.
 OutputChange = Callable[[Tensor], Tensor]
+# (layer, the outputs of its heads, where they are valid, the position of the first) → the outputs to go on with.
+HeadChange = Callable[
+    [int, Float[Tensor, "b t h d_v"], Bool[Tensor, "b t"] | None, int],
+    Float[Tensor, "b t h d_v"],
+]
 
 
 def linear_layers(model: PreTrainedModel) -> dict[int, LinearLayer]:
     """The linear layers of a model by layer number."""
-    return {layer.index: layer for m, adapter in adapted_modules(model) for layer in [adapter.describe(m)]}
+    return {layer.index: layer for m, adapter in _adapted_modules(model) for layer in [adapter.describe(m)]}
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def reading_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: L
     `valid`: False on the padding of the batch that is run.
     """
     handles: list[RemovableHandle] = []
-    for module, adapter in adapted_modules(model):
+    for module, adapter in _adapted_modules(model):
         outputs: dict[str, Tensor] = {}
         handles += [module.get_submodule(name).register_forward_hook(_keep(outputs, name)) for name in adapter.taps]
         before_projection = _hand_over(module, adapter, outputs, valid=valid, reader=reader)
@@ -57,13 +61,7 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
     Raises:
         WorkbenchError: if the layer is not linear.
     """
-    found = next(((m, a) for m, a in adapted_modules(model) if a.describe(m).index == layer), None)
-    if found is None:
-        raise WorkbenchError(
-            f"layer {layer} of {type(model).__name__} is no linear layer; its linear layers are "
-            f"{sorted(linear_layers(model)) or 'none'}"
-        )
-    module, adapter = found
+    module, adapter = _adapted_module(model, layer)
     n_heads, shape = adapter.describe(module).n_heads, [0, 0]
 
     def note_shape(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -71,9 +69,9 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
         shape[:] = hidden.shape[:2]
 
     def pass_through(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        given: Tensor = args[0]
-        changed = change(_by_head(given, shape[0], n_heads))
-        return (changed.reshape(given.shape), *args[1:])
+        out: Tensor = args[0]
+        changed = change(_by_head(out, shape[0], n_heads))
+        return (changed.reshape(out.shape), *args[1:])
 
     with ExitStack() as stack:
         stack.enter_context(_with_a_norm(module))
@@ -86,9 +84,41 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
         yield
 
 
-def adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
-    """The linear layers' modules, each with how it is read."""
-    return [(m, _ADAPTERS[type(m).__name__]) for m in model.modules() if type(m).__name__ in _ADAPTERS]
+@contextmanager
+def changing_linear(model: PreTrainedModel, layers: Iterable[int], change: HeadChange) -> Generator[None]:
+    """Inside the block, what the heads of these linear layers hand to the output projection passes through `change`.
+
+    Norm and gate come before. A norm over all heads of a layer is thus over the unchanged ones: a changed head does not
+    change its neighbours.
+    """
+    indices, masks = set(layers), dict[str, Tensor | None]()
+    with ExitStack() as stack:
+        if indices:
+            handle = model.register_forward_pre_hook(_keep_mask(masks), with_kwargs=True)
+            stack.callback(handle.remove)
+        for module, adapter in _adapted_modules(model):
+            layer = adapter.describe(module)
+            if layer.index in indices:
+                hook = _pass_through(layer.index, layer.n_heads, masks, change)
+                handle = module.get_submodule(adapter.projection).register_forward_pre_hook(hook)
+                stack.callback(handle.remove)
+        yield
+
+
+def _adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
+    """The modules of the linear layers, each with its adapter."""
+    adapters = MIXERS.all()
+    return [(m, adapters[name]) for m in model.modules() if (name := type(m).__name__) in adapters]
+
+
+def _adapted_module(model: PreTrainedModel, layer: int) -> tuple[nn.Module, Adapter]:
+    for module, adapter in _adapted_modules(model):
+        if adapter.describe(module).index == layer:
+            return module, adapter
+    raise WorkbenchError(
+        f"layer {layer} of {type(model).__name__} is no linear layer; its linear layers are "
+        f"{sorted(linear_layers(model)) or 'none'}"
+    )
 
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
@@ -116,14 +146,35 @@ def _hand_over(
 
 
 def _by_head(x: Tensor, n_sequences: int, n_heads: int) -> Float[Tensor, "b t h d_v"]:
-    """The outputs of all heads as the families hand them to the norm: flat, by token, or by token and head."""
+    """The outputs of all heads as the families pass them to the norm: flat, by token, or by token and head."""
     if x.ndim == 2:
         return rearrange(x, "(b t h) d -> b t h d", b=n_sequences, h=n_heads)
     return x if x.ndim == 4 else rearrange(x, "b t (h d) -> b t h d", h=n_heads)
 
 
+def _keep_mask(masks: dict[str, Tensor | None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def keep(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        masks["valid"] = kwargs.get("attention_mask")
+
+    return keep
+
+
+def _pass_through(
+    layer: int, n_heads: int, masks: dict[str, Tensor | None], change: HeadChange
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def pass_through(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        out: Tensor = args[0]
+        mask = masks.get("valid")
+        start = 0 if mask is None else mask.shape[1] - out.shape[1]  # earlier tokens are in the cache
+        valid = None if mask is None else mask[:, start:].bool()
+        changed = change(layer, rearrange(out, "b t (h d) -> b t h d", h=n_heads), valid, start)
+        return (rearrange(changed, "b t h d -> b t (h d)"), *args[1:])
+
+    return pass_through
+
+
 class _Gate(nn.Module):
-    """What Falcon-H1 without a norm does in its place."""
+    """The gate alone, which Falcon-H1 without a norm applies in place of its gated norm."""
 
     def forward(self, x: Float[Tensor, "b t c"], gate: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         return x * silu(gate)
@@ -131,7 +182,7 @@ class _Gate(nn.Module):
 
 @contextmanager
 def _with_a_norm(module: Any) -> Generator[None]:
-    """Give Falcon-H1 without a norm a module to hook in its place; the computation is the same."""
+    """Give Falcon-H1 without a norm a module in its place, to put a hook on; the computation is the same."""
     if getattr(module, "mamba_rms_norm", True):
         yield
         return

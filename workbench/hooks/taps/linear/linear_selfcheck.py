@@ -1,4 +1,4 @@
-"""Does a linear layer do what its adapter says? Its implied rows times v must be what its heads hand on."""
+"""Check that an adapter reads a linear layer rightly: its implied rows times v are what the layer's heads hand on."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from workbench.hooks.taps.linear.linear_layer import LinearCall
 from workbench.hooks.taps.linear.linear_reading import OutputChange, head_outputs, linear_layers, reading_linear
 from workbench.kernels import signed_pattern
 
-# Of the largest output: an adapter is right to rounding or wrong by far, and bfloat16 rounds v and the output to 2^-8.
+# Relative to the largest output. A right adapter differs by rounding, a wrong one by far more; bfloat16 rounds v and
+# the output to 2^-8.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _ROUGH_TOLERANCE = 5e-2
 
 
 @contextmanager
 def checking_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"]) -> Generator[dict[int, bool]]:
-    """Fill the dict it gives: for every linear layer that runs inside the block, whether it is read rightly.
+    """Yield a dict that says, for every linear layer that runs inside the block, whether it is read rightly.
 
-    Builds whole patterns: for a few tokens only. `valid`: False on padding, where outputs are not compared.
+    Builds whole patterns, T × T: for a few tokens only. `valid`: False on padding, where outputs are not compared.
     """
-    handed: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     is_right: dict[int, bool] = {}
 
     def compare(call: LinearCall) -> None:
-        out = handed.pop(call.layer)
+        out = outputs.pop(call.layer)
         tolerance = _TOLERANCE.get(out.dtype, _ROUGH_TOLERANCE)
         difference = (implied_output(call) - out.float())[valid].abs().max()
-        # A model whose weights are not finite is somebody else's to refuse.
+        # `not` of a comparison: NaN passes, because finiteness is checked by loading.pretrained.
         is_right[call.layer] = not bool(difference > tolerance * out.float()[valid].abs().max())
 
     with ExitStack() as stack:
         for layer in linear_layers(model):
-            stack.enter_context(head_outputs(model, layer, _keeping(handed, layer)))
+            stack.enter_context(head_outputs(model, layer, _keeping(outputs, layer)))
         stack.enter_context(reading_linear(model, valid, compare))
         yield is_right
 
 
 def implied_output(call: LinearCall) -> Float[Tensor, "b t n_heads d_v"]:
-    """Every implied row times v: what the heads hand on. T × T: small T."""
+    """Every implied row times v, which the heads hand on; T × T, so for small T only."""
     return einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
 
 
-def _keeping(handed: dict[int, Tensor], layer: int) -> OutputChange:
+def _keeping(outputs: dict[int, Tensor], layer: int) -> OutputChange:
     def keep(out: Tensor) -> Tensor:
-        handed[layer] = out.detach()
+        outputs[layer] = out.detach()
         return out
 
     return keep

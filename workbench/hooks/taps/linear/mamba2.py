@@ -16,8 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from workbench.hooks.taps.linear.convolution import convolved
-from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
+from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer, convolved
+from workbench.hooks.taps.linear.registry import mixer
 from workbench.kernels import DecayRows
 
 
@@ -32,7 +32,19 @@ def _describe(module: Any) -> LinearLayer:
     )
 
 
-def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+@mixer(
+    "BambaMixer",
+    "FalconH1Mixer",
+    "GraniteMoeHybridMambaLayer",
+    "Mamba2Mixer",
+    "NemotronHMamba2Mixer",
+    describe=_describe,
+    taps=("in_proj",),
+    norm="norm",
+    projection="out_proj",
+)
+def read_mamba2(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
+    """Read Mamba-2: one projection gives gate, x, B, C and dt."""
     projected = outputs["in_proj"]
     multipliers = getattr(module, "mup_vector", None)  # Falcon-H1 scales its projections
     if multipliers is not None:
@@ -40,7 +52,7 @@ def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]
     width, state = module.intermediate_size, module.n_groups * module.ssm_state_size
     _, mixed, dt = projected.split([width, width + 2 * state, module.num_heads], -1)
     x, b, c = convolved(module, mixed).split([width, state, state], -1)
-    q, k = (rearrange(part, "b t (g n) -> b g t n", g=module.n_groups) for part in (c, b))
+    q, k = (rearrange(y, "b t (g n) -> b g t n", g=module.n_groups) for y in (c, b))
     dt = softplus(dt.float() + module.dt_bias.float()).clamp(*module.time_step_limit)
     dt = rearrange(dt, "b t h -> b h t")
     log_decay = -rearrange(module.A_log.float().exp(), "h -> 1 h 1") * dt
@@ -52,8 +64,3 @@ def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]
         log_decay=rearrange(log_decay, "b h t -> b h t 1"),
         rows=DecayRows(q, k, log_decay, strength=dt, skip=module.D.float(), valid=valid),
     )
-
-
-_MAMBA2 = Adapter(describe=_describe, taps=("in_proj",), read=_read, norm="norm", projection="out_proj")
-_CLASSES = ("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Mamba2Mixer", "NemotronHMamba2Mixer")
-ADAPTERS = dict.fromkeys(_CLASSES, _MAMBA2)

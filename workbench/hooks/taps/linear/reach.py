@@ -1,7 +1,8 @@
-"""How far back a linear head can see: the tokens after which its decay leaves half, or a hundredth, of what it wrote.
+"""The reach of a linear head: after how many tokens its decay leaves half, or a hundredth, of what it wrote.
 
-Where the decay does not depend on the tokens this follows from the slopes: ln 2 / slope and ln 100 / slope. Elsewhere
-it is measured on recorded decays. A delta layer also erases, so that its decay is an upper bound on its reach.
+Where the decay does not depend on the tokens, the reach follows from the slopes: ln 2 / slope and ln 100 / slope.
+Elsewhere it is measured on recorded decays. A delta layer also erases, so that its decay is an upper bound on its
+reach.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 class Reach:
     """How far each head of a linear layer sees, in tokens; infinite where it forgets less than that within the text.
 
-    One rate per head, or one per key channel (KDA). `is_measured`: the median over the tokens of given sequences.
+    One rate per head, or one per key channel (KDA). `is_measured`: a median over the tokens of some sequences, and not
+    computed from slopes.
     """
 
     layer: int
@@ -48,8 +50,8 @@ def decay_reach(layer: LinearLayer) -> Reach | None:
 def measured_reach(call: LinearCall, layer: LinearLayer, valid: Bool[Tensor, "b t"]) -> Reach:
     """The reach of a layer on the sequences that are being run.
 
-    For each token: how many more tokens until the decay since then leaves at most the share asked for. A token whose
-    share the sequence does not see go counts as infinitely far; the median over tokens is finite where half of them do.
+    Of each token the number of further tokens until its decay leaves at most 1/2, or 1/100; infinite where the sequence
+    ends before that. The reach is the median over tokens, finite where at least half of them are.
     """
     log_decay = call.log_decay.expand(len(valid), -1, -1, -1).double() * valid[:, None, :, None]
     forgotten = -log_decay.cumsum(2).movedim(2, -1).contiguous()
