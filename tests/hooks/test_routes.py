@@ -8,9 +8,9 @@ import torch
 from tests.families import HEADS, WINDOW, random_tokens, tiny
 from workbench import KVHead, WorkbenchError, open_model
 from workbench.hooks.recording.needs import NEEDS
-from workbench.kernels import CausalMask, Far, Request, routes
+from workbench.kernels import CausalMask, Far, Request, dispatch
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.forms import SETTING
+from workbench.kernels.dispatch import SETTING
 from workbench.kernels.softmax import blockwise, recorded
 from workbench.probes import copy_needle
 
@@ -33,7 +33,7 @@ def taken(monkeypatch):
 
         return count
 
-    monkeypatch.setattr(recorded, "attention_statistics", counting("triton", recorded.attention_statistics))
+    monkeypatch.setattr(recorded, "profile_statistics", counting("triton", recorded.profile_statistics))
     monkeypatch.setattr(blockwise, "attention_statistics", counting("torch", blockwise.attention_statistics))
     return calls
 
@@ -103,7 +103,7 @@ def test_windowed_heads_are_recorded_row_by_row_whatever_is_set(monkeypatch, tak
 def call(**changes):
     q = torch.zeros(1, HEADS, 6, 16)
     given = dict(q=q, v=q, mask=CausalMask(6), request=Request(entropy=True, far=Far(3))) | changes
-    return routes.choose_route(**given)
+    return dispatch.choose_route(**given)
 
 
 def test_a_cpu_takes_the_row_blocked_form_and_says_why(monkeypatch):
@@ -140,7 +140,7 @@ def test_what_the_kernels_do_not_hold_goes_row_by_row_with_the_reason(changes, w
     if why is None:
         assert choice == ("triton", "asked for by WORKBENCH_KERNELS=triton, interpreted")
     else:
-        assert choice.form == "torch"
+        assert choice.backend == "torch"
         assert why in choice.why
 
 

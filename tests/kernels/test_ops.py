@@ -1,4 +1,4 @@
-"""The operations as one calls them: forms are chosen openly, gradients are right, and torch.compile takes them."""
+"""The operations as one calls them: backends are chosen openly, gradients are right, and torch.compile takes them."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import forms, ops
+from workbench.kernels import dispatch, ops
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.launch_shapes import WIDEST
@@ -194,36 +194,36 @@ def test_a_cpu_takes_torch_and_says_why():
 
 
 def test_the_delta_rules_limits_are_told(monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     assert "forward only; heads of 32 to 128 channels in" in ops.explain("cuda")["gated_delta_rule"]
     assert "forward only" not in ops.explain("cuda")["linear_attention"]
     assert "forward only" not in ops.explain("cpu")["gated_delta_rule"]
 
 
 def test_the_widest_heads_that_take_triton_are_told_for_each_type(monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     told = ops.explain("cuda")["linear_attention"]
     assert "heads of 32 to 256 channels in bfloat16 and float16, 128 channels in float32; else chunked torch" in told
     assert "channels" not in ops.explain("cpu")["linear_attention"]
 
 
 @needs_triton
-@pytest.mark.parametrize("operation", forms.TORCH_NAMES)
+@pytest.mark.parametrize("operation", dispatch.TORCH_NAMES)
 def test_auto_leaves_heads_without_a_sound_kernel_to_torch(operation, monkeypatch):
-    monkeypatch.setenv(forms.SETTING, "triton")
+    monkeypatch.setenv(dispatch.SETTING, "triton")
     for dtype, widest in WIDEST[operation].items():
         fits, exceeds = (torch.empty(1, 1, 0, d, dtype=dtype) for d in (widest, widest + 1))
-        assert ops.choose_for(operation, (fits, fits)).form == "triton"
+        assert ops.choose_for(operation, (fits, fits)).backend == "triton"
         choice = ops.choose_for(operation, (fits, exceeds))
-        assert choice.form == "torch"
+        assert choice.backend == "torch"
         assert f"heads of {widest + 1} channels in {str(dtype)[6:]}" in choice.why
-        assert ops.choose_for(operation, (exceeds,), "triton").form == "triton"
+        assert ops.choose_for(operation, (exceeds,), "triton").backend == "triton"
     assert ops.choose_for(operation, (fits.double(),)) == ("torch", "float64 has no kernel")
 
 
 @needs_triton
 def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
-    monkeypatch.setenv(forms.SETTING, "triton")
+    monkeypatch.setenv(dispatch.SETTING, "triton")
     launches = []
 
     def launched(*args, **options):
@@ -239,42 +239,42 @@ def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
 
 @needs_triton
 def test_heads_narrower_than_any_that_was_compiled_are_left_to_torch(monkeypatch):
-    monkeypatch.setenv(forms.SETTING, "triton")
-    monkeypatch.setattr(forms, "is_interpreted", lambda: False)
-    monkeypatch.setattr(forms, "choose", lambda *_: forms.Choice("triton", "cuda"))
+    monkeypatch.setenv(dispatch.SETTING, "triton")
+    monkeypatch.setattr(dispatch, "is_interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "choose", lambda *_: dispatch.Choice("triton", "cuda"))
     narrow, fits = (torch.empty(1, 1, 0, d) for d in (31, 32))
-    assert ops.choose_for("attention_profile", (fits,)).form == "triton"
+    assert ops.choose_for("attention_profile", (fits,)).backend == "triton"
     assert ops.choose_for("attention_profile", (narrow,)).why.startswith("heads of 31 channels")
-    assert ops.choose_for("attention_profile", (narrow, fits)).form == "triton"  # tiles are as wide as the widest
+    assert ops.choose_for("attention_profile", (narrow, fits)).backend == "triton"  # tiles are as wide as the widest
 
 
 @pytest.mark.parametrize(
-    ("capability", "form"), [((8, 0), "triton"), ((8, 6), "torch"), ((9, 0), "triton"), ((12, 0), "torch")]
+    ("capability", "backend"), [((8, 0), "triton"), ((8, 6), "torch"), ((9, 0), "triton"), ((12, 0), "torch")]
 )
-def test_auto_takes_triton_on_gpus_whose_compiled_kernels_were_checked(capability, form, monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+def test_auto_takes_triton_on_gpus_whose_compiled_kernels_were_checked(capability, backend, monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
     choice = ops.choose("attention_profile", "cuda")
-    assert choice.form == form
-    assert form == "triton" or "kernels are compiled and checked for 8.0, 9.0, 10.0" in choice.why
-    assert ops.choose("attention_profile", "cuda", "triton").form == "triton"
+    assert choice.backend == backend
+    assert backend == "triton" or "kernels are compiled and checked for 8.0, 9.0, 10.0" in choice.why
+    assert ops.choose("attention_profile", "cuda", "triton").backend == "triton"
 
 
 def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
-    assert ops.choose("linear_attention", "cuda").form == "triton"
-    monkeypatch.setattr(forms, "HAS_TRITON", False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    assert ops.choose("linear_attention", "cuda").backend == "triton"
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     choice = ops.choose("linear_attention", "cuda")
-    assert choice.form == "torch"
+    assert choice.backend == "torch"
     assert "triton is not installed" in choice.why
     with pytest.raises(WorkbenchError, match="backend='triton' was asked for, but triton is not installed"):
         ops.choose("linear_attention", "cuda", "triton")
 
 
-def test_a_form_that_cannot_run_is_refused_not_replaced(monkeypatch):
-    monkeypatch.setattr(forms, "is_interpreted", lambda: False)
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+def test_a_backend_that_cannot_run_is_refused_not_replaced(monkeypatch):
+    monkeypatch.setattr(dispatch, "is_interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     with pytest.raises(WorkbenchError, match="backend='triton' was asked for on cpu; expected cuda"):
         ops.choose("attention_profile", "cpu", "triton")
     with pytest.raises(WorkbenchError, match="serves gated_delta_rule only"):

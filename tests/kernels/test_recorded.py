@@ -41,7 +41,7 @@ def assert_equal(fast, exact, p):
 def test_what_a_profile_does_not_hold_is_refused():
     p = problem("gqa")
     with pytest.raises(WorkbenchError, match="a profile does not hold a ladder of windows"):
-        recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], Request(windows=(3,)), scale=1.0)
+        recorded.profile_statistics(p["q"], p["k"], p["v"], p["mask"], Request(windows=(3,)), scale=1.0)
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
@@ -50,7 +50,7 @@ def test_recorded_statistics_equal_the_reference(case, backend, poisoned):
     p = problem(case)
     request = everything(p)
     args = dict(scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
-    fast = recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, backend=backend, **args)
+    fast = recorded.profile_statistics(p["q"], p["k"], p["v"], p["mask"], request, backend=backend, **args)
     exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, **args)
     assert_equal(fast, exact, p)
 
@@ -62,7 +62,7 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case, backend, poison
     rows = torch.arange(p["q"].shape[2] - 1, -1, -3).flip(0)
     request = everything(p, rows)
     given = (p["q"], p["k"], p["v"], p["mask"], request)
-    fast = recorded.attention_statistics(*given, scale=0.25, backend=backend)
+    fast = recorded.profile_statistics(*given, scale=0.25, backend=backend)
     assert_equal(fast, reference.attention_statistics(*given, scale=0.25), p)
 
 
@@ -70,7 +70,7 @@ def test_padding_between_valid_keys_is_refused():
     q = torch.zeros(1, 1, 4, 16)
     mask = CausalMask(4, valid=torch.tensor([[True, False, True, True]]))
     with pytest.raises(WorkbenchError, match="padding between valid keys"):
-        recorded.attention_statistics(q, q, q, mask, Request(), scale=1.0)
+        recorded.profile_statistics(q, q, q, mask, Request(), scale=1.0)
 
 
 def test_a_mask_of_another_kind_is_refused_by_its_name():
@@ -83,4 +83,4 @@ def test_a_mask_of_another_kind_is_refused_by_its_name():
 
     q = torch.zeros(1, 1, 4, 16)
     with pytest.raises(WorkbenchError, match="a Checkerboard was given; expected a CausalMask"):
-        recorded.attention_statistics(q, q, q, Checkerboard(), Request(), scale=1.0)
+        recorded.profile_statistics(q, q, q, Checkerboard(), Request(), scale=1.0)

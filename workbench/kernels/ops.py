@@ -1,6 +1,6 @@
-"""The operations as one calls them: the form for each device is chosen openly, gradients and torch.compile work.
+"""The operations to call: each chooses its backend by device, and supports gradients and torch.compile.
 
-Each is a torch custom op with a kernel per device. `explain` tells which form an operation will take and why.
+Each is a torch custom op with a kernel per device. `explain` names the backend of each operation, and why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.forms import Backend, Choice, choose, choose_for, explain
+from workbench.kernels.dispatch import Backend, Choice, choose, choose_for, explain
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.linear import delta, linear_ops
 from workbench.kernels.linear.decay import LinearOutput
@@ -49,15 +49,15 @@ def attention_profile(
     """Output and row statistics of one layer; gradients flow through `out` and `lse`, the rest is for reading.
 
     Raises:
-        WorkbenchError: if n_heads is not a multiple of n_kv_heads, or the form asked for cannot run.
+        WorkbenchError: if n_heads is not a multiple of n_kv_heads, or the requested backend cannot run.
     """
     check_groups(q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    form = choose_for("attention_profile", (q, k if v is None else v), backend).form
+    chosen = choose_for("attention_profile", (q, k if v is None else v), backend).backend
     seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
     tags = (request.query_tags, request.key_tags)
     wanted = (list(request.windows), *tags, request.entropy, request.top, request.distance)
-    found = softmax_ops.attention_profile(q, k, v, *seen_by, sinks, scale, softcap, *wanted, form)
+    found = softmax_ops.attention_profile(q, k, v, *seen_by, sinks, scale, softcap, *wanted, chosen)
     out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = found
     return AttentionProfile(
         out=None if v is None else out,
@@ -84,10 +84,10 @@ def attention_column_sums(
 ) -> Float[Tensor, "b n_heads k"]:
     """What each key receives, Σ_i p_ij, from the rows' denominators; no gradient."""
     check_groups(q, k)
-    form = choose_for("attention_column_sums", (q, k), backend).form
+    chosen = choose_for("attention_column_sums", (q, k), backend).backend
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
-    return softmax_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, form)
+    return softmax_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, chosen)
 
 
 def linear_attention(
@@ -108,11 +108,12 @@ def linear_attention(
         log_decay: g <= 0, −slope per head or a gate per token. Gradients flow into it; none flow out of snapshots.
         cu_seqlens: bounds of packed sequences, for a batch of one; `initial_state` then holds one state each.
     """
-    form = choose_for("linear_attention", (q, v), backend).form
+    chosen = choose_for("linear_attention", (q, v), backend).backend
     gate = log_decay[None, :, None] if log_decay.ndim == 1 else log_decay
     bounds = None if cu_seqlens is None else list(cu_seqlens)
-    out, state, taken = linear_ops.linear_attention(q, k, v, gate, scale, initial_state, bounds, list(snapshots), form)
-    return LinearOutput(out, state, taken)
+    return LinearOutput(
+        *linear_ops.linear_attention(q, k, v, gate, scale, initial_state, bounds, list(snapshots), chosen)
+    )
 
 
 def linear_attention_step(
@@ -126,9 +127,9 @@ def linear_attention_step(
     backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "b n_heads d_v"], Float[Tensor, "b n_heads d d_v"]]:
     """One token more: its row and the new state; for decoding, without gradients."""
-    form = choose_for("linear_attention_step", (q, v), backend).form
+    chosen = choose_for("linear_attention_step", (q, v), backend).backend
     gate = log_decay[None] if log_decay.ndim == 1 else log_decay
-    return linear_ops.linear_attention_step(*(x.detach() for x in (q, k, v, state, gate)), scale, form)
+    return linear_ops.linear_attention_step(*(x.detach() for x in (q, k, v, state, gate)), scale, chosen)
 
 
 def gated_delta_rule(
@@ -145,22 +146,22 @@ def gated_delta_rule(
 ) -> delta.DeltaOutput:
     """Rows and last states of the gated delta rule; `k` at unit length.
 
-    Gradients: of the torch form and fla's. Where any input asks for them, "auto" takes torch; the Triton form has none.
+    Gradients: with torch and fla. Where any input requires them, "auto" takes torch; the Triton kernel has none.
     """
-    form = choose_for("gated_delta_rule", (q, v), backend).form
+    chosen = choose_for("gated_delta_rule", (q, v), backend).backend
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     bounds = None if cu_seqlens is None else list(cu_seqlens)
     inputs = (q, k, v, g, beta)
     has_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, initial_state))
-    if form == "triton" and backend == "auto" and has_gradients:
-        form = "torch"
-    if form == "triton" and has_gradients:
+    if chosen == "triton" and backend == "auto" and has_gradients:
+        chosen = "torch"
+    if chosen == "triton" and has_gradients:
         raise WorkbenchError(
             "backend='triton' was asked for the gated delta rule of tensors that require gradients, and it has no "
             "backward pass; use backend='auto', 'torch' or 'fla', or torch.no_grad()"
         )
-    if form == "fla":
+    if chosen == "fla":
         return delta.by_fla(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
-    if form == "torch":
+    if chosen == "torch":
         return delta.chunked(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
     return delta.DeltaOutput(*linear_ops.gated_delta_rule(*inputs, factor, initial_state, bounds))

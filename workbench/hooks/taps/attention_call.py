@@ -27,8 +27,8 @@ from workbench.kernels import (
     attention_crop,
     hidden_runs,
 )
-from workbench.kernels.routes import attention_statistics
 from workbench.kernels.softmax.differentiable import differentiable_attention
+from workbench.kernels.softmax.recorded import attention_statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class AttentionCall:
     ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
         """The output and the statistics of the layer's rows, under its own mask or another.
 
-        `workbench.kernels.routes.choose_route` says in which form.
+        `workbench.kernels.dispatch.choose_route` chooses the backend.
         """
         return attention_statistics(
             self.q,

@@ -25,9 +25,9 @@ _DEVICES = ("cpu", "cuda")
 @no_type_check
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float, initial_state: Tensor | None,
-    cu_seqlens: Sequence[int] | None, snapshots: Sequence[int], form: str,
+    cu_seqlens: Sequence[int] | None, snapshots: Sequence[int], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    run = linear.launched if form == "triton" else linear.chunked
+    run = linear.launched if backend == "triton" else linear.chunked
     options = {"scale": scale, "initial_state": initial_state, "cu_seqlens": cu_seqlens, "snapshots": snapshots}
     out, state, taken = run(q, k, v, log_decay, **options)
     return out.contiguous(), state.contiguous(), taken.contiguous()
@@ -35,7 +35,7 @@ def linear_attention(
 
 @linear_attention.register_fake
 @no_type_check
-def _(q, k, v, log_decay, scale, initial_state, cu_seqlens, snapshots, form):
+def _(q, k, v, log_decay, scale, initial_state, cu_seqlens, snapshots, backend):
     n = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
     wide = torch.promote_types(q.dtype, torch.float32)
     size = (q.shape[1], q.shape[3], v.shape[3])
@@ -45,7 +45,7 @@ def _(q, k, v, log_decay, scale, initial_state, cu_seqlens, snapshots, form):
 
 @no_type_check
 def _keep_linear(ctx, inputs, output):
-    q, k, v, log_decay, ctx.scale, initial_state, ctx.cu_seqlens, _, ctx.form = inputs
+    q, k, v, log_decay, ctx.scale, initial_state, ctx.cu_seqlens, _, ctx.backend = inputs
     ctx.save_for_backward(q, k, v, log_decay, initial_state)
     ctx.mark_non_differentiable(output[2])
 
@@ -55,7 +55,7 @@ def _linear_gradients(ctx, d_out, d_state, _):
     q, k, v, log_decay, initial_state = ctx.saved_tensors
     with_gate = ctx.needs_input_grad[3]
     dq, dk, dv, d_gate, d_initial = linear_attention_backward(
-        d_out, d_state, q, k, v, log_decay, ctx.scale, initial_state, ctx.cu_seqlens, with_gate, ctx.form
+        d_out, d_state, q, k, v, log_decay, ctx.scale, initial_state, ctx.cu_seqlens, with_gate, ctx.backend
     )
     d_initial = None if initial_state is None else d_initial.to(initial_state.dtype)
     return dq, dk, dv, d_gate if with_gate else None, None, d_initial, None, None, None
@@ -68,9 +68,9 @@ linear_attention.register_autograd(_linear_gradients, setup_context=_keep_linear
 @no_type_check
 def linear_attention_backward(
     d_out: Tensor, d_state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float,
-    initial_state: Tensor | None, cu_seqlens: Sequence[int] | None, with_gate: bool, form: str,
+    initial_state: Tensor | None, cu_seqlens: Sequence[int] | None, with_gate: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    run = linear.launched_backward if form == "triton" else linear.chunked_backward
+    run = linear.launched_backward if backend == "triton" else linear.chunked_backward
     options = {"scale": scale, "initial_state": initial_state, "cu_seqlens": cu_seqlens, "with_gate": with_gate}
     dq, dk, dv, d_gate, d_initial = run(d_out, d_state, q, k, v, log_decay, **options)
     d_gate = log_decay.new_empty(0) if d_gate is None else d_gate
@@ -79,7 +79,7 @@ def linear_attention_backward(
 
 @linear_attention_backward.register_fake
 @no_type_check
-def _(d_out, d_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, with_gate, form):
+def _(d_out, d_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, with_gate, backend):
     d_gate = log_decay.new_empty(log_decay.shape if with_gate else (0,))
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), d_gate, d_state.new_empty(d_state.shape)
 
@@ -87,16 +87,16 @@ def _(d_out, d_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, with
 @custom_op("workbench::linear_attention_step", mutates_args=(), device_types=_DEVICES)
 @no_type_check
 def linear_attention_step(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, scale: float, form: str
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    run = linear.launched_step if form == "triton" else linear.step
+    run = linear.launched_step if backend == "triton" else linear.step
     out, new = run(q, k, v, state, log_decay, scale=scale)
     return out.contiguous(), new.contiguous()
 
 
 @linear_attention_step.register_fake
 @no_type_check
-def _(q, k, v, state, log_decay, scale, form):
+def _(q, k, v, state, log_decay, scale, backend):
     return v.new_empty(v.shape), state.new_empty(state.shape, dtype=torch.promote_types(q.dtype, torch.float32))
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels import ops
+from workbench.kernels.dispatch import choose_route
 from workbench.kernels.intervals import Intervals, intervals_of
 from workbench.kernels.masks import CausalMask, TileMask
+from workbench.kernels.softmax import blockwise
 from workbench.kernels.softmax.profiles import ProfileRequest
-from workbench.kernels.softmax.statistics import Request, RowStatistics
+from workbench.kernels.softmax.statistics import Request, RowStatistics, beyond_a_profile
 
 # Cells whose keys are gathered at a time: 64 MiB for 32 heads of 128 channels.
 _CELLS = 4096
@@ -47,19 +49,24 @@ def attention_cells(
     return found
 
 
-def beyond_a_profile(request: Request) -> list[str]:
-    """What is asked for that a profile does not hold."""
-    asked = {
-        "a ladder of windows": bool(request.windows),
-        "squares": request.squares,
-        "features": request.features is not None,
-        "column sums": request.row_weights is not None,
-        "value norms": request.value_norms,
-    }
-    return [name for name, is_asked in asked.items() if is_asked]
-
-
 def attention_statistics(
+    q: Float[Tensor, "b n_heads q d"],
+    k: Float[Tensor, "b n_kv_heads k d"],
+    v: Float[Tensor, "b n_kv_heads k d_v"],
+    mask: TileMask,
+    request: Request,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " n_heads"] | None = None,
+) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+    """Softmax attention's output and the statistics of its rows, by the backend that `choose_route` names."""
+    if choose_route(q, v, mask, request).backend == "torch":
+        return blockwise.attention_statistics(q, k, v, mask, request, scale=scale, softcap=softcap, sinks=sinks)
+    return profile_statistics(q, k, v, mask, request, scale=scale, softcap=softcap, sinks=sinks, backend="triton")
+
+
+def profile_statistics(
     q: Float[Tensor, "b n_heads q d"],
     k: Float[Tensor, "b n_kv_heads k d"],
     v: Float[Tensor, "b n_kv_heads k d_v"],

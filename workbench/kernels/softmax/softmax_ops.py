@@ -28,9 +28,9 @@ _DEVICES = ("cpu", "cuda")
 def attention_profile(
     q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool,
     sinks: Tensor | None, scale: float, softcap: float | None, windows: Sequence[int], query_tags: Tensor | None,
-    key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, form: str,
+    key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    run = triton_launch.attention_profile if form == "triton" else profile_blockwise.attention_profile
+    run = triton_launch.attention_profile if backend == "triton" else profile_blockwise.attention_profile
     seen = Intervals(position, low, high, starts_at_zero)
     request = ProfileRequest(entropy, top, distance, tuple(windows), query_tags, key_tags)
     found = run(q, k, v, seen, request, scale=scale, softcap=softcap, sinks=sinks)
@@ -47,7 +47,7 @@ def attention_profile(
 @no_type_check
 def _(
     q, k, v, position, low, high, starts_at_zero, sinks, scale, softcap, windows, query_tags, key_tags, entropy, top,
-    distance, form,
+    distance, backend,
 ):  # fmt: skip
     def blank(wanted: bool, *more: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return q.new_empty((*q.shape[:3], *more) if wanted else (0,), dtype=dtype)
@@ -118,13 +118,13 @@ def _(d_out, d_lse, q, k, v, position, low, high, starts_at_zero, sinks, out, ls
 @no_type_check
 def attention_column_sums(
     q: Tensor, k: Tensor, lse: Tensor, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool, scale: float,
-    softcap: float | None, form: str,
+    softcap: float | None, backend: str,
 ) -> Tensor:  # fmt: skip
-    run = triton_launch.column_sums if form == "triton" else profile_blockwise.column_sums
+    run = triton_launch.column_sums if backend == "triton" else profile_blockwise.column_sums
     return run(q, k, lse, Intervals(position, low, high, starts_at_zero), scale=scale, softcap=softcap)
 
 
 @attention_column_sums.register_fake
 @no_type_check
-def _(q, k, lse, position, low, high, starts_at_zero, scale, softcap, form):
+def _(q, k, lse, position, low, high, starts_at_zero, scale, softcap, backend):
     return q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)

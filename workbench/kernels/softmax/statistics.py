@@ -86,3 +86,15 @@ class RowStatistics:
     value_norm: Float[Tensor, "b n_heads q"] | None = None
     output_norm: Float[Tensor, "b n_heads q"] | None = None
     first_value_norm: Float[Tensor, "b n_heads 1"] | None = None
+
+
+def beyond_a_profile(request: Request) -> list[str]:
+    """The requested statistics that cannot be read off an attention profile, by name."""
+    names = {
+        "a ladder of windows": bool(request.windows),
+        "squares": request.squares,
+        "features": request.features is not None,
+        "column sums": request.row_weights is not None,
+        "value norms": request.value_norms,
+    }
+    return [name for name, is_requested in names.items() if is_requested]
