@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from machine import Peak, cpu_seconds, describe, gpu_milliseconds, keep
 
-from workbench.kernels import ops
+from workbench.kernels import Request, SoftmaxLayer, ops
 from workbench.kernels.intervals import intervals
-from workbench.kernels.softmax.profiles import ProfileRequest
 
 PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
@@ -30,10 +29,10 @@ CPU_SHAPES = ((4, 2, 64), (2, 1, 64))
 PEAK_WAYS = ("sdpa", "output and lse", "all statistics")
 
 
-def everything(tokens: torch.Tensor) -> ProfileRequest:
+def everything(tokens: torch.Tensor) -> Request:
     """All statistics at once; the tags are those of induction, on tokens of a vocabulary of 512."""
     tags = {"query_tags": tokens[None], "key_tags": tokens.roll(1)[None]}
-    return ProfileRequest(entropy=True, top=True, distance=True, windows=WINDOWS, **tags)
+    return Request(entropy=True, top=True, distance=True, windows=WINDOWS, **tags)
 
 
 def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tokens: torch.Tensor | None = None) -> object:
@@ -55,16 +54,17 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tokens: torch.Tenso
 def ways(n: int, device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     heads, kv, d = shape
     q, k, v = (torch.randn(1, h, n, d, device=device, dtype=dtype) for h in (heads, kv, kv))
-    seen, tokens = intervals(n, n, device=device), torch.randint(512, (n,), device=device, dtype=torch.int32)
-    all_of_them = everything(tokens)
+    layer = SoftmaxLayer(q, k, intervals(n, n, device=device), d**-0.5)
+    tokens = torch.randint(512, (n,), device=device, dtype=torch.int32)
+    every_statistic = everything(tokens)
     lse = torch.full((1, heads, n), math.log(n), device=device)  # any will do; that of a run would leave memory behind
     sdpa = torch.nn.functional.scaled_dot_product_attention
     found: dict[str, Callable[[], object]] = {
         "sdpa": lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True),
-        "output and lse": lambda: ops.attention_profile(q, k, v, seen, ProfileRequest()),
-        "all statistics": lambda: ops.attention_profile(q, k, v, seen, all_of_them),
-        "statistics, no output": lambda: ops.attention_profile(q, k, None, seen, all_of_them),
-        "column sums": lambda: ops.attention_column_sums(q, k, lse, seen),
+        "output and lse": lambda: ops.attention_profile(layer, v, Request()),
+        "all statistics": lambda: ops.attention_profile(layer, v, every_statistic),
+        "statistics, no output": lambda: ops.attention_profile(layer, None, every_statistic),
+        "column sums": lambda: ops.attention_column_sums(layer, lse),
     }
     if device == "cpu" and n <= 4096:
         found["eager"] = lambda: eager(q, k, v)

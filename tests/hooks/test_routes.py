@@ -8,7 +8,7 @@ import torch
 from tests.families import HEADS, WINDOW, random_tokens, tiny
 from workbench import KVHead, WorkbenchError, open_model
 from workbench.hooks.recording.needs import NEEDS
-from workbench.kernels import CausalMask, Far, Request, dispatch
+from workbench.kernels import CausalMask, Far, Request, SoftmaxLayer, dispatch
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.dispatch import SETTING
 from workbench.kernels.softmax import blockwise, recorded
@@ -34,7 +34,7 @@ def taken(monkeypatch):
         return count
 
     monkeypatch.setattr(recorded, "profile_statistics", counting("triton", recorded.profile_statistics))
-    monkeypatch.setattr(blockwise, "attention_statistics", counting("torch", blockwise.attention_statistics))
+    monkeypatch.setattr(blockwise, "blockwise_statistics", counting("torch", blockwise.blockwise_statistics))
     return calls
 
 
@@ -103,7 +103,8 @@ def test_windowed_heads_are_recorded_row_by_row_whatever_is_set(monkeypatch, tak
 def call(**changes):
     q = torch.zeros(1, HEADS, 6, 16)
     given = dict(q=q, v=q, mask=CausalMask(6), request=Request(entropy=True, far=Far(3))) | changes
-    return dispatch.choose_route(**given)
+    layer = SoftmaxLayer(given["q"], torch.zeros_like(given["q"]), given["mask"], scale=0.25)
+    return dispatch.choose_route(layer, given["v"], given["request"])
 
 
 def test_a_cpu_takes_the_row_blocked_form_and_says_why(monkeypatch):

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import dispatch, ops
+from workbench.kernels import SoftmaxLayer, dispatch, ops
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.launch_shapes import WIDEST
 from workbench.kernels.linear import decay, linear_ops
-from workbench.kernels.softmax import profiles, softmax_ops
-from workbench.kernels.softmax.profiles import ProfileRequest
+from workbench.kernels.softmax import softmax_ops
+from workbench.kernels.softmax.reference import reference_profile
+from workbench.kernels.softmax.statistics import Request
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 
@@ -35,9 +36,9 @@ def linear_inputs(generator):
 
 def test_attention_gradients_through_output_and_lse_equal_autograds(generator):
     q, k, v, sinks = (x.requires_grad_() for x in attention_inputs(generator))
-    seen, options = intervals(21, 33, window=9), dict(scale=0.3, softcap=5.0, sinks=sinks)
-    fast = ops.attention_profile(q, k, v, seen, ProfileRequest(entropy=True), **options)
-    exact = profiles.attention_profile(q, k, v, seen, ProfileRequest(), **options)
+    layer = SoftmaxLayer(q, k, intervals(21, 33, window=9), scale=0.3, softcap=5.0, sinks=sinks)
+    fast = ops.attention_profile(layer, v, Request(entropy=True))
+    exact = reference_profile(layer, v, Request())
     weights = torch.randn(fast.out.shape, generator=generator), torch.randn(fast.lse.shape, generator=generator)
     found = torch.autograd.grad([fast.out, fast.lse], [q, k, v, sinks], weights)
     wanted = torch.autograd.grad([exact.out, exact.lse], [q, k, v, sinks], [w.double() for w in weights])
@@ -47,7 +48,8 @@ def test_attention_gradients_through_output_and_lse_equal_autograds(generator):
 
 def test_statistics_pass_no_gradient_and_say_so(generator):
     q, k, v, _ = (x.requires_grad_() for x in attention_inputs(generator))
-    profile = ops.attention_profile(q, k, v, intervals(21, 33), ProfileRequest(entropy=True, distance=True))
+    layer = SoftmaxLayer(q, k, intervals(21, 33), scale=0.25)
+    profile = ops.attention_profile(layer, v, Request(entropy=True, distance=True))
     assert profile.out.requires_grad
     assert not profile.entropy.requires_grad
     assert not profile.mean_distance.requires_grad
@@ -124,9 +126,9 @@ def delta_calls(generator):
 
 
 CALLS = {
-    "attention_profile": (softmax_ops, profile_calls),
-    "attention_backward": (softmax_ops, profile_backward_calls),
-    "attention_column_sums": (softmax_ops, column_calls),
+    "profile_op": (softmax_ops, profile_calls),
+    "profile_backward_op": (softmax_ops, profile_backward_calls),
+    "column_sums_op": (softmax_ops, column_calls),
     "linear_attention": (linear_ops, linear_calls),
     "linear_attention_backward": (linear_ops, linear_backward_calls),
     "linear_attention_step": (linear_ops, step_calls),
@@ -149,14 +151,13 @@ def test_every_registered_op_is_checked():
 COMPILED = """
 import torch
 torch.set_num_threads(1)
-from workbench.kernels import ops
+from workbench.kernels import Request, SoftmaxLayer, ops
 from workbench.kernels.intervals import intervals
-from workbench.kernels.softmax.profiles import ProfileRequest
 q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
 seen = intervals(16, 16)
 
 def attend(q, k, v):
-    profile = ops.attention_profile(q, k, v, seen, ProfileRequest(entropy=True, windows=(4,)))
+    profile = ops.attention_profile(SoftmaxLayer(q, k, seen, 0.35), v, Request(entropy=True, windows=(4,)))
     return profile.out.sum() + profile.lse.sum(), profile.entropy, profile.beyond
 
 def mix(q, k, v):
@@ -286,4 +287,4 @@ def test_a_backend_that_cannot_run_is_refused_not_replaced(monkeypatch):
 def test_uneven_groups_are_refused_with_both_numbers():
     q, k = torch.zeros(1, 3, 4, 16), torch.zeros(1, 2, 4, 16)
     with pytest.raises(WorkbenchError, match="3 query heads cannot share 2"):
-        ops.attention_profile(q, k, k, intervals(4, 4), ProfileRequest())
+        ops.attention_profile(SoftmaxLayer(q, k, intervals(4, 4), scale=0.25), k, Request())

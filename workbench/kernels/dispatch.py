@@ -23,7 +23,8 @@ from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON, capability, is_interpreted
 from workbench.kernels.intervals import has_inner_padding
 from workbench.kernels.launch_shapes import ARCHITECTURES, NARROWEST, WIDEST
-from workbench.kernels.masks import CausalMask, TileMask
+from workbench.kernels.masks import CausalMask
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics import Request, beyond_a_profile
 
 Backend = Literal["auto", "torch", "triton", "fla"]
@@ -115,31 +116,27 @@ def choose_for(operation: str, tensors: tuple[Tensor, ...], backend: Backend = "
     return choice
 
 
-def choose_route(
-    q: Float[Tensor, "b n_heads q d"],
-    v: Float[Tensor, "b n_kv_heads k d_v"],
-    mask: TileMask,
-    request: Request,
-) -> Choice:
+def choose_route(layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request) -> Choice:
     """The backend that records this layer, "triton" or "torch", and why.
 
     Raises:
         WorkbenchError: if WORKBENCH_KERNELS requests what this machine does not have.
     """
-    choice = choose_for("attention_profile", (q, v))
+    choice = choose_for("attention_profile", (layer.q, v))
     if choice.backend == "torch":
         return choice
-    refusal = _refusal(q, mask, request)
+    refusal = _refusal(layer, request)
     return choice if refusal is None else Choice("torch", refusal)
 
 
-def _refusal(q: Tensor, mask: TileMask, request: Request) -> str | None:
-    """Why the kernels cannot record rows under this mask; None if they can."""
+def _refusal(layer: SoftmaxLayer, request: Request) -> str | None:
+    """Why the kernels cannot record the rows of this layer; None if they can."""
+    mask = layer.mask
     if not isinstance(mask, CausalMask):
         return f"a {type(mask).__name__} is not one run of keys per row"
     if mask.valid is not None and has_inner_padding(mask.valid):
         return "a sequence has padding between valid keys"
-    if q.shape[2] > mask.n_keys:
+    if layer.q.shape[2] > mask.n_keys:
         return "there are more queries than keys"
     beyond = beyond_a_profile(request)
     return f"a profile does not hold {', '.join(beyond)}" if beyond else None

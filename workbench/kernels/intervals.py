@@ -113,7 +113,7 @@ def intervals_of(mask: CausalMask, n_queries: int, device: torch.device | str = 
         first, last = _ends(valid)
         if has_inner_padding(valid):
             raise WorkbenchError(
-                "a sequence has padding between valid keys; expected padding at its ends: use the row-blocked form"
+                "a sequence has padding between valid keys; expected padding at its ends: use blockwise_statistics"
             )
         low = torch.maximum(low, first[:, None])
         high = torch.minimum(high, torch.where(n_valid > 0, last, 0)[:, None])

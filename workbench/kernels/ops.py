@@ -13,12 +13,11 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.dispatch import Backend, Choice, choose, choose_for, explain
-from workbench.kernels.intervals import Intervals
 from workbench.kernels.linear import delta, linear_ops
 from workbench.kernels.linear.decay import LinearOutput
 from workbench.kernels.softmax import softmax_ops
-from workbench.kernels.softmax.profiles import AttentionProfile, ProfileRequest, sink_share
-from workbench.kernels.softmax.softmax_tiles import check_groups
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
+from workbench.kernels.softmax.statistics import AttentionProfile, Request
 
 __all__ = [
     "Backend",
@@ -35,30 +34,30 @@ __all__ = [
 
 
 def attention_profile(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
+    layer: SoftmaxLayer,
     v: Float[Tensor, "b n_kv_heads k d_v"] | None,
-    seen: Intervals,
-    request: ProfileRequest,
+    request: Request,
     *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " n_heads"] | None = None,
     backend: Backend = "auto",
 ) -> AttentionProfile:
-    """Output and row statistics of one layer; gradients flow through `out` and `lse`, the rest is for reading.
+    """Output and row statistics of a layer whose mask is `Intervals`; gradients flow through `out` and `lse` alone.
 
     Raises:
-        WorkbenchError: if n_heads is not a multiple of n_kv_heads, or the requested backend cannot run.
+        WorkbenchError: if the mask is of another kind, a profile does not hold the request, or the requested backend
+            cannot run.
     """
-    check_groups(q, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not request.is_of_profile:
+        raise WorkbenchError(
+            "a profile holds entropy, arg-maxima, distance, windows and tags of every row, and more was requested; use "
+            "workbench.kernels.attention_statistics"
+        )
+    q, k, seen = layer.q, layer.k, layer.intervals
     chosen = choose_for("attention_profile", (q, k if v is None else v), backend).backend
-    seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
-    tags = (request.query_tags, request.key_tags)
-    wanted = (list(request.windows), *tags, request.entropy, request.top, request.distance)
-    found = softmax_ops.attention_profile(q, k, v, *seen_by, sinks, scale, softcap, *wanted, chosen)
-    out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = found
+    out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = softmax_ops.profile_op(
+        q, k, v, seen.position, seen.low, seen.high, seen.starts_at_zero, layer.sinks, layer.scale, layer.softcap,
+        list(request.windows), request.query_tags, request.key_tags, request.entropy, request.top, request.distance,
+        chosen,
+    )  # fmt: skip
     return AttentionProfile(
         out=None if v is None else out,
         lse=lse,
@@ -68,26 +67,19 @@ def attention_profile(
         mean_distance=mean_distance if request.distance else None,
         beyond=beyond if request.windows else None,
         tag_mass=tag_mass if request.query_tags is not None else None,
-        sink_mass=sink_share(sinks, lse),
+        sink_mass=sink_share(layer.sinks, lse),
     )
 
 
 def attention_column_sums(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    lse: Float[Tensor, "b n_heads q"],
-    seen: Intervals,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    backend: Backend = "auto",
+    layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], *, backend: Backend = "auto"
 ) -> Float[Tensor, "b n_heads k"]:
-    """What each key receives, Σ_i p_ij, from the rows' denominators; no gradient."""
-    check_groups(q, k)
+    """Attention received by each key, Σ_i p_ij, from the rows' denominators; no gradient."""
+    q, k, lse, seen = layer.q.detach(), layer.k.detach(), lse.detach(), layer.intervals
     chosen = choose_for("attention_column_sums", (q, k), backend).backend
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
-    return softmax_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, chosen)
+    return softmax_ops.column_sums_op(
+        q, k, lse, seen.position, seen.low, seen.high, seen.starts_at_zero, layer.scale, layer.softcap, chosen
+    )
 
 
 def linear_attention(

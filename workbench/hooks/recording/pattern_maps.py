@@ -24,15 +24,14 @@ from workbench.hooks.taps.linear import LinearCall, reading_linear
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels.masks import TileMask, visible_tile
 from workbench.kernels.softmax.pooled import (
-    Look,
     PatternSummary,
+    SummaryOptions,
     coarser,
     distances_of,
     signed_summary,
     softmax_summary,
 )
-from workbench.kernels.softmax.scored import scored_layer
-from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
+from workbench.kernels.softmax.softmax_tiles import soft_capped
 
 # Blocks along a side, at most: of every head, and of the heads that are kept finer.
 COARSE, FINE = 64, (256, 1024)
@@ -120,8 +119,8 @@ def record_maps(
         layer = layers[at]
         return [h for h in range(layer.n_heads) if wanted is None or Head(layer.index, h) in wanted]
 
-    def look_at(at: int) -> Look:
-        return Look(coarse, far, n_links, finest, tuple(heads_of(at)) if finer_blocks else ())
+    def look_at(at: int) -> SummaryOptions:
+        return SummaryOptions(coarse, far, n_links, finest, tuple(heads_of(at)) if finer_blocks else ())
 
     def take(at: int, found: PatternSummary) -> None:
         """Keep the coarse peaks of all heads, and the finer ones of some."""
@@ -132,7 +131,7 @@ def record_maps(
     def attend(call: AttentionCall) -> Tensor:
         at = place[call.layer, False]
         mask = call.mask.simplest()
-        found = softmax_summary(_layer(call, mask), look_at(at))
+        found = softmax_summary(call.softmax_layer(mask), look_at(at))
         take(at, found)
         if keep_qk and not isinstance(call, ScoredCall) and heads_of(at):
             low = _first_keys(mask, len(tokens), call.q.device)
@@ -157,12 +156,6 @@ def record_maps(
         fine=finer,
         kept=kept,
     )
-
-
-def _layer(call: AttentionCall, mask: TileMask) -> SoftmaxLayer:
-    if isinstance(call, ScoredCall):
-        return scored_layer(call.q, call.v.shape[1], mask, call.sinks)
-    return SoftmaxLayer(call.q, call.k, mask, call.scale, call.softcap, call.sinks)
 
 
 def _on_cpu(found: PatternSummary) -> PatternSummary:
@@ -202,9 +195,7 @@ def _kept(call: AttentionCall, head: int, lse: Tensor, low: Tensor, name: Head) 
     is_seen = (keys >= low[rows, None]) & (keys <= rows[:, None])
 
     def pattern(q: Float[Tensor, "t d"], k: Float[Tensor, "t d"]) -> Float[Tensor, "r t"]:
-        scores = call.scale * einsum(q[rows], k, "r d, t d -> r t")
-        if call.softcap is not None:
-            scores = call.softcap * torch.tanh(scores / call.softcap)
+        scores = soft_capped(call.scale * einsum(q[rows], k, "r d, t d -> r t"), call.softcap)
         return torch.where(is_seen, torch.exp(scores - lse[rows, None]), 0)
 
     short = q.half(), k.half()

@@ -23,12 +23,13 @@ from workbench.kernels import (
     Hidden,
     Request,
     RowStatistics,
+    SoftmaxLayer,
     TileMask,
     attention_crop,
+    attention_statistics,
     hidden_runs,
 )
 from workbench.kernels.softmax.differentiable import differentiable_attention
-from workbench.kernels.softmax.recorded import attention_statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +159,13 @@ class AttentionCall:
             return rearrange(out, "b h q d -> b q h d")
         tensors = (self.q, self.k, self.v, self.sinks)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            return differentiable_attention(
-                self.q,
-                self.k,
-                self.v,
-                self.mask.simplest() if mask is None else mask,
-                scale=self.scale,
-                softcap=self.softcap,
-                sinks=self.sinks,
-            )
+            return differentiable_attention(self.softmax_layer(mask), self.v)
         return self.statistics(Request(), mask)[0]
+
+    def softmax_layer(self, mask: TileMask | None = None) -> SoftmaxLayer:
+        """The layer as the kernels take it, under its own mask or another."""
+        mask = self.mask.simplest() if mask is None else mask
+        return SoftmaxLayer(self.q, self.k, mask, self.scale, self.softcap, self.sinks)
 
     def statistics(
         self, request: Request, mask: TileMask | None = None
@@ -176,29 +174,13 @@ class AttentionCall:
 
         `workbench.kernels.dispatch.choose_route` chooses the backend.
         """
-        return attention_statistics(
-            self.q,
-            self.k,
-            self.v,
-            self.mask.simplest() if mask is None else mask,
-            request,
-            scale=self.scale,
-            softcap=self.softcap,
-            sinks=self.sinks,
-        )
+        return attention_statistics(self.softmax_layer(mask), self.v, request)
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The probabilities of the first head on the first sequence, on chosen queries and keys."""
-        return attention_crop(
-            self.q[0, 0],
-            self.k[0, 0],
-            mask,
-            queries=queries,
-            keys=keys,
-            scale=self.scale,
-            softcap=self.softcap,
-            sink=None if self.sinks is None else self.sinks[0],
-        )
+        sinks = None if self.sinks is None else self.sinks[:1]
+        layer = SoftmaxLayer(self.q[:1, :1], self.k[:1, :1], mask, self.scale, self.softcap, sinks)
+        return attention_crop(layer, queries=queries, keys=keys)
 
 
 # What is done with a softmax layer: read it if you like, and return its output.

@@ -19,7 +19,8 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.kernels import Request, RowStatistics, TileMask
 from workbench.kernels.masks import visible_tile
-from workbench.kernels.softmax.scored import scored_crop, scored_statistics
+from workbench.kernels.softmax.blockwise import blockwise_statistics
+from workbench.kernels.softmax.scored import ScoredLayer, scored_crop, scored_layer
 
 # One layer's scores exist at a time, T × T: that is why T is limited.
 MAX_TOKENS = 4096
@@ -62,12 +63,16 @@ class ScoredCall(AttentionCall):
             return self.q
         return self.q.index_select(-1, self.k[0, 0, :, 0].long())
 
+    def softmax_layer(self, mask: TileMask | None = None) -> ScoredLayer:
+        """The layer as the kernels take it, under its own mask or another."""
+        mask = self.mask.simplest() if mask is None else mask
+        return scored_layer(self._of_keys(), self.v.shape[1], mask, self.sinks)
+
     def statistics(
         self, request: Request, mask: TileMask | None = None
     ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
         """The output and the statistics of the layer's rows, under its own mask or another."""
-        mask = self.mask.simplest() if mask is None else mask
-        return scored_statistics(self._of_keys(), self.v, mask, request, sinks=self.sinks)
+        return blockwise_statistics(self.softmax_layer(mask), self.v, request)
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The probabilities of the first head on the first sequence, on chosen queries and keys."""

@@ -53,7 +53,8 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
     Raises:
         WorkbenchError: if tiles of one row do not fit the memory either.
     """
-    assert not request.value_norms, "rows are all that is known of a linear layer here"
+    assert request.is_of_rows, "arg-maxima of all rows and tags are statistics of a profile"
+    assert not request.value_norms, "a linear layer is given by its rows, without values"
     n_sequences, n_heads, n_tokens = source.shape
     rows = torch.arange(n_tokens, device=source.device) if request.rows is None else request.rows.to(source.device)
     return within_memory(
@@ -67,7 +68,7 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
 
 def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], cut: Cut) -> RowStatistics:
     n_sequences, n_heads, n_tokens = source.shape
-    collector = Collector(request, n_sequences, n_heads, n_tokens, rows, n_keys=n_tokens)
+    collector = Collector(request, (n_sequences, n_heads, n_tokens, n_tokens), rows)
     far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
     scratch = Scratch(rows.device, cut.largest)
     for batch, heads in product(cut.batches, cut.kv_heads):
@@ -92,7 +93,7 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
                 masses = beyond(ladder(tile.rows, tile.keys, request.windows), weights, firsts[batch])
                 collector.put(collector.beyond, tile, masses / total[..., None])
             collector.read_sums(tile, signed, weights, total)
-            collector.read(collector.wanted_on(tile), tile, signed, total)
+            collector.read(collector.reads_on(tile), tile, signed, total)
     return collector.finish()
 
 
