@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from workbench.analysis.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
+from workbench.analysis.state_precision import lost_decay_table, slopes_of_config, state_precision_table
 from workbench.kernels.dispatch import SETTING, explain, explain_routes, setting
 
 _PACKAGES = (

@@ -21,7 +21,7 @@ def state_precision(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure
     The worst head is a line, the median a thin one.
 
     Args:
-        table: of `workbench.analysis.precision_reports.state_precision_table`.
+        table: of `workbench.analysis.state_precision.state_precision_table`.
 
     Raises:
         WorkbenchError: if the table is empty or has other columns.

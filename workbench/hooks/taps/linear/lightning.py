@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from workbench.heads import RoundedDecayWarning
 from workbench.hooks.taps.linear.linear_layer import Adapter, LinearCall, LinearLayer
 from workbench.kernels import DecayRows
-from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules, lightning_slopes
+from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules, stored_slopes
 
 
 def never_forgetting(module: nn.Module) -> list[int]:
@@ -54,14 +54,14 @@ def _describe(module: Any) -> LinearLayer:
         n_kv_heads=n_heads,
         d_head=int(module.head_dim),
         has_conv=False,
-        slopes=lightning_slopes(module),
+        slopes=stored_slopes(module),
     )
 
 
 def _read(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
     active = module.act_fn(outputs["qkv_proj"])
     q, k, v = rearrange(active, "b t (h three d) -> three b h t d", h=module.num_attention_heads, three=3)
-    log_decay = repeat(-lightning_slopes(module), "h -> 1 h t 1", t=valid.shape[1])
+    log_decay = repeat(-stored_slopes(module), "h -> 1 h t 1", t=valid.shape[1])
     return LinearCall(
         layer=int(module.layer_idx),
         q=q,
