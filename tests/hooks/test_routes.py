@@ -1,4 +1,4 @@
-"""The recorder's two routes give the same numbers, and which one a layer takes is told, not tried."""
+"""The two backends of recording give the same numbers, and the choice between them has a reason."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from workbench.kernels.dispatch import SETTING
 from workbench.kernels.softmax import blockwise, recorded
 from workbench.probes import copy_needle
 
-# What the kernels' profile of a row holds.
+# Statistics that a profile of a row holds.
 _ROW_BLOCKED_ALONE = ("effective_support", "window_saturation", "output_norm", "value_norm", "first_value_norm")
 HELD = tuple(n for n in NEEDS if n not in (*_ROW_BLOCKED_ALONE, "column_mass_per_key"))
 
@@ -23,7 +23,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installe
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Which forms were called, counted."""
+    """The number of calls of each backend."""
     calls = {"triton": 0, "torch": 0}
 
     def counting(name, function):

@@ -1,4 +1,4 @@
-"""The statistics kernels, interpreted, and the row-blocked torch form against the float64 definitions."""
+"""Profiles and column sums, by the interpreted kernels and row-blocked in torch, against the float64 definitions."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The row-blocked form against the float64 reference, over lengths, groups, windows, sinks, caps and prefixes."""
+"""Row-blocked torch against the float64 reference, over lengths, groups, windows, sinks, caps and prefixes."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Gradients of row-blocked attention equal float64 autograd on the dense form, under every mask."""
+"""Gradients of row-blocked attention equal float64 autograd on dense attention, under every mask."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The operations as one calls them: backends are chosen openly, gradients are right, and torch.compile takes them."""
+"""The public operations: backends are chosen openly, gradients are right, and torch.compile takes them."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_linear_attention_gradients_flow_into_every_input(generator):
     out, state, _ = ops.linear_attention(*inputs[:3], log_decay=inputs[3])
     found = torch.autograd.grad(out.sum() + state.square().sum(), inputs)
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out, state, _ = decay.chunked(*wide)
+    out, state, _ = decay.chunked_linear(decay.LinearInputs(*wide))
     wanted = torch.autograd.grad(out.sum() + state.square().sum(), wide)
     for a, b in zip(found, wanted, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
@@ -129,14 +129,16 @@ CALLS = {
     "profile_op": (softmax_ops, profile_calls),
     "profile_backward_op": (softmax_ops, profile_backward_calls),
     "column_sums_op": (softmax_ops, column_calls),
-    "linear_attention": (linear_ops, linear_calls),
-    "linear_attention_backward": (linear_ops, linear_backward_calls),
-    "linear_attention_step": (linear_ops, step_calls),
-    "gated_delta_rule": (linear_ops, delta_calls),
+    "linear_attention_op": (linear_ops, linear_calls),
+    "linear_attention_backward_op": (linear_ops, linear_backward_calls),
+    "linear_attention_step_op": (linear_ops, step_calls),
+    "gated_delta_rule_op": (linear_ops, delta_calls),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=needs_triton) if x == "gated_delta_rule" else x for x in CALLS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=needs_triton) if x == "gated_delta_rule_op" else x for x in CALLS]
+)
 def test_opcheck_passes(name, generator):
     module, calls = CALLS[name]
     for call in calls(generator):
@@ -227,11 +229,11 @@ def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
     monkeypatch.setenv(dispatch.SETTING, "triton")
     launches = []
 
-    def launched(*args, **options):
-        launches.append(args[0].shape[-1])
-        return decay.chunked(*args, **options)
+    def launched(inputs, **options):
+        launches.append(inputs.q.shape[-1])
+        return decay.chunked_linear(inputs, **options)
 
-    monkeypatch.setattr(decay, "launched", launched)
+    monkeypatch.setattr(decay, "triton_linear", launched)
     for d in (128, 136):
         x = torch.ones(1, 1, 3, d)
         ops.linear_attention(x, x, x, log_decay=torch.zeros(1))

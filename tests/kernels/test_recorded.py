@@ -1,4 +1,4 @@
-"""The recorder's statistics by the profile's way, against the float64 reference of the same signature."""
+"""Row statistics from a profile against the float64 reference."""
 
 from dataclasses import replace
 
@@ -21,13 +21,13 @@ STATISTICS = ("lse", "mass", "entropy", "mean_distance", "far_mass")
 
 
 def everything(p, rows=None):
-    """All that a profile holds."""
+    """Every statistic that a profile holds."""
     request = everything_there_is(p, rows)
     return replace(request, windows=(), squares=False, features=None, row_weights=None, value_norms=False)
 
 
 def assert_equal(fast, exact, p):
-    """To 2e-6 in the mean square, relative to what is measured, or to all mass."""
+    """To 2e-6 in the mean square, relative to the statistic, or to all mass."""
     (out_fast, fast), (out_exact, exact) = fast, exact
     keep = exact.mass > 0 if p["sinks"] is None else torch.ones_like(exact.mass, dtype=torch.bool)
     pairs = {x: (getattr(fast, x)[keep], getattr(exact, x)[keep]) for x in STATISTICS}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -104,7 +103,7 @@ def linear_attention(
     gate = log_decay[None, :, None] if log_decay.ndim == 1 else log_decay
     bounds = None if cu_seqlens is None else list(cu_seqlens)
     return LinearOutput(
-        *linear_ops.linear_attention(q, k, v, gate, scale, initial_state, bounds, list(snapshots), chosen)
+        *linear_ops.linear_attention_op(q, k, v, gate, scale, initial_state, bounds, list(snapshots), chosen)
     )
 
 
@@ -121,7 +120,7 @@ def linear_attention_step(
     """One token more: its row and the new state; for decoding, without gradients."""
     chosen = choose_for("linear_attention_step", (q, v), backend).backend
     gate = log_decay[None] if log_decay.ndim == 1 else log_decay
-    return linear_ops.linear_attention_step(*(x.detach() for x in (q, k, v, state, gate)), scale, chosen)
+    return linear_ops.linear_attention_step_op(*(x.detach() for x in (q, k, v, state, gate)), scale, chosen)
 
 
 def gated_delta_rule(
@@ -143,17 +142,16 @@ def gated_delta_rule(
     chosen = choose_for("gated_delta_rule", (q, v), backend).backend
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     bounds = None if cu_seqlens is None else list(cu_seqlens)
-    inputs = (q, k, v, g, beta)
-    has_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, initial_state))
-    if chosen == "triton" and backend == "auto" and has_gradients:
+    inputs = delta.DeltaInputs(q, k, v, g, beta, factor, initial_state, bounds)
+    if chosen == "triton" and inputs.needs_gradients:
+        if backend != "auto":
+            raise WorkbenchError(
+                "backend='triton' was asked for the gated delta rule of tensors that require gradients, and it has no "
+                "backward pass; use backend='auto', 'torch' or 'fla', or torch.no_grad()"
+            )
         chosen = "torch"
-    if chosen == "triton" and has_gradients:
-        raise WorkbenchError(
-            "backend='triton' was asked for the gated delta rule of tensors that require gradients, and it has no "
-            "backward pass; use backend='auto', 'torch' or 'fla', or torch.no_grad()"
-        )
     if chosen == "fla":
-        return delta.by_fla(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
+        return delta.fla_delta(inputs)
     if chosen == "torch":
-        return delta.chunked(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
-    return delta.DeltaOutput(*linear_ops.gated_delta_rule(*inputs, factor, initial_state, bounds))
+        return delta.chunked_delta(inputs)
+    return delta.DeltaOutput(*linear_ops.gated_delta_rule_op(q, k, v, g, beta, factor, initial_state, bounds))
