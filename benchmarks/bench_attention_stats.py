@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from machine import Peak, cpu_seconds, describe, gpu_milliseconds, keep
 
-from workbench.kernels import ops
+from workbench.kernels import Request, SoftmaxLayer, ops
 from workbench.kernels.intervals import intervals
-from workbench.kernels.softmax.profiles import ProfileRequest
 
 PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
@@ -30,14 +29,14 @@ CPU_SHAPES = ((4, 2, 64), (2, 1, 64))
 PEAK_WAYS = ("sdpa", "output and lse", "all statistics")
 
 
-def everything(tokens: torch.Tensor) -> ProfileRequest:
-    """All statistics at once; the tags are those of induction, on tokens of a vocabulary of 512."""
+def everything(tokens: torch.Tensor) -> Request:
+    """All statistics at once; tags as for induction, on tokens of a vocabulary of 512."""
     tags = {"query_tags": tokens[None], "key_tags": tokens.roll(1)[None]}
-    return ProfileRequest(entropy=True, top=True, distance=True, windows=WINDOWS, **tags)
+    return Request(entropy=True, top=True, distance=True, windows=WINDOWS, **tags)
 
 
 def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tokens: torch.Tensor | None = None) -> object:
-    """T × T attention, as one would write it down."""
+    """T × T attention, written out."""
     n = q.shape[2]
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
@@ -55,21 +54,22 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tokens: torch.Tenso
 def ways(n: int, device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     heads, kv, d = shape
     q, k, v = (torch.randn(1, h, n, d, device=device, dtype=dtype) for h in (heads, kv, kv))
-    seen, tokens = intervals(n, n, device=device), torch.randint(512, (n,), device=device, dtype=torch.int32)
-    all_of_them = everything(tokens)
-    lse = torch.full((1, heads, n), math.log(n), device=device)  # any will do; that of a run would leave memory behind
+    layer = SoftmaxLayer(q, k, intervals(n, n, device=device), d**-0.5)
+    tokens = torch.randint(512, (n,), device=device, dtype=torch.int32)
+    every_statistic = everything(tokens)
+    lse = torch.full((1, heads, n), math.log(n), device=device)  # arbitrary; the lse of a run would leave memory behind
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    found: dict[str, Callable[[], object]] = {
+    calls: dict[str, Callable[[], object]] = {
         "sdpa": lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True),
-        "output and lse": lambda: ops.attention_profile(q, k, v, seen, ProfileRequest()),
-        "all statistics": lambda: ops.attention_profile(q, k, v, seen, all_of_them),
-        "statistics, no output": lambda: ops.attention_profile(q, k, None, seen, all_of_them),
-        "column sums": lambda: ops.attention_column_sums(q, k, lse, seen),
+        "output and lse": lambda: ops.attention_profile(layer, v, Request()),
+        "all statistics": lambda: ops.attention_profile(layer, v, every_statistic),
+        "statistics, no output": lambda: ops.attention_profile(layer, None, every_statistic),
+        "column sums": lambda: ops.attention_column_sums(layer, lse),
     }
     if device == "cpu" and n <= 4096:
-        found["eager"] = lambda: eager(q, k, v)
-        found["eager and statistics"] = lambda: eager(q, k, v, tokens)
-    return found
+        calls["eager"] = lambda: eager(q, k, v)
+        calls["eager and statistics"] = lambda: eager(q, k, v, tokens)
+    return calls
 
 
 def on_cpu(lengths: list[int], rounds: int) -> list[str]:
@@ -77,7 +77,7 @@ def on_cpu(lengths: list[int], rounds: int) -> list[str]:
     for shape in CPU_SHAPES:
         lines += ["", f"H{shape[0]} Hkv{shape[1]}:", ""]
         for n in lengths:
-            # A short call is easily disturbed: the least of many is asked for.
+            # A short call is easily disturbed: the least of many counts.
             best = cpu_seconds(ways(n, "cpu", torch.float32, shape), rounds * max(1, 8192 // n))
             lines += [f"- T {n}: " + ", ".join(f"{x} {s:.3f} ({s / best['sdpa']:.2f}x)" for x, s in best.items())]
     n = max(lengths)
@@ -93,12 +93,12 @@ def peak_in_own_process(way: str, n: int) -> int:
 
 
 def peak(way: str, n: int) -> int:
-    """The same, in this process; a short call comes first, so that what is loaded once is not counted."""
+    """The same, in this process; a short call comes first, so that one-time loading is not counted."""
     ways(256, "cpu", torch.float32, CPU_SHAPES[0])[way]()
     run = ways(n, "cpu", torch.float32, CPU_SHAPES[0])[way]
-    with Peak() as found:
+    with Peak() as memory:
         run()
-    return found.extra
+    return memory.extra
 
 
 def on_gpu(lengths: list[int], rounds: int) -> list[str]:
@@ -112,8 +112,8 @@ def on_gpu(lengths: list[int], rounds: int) -> list[str]:
     for n in lengths:
         best = gpu_milliseconds(ways(n, "cuda", torch.bfloat16, shape), rounds)
         floor = 1e3 * 4 * shape[2] * shape[0] * n * n / 2 / PEAK_FLOPS
-        cells = (f"{x} {s:.3f} ({s / best['sdpa']:.2f}x, {s / best['output and lse']:.2f}x)" for x, s in best.items())
-        lines.append(f"- T {n}, floor {floor:.3f} ms: " + ", ".join(cells))
+        values = (f"{x} {s:.3f} ({s / best['sdpa']:.2f}x, {s / best['output and lse']:.2f}x)" for x, s in best.items())
+        lines.append(f"- T {n}, floor {floor:.3f} ms: " + ", ".join(values))
     return lines
 
 
@@ -124,14 +124,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     parser.add_argument("--peak", choices=PEAK_WAYS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if given.peak:
-        print(peak(given.peak, given.tokens[0]))
+    if options.peak:
+        print(peak(options.peak, options.tokens[0]))
         return
     with torch.no_grad():
-        lines = [describe(), "", *on_cpu(given.tokens, given.rounds), "", *on_gpu(given.gpu_tokens, given.rounds)]
-    if given.write:
+        lines = [
+            describe(),
+            "",
+            *on_cpu(options.tokens, options.rounds),
+            "",
+            *on_gpu(options.gpu_tokens, options.rounds),
+        ]
+    if options.write:
         keep(Path(__file__), "Cost of attention statistics", lines)
     print("\n".join(lines))
 

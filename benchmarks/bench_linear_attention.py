@@ -22,7 +22,7 @@ PEAK_BYTES = 4.3e12
 
 
 def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """T × T linear attention, as one would write it down."""
+    """T × T linear attention, written out."""
     i = torch.arange(q.shape[2])
     distance = (i[:, None] - i).float()
     decay = torch.where(distance >= 0, torch.exp(-slopes[:, None, None] * distance), 0)
@@ -43,19 +43,19 @@ def ways(n: int, device: str, dtype: torch.dtype, heads: int, d: int) -> dict[st
             return ops.linear_attention(q, k, v, log_decay=-slopes)
 
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    found: dict[str, Callable[[], object]] = {
+    calls: dict[str, Callable[[], object]] = {
         "sdpa": lambda: sdpa(q, k, v, is_causal=True),
         "forward": forward,
         "forward and backward": backward,
     }
     if device == "cpu" and n <= 4096:
-        found["eager"] = lambda: eager(q, k, v, slopes)
+        calls["eager"] = lambda: eager(q, k, v, slopes)
     if device == "cuda" and find_spec("fla") is not None:
         from fla.ops.simple_gla import chunk_simple_gla
 
         turned = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-        found["fla"] = lambda: chunk_simple_gla(*turned, g_gamma=-slopes, scale=1.0)
-    return found
+        calls["fla"] = lambda: chunk_simple_gla(*turned, g_gamma=-slopes, scale=1.0)
+    return calls
 
 
 def on_cpu(lengths: list[int], rounds: int) -> list[str]:
@@ -74,8 +74,8 @@ def on_gpu(lengths: list[int], rounds: int) -> list[str]:
     for n in lengths:
         floor = 1e3 * 8 * n * heads * d / PEAK_BYTES
         best = gpu_milliseconds(ways(n, "cuda", torch.bfloat16, heads, d), rounds)
-        cells = ", ".join(f"{x} {s:.3f} ({s / floor:.2f}x)" for x, s in best.items())
-        lines.append(f"- T {n}, floor {floor:.3f} ms: {cells}")
+        values = ", ".join(f"{x} {s:.3f} ({s / floor:.2f}x)" for x, s in best.items())
+        lines.append(f"- T {n}, floor {floor:.3f} ms: {values}")
     return lines
 
 
@@ -85,10 +85,16 @@ def main() -> None:
     parser.add_argument("--gpu-tokens", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [describe(), "", *on_cpu(given.tokens, given.rounds), "", *on_gpu(given.gpu_tokens, given.rounds)]
-    if given.write:
+    lines = [
+        describe(),
+        "",
+        *on_cpu(options.tokens, options.rounds),
+        "",
+        *on_gpu(options.gpu_tokens, options.rounds),
+    ]
+    if options.write:
         keep(Path(__file__), "Cost of linear attention", lines)
     print("\n".join(lines))
 

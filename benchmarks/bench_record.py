@@ -42,7 +42,7 @@ def build(tokens: int):
     return LlamaForCausalLM(config).eval()
 
 
-def one(way: str, tokens: int) -> dict[str, float]:
+def measure_once(way: str, tokens: int) -> dict[str, float]:
     import torch
 
     from workbench import probes
@@ -52,13 +52,13 @@ def one(way: str, tokens: int) -> dict[str, float]:
 
     model = build(tokens)
     probe = probes.copy_needle(SETTING["vocabulary"], tokens // 2, length=tokens, n_sequences=1)
-    kept = torch.unique(probe.answer_rows[:, 1])
+    answer_rows = torch.unique(probe.answer_rows[:, 1])
     m = open_model(model)
     detectors = [d for d in find_detectors(None) if isinstance(d, Detector)]
 
     def sdpa() -> None:
         with torch.no_grad():
-            model(input_ids=probe.tokens, use_cache=False, logits_to_keep=kept)
+            model(input_ids=probe.tokens, use_cache=False, logits_to_keep=answer_rows)
 
     def record() -> None:
         measure(m, probe, detectors, far=Far(256))
@@ -81,9 +81,9 @@ def measured(tokens: int, rounds: int) -> dict[str, dict[str, float]]:
         for way in WAYS:
             command = [sys.executable, __file__, "--one", way, "--tokens", str(tokens)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            got = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
-            best[way] = {k: min(v, best.get(way, got)[k]) for k, v in got.items()}
-    return {way: {**got, "ratio": got["cpu_s"] / best["sdpa"]["cpu_s"]} for way, got in best.items()}
+            numbers = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+            best[way] = {k: min(v, best.get(way, numbers)[k]) for k, v in numbers.items()}
+    return {way: {**numbers, "ratio": numbers["cpu_s"] / best["sdpa"]["cpu_s"]} for way, numbers in best.items()}
 
 
 def main() -> None:
@@ -93,28 +93,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     parser.add_argument("--one", choices=WAYS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(one(given.one, given.tokens[0])))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure_once(arguments.one, arguments.tokens[0])))
         return
-    found = {tokens: measured(tokens, given.rounds) for tokens in given.tokens}
-    if given.json:
-        print(json.dumps([{"tokens": tokens, **SETTING, "ways": ways} for tokens, ways in found.items()]))
+    results = {tokens: measured(tokens, arguments.rounds) for tokens in arguments.tokens}
+    if arguments.json:
+        print(json.dumps([{"tokens": tokens, **SETTING, "ways": ways} for tokens, ways in results.items()]))
         return
     lines = [
         describe(),
         "",
-        f"1 thread, float32; {given.rounds} interleaved rounds, least; "
+        f"1 thread, float32; {arguments.rounds} interleaved rounds, least; "
         + ", ".join(f"{k} {v}" for k, v in SETTING.items()),
         "",
         "| tokens | way | extra peak MB | CPU s | ratio to sdpa |",
         "|---|---|---|---|---|",
     ]
-    for tokens, ways in found.items():
+    for tokens, ways in results.items():
         lines += [
             f"| {tokens} | {w} | {x['extra_mb']:.0f} | {x['cpu_s']:.2f} | {x['ratio']:.2f} |" for w, x in ways.items()
         ]
-    if given.write:
+    if arguments.write:
         keep(Path(__file__), "Cost of recording every detector", lines)
     print("\n".join(lines))
 

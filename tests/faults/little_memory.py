@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import workbench as wb
-from workbench.kernels import CausalMask, Far, Request, tiles
-from workbench.kernels.softmax import blockwise
+from workbench.kernels import CausalMask, Far, Request, SoftmaxLayer, tiles
+from workbench.kernels.softmax.blockwise import blockwise_statistics
 
 HEADS, KEYS, ROWS = 32, 8192, 128
 
@@ -45,9 +45,8 @@ def attention(megabytes: int) -> dict[str, object]:
         return cut(*args, tile_bytes=tile_bytes, **kwargs)
 
     def measured(tile_bytes):
-        out, found = blockwise.attention_statistics(
-            q, k, v, CausalMask(KEYS), request, scale=0.35, tile_bytes=tile_bytes
-        )
+        layer = SoftmaxLayer(q, k, CausalMask(KEYS), scale=0.35)
+        out, found = blockwise_statistics(layer, v, request, tile_bytes=tile_bytes)
         return out, found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
 
     tiles.cut = noted

@@ -6,7 +6,7 @@ import torch
 
 from workbench import figures
 from workbench.analysis.crossover import MINIMAX_TEXT_01, crossover_table
-from workbench.analysis.precision_reports import state_precision_table
+from workbench.analysis.state_precision import state_precision_table
 from workbench.heads import WorkbenchError
 
 

@@ -1,4 +1,4 @@
-"""The recorder's two routes give the same numbers, and which one a layer takes is told, not tried."""
+"""The two backends of recording give the same numbers, and the choice between them has a reason."""
 
 from dataclasses import replace
 
@@ -8,13 +8,13 @@ import torch
 from tests.families import HEADS, WINDOW, random_tokens, tiny
 from workbench import KVHead, WorkbenchError, open_model
 from workbench.hooks.recording.needs import NEEDS
-from workbench.kernels import CausalMask, Far, Request, routes
+from workbench.kernels import CausalMask, Far, Request, SoftmaxLayer, dispatch
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.forms import SETTING
+from workbench.kernels.dispatch import SETTING
 from workbench.kernels.softmax import blockwise, recorded
 from workbench.probes import copy_needle
 
-# What the kernels' profile of a row holds.
+# Statistics that a profile of a row holds.
 _ROW_BLOCKED_ALONE = ("effective_support", "window_saturation", "output_norm", "value_norm", "first_value_norm")
 HELD = tuple(n for n in NEEDS if n not in (*_ROW_BLOCKED_ALONE, "column_mass_per_key"))
 
@@ -23,7 +23,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installe
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Which forms were called, counted."""
+    """The number of calls of each backend."""
     calls = {"triton": 0, "torch": 0}
 
     def counting(name, function):
@@ -33,8 +33,8 @@ def taken(monkeypatch):
 
         return count
 
-    monkeypatch.setattr(recorded, "attention_statistics", counting("triton", recorded.attention_statistics))
-    monkeypatch.setattr(blockwise, "attention_statistics", counting("torch", blockwise.attention_statistics))
+    monkeypatch.setattr(recorded, "profile_statistics", counting("triton", recorded.profile_statistics))
+    monkeypatch.setattr(blockwise, "blockwise_statistics", counting("torch", blockwise.blockwise_statistics))
     return calls
 
 
@@ -103,7 +103,8 @@ def test_windowed_heads_are_recorded_row_by_row_whatever_is_set(monkeypatch, tak
 def call(**changes):
     q = torch.zeros(1, HEADS, 6, 16)
     given = dict(q=q, v=q, mask=CausalMask(6), request=Request(entropy=True, far=Far(3))) | changes
-    return routes.choose_route(**given)
+    layer = SoftmaxLayer(given["q"], torch.zeros_like(given["q"]), given["mask"], scale=0.25)
+    return dispatch.choose_route(layer, given["v"], given["request"])
 
 
 def test_a_cpu_takes_the_row_blocked_form_and_says_why(monkeypatch):
@@ -140,7 +141,7 @@ def test_what_the_kernels_do_not_hold_goes_row_by_row_with_the_reason(changes, w
     if why is None:
         assert choice == ("triton", "asked for by WORKBENCH_KERNELS=triton, interpreted")
     else:
-        assert choice.form == "torch"
+        assert choice.backend == "torch"
         assert why in choice.why
 
 

@@ -1,11 +1,14 @@
-"""The row-blocked form against the float64 reference, over lengths, groups, windows, sinks, caps and prefixes."""
+"""Row-blocked torch against the float64 reference, over lengths, groups, windows, sinks, caps and prefixes."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, Cells, Far, Request, attention_crop
-from workbench.kernels.softmax import blockwise, reference
+from workbench.kernels import CausalMask, Cells, Far, Request, SoftmaxLayer, attention_crop
+from workbench.kernels.softmax.blockwise import blockwise_statistics
+from workbench.kernels.softmax.reference import reference_pattern, reference_statistics
 
 CASES = {
     "causal": dict(heads=(2, 2), n=(37, 37)),
@@ -44,6 +47,11 @@ def problem(case, dtype=torch.float32, seed=0):
         softcap=spec.get("softcap"),
         sinks=normal(n_heads, size=2.0) if spec.get("sinks") else None,
     )
+
+
+def layer_of(p, **changes):
+    layer = SoftmaxLayer(p["q"], p["k"], p["mask"], scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
+    return replace(layer, **changes)
 
 
 def everything(p, rows=None, far=FAR):
@@ -99,9 +107,8 @@ def assert_equal(fast, exact, p, tolerance=2e-6):
 def test_blockwise_softmax_equals_the_reference(case, tile_bytes):
     p = problem(case)
     request = everything(p)
-    args = dict(scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
-    fast = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, tile_bytes=tile_bytes, **args)
-    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, **args)
+    fast = blockwise_statistics(layer_of(p), p["v"], request, tile_bytes=tile_bytes)
+    exact = reference_statistics(layer_of(p), p["v"], request)
     assert_equal(fast, exact, p)
 
 
@@ -111,8 +118,8 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case):
     n_q = p["q"].shape[2]
     rows = torch.arange(n_q - 1, -1, -3).flip(0)
     request = everything(p, rows)
-    fast = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25, tile_bytes=1 << 12)
-    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)
+    fast = blockwise_statistics(layer_of(p), p["v"], request, tile_bytes=1 << 12)
+    exact = reference_statistics(layer_of(p), p["v"], request)
     assert fast[0].shape[1] == len(rows)
     assert_equal(fast, exact, p)
 
@@ -120,9 +127,8 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case):
 def test_a_row_that_sees_nothing_has_zero_output_and_mass():
     q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
     valid = torch.tensor([[False, False, True, True, True]])
-    out, stats = blockwise.attention_statistics(
-        q, k, v, CausalMask(5, valid=valid), Request(entropy=True, distance=True), scale=0.5
-    )
+    layer = SoftmaxLayer(q, k, CausalMask(5, valid=valid), scale=0.5)
+    out, stats = blockwise_statistics(layer, v, Request(entropy=True, distance=True))
     assert torch.equal(out[0, :2], torch.zeros(2, 2, 4))
     assert torch.equal(stats.mass[0, :, :2], torch.zeros(2, 2))
     assert torch.isneginf(stats.lse[0, :, :2]).all()
@@ -132,10 +138,10 @@ def test_a_row_that_sees_nothing_has_zero_output_and_mass():
 def test_future_tokens_do_not_change_a_rows_statistics():
     p = problem("gqa")
     request = Request(entropy=True, distance=True, far=Far(6))
-    before = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)[1]
+    before = blockwise_statistics(layer_of(p), p["v"], request)[1]
     k, v = p["k"].clone(), p["v"].clone()
     k[:, :, 40:], v[:, :, 40:] = 7.0, -3.0
-    after = blockwise.attention_statistics(p["q"], k, v, p["mask"], request, scale=0.25)[1]
+    after = blockwise_statistics(layer_of(p, k=k), v, request)[1]
     for name in ("lse", "entropy", "mean_distance", "far_mass"):
         torch.testing.assert_close(getattr(before, name)[..., :40], getattr(after, name)[..., :40])
 
@@ -143,8 +149,8 @@ def test_future_tokens_do_not_change_a_rows_statistics():
 def test_a_window_as_long_as_the_context_changes_nothing():
     p = problem("gqa")
     request = everything(p)
-    full = blockwise.attention_statistics(p["q"], p["k"], p["v"], CausalMask(61), request, scale=0.25)
-    wide = blockwise.attention_statistics(p["q"], p["k"], p["v"], CausalMask(61, window=61), request, scale=0.25)
+    full = blockwise_statistics(layer_of(p, mask=CausalMask(61)), p["v"], request)
+    wide = blockwise_statistics(layer_of(p, mask=CausalMask(61, window=61)), p["v"], request)
     torch.testing.assert_close(full[0], wide[0])
     torch.testing.assert_close(full[1].entropy, wide[1].entropy)
 
@@ -152,14 +158,14 @@ def test_a_window_as_long_as_the_context_changes_nothing():
 def test_far_mass_beyond_a_layers_own_window_is_exactly_zero():
     p = problem("window")
     request = Request(far=Far(window=9))
-    stats = blockwise.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)[1]
+    stats = blockwise_statistics(layer_of(p), p["v"], request)[1]
     assert torch.equal(stats.far_mass, torch.zeros_like(stats.far_mass))
 
 
 def test_uneven_groups_are_refused_with_both_numbers():
     q, k = torch.zeros(1, 3, 4, 2), torch.zeros(1, 2, 4, 2)
     with pytest.raises(WorkbenchError, match="3 query heads cannot share 2"):
-        blockwise.attention_statistics(q, k, k, CausalMask(4), Request(), scale=1.0)
+        blockwise_statistics(SoftmaxLayer(q, k, CausalMask(4), scale=1.0), k, Request())
 
 
 @pytest.mark.parametrize("case", ["gqa", "window", "sinks", "softcap", "prefix"])
@@ -167,11 +173,9 @@ def test_a_crop_holds_the_patterns_own_probabilities(case):
     p = problem(case)
     n_q, n_k = p["q"].shape[2], p["k"].shape[2]
     queries, keys = torch.tensor([n_q - 1, 0, n_q // 2]), torch.tensor([n_k - 1, 0, n_k - n_q, 3])
-    sink = None if p["sinks"] is None else p["sinks"][1]
-    given = dict(queries=queries, keys=keys, scale=0.25, softcap=p["softcap"], sink=sink)
-    group = p["q"].shape[1] // p["k"].shape[1]
-    crop = attention_crop(p["q"][1, 1], p["k"][1, 1 // group], p["mask"], **given)
-    pattern, _ = reference.attention_pattern(
-        p["q"], p["k"], p["mask"], scale=0.25, softcap=p["softcap"], sinks=p["sinks"]
-    )
+    kv_head = 1 // (p["q"].shape[1] // p["k"].shape[1])
+    sinks = None if p["sinks"] is None else p["sinks"][1:2]
+    head = layer_of(p, q=p["q"][1:2, 1:2], k=p["k"][1:2, kv_head : kv_head + 1], sinks=sinks)
+    crop = attention_crop(head, queries=queries, keys=keys)
+    pattern, _ = reference_pattern(layer_of(p))
     assert (crop - pattern[1, 1][queries][:, keys]).abs().max() <= 2e-6

@@ -8,11 +8,12 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.linear import delta as delta_rule
+from workbench.kernels.linear.delta import DeltaInputs, DeltaOutput, chunked_delta, fla_delta, triton_delta
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
-FORMS = [
-    pytest.param(delta_rule.launched, id="triton", marks=needs_triton),
-    pytest.param(delta_rule.chunked, id="torch"),
+BACKENDS = [
+    pytest.param(triton_delta, id="triton", marks=needs_triton),
+    pytest.param(chunked_delta, id="torch"),
 ]
 CASES = {
     "odd length": dict(n=(2, 2, 75), d=(32, 32)),
@@ -55,7 +56,7 @@ def recurrence(q, k, v, g, beta, *, scale, initial_state, cu_seqlens=None):
             outs[row, i] = scale * torch.einsum("hd,hde->he", q[row, :, i], state)
         finals.append(state)
     out = torch.stack([torch.stack([outs[row, i] for i in range(q.shape[2])], 1) for row in range(len(q))])
-    return delta_rule.DeltaOutput(out, torch.stack(finals))
+    return DeltaOutput(out, torch.stack(finals))
 
 
 def exactly(inputs, options):
@@ -66,21 +67,21 @@ def rms(found, exact):
     return float((found.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
-def test_rows_and_state_equal_the_recurrence(case, form, generator, poisoned):
+def test_rows_and_state_equal_the_recurrence(case, run, generator, poisoned):
     inputs, options = problem(case, generator)
-    found, exact = form(*inputs, **options), exactly(inputs, options)
+    found, exact = run(DeltaInputs(*inputs, **options)), exactly(inputs, options)
     assert rms(found.out, exact.out) <= 2e-6
     assert rms(found.state, exact.state) <= 2e-6
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", BACKENDS)
 @pytest.mark.parametrize("case", ["odd length", "repeated keys", "one key for long"])
-def test_bfloat16_inputs_keep_a_float32_state(case, form, generator, poisoned):
+def test_bfloat16_inputs_keep_a_float32_state(case, run, generator, poisoned):
     """With one key throughout, each write corrects the rounding of the one before: a bfloat16 write would add up."""
     inputs, options = problem(case, generator, torch.bfloat16)
-    found, exact = form(*inputs, **options), exactly(inputs, options)
+    found, exact = run(DeltaInputs(*inputs, **options)), exactly(inputs, options)
     assert found.state.dtype == torch.float32
     assert rms(found.out, exact.out) <= 5e-3
     assert rms(found.state, exact.state) <= 5e-3
@@ -91,15 +92,15 @@ def test_torch_chunks_are_differentiable_in_float64(generator):
     inputs = [x[:, :1, :5, :3].double().requires_grad_() for x in inputs[:3]] + [
         x[:, :1, :5].double().requires_grad_() for x in inputs[3:]
     ]
-    assert torch.autograd.gradcheck(lambda *a: tuple(delta_rule.chunked(*a, scale=0.5, chunk=2)), inputs)
+    assert torch.autograd.gradcheck(lambda *a: tuple(chunked_delta(DeltaInputs(*a, scale=0.5), chunk=2)), inputs)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_two_calls_with_the_state_between_them_equal_one(form, generator, poisoned):
+@pytest.mark.parametrize("run", BACKENDS)
+def test_two_calls_with_the_state_between_them_equal_one(run, generator, poisoned):
     inputs, options = problem("odd length", generator)
-    whole = form(*inputs, **options)
-    one = form(*(x[:, :, :31] for x in inputs), **options)
-    two = form(*(x[:, :, 31:] for x in inputs), **{**options, "initial_state": one.state})
+    whole = run(DeltaInputs(*inputs, **options))
+    one = run(DeltaInputs(*(x[:, :, :31] for x in inputs), **options))
+    two = run(DeltaInputs(*(x[:, :, 31:] for x in inputs), **{**options, "initial_state": one.state}))
     assert rms(torch.cat([one.out, two.out], 2), whole.out.double()) <= 4e-6
     assert rms(two.state, whole.state.double()) <= 4e-6
 
@@ -111,11 +112,11 @@ def test_two_calls_with_the_state_between_them_equal_one(form, generator, poison
 )  # fmt: skip
 def test_fla_is_refused_where_its_kernels_are_miscompiled(arch, version, is_refused, monkeypatch):
     monkeypatch.setattr(delta_rule, "find_spec", lambda name: object())
-    assert (delta_rule.refusal(arch, version) is not None) == is_refused
+    assert (delta_rule.fla_refusal(arch, version) is not None) == is_refused
 
 
 @needs_triton
 def test_asking_for_fla_without_it_says_so(generator):
     inputs, options = problem("one token", generator)
     with pytest.raises(WorkbenchError, match="backend='fla' was asked for, but flash-linear-attention"):
-        delta_rule.by_fla(*inputs, **options)
+        fla_delta(DeltaInputs(*inputs, **options))

@@ -1,10 +1,10 @@
-"""Gradients of row-blocked attention equal float64 autograd on the dense form, under every mask."""
+"""Gradients of row-blocked attention equal float64 autograd on dense attention, under every mask."""
 
 import pytest
 import torch
 
 from workbench.hooks.interventions.windows import RestrictedMask, Window
-from workbench.kernels import CausalMask, tiles
+from workbench.kernels import CausalMask, SoftmaxLayer, tiles
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.differentiable import differentiable_attention
 
@@ -56,20 +56,19 @@ def test_gradients_equal_dense_autograd(monkeypatch, mask, n_heads, n_kv, softca
     leaves = [x.clone().requires_grad_() for x in (q, k, v, *([sinks] if with_sinks else []))]
     expected = dense(*leaves[:3], visible, scale=0.7, softcap=softcap, sinks=leaves[3] if with_sinks else None)
     expected.backward(d_out)
-    mine = [x.clone().float().requires_grad_() for x in (q, k, v, *([sinks] if with_sinks else []))]
-    out = differentiable_attention(
-        *mine[:3], tile_mask, scale=0.7, softcap=softcap, sinks=mine[3] if with_sinks else None
-    )
+    short = [x.clone().float().requires_grad_() for x in (q, k, v, *([sinks] if with_sinks else []))]
+    layer = SoftmaxLayer(*short[:2], tile_mask, 0.7, softcap, short[3] if with_sinks else None)
+    out = differentiable_attention(layer, short[2])
     out.backward(d_out.float())
     assert (out.double() - expected).norm() <= 2e-6 * expected.norm()
-    for a, b in zip(mine, leaves, strict=True):
+    for a, b in zip(short, leaves, strict=True):
         assert (a.grad.double() - b.grad).norm() <= 2e-6 * b.grad.norm()
 
 
 def test_bfloat16_gradients_come_back_in_bfloat16():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 20, 8).bfloat16().requires_grad_() for _ in range(3))
-    differentiable_attention(q, k, v, CausalMask(20), scale=0.3).sum().backward()
+    differentiable_attention(SoftmaxLayer(q, k, CausalMask(20), scale=0.3), v).sum().backward()
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     visible = torch.ones(20, 20).tril().bool()[None]
     dense(*exact, visible, scale=0.3, softcap=None, sinks=None).sum().backward()

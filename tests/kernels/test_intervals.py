@@ -5,8 +5,9 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.intervals import documents_of, intervals
-from workbench.kernels.softmax.profile_blockwise import attention_profile
-from workbench.kernels.softmax.profiles import ProfileRequest
+from workbench.kernels.softmax.blockwise import blockwise_profile
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
+from workbench.kernels.softmax.statistics import Request
 
 
 def dense(n_queries, n_keys, **options):
@@ -54,7 +55,7 @@ def test_a_key_that_is_no_number_is_seen_by_its_own_rows_alone():
     torch.manual_seed(0)
     q, k = torch.randn(1, 2, 300, 32), torch.randn(1, 2, 300, 32)
     k[:, :, 290] = torch.nan
-    seen = intervals(300, 300, device="cpu")
-    lse = attention_profile(q, k, None, seen, ProfileRequest(entropy=True), scale=0.2).lse
+    layer = SoftmaxLayer(q, k, intervals(300, 300, device="cpu"), scale=0.2)
+    lse = blockwise_profile(layer, None, Request(entropy=True)).lse
     assert lse[..., :290].isfinite().all()
     assert lse[..., 290:].isnan().all()

@@ -7,7 +7,16 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.linear import decay
+from workbench.kernels.linear.decay import (
+    LinearInputs,
+    LinearOutput,
+    chunked_linear,
+    chunked_linear_backward,
+    linear_step,
+    triton_linear,
+    triton_linear_backward,
+    triton_linear_step,
+)
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 CASES = {
@@ -20,19 +29,27 @@ CASES = {
     "packed and gated": dict(n=(1, 2, 97), d=(32, 32), gated=True, cu_seqlens=[0, 64, 97]),
     "one token": dict(n=(2, 2, 1), d=(32, 32)),
 }
-FORMS = {"triton": pytest.param("triton", marks=needs_triton), "torch": "torch"}
+BACKENDS = {"triton": pytest.param("triton", marks=needs_triton), "torch": "torch"}
 
 
-def forward(form, **more):
-    if form == "torch":
-        return lambda *a, **k: decay.chunked(*a, chunk=16, **k)
-    return lambda *a, **k: decay.launched(*a, segment=64, **k)
+def forward(backend):
+    def run(*tensors, snapshots=(), **options):
+        inputs = LinearInputs(*tensors, **options)
+        if backend == "torch":
+            return chunked_linear(inputs, snapshots=snapshots, chunk=16)
+        return triton_linear(inputs, snapshots=snapshots, segment=64)
+
+    return run
 
 
-def backward(form):
-    if form == "torch":
-        return decay.chunked_backward
-    return lambda *a, **k: decay.launched_backward(*a, segment=64, **k)
+def backward(backend):
+    def run(d_out, d_state, *tensors, **options):
+        inputs = LinearInputs(*tensors, **options)
+        if backend == "torch":
+            return chunked_linear_backward(inputs, d_out, d_state)
+        return triton_linear_backward(inputs, d_out, d_state, segment=64)
+
+    return run
 
 
 def problem(case, generator, dtype=torch.float32):
@@ -77,7 +94,7 @@ def recurrence(q, k, v, log_decay, *, scale, initial_state=None, cu_seqlens=None
         finals.append(state)
         taken.append(torch.stack(kept) if kept else state.new_empty(0, *state.shape))
     out = torch.stack([torch.stack([outs[row, i] for i in range(t)], 1) for row in range(b)])
-    return decay.LinearOutput(out, torch.stack(finals), torch.stack(taken))
+    return LinearOutput(out, torch.stack(finals), torch.stack(taken))
 
 
 def exactly(p):
@@ -98,24 +115,24 @@ def rms(found, exact):
     return float((found.double() - exact.detach()).norm() / exact.detach().norm().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("backend", BACKENDS.values())
 @pytest.mark.parametrize("case", CASES)
-def test_rows_and_state_equal_the_recurrence(case, form, generator, poisoned):
+def test_rows_and_state_equal_the_recurrence(case, backend, generator, poisoned):
     p = problem(case, generator)
-    found = forward(form)(p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    found = forward(backend)(p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
     _, exact = exactly(p)
     assert rms(found.out, exact.out) <= 2e-6
     assert rms(found.state, exact.state) <= 2e-6
     assert found.state.dtype == torch.float32
 
 
-@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("backend", BACKENDS.values())
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_equal_the_recurrences(case, form, generator, poisoned):
+def test_gradients_equal_the_recurrences(case, backend, generator, poisoned):
     p = problem(case, generator)
     leaves, exact = exactly(p)
     wanted = torch.autograd.grad([exact.out, exact.state], leaves, [p["d_out"].double(), p["d_state"].double()])
-    found = backward(form)(p["d_out"], p["d_state"], p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    found = backward(backend)(p["d_out"], p["d_state"], p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
     for name, a, b in zip(("q", "k", "v", "log_decay", "state"), found, wanted, strict=True):
         assert a.shape == b.shape
         if name != "log_decay":
@@ -124,18 +141,18 @@ def test_gradients_equal_the_recurrences(case, form, generator, poisoned):
             assert (a.double() - b).abs().max() <= 1e-5 * gate_terms(p, wanted, per_token=True).max(), name
 
 
-@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("backend", BACKENDS.values())
 @pytest.mark.parametrize("case", ["per head", "per token"])
-def test_bfloat16_inputs_keep_a_float32_state(case, form, generator, poisoned):
+def test_bfloat16_inputs_keep_a_float32_state(case, backend, generator, poisoned):
     p = problem(case, generator, torch.bfloat16)
     leaves, exact = exactly(p)
-    found = forward(form)(p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    found = forward(backend)(p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
     assert found.out.dtype == torch.bfloat16
     assert found.state.dtype == torch.float32
     assert rms(found.out, exact.out) <= 5e-3
     assert rms(found.state, exact.state) <= 5e-3
     wanted = torch.autograd.grad([exact.out, exact.state], leaves, [p["d_out"].double(), p["d_state"].double()])
-    got = backward(form)(p["d_out"], p["d_state"], p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
+    got = backward(backend)(p["d_out"], p["d_state"], p["q"], p["k"], p["v"], p["log_decay"], **p["options"])
     for name, a, b in zip(("q", "k", "v"), got, wanted, strict=False):
         assert a.dtype == torch.bfloat16
         assert rms(a, b) <= 1e-2, name
@@ -148,11 +165,11 @@ def test_bfloat16_inputs_keep_a_float32_state(case, form, generator, poisoned):
         ).all()
 
 
-@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("backend", BACKENDS.values())
 @pytest.mark.parametrize("case", ["per head", "per token"])
-def test_two_calls_with_the_state_between_them_equal_one(case, form, generator, poisoned):
+def test_two_calls_with_the_state_between_them_equal_one(case, backend, generator, poisoned):
     p = problem(case, generator)
-    call, at, options = forward(form), 37, p["options"]
+    call, at, options = forward(backend), 37, p["options"]
     whole = call(p["q"], p["k"], p["v"], p["log_decay"], **options)
     gates = (p["log_decay"],) * 2 if case == "per head" else (p["log_decay"][..., :at], p["log_decay"][..., at:])
     one = call(*(p[x][:, :, :at] for x in "qkv"), gates[0], **options)
@@ -161,11 +178,11 @@ def test_two_calls_with_the_state_between_them_equal_one(case, form, generator, 
     assert rms(two.state, whole.state.double()) <= 4e-6
 
 
-@pytest.mark.parametrize("form", FORMS.values())
+@pytest.mark.parametrize("backend", BACKENDS.values())
 @pytest.mark.parametrize(("case", "at"), [("per head", (1, 64, 100, 131)), ("packed and gated", (7, 33))])
-def test_snapshots_are_the_states_on_the_way(case, at, form, generator, poisoned):
+def test_snapshots_are_the_states_on_the_way(case, at, backend, generator, poisoned):
     p = problem(case, generator)
-    found = forward(form)(p["q"], p["k"], p["v"], p["log_decay"], snapshots=at, **p["options"])
+    found = forward(backend)(p["q"], p["k"], p["v"], p["log_decay"], snapshots=at, **p["options"])
     inputs = [p[x].double() for x in ("q", "k", "v", "log_decay")]
     options = {**p["options"], "initial_state": p["options"]["initial_state"].double()}
     exact = recurrence(*inputs, snapshots=at, **options)
@@ -174,10 +191,10 @@ def test_snapshots_are_the_states_on_the_way(case, at, form, generator, poisoned
     assert rms(found.out, exact.out) <= 2e-6
 
 
-@pytest.mark.parametrize("form", FORMS.values())
-def test_steps_equal_the_chunked_form(form, generator, poisoned):
+@pytest.mark.parametrize("backend", BACKENDS.values())
+def test_steps_equal_the_recurrence(backend, generator, poisoned):
     p = problem("per head", generator)
-    step = decay.step if form == "torch" else decay.launched_step
+    step = linear_step if backend == "torch" else triton_linear_step
     state, scale = p["options"]["initial_state"], p["options"]["scale"]
     for i in range(3):
         out, state = step(*(p[x][:, :, i] for x in "qkv"), state, p["log_decay"][..., 0], scale=scale)
@@ -187,17 +204,17 @@ def test_steps_equal_the_chunked_form(form, generator, poisoned):
     assert rms(state, exact.state) <= 2e-6
 
 
-@pytest.mark.parametrize("form", FORMS.values())
-def test_the_steepest_decay_neither_overflows_nor_underflows_to_nan(form, poisoned):
+@pytest.mark.parametrize("backend", BACKENDS.values())
+def test_the_steepest_decay_neither_overflows_nor_underflows_to_nan(backend, poisoned):
     q = k = v = torch.ones(1, 1, 130, 32)
-    found = forward(form)(q, k, v, torch.full((1, 1, 1), -50.0))
+    found = forward(backend)(q, k, v, torch.full((1, 1, 1), -50.0))
     torch.testing.assert_close(found.out, torch.full_like(found.out, 32.0))
 
 
 def test_torch_chunks_are_differentiable_in_float64(generator):
     inputs = [torch.randn(1, 1, 7, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
     gate = -torch.rand(1, 1, 7, generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda q, k, v, g: tuple(decay.chunked(q, k, v, g, chunk=3)[:2]), (*inputs, gate))
+    assert torch.autograd.gradcheck(lambda *x: tuple(chunked_linear(LinearInputs(*x), chunk=3)[:2]), (*inputs, gate))
 
 
 @needs_triton
@@ -211,4 +228,4 @@ def test_a_second_launch_gives_the_same_bits(generator, poisoned):
 def test_bounds_that_do_not_cover_the_tokens_are_refused():
     x = torch.zeros(1, 1, 8, 4)
     with pytest.raises(WorkbenchError, match=r"cu_seqlens \[0, 5\] do not cut a batch of 1 × 8 tokens"):
-        decay.chunked(x, x, x, torch.zeros(1, 1, 1), cu_seqlens=[0, 5])
+        chunked_linear(LinearInputs(x, x, x, torch.zeros(1, 1, 1), cu_seqlens=[0, 5]))

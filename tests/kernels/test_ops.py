@@ -1,4 +1,4 @@
-"""The operations as one calls them: forms are chosen openly, gradients are right, and torch.compile takes them."""
+"""The public operations: backends are chosen openly, gradients are right, and torch.compile takes them."""
 
 import os
 import subprocess
@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import forms, ops
+from workbench.kernels import SoftmaxLayer, dispatch, ops
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.intervals import intervals
 from workbench.kernels.launch_shapes import WIDEST
 from workbench.kernels.linear import decay, linear_ops
-from workbench.kernels.softmax import profiles, softmax_ops
-from workbench.kernels.softmax.profiles import ProfileRequest
+from workbench.kernels.softmax import softmax_ops
+from workbench.kernels.softmax.reference import reference_profile
+from workbench.kernels.softmax.statistics import Request
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 
@@ -35,9 +36,9 @@ def linear_inputs(generator):
 
 def test_attention_gradients_through_output_and_lse_equal_autograds(generator):
     q, k, v, sinks = (x.requires_grad_() for x in attention_inputs(generator))
-    seen, options = intervals(21, 33, window=9), dict(scale=0.3, softcap=5.0, sinks=sinks)
-    fast = ops.attention_profile(q, k, v, seen, ProfileRequest(entropy=True), **options)
-    exact = profiles.attention_profile(q, k, v, seen, ProfileRequest(), **options)
+    layer = SoftmaxLayer(q, k, intervals(21, 33, window=9), scale=0.3, softcap=5.0, sinks=sinks)
+    fast = ops.attention_profile(layer, v, Request(entropy=True))
+    exact = reference_profile(layer, v, Request())
     weights = torch.randn(fast.out.shape, generator=generator), torch.randn(fast.lse.shape, generator=generator)
     found = torch.autograd.grad([fast.out, fast.lse], [q, k, v, sinks], weights)
     wanted = torch.autograd.grad([exact.out, exact.lse], [q, k, v, sinks], [w.double() for w in weights])
@@ -47,7 +48,8 @@ def test_attention_gradients_through_output_and_lse_equal_autograds(generator):
 
 def test_statistics_pass_no_gradient_and_say_so(generator):
     q, k, v, _ = (x.requires_grad_() for x in attention_inputs(generator))
-    profile = ops.attention_profile(q, k, v, intervals(21, 33), ProfileRequest(entropy=True, distance=True))
+    layer = SoftmaxLayer(q, k, intervals(21, 33), scale=0.25)
+    profile = ops.attention_profile(layer, v, Request(entropy=True, distance=True))
     assert profile.out.requires_grad
     assert not profile.entropy.requires_grad
     assert not profile.mean_distance.requires_grad
@@ -58,7 +60,7 @@ def test_linear_attention_gradients_flow_into_every_input(generator):
     out, state, _ = ops.linear_attention(*inputs[:3], log_decay=inputs[3])
     found = torch.autograd.grad(out.sum() + state.square().sum(), inputs)
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out, state, _ = decay.chunked(*wide)
+    out, state, _ = decay.chunked_linear(decay.LinearInputs(*wide))
     wanted = torch.autograd.grad(out.sum() + state.square().sum(), wide)
     for a, b in zip(found, wanted, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
@@ -124,17 +126,19 @@ def delta_calls(generator):
 
 
 CALLS = {
-    "attention_profile": (softmax_ops, profile_calls),
-    "attention_backward": (softmax_ops, profile_backward_calls),
-    "attention_column_sums": (softmax_ops, column_calls),
-    "linear_attention": (linear_ops, linear_calls),
-    "linear_attention_backward": (linear_ops, linear_backward_calls),
-    "linear_attention_step": (linear_ops, step_calls),
-    "gated_delta_rule": (linear_ops, delta_calls),
+    "profile_op": (softmax_ops, profile_calls),
+    "profile_backward_op": (softmax_ops, profile_backward_calls),
+    "column_sums_op": (softmax_ops, column_calls),
+    "linear_attention_op": (linear_ops, linear_calls),
+    "linear_attention_backward_op": (linear_ops, linear_backward_calls),
+    "linear_attention_step_op": (linear_ops, step_calls),
+    "gated_delta_rule_op": (linear_ops, delta_calls),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=needs_triton) if x == "gated_delta_rule" else x for x in CALLS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=needs_triton) if x == "gated_delta_rule_op" else x for x in CALLS]
+)
 def test_opcheck_passes(name, generator):
     module, calls = CALLS[name]
     for call in calls(generator):
@@ -149,14 +153,13 @@ def test_every_registered_op_is_checked():
 COMPILED = """
 import torch
 torch.set_num_threads(1)
-from workbench.kernels import ops
+from workbench.kernels import Request, SoftmaxLayer, ops
 from workbench.kernels.intervals import intervals
-from workbench.kernels.softmax.profiles import ProfileRequest
 q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
 seen = intervals(16, 16)
 
 def attend(q, k, v):
-    profile = ops.attention_profile(q, k, v, seen, ProfileRequest(entropy=True, windows=(4,)))
+    profile = ops.attention_profile(SoftmaxLayer(q, k, seen, 0.35), v, Request(entropy=True, windows=(4,)))
     return profile.out.sum() + profile.lse.sum(), profile.entropy, profile.beyond
 
 def mix(q, k, v):
@@ -194,43 +197,43 @@ def test_a_cpu_takes_torch_and_says_why():
 
 
 def test_the_delta_rules_limits_are_told(monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     assert "forward only; heads of 32 to 128 channels in" in ops.explain("cuda")["gated_delta_rule"]
     assert "forward only" not in ops.explain("cuda")["linear_attention"]
     assert "forward only" not in ops.explain("cpu")["gated_delta_rule"]
 
 
 def test_the_widest_heads_that_take_triton_are_told_for_each_type(monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     told = ops.explain("cuda")["linear_attention"]
     assert "heads of 32 to 256 channels in bfloat16 and float16, 128 channels in float32; else chunked torch" in told
     assert "channels" not in ops.explain("cpu")["linear_attention"]
 
 
 @needs_triton
-@pytest.mark.parametrize("operation", forms.TORCH_NAMES)
+@pytest.mark.parametrize("operation", dispatch.TORCH_NAMES)
 def test_auto_leaves_heads_without_a_sound_kernel_to_torch(operation, monkeypatch):
-    monkeypatch.setenv(forms.SETTING, "triton")
+    monkeypatch.setenv(dispatch.SETTING, "triton")
     for dtype, widest in WIDEST[operation].items():
         fits, exceeds = (torch.empty(1, 1, 0, d, dtype=dtype) for d in (widest, widest + 1))
-        assert ops.choose_for(operation, (fits, fits)).form == "triton"
+        assert ops.choose_for(operation, (fits, fits)).backend == "triton"
         choice = ops.choose_for(operation, (fits, exceeds))
-        assert choice.form == "torch"
+        assert choice.backend == "torch"
         assert f"heads of {widest + 1} channels in {str(dtype)[6:]}" in choice.why
-        assert ops.choose_for(operation, (exceeds,), "triton").form == "triton"
+        assert ops.choose_for(operation, (exceeds,), "triton").backend == "triton"
     assert ops.choose_for(operation, (fits.double(),)) == ("torch", "float64 has no kernel")
 
 
 @needs_triton
 def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
-    monkeypatch.setenv(forms.SETTING, "triton")
+    monkeypatch.setenv(dispatch.SETTING, "triton")
     launches = []
 
-    def launched(*args, **options):
-        launches.append(args[0].shape[-1])
-        return decay.chunked(*args, **options)
+    def launched(inputs, **options):
+        launches.append(inputs.q.shape[-1])
+        return decay.chunked_linear(inputs, **options)
 
-    monkeypatch.setattr(decay, "launched", launched)
+    monkeypatch.setattr(decay, "triton_linear", launched)
     for d in (128, 136):
         x = torch.ones(1, 1, 3, d)
         ops.linear_attention(x, x, x, log_decay=torch.zeros(1))
@@ -239,42 +242,42 @@ def test_wide_float32_heads_run_in_torch_and_the_rest_in_triton(monkeypatch):
 
 @needs_triton
 def test_heads_narrower_than_any_that_was_compiled_are_left_to_torch(monkeypatch):
-    monkeypatch.setenv(forms.SETTING, "triton")
-    monkeypatch.setattr(forms, "is_interpreted", lambda: False)
-    monkeypatch.setattr(forms, "choose", lambda *_: forms.Choice("triton", "cuda"))
+    monkeypatch.setenv(dispatch.SETTING, "triton")
+    monkeypatch.setattr(dispatch, "is_interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "choose", lambda *_: dispatch.Choice("triton", "cuda"))
     narrow, fits = (torch.empty(1, 1, 0, d) for d in (31, 32))
-    assert ops.choose_for("attention_profile", (fits,)).form == "triton"
+    assert ops.choose_for("attention_profile", (fits,)).backend == "triton"
     assert ops.choose_for("attention_profile", (narrow,)).why.startswith("heads of 31 channels")
-    assert ops.choose_for("attention_profile", (narrow, fits)).form == "triton"  # tiles are as wide as the widest
+    assert ops.choose_for("attention_profile", (narrow, fits)).backend == "triton"  # tiles are as wide as the widest
 
 
 @pytest.mark.parametrize(
-    ("capability", "form"), [((8, 0), "triton"), ((8, 6), "torch"), ((9, 0), "triton"), ((12, 0), "torch")]
+    ("capability", "backend"), [((8, 0), "triton"), ((8, 6), "torch"), ((9, 0), "triton"), ((12, 0), "torch")]
 )
-def test_auto_takes_triton_on_gpus_whose_compiled_kernels_were_checked(capability, form, monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+def test_auto_takes_triton_on_gpus_whose_compiled_kernels_were_checked(capability, backend, monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
     choice = ops.choose("attention_profile", "cuda")
-    assert choice.form == form
-    assert form == "triton" or "kernels are compiled and checked for 8.0, 9.0, 10.0" in choice.why
-    assert ops.choose("attention_profile", "cuda", "triton").form == "triton"
+    assert choice.backend == backend
+    assert backend == "triton" or "kernels are compiled and checked for 8.0, 9.0, 10.0" in choice.why
+    assert ops.choose("attention_profile", "cuda", "triton").backend == "triton"
 
 
 def test_a_gpu_takes_triton_unless_it_is_missing(monkeypatch):
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
-    assert ops.choose("linear_attention", "cuda").form == "triton"
-    monkeypatch.setattr(forms, "HAS_TRITON", False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    assert ops.choose("linear_attention", "cuda").backend == "triton"
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     choice = ops.choose("linear_attention", "cuda")
-    assert choice.form == "torch"
+    assert choice.backend == "torch"
     assert "triton is not installed" in choice.why
     with pytest.raises(WorkbenchError, match="backend='triton' was asked for, but triton is not installed"):
         ops.choose("linear_attention", "cuda", "triton")
 
 
-def test_a_form_that_cannot_run_is_refused_not_replaced(monkeypatch):
-    monkeypatch.setattr(forms, "is_interpreted", lambda: False)
-    monkeypatch.setattr(forms, "HAS_TRITON", True)
+def test_a_backend_that_cannot_run_is_refused_not_replaced(monkeypatch):
+    monkeypatch.setattr(dispatch, "is_interpreted", lambda: False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     with pytest.raises(WorkbenchError, match="backend='triton' was asked for on cpu; expected cuda"):
         ops.choose("attention_profile", "cpu", "triton")
     with pytest.raises(WorkbenchError, match="serves gated_delta_rule only"):
@@ -286,4 +289,4 @@ def test_a_form_that_cannot_run_is_refused_not_replaced(monkeypatch):
 def test_uneven_groups_are_refused_with_both_numbers():
     q, k = torch.zeros(1, 3, 4, 16), torch.zeros(1, 2, 4, 16)
     with pytest.raises(WorkbenchError, match="3 query heads cannot share 2"):
-        ops.attention_profile(q, k, k, intervals(4, 4), ProfileRequest())
+        ops.attention_profile(SoftmaxLayer(q, k, intervals(4, 4), scale=0.25), k, Request())

@@ -1,4 +1,4 @@
-"""The recorder's statistics by the profile's way, against the float64 reference of the same signature."""
+"""Row statistics from a profile against the float64 reference."""
 
 from dataclasses import replace
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.kernels.test_blockwise import everything as everything_there_is
-from tests.kernels.test_blockwise import problem
+from tests.kernels.test_blockwise import layer_of, problem
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, Request
+from workbench.kernels import CausalMask, Request, SoftmaxLayer
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.softmax import recorded, reference
+from workbench.kernels.softmax.recorded import profile_statistics
+from workbench.kernels.softmax.reference import reference_statistics
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 
@@ -20,13 +21,13 @@ STATISTICS = ("lse", "mass", "entropy", "mean_distance", "far_mass")
 
 
 def everything(p, rows=None):
-    """All that a profile holds."""
+    """Every statistic that a profile holds."""
     request = everything_there_is(p, rows)
     return replace(request, windows=(), squares=False, features=None, row_weights=None, value_norms=False)
 
 
 def assert_equal(fast, exact, p):
-    """To 2e-6 in the mean square, relative to what is measured, or to all mass."""
+    """To 2e-6 in the mean square, relative to the statistic, or to all mass."""
     (out_fast, fast), (out_exact, exact) = fast, exact
     keep = exact.mass > 0 if p["sinks"] is None else torch.ones_like(exact.mass, dtype=torch.bool)
     pairs = {x: (getattr(fast, x)[keep], getattr(exact, x)[keep]) for x in STATISTICS}
@@ -41,7 +42,7 @@ def assert_equal(fast, exact, p):
 def test_what_a_profile_does_not_hold_is_refused():
     p = problem("gqa")
     with pytest.raises(WorkbenchError, match="a profile does not hold a ladder of windows"):
-        recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], Request(windows=(3,)), scale=1.0)
+        profile_statistics(layer_of(p), p["v"], Request(windows=(3,)))
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
@@ -49,9 +50,8 @@ def test_what_a_profile_does_not_hold_is_refused():
 def test_recorded_statistics_equal_the_reference(case, backend, poisoned):
     p = problem(case)
     request = everything(p)
-    args = dict(scale=0.25, softcap=p["softcap"], sinks=p["sinks"])
-    fast = recorded.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, backend=backend, **args)
-    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, **args)
+    fast = profile_statistics(layer_of(p), p["v"], request, backend=backend)
+    exact = reference_statistics(layer_of(p), p["v"], request)
     assert_equal(fast, exact, p)
 
 
@@ -61,16 +61,15 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case, backend, poison
     p = problem(case)
     rows = torch.arange(p["q"].shape[2] - 1, -1, -3).flip(0)
     request = everything(p, rows)
-    given = (p["q"], p["k"], p["v"], p["mask"], request)
-    fast = recorded.attention_statistics(*given, scale=0.25, backend=backend)
-    assert_equal(fast, reference.attention_statistics(*given, scale=0.25), p)
+    fast = profile_statistics(layer_of(p), p["v"], request, backend=backend)
+    assert_equal(fast, reference_statistics(layer_of(p), p["v"], request), p)
 
 
 def test_padding_between_valid_keys_is_refused():
     q = torch.zeros(1, 1, 4, 16)
     mask = CausalMask(4, valid=torch.tensor([[True, False, True, True]]))
     with pytest.raises(WorkbenchError, match="padding between valid keys"):
-        recorded.attention_statistics(q, q, q, mask, Request(), scale=1.0)
+        profile_statistics(SoftmaxLayer(q, q, mask, scale=1.0), q, Request())
 
 
 def test_a_mask_of_another_kind_is_refused_by_its_name():
@@ -83,4 +82,4 @@ def test_a_mask_of_another_kind_is_refused_by_its_name():
 
     q = torch.zeros(1, 1, 4, 16)
     with pytest.raises(WorkbenchError, match="a Checkerboard was given; expected a CausalMask"):
-        recorded.attention_statistics(q, q, q, Checkerboard(), Request(), scale=1.0)
+        profile_statistics(SoftmaxLayer(q, q, Checkerboard(), scale=1.0), q, Request())

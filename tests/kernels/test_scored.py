@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from tests.kernels.test_blockwise import assert_equal, everything, problem
+from tests.kernels.test_blockwise import assert_equal, everything, layer_of, problem
 from workbench.kernels import CausalMask, Request
-from workbench.kernels.softmax import reference
-from workbench.kernels.softmax.scored import scored_crop, scored_statistics
+from workbench.kernels.softmax.blockwise import blockwise_statistics
+from workbench.kernels.softmax.reference import reference_pattern, reference_statistics
+from workbench.kernels.softmax.scored import scored_crop, scored_layer
 
 CASES = ["causal", "gqa", "one kv head", "prefix", "window", "window and prefix", "left padding", "wide values"]
+
+
+def scored_statistics(scores, v, mask, request, **options):
+    return blockwise_statistics(scored_layer(scores, v.shape[1], mask), v, request, **options)
 
 
 def scores_of(p, scale):
@@ -24,7 +29,7 @@ def test_statistics_of_scores_equal_the_reference(case, step, tile_bytes):
     n_q = p["q"].shape[2]
     request = everything(p, None if step == 1 else torch.arange(n_q - 1, -1, -step).flip(0))
     fast = scored_statistics(scores_of(p, 0.25), p["v"], p["mask"], request, tile_bytes=tile_bytes)
-    exact = reference.attention_statistics(p["q"], p["k"], p["v"], p["mask"], request, scale=0.25)
+    exact = reference_statistics(layer_of(p), p["v"], request)
     assert_equal(fast, exact, p)
 
 
@@ -55,5 +60,5 @@ def test_a_crop_equals_the_reference_on_any_queries_and_keys():
     p = problem("window")
     queries, keys = torch.tensor([66, 3, 40, 3]), torch.tensor([2, 39, 60, 0])
     crop = scored_crop(scores_of(p, 0.25)[0, 1], p["mask"], queries=queries, keys=keys)
-    exact, _ = reference.attention_pattern(p["q"], p["k"], p["mask"], scale=0.25)
+    exact, _ = reference_pattern(layer_of(p))
     assert (crop.double() - exact[0, 1][queries][:, keys]).abs().max() < 2e-6

@@ -6,12 +6,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from workbench.heads import WorkbenchError
-from workbench.kernels import CausalMask, DecayRows, Far, Request
+from workbench.kernels import CausalMask, DecayRows, Far, Request, SoftmaxLayer
 from workbench.kernels.intervals import intervals
 from workbench.kernels.linear import signed_rows
-from workbench.kernels.softmax import blockwise, profile_blockwise, reference
-from workbench.kernels.softmax.gradients import attention_backward
-from workbench.kernels.softmax.profiles import ProfileRequest
+from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile, blockwise_statistics
+from workbench.kernels.softmax.differentiable import attention_gradients
+from workbench.kernels.softmax.reference import reference_statistics
 from workbench.kernels.tiles import cut
 
 EVERYTHING = Request(entropy=True, distance=True, far=Far(30, sink=3))
@@ -48,47 +48,47 @@ class LittleMemory(TorchDispatchMode):
         return found
 
 
-def attention_inputs(n=301):
+def attention_inputs(mask=None):
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(2, heads, n, 8, generator=generator) for heads in (4, 2, 2))
+    q, k, v = (torch.randn(2, heads, 301, 8, generator=generator) for heads in (4, 2, 2))
+    return SoftmaxLayer(q, k, CausalMask(301) if mask is None else mask, scale=0.35), v
 
 
 def statistics():
-    q, k, v = attention_inputs()
-    out, found = blockwise.attention_statistics(q, k, v, CausalMask(301), EVERYTHING, scale=0.35)
+    layer, v = attention_inputs()
+    out, found = blockwise_statistics(layer, v, EVERYTHING)
     return out, found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
 
 
 def exact_statistics():
-    q, k, v = attention_inputs()
-    out, exact = reference.attention_statistics(q, k, v, CausalMask(301), EVERYTHING, scale=0.35)
+    layer, v = attention_inputs()
+    out, exact = reference_statistics(layer, v, EVERYTHING)
     return out, exact.lse, exact.mass, exact.entropy, exact.mean_distance, exact.far_mass
 
 
 def implied_rows():
-    q, k, _ = attention_inputs()
+    layer, _ = attention_inputs()
     found = signed_rows.signed_statistics(
-        DecayRows(q, k.repeat_interleave(2, 1), -torch.rand(1, 4, 301) / 9), EVERYTHING
+        DecayRows(layer.q, layer.k.repeat_interleave(2, 1), -torch.rand(1, 4, 301) / 9), EVERYTHING
     )
     return found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
 
 
 def profile():
-    q, k, v = attention_inputs()
-    request = ProfileRequest(entropy=True, top=True, distance=True, windows=(1, 30))
-    found = profile_blockwise.attention_profile(q, k, v, intervals(301, 301), request, scale=0.35)
+    request = Request(entropy=True, top=True, distance=True, windows=(1, 30))
+    found = blockwise_profile(*attention_inputs(intervals(301, 301)), request)
     return found.out, found.lse, found.entropy, found.top_mass, found.mean_distance, found.beyond
 
 
 def column_sums():
-    q, k, _ = attention_inputs()
-    return (profile_blockwise.column_sums(q, k, torch.ones(2, 4, 301), intervals(301, 301), scale=0.35),)
+    layer, _ = attention_inputs(intervals(301, 301))
+    return (blockwise_column_sums(layer, torch.ones(2, 4, 301)),)
 
 
 def gradients():
-    q, k, v = attention_inputs()
+    layer, v = attention_inputs(intervals(301, 301))
     lse = torch.full((2, 4, 301), 6.0)
-    return attention_backward(q, lse, q, k, v, q, lse, intervals(301, 301), scale=0.35)
+    return attention_gradients(layer, v, out=layer.q, lse=lse, d_out=layer.q, d_lse=lse)
 
 
 @pytest.mark.parametrize("fail", [exhausted_cpu, exhausted_gpu])
@@ -113,10 +113,10 @@ def test_what_is_computed_in_little_memory_equals_the_reference():
 
 
 def test_a_layer_that_does_not_fit_row_by_row_is_refused_with_the_next_step():
-    q, k, v = attention_inputs()
+    layer, v = attention_inputs()
     message = r"301 rows over 301 keys of 4 heads, 2 sequences.*rows=.*DefaultCPUAllocator"
     with pytest.raises(WorkbenchError, match=message), LittleMemory(4000, exhausted_cpu) as memory:
-        blockwise.attention_statistics(q, k, v, CausalMask(301), Request(), scale=0.35)
+        blockwise_statistics(layer, v, Request())
     assert memory.failures > 2
 
 

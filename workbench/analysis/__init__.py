@@ -1,1 +1,1 @@
-"""What is computed about kernels and linear layers: crossover lengths, precision of states, implied attention."""
+"""Analyses of linear layers: crossover lengths, precision of states, implied attention."""

@@ -1,4 +1,4 @@
-"""From which length on linear attention is cheaper than softmax attention: the answer depends on what is counted."""
+"""The context length from which linear attention costs less than softmax attention, by the costs that are counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MINIMAX_TEXT_01 = LayerShape(d_model=6144, n_heads=64, n_kv_heads=8, d_head=128)
 
 @dataclass(frozen=True, slots=True)
 class Crossover:
-    """Cost per token as softmax_per_key · keys + softmax_fixed against linear_fixed; in FLOP, or in bytes for decoding.
+    """Costs per token, softmax_per_token_of_context · tokens + softmax_fixed against linear_fixed, in FLOP or bytes.
 
     `tokens`: the context length at which both cost the same.
     """
@@ -51,7 +51,7 @@ def crossover(
     state_bytes: int = 4,
     cache_bytes: int = 2,
 ) -> Crossover:
-    """The break-even context length of one layer, counting the named terms.
+    """The break-even context length of one layer for the named terms.
 
     Args:
         terms: "mixing", scores and values: causal softmax 2·D·T FLOP per token and head on average, linear 4·C·D + 4·D²
@@ -98,8 +98,8 @@ def crossover_table(
     """
     rows: list[tuple[str, str, int, float, float, float]] = []
     for counted in terms:
-        found = crossover(shape, counted, chunk=chunk)
+        costs = crossover(shape, counted, chunk=chunk)
         for n in tokens:
-            softmax = found.softmax_fixed + found.softmax_per_token_of_context * n
-            rows.append((" + ".join(counted), found.unit, n, softmax, found.linear_fixed, found.tokens))
+            softmax = costs.softmax_fixed + costs.softmax_per_token_of_context * n
+            rows.append((" + ".join(counted), costs.unit, n, softmax, costs.linear_fixed, costs.tokens))
     return pd.DataFrame(rows, columns=["terms", "unit", "tokens", "softmax", "linear", "break_even"])

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from workbench.analysis.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
-from workbench.kernels.forms import SETTING, explain, setting
-from workbench.kernels.routes import explain_routes
+from workbench.analysis.state_precision import lost_decay_table, slopes_of_config, state_precision_table
+from workbench.kernels.dispatch import SETTING, explain, explain_routes, setting
 
 _PACKAGES = ("attention-workbench", "torch", "transformers", "transformer-lens", "triton", "pyarrow", "dash", "plotly")
 

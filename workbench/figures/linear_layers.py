@@ -21,7 +21,7 @@ def state_precision(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure
     The bold line is the worst head, the thin line the median.
 
     Args:
-        table: of `workbench.analysis.precision_reports.state_precision_table`.
+        table: of `workbench.analysis.state_precision.state_precision_table`.
 
     Raises:
         WorkbenchError: if the table is empty or has other columns.

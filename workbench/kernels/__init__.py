@@ -1,11 +1,12 @@
-"""Attention statistics and linear attention: float64 reference and row-blocked torch."""
+"""Attention statistics and linear attention: the float64 reference, blocked torch and Triton."""
 
 from workbench.kernels.linear.decay_rows import DecayRows
 from workbench.kernels.linear.delta_rows import DeltaRows
 from workbench.kernels.linear.signed_rows import SignedRows, signed_crop, signed_pattern, signed_statistics
 from workbench.kernels.masks import CausalMask, Hidden, TileMask, hidden_runs
-from workbench.kernels.softmax.blockwise import attention_statistics
 from workbench.kernels.softmax.crops import attention_crop
+from workbench.kernels.softmax.recorded import attention_statistics
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics import Cells, Far, Request, RowStatistics
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Request",
     "RowStatistics",
     "SignedRows",
+    "SoftmaxLayer",
     "TileMask",
     "attention_crop",
     "attention_statistics",

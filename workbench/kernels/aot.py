@@ -1,7 +1,7 @@
-"""Compile every shipped kernel for a GPU that need not be there, and read back what the compiler made of it.
+"""Compile every shipped kernel for a GPU, present or not, and check the compiled code.
 
-A kernel can turn slow without turning wrong: registers spill, the load pipeline switches off, tensor cores go unused.
-The wheel of Triton carries the assembler and the disassembler, so all of that can be seen on any Linux machine:
+A kernel can become slow without becoming wrong: registers spill, the load pipeline switches off, tensor cores go
+unused. Triton's wheel has the assembler and the disassembler, so all of that shows on any Linux machine:
 
     python -m workbench.kernels.aot [--arch 80 90 100] [--all]
 """
@@ -62,7 +62,7 @@ _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 class Case:
     """One kernel as it is launched: run-time argument types, compile-time arguments, and the launch shape.
 
-    `uses_tensor_cores`, `uses_warp_groups` (on Hopper), `is_pipelined`: what the compiler is expected to do with it.
+    `uses_tensor_cores`, `uses_warp_groups` (on Hopper), `is_pipelined`: what the compiled code must show.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one compiled kernel needs: registers per thread, bytes of shared memory, and counts of instructions.
+    """The resources of one compiled kernel: registers per thread, bytes of shared memory, and counts of instructions.
 
     A register spilled once before a loop costs nothing; spilled in it, it costs every tile: `loop_spills`.
     """
@@ -92,23 +92,23 @@ class Resources:
     atomics: int
 
     def complaints(self, case: Case, arch: int) -> list[str]:
-        """What keeps this kernel from being shipped; nothing if it may be."""
-        found: list[str] = []
+        """The reasons not to ship this kernel; empty if it may be shipped."""
+        reasons: list[str] = []
         if self.loop_spills > _LOOP_SPILLS_LIMIT:
-            found.append(f"{self.loop_spills} registers spilled in a loop, {_LOOP_SPILLS_LIMIT} at most")
+            reasons.append(f"{self.loop_spills} registers spilled in a loop, {_LOOP_SPILLS_LIMIT} at most")
         if self.spills > _SPILLS_LIMIT:
-            found.append(f"{self.spills} spilling stores, {_SPILLS_LIMIT} at most")
+            reasons.append(f"{self.spills} spilling stores, {_SPILLS_LIMIT} at most")
         if self.shared > _SHARED_LIMIT[arch]:
-            found.append(f"{self.shared} bytes of shared memory, {_SHARED_LIMIT[arch]} at most")
+            reasons.append(f"{self.shared} bytes of shared memory, {_SHARED_LIMIT[arch]} at most")
         if self.atomics:
-            found.append(f"{self.atomics} memory atomics: sums would depend on their order")
+            reasons.append(f"{self.atomics} memory atomics: sums would depend on their order")
         if case.uses_tensor_cores and not self.mma:
-            found.append("no tensor-core instruction")
+            reasons.append("no tensor-core instruction")
         if case.uses_tensor_cores and case.uses_warp_groups and arch == 90 and not self.hgmma:
-            found.append("no warp-group matrix instruction")
+            reasons.append("no warp-group matrix instruction")
         if case.is_pipelined and not self.pipelined_loads:
-            found.append("no asynchronous load: the load pipeline is off")
-        return found
+            reasons.append("no asynchronous load: the load pipeline is off")
+        return reasons
 
 
 def compile_case(case: Case, arch: int) -> Resources:
@@ -141,8 +141,8 @@ def compile_case(case: Case, arch: int) -> Resources:
 def shipped(arch: int, *, everything: bool = False) -> Iterator[Case]:
     """The kernels in the shapes that "auto" launches: heads of 128 channels in two types, or the whole matrix.
 
-    The matrix has all types and sets of statistics, and heads up to the widest that `configs.WIDEST` names, among them
-    widths of no power of two.
+    The matrix has all types and sets of statistics, and heads up to `launch_shapes.WIDEST`, among them widths of no
+    power of two.
     """
     yield from _attention_cases(arch, everything=everything)
     yield from _linear_cases(arch, everything=everything)
@@ -248,7 +248,7 @@ def _spills(sass: str) -> tuple[int, int]:
     return len(stores), sum(any(first < n < last for first, last in loops) for n in stores)
 
 
-# What the arguments are by their names: kernels name pointers in capitals, and element types follow the model's.
+# Types of arguments by their names: pointers are in capitals, and element types follow the model's.
 _MODEL_POINTERS = {"Q", "K", "V", "OUT", "ERASED"}
 _INTEGER_POINTERS = {
     "POSITION", "LOW", "HIGH", "EDGES", "QUERY_TAG", "KEY_TAG", "TOP_KEY", "FIRST_ROW", "LAST_ROW",
@@ -269,7 +269,7 @@ def _type_of(name: str, element: str) -> str:
 
 
 def _is_aligned(name: str, types: dict[str, str]) -> bool:
-    """True for what is divisible by 16 at run time: pointers, and the strides of whole heads and tokens."""
+    """True for arguments divisible by 16 at run time: pointers, and the strides of whole heads and tokens."""
     return types[name].startswith("*") or name[:-1] in _WHOLE_STRIDES
 
 
@@ -288,11 +288,11 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--all", action="store_true", help="the full matrix instead of one shape per kernel")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     is_good = True
-    for arch in given.arch:
-        for case in shipped(arch, everything=given.all):
-            if given.only not in case.name:
+    for arch in arguments.arch:
+        for case in shipped(arch, everything=arguments.all):
+            if arguments.only not in case.name:
                 continue
             resources = compile_case(case, arch)
             complaints = resources.complaints(case, arch)

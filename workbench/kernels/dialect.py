@@ -1,4 +1,4 @@
-"""Triton where it is installed; where it is not, kernel modules still import and a launch is refused."""
+"""Triton where it is installed; elsewhere kernel modules still import, and a launch is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import triton.language as tl
 
     def jit(function: Callable[..., Any]) -> Any:
-        """A kernel: launched as kernel[grid](...), which no type says."""
+        """Make a kernel, which is launched as kernel[grid](...)."""
         ...
 elif HAS_TRITON:
     import triton.language as tl
@@ -30,17 +30,17 @@ else:
     tl = None
 
     def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Leave the kernel a plain function that nothing launches."""
+        """Return the kernel unchanged, a plain function that is never launched."""
         return function
 
 
 def is_interpreted() -> bool:
-    """True if kernels run in Triton's interpreter, on tensors of any device, as TRITON_INTERPRET=1 asks."""
+    """True if TRITON_INTERPRET=1 makes kernels run in Triton's interpreter, on tensors of any device."""
     return HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def launching_on(x: Tensor) -> AbstractContextManager[Any]:
-    """The context of a launch: the tensor's own GPU, whichever is current.
+    """The context of a launch: the tensor's own GPU.
 
     Raises:
         WorkbenchError: if Triton is not installed, or the tensor is not on a GPU and kernels are not interpreted.

@@ -1,7 +1,8 @@
 """Masks as two integers per query row: row i sees the keys low[i] <= j < high[i].
 
-Causal, sliding, chunked, packed, prefixed and padded attention are all of this form, so one kernel with one comparison
-pair serves them. Both ends never fall from one row to the next: kernels find the rows of a key block by bisection.
+Causal, sliding, chunked, packed, prefixed and padded attention are such masks, so one kernel with one pair of
+comparisons serves them all. Neither end falls from one row to the next: kernels find the rows of a key block by
+bisection.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from workbench.kernels.masks import CausalMask, Hidden
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """What each query row sees: a mask for tiles. `position` is the row's own key index, from which distances count.
+    """The keys that each query row sees; a `TileMask`. `position`: the row's own key index, where distances start.
 
-    `starts_at_zero` says that every row sees from key 0 on, which spares kernels a loop.
+    `starts_at_zero`: every row sees from key 0 on, which saves kernels a loop.
     """
 
     position: Int[Tensor, " q"]
@@ -49,11 +50,11 @@ class Intervals:
         return runs
 
     def rows(self, picked: Integer[Tensor, " rows"]) -> Intervals:
-        """The same for some of the rows, sorted."""
+        """The intervals of some rows, sorted."""
         return Intervals(self.position[picked], self.low[:, picked], self.high[:, picked], self.starts_at_zero)
 
     def visible(self, n_keys: int) -> Bool[Tensor, "#b q k"]:
-        """The mask as a dense tile: for definitions and tests."""
+        """The mask as a dense tile, for definitions and tests."""
         j = torch.arange(n_keys, device=self.low.device)
         return (j >= self.low[..., None]) & (j < self.high[..., None])
 
@@ -71,12 +72,12 @@ def intervals(
     """The rows of a layer whose last query stands at the last key; a longer k is a prefix before the first query.
 
     Args:
-        window: see the last `window` keys only, own position included.
-        documents: an id per key; ids stand in runs, and no row sees another document.
-        cu_seqlens: the same as the documents' bounds, [0, ..., n_keys], for one packed sequence.
+        window: rows see the last `window` keys only, own position included.
+        documents: an id per key, in runs; no row sees another document.
+        cu_seqlens: the documents as bounds, [0, ..., n_keys], for one packed sequence.
 
     Raises:
-        WorkbenchError: if there are more queries than keys, an id comes back after another, or bounds do not cover.
+        WorkbenchError: if there are more queries than keys, an id returns after another, or bounds miss keys.
     """
     if n_queries > n_keys:
         raise WorkbenchError(f"{n_queries} queries over {n_keys} keys; expected at least as many keys as queries")
@@ -113,7 +114,7 @@ def intervals_of(mask: CausalMask, n_queries: int, device: torch.device | str = 
         first, last = _ends(valid)
         if has_inner_padding(valid):
             raise WorkbenchError(
-                "a sequence has padding between valid keys; expected padding at its ends: use the row-blocked form"
+                "a sequence has padding between valid keys; expected padding at its ends: use blockwise_statistics"
             )
         low = torch.maximum(low, first[:, None])
         high = torch.minimum(high, torch.where(n_valid > 0, last, 0)[:, None])
@@ -138,7 +139,7 @@ def documents_of(cu_seqlens: Integer[Tensor, " n"], n_tokens: int) -> Int[Tensor
 
 
 def _ends(valid: Bool[Tensor, "b k"]) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
-    """The first valid key of each sequence and one past its last; anything where there is none."""
+    """The first valid key of each sequence and one past its last; arbitrary where there is none."""
     return valid.int().argmax(-1), valid.shape[-1] - valid.flip(-1).int().argmax(-1)
 
 

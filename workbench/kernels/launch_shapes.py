@@ -1,8 +1,8 @@
-"""The launch shape of each kernel: a static table by architecture, head width, element type and what is asked for.
+"""The launch shape of each kernel: a static table by architecture, head width, element type and statistics.
 
-What `ARCHITECTURES`, `NARROWEST` and `WIDEST` name has been compiled and read back by `aot`: at most one register
-spilled in a loop, pipelined loads, and tensor cores. Other heads, and other GPUs with room for the tiles, run too where
-Triton is asked for by name.
+The combinations in `ARCHITECTURES`, `NARROWEST` and `WIDEST` pass the gate of `aot`: at most one register spilled in a
+loop, pipelined loads, and tensor cores. Other heads, and other GPUs with room for the tiles, run too where Triton is
+requested by name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Launch(NamedTuple):
     num_stages: int
 
     def options(self) -> dict[str, int | bool]:
-        """Launch options; fusion into multiply-adds is asked for, because its default changes between releases."""
+        """Launch options; fusion into multiply-adds is explicit, because its default changes between releases."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
 _NARROW = (torch.bfloat16, torch.float16)
 _UP_TO_256 = {**dict.fromkeys(_NARROW, 256), torch.float32: 128}
 _UP_TO_128 = dict.fromkeys((*_NARROW, torch.float32), 128)
-# Compute capabilities whose compiled kernels pass the gate, and the fewest channels of heads that it compiles.
+# Compute capabilities whose compiled kernels pass the gate, and the narrowest heads, in channels, that it compiles.
 ARCHITECTURES = (80, 90, 100)
 NARROWEST = 32
 # The widest heads, in channels, whose compiled kernels pass the gate of `aot`, by operation and element type.

@@ -1,4 +1,4 @@
-"""Which keys a query may see, asked for block by block so that no T × T mask is ever built."""
+"""Masks that are evaluated block by block, so that no T × T mask is ever built."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Hidden(NamedTuple):
 
 @runtime_checkable
 class TileMask(Protocol):
-    """What a kernel asks of a mask. Rows are query indices, sorted ascending; key indices count from 0."""
+    """A mask as kernels use it. Rows are query indices, sorted ascending; key indices count from 0."""
 
     def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
         """Smallest and one past the largest key that any of these rows may see."""
         ...
 
     def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
-        """Runs of columns of `keys` with hidden cells; they may overlap, and outside of them all rows see all."""
+        """Runs of columns of `keys` with hidden cells; they may overlap, and outside of them nothing is hidden."""
         ...
 
 
@@ -50,15 +50,15 @@ class CausalMask:
         return lo, min(self.n_keys, last + 1)
 
     def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
-        at = rows + self.offset
+        position = rows + self.offset
         runs: list[Hidden] = []
-        future = max(keys[0], int(at[0]) + 1)
+        future = max(keys[0], int(position[0]) + 1)
         if future < keys[1]:
             k = torch.arange(future, keys[1], device=rows.device)
-            runs.append(Hidden(future, (k > at[:, None])[None]))
-        if self.window is not None and (past := min(keys[1], int(at[-1]) - self.window + 1)) > keys[0]:
+            runs.append(Hidden(future, (k > position[:, None])[None]))
+        if self.window is not None and (past := min(keys[1], int(position[-1]) - self.window + 1)) > keys[0]:
             k = torch.arange(keys[0], past, device=rows.device)
-            runs.append(Hidden(keys[0], (at[:, None] - k >= self.window)[None]))
+            runs.append(Hidden(keys[0], (position[:, None] - k >= self.window)[None]))
         if self.valid is not None:
             runs += hidden_runs(~self.valid[batch, None, keys[0] : keys[1]], keys[0])
         return runs
@@ -77,7 +77,7 @@ def hidden_runs(hidden: Bool[Tensor, "#b q k"], first_key: int) -> list[Hidden]:
 
 
 def visible_tile(mask: TileMask, batch: slice, rows: Int[Tensor, " q"], n_keys: int) -> Bool[Tensor, "b q k"]:
-    """The mask of some rows as one dense tile over all keys: for references and crops only."""
+    """The mask of some rows as one dense tile over all keys, for references and crops only."""
     n_sequences = batch.stop - batch.start
     visible = torch.zeros(n_sequences, len(rows), n_keys, dtype=torch.bool, device=rows.device)
     lo, hi = mask.key_range(rows)

@@ -1,24 +1,22 @@
-"""The operations as one calls them: the form for each device is chosen openly, gradients and torch.compile work.
+"""The operations to call: each chooses its backend by device, and supports gradients and torch.compile.
 
-Each is a torch custom op with a kernel per device. `explain` tells which form an operation will take and why.
+Each is a torch custom op with a kernel per device. `explain` names the backend of each operation, and why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.forms import Backend, Choice, choose, choose_for, explain
-from workbench.kernels.intervals import Intervals
+from workbench.kernels.dispatch import Backend, Choice, choose, choose_for, explain
 from workbench.kernels.linear import delta, linear_ops
 from workbench.kernels.linear.decay import LinearOutput
 from workbench.kernels.softmax import softmax_ops
-from workbench.kernels.softmax.profiles import AttentionProfile, ProfileRequest, sink_share
-from workbench.kernels.softmax.softmax_tiles import check_groups
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
+from workbench.kernels.softmax.statistics import AttentionProfile, Request
 
 __all__ = [
     "Backend",
@@ -35,30 +33,30 @@ __all__ = [
 
 
 def attention_profile(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
+    layer: SoftmaxLayer,
     v: Float[Tensor, "b n_kv_heads k d_v"] | None,
-    seen: Intervals,
-    request: ProfileRequest,
+    request: Request,
     *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " n_heads"] | None = None,
     backend: Backend = "auto",
 ) -> AttentionProfile:
-    """Output and row statistics of one layer; gradients flow through `out` and `lse`, the rest is for reading.
+    """Output and row statistics of a layer whose mask is `Intervals`; gradients flow through `out` and `lse` alone.
 
     Raises:
-        WorkbenchError: if n_heads is not a multiple of n_kv_heads, or the form asked for cannot run.
+        WorkbenchError: if the mask is of another kind, a profile does not hold the request, or the requested backend
+            cannot run.
     """
-    check_groups(q, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    form = choose_for("attention_profile", (q, k if v is None else v), backend).form
-    seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
-    tags = (request.query_tags, request.key_tags)
-    wanted = (list(request.windows), *tags, request.entropy, request.top, request.distance)
-    found = softmax_ops.attention_profile(q, k, v, *seen_by, sinks, scale, softcap, *wanted, form)
-    out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = found
+    if not request.is_of_profile:
+        raise WorkbenchError(
+            "a profile holds entropy, arg-maxima, distance, windows and tags of every row, and more was requested; use "
+            "workbench.kernels.attention_statistics"
+        )
+    q, k, seen = layer.q, layer.k, layer.intervals
+    chosen = choose_for("attention_profile", (q, k if v is None else v), backend).backend
+    out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = softmax_ops.profile_op(
+        q, k, v, seen.position, seen.low, seen.high, seen.starts_at_zero, layer.sinks, layer.scale, layer.softcap,
+        list(request.windows), request.query_tags, request.key_tags, request.entropy, request.top, request.distance,
+        chosen,
+    )  # fmt: skip
     return AttentionProfile(
         out=None if v is None else out,
         lse=lse,
@@ -68,26 +66,19 @@ def attention_profile(
         mean_distance=mean_distance if request.distance else None,
         beyond=beyond if request.windows else None,
         tag_mass=tag_mass if request.query_tags is not None else None,
-        sink_mass=sink_share(sinks, lse),
+        sink_mass=sink_share(layer.sinks, lse),
     )
 
 
 def attention_column_sums(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    lse: Float[Tensor, "b n_heads q"],
-    seen: Intervals,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    backend: Backend = "auto",
+    layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], *, backend: Backend = "auto"
 ) -> Float[Tensor, "b n_heads k"]:
-    """What each key receives, Σ_i p_ij, from the rows' denominators; no gradient."""
-    check_groups(q, k)
-    form = choose_for("attention_column_sums", (q, k), backend).form
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seen_by = (seen.position, seen.low, seen.high, seen.starts_at_zero)
-    return softmax_ops.attention_column_sums(q.detach(), k.detach(), lse.detach(), *seen_by, scale, softcap, form)
+    """Attention received by each key, Σ_i p_ij, from the rows' denominators; no gradient."""
+    q, k, lse, seen = layer.q.detach(), layer.k.detach(), lse.detach(), layer.intervals
+    chosen = choose_for("attention_column_sums", (q, k), backend).backend
+    return softmax_ops.column_sums_op(
+        q, k, lse, seen.position, seen.low, seen.high, seen.starts_at_zero, layer.scale, layer.softcap, chosen
+    )
 
 
 def linear_attention(
@@ -108,11 +99,12 @@ def linear_attention(
         log_decay: g <= 0, −slope per head or a gate per token. Gradients flow into it; none flow out of snapshots.
         cu_seqlens: bounds of packed sequences, for a batch of one; `initial_state` then holds one state each.
     """
-    form = choose_for("linear_attention", (q, v), backend).form
+    chosen = choose_for("linear_attention", (q, v), backend).backend
     gate = log_decay[None, :, None] if log_decay.ndim == 1 else log_decay
     bounds = None if cu_seqlens is None else list(cu_seqlens)
-    out, state, taken = linear_ops.linear_attention(q, k, v, gate, scale, initial_state, bounds, list(snapshots), form)
-    return LinearOutput(out, state, taken)
+    return LinearOutput(
+        *linear_ops.linear_attention_op(q, k, v, gate, scale, initial_state, bounds, list(snapshots), chosen)
+    )
 
 
 def linear_attention_step(
@@ -126,9 +118,9 @@ def linear_attention_step(
     backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "b n_heads d_v"], Float[Tensor, "b n_heads d d_v"]]:
     """One token more: its row and the new state; for decoding, without gradients."""
-    form = choose_for("linear_attention_step", (q, v), backend).form
+    chosen = choose_for("linear_attention_step", (q, v), backend).backend
     gate = log_decay[None] if log_decay.ndim == 1 else log_decay
-    return linear_ops.linear_attention_step(*(x.detach() for x in (q, k, v, state, gate)), scale, form)
+    return linear_ops.linear_attention_step_op(*(x.detach() for x in (q, k, v, state, gate)), scale, chosen)
 
 
 def gated_delta_rule(
@@ -145,22 +137,21 @@ def gated_delta_rule(
 ) -> delta.DeltaOutput:
     """Rows and last states of the gated delta rule; `k` at unit length.
 
-    Gradients: of the torch form and fla's. Where any input asks for them, "auto" takes torch; the Triton form has none.
+    Gradients: with torch and fla. Where any input requires them, "auto" takes torch; the Triton kernel has none.
     """
-    form = choose_for("gated_delta_rule", (q, v), backend).form
+    chosen = choose_for("gated_delta_rule", (q, v), backend).backend
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     bounds = None if cu_seqlens is None else list(cu_seqlens)
-    inputs = (q, k, v, g, beta)
-    has_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, initial_state))
-    if form == "triton" and backend == "auto" and has_gradients:
-        form = "torch"
-    if form == "triton" and has_gradients:
-        raise WorkbenchError(
-            "backend='triton' was asked for the gated delta rule of tensors that require gradients, and it has no "
-            "backward pass; use backend='auto', 'torch' or 'fla', or torch.no_grad()"
-        )
-    if form == "fla":
-        return delta.by_fla(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
-    if form == "torch":
-        return delta.chunked(*inputs, scale=factor, initial_state=initial_state, cu_seqlens=bounds)
-    return delta.DeltaOutput(*linear_ops.gated_delta_rule(*inputs, factor, initial_state, bounds))
+    inputs = delta.DeltaInputs(q, k, v, g, beta, factor, initial_state, bounds)
+    if chosen == "triton" and inputs.needs_gradients:
+        if backend != "auto":
+            raise WorkbenchError(
+                "backend='triton' was asked for the gated delta rule of tensors that require gradients, and it has no "
+                "backward pass; use backend='auto', 'torch' or 'fla', or torch.no_grad()"
+            )
+        chosen = "torch"
+    if chosen == "fla":
+        return delta.fla_delta(inputs)
+    if chosen == "torch":
+        return delta.chunked_delta(inputs)
+    return delta.DeltaOutput(*linear_ops.gated_delta_rule_op(q, k, v, g, beta, factor, initial_state, bounds))

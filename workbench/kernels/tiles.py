@@ -1,4 +1,4 @@
-"""How the row-blocked path cuts a layer into tiles, and what it does where memory runs out."""
+"""Tiles of a layer for the row-blocked path, and smaller tiles where memory runs out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.kernels.masks import Hidden, TileMask
 
-# Small tiles stay in a core's caches between the passes over them, tiles of many rows read fewer keys: as measured.
+# Measured: small tiles stay in a core's caches between the passes over them, tiles of many rows read fewer keys.
 _SMALL, _LARGE = 4 << 20, 16 << 20
-# Rows of a matrix product that keep a core busy, and that keep it busier.
+# Rows of a matrix product that keep a core busy, at least and better.
 _FEW_ROWS, _ENOUGH_ROWS = 64, 256
 # A causal tile of more rows is much wider than its first rows need.
 _MANY_ROWS = 128
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 class Tile:
     """Consecutive requested rows of some sequences and some key/value heads, and the run of keys that any row sees.
 
-    `rows` are the query indices themselves, `span` their place among the requested rows.
+    `rows` are the query indices themselves, `span` their range among the requested rows.
     """
 
     batch: slice
@@ -56,7 +56,7 @@ class Cut:
     largest: int
 
     def tiles(self, rows: Int[Tensor, " q"], mask: TileMask) -> Iterator[list[Tile]]:
-        """For each run of sequences and rows, its tiles: one for each run of heads, with the same part of the mask."""
+        """For each run of sequences and rows, its tiles: one for each run of heads, with the same tile of the mask."""
         for batch in self.batches:
             for span in self.spans:
                 keys = mask.key_range(rows[span])
@@ -87,10 +87,10 @@ def within_memory(
     n_keys: int,
     tile_bytes: int | None = None,
 ) -> Result:
-    """What `compute` makes of a layer cut into tiles: of `tile_bytes`, or half, a quarter … where memory runs out.
+    """The result of `compute` on a layer cut into tiles of `tile_bytes`, or half, a quarter … where memory runs out.
 
-    How a layer is cut does not change the result. Without `tile_bytes` it is cut as is fastest: a tile stays in cache,
-    or else has just the rows that a matrix product needs.
+    The cut does not change the result. Without `tile_bytes` it is the fastest: a tile stays in cache, or else has just
+    the rows that a matrix product needs.
 
     Raises:
         WorkbenchError: if memory runs out with tiles of a single row too.
@@ -110,7 +110,7 @@ def within_memory(
                     "sequences, taken one row at a time; pass shorter sequences, fewer of them at once, or rows= to "
                     f"look at a sample of the rows ({str(error).strip()})"
                 ) from error
-        # Out of the handler: inside, the failed attempt's tensors are still held by the traceback.
+        # Outside of the handler: inside, the traceback still holds the failed attempt's tensors.
         size = max(smallest, size // 2)
 
 
@@ -129,7 +129,7 @@ def _runs(n: int, step: int) -> list[slice]:
 class Scratch:
     """Two reused buffers for tiles: a fresh allocation per tile costs as much as several passes over it.
 
-    `capacity`: how many numbers the largest tile will have, where that is known; they grow otherwise.
+    `capacity`: numbers in the largest tile, where that is known; the buffers grow otherwise.
     """
 
     def __init__(self, device: torch.device, capacity: int = 0):

@@ -17,7 +17,7 @@ def lightning_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     return {int(m.layer_idx): m for m in modules}  # type: ignore[arg-type]
 
 
-def lightning_slopes(module: nn.Module) -> Float[Tensor, " n_heads"]:
+def stored_slopes(module: nn.Module) -> Float[Tensor, " n_heads"]:
     """The decay rate of each head per token, in float32, as the checkpoint stores it.
 
     A bfloat16 buffer rounds slow heads to no decay at all. Where the buffer is a rounding of the architecture's default
@@ -35,7 +35,7 @@ def restore_decay(model: PreTrainedModel) -> None:
     At MiniMax-Text-01's size bfloat16 rounds exp(-slope) to exactly 1 for 9 % of the heads.
     """
     for module in lightning_modules(model).values():
-        slopes = lightning_slopes(module)[:, None, None]
+        slopes = stored_slopes(module)[:, None, None]
         query_decay, key_decay, diagonal_decay = module.decay_factors(slopes)  # type: ignore[operator]
         module.slope_rate = slopes
         module.query_decay = query_decay

@@ -25,15 +25,14 @@ from workbench.hooks.taps.linear import LinearCall, reading_linear
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels.masks import TileMask, visible_tile
 from workbench.kernels.softmax.pooled import (
-    Look,
     PatternSummary,
+    SummaryOptions,
     coarser,
     distances_of,
     signed_summary,
     softmax_summary,
 )
-from workbench.kernels.softmax.scored import scored_layer
-from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
+from workbench.kernels.softmax.softmax_tiles import soft_capped
 
 # The largest number of blocks along a side: of every head, and of the heads that are kept finer.
 COARSE, FINE = 64, (256, 1024)
@@ -122,8 +121,8 @@ def record_maps(
         layer = layers[slot]
         return [h for h in range(layer.n_heads) if fine_heads is None or Head(layer.index, h) in fine_heads]
 
-    def options(slot: int) -> Look:
-        return Look(coarse, far, n_links, finest, tuple(fine_heads_of(slot)) if finer_blocks else ())
+    def options(slot: int) -> SummaryOptions:
+        return SummaryOptions(coarse, far, n_links, finest, tuple(fine_heads_of(slot)) if finer_blocks else ())
 
     def keep(slot: int, summary: PatternSummary) -> None:
         """Keep the coarse peaks of all heads, and the finer ones of some."""
@@ -134,7 +133,7 @@ def record_maps(
     def attend(call: AttentionCall) -> Tensor:
         slot = slots[call.layer, False]
         mask = call.mask.simplest()
-        summary = softmax_summary(_layer(call, mask), options(slot))
+        summary = softmax_summary(call.softmax_layer(mask), options(slot))
         keep(slot, summary)
         if keep_qk and not isinstance(call, ScoredCall) and fine_heads_of(slot):
             low = _first_keys(mask, len(tokens), call.q.device)
@@ -158,12 +157,6 @@ def record_maps(
         fine=finer,
         kept=kept_qk,
     )
-
-
-def _layer(call: AttentionCall, mask: TileMask) -> SoftmaxLayer:
-    if isinstance(call, ScoredCall):
-        return scored_layer(call.q, call.v.shape[1], mask, call.sinks)
-    return SoftmaxLayer(call.q, call.k, mask, call.scale, call.softcap, call.sinks)
 
 
 def _on_cpu(summary: PatternSummary) -> PatternSummary:
@@ -203,9 +196,7 @@ def _keep_qk(call: AttentionCall, head: int, lse: Tensor, low: Tensor) -> KeptQK
     is_seen = (keys >= low[rows, None]) & (keys <= rows[:, None])
 
     def pattern(q: Float[Tensor, "t d"], k: Float[Tensor, "t d"]) -> Float[Tensor, "r t"]:
-        scores = call.scale * einsum(q[rows], k, "r d, t d -> r t")
-        if call.softcap is not None:
-            scores = call.softcap * torch.tanh(scores / call.softcap)
+        scores = soft_capped(call.scale * einsum(q[rows], k, "r d, t d -> r t"), call.softcap)
         return torch.where(is_seen, torch.exp(scores - lse[rows, None]), 0)
 
     halves = q.half(), k.half()

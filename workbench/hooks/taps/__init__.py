@@ -1,1 +1,1 @@
-"""Taps: where the queries, keys, values and scores of each family of models are read while it runs."""
+"""Taps: read the queries, keys, values and scores of each family of models while it runs."""

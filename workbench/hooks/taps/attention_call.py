@@ -1,4 +1,4 @@
-"""One softmax layer at the moment it attends: its queries, keys and values as the model made them, and its own mask.
+"""One softmax layer during its attention: its queries, keys and values as the model made them, and its own mask.
 
 The mask is a function of positions, which is evaluated tile by tile.
 """
@@ -23,21 +23,22 @@ from workbench.kernels import (
     Hidden,
     Request,
     RowStatistics,
+    SoftmaxLayer,
     TileMask,
     attention_crop,
+    attention_statistics,
     hidden_runs,
 )
-from workbench.kernels.routes import attention_statistics
 from workbench.kernels.softmax.differentiable import differentiable_attention
 
 
 @dataclass(frozen=True, slots=True)
 class LazyMask:
-    """A model's own mask as a function of (sequence, head, query, key) positions: nothing is built until a tile asks.
+    """A model's own mask as a function of (sequence, head, query, key) positions, evaluated for one tile at a time.
 
-    `window` is what the model hands over as the local size of the layer: a sliding window or a chunk, in tokens.
-    `documents`: numbers of packed documents, which do not see each other whatever `function` says. `earlier`: how many
-    valid keys stood before these, which a sliding layer's cache has let go; None: `key_offset` of them.
+    `window`: the local size that the model gives for the layer, a sliding window or a chunk, in tokens.
+    `documents`: numbers of packed documents, which do not see each other whatever `function` returns. `earlier`: the
+    number of valid keys before these, which a sliding layer's cache has dropped; None: `key_offset` of them.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -73,7 +74,7 @@ class LazyMask:
         return hidden_runs(hidden, keys[0])
 
     def __getitem__(self, index: Any) -> LazyMask:
-        """The mask of a run of query rows, `mask[:, :, a:b, :]`: families that share keys across layers cut it so."""
+        """The mask of a run of query rows, `mask[:, :, a:b, :]`, as families that share keys across layers slice it."""
         if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
             raise WorkbenchError(
                 f"the model cuts its attention mask as {index!r}; only rows can be cut: [:, :, a:b, :]"
@@ -91,7 +92,7 @@ class LazyMask:
         return self.function is causal_mask_function and self.window is None and self.documents is None
 
     def simplest(self) -> TileMask:
-        """The same mask without a function call per tile, where the model's mask is causal or a sliding window."""
+        """The same mask without a function call per tile, if it is causal or a sliding window; else the mask itself."""
         window = sliding_window_of(self.function)
         is_sliding = window is not None and self.window == window and self.documents is None
         if not (self._is_causal or is_sliding):
@@ -102,9 +103,9 @@ class LazyMask:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """One softmax layer at the moment it attends.
+    """One softmax layer during its attention.
 
-    `layer` is the model's own layer number; `positions`: of the tokens in their documents, where the model tells them.
+    `layer`: the model's own layer number. `positions`: of the tokens in their documents, where the model passes them.
     """
 
     layer: int
@@ -118,13 +119,13 @@ class AttentionCall:
     positions: Int[Tensor, "#b q"] | None = None
 
     def of_documents(self, documents: Int[Tensor, "b k"], positions: Int[Tensor, "b k"]) -> AttentionCall:
-        """The call of packed documents that do not see each other; some families take no notice of positions."""
+        """The call of packed documents that do not see each other; some families ignore positions."""
         return replace(self, mask=replace(self.mask, documents=documents), positions=positions)
 
     def first_keys(self) -> Int[Tensor, "b k"]:
-        """For every key, the first key of its document: where padding ends, or a packed document begins.
+        """For every key, the first key of its document: after the padding, or where a packed document begins.
 
-        Negative where a cache has let the beginning go.
+        Negative where a cache has dropped the beginning.
         """
         n_sequences, n_keys = len(self.q), self.k.shape[2]
         if self.mask.key_offset:
@@ -135,20 +136,20 @@ class AttentionCall:
         if self.positions is None or self.positions.shape[-1] != n_keys:
             return zeros
         is_start = self.positions.diff(dim=-1, prepend=self.positions[:, :1] - 1) != 1
-        place = torch.arange(n_keys, device=self.q.device)
-        return zeros + torch.where(is_start, place, 0).cummax(-1).values
+        column = torch.arange(n_keys, device=self.q.device)
+        return zeros + torch.where(is_start, column, 0).cummax(-1).values
 
     def _first_of_cache(self) -> Int[Tensor, " b"]:
         mask, device = self.mask, self.q.device
         earlier = torch.full((len(self.q),), mask.key_offset, device=device)
         earlier = earlier if mask.earlier is None else mask.earlier.to(device)
-        here = torch.zeros_like(earlier) if mask.valid is None else mask.valid.to(device).int().argmax(-1)
-        return torch.where(earlier > 0, -earlier, here)
+        first = torch.zeros_like(earlier) if mask.valid is None else mask.valid.to(device).int().argmax(-1)
+        return torch.where(earlier > 0, -earlier, first)
 
     def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
-        """The layer's attention output under its own mask or another, the cheapest exact way and with no statistics.
+        """The layer's attention output under its own mask or another, by the cheapest exact way, without statistics.
 
-        Gradients flow where they are asked for.
+        Gradients flow if the inputs require them.
         """
         is_stock = self.softcap is None and self.sinks is None and self.q.shape[2] == self.k.shape[2]
         if mask is None and is_stock and self.mask.is_plain_causal:
@@ -158,48 +159,29 @@ class AttentionCall:
             return rearrange(out, "b h q d -> b q h d")
         tensors = (self.q, self.k, self.v, self.sinks)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            return differentiable_attention(
-                self.q,
-                self.k,
-                self.v,
-                self.mask.simplest() if mask is None else mask,
-                scale=self.scale,
-                softcap=self.softcap,
-                sinks=self.sinks,
-            )
+            return differentiable_attention(self.softmax_layer(mask), self.v)
         return self.statistics(Request(), mask)[0]
+
+    def softmax_layer(self, mask: TileMask | None = None) -> SoftmaxLayer:
+        """The layer as the kernels take it, under its own mask or another."""
+        mask = self.mask.simplest() if mask is None else mask
+        return SoftmaxLayer(self.q, self.k, mask, self.scale, self.softcap, self.sinks)
 
     def statistics(
         self, request: Request, mask: TileMask | None = None
     ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
         """The output and the statistics of the layer's rows, under its own mask or another.
 
-        `workbench.kernels.routes.choose_route` says in which form.
+        `workbench.kernels.dispatch.choose_route` chooses the backend.
         """
-        return attention_statistics(
-            self.q,
-            self.k,
-            self.v,
-            self.mask.simplest() if mask is None else mask,
-            request,
-            scale=self.scale,
-            softcap=self.softcap,
-            sinks=self.sinks,
-        )
+        return attention_statistics(self.softmax_layer(mask), self.v, request)
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The probabilities of the first head on the first sequence, on chosen queries and keys."""
-        return attention_crop(
-            self.q[0, 0],
-            self.k[0, 0],
-            mask,
-            queries=queries,
-            keys=keys,
-            scale=self.scale,
-            softcap=self.softcap,
-            sink=None if self.sinks is None else self.sinks[0],
-        )
+        sinks = None if self.sinks is None else self.sinks[:1]
+        layer = SoftmaxLayer(self.q[:1, :1], self.k[:1, :1], mask, self.scale, self.softcap, sinks)
+        return attention_crop(layer, queries=queries, keys=keys)
 
 
-# What is done with a softmax layer: read it if you like, and return its output.
+# Receives a softmax layer, may read it, and returns its output.
 Handler = Callable[[AttentionCall], Tensor]

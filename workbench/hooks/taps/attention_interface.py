@@ -1,8 +1,8 @@
-"""The one attention function and the one mask function that Hugging Face families call while they are being recorded.
+"""The attention function and the mask function that Hugging Face families call while they are recorded.
 
 transformers looks both up by name: `attn_implementation="workbench"` sends every softmax layer here, with the queries,
-keys and values as the model itself made them (rotated, normalised, not repeated over the group). What happens with a
-layer is the business of the handler that is in force; without one the layer is computed and nothing is recorded.
+keys and values as the model itself made them (rotated, normalised, not repeated over the group). The handler in force
+receives the layer; without one the layer is computed and nothing is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
 from workbench.hooks.taps.scored_call import biased_call
 
 IMPLEMENTATION = "workbench"
-# What families pass besides q, k and v and what changes no probability. Any other tensor may select keys.
+# Tensors besides q, k and v that families pass and that change no probability. Any other tensor may select keys.
 _HARMLESS_TENSORS = {"position_ids", "cache_position", "position_embeddings"}
 
 _handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
@@ -34,8 +34,8 @@ _handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler",
 @contextmanager
 def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
     """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included."""
-    # The implementation's name is looked up in the configuration at every call; the public setter also rewrites what
-    # from_pretrained will do, and warns of families that ignore it.
+    # transformers looks the implementation's name up in the configuration at every call. The public setter would also
+    # change later from_pretrained calls, and warn of families that ignore it.
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {k: c._attn_implementation for k, c in configs.items()}  # pyright: ignore[reportPrivateUsage]
     training = [m for m in model.modules() if m.training]
@@ -90,33 +90,28 @@ def _attend(
             f"{name} has {query.shape[2]} queries and {key.shape[2]} keys but a mask of {attention_mask.n_queries} × "
             f"{attention_mask.n_keys}; run it without a cache"
         )
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    call = AttentionCall(
+        layer=int(module.layer_idx),  # type: ignore[arg-type]
+        q=query,
+        k=key,
+        v=value,
+        mask=attention_mask,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=softcap,
+        sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
+    )
     if position_bias is not None or sinks is not None:
         if softcap is not None or s_aux is not None:
             raise WorkbenchError(f"{name} has a bias or a sink for each row beside a softcap or a fixed sink")
-        call = biased_call(
-            layer, query, key, value, attention_mask, scale=scale, bias=position_bias, sinks=sinks, name=name
-        )
-    else:
-        call = AttentionCall(
-            layer=layer,
-            q=query,
-            k=key,
-            v=value,
-            mask=attention_mask,
-            scale=scale,
-            softcap=softcap,
-            sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
-        )
+        call = biased_call(call, bias=position_bias, sinks=sinks, name=name)
     call = replace(call, positions=_token_positions(others.get("position_ids")))
     handler = _handler.get()
     return (call.output() if handler is None else handler(call)).to(query.dtype), None
 
 
-def _token_positions(given: Any) -> Int[Tensor, "#b q"] | None:
-    """Positions of tokens; those of pictures and the like have an axis more."""
-    return given if isinstance(given, Tensor) and given.ndim == 2 else None
+def _token_positions(positions: Any) -> Int[Tensor, "#b q"] | None:
+    """Positions of tokens; None for those of pictures and the like, which have one axis more."""
+    return positions if isinstance(positions, Tensor) and positions.ndim == 2 else None
 
 
 def _lazy_mask(

@@ -1,9 +1,9 @@
-"""Softmax layers of older families, which know no AttentionInterface: read where they turn scores into probabilities.
+"""Read softmax layers of older families, without AttentionInterface, where they turn scores into probabilities.
 
-While a decoder block runs, torch hands every function call of its to a tap. The softmax over [batch, head, query, key]
-gives the scores, with bias, scale and mask as the model made them; the product with the values that follows gives v,
-and its result is what the handler says, so that an intervention needs nothing else. The model's own implementation is
-the one that is read: transformers' eager and sdpa forms of one family do not always agree.
+While a decoder block runs, a tap intercepts its torch function calls. The softmax over [batch, head, query, key] gives
+the scores, with bias, scale and mask as the model made them; the product with the values that follows gives v, and the
+handler's output replaces its result, so that an intervention needs nothing else. The model's own implementation is
+read, because transformers' eager and sdpa implementations of one family do not always agree.
 
 One layer's scores exist at a time, T × T: that is why T is limited.
 """
@@ -34,7 +34,7 @@ from workbench.hooks.taps.attention_call import Handler, LazyMask
 from workbench.hooks.taps.forwards import another_forward
 from workbench.hooks.taps.scored_call import MAX_TOKENS, grouped_scores, scored_call
 
-# Passes as short as the one that opens a model are given the true probabilities, and must hand them on unchanged.
+# Passes as short as the one that opens a model receive the true probabilities, and must pass them on unchanged.
 _CHECKED_ROWS = 16
 _SOFTMAX = {softmax, torch.softmax, Tensor.softmax}
 _PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
@@ -68,7 +68,7 @@ def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None
         model.eval()
         with ExitStack() as stack:
             tapped = list(blocks(model))
-            # Inside another block of the same kind the taps are there; the inner handler is asked.
+            # A block inside another `handling` has its taps already; they call the inner handler.
             if not any(isinstance(block.__dict__.get("forward"), _TappedForward) for _, block in tapped):
                 inputs = _Inputs(model)
                 stack.enter_context(inputs.noting())
@@ -94,7 +94,7 @@ def blocks(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
 
 
 class _Inputs:
-    """What the forward pass that is running was given: its padding, checked for length."""
+    """The inputs of the running forward pass: its padding mask, and a check of its length."""
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
@@ -104,7 +104,7 @@ class _Inputs:
 
     @contextmanager
     def noting(self) -> Generator[None]:
-        """Take note of every forward pass inside the block."""
+        """Record the inputs of every forward pass inside the block."""
         models = [m for m in self._model.modules() if isinstance(m, PreTrainedModel)]
         handles = [m.register_forward_pre_hook(self._note, with_kwargs=True) for m in models]
         try:
@@ -114,8 +114,8 @@ class _Inputs:
                 handle.remove()
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        tokens = next((given[x] for x in ("input_ids", "inputs_embeds") if given.get(x) is not None), None)
+        arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        tokens = next((arguments[x] for x in ("input_ids", "inputs_embeds") if arguments.get(x) is not None), None)
         self._n_sequences, n_tokens = (0, 0) if tokens is None else tokens.shape[:2]
         family = type(self._model).__name__
         if n_tokens > MAX_TOKENS:
@@ -126,7 +126,7 @@ class _Inputs:
         longest = getattr(self.config, "max_seq_len", None)  # MPT's name for it
         if longest is not None and n_tokens > longest:
             raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; pass fewer")
-        self._mask = given.get("attention_mask")
+        self._mask = arguments.get("attention_mask")
 
     def by_head(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "b h q k"] | None:
         """Scores over [batch, head, query, key], also of families that have batch and head on one axis; else None."""
@@ -135,7 +135,7 @@ class _Inputs:
         return scores if scores.ndim == 4 else None
 
     def mask(self, layer: int, n_queries: int, n_keys: int) -> LazyMask:
-        """The mask of a layer: causal, in a window where the configuration says so, and without padding."""
+        """The mask of a layer: causal, with the window of the configuration where it has one, without padding."""
         valid = self._mask
         if valid is not None:
             if valid.ndim != 2 or valid.shape[1] != n_keys:
@@ -157,7 +157,7 @@ class _Inputs:
 
 
 def _window(config: Any, layer: int) -> int | None:
-    """GPT-Neo's: the only family without the interface that has windows."""
+    """The window of GPT-Neo, the only family without the interface that has windows."""
     kinds = getattr(config, "attention_layers", None)
     return int(config.window_size) if kinds and kinds[layer] == "local" else None
 
@@ -176,12 +176,12 @@ class _TappedForward:
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copy made inside a block, as a bridge's twin is, is not tapped.
+        # A copy made inside `handling`, such as a bridge's twin, has no tap.
         return copy.deepcopy(self._forward, memo)
 
 
 class _Tap(TorchFunctionMode):
-    """Waits for a softmax of scores, then for the product of its result with the values, and gives the handler's."""
+    """Intercepts a softmax of scores, then the product of its result with the values, which the handler replaces."""
 
     def __init__(self, layer: int, name: str, inputs: _Inputs):
         super().__init__()
@@ -202,7 +202,7 @@ class _Tap(TorchFunctionMode):
 
     def finish(self) -> None:
         """Raises:
-        WorkbenchError: if what was made of the last probabilities was not seen.
+        WorkbenchError: if the product with the last probabilities did not come.
         """
         if self._scores is not None:
             raise WorkbenchError(
@@ -217,7 +217,7 @@ class _Tap(TorchFunctionMode):
         self._scores = scores
         if scores.shape[-2] <= _CHECKED_ROWS:
             return probabilities()
-        # Whoever reads these elsewhere than in the product shall notice.
+        # Any use of these outside of the product shows as NaN.
         return torch.full((), torch.nan, dtype=scores.dtype, device=scores.device).expand(shape)
 
     def _on_product(self, used: Float[Tensor, "*bh q k"], v: Float[Tensor, "*bv k d"]) -> Float[Tensor, "*bo q d"]:
@@ -270,5 +270,5 @@ class _Tap(TorchFunctionMode):
 def _are_probabilities(used: Float[Tensor, "b h q k"], scores: Float[Tensor, "b h q k"]) -> bool:
     """Equal to the softmax of the scores, rounded to the model's dtype at most."""
     tolerance = 1e-5 if used.dtype in (torch.float32, torch.float64) else 1e-2
-    # A model whose weights are not finite is somebody else's to refuse.
+    # Finiteness of the weights is checked by loading.pretrained.
     return not bool((used.float() - softmax(scores.float(), -1)).abs().max() > tolerance)

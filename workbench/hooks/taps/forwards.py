@@ -1,4 +1,4 @@
-"""Give a module another forward for a while, and its own back whatever happens."""
+"""Replace a module's forward for a while, and restore its own in any case."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 @contextmanager
 def another_forward(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Inside the block, `forward` runs in the place of the module's own.
+    """Inside the block, `forward` runs instead of the module's own.
 
-    Unlike a hook it is not passed over, and does not stay, when a pass is interrupted.
+    Unlike a hook, it is neither skipped nor left behind when a pass is interrupted.
     """
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward

@@ -1,8 +1,8 @@
-"""A softmax layer that is seen as scores: what an AttentionCall is for families whose scores are not queries · keys.
+"""The AttentionCall of families whose scores are not queries · keys: a softmax layer given by its scores.
 
-Older families hand out no queries and keys at all (`scored_call`); others add a bias of their own to each score
-(`biased_call`). A learned sink that depends on the token takes part as a shift: a softmax is the same when every
-score of a row and its sink are lowered by one number, and so scores are told relative to the row's sink, which is 0.
+Older families expose no queries and keys at all (`scored_call`); others add a bias of their own to each score
+(`biased_call`). A learned sink that depends on the token is a shift: a softmax does not change when every score of a
+row and its sink are lowered by one number, so scores are relative to the row's sink, which is 0.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.kernels import Request, RowStatistics, TileMask
 from workbench.kernels.masks import visible_tile
-from workbench.kernels.softmax.scored import scored_crop, scored_statistics
+from workbench.kernels.softmax.blockwise import blockwise_statistics
+from workbench.kernels.softmax.scored import ScoredLayer, scored_crop, scored_layer
 
-# One layer's scores exist at a time, T × T: that is why T is limited.
+# One layer's scores, T × T, are in memory at a time, which limits T.
 MAX_TOKENS = 4096
 _ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredCall(AttentionCall):
-    """One softmax layer of which the scores are known, with every bias in them; `sinks` are zeros where it has any.
+    """One softmax layer given by its scores, every bias included; `sinks` are zeros where it has any.
 
-    The scores are queries in the basis of the keys, and so they stand in the place of `q`; a key is named by its column
-    in them, and so its number stands in the place of `k`. What cuts rows, keys or heads off a call cuts this one too.
+    `q` holds the scores, which are queries in the basis of the keys; `k` holds the number of each key's column in them.
+    Slicing rows, keys or heads of an AttentionCall therefore works on this one too.
     """
 
     q: Float[Tensor, "b n_heads q columns"]
     k: Float[Tensor, "b n_kv_heads k 1"]
 
     def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
-        """The layer's attention output under its own mask or another; gradients flow where they are asked for."""
+        """The layer's attention output under its own mask or another; gradients flow if the inputs require them."""
         if torch.is_grad_enabled() and (self.q.requires_grad or self.v.requires_grad):
             return self._dense_output(self.mask.simplest() if mask is None else mask)
         return self.statistics(Request(), mask)[0]
@@ -57,17 +58,21 @@ class ScoredCall(AttentionCall):
         return rearrange(out, "b q kv g d -> b q (kv g) d").to(self.v.dtype)
 
     def _of_keys(self) -> Float[Tensor, "b n_heads q k"]:
-        """The scores of the keys that this call is about."""
+        """The scores of the keys of this call."""
         if self.k.shape[2] == self.q.shape[-1]:
             return self.q
         return self.q.index_select(-1, self.k[0, 0, :, 0].long())
+
+    def softmax_layer(self, mask: TileMask | None = None) -> ScoredLayer:
+        """The layer as the kernels take it, under its own mask or another."""
+        mask = self.mask.simplest() if mask is None else mask
+        return scored_layer(self._of_keys(), self.v.shape[1], mask, self.sinks)
 
     def statistics(
         self, request: Request, mask: TileMask | None = None
     ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
         """The output and the statistics of the layer's rows, under its own mask or another."""
-        mask = self.mask.simplest() if mask is None else mask
-        return scored_statistics(self._of_keys(), self.v, mask, request, sinks=self.sinks)
+        return blockwise_statistics(self.softmax_layer(mask), self.v, request)
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
         """The probabilities of the first head on the first sequence, on chosen queries and keys."""
@@ -87,7 +92,7 @@ def scored_call(
     """The call of a layer with these masked scores.
 
     Args:
-        n_kv_heads: what the configuration says, for families that repeat their values before they use them.
+        n_kv_heads: of the configuration, for families that repeat their values before they use them.
 
     Raises:
         WorkbenchError: naming the layer by `name`, if the scores hide other keys than `mask` does.
@@ -97,32 +102,27 @@ def scored_call(
 
 
 def biased_call(
-    layer: int,
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    v: Float[Tensor, "b n_kv_heads k d_v"],
-    mask: LazyMask,
+    call: AttentionCall,
     *,
-    scale: float,
     bias: Float[Tensor, "#b #n_heads q k"] | None,
     sinks: Float[Tensor, "b n_heads q 1"] | None,
     name: str,
 ) -> ScoredCall:
-    """The call of a layer that adds `bias` to its scaled scores, with one learned sink logit for each row.
+    """The call of a layer that adds `bias` to the scaled scores of `call`, with one learned sink logit for each row.
 
     Raises:
         WorkbenchError: naming the layer by `name`, for more tokens than MAX_TOKENS.
     """
-    if q.shape[2] > MAX_TOKENS:
+    if call.q.shape[2] > MAX_TOKENS:
         raise WorkbenchError(
-            f"{q.shape[2]} tokens are too many for {name}: its scores have a bias for every query and key, a matrix of "
-            f"tokens² cells per head that the model builds; pass sequences of at most {MAX_TOKENS} tokens"
+            f"{call.q.shape[2]} tokens are too many for {name}: its scores have a bias for every query and key, a "
+            f"matrix of tokens² cells per head that the model builds; pass sequences of at most {MAX_TOKENS} tokens"
         )
-    scores = grouped_scores(q, k) * scale
+    scores = grouped_scores(call.q, call.k) * call.scale
     scores = scores if bias is None else scores + bias.float()
     scores = scores if sinks is None else scores - sinks.float()
-    zeros = None if sinks is None else scores.new_zeros(q.shape[1])
-    return replace(_call(layer, scores, v, mask), sinks=zeros)
+    zeros = None if sinks is None else scores.new_zeros(scores.shape[1])
+    return replace(_call(call.layer, scores, call.v, call.mask), sinks=zeros)
 
 
 def grouped_scores(q: Float[Tensor, "b h q d"], k: Float[Tensor, "b kv k d"]) -> Float[Tensor, "b h q k"]:
@@ -148,7 +148,7 @@ def _call(
 
 
 def _unrepeated(v: Float[Tensor, "b n_v_heads k d_v"], n_kv_heads: int | None) -> Float[Tensor, "b n_kv_heads k d_v"]:
-    """The values once per group, where every head of a group was given a copy."""
+    """The values once per group, where every head of a group has a copy."""
     if n_kv_heads is None or n_kv_heads >= v.shape[1] or v.shape[1] % n_kv_heads:
         return v
     group = v.shape[1] // n_kv_heads
@@ -157,7 +157,7 @@ def _unrepeated(v: Float[Tensor, "b n_v_heads k d_v"], n_kv_heads: int | None) -
 
 
 def _refuse_another_mask(scores: Float[Tensor, "b h q k"], mask: LazyMask, *, floor: float, name: str) -> None:
-    """Every key the mask shows must have a score, and none that it hides may have weight."""
+    """Raise unless every key that the mask shows has a score, and none that it hides has weight."""
     n_queries, n_keys = scores.shape[-2:]
     for first in range(0, n_queries, _ROWS):
         rows = torch.arange(first, min(n_queries, first + _ROWS), device=scores.device)

@@ -1,4 +1,4 @@
-"""Does a softmax layer do what is recorded of it? Asked when a model is opened, whatever its weights."""
+"""Checks of a softmax layer when its model is opened: its probabilities sum to 1, it is causal, its output is used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_normalised(call: AttentionCall) -> bool:
     share: Tensor | float = 0.0
     if call.sinks is not None:
         share = torch.exp(call.sinks.float()[:, None] - statistics.lse)
-    # A model whose weights are not finite is somebody else's to refuse.
+    # Finiteness of the weights is checked by loading.pretrained.
     return not bool((statistics.mass + share - 1).abs().max() > _TOLERANCE)
 
 
@@ -36,16 +36,16 @@ def is_causal(call: AttentionCall) -> bool:
 
 
 def marker(call: AttentionCall) -> Float[Tensor, "b q n_heads d_v"]:
-    """An output that is seen wherever it goes, through weights of zero too: NaN."""
+    """An output of NaN, which stays visible through every later operation, weights of zero included."""
     n_sequences, n_heads, n_queries, _ = call.q.shape
     return call.v.new_full((n_sequences, n_queries, n_heads, call.v.shape[-1]), torch.nan)
 
 
 @contextmanager
 def noting_arrivals(model: PreTrainedModel) -> Generator[set[int]]:
-    """Fill the set it gives with the layers out of which a marker comes; there it is taken off, for the next layer."""
+    """Yield a set that fills with the layers whose output has a marker, which is removed for the next layer."""
     arrived: set[int] = set()
-    handles = [module.register_forward_hook(_taking_off(layer, arrived)) for layer, module in _modules(model)]
+    handles = [module.register_forward_hook(_remove_marker(layer, arrived)) for layer, module in _modules(model)]
     try:
         yield arrived
     finally:
@@ -61,13 +61,13 @@ def _modules(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
             yield layer, module
 
 
-def _taking_off(layer: int, arrived: set[int]) -> Callable[..., Any]:
-    def take_off(_: nn.Module, __: Any, output: Any) -> Any:
-        parts = output if isinstance(output, list | tuple) else (output,)
-        if not any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in parts):
+def _remove_marker(layer: int, arrived: set[int]) -> Callable[..., Any]:
+    def remove(_: nn.Module, __: Any, output: Any) -> Any:
+        outputs = output if isinstance(output, list | tuple) else (output,)
+        if not any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in outputs):
             return None
         arrived.add(layer)
-        clean = [x.nan_to_num() if isinstance(x, Tensor) and x.is_floating_point() else x for x in parts]
+        clean = [x.nan_to_num() if isinstance(x, Tensor) and x.is_floating_point() else x for x in outputs]
         return clean[0] if isinstance(output, Tensor) else type(output)(clean)
 
-    return take_off
+    return remove

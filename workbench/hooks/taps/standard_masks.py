@@ -1,7 +1,7 @@
-"""Which of transformers' own mask functions a model uses, told by what the function is, not by what it answers.
+"""Map transformers' mask functions to window descriptions by function identity, without evaluating them.
 
 A mask function is a closure without a name of its own. Two closures of the same code over the same values are the same
-function; a lookalike of another family, a chunk instead of a window, or one more condition is other code or other
+function. A lookalike of another family, a chunk instead of a window, or one more condition has other code or other
 values, and is not recognised.
 """
 
@@ -27,26 +27,26 @@ def sliding_window_of(function: Callable[..., Any]) -> int | None:
 
 
 def _captured(function: Any) -> list[Any]:
-    """What a function and the functions that it captures capture besides."""
-    found: list[Any] = []
-    for value in _cells(function):
-        for one in value if isinstance(value, tuple) else (value,):
-            found += _captured(one) if isinstance(one, FunctionType) else [one]
-    return found
+    """The values that a function and the functions in its closure capture."""
+    values: list[Any] = []
+    for value in _closure_values(function):
+        for item in value if isinstance(value, tuple) else (value,):
+            values += _captured(item) if isinstance(item, FunctionType) else [item]
+    return values
 
 
-def _cells(function: Any) -> list[Any]:
-    cells = function.__closure__ if isinstance(function, FunctionType) else None
-    return [cell.cell_contents for cell in cells or ()]
+def _closure_values(function: Any) -> list[Any]:
+    closure = function.__closure__ if isinstance(function, FunctionType) else None
+    return [cell.cell_contents for cell in closure or ()]
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def _is_same(value: Any, other: Any) -> bool:
     """True for the same code over the same captured functions and numbers."""
-    if one is other:
+    if value is other:
         return True
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(_is_same(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
-        has_same_code = one.__code__ is other.__code__ and one.__defaults__ == other.__defaults__
-        return has_same_code and _is_same(tuple(_cells(one)), tuple(_cells(other)))
-    return type(one) is type(other) is int and one == other
+    if isinstance(value, tuple) and isinstance(other, tuple):
+        return len(value) == len(other) and all(_is_same(a, b) for a, b in zip(value, other, strict=True))
+    if isinstance(value, FunctionType) and isinstance(other, FunctionType):
+        has_same_code = value.__code__ is other.__code__ and value.__defaults__ == other.__defaults__
+        return has_same_code and _is_same(tuple(_closure_values(value)), tuple(_closure_values(other)))
+    return type(value) is type(other) is int and value == other

@@ -1,8 +1,8 @@
 """Linear attention with a decay per head (lightning, RetNet) or token (simple GLA): chunked torch, and the launches.
 
 S_t = exp(g_t) S_{t−1} + k_t v_tᵀ and o_t = scale · q_t S_t, with g <= 0 an input: slopes and gates belong to the model.
-Both forms take and return the state, so two calls equal one; both can hand out states on the way. The state is float32
-whatever the inputs (float64 for float64 inputs of the torch form).
+Both backends take and return the state, so two calls equal one, and both can return states on the way. The state is
+float32 whatever the inputs (float64 for float64 inputs in torch).
 
 The backward pass is linear attention three times more, dq of (do, v, k) and, backwards in time, dv of (k, q, do) and
 dk of (v, do, q); the gradient of the gate is the running sum of q · dq − k · dk.
@@ -14,6 +14,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,11 +26,34 @@ from torch import Tensor
 from workbench.kernels.dialect import arch_of, launching_on, precision_of
 from workbench.kernels.launch_shapes import linear_config, step_config
 from workbench.kernels.linear import decay_triton
-from workbench.kernels.linear.segments import Segments, cut, join, segment_decay, sequence_bounds
+from workbench.kernels.linear.segments import Segments, cut_segments, join_segments, segment_decay, sequence_bounds
 
 CHUNK = 64
 # Tokens that one program works through: long enough to read k and v little more than once, short enough to fill a GPU.
 SEGMENT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LinearInputs:
+    """One pass of linear attention. `cu_seqlens`: bounds of packed sequences, for a batch of one."""
+
+    q: Float[Tensor, "b n_heads t d"]
+    k: Float[Tensor, "b n_heads t d"]
+    v: Float[Tensor, "b n_heads t d_v"]
+    log_decay: Float[Tensor, "#b n_heads t_or_1"]
+    scale: float = 1.0
+    initial_state: Float[Tensor, "sequences n_heads d d_v"] | None = None
+    cu_seqlens: Sequence[int] | None = None
+
+    def bounds(self) -> list[tuple[int, int, int]]:
+        """Batch row, first token and one past the last of each sequence."""
+        return sequence_bounds(len(self.q), self.q.shape[2], self.cu_seqlens)
+
+    def tokens(self, rows: slice, first: int, last: int) -> LinearInputs:
+        """A run of tokens of some batch rows."""
+        q, k, v = (x[rows, :, first:last] for x in (self.q, self.k, self.v))
+        gate = self.log_decay if self.log_decay.shape[-1] == 1 else self.log_decay[..., first:last]
+        return replace(self, q=q, k=k, v=v, log_decay=gate, initial_state=None, cu_seqlens=None)
 
 
 class LinearOutput(NamedTuple):
@@ -50,20 +74,10 @@ class LinearGradients(NamedTuple):
     state: Float[Tensor, "sequences n_heads d d_v"]
 
 
-def chunked(
-    q: Float[Tensor, "b n_heads t d"],
-    k: Float[Tensor, "b n_heads t d"],
-    v: Float[Tensor, "b n_heads t d_v"],
-    log_decay: Float[Tensor, "#b n_heads t_or_1"],
-    *,
-    scale: float = 1.0,
-    initial_state: Float[Tensor, "sequences n_heads d d_v"] | None = None,
-    cu_seqlens: Sequence[int] | None = None,
-    snapshots: Sequence[int] = (),
-    chunk: int = CHUNK,
-) -> LinearOutput:
-    """The torch form, on any device: a chunk's own rows as a small matrix, the past through the state."""
-    bounds = sequence_bounds(len(q), q.shape[2], cu_seqlens)
+def chunked_linear(inputs: LinearInputs, *, snapshots: Sequence[int] = (), chunk: int = CHUNK) -> LinearOutput:
+    """Linear attention in torch, on any device: a chunk's own rows as a small matrix, the past through the state."""
+    q, v, cu_seqlens = inputs.q, inputs.v, inputs.cu_seqlens
+    bounds = inputs.bounds()
     wide = torch.promote_types(q.dtype, torch.float32)
     outs: list[Tensor] = []
     finals: list[Tensor] = []
@@ -76,12 +90,12 @@ def chunked(
     for n, (rows, span) in enumerate(groups):
         sequences = slice(None) if cu_seqlens is None else slice(n, n + 1)
         size = (len(q[rows]), q.shape[1], q.shape[3], v.shape[3])
-        state = q.new_zeros(size, dtype=wide) if initial_state is None else initial_state[sequences].to(wide)
+        initial = inputs.initial_state
+        state = q.new_zeros(size, dtype=wide) if initial is None else initial[sequences].to(wide)
         edges = [span.start, *(span.start + s for s in snapshots), span.stop]
         stops: list[Tensor] = []
         for t0, t1 in pairwise(edges):
-            gate = log_decay if log_decay.shape[-1] == 1 else log_decay[..., t0:t1]
-            out, state = _piece(q[rows, :, t0:t1], k[rows, :, t0:t1], v[rows, :, t0:t1], gate, state, scale, chunk)
+            out, state = _run_tokens(inputs.tokens(rows, t0, t1), state, chunk)
             outs.append(out)
             stops.append(state)
         finals.append(state)
@@ -90,10 +104,9 @@ def chunked(
     return LinearOutput(out, torch.cat(finals), torch.cat(taken))
 
 
-def _piece(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """A run of tokens of each sequence: its rows and the state after it."""
+def _run_tokens(inputs: LinearInputs, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The rows of a run of tokens of each sequence, and the state after it."""
+    q, k, v, log_decay, scale = inputs.q, inputs.k, inputs.v, inputs.log_decay, inputs.scale
     wide = state.dtype
     outs: list[Tensor] = []
     factors: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
@@ -124,25 +137,21 @@ def _factors(log_decay: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tens
     return between.to(wide), since_start, to_end, over
 
 
-def chunked_backward(
+def chunked_linear_backward(
+    inputs: LinearInputs,
     d_out: Float[Tensor, "b n_heads t d_v"],
     d_state: Float[Tensor, "sequences n_heads d d_v"],
-    q: Float[Tensor, "b n_heads t d"],
-    k: Float[Tensor, "b n_heads t d"],
-    v: Float[Tensor, "b n_heads t d_v"],
-    log_decay: Float[Tensor, "#b n_heads t_or_1"],
     *,
-    scale: float,
-    initial_state: Float[Tensor, "sequences n_heads d d_v"] | None = None,
-    cu_seqlens: Sequence[int] | None = None,
     with_gate: bool = True,
 ) -> LinearGradients:
     """Gradients in torch, by the same recurrence: time is flipped, and the gate shifted by a token with it."""
+    q, k, v, log_decay = inputs.q, inputs.k, inputs.v, inputs.log_decay
+    cu_seqlens, initial_state = inputs.cu_seqlens, inputs.initial_state
     wide = torch.promote_types(q.dtype, torch.float32)
-    d_o = d_out.to(wide) * scale
+    d_o = d_out.to(wide) * inputs.scale
     turned = None if initial_state is None else rearrange(initial_state, "n h d e -> n h e d")
-    dq = chunked(d_o, v.to(wide), k.to(wide), log_decay, initial_state=turned, cu_seqlens=cu_seqlens).out
-    bounds = sequence_bounds(len(q), q.shape[2], cu_seqlens)
+    of_dq = LinearInputs(d_o, v.to(wide), k.to(wide), log_decay, initial_state=turned, cu_seqlens=cu_seqlens)
+    dq, bounds = chunked_linear(of_dq).out, inputs.bounds()
     gate = log_decay.expand(-1, -1, q.shape[2])
     spans = [(0, q.shape[2])] if cu_seqlens is None else [(first, last) for _, first, last in bounds]
     dk, dv = torch.empty_like(k, dtype=wide), torch.empty_like(v, dtype=wide)
@@ -156,30 +165,25 @@ def chunked_backward(
         after = torch.nn.functional.pad(gate[..., t0 + 1 : t1].flip(-1), (1, 0))
         if t1 - t0 == 1:
             after = torch.zeros_like(gate[..., :1])
-        back = chunked(k_r, q_r, o_r, after, initial_state=grad.to(wide))
+        back = chunked_linear(LinearInputs(k_r, q_r, o_r, after, initial_state=grad.to(wide)))
         dv[:, :, t0:t1] = back.out.flip(2)
         turned_grad = rearrange(grad.to(wide), "n h d e -> n h e d")
-        dk[:, :, t0:t1] = chunked(v_r, o_r, q_r, after, initial_state=turned_grad).out.flip(2)
+        of_dk = LinearInputs(v_r, o_r, q_r, after, initial_state=turned_grad)
+        dk[:, :, t0:t1] = chunked_linear(of_dk).out.flip(2)
         d_initial.append(back.state * torch.exp(gate[..., t0].to(wide))[..., None, None])
     d_gate = None
     if with_gate:
-        final = chunked(q, k, v, log_decay, initial_state=initial_state, cu_seqlens=cu_seqlens).state
-        d_gate = _gate_gradient(q, k, dq, dk, final, d_state, log_decay, bounds)
+        final = chunked_linear(inputs).state
+        d_gate = _gate_gradient(inputs, bounds, dq=dq, dk=dk, final=final, d_final=d_state)
     return LinearGradients(dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), d_gate, torch.cat(d_initial).to(wide))
 
 
 def _gate_gradient(
-    q: Tensor,
-    k: Tensor,
-    dq: Tensor,
-    dk: Tensor,
-    final: Tensor,
-    d_final: Tensor,
-    log_decay: Tensor,
-    bounds: list[tuple[int, int, int]],
+    inputs: LinearInputs, bounds: list[tuple[int, int, int]], *, dq: Tensor, dk: Tensor, final: Tensor, d_final: Tensor
 ) -> Tensor:
     """d g_t = Σ_{i >= t} (q_i · dq_i − k_i · dk_i) + ⟨S_T, dS_T⟩ of t's own sequence, summed in float64."""
-    flow = (q.double() * dq.double()).sum(-1) - (k.double() * dk.double()).sum(-1)
+    log_decay = inputs.log_decay
+    flow = (inputs.q.double() * dq.double()).sum(-1) - (inputs.k.double() * dk.double()).sum(-1)
     through_final = (final.double() * d_final.double()).sum((-1, -2))
     gradient = torch.empty_like(flow)
     for n, (b, t0, t1) in enumerate(bounds):
@@ -192,7 +196,7 @@ def _gate_gradient(
 
 
 class _Call(NamedTuple):
-    """What every launch of one pass shares."""
+    """The arguments that every launch of one pass shares."""
 
     log_decay: Tensor
     segments: Segments
@@ -213,9 +217,10 @@ class _Call(NamedTuple):
         return states
 
     def rows(
-        self, q: Tensor, k: Tensor, v: Tensor, states: Tensor, dtype: torch.dtype, *,
+        self, qkv: tuple[Tensor, Tensor, Tensor], states: Tensor, dtype: torch.dtype, *,
         scales: tuple[float, float, float], is_reversed: bool = False, is_turned: bool = False,
     ) -> Tensor:  # fmt: skip
+        q, k, v = qkv
         d, d_v = k.shape[-1], v.shape[-1]
         n, n_heads = len(self.segments.table), k.shape[1]
         out = torch.empty(*v.shape, dtype=dtype, device=v.device)
@@ -248,82 +253,80 @@ class _Call(NamedTuple):
 
 
 def _call(
-    k: Tensor, v: Tensor, log_decay: Tensor, bounds: list[tuple[int, int, int]], *, snapshots: Sequence[int] = (),
-    segment: int, is_wide: bool = False,
+    inputs: LinearInputs, bounds: list[tuple[int, int, int]], *, snapshots: Sequence[int] = (), segment: int,
+    is_wide: bool = False,
 ) -> _Call:  # fmt: skip
+    k, v = inputs.k, inputs.v
     launch = linear_config(arch_of(k), max(k.shape[-1], v.shape[-1]), k.dtype, is_wide=is_wide)
     options = {**launch.options(), "PRECISION": precision_of(k.dtype)}
-    gate = log_decay.contiguous()
-    segments = cut(bounds, segment, snapshots, k.device)
-    return _Call(gate, segments, launch.rows, options, launch.columns, is_wide)  # type: ignore[arg-type]
+    segments = cut_segments(bounds, segment, snapshots, k.device)
+    return _Call(inputs.log_decay.contiguous(), segments, launch.rows, options, launch.columns, is_wide)  # type: ignore[arg-type]
 
 
-def launched(
-    q: Float[Tensor, "b n_heads t d"],
-    k: Float[Tensor, "b n_heads t d"],
-    v: Float[Tensor, "b n_heads t d_v"],
-    log_decay: Float[Tensor, "#b n_heads t_or_1"],
-    *,
-    scale: float = 1.0,
-    initial_state: Float[Tensor, "sequences n_heads d d_v"] | None = None,
-    cu_seqlens: Sequence[int] | None = None,
-    snapshots: Sequence[int] = (),
-    segment: int = SEGMENT,
-) -> LinearOutput:
-    """The Triton form."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    bounds = sequence_bounds(len(q), q.shape[2], cu_seqlens)
-    call = _call(k, v, log_decay, bounds, snapshots=snapshots, segment=segment)
-    initial = _initial(initial_state, len(bounds), k, v)
+def triton_linear(inputs: LinearInputs, *, snapshots: Sequence[int] = (), segment: int = SEGMENT) -> LinearOutput:
+    """Linear attention by Triton."""
+    inputs, bounds, scale = _unit_last(inputs), inputs.bounds(), inputs.scale
+    q, k, v = inputs.q, inputs.k, inputs.v
+    call = _call(inputs, bounds, snapshots=snapshots, segment=segment)
     with launching_on(q):
         states = call.states(k, v)
-        decay = segment_decay(log_decay, call.segments)
-        entering, final = join(states, decay, initial, call.segments)
-        out = call.rows(q, k, v, entering, v.dtype, scales=(scale, scale, 1.0))
+        decay = segment_decay(inputs.log_decay, call.segments)
+        entering, final = join_segments(states, decay, _initial(inputs, len(bounds)), call.segments)
+        out = call.rows((q, k, v), entering, v.dtype, scales=(scale, scale, 1.0))
     picked = call.segments.snapshots
     taken = entering[picked] * decay[picked][..., None, None] + states[picked]
     return LinearOutput(out, final, taken)
 
 
-def launched_backward(
+def triton_linear_backward(
+    inputs: LinearInputs,
     d_out: Float[Tensor, "b n_heads t d_v"],
     d_state: Float[Tensor, "sequences n_heads d d_v"],
-    q: Float[Tensor, "b n_heads t d"],
-    k: Float[Tensor, "b n_heads t d"],
-    v: Float[Tensor, "b n_heads t d_v"],
-    log_decay: Float[Tensor, "#b n_heads t_or_1"],
     *,
-    scale: float,
-    initial_state: Float[Tensor, "sequences n_heads d d_v"] | None = None,
-    cu_seqlens: Sequence[int] | None = None,
     with_gate: bool = True,
     segment: int = SEGMENT,
 ) -> LinearGradients:
     """Gradients by Triton; segment states are computed again instead of kept.
 
-    The gate's is what is left of sums that nearly cancel: where it is asked for, nothing is rounded to bfloat16 on the
-    way, and products take TF32 at half the speed.
+    The gate's gradient is the remainder of sums that nearly cancel: `with_gate` rounds nothing to bfloat16 on the way,
+    and products take TF32 at half the speed.
     """
-    q, k, v, d_out = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, d_out.to(v.dtype)))
-    bounds = sequence_bounds(len(q), q.shape[2], cu_seqlens)
-    call = _call(k, v, log_decay, bounds, segment=segment, is_wide=with_gate)
-    initial = _initial(initial_state, len(bounds), k, v)
+    inputs, bounds, scale = _unit_last(inputs), inputs.bounds(), inputs.scale
+    q, k, v = inputs.q, inputs.k, inputs.v
+    d_out = _with_unit_last(d_out.to(v.dtype))
+    call = _call(inputs, bounds, segment=segment, is_wide=with_gate)
     forward, backward = (scale, scale, 1.0), (scale, 1.0, scale)
     dtype = torch.float32 if with_gate else q.dtype
     with launching_on(q):
-        decay = segment_decay(log_decay, call.segments)
-        entering, final = join(call.states(k, v), decay, initial, call.segments)
-        dq = call.rows(d_out, v, k, entering, dtype, scales=forward, is_turned=True)
+        decay = segment_decay(inputs.log_decay, call.segments)
+        entering, final = join_segments(call.states(k, v), decay, _initial(inputs, len(bounds)), call.segments)
+        dq = call.rows((d_out, v, k), entering, dtype, scales=forward, is_turned=True)
         del entering
         added = call.states(q, d_out, update_scale=scale, is_reversed=True)
-        leaving, d_initial = join(added, decay, d_state.float(), call.segments, is_reversed=True)
-        dv = call.rows(k, q, d_out, leaving, v.dtype, scales=backward, is_reversed=True)
-        dk = call.rows(v, d_out, q, leaving, dtype, scales=backward, is_reversed=True, is_turned=True)
-    d_gate = _gate_gradient(q, k, dq, dk, final, d_state, log_decay, bounds) if with_gate else None
+        leaving, d_initial = join_segments(added, decay, d_state.float(), call.segments, is_reversed=True)
+        dv = call.rows((k, q, d_out), leaving, v.dtype, scales=backward, is_reversed=True)
+        dk = call.rows((v, d_out, q), leaving, dtype, scales=backward, is_reversed=True, is_turned=True)
+    d_gate = _gate_gradient(inputs, bounds, dq=dq, dk=dk, final=final, d_final=d_state) if with_gate else None
     return LinearGradients(dq.to(q.dtype), dk.to(k.dtype), dv, d_gate, d_initial)
 
 
-def step(
+def _unit_last(inputs: LinearInputs) -> LinearInputs:
+    """The same with strides of 1 along channels, which the kernels need."""
+    return replace(inputs, q=_with_unit_last(inputs.q), k=_with_unit_last(inputs.k), v=_with_unit_last(inputs.v))
+
+
+def _with_unit_last(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _initial(inputs: LinearInputs, n_sequences: int) -> Tensor:
+    if inputs.initial_state is not None:
+        return inputs.initial_state.float()
+    k, v = inputs.k, inputs.v
+    return torch.zeros(n_sequences, k.shape[1], k.shape[-1], v.shape[-1], device=k.device)
+
+
+def linear_step(
     q: Float[Tensor, "b n_heads d"],
     k: Float[Tensor, "b n_heads d"],
     v: Float[Tensor, "b n_heads d_v"],
@@ -339,7 +342,7 @@ def step(
     return (scale * einsum(q.to(wide), new, "b h d, b h d e -> b h e")).to(v.dtype), new
 
 
-def launched_step(
+def triton_linear_step(
     q: Float[Tensor, "b n_heads d"],
     k: Float[Tensor, "b n_heads d"],
     v: Float[Tensor, "b n_heads d_v"],
@@ -360,9 +363,3 @@ def launched_step(
             **launch.options(),
         )  # fmt: skip
     return out, new
-
-
-def _initial(given: Tensor | None, n_sequences: int, k: Tensor, v: Tensor) -> Tensor:
-    if given is not None:
-        return given.float()
-    return torch.zeros(n_sequences, k.shape[1], k.shape[-1], v.shape[-1], device=k.device)

@@ -1,4 +1,4 @@
-"""Rows of a linear layer whose state only decays, one rate per head and token: lightning attention, Mamba-2.
+"""Implied rows of a linear layer whose state only decays, one rate per head and token: lightning attention, Mamba-2.
 
 A[i, j] = (q_i · k_j) strength_j exp(G_i − G_j) with G the running sum of the log decay, plus a skip on the diagonal.
 One matrix product per block of rows. Reads per block: k once; writes 4 bytes per query row, head and key, passed over
@@ -78,7 +78,7 @@ class DecayRows:
 def of_heads(
     x: Float[Tensor, "b n_kv_heads t d"], batch: slice, heads: slice, n_heads: int
 ) -> Float[Tensor, "b2 h t d"]:
-    """What some heads read, in float32: the queries or keys of their groups."""
+    """The queries or keys that some heads read, those of their groups, in float32."""
     group = n_heads // x.shape[1]
     return x[batch][:, torch.arange(heads.start, heads.stop, device=x.device) // group].float()
 
@@ -92,8 +92,8 @@ def _decayed_products(
 ) -> Float[Tensor, "b h q k2"]:
     """(q_i · k_j) exp(G_i − G_j) on keys 0 … last row; finite and unspecified for j > i.
 
-    The decay is folded into q and k, exp(G_i − G_m) and exp(G_m − G_j), so that no pass over the tile is spent on it.
-    Where it is too steep for that it is multiplied onto the few keys that it has not extinguished.
+    The decay is folded into q and k, exp(G_i − G_m) and exp(G_m − G_j), which saves a pass over the tile. Where it is
+    too steep for that, it multiplies the few keys that it has not extinguished.
     """
     first, n_keys = int(rows[0]), int(rows[-1]) + 1
     begin, end = total[..., first, None], total[..., n_keys - 1, None]

@@ -6,8 +6,8 @@ The backward pass is the same kernel three times: dq reads (do, v, k), and dk an
 with time reversed. Each call computes its own orientation of the score matrix, so no product is ever transposed.
 
 Bytes per token and head: k and v read twice, q once, out written once. State and accumulators are float32 whatever the
-inputs. Only non-positive exponents are taken, so no decay overflows. What is computed on the way is a factor of later
-products in the inputs' type, or, if WIDE, in TF32.
+inputs. Only non-positive exponents occur, so no decay overflows. Intermediate factors of later products have the
+inputs' type, or, if WIDE, TF32.
 """
 # pyright: basic
 # (The kernels' language is Triton, whose values have no Python types.)

@@ -1,4 +1,4 @@
-"""Rows of a linear layer that erases what it overwrites: gated delta rule (one decay per head), KDA (one per channel).
+"""Implied rows of a linear layer that erases what it overwrites: gated delta rule (decay per head), KDA (per channel).
 
 A row is made by carrying its query back in time, A[i, j] = b_j r·k_j and r ← a_j ∘ (r − b_j (r·k_j) k_j), a whole chunk
 of tokens per step. For a chunk with keys K, in-chunk running decay G and L = tril(diag(b) KKᵀ ∘ decay, −1):
@@ -66,7 +66,7 @@ class DeltaRows:
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """Per chunk: weights of its own rows, their carried queries, and what it does to the queries of later rows."""
+    """Per chunk: weights of its own rows, their carried queries, and its effect on the queries of later rows."""
 
     own: Float[Tensor, "b h n c c"]
     start: Float[Tensor, "b h n c d"]
@@ -106,13 +106,13 @@ class _Chunks:
         bounds = torch.searchsorted(rows, size * torch.arange(n_chunks + 1, device=rows.device)).tolist()
         for c in reversed(range(n_chunks)):
             first, after = bounds[c], bounds[c + 1]
-            here = tile[..., c * size : (c + 1) * size]
-            here[:, :, :first] = 0
-            here[:, :, first:after] = self.own[:, :, c, rows[first:after] - c * size]
+            columns = tile[..., c * size : (c + 1) * size]
+            columns[:, :, :first] = 0
+            columns[:, :, first:after] = self.own[:, :, c, rows[first:after] - c * size]
             if after < len(rows):
                 later = carried[:, :, after:]
                 weights = later @ self.weigh[:, :, c]
-                here[:, :, after:] = weights
+                columns[:, :, after:] = weights
                 later *= self.fade[:, :, c, None]
                 later -= weights @ self.erase[:, :, c]
         return tile[..., :n_keys]

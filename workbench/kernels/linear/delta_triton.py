@@ -1,12 +1,12 @@
 """Triton kernels of the gated delta rule: chunks prepared side by side, then sequences walked chunk by chunk.
 
-In a chunk writes depend on one another: (I + L) U = β(v − k S), with L_ij = β_i exp(g_i − g_j) k_i · k_j below the
+The writes of a chunk depend on one another: (I + L) U = β(v − k S), with L_ij = β_i exp(g_i − g_j) k_i · k_j below the
 diagonal. `delta_chunks` solves for both right-hand sides by forward substitution, which stays exact where keys repeat
 (a product of powers would not); `delta_rows` carries the state in float32 registers and writes the rows.
 Bytes per token and head: q, v and two solved tensors read once, k twice, out and the solved tensors written once.
 """
 # pyright: basic
-# (The kernels' language is Triton, whose values have no Python types.)
+# (The kernels' language is Triton; its values have no Python types.)
 
 from __future__ import annotations
 
@@ -115,6 +115,6 @@ def delta_rows(
         out = tl.dot(rows, update, inter, input_precision=PRECISION) * scale
         out_at = OUT + row_base * DV + (c[:, None] * DV + dv[None, :])
         tl.store(out_at, out.to(OUT.dtype.element_ty), mask=in_values)
-        kept = update * to_end[:, None]
-        state = state * tl.math.exp2(whole) + tl.dot(k_t.to(tl.float32), kept, input_precision=PRECISION)
+        written = update * to_end[:, None]
+        state = state * tl.math.exp2(whole) + tl.dot(k_t.to(tl.float32), written, input_precision=PRECISION)
     tl.store(NEW_STATE + state_at, state, mask=state_mask)

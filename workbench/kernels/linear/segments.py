@@ -1,4 +1,4 @@
-"""How linear kernels cut tokens: sequences into segments that run side by side, and the scan that joins states."""
+"""Segments of sequences for the linear kernels, which run side by side, and the scan that joins their states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Segments:
     """`table`: (batch row, first token, one past the last) of each segment, in order of sequences.
 
     `levels`: for n = 0, 1, ... the n-th segments of all sequences that have one, as (segments, their sequences).
-    `snapshots[s, i]`: the segment after which sequence s has seen as many tokens as the i-th snapshot asks; −1: none.
+    `snapshots[s, i]`: the segment after which sequence s has seen the tokens of the i-th snapshot; −1: none.
     """
 
     table: Int[Tensor, "n three"]
@@ -58,19 +58,21 @@ def check_snapshots(snapshots: Sequence[int], bounds: list[tuple[int, int, int]]
         )
 
 
-def cut(bounds: list[tuple[int, int, int]], segment: int, snapshots: Sequence[int], device: torch.device) -> Segments:
-    """Segments of at most `segment` tokens; wherever a snapshot is asked for, one segment ends and the next begins."""
+def cut_segments(
+    bounds: list[tuple[int, int, int]], segment: int, snapshots: Sequence[int], device: torch.device
+) -> Segments:
+    """Segments of at most `segment` tokens; every snapshot ends a segment."""
     rows: list[tuple[int, int, int]] = []
     levels: dict[int, list[tuple[int, int]]] = {}
     taken: list[list[int]] = []
     for sequence, (b, first, last) in enumerate(bounds):
         edges = sorted({*range(first, last, segment), *(first + n for n in snapshots if first + n < last), last})
-        here = {0: -1}
+        segment_at = {0: -1}
         for level, (t0, t1) in enumerate(pairwise(edges)):
             levels.setdefault(level, []).append((len(rows), sequence))
-            here[t1 - first] = len(rows)
+            segment_at[t1 - first] = len(rows)
             rows.append((b, t0, t1))
-        taken.append([here[n] for n in snapshots])
+        taken.append([segment_at[n] for n in snapshots])
     return Segments(
         table=torch.tensor(rows, dtype=torch.int32, device=device).reshape(-1, 3),
         levels=tuple(
@@ -91,7 +93,7 @@ def segment_decay(log_decay: Float[Tensor, "b n_heads t"], segments: Segments) -
     return (sums[b, :, t1] - sums[b, :, t0]).exp().float()
 
 
-def join(
+def join_segments(
     states: Float[Tensor, "n n_heads d d_v"],
     decay: Float[Tensor, "n n_heads"],
     initial: Float[Tensor, "sequences n_heads d d_v"],

@@ -1,7 +1,7 @@
-"""Statistics and crops of the signed rows that a linear layer implies, read off one block of rows at a time.
+"""Statistics and crops of the signed rows that a linear layer implies, one block of rows at a time.
 
-A linear layer's output is a row times v, with a row that is signed and not normalised. What makes the rows (a decay, a
-delta rule) is a `SignedRows`; what is read off them is the same for all: |A| / Σ|A| where a distribution is needed, the
+A linear layer's output is a row times v, with a row that is signed and not normalised. A `SignedRows` makes the rows
+(by a decay, by a delta rule); the statistics are the same for all: of |A| / Σ|A| where a distribution is needed, of the
 signed A / Σ|A| on cells. Memory is O(tile), float32 throughout.
 """
 
@@ -41,7 +41,7 @@ class SignedRows(Protocol):
         ...
 
     def prepare(self, batch: slice, heads: slice) -> RowMaker:
-        """Get ready for the rows of some sequences and heads."""
+        """The maker of rows of some sequences and heads."""
         ...
 
 
@@ -53,7 +53,8 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
     Raises:
         WorkbenchError: if tiles of one row do not fit the memory either.
     """
-    assert not request.value_norms, "rows are all that is known of a linear layer here"
+    assert request.is_of_rows, "arg-maxima of all rows and tags are statistics of a profile"
+    assert not request.value_norms, "a linear layer is given by its rows, without values"
     n_sequences, n_heads, n_tokens = source.shape
     rows = torch.arange(n_tokens, device=source.device) if request.rows is None else request.rows.to(source.device)
     return within_memory(
@@ -67,7 +68,7 @@ def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int |
 
 def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], cut: Cut) -> RowStatistics:
     n_sequences, n_heads, n_tokens = source.shape
-    collector = Collector(request, n_sequences, n_heads, n_tokens, rows, n_keys=n_tokens)
+    collector = Collector(request, (n_sequences, n_heads, n_tokens, n_tokens), rows)
     far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
     scratch = Scratch(rows.device, cut.largest)
     for batch, heads in product(cut.batches, cut.kv_heads):
@@ -92,7 +93,7 @@ def _statistics(source: SignedRows, request: Request, rows: Int[Tensor, " q"], c
                 masses = beyond(ladder(tile.rows, tile.keys, request.windows), weights, firsts[batch])
                 collector.put(collector.beyond, tile, masses / total[..., None])
             collector.read_sums(tile, signed, weights, total)
-            collector.read(collector.wanted_on(tile), tile, signed, total)
+            collector.read(collector.reads_on(tile), tile, signed, total)
     return collector.finish()
 
 
@@ -112,15 +113,15 @@ def signed_crop(
     make_rows = source.prepare(slice(sequence, sequence + 1), slice(head, head + 1))
     scratch = Scratch(source.device)
     for first in range(0, len(queries), _CROP_ROWS):
-        rows, place = torch.sort(queries[first : first + _CROP_ROWS])
+        rows, order = torch.sort(queries[first : first + _CROP_ROWS])
         signed = make_rows(rows, scratch)[0, 0]
         is_past = keys < signed.shape[-1]
-        crop[first + place] = torch.where(is_past, signed[:, torch.where(is_past, keys, 0)], 0)
+        crop[first + order] = torch.where(is_past, signed[:, torch.where(is_past, keys, 0)], 0)
     return crop
 
 
 def signed_pattern(source: SignedRows) -> Float[Tensor, "b h t t"]:
     """The whole pattern of every sequence and head. T × T: for a few tokens only."""
     n_sequences, n_heads, n_tokens = source.shape
-    every = torch.arange(n_tokens, device=source.device)
-    return source.prepare(slice(0, n_sequences), slice(0, n_heads))(every, Scratch(source.device))
+    rows = torch.arange(n_tokens, device=source.device)
+    return source.prepare(slice(0, n_sequences), slice(0, n_heads))(rows, Scratch(source.device))

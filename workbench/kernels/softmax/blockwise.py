@@ -1,8 +1,9 @@
-"""Row-blocked attention with exact statistics in torch, on any device: a block of query rows against its keys.
+"""Softmax attention with exact statistics, row-blocked in torch, on any device: a block of query rows against its keys.
 
 Per tile: one matrix product for the scores, softmax in place, one matrix product with v, and a pass at the speed of
 memory for each statistic. Memory is O(tile), whatever the length. Reads and writes per query row and head, k keys of
 width d: 4·k bytes of scores written once and passed over in cache four to eight times; k and v once per block.
+Arg-maxima come from the maxima of runs of columns, the ladder of windows from sums between its steps.
 Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 """
 
@@ -10,45 +11,28 @@ from __future__ import annotations
 
 import torch
 from einops import einsum, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from workbench.kernels.masks import TileMask
 from workbench.kernels.softmax.collector import Collector
-from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, check_groups
-from workbench.kernels.softmax.statistics import Request, RowStatistics
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
+from workbench.kernels.softmax.statistics import AttentionProfile, Request, RowStatistics
 from workbench.kernels.softmax.tile_sums import beyond, distance_sum, far_starts, first_keys, ladder
-from workbench.kernels.tiles import Cut, Scratch, within_memory
+from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 
-def attention_statistics(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    v: Float[Tensor, "b n_kv_heads k d_v"],
-    mask: TileMask,
-    request: Request,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " n_heads"] | None = None,
-    tile_bytes: int | None = None,
+def blockwise_statistics(
+    layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request, *, tile_bytes: int | None = None
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
-    """Softmax attention's output and the statistics of its rows; both of `request.rows` only, where given.
+    """The output and the statistics of a layer's rows; both of `request.rows` only, where given.
 
     Rows that see no key at all (padding) give zero output and zero mass, and lse −inf unless there is a learned sink.
     Tiles have `tile_bytes`, the fastest size where absent; where memory runs out they are halved.
 
     Raises:
-        WorkbenchError: if n_heads is not a multiple of n_kv_heads, or tiles of one row do not fit the memory either.
+        WorkbenchError: if tiles of one row do not fit the memory either.
     """
-    check_groups(q, k)
-    return layer_statistics(SoftmaxLayer(q, k, mask, scale, softcap, sinks), v, request, tile_bytes=tile_bytes)
-
-
-def layer_statistics(
-    layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request, *, tile_bytes: int | None = None
-) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
-    """`attention_statistics` of a layer, however its scores are made."""
+    assert request.is_of_rows, "arg-maxima of all rows and tags are statistics of a profile"
     n_queries, device = layer.q.shape[2], layer.q.device
     rows = torch.arange(n_queries, device=device) if request.rows is None else request.rows.to(device)
     return within_memory(
@@ -70,7 +54,7 @@ def _statistics(
     n_sequences, n_heads, n_queries, _ = layer.q.shape
     offset = v.shape[2] - n_queries
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
-    collector = Collector(request, n_sequences, n_heads, n_queries, rows, n_keys=v.shape[2])
+    collector = Collector(request, (n_sequences, n_heads, n_queries, v.shape[2]), rows)
     far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
     norms = v.float().norm(dim=-1) if request.value_norms else None
     scratch = Scratch(rows.device, cut.largest)
@@ -79,35 +63,144 @@ def _statistics(
         far = None if request.far is None else ladder(positions, keys, [request.far.window])
         windows = ladder(positions, keys, request.windows) if request.windows else None
         starts = [max(0, start - keys[0]) for start in far_from[tiles[0].batch]]
-        wanted = collector.wanted_on(tiles[0])
+        reads = collector.reads_on(tiles[0])
         for tile in tiles:
-            found = layer.softmax(tile, scratch, keep_shifted=request.entropy)
-            value = found.output(v[tile.batch, tile.kv_heads, slice(*keys)].float())
+            softmax = layer.softmax(tile, scratch, keep_shifted=request.entropy)
+            weights, total = softmax.weights, softmax.total
+            value = softmax.output(v[tile.batch, tile.kv_heads, slice(*keys)].float())
             out[tile.batch, tile.span, tile.heads(layer.group)] = value.flatten(1, 2).transpose(1, 2).to(out.dtype)
-            collector.put(collector.lse, tile, found.lse())
-            collector.put(collector.mass, tile, found.seen / found.total)
+            collector.put(collector.lse, tile, softmax.lse())
+            collector.put(collector.mass, tile, softmax.seen / total)
             if request.entropy:
-                collector.put(collector.entropy, tile, found.entropy())
+                collector.put(collector.entropy, tile, softmax.entropy())
             if request.distance:
-                distance = distance_sum(found.weights, found.seen, positions, keys)
-                collector.put(collector.mean_distance, tile, distance / found.total)
+                distance = distance_sum(weights, softmax.seen, positions, keys)
+                collector.put(collector.mean_distance, tile, distance / total)
             if far is not None:
-                collector.put(collector.far_mass, tile, far.mass(found.weights, starts) / found.total)
+                collector.put(collector.far_mass, tile, far.mass(weights, starts) / total)
             if windows is not None:
-                masses = beyond(windows, found.weights, [max(0, first - keys[0]) for first in firsts[tile.batch]])
-                collector.put(collector.beyond, tile, masses / found.total[..., None])
+                masses = beyond(windows, weights, [max(0, first - keys[0]) for first in firsts[tile.batch]])
+                collector.put(collector.beyond, tile, masses / total[..., None])
             if norms is not None:
                 collector.put(collector.output_norm, tile, value.norm(dim=-1))
-                mine = norms[tile.batch, tile.kv_heads, slice(*keys)]
-                weighted = einsum(found.weights, mine, "b kv g q k, b kv k -> b kv g q")
-                collector.put(collector.value_norm, tile, weighted / found.total)
-            collector.read_sums(tile, found.weights, found.weights, found.total)
-            collector.read(wanted, tile, found.weights, found.total)
+                key_norms = norms[tile.batch, tile.kv_heads, slice(*keys)]
+                weighted = einsum(weights, key_norms, "b kv g q k, b kv k -> b kv g q")
+                collector.put(collector.value_norm, tile, weighted / total)
+            collector.read_sums(tile, weights, weights, total)
+            collector.read(reads, tile, weights, total)
     return out, collector.finish(None if norms is None else _of_first(norms, request, layer.group))
 
 
 def _of_first(norms: Float[Tensor, "b n_kv_heads k"], request: Request, group: int) -> Float[Tensor, "b n_heads 1"]:
     """The value norm of each sequence's first key, for every query head."""
     first = torch.zeros(len(norms), dtype=torch.long, device=norms.device) if request.first is None else request.first
-    mine = norms[torch.arange(len(norms), device=norms.device), :, first.to(norms.device)]
-    return repeat(mine, "b kv -> b (kv g) 1", g=group)
+    by_kv_head = norms[torch.arange(len(norms), device=norms.device), :, first.to(norms.device)]
+    return repeat(by_kv_head, "b kv -> b (kv g) 1", g=group)
+
+
+def blockwise_profile(
+    layer: SoftmaxLayer,
+    v: Float[Tensor, "b n_kv_heads k d_v"] | None,
+    request: Request,
+    *,
+    tile_bytes: int | None = None,
+) -> AttentionProfile:
+    """The profile of a layer whose mask is `Intervals`; tiles and memory as in `blockwise_statistics`."""
+    position = layer.intervals.position
+    return within_memory(
+        lambda cut: _profile(layer, v, position, request, cut),
+        layer.shape,
+        n_rows=layer.q.shape[2],
+        n_keys=layer.k.shape[2],
+        tile_bytes=tile_bytes,
+    )
+
+
+def _profile(
+    layer: SoftmaxLayer,
+    v: Float[Tensor, "b n_kv_heads k d_v"] | None,
+    position: Int[Tensor, " q"],
+    request: Request,
+    cut: Cut,
+) -> AttentionProfile:
+    profile = _blank(layer, v, request)
+    scratch = Scratch(layer.q.device, cut.largest)
+    for tiles in cut.tiles(torch.arange(len(position), device=position.device), layer.mask):
+        positions, keys = position[tiles[0].span], tiles[0].keys
+        far = ladder(positions, keys, request.windows) if request.windows else None
+        same = _same_tags(request, tiles[0])
+        for tile in tiles:
+            block = (tile.batch, tile.heads(layer.group), tile.span)
+            softmax = layer.softmax(tile, scratch, keep_shifted=request.entropy, find_best=request.top)
+            weights, total = softmax.weights, softmax.total
+            _put(profile.lse, block, softmax.lse())
+            if v is not None and profile.out is not None:
+                value = softmax.output(v[tile.batch, tile.kv_heads, slice(*keys)].float())
+                profile.out[block] = value.flatten(1, 2).to(profile.out.dtype)
+            if request.entropy:
+                _put(profile.entropy, block, softmax.entropy())
+            if softmax.best is not None:
+                _put(profile.top_key, block, torch.where(softmax.is_blind, -1, softmax.best + keys[0]).int())
+                _put(profile.top_mass, block, torch.exp2(softmax.highest - softmax.top) / total)
+            if request.distance:
+                _put(profile.mean_distance, block, distance_sum(weights, softmax.seen, positions, keys) / total)
+            if far is not None:
+                _put(profile.beyond, block, torch.stack(far.masses(weights), -1) / total[..., None])
+            if same is not None:
+                tagged = torch.mul(weights, same, out=scratch.second(weights))
+                _put(profile.tag_mass, block, tagged.sum(-1) / total)
+            if softmax.sink is not None:
+                _put(profile.sink_mass, block, torch.exp2(softmax.sink - softmax.top) / total)
+    return profile
+
+
+def _same_tags(request: Request, tile: Tile) -> Float[Tensor, "#b 1 1 q k"] | None:
+    """1 where a key has its query's tag."""
+    if request.query_tags is None or request.key_tags is None:
+        return None
+    of_queries, of_keys = (x[tile.batch] if len(x) > 1 else x for x in (request.query_tags, request.key_tags))
+    of_queries, of_keys = of_queries[:, None, None, tile.span, None], of_keys[:, None, None, None, slice(*tile.keys)]
+    # Comparing into float32 takes a seventh of the time of comparing and converting.
+    return torch.eq(of_queries, of_keys, out=torch.empty(0, device=of_keys.device))
+
+
+def _put(buffer: Tensor | None, block: tuple[slice, slice, slice], values: Shaped[Tensor, "b kv g *rest"]) -> None:
+    assert buffer is not None
+    buffer[block] = values.flatten(1, 2)
+
+
+def _blank(layer: SoftmaxLayer, v: Tensor | None, request: Request) -> AttentionProfile:
+    """A profile with uninitialised memory."""
+    q = layer.q
+
+    def empty(*more: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*q.shape[:3], *more, dtype=dtype, device=q.device)
+
+    return AttentionProfile(
+        out=None if v is None else empty(v.shape[-1], dtype=q.dtype),
+        lse=empty(),
+        entropy=empty() if request.entropy else None,
+        top_key=empty(dtype=torch.int32) if request.top else None,
+        top_mass=empty() if request.top else None,
+        mean_distance=empty() if request.distance else None,
+        beyond=empty(len(request.windows)) if request.windows else None,
+        tag_mass=empty() if request.query_tags is not None else None,
+        sink_mass=None if layer.sinks is None else empty(),
+    )
+
+
+def blockwise_column_sums(
+    layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], *, tile_bytes: int | None = None
+) -> Float[Tensor, "b n_heads k"]:
+    """Attention received by each key, Σ_i p_ij, from the rows' denominators."""
+    q, n_keys = layer.q, layer.k.shape[2]
+
+    def compute(cut: Cut) -> Float[Tensor, "b n_heads k"]:
+        sums, scratch = torch.zeros(*q.shape[:2], n_keys, device=q.device), Scratch(q.device, cut.largest)
+        for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), layer.mask):
+            for tile in tiles:
+                weights = layer.weights(tile, lse, scratch)
+                sums[tile.batch, tile.heads(layer.group), slice(*tile.keys)] += weights.sum(-2).flatten(1, 2)
+        return sums
+
+    return within_memory(compute, layer.shape, n_rows=q.shape[2], n_keys=n_keys, tile_bytes=tile_bytes)

@@ -1,4 +1,4 @@
-"""Crops of a pattern: exact probabilities of chosen queries on chosen keys, for looking at one head."""
+"""Exact probabilities of chosen cells of a softmax layer, from the rows' denominators: exp(score − lse)."""
 
 from __future__ import annotations
 
@@ -7,42 +7,65 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.kernels.masks import TileMask, visible_tile
-from workbench.kernels.softmax.blockwise import attention_statistics
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.masks import visible_tile
+from workbench.kernels.softmax.blockwise import blockwise_statistics
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, soft_capped
+from workbench.kernels.softmax.statistics import Cells, Request
 
+# Rows of a crop at a time.
 _ROWS = 128
+# Cells whose keys are gathered at a time: 64 MiB for 32 heads of 128 channels.
+_CELLS = 4096
 
 
 def attention_crop(
-    q: Float[Tensor, "q d"],
-    k: Float[Tensor, "k d"],
-    mask: TileMask,
-    *,
-    queries: Int[Tensor, " rows"],
-    keys: Int[Tensor, " columns"],
-    scale: float,
-    softcap: float | None = None,
-    sink: Float[Tensor, ""] | None = None,
+    layer: SoftmaxLayer, *, queries: Int[Tensor, " rows"], keys: Int[Tensor, " columns"]
 ) -> Float[Tensor, "rows columns"]:
-    """Attention probabilities of one head on one sequence; the denominator runs over all keys the mask allows."""
+    """Attention probabilities of a layer of one head and one sequence, on chosen queries and keys.
+
+    The denominator runs over all keys that the mask shows.
+    """
+    q, k = layer.q[0, 0], layer.k[0, 0]
+    no_values = torch.empty(1, 1, len(k), 0, device=q.device)
     crop = torch.empty(len(queries), len(keys), device=q.device)
     for first in range(0, len(queries), _ROWS):
-        rows, place = torch.sort(queries[first : first + _ROWS])
-        _, statistics = attention_statistics(
-            rearrange(q, "q d -> 1 1 q d"),
-            rearrange(k, "k d -> 1 1 k d"),
-            torch.empty(1, 1, len(k), 0, device=q.device),
-            mask,
-            Request(rows=rows),
-            scale=scale,
-            softcap=softcap,
-            sinks=None if sink is None else rearrange(sink, "-> 1"),
-        )
-        scores = scale * einsum(q[rows].float(), k[keys].float(), "q d, k d -> q k")
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        visible = visible_tile(mask, slice(0, 1), rows, len(k))[0][:, keys]
+        rows, order = torch.sort(queries[first : first + _ROWS])
+        _, statistics = blockwise_statistics(layer, no_values, Request(rows=rows))
+        scores = soft_capped(layer.scale * einsum(q[rows].float(), k[keys].float(), "q d, k d -> q k"), layer.softcap)
+        visible = visible_tile(layer.mask, slice(0, 1), rows, len(k))[0][:, keys]
         lse = rearrange(statistics.lse[0, 0], "q -> q 1")
-        crop[first + place] = torch.where(visible, torch.exp(scores - lse), 0)
+        crop[first + order] = torch.where(visible, torch.exp(scores - lse), 0)
     return crop
+
+
+def attention_cells(layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], cells: Cells) -> Float[Tensor, "n n_heads"]:
+    """Probabilities of single cells, for a mask of `Intervals`; 0 where the row does not see the key."""
+    seen = layer.intervals
+    probabilities = torch.empty(len(cells.row), layer.q.shape[1], device=layer.q.device)
+    for first in range(0, len(probabilities), _CELLS):
+        sequence, row, key = (x[first : first + _CELLS] for x in (cells.sequence, cells.row, cells.key))
+        queries = rearrange(layer.q[sequence, :, row].float(), "n (kv g) d -> n kv g d", g=layer.group)
+        scores = layer.scale * einsum(queries, layer.k[sequence, :, key].float(), "n kv g d, n kv d -> n kv g")
+        scores = soft_capped(rearrange(scores, "n kv g -> n (kv g)"), layer.softcap)
+        low, high = (x[sequence % len(x), row] for x in (seen.low, seen.high))
+        is_seen = rearrange((key >= low) & (key < high), "n -> n 1")
+        probabilities[first : first + _CELLS] = torch.where(is_seen, torch.exp(scores - lse[sequence, :, row]), 0)
+    return probabilities
+
+
+def first_keys_mass(
+    layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], request: Request
+) -> Float[Tensor, "b n_heads q"]:
+    """Mass beyond `request.far.window` on the first keys of each sequence, which far mass leaves out."""
+    assert request.far is not None
+    seen, total = layer.intervals, torch.zeros_like(lse)
+    n_sequences, n_rows, n_keys = len(layer.q), layer.q.shape[2], layer.k.shape[2]
+    row = torch.arange(n_rows, device=lse.device)
+    first = torch.zeros(n_sequences, dtype=torch.long) if request.first is None else request.first.long()
+    for b in range(n_sequences):
+        for key in range(int(first[b]) + request.far.sink):
+            is_far = seen.position - key >= request.far.window
+            cells = Cells(torch.full_like(row, b), row, torch.full_like(row, min(key, n_keys - 1)))
+            mass = attention_cells(layer, lse, cells)
+            total[b] += torch.where(is_far, rearrange(mass, "q h -> h q"), 0)
+    return total

@@ -1,131 +1,85 @@
-"""The recorder's row statistics from one profile: same signature as the row-blocked form, for masks that are intervals.
+"""Row statistics of a softmax layer as recording takes them: from one profile by the kernels, or else row by row.
 
 What a profile does not hold, single cells, is read back from the rows' denominators at O(cells · width).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels import ops
-from workbench.kernels.intervals import Intervals, intervals_of
-from workbench.kernels.masks import CausalMask, TileMask
-from workbench.kernels.softmax.profiles import ProfileRequest
-from workbench.kernels.softmax.statistics import Request, RowStatistics
-
-# Cells whose keys are gathered at a time: 64 MiB for 32 heads of 128 channels.
-_CELLS = 4096
-
-
-def attention_cells(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    lse: Float[Tensor, "b n_heads q"],
-    seen: Intervals,
-    cells: tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]],
-    *,
-    scale: float,
-    softcap: float | None = None,
-) -> Float[Tensor, "n n_heads"]:
-    """Probabilities of single cells (sequence, row, key), exp(score − lse); 0 where the row does not see the key."""
-    group = q.shape[1] // k.shape[1]
-    found = torch.empty(len(cells[0]), q.shape[1], device=q.device)
-    for first in range(0, len(found), _CELLS):
-        sequence, row, key = (x[first : first + _CELLS] for x in cells)
-        queries = rearrange(q[sequence, :, row].float(), "n (kv g) d -> n kv g d", g=group)
-        scores = scale * einsum(queries, k[sequence, :, key].float(), "n kv g d, n kv d -> n kv g")
-        scores = rearrange(scores, "n kv g -> n (kv g)")
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        low, high = (x[sequence % len(x), row] for x in (seen.low, seen.high))
-        is_seen = rearrange((key >= low) & (key < high), "n -> n 1")
-        found[first : first + _CELLS] = torch.where(is_seen, torch.exp(scores - lse[sequence, :, row]), 0)
-    return found
-
-
-def beyond_a_profile(request: Request) -> list[str]:
-    """What is asked for that a profile does not hold."""
-    asked = {
-        "a ladder of windows": bool(request.windows),
-        "squares": request.squares,
-        "features": request.features is not None,
-        "column sums": request.row_weights is not None,
-        "value norms": request.value_norms,
-    }
-    return [name for name, is_asked in asked.items() if is_asked]
+from workbench.kernels.dispatch import Backend, choose_route
+from workbench.kernels.intervals import intervals_of
+from workbench.kernels.masks import CausalMask
+from workbench.kernels.softmax import blockwise
+from workbench.kernels.softmax.crops import attention_cells, first_keys_mass
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
+from workbench.kernels.softmax.statistics import Cells, Request, RowStatistics, beyond_a_profile
 
 
 def attention_statistics(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    v: Float[Tensor, "b n_kv_heads k d_v"],
-    mask: TileMask,
-    request: Request,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " n_heads"] | None = None,
-    backend: ops.Backend = "auto",
+    layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
-    """Softmax attention's output and the statistics of its rows; both of `request.rows` only, where given.
+    """The output and the statistics of a layer's rows; both of `request.rows` only, where given.
+
+    `workbench.kernels.dispatch.choose_route` chooses the backend.
 
     Raises:
-        WorkbenchError: if the mask is a function of positions, or has padding between valid keys.
+        WorkbenchError: if WORKBENCH_KERNELS requests what this machine does not have, or memory runs out on single
+            rows.
     """
-    if not isinstance(mask, CausalMask):
+    if choose_route(layer, v, request).backend == "torch":
+        return blockwise.blockwise_statistics(layer, v, request)
+    return profile_statistics(layer, v, request, backend="triton")
+
+
+def profile_statistics(
+    layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request, *, backend: Backend = "auto"
+) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+    """As `attention_statistics`, from a profile; for a CausalMask.
+
+    Raises:
+        WorkbenchError: if the mask is of another kind or has padding between valid keys, or the request has statistics
+            that a profile does not hold.
+    """
+    if not isinstance(layer.mask, CausalMask):
         raise WorkbenchError(
-            f"a {type(mask).__name__} was given; expected a CausalMask, whose rows see one run of keys each: use the "
-            "row-blocked form for any other mask"
+            f"a {type(layer.mask).__name__} was given; expected a CausalMask, whose rows see one run of keys each: use "
+            "blockwise_statistics for any other mask"
         )
     if beyond := beyond_a_profile(request):
-        raise WorkbenchError(f"a profile does not hold {', '.join(beyond)}; use the row-blocked form for them")
-    seen = intervals_of(mask, q.shape[2], q.device)
-    place = torch.arange(q.shape[2], device=q.device)
+        raise WorkbenchError(f"a profile does not hold {', '.join(beyond)}; use blockwise_statistics for them")
+    n_queries, device = layer.q.shape[2], layer.q.device
+    layer = replace(layer, mask=intervals_of(layer.mask, n_queries, device))
+    # The number of each query row among the computed rows.
+    number = torch.arange(n_queries, device=device)
     if request.rows is not None:
-        picked = request.rows.to(q.device)
-        place[picked] = torch.arange(len(picked), device=q.device)
-        q, seen = q[:, :, picked], seen.rows(picked)
+        rows = request.rows.to(device)
+        number[rows] = torch.arange(len(rows), device=device)
+        layer = replace(layer, q=layer.q[:, :, rows], mask=layer.intervals.rows(rows))
+    layer = replace(layer, sinks=None if layer.sinks is None else layer.sinks.float())
     windows = () if request.far is None else (request.far.window,)
-    asked = ProfileRequest(
+    of_profile = Request(
         entropy=request.entropy, top=request.top_rows is not None, distance=request.distance, windows=windows
     )
-    sinks = None if sinks is None else sinks.float()
-    profile = ops.attention_profile(q, k, v, seen, asked, scale=scale, softcap=softcap, sinks=sinks, backend=backend)
+    profile = ops.attention_profile(layer, v, of_profile, backend=backend)
     assert profile.out is not None
     far_mass = cells = top_key = None
     if profile.beyond is not None:
-        far_mass = profile.beyond[..., 0] - _sink_columns(
-            q, k, profile.lse, seen, request, scale=scale, softcap=softcap
-        )
+        far_mass = profile.beyond[..., 0] - first_keys_mass(layer, profile.lse, request)
     if request.cells is not None:
-        at = (request.cells.sequence, place[request.cells.row], request.cells.key)
-        cells = attention_cells(q, k, profile.lse, seen, at, scale=scale, softcap=softcap)
+        requested = Cells(request.cells.sequence, number[request.cells.row], request.cells.key)
+        cells = attention_cells(layer, profile.lse, requested)
     if request.top_rows is not None and profile.top_key is not None:
-        top_key = profile.top_key[request.top_rows[:, 0], :, place[request.top_rows[:, 1]]].long().clamp_min(0)
+        top_key = profile.top_key[request.top_rows[:, 0], :, number[request.top_rows[:, 1]]].long().clamp_min(0)
     mass = torch.isfinite(profile.lse).float()
     if profile.sink_mass is not None:
         mass = 1 - profile.sink_mass
     statistics = RowStatistics(profile.lse, mass, profile.entropy, profile.mean_distance, far_mass, cells, top_key)
     return rearrange(profile.out, "b h q d -> b q h d"), statistics
-
-
-def _sink_columns(
-    q: Tensor, k: Tensor, lse: Tensor, seen: Intervals, request: Request, *, scale: float, softcap: float | None
-) -> Tensor:
-    """Mass beyond the window on the first keys of each sequence, which far mass leaves out."""
-    assert request.far is not None
-    total = torch.zeros_like(lse)
-    n_sequences, n_rows = len(q), q.shape[2]
-    row = torch.arange(n_rows, device=q.device)
-    first = torch.zeros(n_sequences, dtype=torch.long) if request.first is None else request.first.long()
-    for b in range(n_sequences):
-        for key in range(int(first[b]) + request.far.sink):
-            is_far = seen.position - key >= request.far.window
-            cells = (torch.full_like(row, b), row, torch.full_like(row, min(key, k.shape[2] - 1)))
-            mass = attention_cells(q, k, lse, seen, cells, scale=scale, softcap=softcap)
-            total[b] += torch.where(is_far, rearrange(mass, "q h -> h q"), 0)
-    return total

@@ -1,6 +1,6 @@
-"""Attention statistics from scores that a model has already made: T × T of one layer, read a block of rows at a time.
+"""Attention statistics from scores that a model has already computed: T × T of one layer, in blocks of rows.
 
-For families that form their scores themselves and hand out no queries and keys. Per tile: the scores are copied and
+For families that compute their scores themselves and expose no queries and keys. Per tile: the scores are copied and
 masked, and everything after is the row-blocked path's. Reads 4·k bytes of scores per query row and head, and v once per
 block; memory beside the scores is O(tile). Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 """
@@ -13,50 +13,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.kernels.masks import TileMask, per_head, visible_tile
-from workbench.kernels.softmax.blockwise import layer_statistics
-from workbench.kernels.softmax.softmax_tiles import HIDDEN, LN_2, SoftmaxLayer
-from workbench.kernels.softmax.statistics import Request, RowStatistics
+from workbench.kernels.masks import TileMask, visible_tile
+from workbench.kernels.softmax.softmax_tiles import HIDDEN, LN_2, SoftmaxLayer, hide
 from workbench.kernels.tiles import Scratch, Tile
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredLayer(SoftmaxLayer):
-    """A layer whose scores stand in the place of `q`, scaled and with every bias; of `k` only the heads are read."""
+    """A layer whose `q` holds scores, scaled and with every bias; of `k` only the number of heads counts."""
 
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer; cells that the mask hides may hold anything."""
-        given = self.rows_of(self.q[..., slice(*tile.keys)], tile)
-        scores = torch.div(given, LN_2, out=scratch.take(0, tuple(given.shape)))
-        for first, cells in tile.hidden:
-            at = first - tile.keys[0]
-            scores[..., at : at + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
-        return scores
-
-
-def scored_statistics(
-    scores: Float[Tensor, "b n_heads q k"],
-    v: Float[Tensor, "b n_kv_heads k d_v"],
-    mask: TileMask,
-    request: Request,
-    *,
-    sinks: Float[Tensor, " n_heads"] | None = None,
-    tile_bytes: int | None = None,
-) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
-    """Softmax attention's output and the statistics of its rows; both of `request.rows` only, where given.
-
-    Shapes:
-        scores: scaled, with every bias; cells that `mask` hides may hold anything.
-
-    Rows that see no key at all (padding) give zero output, zero mass and lse −inf.
-    """
-    return layer_statistics(scored_layer(scores, v.shape[1], mask, sinks), v, request, tile_bytes=tile_bytes)
+        scores = self.rows_of(self.q[..., slice(*tile.keys)], tile)
+        return hide(torch.div(scores, LN_2, out=scratch.take(0, tuple(scores.shape))), tile)
 
 
 def scored_layer(
-    scores: Float[Tensor, "b n_heads q k"], n_kv_heads: int, mask: TileMask, sinks: Float[Tensor, " n_heads"] | None
+    scores: Float[Tensor, "b n_heads q k"],
+    n_kv_heads: int,
+    mask: TileMask,
+    sinks: Float[Tensor, " n_heads"] | None = None,
 ) -> ScoredLayer:
-    """The layer of these scores; of its keys there is only the number of heads."""
+    """The layer of these scores: scaled, with every bias; cells that `mask` hides may hold anything."""
     heads = scores.new_zeros(1, 1, 1, 1).expand(len(scores), n_kv_heads, 1, scores.shape[-1])
     return ScoredLayer(scores, heads, mask, scale=1.0, softcap=None, sinks=sinks)
 
@@ -70,10 +48,10 @@ def scored_crop(
     sink: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """Attention probabilities of one head on one sequence; the denominator runs over all keys the mask allows."""
-    rows, place = torch.sort(queries)
+    rows, order = torch.sort(queries)
     visible = visible_tile(mask, slice(0, 1), rows, scores.shape[-1])[0]
     crop = torch.empty(len(queries), len(keys), device=scores.device)
-    crop[place] = _softmax(scores[rows], visible, sink)[:, keys]
+    crop[order] = _softmax(scores[rows], visible, sink)[:, keys]
     return crop
 
 

@@ -1,10 +1,10 @@
 """Softmax attention's statistics as torch custom ops: schema, fake kernels, gradients.
 
-Plain tensors, because torch reads their schema off the annotations; the wrappers in `ops` carry the shapes.
+Plain tensors and flat arguments, because torch reads the schema off the annotations; `ops` wraps them with shapes.
 """
 
 # ruff: noqa: ARG001
-# (Fake kernels and gradient set-ups take all that the real ones take.)
+# (Flat schemas; fake kernels and gradient set-ups take every argument of the op.)
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ from torch import Tensor
 from torch.library import custom_op
 
 from workbench.kernels.intervals import Intervals
-from workbench.kernels.softmax import gradients as attention_gradients
-from workbench.kernels.softmax import profile_blockwise, triton_launch
-from workbench.kernels.softmax.profiles import ProfileRequest, sink_share
+from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile
+from workbench.kernels.softmax.differentiable import attention_gradients
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
+from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.triton_launch import triton_column_sums, triton_profile
 
 _DEVICES = ("cpu", "cuda")
 
 
 @custom_op("workbench::attention_profile", mutates_args=(), device_types=_DEVICES)
 @no_type_check
-def attention_profile(
+def profile_op(
     q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool,
     sinks: Tensor | None, scale: float, softcap: float | None, windows: Sequence[int], query_tags: Tensor | None,
-    key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, form: str,
+    key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    run = triton_launch.attention_profile if form == "triton" else profile_blockwise.attention_profile
-    seen = Intervals(position, low, high, starts_at_zero)
-    request = ProfileRequest(entropy, top, distance, tuple(windows), query_tags, key_tags)
-    found = run(q, k, v, seen, request, scale=scale, softcap=softcap, sinks=sinks)
+    run = triton_profile if backend == "triton" else blockwise_profile
+    layer = SoftmaxLayer(q, k, Intervals(position, low, high, starts_at_zero), scale, softcap, sinks)
+    request = Request(
+        entropy=entropy, top=top, distance=distance, windows=tuple(windows), query_tags=query_tags, key_tags=key_tags
+    )
+    profile = run(layer, v, request)
 
-    def given(x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    def present(x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(0, dtype=dtype, device=q.device) if x is None else x.contiguous()
 
-    statistics = (found.top_mass, found.mean_distance, found.beyond, found.tag_mass)
-    head = (given(found.out, q.dtype), found.lse, given(found.entropy), given(found.top_key, torch.int32))
-    return (*head, *(given(x) for x in statistics))
+    out, top_key = present(profile.out, q.dtype), present(profile.top_key, torch.int32)
+    statistics = (profile.top_mass, profile.mean_distance, profile.beyond, profile.tag_mass)
+    return out, profile.lse, present(profile.entropy), top_key, *(present(x) for x in statistics)
 
 
-@attention_profile.register_fake
+@profile_op.register_fake
 @no_type_check
 def _(
     q, k, v, position, low, high, starts_at_zero, sinks, scale, softcap, windows, query_tags, key_tags, entropy, top,
-    distance, form,
+    distance, backend,
 ):  # fmt: skip
-    def blank(wanted: bool, *more: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        return q.new_empty((*q.shape[:3], *more) if wanted else (0,), dtype=dtype)
+    def blank(is_requested: bool, *more: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        return q.new_empty((*q.shape[:3], *more) if is_requested else (0,), dtype=dtype)
 
     width = () if v is None else (v.shape[-1],)
     return (
@@ -78,26 +82,26 @@ def _profile_gradients(ctx, d_out, d_lse, *_):
     q, k, v, position, low, high, sinks, out, lse = ctx.saved_tensors
     d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
     d_out = torch.zeros_like(out) if d_out is None else d_out
-    dq, dk, dv, d_sinks = attention_backward(
+    dq, dk, dv, d_sinks = profile_backward_op(
         d_out, d_lse, q, k, v, position, low, high, ctx.starts_at_zero, sinks, out, lse, ctx.scale, ctx.softcap
     )
     gradients = [dq, dk, None if v is None else dv, *[None] * 4, None if sinks is None else d_sinks]
     return (*gradients, *[None] * 9)
 
 
-attention_profile.register_autograd(_profile_gradients, setup_context=_keep_profile)
+profile_op.register_autograd(_profile_gradients, setup_context=_keep_profile)
 
 
 @custom_op("workbench::attention_backward", mutates_args=(), device_types=_DEVICES)
 @no_type_check
-def attention_backward(
+def profile_backward_op(
     d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor,
     starts_at_zero: bool, sinks: Tensor | None, out: Tensor, lse: Tensor, scale: float, softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    seen = Intervals(position, low, high, starts_at_zero)
-    ends = (None, None) if v is None else (d_out, out)
-    dq, dk, dv = attention_gradients.attention_backward(
-        ends[0], d_lse, q, k, v, ends[1], lse, seen, scale=scale, softcap=softcap
+    layer = SoftmaxLayer(q, k, Intervals(position, low, high, starts_at_zero), scale, softcap, sinks)
+    has_out = v is not None
+    dq, dk, dv = attention_gradients(
+        layer, v, out=out if has_out else None, lse=lse, d_out=d_out if has_out else None, d_lse=d_lse
     )
     d_sinks = q.new_empty(0)
     share = sink_share(sinks, lse)
@@ -107,7 +111,7 @@ def attention_backward(
     return dq, dk, q.new_empty(0) if dv is None else dv, d_sinks
 
 
-@attention_backward.register_fake
+@profile_backward_op.register_fake
 @no_type_check
 def _(d_out, d_lse, q, k, v, position, low, high, starts_at_zero, sinks, out, lse, scale, softcap):
     d_sinks = q.new_empty(0) if sinks is None else torch.empty_like(sinks)
@@ -116,15 +120,15 @@ def _(d_out, d_lse, q, k, v, position, low, high, starts_at_zero, sinks, out, ls
 
 @custom_op("workbench::attention_column_sums", mutates_args=(), device_types=_DEVICES)
 @no_type_check
-def attention_column_sums(
+def column_sums_op(
     q: Tensor, k: Tensor, lse: Tensor, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool, scale: float,
-    softcap: float | None, form: str,
+    softcap: float | None, backend: str,
 ) -> Tensor:  # fmt: skip
-    run = triton_launch.column_sums if form == "triton" else profile_blockwise.column_sums
-    return run(q, k, lse, Intervals(position, low, high, starts_at_zero), scale=scale, softcap=softcap)
+    run = triton_column_sums if backend == "triton" else blockwise_column_sums
+    return run(SoftmaxLayer(q, k, Intervals(position, low, high, starts_at_zero), scale, softcap), lse)
 
 
-@attention_column_sums.register_fake
+@column_sums_op.register_fake
 @no_type_check
-def _(q, k, lse, position, low, high, starts_at_zero, scale, softcap, form):
+def _(q, k, lse, position, low, high, starts_at_zero, scale, softcap, backend):
     return q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)

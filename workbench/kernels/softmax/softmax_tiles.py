@@ -1,7 +1,7 @@
-"""One softmax layer tile by tile: the scores of a block of rows, and their softmax in place.
+"""One softmax layer, and its scores and softmax tile by tile, a block of rows at a time and in place.
 
-Scores are in units of ln 2, the factor folded into the queries: exp2 takes a third of the time of exp on a CPU.
-Hidden scores are finite: exp2 gives an exact 0 and 0 · hidden stays 0, where −inf would give NaN in the entropy.
+Scores of tiles are in units of ln 2, the factor folded into the queries: exp2 takes a third of the time of exp on a
+CPU. Hidden scores are finite: exp2 gives an exact 0 and 0 · hidden stays 0, where −inf would give NaN in the entropy.
 """
 
 from __future__ import annotations
@@ -10,29 +10,45 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
+from workbench.kernels.intervals import Intervals
 from workbench.kernels.masks import TileMask, per_head
 from workbench.kernels.tiles import Scratch, Tile
 
 HIDDEN = -1e30
 LN_2 = math.log(2)
-# Columns in a run, of which the maximum is taken first: an arg-max over all columns takes ten times as long.
+# Columns in a run, whose maximum is taken first: an arg-max over all columns takes ten times as long.
 _RUN = 32
 
 
 @dataclass(frozen=True, slots=True)
 class SoftmaxLayer:
-    """What makes the pattern of one softmax layer."""
+    """What determines the pattern of one softmax layer: the argument of every statistics function.
+
+    `scale` multiplies the scores before `softcap` (softcap · tanh(scores / softcap)) applies. `sinks`: a learned logit
+    per head that takes part in the denominator only.
+
+    Raises:
+        WorkbenchError: if n_heads is not a multiple of n_kv_heads.
+    """
 
     q: Float[Tensor, "b n_heads q d"]
     k: Float[Tensor, "b n_kv_heads k d"]
     mask: TileMask
     scale: float
-    softcap: float | None
-    sinks: Float[Tensor, " n_heads"] | None
+    softcap: float | None = None
+    sinks: Float[Tensor, " n_heads"] | None = None
+
+    def __post_init__(self):
+        if self.q.shape[1] % self.k.shape[1]:
+            raise WorkbenchError(
+                f"{self.q.shape[1]} query heads cannot share {self.k.shape[1]} key/value heads evenly; expected a "
+                "multiple"
+            )
 
     @property
     def group(self) -> int:
@@ -44,6 +60,20 @@ class SoftmaxLayer:
         """Sequences, key/value heads, query heads of each."""
         return len(self.q), self.k.shape[1], self.group
 
+    @property
+    def intervals(self) -> Intervals:
+        """The mask as one run of keys per row, which profiles need.
+
+        Raises:
+            WorkbenchError: if the mask is of another kind.
+        """
+        if not isinstance(self.mask, Intervals):
+            raise WorkbenchError(
+                f"a {type(self.mask).__name__} was given; expected Intervals: workbench.kernels.intervals makes them "
+                "from lengths and windows (intervals) or from a CausalMask (intervals_of)"
+            )
+        return self.mask
+
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer."""
         factor = self.scale / (LN_2 if self.softcap is None else self.softcap)
@@ -54,11 +84,9 @@ class SoftmaxLayer:
         torch.bmm(queries.reshape(*flat.shape[:2], d), keys.flatten(0, 1).mT, out=flat)
         scores = flat.view(n_b, n_kv, self.group, -1, n_keys)
         if self.softcap is not None:
+            # `soft_capped` in place, with the division folded into the queries: two passes over the tile less.
             scores.tanh_().mul_(self.softcap / LN_2)
-        for first, cells in tile.hidden:
-            at = first - tile.keys[0]
-            scores[..., at : at + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
-        return scores
+        return hide(scores, tile)
 
     def softmax(self, tile: Tile, scratch: Scratch, *, keep_shifted: bool = False, find_best: bool = False) -> Softmax:
         """A tile's softmax, in the scratch's buffers until the next tile."""
@@ -82,7 +110,7 @@ class SoftmaxLayer:
         return scores.sub_(self.rows_of(lse, tile)[..., None].clamp_min(HIDDEN / 2) / LN_2).exp2_()
 
     def rows_of(self, x: Float[Tensor, "b n_heads q *d"], tile: Tile) -> Float[Tensor, "b2 kv g q2 *d"]:
-        """What belongs to a tile's rows and query heads, in float32."""
+        """The values of a tile's rows and query heads, in float32."""
         picked = x[tile.batch, tile.heads(self.group)][:, :, tile.rows].float()
         return picked.unflatten(1, (-1, self.group))
 
@@ -116,7 +144,7 @@ class Softmax:
         return torch.where(self.total.isinf(), -torch.inf, self.top * LN_2 + self.total.log())
 
     def entropy(self) -> Float[Tensor, "b kv g q"]:
-        """In nats, the learned sink one outcome; takes the shifted scores, which were kept, and writes on them."""
+        """In nats, the learned sink one outcome; reads the shifted scores, which must be kept, and overwrites them."""
         mean = torch.mul(self.weights, self.shifted, out=self.shifted).sum(-1)
         if self.sink is not None:
             below = self.sink - self.top
@@ -131,14 +159,24 @@ class Softmax:
         return sums.view(n_b, n_kv, group, n_rows, -1) / self.total[..., None]
 
 
-def check_groups(q: Float[Tensor, "b n_heads q d"], k: Float[Tensor, "b n_kv_heads k d"]) -> None:
-    """Raises:
-    WorkbenchError: if the query heads do not share the key/value heads evenly.
-    """
-    if q.shape[1] % k.shape[1]:
-        raise WorkbenchError(
-            f"{q.shape[1]} query heads cannot share {k.shape[1]} key/value heads evenly; expected a multiple"
-        )
+def hide(scores: Float[Tensor, "b kv g q k"], tile: Tile) -> Float[Tensor, "b kv g q k"]:
+    """Overwrite the scores of a tile's hidden cells."""
+    for first, cells in tile.hidden:
+        column = first - tile.keys[0]
+        scores[..., column : column + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
+    return scores
+
+
+def soft_capped(scores: Float[Tensor, "*shape"], softcap: float | None) -> Float[Tensor, "*shape"]:
+    """softcap · tanh(scores / softcap); the scores themselves where there is no cap."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def sink_share(
+    sinks: Float[Tensor, " n_heads"] | None, lse: Float[Tensor, "b n_heads q"]
+) -> Float[Tensor, "b n_heads q"] | None:
+    """Mass on the learned sink, exp(sink − lse)."""
+    return None if sinks is None else torch.exp(rearrange(sinks.to(lse.dtype), "h -> 1 h 1") - lse)
 
 
 def row_maxima(scores: Float[Tensor, "*b q k"]) -> tuple[Float[Tensor, "*b q"], Int[Tensor, "*b q"]]:
@@ -152,7 +190,7 @@ def row_maxima(scores: Float[Tensor, "*b q k"]) -> tuple[Float[Tensor, "*b q"], 
     if whole < n_keys:
         runs = torch.cat([runs, scores[..., whole:].amax(-1, keepdim=True)], -1)
     highest, run = runs.max(-1)
-    # The last run may be short: the columns that are read before it hold no score as high.
+    # The last run may be short: the columns read before it hold no score as high.
     first = (run * _RUN).clamp_max(n_keys - _RUN)
     columns = first[..., None] + torch.arange(_RUN, device=scores.device)
     return highest, first + scores.gather(-1, columns).argmax(-1)

@@ -1,10 +1,15 @@
-"""What can be asked of one attention layer's rows, and what comes back: shared by every form of the kernels."""
+"""Requests for statistics of one attention layer's rows, and their results: the types that every backend shares.
+
+There are two results. `RowStatistics` has what recording reads, single cells and sums over rows included, beside an
+output in the model's own layout. `AttentionProfile` has what one pass of a kernel writes for every row, the output with
+its gradients included. As one type, each backend would leave half of the fields empty.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 
@@ -30,16 +35,24 @@ class Far:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Statistics to compute besides the layer's output. Absent means: not computed, not paid for.
+    """Statistics to compute besides the layer's output. What is absent is not computed and costs nothing.
 
-    `first`: each sequence's first valid key, from which `far.sink` counts (0 where absent).
-    `cells`: cells whose probability is wanted. `top_rows`: (sequence, row) pairs whose arg-max key is wanted.
-    `rows`: the query rows to look at (all where absent), sorted; cells and top rows must lie on them.
-    `windows`: far mass for each of these windows, with no sink left out.
+    Row statistics and profiles have `entropy`, `distance` and `windows`: far mass for each of these windows, in tokens,
+    with no sink left out.
+
+    Row statistics alone have:
+    `far`, with `first`: each sequence's first valid key, from which `far.sink` counts (0 where absent).
+    `cells`: cells whose probability is read. `top_rows`: (sequence, row) pairs whose arg-max key is read.
+    `rows`: the query rows to compute (all where absent), sorted; cells and top rows lie on them.
     `squares`: Σ A² of a row, from which its effective support 1 / Σ A² follows.
-    `features`: numbers on keys whose attention-weighted sums are wanted, Σ_j A[i, j] f_j for each.
-    `row_weights`: what each query row counts for in column sums, Σ_i w_i A[i, j] for each key.
+    `features`: numbers on keys; gives their attention-weighted sums, Σ_j A[i, j] f_j for each.
+    `row_weights`: the weight of each query row in column sums, Σ_i w_i A[i, j] for each key.
     `value_norms`: Σ_j A[i, j] · ‖v_j‖, the output's norm ‖o_i‖, and the first key's ‖v‖; softmax layers only.
+
+    Profiles alone have:
+    `top`: the arg-max key of every row and its probability.
+    `query_tags`, `key_tags`: gives the mass on keys whose tag equals the query's (same token, token after the same
+    token, needle, document, class of tokens).
     """
 
     entropy: bool = False
@@ -54,6 +67,21 @@ class Request:
     features: Float[Tensor, "b k f"] | None = None
     row_weights: Float[Tensor, "b queries"] | None = None
     value_norms: bool = False
+    top: bool = False
+    query_tags: Integer[Tensor, "#b q_tags"] | None = None
+    key_tags: Integer[Tensor, "#b k"] | None = None
+
+    @property
+    def is_of_profile(self) -> bool:
+        """True if a profile holds all of it."""
+        tensors = (self.first, self.top_rows, self.rows, self.features, self.row_weights)
+        is_read = self.far is not None or self.cells is not None or any(x is not None for x in tensors)
+        return not (is_read or self.squares or self.value_norms)
+
+    @property
+    def is_of_rows(self) -> bool:
+        """True if row statistics hold all of it."""
+        return not self.top and self.query_tags is None and self.key_tags is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +114,36 @@ class RowStatistics:
     value_norm: Float[Tensor, "b n_heads q"] | None = None
     output_norm: Float[Tensor, "b n_heads q"] | None = None
     first_value_norm: Float[Tensor, "b n_heads 1"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionProfile:
+    """Output and row statistics of one softmax layer; statistics are float32 (float64 in the reference).
+
+    `lse`: ln of the softmax denominator, the learned sink included (−inf: a row without keys and sink).
+    `entropy` in nats, the sink one outcome. `top_key`, `top_mass`: the likeliest key and its probability (−1 and 0 if
+    there is none). `mean_distance`: Σ p · (i − j) in tokens. `beyond`: mass at distance >= each window.
+    `tag_mass`: mass on keys with the query's tag. `sink_mass`: mass on the learned sink.
+    """
+
+    out: Float[Tensor, "b n_heads q d_v"] | None
+    lse: Float[Tensor, "b n_heads q"]
+    entropy: Float[Tensor, "b n_heads q"] | None
+    top_key: Int[Tensor, "b n_heads q"] | None
+    top_mass: Float[Tensor, "b n_heads q"] | None
+    mean_distance: Float[Tensor, "b n_heads q"] | None
+    beyond: Float[Tensor, "b n_heads q windows"] | None
+    tag_mass: Float[Tensor, "b n_heads q"] | None
+    sink_mass: Float[Tensor, "b n_heads q"] | None
+
+
+def beyond_a_profile(request: Request) -> list[str]:
+    """The row statistics of a request that cannot be read off a profile, by name."""
+    names = {
+        "a ladder of windows": bool(request.windows),
+        "squares": request.squares,
+        "features": request.features is not None,
+        "column sums": request.row_weights is not None,
+        "value norms": request.value_norms,
+    }
+    return [name for name, is_requested in names.items() if is_requested]

@@ -1,6 +1,6 @@
 """Row statistics that are sums over a tile of weights: distance, and the mass on keys far back.
 
-Each costs one pass at the speed of memory. As further columns beside v they would cost more: a matrix product of 66
+Each costs one pass at the speed of memory. As more columns beside v they would cost more: a matrix product of 66
 columns takes a fifth longer than one of 64.
 """
 
@@ -19,9 +19,9 @@ from workbench.kernels.softmax.statistics import Request
 
 
 class Step(NamedTuple):
-    """One window on a tile: columns before `whole` are far for every row, `edge` columns from there on for some.
+    """One window on a tile: columns before `whole` are far for every row, the next `edge` columns for some rows.
 
-    For which is told by the triangle's columns from `skipped` on.
+    The triangle's columns from `skipped` on mark these rows.
     """
 
     whole: int
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 class Ladder:
     """Which keys of a tile lie each window or more behind its rows; the same for all heads.
 
-    `triangle`: 1 in row i's first (position i − first position) columns. Every window's ragged edge is a part of it.
+    `triangle`: 1 in row i's first (position i − first position) columns. Every window's ragged edge is a slice of it.
     """
 
     triangle: Float[Tensor, "q edge"]
@@ -51,12 +51,12 @@ class Ladder:
             masses[n] = total
             late = max(0, start - whole)
             if edge > late:
-                part = self.triangle[:, skipped + late : skipped + edge]
-                masses[n] = total + (weights[..., whole + late : whole + edge] * part).sum(-1)
+                is_far = self.triangle[:, skipped + late : skipped + edge]
+                masses[n] = total + (weights[..., whole + late : whole + edge] * is_far).sum(-1)
         return masses
 
     def mass(self, weights: Float[Tensor, "b kv g q k"], starts: Sequence[int]) -> Float[Tensor, "b kv g q"]:
-        """The same of a single window; each sequence leaves the columns before its `starts` out."""
+        """The mass beyond a ladder of one window; each sequence leaves the columns before its `starts` out."""
         if len(set(starts)) == 1:
             return self.masses(weights, starts[0])[0]
         return torch.stack([self.masses(w, start)[0] for w, start in zip(weights, starts, strict=True)])
@@ -87,12 +87,12 @@ def _triangle(ahead: Int[Tensor, " q"], n_columns: int) -> Float[Tensor, "q edge
 
 
 def beyond(
-    found: Ladder, weights: Float[Tensor, "b kv g q k"], starts: Sequence[int]
+    windows: Ladder, weights: Float[Tensor, "b kv g q k"], starts: Sequence[int]
 ) -> Float[Tensor, "b kv g q n_windows"]:
     """Unnormalised mass beyond every window of a ladder; each sequence leaves the columns before its `starts` out."""
     if len(set(starts)) == 1:
-        return torch.stack(found.masses(weights, starts[0]), -1)
-    rows = [torch.stack(found.masses(w, start), -1) for w, start in zip(weights, starts, strict=True)]
+        return torch.stack(windows.masses(weights, starts[0]), -1)
+    rows = [torch.stack(windows.masses(w, start), -1) for w, start in zip(weights, starts, strict=True)]
     return torch.stack(rows)
 
 

@@ -1,9 +1,9 @@
-"""Triton kernels of softmax attention's statistics: one pass gives output and row statistics, two small ones follow.
+"""Triton kernels of softmax attention's statistics: one pass for output and row statistics, and two small ones.
 
-`profile_forward`, a block of query rows against its keys with the online softmax. Entropy, arg-max, mean distance, tag
-mass and whole-tile far mass ride along as one to three vector operations per score. `window_edges` adds the far mass of
+`profile_forward` takes a block of query rows against its keys with the online softmax. Entropy, arg-max, mean distance,
+tag mass and whole-tile far mass cost one to three vector operations per score each. `window_edges` adds the far mass of
 the tiles that a window's edge cuts: a loop over them inside the first kernel would switch its load pipeline off.
-`column_sums` goes over the keys of a block instead and reads the denominators back.
+`column_sums` takes the rows of a block of keys instead and reads the denominators back.
 
 Bytes per token: q, k, v read once per block of the other side from L2, out and 4 bytes per statistic and head written.
 Accumulators are float32. No atomics, no dynamic inner loop: a second run gives the same bits. Tested to 2e-6 relative
@@ -50,7 +50,7 @@ def _over_keys(
     d = tl.arange(0, DP)
     dv = tl.arange(0, DVP)
     column = tl.arange(0, BN)
-    place = column.to(tl.float32)  # arg-max and distance share it: a second copy as integers would spill
+    number = column.to(tl.float32)  # arg-max and distance share it: a second copy as integers would spill
     nearest = tl.min(position, 0) - (BN - 1)
     for j0 in tl.range(first, last, BN):
         j = j0 + column
@@ -71,7 +71,7 @@ def _over_keys(
         tile_max = tl.max(s, 1)
         m_new = tl.maximum(m, tile_max)
         if TOP:
-            at = tl.min(tl.where(s == tile_max[:, None], place[None, :], 1.0e9), 1)
+            at = tl.min(tl.where(s == tile_max[:, None], number[None, :], 1.0e9), 1)
             top = tl.where(tile_max > m, j0 + at.to(tl.int32), top)
         s = s - m_new[:, None]
         p = tl.math.exp2(s)
@@ -84,7 +84,7 @@ def _over_keys(
         l = l * alpha + mass
         if DISTANCE:  # relative to the tile: i·Σp − Σp·j would lose 1e-7·T tokens
             ahead = (position - j0).to(tl.float32)
-            distance = distance * alpha + mass * ahead - tl.sum(p * place[None, :], 1)
+            distance = distance * alpha + mass * ahead - tl.sum(p * number[None, :], 1)
         if N_EDGES > 0:
             whole = nearest - j0 >= edges
             beyond = beyond * alpha[:, None] + tl.where(whole[None, :], mass[:, None], 0.0)

@@ -1,4 +1,7 @@
-"""Launches of the statistics kernels: profiles and column sums of one layer, any strides with unit last."""
+"""Launch the Triton kernels of attention statistics: profiles and column sums of one layer.
+
+Strides are free; the last is made 1.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,29 @@ from workbench.kernels.dialect import arch_of, launching_on, precision_of
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.launch_shapes import attention_config, column_config, edge_config
 from workbench.kernels.softmax import triton_kernels
-from workbench.kernels.softmax.profiles import AttentionProfile, ProfileRequest, sink_share
+from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
+from workbench.kernels.softmax.statistics import AttentionProfile, Request
 
 _NEVER = 2**31 - 1
 
 
-def attention_profile(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    v: Float[Tensor, "b n_kv_heads k d_v"] | None,
-    seen: Intervals,
-    request: ProfileRequest,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " n_heads"] | None = None,
+def triton_profile(
+    layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"] | None, request: Request
 ) -> AttentionProfile:
-    """Output and row statistics of one layer."""
-    n_sequences, n_heads, n_queries, d = q.shape
+    """The profile of a layer whose mask is `Intervals`."""
+    seen, sinks = layer.intervals, layer.sinks
+    n_sequences, n_heads, n_queries, d = layer.q.shape
     shape = (n_sequences, n_heads, n_queries)
-    q, k, v = _unit_last(q), _unit_last(k), None if v is None else _unit_last(v)
+    q, k, v = _unit_last(layer.q), _unit_last(layer.k), None if v is None else _unit_last(v)
     n_windows = len(request.windows)
-    asked = (request.entropy, request.top, request.distance, n_windows > 0, request.query_tags is not None)
+    flags = (request.entropy, request.top, request.distance, n_windows > 0, request.query_tags is not None)
     arch, width = arch_of(q), max(d, 0 if v is None else v.shape[-1])
-    launch = attention_config(arch, width, q.dtype, n_statistics=sum(asked))
+    launch = attention_config(arch, width, q.dtype, n_statistics=sum(flags))
     n_edges = _power_of_two(n_windows) if n_windows else 0
     edges = torch.tensor([*request.windows, *[_NEVER] * (n_edges - n_windows)], dtype=torch.int32, device=q.device)
 
-    def empty(wanted: bool, *more: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        return torch.empty(*shape, *more, dtype=dtype, device=q.device) if wanted else None
+    def empty(is_requested: bool, *more: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return torch.empty(*shape, *more, dtype=dtype, device=q.device) if is_requested else None
 
     lse = torch.empty(shape, device=q.device)
     profile = AttentionProfile(
@@ -58,8 +55,8 @@ def attention_profile(
     values = k if v is None else v
     widths = {"D": d, "DV": values.shape[-1], "DP": _width(d), "DVP": _width(values.shape[-1])}
     common = {"HEADS": n_heads, "GROUP": n_heads // k.shape[1]}
-    common |= {"HAS_CAP": softcap is not None, "N_EDGES": n_edges, "PRECISION": precision_of(q.dtype)}
-    scalars = (n_queries, scale, 1.0 if softcap is None else softcap)
+    common |= {"HAS_CAP": layer.softcap is not None, "N_EDGES": n_edges, "PRECISION": precision_of(q.dtype)}
+    scalars = (n_queries, layer.scale, 1.0 if layer.softcap is None else layer.softcap)
     with launching_on(q):
         triton_kernels.profile_forward[(-(-n_queries // launch.rows), n_sequences * n_heads)](
             q, k, values, seen.position, seen.low, seen.high, _or(sinks, lse), edges,
@@ -86,19 +83,12 @@ def attention_profile(
     return replace(profile, beyond=beyond, sink_mass=sink_share(sinks, lse))
 
 
-def column_sums(
-    q: Float[Tensor, "b n_heads q d"],
-    k: Float[Tensor, "b n_kv_heads k d"],
-    lse: Float[Tensor, "b n_heads q"],
-    seen: Intervals,
-    *,
-    scale: float,
-    softcap: float | None = None,
-) -> Float[Tensor, "b n_heads k"]:
-    """What each key receives, Σ_i p_ij, from the rows' denominators."""
-    n_sequences, n_heads, n_queries, d = q.shape
+def triton_column_sums(layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"]) -> Float[Tensor, "b n_heads k"]:
+    """Attention received by each key, Σ_i p_ij, from the rows' denominators."""
+    seen, softcap = layer.intervals, layer.softcap
+    n_sequences, n_heads, n_queries, d = layer.q.shape
+    q, k = _unit_last(layer.q), _unit_last(layer.k)
     n_keys = k.shape[2]
-    q, k = _unit_last(q), _unit_last(k)
     launch = column_config(arch_of(q), d, q.dtype)
     first, last = _rows_of_key_blocks(seen, n_keys, launch.rows)
     sums = torch.empty(n_sequences, n_heads, n_keys, device=q.device)
@@ -107,7 +97,7 @@ def column_sums(
             q, k, seen.low, seen.high, first.expand(n_sequences, -1).contiguous(),
             last.expand(n_sequences, -1).contiguous(), lse.contiguous(), sums,
             *q.stride()[:3], *k.stride()[:3], _batch_stride(seen.low), n_queries, n_keys,
-            scale, 1.0 if softcap is None else softcap,
+            layer.scale, 1.0 if softcap is None else softcap,
             HEADS=n_heads, GROUP=n_heads // k.shape[1], D=d, DP=_width(d), BM=launch.columns, BN=launch.rows,
             HAS_CAP=softcap is not None, PRECISION=precision_of(q.dtype), **launch.options(),
         )  # fmt: skip
@@ -127,7 +117,7 @@ def _unit_last(x: Tensor) -> Tensor:
 
 
 def _or(x: Tensor | None, stand_in: Tensor) -> Tensor:
-    """A pointer for what a kernel does not touch."""
+    """A valid pointer also for an argument that the kernel does not touch."""
     return stand_in if x is None else x
 
 

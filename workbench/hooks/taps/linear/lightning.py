@@ -20,7 +20,7 @@ from workbench.heads import RoundedDecayWarning
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import mixer
 from workbench.kernels import DecayRows
-from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules, lightning_slopes
+from workbench.loading.lightning_decay import LIGHTNING_CLASS, lightning_modules, stored_slopes
 
 
 def never_forgetting(module: nn.Module) -> list[int]:
@@ -55,7 +55,7 @@ def _describe(module: Any) -> LinearLayer:
         n_kv_heads=n_heads,
         d_head=int(module.head_dim),
         has_conv=False,
-        slopes=lightning_slopes(module),
+        slopes=stored_slopes(module),
     )
 
 
@@ -64,7 +64,7 @@ def read_lightning(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tenso
     """Read lightning attention: one projection gives queries, keys and values, before the activation."""
     active = module.act_fn(outputs["qkv_proj"])
     q, k, v = rearrange(active, "b t (h three d) -> three b h t d", h=module.num_attention_heads, three=3)
-    log_decay = repeat(-lightning_slopes(module), "h -> 1 h t 1", t=valid.shape[1])
+    log_decay = repeat(-stored_slopes(module), "h -> 1 h t 1", t=valid.shape[1])
     return LinearCall(
         layer=int(module.layer_idx),
         q=q,

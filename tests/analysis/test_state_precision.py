@@ -1,22 +1,35 @@
 """What a state of few bits loses, against the shares of MiniMax-Text-01's slopes and the growth of errors."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
-from workbench.analysis.precision_reports import lost_decay_table, slopes_of_config, state_precision_table
 from workbench.analysis.state_precision import (
     horizon_share,
     lightning_slopes,
+    lost_decay_table,
     lost_decays,
     rounded_decays,
+    slopes_of_config,
     state_error_growth,
+    state_precision_table,
 )
 from workbench.heads import WorkbenchError
 
 # 80 layers of which every eighth is softmax.
 MINIMAX = torch.cat([lightning_slopes(layer, 80, 64) for layer in range(80) if layer % 8 != 7])
+
+
+@pytest.mark.parametrize(("n_layers", "n_heads"), [(80, 64), (6, 3), (2, 1)])
+def test_slopes_are_those_of_transformers(n_layers, n_heads):
+    own = MiniMaxLightningAttention.get_slope_rate
+    for layer in range(n_layers):
+        module = SimpleNamespace(num_attention_heads=n_heads, num_hidden_layers=n_layers, layer_idx=layer)
+        expected = own(module).flatten().double()
+        assert torch.allclose(lightning_slopes(layer, n_layers, n_heads), expected, rtol=1e-5, atol=0)
 
 
 def test_slopes_are_those_of_the_released_model():
