@@ -83,19 +83,20 @@ NAMES = {
 
 _HEADER = f"""# Models
 
-What the workbench does with each family, found out by opening a tiny random model of it and trying. This file \
+What the workbench does with each model family, found by opening a tiny random model of it and trying. This file \
 is generated: `{COMMAND}` writes it, and a test fails when it is out of date. A family that is not listed and \
-uses transformers' AttentionInterface goes through the same function; one that cannot be recorded exactly is \
-refused when it is opened.
+uses transformers' AttentionInterface is recorded in the same way. A model that cannot be recorded exactly is \
+refused when it is opened. For linear layers of a new family, a package can register a reader with \
+`workbench.hooks.mixer`; [examples/extensions/own_mixer.py](../examples/extensions/own_mixer.py) is one that runs.
 
-- **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of\
- one layer. A real checkpoint has its own order, `m.layers`.
+- **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of \
+one layer. A real checkpoint has its own order, `m.layers`.
 - **recorded**: probabilities, or the implied signed pattern of linear layers.
-- **restrict, ablate**: whether a window, or heads' zeroed output, changes what the model says; a window is for \
-softmax heads. Where only some mixers' heads can be ablated, they are named.
-- **TransformerLens view**: whether `m.bridge` opens and computes what the model does; *patterns read-only*: an \
-edit of `hook_pattern` leaves the logits as they are. The workbench's own recording needs no bridge.
-- **scores of weights**: whether the view has the weights of each head, which `copying` and `k_composition` read.
+- **restrict, ablate**: whether a window, or zeroed outputs of heads, change the logits. Windows are for softmax \
+heads. Where only the heads of some mixers can be ablated, these are named.
+- **TransformerLens view**: whether `m.bridge` opens and computes the same logits; *patterns read-only*: an edit of \
+`hook_pattern` does not change the logits. The workbench's own recording needs no bridge.
+- **scores of weights**: whether the view has weights per head, which `copying` and `k_composition` read.
 
 | family | models | class | layers | recorded | learned sinks | restrict | ablate | TransformerLens view | \
 scores of weights |
