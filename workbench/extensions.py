@@ -69,10 +69,14 @@ class Registry(Generic[T]):
     def all(self) -> dict[str, T]:
         """Every entry by name, those of installed packages included. An extension that fails to import is warned of."""
         if not self._is_loaded:
-            _import_all(self._builtin)
             self._is_loaded = True  # before the extensions, which may ask for entries while they are imported
-            for entry_point in entry_points(group=self.group):
-                self._load(entry_point)
+            try:
+                _import_all(self._builtin)
+                for entry_point in entry_points(group=self.group):
+                    self._load(entry_point)
+            except BaseException:
+                self._is_loaded = False  # two packages with one name are refused at every call
+                raise
         return dict(self._entries)
 
     def find(self, name: str) -> T:

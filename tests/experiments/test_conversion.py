@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.experiments.small import STUDY
 from workbench.cli.main import main
 from workbench.detectors import score
+from workbench.emergence.rank_statistics import spearman
 from workbench.experiments import quick_study, read_finished, read_results, run_conversion, write_report
 from workbench.experiments.conversion.arms import arms_of, prepare
 from workbench.experiments.conversion.head_conversion import forms_from, linear_heads, masked
@@ -26,7 +27,6 @@ from workbench.experiments.conversion.results import (
     kept_role,
     lock_in,
     lost_early,
-    rank_correlation,
     recall_by_seed,
     recovered_share,
 )
@@ -184,9 +184,9 @@ def test_lock_in_and_causes_are_rank_correlations_of_the_stored_scores(results):
 
 def test_spearman_is_one_for_any_rise_minus_one_for_any_fall_and_unknown_for_a_constant():
     x = np.array([0.1, 3.0, -2.0, 7.0])
-    assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
-    assert rank_correlation(x, -(x**3)) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(x, np.ones(4)))
+    assert spearman(x, np.exp(x)) == pytest.approx(1)
+    assert spearman(x, -(x**3)) == pytest.approx(-1)
+    assert np.isnan(spearman(x, np.ones(4)))
 
 
 def test_the_report_has_seeds_sizes_time_tables_and_what_is_not_claimed(results, tmp_path):

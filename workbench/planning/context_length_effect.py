@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
+from workbench.detectors.scoring import percentile_interval, resampled_means
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import Objective
 from workbench.planning.rankings.window_gates import window_gates
 from workbench.probes import Probe
-
-_RESAMPLES = 1000
-_LEVELS = (2.5, 97.5)
 
 
 def need_global(  # noqa: PLR0913  # public keywords
@@ -45,9 +41,9 @@ def need_global(  # noqa: PLR0913  # public keywords
     if n_long <= n_short:
         raise WorkbenchError(f"the long probe has {n_long} tokens, the short one {n_short}; expected it to be longer")
     near, far = (window_gates(m, probe, window, sink=sink, nodes=nodes, objective=objective) for probe in (short, long))
-    rng = np.random.default_rng(seed)
-    resampled = _resampled_means(far.per_sequence, rng) - _resampled_means(near.per_sequence, rng)
-    low, high = np.percentile(resampled, _LEVELS, axis=0)
+    # The two probes have different sequences, so their resamples are drawn independently.
+    resampled = resampled_means(far.per_sequence, seed=2 * seed) - resampled_means(near.per_sequence, seed=2 * seed + 1)
+    low, high = percentile_interval(resampled)
     added = far.scores - near.scores
     return pd.DataFrame(
         {
@@ -61,10 +57,3 @@ def need_global(  # noqa: PLR0913  # public keywords
             "per_doubling": added / math.log2(n_long / n_short),
         }
     )
-
-
-def _resampled_means(
-    per_sequence: Float[np.ndarray, "n_seq n_kv"], rng: np.random.Generator
-) -> Float[np.ndarray, "resamples n_kv"]:
-    n = len(per_sequence)
-    return rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) @ per_sequence / n

@@ -97,7 +97,7 @@ def evaluation_on(
     return replace(standard, probe=ranked_on or standard.probe, held_out=tuple(judged_on) or standard.held_out)
 
 
-def plan(  # noqa: PLR0913, PLR0917  # public arguments, positional in use
+def plan(  # noqa: PLR0913  # public arguments, positional in use
     m: HookedModel,
     window: int,
     sink: int = 0,

@@ -164,7 +164,7 @@ def arrays_of(recorded: PatternMaps, tokenizer: Any) -> MapArrays:
                 scale=qk.scale,
                 softcap=qk.softcap,
             )
-            for (layer_slot, h), qk in recorded.kept.items()
+            for (layer_slot, h), qk in recorded.qk.items()
         },
     )
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from workbench.emergence.rank_statistics import spearman, within_layers
 from workbench.experiments.conversion.arms import PREPARED, arm_of, sets_of
@@ -342,10 +340,4 @@ def _spearmans(a: Any, b: Any) -> dict[str, float]:
     layer = a.index.get_level_values("layer").to_numpy()
     one, other = a.to_numpy(), b.to_numpy()
     centred = within_layers(one, layer), within_layers(other, layer)
-    return {"spearman": rank_correlation(one, other), "spearman_centred": rank_correlation(*centred)}
-
-
-def rank_correlation(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"]) -> float:
-    """Spearman's correlation; NaN where one side is constant or has a missing value."""
-    is_defined = all(np.ptp(values) > 0 for values in (one, other))
-    return spearman(one, other) if is_defined else float("nan")
+    return {"spearman": spearman(one, other), "spearman_centred": spearman(*centred)}

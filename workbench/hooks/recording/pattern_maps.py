@@ -62,7 +62,7 @@ class PatternMaps:
     """The patterns of all heads on one sequence, on the CPU.
 
     `summaries`: by layer slot (index into `layers`), with peaks in blocks of `block` tokens. `fine`: by (layer slot,
-    head), the same peaks in smaller blocks, by block size. `kept`: by (layer slot, head). `distances`: those of
+    head), the same peaks in smaller blocks, by block size. `qk`: by (layer slot, head). `distances`: those of
     `PatternSummary.beyond`.
     """
 
@@ -73,7 +73,7 @@ class PatternMaps:
     distances: tuple[int, ...]
     summaries: tuple[PatternSummary, ...]
     fine: dict[tuple[int, int], dict[int, Float[Tensor, "n n"]]]
-    kept: dict[tuple[int, int], KeptQK]
+    qk: dict[tuple[int, int], KeptQK]
 
 
 def blocks_of(n_tokens: int) -> tuple[int, ...]:
@@ -155,7 +155,7 @@ def record_maps(
         distances=distances_of(len(tokens)),
         summaries=tuple(summaries[i] for i in range(len(layers))),
         fine=finer,
-        kept=kept_qk,
+        qk=kept_qk,
     )
 
 

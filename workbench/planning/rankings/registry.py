@@ -44,9 +44,7 @@ class Ranking:
 
 Method = Callable[[Game], Ranking]
 
-RANKINGS: Registry[Method] = Registry(
-    "workbench.rankings", noun="method", builtin="workbench.planning.rankings.builtin_rankings"
-)
+RANKINGS: Registry[Method] = Registry("workbench.rankings", noun="method", builtin="workbench.planning.rankings")
 
 
 def ranking(name: str) -> Callable[[Method], Method]:
