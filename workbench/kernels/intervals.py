@@ -59,7 +59,7 @@ class Intervals:
         return (j >= self.low[..., None]) & (j < self.high[..., None])
 
 
-def intervals(
+def intervals(  # noqa: PLR0913  # the parts of a mask
     n_queries: int,
     n_keys: int,
     *,

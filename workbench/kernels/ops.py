@@ -81,7 +81,7 @@ def attention_column_sums(
     )
 
 
-def linear_attention(
+def linear_attention(  # noqa: PLR0913  # public keywords
     q: Float[Tensor, "b n_heads t d"],
     k: Float[Tensor, "b n_heads t d"],
     v: Float[Tensor, "b n_heads t d_v"],
@@ -107,7 +107,7 @@ def linear_attention(
     )
 
 
-def linear_attention_step(
+def linear_attention_step(  # noqa: PLR0913  # public keywords
     q: Float[Tensor, "b n_heads d"],
     k: Float[Tensor, "b n_heads d"],
     v: Float[Tensor, "b n_heads d_v"],
@@ -123,7 +123,7 @@ def linear_attention_step(
     return linear_ops.linear_attention_step_op(*(x.detach() for x in (q, k, v, state, gate)), scale, chosen)
 
 
-def gated_delta_rule(
+def gated_delta_rule(  # noqa: PLR0913  # public keywords
     q: Float[Tensor, "b n_heads t d"],
     k: Float[Tensor, "b n_heads t d"],
     v: Float[Tensor, "b n_heads t d_v"],

@@ -137,7 +137,7 @@ class Run:
         with self._lock:
             return bool(self._rows.reader.refresh())
 
-    def scores(
+    def scores(  # noqa: PLR0913  # public keywords, a filter each
         self,
         *,
         detector: str | None = None,

@@ -25,7 +25,7 @@ from workbench.store import Failure, Store
 WORKER_DIED = "worker_died"
 
 
-def scan(
+def scan(  # noqa: PLR0913, PLR0917  # public keywords
     checkpoint_dir: str | Path | Job,
     out: str | Path | None = None,
     detectors: Iterable[str] | None = None,

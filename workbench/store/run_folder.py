@@ -106,7 +106,7 @@ class Store:
         """Whether the unit is done."""
         return self._part_path(table, origin, unit).exists()
 
-    def commit_scores(
+    def commit_scores(  # noqa: PLR0913  # what a part is labelled with
         self,
         origin: Origin,
         unit: str,
@@ -145,7 +145,7 @@ class Store:
         )
         return self._commit(rows, label)
 
-    def commit_metrics(
+    def commit_metrics(  # noqa: PLR0913  # what a part is labelled with
         self,
         origin: Origin,
         unit: str,

@@ -78,7 +78,9 @@ def chunked_delta(inputs: DeltaInputs, *, chunk: int = CHUNK) -> DeltaOutput:
     return DeltaOutput(out.to(v.dtype), torch.cat(states))
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _chunk(  # noqa: PLR0917  # the tensors of one chunk
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     wide = state.dtype
     q, k, v, beta = (x.to(wide) for x in (q, k, v, beta))
     through = g.double().cumsum(-1)

@@ -37,7 +37,7 @@ def differentiable_attention(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917  # torch passes tensors and numbers one by one
         ctx: Any,
         q: Tensor,
         k: Tensor,
