@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.store import MapArrays, Store
-from workbench.store.parts import part_files, read_label
+from workbench.store.part_files import part_files, read_label
 
 N, FAR = 96, 16
 PLANTED = (81, 7)

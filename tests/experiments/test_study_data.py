@@ -12,7 +12,7 @@ from tests.experiments.small import STUDY
 from workbench.experiments.conversion.study_data import batches, chains, counts, drills, probes
 from workbench.experiments.conversion.training_runs import weighted_loss
 from workbench.heads import WorkbenchError
-from workbench.pretrain.language import VOCABULARY, Language
+from workbench.pretrain.synthetic_language import VOCABULARY, Language
 from workbench.pretrain.training import next_token_loss
 
 WITH_TASKS = replace(STUDY, tasks=("hops", "counting"))

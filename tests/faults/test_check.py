@@ -152,8 +152,8 @@ def test_metrics_are_looked_over_as_scores_are(run):
 )
 def test_a_key_that_does_not_belong_to_its_content_is_found_though_digests_agree(run, change, told):
     """Forged whole: the digest of the part is made anew, the unit's key is not."""
-    from workbench.store.parts import read_label
-    from workbench.store.schema import DIGEST, part_digest
+    from workbench.store.part_files import read_label
+    from workbench.store.part_format import DIGEST, part_digest
 
     def forge(rows, metadata):
         determined = json.loads(metadata[b"wb.determined"]) | change
@@ -168,7 +168,7 @@ def test_a_key_that_does_not_belong_to_its_content_is_found_though_digests_agree
 
 
 def test_a_part_that_says_it_is_of_other_weights_than_its_numbers_is_found(run):
-    from workbench.store.schema import DIGEST, Label, part_digest
+    from workbench.store.part_format import DIGEST, Label, part_digest
 
     def forge(rows, metadata):
         label = Label.from_metadata(metadata)

@@ -11,7 +11,7 @@ from workbench.hooks.recording.needs import NEEDS
 from workbench.kernels import CausalMask, Far, Request, SoftmaxLayer, dispatch
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.dispatch import SETTING
-from workbench.kernels.softmax import blockwise, recorded
+from workbench.kernels.softmax import blockwise, recorder_statistics
 from workbench.probes import copy_needle
 
 # Statistics that a profile of a row holds.
@@ -33,7 +33,9 @@ def taken(monkeypatch):
 
         return count
 
-    monkeypatch.setattr(recorded, "profile_statistics", counting("triton", recorded.profile_statistics))
+    monkeypatch.setattr(
+        recorder_statistics, "profile_statistics", counting("triton", recorder_statistics.profile_statistics)
+    )
     monkeypatch.setattr(blockwise, "blockwise_statistics", counting("torch", blockwise.blockwise_statistics))
     return calls
 

@@ -10,7 +10,7 @@ from workbench.kernels.intervals import intervals
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile
 from workbench.kernels.softmax.reference import reference_column_sums, reference_pattern, reference_profile
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.statistics_request import Request
 from workbench.kernels.softmax.triton_launch import triton_column_sums, triton_profile
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")

@@ -7,7 +7,7 @@ from workbench.heads import WorkbenchError
 from workbench.kernels.intervals import documents_of, intervals
 from workbench.kernels.softmax.blockwise import blockwise_profile
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.statistics_request import Request
 
 
 def dense(n_queries, n_keys, **options):

@@ -15,7 +15,7 @@ from workbench.kernels.launch_shapes import WIDEST
 from workbench.kernels.linear import decay, linear_ops
 from workbench.kernels.softmax import softmax_ops
 from workbench.kernels.softmax.reference import reference_profile
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.statistics_request import Request
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 

@@ -10,7 +10,7 @@ from workbench.kernels import CausalMask, DecayRows, Far, Request, SoftmaxLayer
 from workbench.kernels.intervals import intervals
 from workbench.kernels.linear import signed_rows
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile, blockwise_statistics
-from workbench.kernels.softmax.differentiable import attention_gradients
+from workbench.kernels.softmax.differentiable_attention import attention_gradients
 from workbench.kernels.softmax.reference import reference_statistics
 from workbench.kernels.tiles import cut
 

@@ -76,7 +76,7 @@ def test_onsets_are_those_of_the_courses(run):
 
 def test_rows_are_kept_up_to_a_bound_and_read_again_beyond_it(path, monkeypatch):
     expected = open_run(path).scores()
-    monkeypatch.setattr("workbench.store.reader._KEPT_BYTES", 20_000)
+    monkeypatch.setattr("workbench.store.run_reader._KEPT_BYTES", 20_000)
     run = open_run(path)
     for _ in range(2):
         pd.testing.assert_frame_equal(run.scores(), expected)

@@ -273,7 +273,7 @@ def test_a_reader_folds_in_new_parts_without_reading_the_others_again(store, mon
     assert reader.refresh() == ()
 
     opened = []
-    import workbench.store.reader as module
+    import workbench.store.run_reader as module
 
     real = module.read_rows
     monkeypatch.setattr(module, "read_rows", lambda root, part: opened.append(part) or real(root, part))

@@ -8,7 +8,7 @@ from pathlib import Path
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import Format, checkpoint_format
 from workbench.checkpoints.names import CheckpointName, parse_name
-from workbench.checkpoints.overrides import Overrides, read_overrides
+from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import NoCheckpoints
 
 _LOADABLE = ("safetensors", "bin")

@@ -10,7 +10,7 @@ from typing import Literal
 from workbench.checkpoints.candidates import find_candidates
 from workbench.checkpoints.configs import ConfigChange, config_changes
 from workbench.checkpoints.formats import Format
-from workbench.checkpoints.overrides import SERIES_FILE
+from workbench.checkpoints.series_overrides import SERIES_FILE
 from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
 from workbench.checkpoints.training_order import read_entries, settle_duplicates, stage_order
 from workbench.heads import NoCheckpoints

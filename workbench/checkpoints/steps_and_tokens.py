@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from workbench.checkpoints.names import Label, TokensPerStep, fit_tokens_per_step, is_precise
-from workbench.checkpoints.overrides import Overrides
+from workbench.checkpoints.series_overrides import Overrides
 from workbench.checkpoints.training_order import Entry, follows_another
 
 TokensSource = Literal["trainer_state", "label", "labels_fit", "tokens_per_step", "user", "unknown"]

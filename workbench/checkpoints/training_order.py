@@ -11,7 +11,7 @@ from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
-from workbench.checkpoints.overrides import SERIES_FILE, Overrides, Placement
+from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 
 TRAINER_STATE = "trainer_state.json"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.emergence.rank_statistics import spearman
 from workbench.heads import WorkbenchError
 
 
@@ -27,8 +28,6 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         WorkbenchError: if the table has several steps.
     """
-    from scipy.stats import rankdata  # a second to import
-
     one_checkpoint(table)
     names, probes = np.asarray(table["detector"]), np.asarray(table["probe"])
     halves = np.asarray(table[["half_a", "half_b"]], dtype=float)
@@ -36,7 +35,7 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[tuple[str, str, int, float, float]] = []
     for detector, probe in dict.fromkeys(zip(names.tolist(), probes.tolist(), strict=True)):
         a, b = halves[(names == detector) & (probes == probe) & has_both].T
-        rows.append((detector, probe, len(a), _stepped_up(a, b), _stepped_up(rankdata(a), rankdata(b))))
+        rows.append((detector, probe, len(a), _stepped_up(_pearson(a, b), len(a)), _stepped_up(spearman(a, b), len(a))))
     columns = ["detector", "probe", "n_heads", "reliability", "rank_reliability"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
@@ -52,8 +51,10 @@ def one_checkpoint(table: pd.DataFrame) -> None:
         raise WorkbenchError(f"the table has {len(steps)} steps; pass one checkpoint: run.scores(step=…)")
 
 
-def _stepped_up(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    r = float(np.corrcoef(a, b)[0, 1])
-    return 2 * r / (1 + r) if r > -1 else float("nan")
+def _pearson(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    is_defined = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
+    return float(np.corrcoef(a, b)[0, 1]) if is_defined else float("nan")
+
+
+def _stepped_up(r: float, n_heads: int) -> float:
+    return 2 * r / (1 + r) if n_heads >= 3 and r > -1 else float("nan")

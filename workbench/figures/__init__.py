@@ -10,9 +10,9 @@ from workbench.figures.conversion_effects import (
 )
 from workbench.figures.distributions import ridgelines
 from workbench.figures.head_curves import emergence, history, metrics
+from workbench.figures.head_panels import heads, place, strips
 from workbench.figures.linear_layers import crossover, state_precision
 from workbench.figures.onsets import compare, mark_phases, onset
-from workbench.figures.panels import heads, place, strips
 from workbench.figures.plan_figures import PlanLike, pareto, plan, waterfall
 from workbench.figures.trajectories import RunLike
 

@@ -5,9 +5,9 @@ from workbench.kernels.linear.delta_rows import DeltaRows
 from workbench.kernels.linear.signed_rows import SignedRows, signed_crop, signed_pattern, signed_statistics
 from workbench.kernels.masks import CausalMask, Hidden, TileMask, hidden_runs
 from workbench.kernels.softmax.crops import attention_crop
-from workbench.kernels.softmax.recorded import attention_statistics
+from workbench.kernels.softmax.recorder_statistics import attention_statistics
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import Cells, Far, Request, RowStatistics
+from workbench.kernels.softmax.statistics_request import Cells, Far, Request, RowStatistics
 
 __all__ = [
     "CausalMask",

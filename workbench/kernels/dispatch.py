@@ -25,7 +25,7 @@ from workbench.kernels.intervals import has_inner_padding
 from workbench.kernels.launch_shapes import ARCHITECTURES, NARROWEST, WIDEST
 from workbench.kernels.masks import CausalMask
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import Request, beyond_a_profile
+from workbench.kernels.softmax.statistics_request import Request, beyond_a_profile
 
 Backend = Literal["auto", "torch", "triton", "fla"]
 SETTING = "WORKBENCH_KERNELS"

@@ -16,7 +16,7 @@ from workbench.kernels.linear import delta, linear_ops
 from workbench.kernels.linear.decay import LinearOutput
 from workbench.kernels.softmax import softmax_ops
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
-from workbench.kernels.softmax.statistics import AttentionProfile, Request
+from workbench.kernels.softmax.statistics_request import AttentionProfile, Request
 
 __all__ = [
     "Backend",

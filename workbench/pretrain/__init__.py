@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.pretrain.corpus import Corpus, prepare_corpus, python_sources
-    from workbench.pretrain.language import Language
     from workbench.pretrain.recipes import VARIANTS, Recipe, Shape, recipe, text_recipe
+    from workbench.pretrain.synthetic_language import Language
     from workbench.pretrain.training import TrainingProgress, pretrain_run
 
 __all__ = [
@@ -35,7 +35,7 @@ _HOME = {
     "Corpus": "corpus",
     "prepare_corpus": "corpus",
     "python_sources": "corpus",
-    "Language": "language",
+    "Language": "synthetic_language",
     "Recipe": "recipes",
     "Shape": "recipes",
     "text_recipe": "recipes",

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast, TrainerState
 from transformers.utils import logging as transformers_logging
 
 from workbench.atomic import replacing_folder
-from workbench.pretrain.language import N_RESERVED, Language
 from workbench.pretrain.recipes import Recipe
+from workbench.pretrain.synthetic_language import N_RESERVED, Language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from workbench.heads import WorkbenchError
-from workbench.pretrain.language import VOCABULARY
+from workbench.pretrain.synthetic_language import VOCABULARY
 
 Variant = Literal["full", "sliding", "hybrid", "linear"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)

@@ -19,8 +19,8 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.pretrain.checkpoint_writer import word_tokenizer
 from workbench.pretrain.corpus import Corpus
-from workbench.pretrain.language import Language
 from workbench.pretrain.recipes import Recipe
+from workbench.pretrain.synthetic_language import Language
 from workbench.pretrain.variants import BOS
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from workbench.emergence.head_trajectories import (
 )
 from workbench.heads import Head, WorkbenchError
 from workbench.runs.cache import SharedCache
-from workbench.runs.rows import Rows, Select, Step
+from workbench.runs.row_selection import Rows, Select, Step
 from workbench.runs.score_arrays import ScoreArrays, onsets_of, read_arrays
 from workbench.runs.status import Status, status_of
 from workbench.store import Cube, HeadMap, Maps, RunDescription, Store, Table, Timings, plain_text

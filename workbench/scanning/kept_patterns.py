@@ -22,7 +22,7 @@ from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.pattern_maps import PatternMaps, record_maps
 from workbench.probes import Probe
 from workbench.store import MAPS_SCHEMA, MapArrays, Origin, QueriesKeys, Store, canonical_digest
-from workbench.store.parts import read_label, read_rows
+from workbench.store.part_files import read_label, read_rows
 
 # Detectors of long-range heads, and the scores above which a head is flagged. The threshold of teacher-forced retrieval
 # is the one at which the app counts heads.

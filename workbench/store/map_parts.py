@@ -17,8 +17,8 @@ from safetensors.numpy import save
 from workbench.atomic import replace_file
 from workbench.heads import StoreTooNew, WorkbenchError
 from workbench.store.map_codes import encode, encode_signed
-from workbench.store.parts import Problem
-from workbench.store.schema import Origin
+from workbench.store.part_files import Problem
+from workbench.store.part_format import Origin
 
 MAPS_SCHEMA = 1
 FOLDER, SUFFIX = "maps", ".safetensors"
@@ -42,7 +42,7 @@ class MapArrays:
 
     `pieces`: the text of each token; None without a tokenizer. `layers`: one record per token mixer (layer, kind,
     mixer, window, n_heads). `block`: tokens in a side of the blocks of `peak`. `fine` and `qk` hold some heads only, by
-    number; `fine` by block size. For the other fields see `workbench.kernels.softmax.pooled.PatternSummary`.
+    number; `fine` by block size. For the other fields see `workbench.kernels.softmax.pattern_summaries.PatternSummary`.
     """
 
     ids: Int[np.ndarray, " t"]

@@ -21,10 +21,10 @@ from workbench.atomic import advisory_lock, append_line, prove_writable, replace
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.plain_json import json_text
 from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
-from workbench.store.parts import Part, Problem, check_parts
-from workbench.store.reader import Reader, plain_text
+from workbench.store.part_files import Part, Problem, check_parts
+from workbench.store.part_format import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
 from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
-from workbench.store.schema import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
+from workbench.store.run_reader import Reader, plain_text
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from workbench.experiments.conversion.settings import Conversion, Task
 from workbench.heads import WorkbenchError
-from workbench.pretrain.language import VOCABULARY, Language
 from workbench.pretrain.recipes import Recipe
+from workbench.pretrain.synthetic_language import VOCABULARY, Language
 from workbench.probes import Probe, Vocabulary, copy_needle, make_probe, repeats, token_sequences
 from workbench.probes.known_answers import octave
 

@@ -18,8 +18,8 @@ from workbench.experiments.conversion.head_conversion import HeadConversion
 from workbench.experiments.conversion.settings import Conversion
 from workbench.experiments.conversion.study_data import N_TASK_WORDS, Batch
 from workbench.loading.pretrained import load_pretrained
-from workbench.pretrain.language import VOCABULARY, Language
 from workbench.pretrain.recipes import Recipe
+from workbench.pretrain.synthetic_language import VOCABULARY, Language
 from workbench.pretrain.training import optimisers
 from workbench.pretrain.variants import initialised
 

@@ -25,7 +25,7 @@ from workbench.hooks.interventions.windows import Conversion, Window, intervened
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import blocks, handling
-from workbench.hooks.taps.forwards import another_forward
+from workbench.hooks.taps.replaced_forward import another_forward
 
 
 def windowed_heads(layers: Sequence[LayerInfo]) -> tuple[KVHead, ...]:

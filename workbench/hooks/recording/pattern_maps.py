@@ -24,7 +24,7 @@ from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, reading_linear
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels.masks import TileMask, visible_tile
-from workbench.kernels.softmax.pooled import (
+from workbench.kernels.softmax.pattern_summaries import (
     PatternSummary,
     SummaryOptions,
     coarser,

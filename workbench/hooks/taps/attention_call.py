@@ -29,7 +29,7 @@ from workbench.kernels import (
     attention_statistics,
     hidden_runs,
 )
-from workbench.kernels.softmax.differentiable import differentiable_attention
+from workbench.kernels.softmax.differentiable_attention import differentiable_attention
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps import attention_interface
 from workbench.hooks.taps.attention_call import Handler, LazyMask
-from workbench.hooks.taps.forwards import another_forward
+from workbench.hooks.taps.replaced_forward import another_forward
 from workbench.hooks.taps.scored_call import MAX_TOKENS, grouped_scores, scored_call
 
 # Passes as short as the one that opens a model receive the true probabilities, and must pass them on unchanged.

@@ -20,7 +20,7 @@ from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.kernels import Request, RowStatistics, TileMask
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.blockwise import blockwise_statistics
-from workbench.kernels.softmax.scored import ScoredLayer, scored_crop, scored_layer
+from workbench.kernels.softmax.precomputed_scores import ScoredLayer, scored_crop, scored_layer
 
 # One layer's scores, T × T, are in memory at a time, which limits T.
 MAX_TOKENS = 4096

@@ -16,8 +16,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.kernels.softmax.collector import Collector
-from workbench.kernels.softmax.statistics import Request, RowStatistics
+from workbench.kernels.softmax.statistics_collector import Collector
+from workbench.kernels.softmax.statistics_request import Request, RowStatistics
 from workbench.kernels.softmax.tile_sums import beyond, far_starts, first_keys, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 

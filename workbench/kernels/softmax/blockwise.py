@@ -14,9 +14,9 @@ from einops import einsum, repeat
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from workbench.kernels.softmax.collector import Collector
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import AttentionProfile, Request, RowStatistics
+from workbench.kernels.softmax.statistics_collector import Collector
+from workbench.kernels.softmax.statistics_request import AttentionProfile, Request, RowStatistics
 from workbench.kernels.softmax.tile_sums import beyond, distance_sum, far_starts, first_keys, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.blockwise import blockwise_statistics
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, soft_capped
-from workbench.kernels.softmax.statistics import Cells, Request
+from workbench.kernels.softmax.statistics_request import Cells, Request
 
 # Rows of a crop at a time.
 _ROWS = 128

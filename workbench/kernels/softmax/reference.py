@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import AttentionProfile, Request, RowStatistics
+from workbench.kernels.softmax.statistics_request import AttentionProfile, Request, RowStatistics
 
 
 def reference_pattern(layer: SoftmaxLayer) -> tuple[Float[Tensor, "b n_heads q k"], Float[Tensor, "b n_heads q"]]:

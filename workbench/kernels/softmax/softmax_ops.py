@@ -17,9 +17,9 @@ from torch.library import custom_op
 
 from workbench.kernels.intervals import Intervals
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile
-from workbench.kernels.softmax.differentiable import attention_gradients
+from workbench.kernels.softmax.differentiable_attention import attention_gradients
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.statistics_request import Request
 from workbench.kernels.softmax.triton_launch import triton_column_sums, triton_profile
 
 _DEVICES = ("cpu", "cuda")

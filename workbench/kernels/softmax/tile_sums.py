@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.statistics_request import Request
 
 
 class Step(NamedTuple):

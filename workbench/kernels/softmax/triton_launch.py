@@ -16,7 +16,7 @@ from workbench.kernels.intervals import Intervals
 from workbench.kernels.launch_shapes import attention_config, column_config, edge_config
 from workbench.kernels.softmax import triton_kernels
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
-from workbench.kernels.softmax.statistics import AttentionProfile, Request
+from workbench.kernels.softmax.statistics_request import AttentionProfile, Request
 
 _NEVER = 2**31 - 1
 

@@ -9,7 +9,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.kernels.softmax.statistics import Request, RowStatistics
+from workbench.kernels.softmax.statistics_request import Request, RowStatistics
 from workbench.kernels.tiles import Tile
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from workbench.kernels.masks import TileMask
 from workbench.kernels.softmax.blockwise import blockwise_statistics
 from workbench.kernels.softmax.softmax_tiles import LN_2, SoftmaxLayer, sink_share
-from workbench.kernels.softmax.statistics import Request
+from workbench.kernels.softmax.statistics_request import Request
 from workbench.kernels.tiles import Cut, Scratch, within_memory
 
 

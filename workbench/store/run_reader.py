@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from workbench.store.cube import COLUMNS as CUBE_COLUMNS
-from workbench.store.cube import Cube, make_cube
-from workbench.store.parts import Part, part_files, read_label, read_rows
-from workbench.store.schema import COLUMNS, SCORES, VARYING, Table, canonical_digest
+from workbench.store.part_files import Part, part_files, read_label, read_rows
+from workbench.store.part_format import COLUMNS, SCORES, VARYING, Table, canonical_digest
+from workbench.store.score_cube import COLUMNS as CUBE_COLUMNS
+from workbench.store.score_cube import Cube, make_cube
 
 _Stamp = tuple[int, int]
 # Columns that only the label of a part has.

@@ -10,7 +10,7 @@ from tests.kernels.test_blockwise import layer_of, problem
 from workbench.heads import WorkbenchError
 from workbench.kernels import CausalMask, Request, SoftmaxLayer
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.softmax.recorded import profile_statistics
+from workbench.kernels.softmax.recorder_statistics import profile_statistics
 from workbench.kernels.softmax.reference import reference_statistics
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")

@@ -17,7 +17,7 @@ from workbench.figures.trajectories import read_trajectories
 from workbench.heads import Head
 from workbench.runs import open_run
 from workbench.store import Store
-from workbench.store.parts import part_files, read_label
+from workbench.store.part_files import part_files, read_label
 
 FEW = replace(DEMO["hybrid"], steps=(0, 8, 64, 256, 1024), detectors=("induction", "retrieval", "learned_sink"))
 ONSET = ["layer", "head", "kind", "onset_step", "onset_tokens", "previous_step", "at_first"]

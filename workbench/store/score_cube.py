@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from workbench.heads import Head, WorkbenchError
-from workbench.store.parts import Part
+from workbench.store.part_files import Part
 
 COLUMNS = ("layer", "head", "score")
 

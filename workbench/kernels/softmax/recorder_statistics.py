@@ -20,7 +20,7 @@ from workbench.kernels.masks import CausalMask
 from workbench.kernels.softmax import blockwise
 from workbench.kernels.softmax.crops import attention_cells, first_keys_mass
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
-from workbench.kernels.softmax.statistics import Cells, Request, RowStatistics, beyond_a_profile
+from workbench.kernels.softmax.statistics_request import Cells, Request, RowStatistics, beyond_a_profile
 
 
 def attention_statistics(

@@ -6,8 +6,8 @@ import torch
 from tests.kernels.test_blockwise import assert_equal, everything, layer_of, problem
 from workbench.kernels import CausalMask, Request
 from workbench.kernels.softmax.blockwise import blockwise_statistics
+from workbench.kernels.softmax.precomputed_scores import scored_crop, scored_layer
 from workbench.kernels.softmax.reference import reference_pattern, reference_statistics
-from workbench.kernels.softmax.scored import scored_crop, scored_layer
 
 CASES = ["causal", "gqa", "one kv head", "prefix", "window", "window and prefix", "left padding", "wide values"]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.heads import StoreTooNew, WorkbenchError
-from workbench.store.schema import COLUMNS, DIGEST, SCHEMA, VARYING, Label, Table, canonical_digest, part_digest
+from workbench.store.part_format import COLUMNS, DIGEST, SCHEMA, VARYING, Label, Table, canonical_digest, part_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 from workbench.hooks.interventions.windows import RestrictedMask, Window
 from workbench.kernels import CausalMask, SoftmaxLayer, tiles
 from workbench.kernels.masks import visible_tile
-from workbench.kernels.softmax.differentiable import differentiable_attention
+from workbench.kernels.softmax.differentiable_attention import differentiable_attention
 
 
 def dense(q, k, v, visible, *, scale, softcap, sinks):
