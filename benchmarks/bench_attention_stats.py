@@ -20,7 +20,7 @@ import torch
 from machine import Peak, cpu_seconds, describe, gpu_milliseconds, keep
 
 from workbench.kernels import Request, SoftmaxLayer, ops
-from workbench.kernels.intervals import intervals
+from workbench.kernels.key_intervals import intervals
 
 PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.intervals import intervals
+from workbench.kernels.key_intervals import intervals
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile
 from workbench.kernels.softmax.reference import reference_column_sums, reference_pattern, reference_profile
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer

@@ -10,7 +10,7 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.kernels import SoftmaxLayer, dispatch, ops
 from workbench.kernels.dialect import HAS_TRITON
-from workbench.kernels.intervals import intervals
+from workbench.kernels.key_intervals import intervals
 from workbench.kernels.launch_shapes import WIDEST
 from workbench.kernels.linear import decay, linear_ops
 from workbench.kernels.softmax import softmax_ops
@@ -154,7 +154,7 @@ COMPILED = """
 import torch
 torch.set_num_threads(1)
 from workbench.kernels import Request, SoftmaxLayer, ops
-from workbench.kernels.intervals import intervals
+from workbench.kernels.key_intervals import intervals
 q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
 seen = intervals(16, 16)
 

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from workbench.heads import WorkbenchError
 from workbench.kernels import CausalMask, DecayRows, Far, Request, SoftmaxLayer
-from workbench.kernels.intervals import intervals
+from workbench.kernels.key_intervals import intervals
 from workbench.kernels.linear import signed_rows
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile, blockwise_statistics
 from workbench.kernels.softmax.differentiable_attention import attention_gradients

@@ -366,6 +366,6 @@ def test_repeated_ngrams_are_all_those_of_a_window_by_token_identity():
 
 
 def solvers_text():
-    from workbench.probes.haystack import read_text
+    from workbench.probes.filler_text import read_text
 
     return read_text(None)

@@ -147,7 +147,7 @@ def early(
 ) -> None:
     """How early is a plan safe? Keep in the final model what each checkpoint would have chosen."""
     from workbench.checkpoints import find_checkpoints
-    from workbench.experiments.early import early_choices
+    from workbench.experiments.early_plans import early_choices
     from workbench.figures import early_choices as draw
     from workbench.hooks import open_model
     from workbench.planning import evaluation_on

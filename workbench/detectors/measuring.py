@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from workbench.detectors.bootstrap import bootstrap
 from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
-from workbench.detectors.scoring import ScoreLabel, bootstrap, concatenate, score_rows, table_rows
+from workbench.detectors.scoring import ScoreLabel, concatenate, score_rows, table_rows
 from workbench.heads import LayerInfo, Metric, Row, WorkbenchError
 from workbench.hooks import HookedModel, PerSequence, Recording, open_model
 from workbench.hooks.head_weights import read_weights

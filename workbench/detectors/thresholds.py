@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from workbench.detectors.scoring import MIN_SEQUENCES
+from workbench.detectors.bootstrap import MIN_SEQUENCES
 from workbench.detectors.split_half import one_checkpoint
 from workbench.heads import WorkbenchError
 

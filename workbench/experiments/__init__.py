@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from workbench.experiments.conversion.settings import Continued, Conversion, larger_study, medium_study, quick_study
     from workbench.experiments.conversion.study import StudyProgress, run_conversion
     from workbench.experiments.conversion.study_report import write_report
-    from workbench.experiments.early import EarlyChoices, early_choices
+    from workbench.experiments.early_plans import EarlyChoices, early_choices
 
 __all__ = [
     "Continued",
@@ -31,8 +31,8 @@ __all__ = [
 _HOME = {
     "Continued": "conversion.settings",
     "Conversion": "conversion.settings",
-    "EarlyChoices": "early",
-    "early_choices": "early",
+    "EarlyChoices": "early_plans",
+    "early_choices": "early_plans",
     "Results": "conversion.results",
     "StudyProgress": "conversion.study",
     "larger_study": "conversion.settings",

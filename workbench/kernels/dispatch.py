@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON, capability, is_interpreted
-from workbench.kernels.intervals import has_inner_padding
+from workbench.kernels.key_intervals import has_inner_padding
 from workbench.kernels.launch_shapes import ARCHITECTURES, NARROWEST, WIDEST
 from workbench.kernels.masks import CausalMask
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from workbench.detectors.scoring import percentile_interval, resampled_means
+from workbench.detectors.bootstrap import percentile_interval, resampled_means
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import Objective

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from workbench.detectors.scoring import bootstrap
+from workbench.detectors.bootstrap import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.windows import check_window

@@ -15,7 +15,7 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, Ids, pad_right
-from workbench.probes.haystack import plant
+from workbench.probes.filler_text import plant
 from workbench.probes.known_answers import Probe, make_probe
 from workbench.probes.registry import probe
 from workbench.probes.text_modes import Task, TextMode, sentences, speller_of, token_needles

@@ -16,7 +16,7 @@ import numpy as np
 
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, Ids, Speller, assemble
-from workbench.probes.haystack import Hay, noise, plant, random_tokens
+from workbench.probes.filler_text import Hay, noise, plant, random_tokens
 from workbench.probes.known_answers import Probe
 from workbench.probes.lexicon import letters
 from workbench.probes.registry import probe

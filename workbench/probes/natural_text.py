@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.probes.haystack import read_text
+from workbench.probes.filler_text import read_text
 from workbench.probes.known_answers import Probe, make_probe, octave
 from workbench.probes.registry import probe
 from workbench.probes.token_ids import HasVocabulary, check_sizes

@@ -17,7 +17,7 @@ import numpy as np
 
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, assemble
-from workbench.probes.haystack import plant
+from workbench.probes.filler_text import plant
 from workbench.probes.known_answers import Probe
 from workbench.probes.registry import PROBES, probe
 from workbench.probes.text_modes import (

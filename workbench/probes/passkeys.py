@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Draft, Ids, Speller, assemble
-from workbench.probes.haystack import Hay, Haystack, documents, plant, random_tokens
+from workbench.probes.filler_text import Hay, Haystack, documents, plant, random_tokens
 from workbench.probes.known_answers import Probe
 from workbench.probes.lexicon import ALPHABET, ORDINALS
 from workbench.probes.registry import probe

@@ -22,7 +22,7 @@ import numpy as np
 
 from workbench.heads import WorkbenchError
 from workbench.probes.draft import Ids, Speller
-from workbench.probes.haystack import Hay, documents, from_pieces, noise, random_tokens, repeated_tokens
+from workbench.probes.filler_text import Hay, documents, from_pieces, noise, random_tokens, repeated_tokens
 from workbench.probes.lexicon import N_COMPOUNDS, compound
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, draw_one
 

@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.scanning.dry_run import Outlook, look_ahead
     from workbench.scanning.execution import run_job, scan
     from workbench.scanning.job import Job, make_job, read_job
-    from workbench.scanning.outlook import Outlook, look_ahead
     from workbench.scanning.progress import OnProgress, Progress
 
 __all__ = ["Job", "OnProgress", "Outlook", "Progress", "look_ahead", "make_job", "read_job", "run_job", "scan"]
@@ -22,9 +22,9 @@ __all__ = ["Job", "OnProgress", "Outlook", "Progress", "look_ahead", "make_job",
 _HOME = {
     "Job": "job",
     "OnProgress": "progress",
-    "Outlook": "outlook",
+    "Outlook": "dry_run",
     "Progress": "progress",
-    "look_ahead": "outlook",
+    "look_ahead": "dry_run",
     "make_job": "job",
     "read_job": "job",
     "run_job": "execution",

@@ -13,11 +13,11 @@ from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
+from workbench.scanning.dry_run import planned_units, shard_of
 from workbench.scanning.engines import Channel, Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
 from workbench.scanning.machine import n_workers, on_cuda, worker_environments
-from workbench.scanning.outlook import planned_units, shard_of
 from workbench.scanning.progress import OnProgress, ProgressCounter, default_progress
 from workbench.scanning.worker import CheckpointTask, ScanWorker, Setup, open_worker
 from workbench.store import Failure, Store

@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.kernels import ops
 from workbench.kernels.dispatch import Backend, choose_route
-from workbench.kernels.intervals import intervals_of
+from workbench.kernels.key_intervals import intervals_of
 from workbench.kernels.masks import CausalMask
 from workbench.kernels.softmax import blockwise
 from workbench.kernels.softmax.crops import attention_cells, first_keys_mass

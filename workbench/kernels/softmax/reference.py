@@ -12,7 +12,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.kernels.intervals import Intervals
+from workbench.kernels.key_intervals import Intervals
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics_request import AttentionProfile, Request, RowStatistics

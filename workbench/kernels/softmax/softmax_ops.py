@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from workbench.kernels.intervals import Intervals
+from workbench.kernels.key_intervals import Intervals
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile
 from workbench.kernels.softmax.differentiable_attention import attention_gradients
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share

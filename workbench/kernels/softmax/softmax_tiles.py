@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.intervals import Intervals
+from workbench.kernels.key_intervals import Intervals
 from workbench.kernels.masks import TileMask, per_head
 from workbench.kernels.tiles import Scratch, Tile
 
@@ -69,8 +69,8 @@ class SoftmaxLayer:
         """
         if not isinstance(self.mask, Intervals):
             raise WorkbenchError(
-                f"a {type(self.mask).__name__} was given; expected Intervals: workbench.kernels.intervals makes them "
-                "from lengths and windows (intervals) or from a CausalMask (intervals_of)"
+                f"a {type(self.mask).__name__} was given; expected Intervals: workbench.kernels.key_intervals makes "
+                "them from lengths and windows (intervals) or from a CausalMask (intervals_of)"
             )
         return self.mask
 

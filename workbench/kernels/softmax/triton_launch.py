@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels.dialect import arch_of, launching_on, precision_of
-from workbench.kernels.intervals import Intervals
+from workbench.kernels.key_intervals import Intervals
 from workbench.kernels.launch_shapes import attention_config, column_config, edge_config
 from workbench.kernels.softmax import triton_kernels
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from workbench.detectors.scoring import RESAMPLES, bootstrap, percentile_interval, resampled_means
+from workbench.detectors.bootstrap import RESAMPLES, bootstrap, percentile_interval, resampled_means
 
 
 def values(seed, n_seq=12):

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from workbench.detectors.scoring import bootstrap
+from workbench.detectors.bootstrap import bootstrap
 from workbench.emergence import chosen_at
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.intervals import documents_of, intervals
+from workbench.kernels.key_intervals import documents_of, intervals
 from workbench.kernels.softmax.blockwise import blockwise_profile
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics_request import Request
