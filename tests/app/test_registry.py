@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.app.test_browser import drawn, query, says
+from tests.app.test_browser import arrive, drawn, query, says
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import page
 from workbench.app.exports import find_exports
@@ -162,7 +162,7 @@ print(*(page.name for page in pages()))
 def test_the_example_page_opens_from_the_header_and_follows_the_slider(tab, served, tmp_path, runs_folder):
     install(tmp_path, "sink_page", EXAMPLE.read_text())
     with served([runs_folder], packages=tmp_path) as address:
-        tab.goto(f"{address}/overview?detector=sink")
+        arrive(tab, f"{address}/overview?detector=sink")
         tab.click("#nav-sinks")
         drawn(tab, "sinks-figure")
         assert urlsplit(tab.url).path == "/sinks"
