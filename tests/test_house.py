@@ -6,6 +6,8 @@ import ast
 from collections import Counter
 from pathlib import Path
 
+from workbench.probes.registry import PROBES
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "workbench"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
@@ -49,6 +51,12 @@ def test_no_module_is_named_as_a_folder_of_another_place():
     assert [name for name, count in folders.items() if count > 1 and name != "linear"] == []
     modules = {path.stem for path in FILES if path.name != "__init__.py" and path.parent != PACKAGE}
     assert sorted(modules & set(folders)) == []
+
+
+def test_no_probe_has_the_name_of_a_module_beside_it():
+    """Importing such a module would put it in the place of the function `wb.probes.<name>`."""
+    modules = {path.stem for path in (PACKAGE / "probes").glob("*.py")}
+    assert modules & set(PROBES.all()) == set()
 
 
 def test_every_module_says_in_its_first_line_what_it_holds():

@@ -14,12 +14,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
-from workbench.probes import Probe, Vocabulary, make_probe, probe, vocabulary
+from workbench.probes import HasVocabulary, Probe, Vocabulary, make_probe, probe, vocabulary
 
 
 @probe("reversal")
 def reversal(
-    source: wb.HookedModel | Vocabulary | int,
+    source: HasVocabulary | Vocabulary | int,
     *,
     n: int = 32,
     n_sequences: int = 20,

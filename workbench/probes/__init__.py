@@ -1,5 +1,7 @@
 """Token sequences with known answers, deterministic by seed, for any tokenizer or bare vocabulary size."""
 
+from collections.abc import Callable
+
 # Importing a module registers its probes. Messages and listings keep this order, from copying to natural text.
 # isort: off
 from workbench.probes.copying import abfill, copy_needle, default, repeats
@@ -13,10 +15,11 @@ from workbench.probes.natural_text import repeated_ngrams, text, text_file, toke
 
 # isort: on
 from workbench.probes.known_answers import Probe, corrupted, make_probe, part, split
-from workbench.probes.registry import build, probe
-from workbench.probes.token_ids import Vocabulary, vocabulary
+from workbench.probes.registry import PROBES, build, probe
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, vocabulary
 
 __all__ = [
+    "HasVocabulary",
     "Niah",
     "Probe",
     "Vocabulary",
@@ -47,3 +50,11 @@ __all__ = [
     "variable_tracking",
     "vocabulary",
 ]
+
+
+def __getattr__(name: str) -> Callable[..., Probe]:
+    """The maker of a registered probe that stands in another file or package."""
+    makers = {} if name.startswith("__") else PROBES.all()
+    if name not in makers:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return makers[name]
