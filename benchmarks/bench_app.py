@@ -15,11 +15,11 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,13 @@ def start(folder: Path) -> tuple[subprocess.Popen[str], str, float]:
     command = [sys.executable, "-m", "workbench.cli", "app", str(folder), "--port", "0", "--no-browser"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
+    late = threading.Timer(300, server.kill)
+    late.start()
     address = re.search(r"http://\S+", server.stderr.readline())
-    assert address is not None, "the app did not start"
+    late.cancel()
+    if address is None:
+        server.kill()
+        raise SystemExit(f"the app did not start:\n{server.communicate(timeout=30)[1]}")
     return server, address[0], time.perf_counter() - begun
 
 
@@ -203,8 +208,11 @@ def measure(folder: Path, chromium: str) -> dict[str, float]:
     try:
         return {"`workbench app` answers after, s": seconds, **measure_pages(address, chromium, server.pid)}
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=30)
+        server.terminate()  # not SIGINT, which a process that `nohup` started ignores
+        try:
+            server.communicate(timeout=30)
+        finally:
+            server.kill()
 
 
 def main() -> None:

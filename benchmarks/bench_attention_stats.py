@@ -89,7 +89,9 @@ def peak_in_own_process(way: str, n: int) -> int:
     """Extra peak memory of one call, in bytes."""
     command = [sys.executable, __file__, "--peak", way, "--tokens", str(n)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    return int(
+        subprocess.run(command, env=environment, timeout=7200, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def peak(way: str, n: int) -> int:

@@ -124,7 +124,7 @@ def report(folder: Path, options: argparse.Namespace) -> None:
     for call in ("emergence", "top", "lock_in"):
         command = [sys.executable, __file__, "--folder", str(folder), "--measure", call]
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=7200, check=True)
         cost = json.loads(process.stdout)
         lines.append(f"| `{call}` | {cost['wall_s']:.1f} | {cost['cpu_s']:.1f} | {cost['peak_mb']:.0f} |")
         print(lines[-1], flush=True)

@@ -51,7 +51,7 @@ def scan(series: Path, out: Path, arguments: list[str], probe: str) -> dict[str,
     command = [sys.executable, "-m", "workbench.cli", "scan", str(series), "--out", str(out), "--probe", probe]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
-    subprocess.run([*command, *arguments, "--json"], env=environment, capture_output=True, check=True)
+    subprocess.run([*command, *arguments, "--json"], env=environment, capture_output=True, timeout=7200, check=True)
     wall = time.perf_counter() - started
     timings = open_run(out).timings()
     work = sum(t.load_s + t.forward_s + t.statistics_s for t in timings.each)

@@ -81,7 +81,9 @@ def measured(tokens: int, rounds: int) -> dict[str, dict[str, float]]:
         for way in WAYS:
             command = [sys.executable, __file__, "--one", way, "--tokens", str(tokens)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            numbers = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+            numbers = json.loads(
+                subprocess.run(command, env=environment, timeout=7200, check=True, capture_output=True).stdout
+            )
             best[way] = {k: min(v, best.get(way, numbers)[k]) for k, v in numbers.items()}
     return {way: {**numbers, "ratio": numbers["cpu_s"] / best["sdpa"]["cpu_s"]} for way, numbers in best.items()}
 

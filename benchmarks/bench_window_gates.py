@@ -96,7 +96,7 @@ def peak(way: str, n_tokens: int) -> float:
 def peak_apart(way: str, n_tokens: int) -> float:
     command = [sys.executable, __file__, "--peak", way, "--tokens", str(n_tokens)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+    return json.loads(subprocess.run(command, env=environment, timeout=7200, check=True, capture_output=True).stdout)
 
 
 def main() -> None:

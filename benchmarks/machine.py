@@ -60,7 +60,7 @@ def describe() -> str:
     with open("/proc/cpuinfo") as f:
         names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    commit = subprocess.run(git, capture_output=True, text=True, timeout=60, check=False).stdout.strip() or "unknown"
     cpu = f"{names[0] if names else platform.machine()}, {len(names)} cores"
     return f"{cpu}; torch {torch.__version__}, triton {version('triton')}; commit {commit}"
 

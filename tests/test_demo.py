@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.brute import scores
+from tests.children import child, descendants, is_running, output_of, run_child, until
 from workbench.demo import ALL_VARIANTS, DISTANCES, copy_accuracy, demo_probes, findings, run_demo
 from workbench.runs import open_run
 
@@ -93,20 +93,33 @@ def test_an_interrupted_demo_goes_on_from_its_checkpoints(tmp_path):
     command = [sys.executable, "-m", "workbench.cli", "demo", "--quick", "--no-serve", "--json", "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
-    first = subprocess.Popen(command, **pipes)
     kept = tmp_path / "checkpoints" / "full" / "checkpoint-16"
-    while first.poll() is None and not kept.exists():
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGINT)
-    _, told = first.communicate()
+    with child(command, **pipes) as first:
+        until(lambda: first.poll() is not None or kept.exists())
+        os.killpg(first.pid, signal.SIGINT)
+        _, told = output_of(first)
     assert first.returncode == 130, told
     assert b"Traceback" not in told
     written = (kept / "model.safetensors").stat().st_mtime_ns
-    second = subprocess.run(command, env=environment, capture_output=True, check=False)
+    second = run_child(command, env=environment, capture_output=True, check=False)
     assert second.returncode == 0, second.stderr
     assert (kept / "model.safetensors").stat().st_mtime_ns == written
     document = json.loads(second.stdout)
     assert {f["detector"] for f in document["best_heads"]["full"]} >= {"induction", "retrieval", "sink"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_of_a_demo_end_with_it_however_it_ends(tmp_path, number):
+    command = [sys.executable, "-m", "workbench.cli", "demo", "--quick", "--no-serve", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "start_new_session": True}
+    with child(command, ignores_interrupts=True, **pipes) as demo:
+        until(lambda: demo.poll() is not None or list(tmp_path.glob("checkpoints/*/checkpoint-*")))
+        started = descendants(demo.pid)
+        assert sum("spawn_main" in line for line in started.values()) == 2
+        demo.send_signal(number)
+        assert demo.wait(timeout=60) == -number
+        until(lambda: not any(map(is_running, started)), 60)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from workbench.pretrain import Language, TrainingProgress, pretrain_run, recipe
 from workbench.probes import Probe, Vocabulary, copy_needle, repeats, token_sequences
 from workbench.runs import Run, open_run
 from workbench.scanning import Progress, scan
+from workbench.scanning.interrupts import follow_parent
 
 # The longest first, so that the others run on a second core meanwhile.
 ALL_VARIANTS = ("linear", "full", "hybrid", "sliding")
@@ -158,8 +158,7 @@ _progress: Queue[DemoProgress] | None = None
 def _start_worker(progress: Queue[DemoProgress]) -> None:
     global _progress
     _progress = progress
-    # A Ctrl-C on the terminal reaches every process. Only the parent handles it; files are written atomically.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()  # files are written atomically
     torch.set_num_threads(1)
 
 

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from tests.children import child, first_line, output_of
 from tests.synthetic_run import DEMO, write_run
 
 
@@ -37,12 +38,16 @@ def served():
         path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-c", code]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        with child(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+            told = first_line(server, server.stderr)
             try:
-                yield re.search(r"http://\S+", server.stderr.readline())[0].rstrip("/")
+                if (address := re.search(r"http://\S+", told)) is None:
+                    server.kill()
+                    pytest.fail(f"the app did not start.\n{told}{output_of(server)[1]}")
+                yield address[0].rstrip("/")
             finally:
                 server.send_signal(signal.SIGINT)
-                errors = server.communicate(timeout=20)[1]
+                errors = output_of(server, 60)[1]
         assert server.returncode == 0, errors
         assert errors == "", errors
 

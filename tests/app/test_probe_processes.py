@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.children import child, descendants, first_line, is_running, until
 from tests.families import random_tokens, tiny
 from workbench.app.probe_processes import KEPT, Probings, checkpoint_folder
 from workbench.heads import WorkbenchError
@@ -80,6 +86,31 @@ def test_only_a_few_results_are_kept(probings, checkpoint):
     with pytest.raises(WorkbenchError, match="no longer kept"):
         probings.status(names[0])
     assert len(probings._probings) == KEPT
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_model_run_ends_with_the_app_however_that_ends(synthetic_runs, checkpoint, number):
+    code = (
+        "import sys; from pathlib import Path; from workbench.app import serve\n"
+        "from workbench.app.probe_processes import Probings\n"
+        "probings = Probings(); name = probings.start(Path(sys.argv[2]), text='1 2 3')\n"
+        "print(probings._probings[name].folder, flush=True)\n"
+        "serve([sys.argv[1]], port=0)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with child([sys.executable, "-c", code, synthetic_runs[0], checkpoint], ignores_interrupts=True, **pipes) as app:
+        folder = Path(first_line(app, app.stdout).strip())
+        (worker,) = descendants(app.pid)
+        os.kill(worker, signal.SIGSTOP)  # it is not done before the app is ended
+        try:
+            assert folder.is_dir()
+            assert "workbench app at" in first_line(app, app.stderr)
+            app.send_signal(number)
+            assert app.wait(timeout=60) == (0 if number == signal.SIGTERM else -number)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+        until(lambda: not is_running(worker) and not folder.exists(), 120)
 
 
 @pytest.mark.parametrize(

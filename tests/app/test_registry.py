@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.app.test_browser import arrive, drawn, query, says
+from tests.children import run_child
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import page
 from workbench.app.exports import find_exports
@@ -51,7 +51,7 @@ def python(folder, code):
     """Run code in a process that has the packages of a folder."""
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return run_child([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture

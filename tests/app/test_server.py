@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from tests.children import child, first_line, output_of, run_child
 from workbench.app import build_app, serve, show
 from workbench.app.server.serving import Server
 from workbench.app.state.live_runs import live_runs
@@ -135,8 +138,30 @@ from workbench.app import build_app, serve, show
 build_app([{str(synthetic_runs[0])!r}]).server.test_client().get("/_dash-layout", headers={{"Host": "localhost"}})
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_an_app_that_nohup_started_ends_by_sigterm_as_by_ctrl_c(synthetic_runs):
+    command = [sys.executable, "-m", "workbench.cli", "app", synthetic_runs[0], "--port", "0", "--no-browser"]
+    with child(command, ignores_interrupts=True, stderr=subprocess.PIPE, text=True) as server:
+        assert "workbench app at http://" in first_line(server, server.stderr)
+        server.send_signal(signal.SIGTERM)
+        assert output_of(server, 60)[1] == ""
+    assert server.returncode == 0
+
+
+def test_a_server_outside_the_main_thread_leaves_signals_alone(synthetic_runs, monkeypatch):
+    during = []
+    monkeypatch.setattr(Server, "serve_forever", lambda server: during.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=lambda: serve(synthetic_runs[:1], port=0))
+    thread.start()
+    thread.join(60)
+    assert during == [before]
+    serve(synthetic_runs[:1], port=0)
+    assert during[1] != before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_notebook_shows_the_app_of_a_run_on_this_machine(synthetic_runs, monkeypatch):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 
 import pytest
 
 from tests.checkpoints.folders import CONFIG, checkpoint, trainer_state
+from tests.children import run_child
 from workbench.checkpoints import find_checkpoints
 from workbench.heads import NoCheckpoints, WorkbenchError
 
@@ -499,5 +499,5 @@ def test_a_series_is_read_without_torch(tmp_path):
         "path = find_checkpoints(sys.argv[1]).checkpoints[0].path; inspect_weights(path); fingerprint(path)\n"
         "print(sorted({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    ran = run_child([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
+from tests.children import run_child
 from tests.series import STEPS, write_series
 from workbench.detectors import all_detectors
 
@@ -17,7 +17,7 @@ def workbench(*arguments):
     """Run the command as a user does."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run_child(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_looking_never_imports_torch(run, arguments):
         "bad = [m for m in ('torch', 'transformers', 'transformer_lens') if m in sys.modules]\n"
         "assert not bad, bad\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -198,5 +198,5 @@ def test_the_reading_half_and_the_package_itself_never_import_torch():
     names += ["report", "console", "scanning.job", "scanning.engines"]
     modules = ", ".join(n if n == "workbench" else f"workbench.{n}" for n in names)
     code = f"import sys\nimport {modules}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from tests.children import run_child
 from tests.synthetic_run import DEMO, STEPS, write_run
 from workbench.cli.main import app
 from workbench.emergence import align
@@ -108,7 +108,7 @@ def test_runs_of_other_detectors_or_head_counts(path, tmp_path):
 def workbench(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run_child(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_verb_tells_classes_heads_changes_and_lock_in(path):
@@ -136,7 +136,7 @@ from workbench.runs import open_run
 summarise([open_run({str(path)!r})])
 print(sorted({{"torch", "transformers", "scipy"}} & set(sys.modules)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 

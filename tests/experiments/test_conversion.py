@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.children import run_child
 from tests.experiments.small import STUDY
 from workbench.cli.main import main
 from workbench.detectors import score
@@ -49,7 +49,7 @@ def measured(path):
 def experiment(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "workbench.cli", "experiment", "conversion", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run_child(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_rerun_does_what_is_missing_alone_and_measures_the_same(study_folder, tmp_path):

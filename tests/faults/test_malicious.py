@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from tests.children import run_child
 from tests.families import tiny
 from workbench.checkpoints import find_checkpoints, fingerprint
 from workbench.checkpoints.digests import same_weights, verify_digests
@@ -242,7 +243,7 @@ def test_a_scan_of_a_directory_of_attacks_reports_each_and_scores_the_sound_one(
         os.utime(file, ns=(0, file.stat().st_mtime_ns))
     command = [sys.executable, str(Path(__file__).with_name("scan_watched.py"))]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    told = subprocess.run(
+    told = run_child(
         [*command, str(series), str(tmp_path / "run"), str(outside)],
         env=environment,
         capture_output=True,

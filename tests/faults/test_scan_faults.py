@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from tests.children import run_child
 from tests.families import tiny
 from tests.faults.test_store_faults import nothing_half_written, small_disk
 from tests.series import STEPS, write_series
@@ -80,7 +80,7 @@ def test_another_head_count_than_its_siblings_is_a_failure_of_that_checkpoint_al
 def test_verifying_refuses_a_flipped_bit_that_loads_without_an_error(series, tmp_path):
     damaged = shutil.copytree(series, tmp_path / "series")
     for folder in damaged.iterdir():
-        sums = subprocess.run(["sha256sum", "model.safetensors"], cwd=folder, capture_output=True, check=True)
+        sums = run_child(["sha256sum", "model.safetensors"], cwd=folder, capture_output=True, check=True)
         (folder / "SHA256SUMS").write_bytes(sums.stdout)
     weights = damaged / "checkpoint-16" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -150,7 +150,7 @@ def write_until_full(path):
 def test_a_read_only_run_is_refused_before_any_model_is_loaded(series, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with small_disk(tmp_path / "disk", "size=2m") as disk:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        run_child(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(StoreNotWritable, match="read-only") as refused:
             scan(series, disk / "run", **FAST)
         assert refused.value.exit_code == 5
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_needs_too_much_memory_is_told_so_and_the_others_go_on
 def little_memory(*arguments):
     """What a process says that may take only so much more memory than it has."""
     command = [sys.executable, str(Path(__file__).with_name("little_memory.py")), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    ended = run_child(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 

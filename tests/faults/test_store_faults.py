@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.children import LIMIT, child, first_line, run_child
 from tests.faults.store_writer import UNITS, is_whole, origin_of, rows_of, write
 from workbench.heads import RunLocked, StoreTooNew, WorkbenchError
 from workbench.store import SCORES, Reader, Store
@@ -23,7 +25,7 @@ WRITER = [sys.executable, str(Path(__file__).with_name("store_writer.py"))]
 def writer(verb, path, *arguments, timeout=300):
     """Run a verb of the writer in a process of its own and return what it reports."""
     command = [*WRITER, verb, str(path), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    ended = run_child(command, capture_output=True, text=True, timeout=timeout)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -32,13 +34,13 @@ def writer(verb, path, *arguments, timeout=300):
 def small_disk(folder, options):
     """A file system of its own, where this process may mount one."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
+    mounted = run_child(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        run_child(["umount", "-l", str(folder)], check=True)
 
 
 def nothing_half_written(path):
@@ -83,7 +85,7 @@ def test_a_full_disk_is_reported_leaves_nothing_behind_and_can_be_resumed(tmp_pa
 def test_a_read_only_folder_is_refused_before_anything_else(tmp_path):
     with small_disk(tmp_path / "disk", "size=1m") as disk:
         write(disk / "run", UNITS[:1])
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        run_child(["mount", "-o", "remount,ro", str(disk)], check=True)
         for run in (disk / "run", disk / "new"):
             said = writer("outcome", run)
             assert said["exit_code"] == 5
@@ -93,27 +95,29 @@ def test_a_read_only_folder_is_refused_before_anything_else(tmp_path):
 
 def test_two_writers_at_once_make_the_same_run_as_one(tmp_path):
     run = tmp_path / "run"
-    both = [subprocess.Popen([*WRITER, "write", str(run), order]) for order in ("1", "-1")]
     reader = None
-    while any(process.poll() is None for process in both):
-        if (run / "scores").is_dir():
-            reader = reader or Reader(run)
-            reader.refresh()
-            assert len(reader.frame("scores", reader.parts("scores"))) % 512 == 0
-    assert [process.returncode for process in both] == [0, 0]
+    deadline = time.monotonic() + LIMIT
+    with child([*WRITER, "write", run, 1]) as first, child([*WRITER, "write", run, -1]) as second:
+        while any(process.poll() is None for process in (first, second)):
+            assert time.monotonic() < deadline
+            if (run / "scores").is_dir():
+                reader = reader or Reader(run)
+                reader.refresh()
+                assert len(reader.frame("scores", reader.parts("scores"))) % 512 == 0
+    assert [first.returncode, second.returncode] == [0, 0]
     assert is_whole(run)
     assert nothing_half_written(run)
 
 
 def test_a_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path):
     run = tmp_path / "run"
-    with subprocess.Popen([*WRITER, "hold", str(run)], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "holding\n"
+    with child([*WRITER, "hold", run], stdout=subprocess.PIPE, text=True) as holder:
+        assert first_line(holder, holder.stdout) == "holding\n"
         store = Store.open(run)
         with pytest.raises(RunLocked, match=f"process {holder.pid} on"), store.locked():
             pass
         os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
+        holder.wait(timeout=60)
         with store.locked():
             pass
 

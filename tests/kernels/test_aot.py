@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.children import run_child
 from workbench.heads import WorkbenchError
 from workbench.kernels import aot
 from workbench.kernels.dialect import HAS_TRITON
@@ -33,7 +33,7 @@ def gate(arch, everything, dtype=""):
     environment = {x: y for x, y in os.environ.items() if x != "TRITON_INTERPRET"}
     program = GATE.replace("ARCH", str(arch)).replace("EVERYTHING", str(everything)).replace("DTYPE", dtype)
     command = [sys.executable, "-c", program]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ran = run_child(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout)
 

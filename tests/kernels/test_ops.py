@@ -1,12 +1,12 @@
 """The public operations: backends are chosen openly, gradients are right, and torch.compile takes them."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.children import run_child
 from workbench.heads import WorkbenchError
 from workbench.kernels import SoftmaxLayer, dispatch, ops
 from workbench.kernels.dialect import HAS_TRITON
@@ -186,7 +186,7 @@ print("compiled")
 def test_torch_compile_takes_whole_graphs_forward_and_backward(backend):
     environment = {x: y for x, y in os.environ.items() if x != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", COMPILED.replace("BACKEND", backend)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ran = run_child(command, env=environment, capture_output=True, text=True)
     assert ran.stdout == "compiled\n", ran.stderr[-2000:]
 
 

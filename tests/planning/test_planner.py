@@ -1,12 +1,12 @@
 """wb.plan from a model to a plan: budgets, units, held-out probes, refusals."""
 
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from tests.children import run_child
 from tests.families import random_tokens, tiny
 from tests.linear_families import tiny as linear_tiny
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
@@ -166,7 +166,7 @@ try:
 except WorkbenchError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_child([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     beginnings = ["window is 2.5;", "window is '6';", "sink is None;", "keep is '0.5';", "keep is None;"]

@@ -3,12 +3,12 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import run_child
 from tests.families import tiny
 from workbench import WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, Game, Ranking, rank, ranking
@@ -89,7 +89,7 @@ def test_the_command_plans_with_a_ranking_that_an_installed_package_names(tmp_pa
     needle = "copy_needle:distance=20,length=36,n_sequences=3"
     words = ["--window", "6", "--method", "shapley", "--probe", needle, "--held-out", f"{needle},seed=1", "--json"]
     paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
+    done = run_child(
         [sys.executable, "-m", "workbench.cli", "plan", str(model), *words],
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,

@@ -1,12 +1,12 @@
 """Recipes: the steps that become checkpoints, the learning-rate curve, and what is refused."""
 
 import dataclasses
-import subprocess
 import sys
 from itertools import pairwise
 
 import pytest
 
+from tests.children import run_child
 from workbench.heads import WorkbenchError
 from workbench.pretrain import VARIANTS, Recipe, recipe
 
@@ -69,4 +69,4 @@ def test_recipes_and_the_language_are_read_without_importing_torch():
         "import sys; from workbench.pretrain import Language, recipe; recipe('full'), Language();"
         " assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_child([sys.executable, "-c", code], check=True)

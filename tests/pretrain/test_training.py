@@ -4,15 +4,14 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.children import child, until
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.pretrain import VARIANTS, Recipe, checkpoint_writer, pretrain_run, recipe
 
@@ -122,12 +121,11 @@ def test_a_killed_process_leaves_only_whole_checkpoints_and_the_next_call_ends_a
         "import sys; from pathlib import Path; from workbench.pretrain import Recipe, pretrain_run;"
         f" pretrain_run({chosen!r}, Path(sys.argv[1]))"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")])
     awaited = tmp_path / "killed" / f"checkpoint-{chosen.checkpoint_steps[4]}"
-    while not awaited.exists() and child.poll() is None:
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL, "killed in the middle"
+    with child([sys.executable, "-c", code, tmp_path / "killed"]) as training:
+        until(lambda: awaited.exists() or training.poll() is not None, every=0.002)
+        training.send_signal(signal.SIGKILL)
+        assert training.wait(timeout=60) == -signal.SIGKILL, "killed in the middle"
     for checkpoint in (tmp_path / "killed").glob("checkpoint-*"):
         assert load_file(checkpoint / "model.safetensors")
         state = json.loads((checkpoint / "trainer_state.json").read_text())

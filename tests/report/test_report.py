@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from html import unescape
 
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from tests.children import run_child
 from tests.synthetic_run import DEMO, write_run
 from workbench.cli.main import app
 from workbench.heads import StoreNotWritable, WorkbenchError
@@ -116,4 +116,4 @@ def test_a_report_is_written_without_torch(runs, tmp_path):
         "from pathlib import Path; write_page(contents_of([open_run(sys.argv[1])], detectors=['induction']),"
         " Path(sys.argv[2])); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, runs[0].path, tmp_path / "r.html"], check=True)
+    run_child([sys.executable, "-c", code, runs[0].path, tmp_path / "r.html"], check=True)

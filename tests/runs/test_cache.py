@@ -21,7 +21,8 @@ def test_a_value_is_made_once_for_all_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     assert len(calls) == 1
     assert len(values) == 4
     assert len(set(map(id, values))) == 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from tests.children import run_child
 from tests.synthetic_run import DEMO, DISTANCES, STEPS, Shape, write_run
 from workbench.heads import Head, Row, WorkbenchError
 from workbench.runs import open_run
@@ -252,7 +252,7 @@ run = open_run({str(path)!r})
 run.top(), run.status(), run.metrics()
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 

@@ -17,6 +17,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
+from tests.children import child, descendants, is_running, output_of, until
 from tests.families import random_tokens
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
@@ -441,30 +442,30 @@ COMMAND = [
 ]
 
 
-def start_scan(series, out):
+def start_scan(series, out, *arguments, ignores_interrupts=False):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "workbench.cli", *COMMAND, str(series), "--out", str(out)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "workbench.cli", *COMMAND, str(series), "--out", str(out), *arguments]
+    options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
+    return child(command, ignores_interrupts=ignores_interrupts, **options)
 
 
 def wait_for_parts(process, out, n):
-    while process.poll() is None and len(list(out.glob("scores/*/*.parquet"))) < n:
-        time.sleep(0.005)
+    until(lambda: process.poll() is not None or len(list(out.glob("scores/*/*.parquet"))) >= n, every=0.005)
 
 
 def kill_until_done(series, out, seed, kills):
     """Scan in processes that are killed at random moments, then once to the end."""
     chance = random.Random(seed)
     for _ in range(kills):
-        process = start_scan(series, out)
-        wait_for_parts(process, out, len(list(out.glob("scores/*/*.parquet"))) + chance.randint(0, 3))
-        time.sleep(chance.random() * 0.05)
-        process.kill()
-        process.communicate()
+        with start_scan(series, out) as process:
+            wait_for_parts(process, out, len(list(out.glob("scores/*/*.parquet"))) + chance.randint(0, 3))
+            time.sleep(chance.random() * 0.05)
+            process.kill()
+            output_of(process)
         for part in out.glob("scores/*/*.parquet"):
             pd.read_parquet(part)
-    process = start_scan(series, out)
-    _, told = process.communicate()
+    with start_scan(series, out) as process:
+        _, told = output_of(process)
     assert process.returncode == 0, told.decode()
 
 
@@ -486,10 +487,10 @@ def test_many_kills_change_nothing(series, run, tmp_path, seed):
 
 def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(series, tmp_path):
     out = tmp_path / "run"
-    process = start_scan(series, out)
-    wait_for_parts(process, out, 1)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate()
+    with start_scan(series, out) as process:
+        wait_for_parts(process, out, 1)
+        process.send_signal(signal.SIGINT)
+        _, told = output_of(process)
     assert process.returncode == 130
     assert b"same command goes on" in told
     assert b"Traceback" not in told
@@ -497,3 +498,24 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(series, tmp_path)
     assert 3 <= n < 12
     assert n % 3 == 0
     assert not list((out / ".tmp").glob("*"))
+
+
+def test_a_scan_that_nohup_started_ends_by_sigterm_and_says_how_to_go_on(series, tmp_path):
+    out = tmp_path / "run"
+    with start_scan(series, out, ignores_interrupts=True) as process:
+        wait_for_parts(process, out, 1)
+        process.send_signal(signal.SIGTERM)
+        _, told = output_of(process)
+    assert process.returncode == 130, told.decode()
+    assert b"same command goes on" in told
+    assert len(list(out.glob("scores/*/*.parquet"))) % 3 == 0
+
+
+def test_the_workers_of_a_scan_end_when_it_is_killed(series, tmp_path):
+    out = tmp_path / "run"
+    with start_scan(series, out, "--engine", "local", "--workers", "2") as process:
+        wait_for_parts(process, out, 1)
+        started = descendants(process.pid)
+        assert sum("spawn_main" in line for line in started.values()) == 2
+        process.kill()
+        until(lambda: not any(map(is_running, started)), 60)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ import torch
 
 import workbench as wb
 from tests import linear_families
+from tests.children import run_child
 from tests.families import random_tokens, tiny
 from workbench.heads import Head, WorkbenchError
 from workbench.hooks import open_model
@@ -227,7 +227,7 @@ run = open_run({str(tmp_path)!r})
 run.map(1, 1); run.maps.find().crop(1, 1); run.maps.table()
 print(sorted({{"torch", "transformers"}} & set(sys.modules)))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ class Probings:
             with (folder / ERRORS).open("w", encoding="utf-8") as errors:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "workbench.scanning.probe_page_worker", str(folder)],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # it ends when this does: the app is gone, however it ended
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     text=True,
@@ -165,11 +165,12 @@ def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
 
 def _read_lines(probing: Probing) -> None:
     """Keep the last line that the process prints."""
+    assert probing.process.stdin is not None
     assert probing.process.stdout is not None
-    with probing.process.stdout as lines:
+    with probing.process.stdin, probing.process.stdout as lines:
         for line in lines:
             probing.progress = line.strip() or probing.progress
-    probing.process.wait()
+        probing.process.wait()
 
 
 def _end(probing: Probing) -> None:

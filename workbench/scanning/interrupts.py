@@ -1,9 +1,14 @@
-"""Ctrl-C and SIGTERM during long work: the first lets the current unit finish, the second interrupts it."""
+"""Ctrl-C and SIGTERM during long work: the first lets the current unit finish, the second interrupts it.
+
+A pool's worker leaves Ctrl-C to its parent and ends with it.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from multiprocessing import parent_process
 from types import FrameType
 from typing import Any
 
@@ -44,3 +49,19 @@ class Interrupts:
         if self._is_noted:
             raise KeyboardInterrupt
         self._is_noted = True
+
+
+def follow_parent() -> None:
+    """In a pool's worker: ignore SIGINT, which the parent handles, and end at once when the parent has ended.
+
+    A worker of the standard library's pool holds both ends of its queue: without this, it waits for ever for work of
+    a parent that was killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C on the terminal reaches every process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -2,13 +2,17 @@
 
 `python -m workbench.scanning.probe_page_worker FOLDER` reads FOLDER/request.json (checkpoint, text, probe) and writes
 FOLDER/result.safetensors. Progress is printed on stdout, one line per stage; an error is the last line on stderr.
+When stdin ends, the app has gone: so does this process, and removes FOLDER.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -87,5 +91,13 @@ def _print_stage(stage: str) -> None:
     print(stage, flush=True)
 
 
+def _end_with_the_app(folder: Path) -> None:
+    while os.read(0, 1):  # not through sys.stdin, whose lock a waiting thread would hold at the end
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_the_app, args=(Path(sys.argv[1]),), daemon=True).start()
     sys.exit(main(Path(sys.argv[1])))

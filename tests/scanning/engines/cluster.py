@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import run_child
+
 HEAD, OTHER = "10.99.17.1", "10.99.17.2"
 ADDRESS = f"{HEAD}:6399"
 # A node is declared dead after ten seconds of silence, by default after half a minute.
@@ -39,7 +41,7 @@ class Node:
 
     def run(self, *command: object) -> None:
         """A command inside, to its end."""
-        done = subprocess.run(self._inside(command), env=self.environment, capture_output=True, text=True, timeout=300)
+        done = run_child(self._inside(command), env=self.environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self, *command: object, log: Path) -> subprocess.Popen[bytes]:
@@ -50,7 +52,7 @@ class Node:
     def processes(self) -> dict[int, str]:
         """The command line of each process inside, by its number."""
         found: dict[int, str] = {}
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True).stdout
+        listed = run_child(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True).stdout
         for pid in map(int, listed.split()):
             with contextlib.suppress(OSError):
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -107,7 +109,7 @@ def two_nodes() -> Generator[tuple[Node, Node]]:
 
 
 def _lay_cable(a: Node, b: Node) -> None:
-    made = subprocess.run(["ip", "netns", "add", a.name], capture_output=True, text=True)
+    made = run_child(["ip", "netns", "add", a.name], capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"network namespaces are not permitted here: {made.stderr.strip()}")
     _ip("netns", "add", b.name)
@@ -121,7 +123,7 @@ def _lay_cable(a: Node, b: Node) -> None:
 
 def _clear(node: Node) -> None:
     """End what runs inside and take the namespace down; the cable goes with it."""
-    if subprocess.run(["ip", "netns", "pids", node.name], capture_output=True).returncode:
+    if run_child(["ip", "netns", "pids", node.name], capture_output=True).returncode:
         return
     deadline = time.monotonic() + 30
     while (left := node.processes()) and time.monotonic() < deadline:
@@ -133,4 +135,4 @@ def _clear(node: Node) -> None:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    run_child(["ip", *arguments], check=True, capture_output=True)

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from functools import partial
 
 import pytest
 
+from tests.children import child, is_running, until
 from tests.scanning.engines.workers import open_badly, open_nothing, open_worker
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.scanning.engines import Channel, Task, run_local
@@ -25,14 +24,6 @@ def run(folder, listed, *, should_stop=lambda: False, environments=TWO, opener=N
     opener = opener or partial(open_worker, folder)
     outcomes = run_local(opener, listed, Channel(events.append, should_stop), environments=environments)
     return {o.task.name: o for o in outcomes}, events
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_every_task_is_done_once_in_processes_that_see_their_own_gpu(tmp_path):
@@ -102,15 +93,8 @@ def test_workers_end_by_themselves_when_their_supervisor_is_killed(tmp_path):
     )
     (tmp_path / "main.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    with subprocess.Popen([sys.executable, str(tmp_path / "main.py"), str(tmp_path)], env=environment) as supervisor:
-        until(lambda: len(list(tmp_path.glob("*.tries"))) == 2)
+    with child([sys.executable, tmp_path / "main.py", tmp_path], env=environment) as supervisor:
+        until(lambda: len(list(tmp_path.glob("*.tries"))) == 2, 60)
         supervisor.send_signal(signal.SIGKILL)
     pids = [int((tmp_path / f"{n}.tries").read_text()) for n in "ab"]
-    until(lambda: not any(map(is_running, pids)))
-
-
-def until(holds, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not any(map(is_running, pids)), 60)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.children import run_child, until
 from tests.scanning.engines.cluster import ADDRESS, Node, two_nodes
 from tests.series import write_series
 from workbench import open_run
@@ -48,7 +48,7 @@ def whole(series, tmp_path_factory):
     """The scores of an undisturbed scan in one process."""
     out = tmp_path_factory.mktemp("runs") / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    subprocess.run([*SCAN, str(series), "--out", str(out)], env=environment, capture_output=True, check=True)
+    run_child([*SCAN, str(series), "--out", str(out)], env=environment, capture_output=True, check=True)
     return scores(out)
 
 
@@ -78,7 +78,8 @@ def test_a_killed_worker_and_a_lost_node_cost_what_was_at_hand_and_nothing_else(
         driver = head.start(*command, log=log)
         killed = kill_a_worker(head, out, driver, log)
         lost = lose_a_node(other, loss, out, driver, log)
-        assert driver.wait(timeout=1200) == 0, log.read_text()
+        until(lambda: driver.poll() is not None, 1200, failing=log.read_text)
+        assert driver.returncode == 0, log.read_text()
         run = open_run(out)
         pd.testing.assert_frame_equal(scores(out), whole, check_exact=True)
         assert run.status().is_complete

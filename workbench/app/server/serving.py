@@ -6,13 +6,15 @@ A proxy's prefix is an option, never read from a request: werkzeug's `ProxyFix` 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
+import signal
 import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,7 @@ def serve(
     access: Access | None = None,
     open_browser: bool = False,
 ) -> None:
-    """Serve the app until interrupted; port 0 takes a free one.
+    """Serve the app until interrupted, by Ctrl-C or SIGTERM; port 0 takes a free one.
 
     A host that others can reach needs a token: `access.token`, or a random one, which is printed.
 
@@ -134,12 +136,13 @@ def serve(
     _require_free(host, port)
     server = Server(host, port, app.server, handler=_Quiet)
     address = _address(host, server.server_port, access)
-    print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    threading.Thread(target=read_ahead, args=(content,), daemon=True).start()
-    if open_browser:
-        threading.Timer(0.3, webbrowser.open, [address]).start()
     try:
-        server.serve_forever()
+        with _interrupted_by_sigterm():
+            print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+            threading.Thread(target=read_ahead, args=(content,), daemon=True).start()
+            if open_browser:
+                threading.Timer(0.3, webbrowser.open, [address]).start()
+            server.serve_forever()
     except KeyboardInterrupt:
         pass
     finally:
@@ -154,6 +157,19 @@ def show(run: Any, *, height: int = 900) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     app.run(host="127.0.0.1", port=port, debug=False, jupyter_mode="inline", jupyter_height=height)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Generator[None]:
+    """Inside the block SIGTERM does what Ctrl-C does, which `nohup` ignores: the app ends its processes and files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _index(html_page: str, prefix: str) -> str:

@@ -9,7 +9,6 @@ Every finished piece of work has a file, and the same call continues from there.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +23,7 @@ from workbench.experiments.conversion.arms import PREPARED, arms_of, n_steps, pr
 from workbench.experiments.conversion.settings import Conversion
 from workbench.experiments.conversion.study_folder import add_call, claim, piece_path
 from workbench.heads import WorkbenchError
+from workbench.scanning.interrupts import follow_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _pool(workers: int) -> Generator[ProcessPoolExecutor | None]:
     if workers == 1:
         yield None
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent)
     try:
         yield pool
     except BaseException:
@@ -140,8 +140,3 @@ def _pool(workers: int) -> Generator[ProcessPoolExecutor | None]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C on the terminal reaches every process; only the parent handles it. Files are written atomically.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
