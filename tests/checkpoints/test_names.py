@@ -88,6 +88,124 @@ def test_variants_of_those_schemes_are_read(name, expected):
     assert parse_name(name) == expected
 
 
+T = 10**12
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("step0.5k", 500),
+        ("step1k", 1000),
+        ("step1.5k", 1500),
+        ("step-1.50K", 1500),
+        ("step1,000", 1000),
+        ("step1_000", 1000),
+        ("step143,000", 143_000),
+        ("step1,234,567", 1_234_567),
+        ("step_1_234_567", 1_234_567),
+        ("step=1000.0", 1000),
+        ("step2M", 2_000_000),
+        ("step0.25M", 250_000),
+        ("step1B", 10**9),
+        ("1.5k-steps", 1500),
+        ("1.5ksteps", 1500),
+        ("1,500steps", 1500),
+        ("2Msteps", 2_000_000),
+        ("1_000steps", 1000),
+        ("iter_2.5k", 2500),
+        ("checkpoint-1.5k", 1500),
+        ("checkpoint-10,000", 10_000),
+        ("ba1.5k", 1500),
+        ("1.5k", 1500),
+        ("epoch_1_500steps", 500),
+        ("500_step-7b", 500),
+        ("llama-7b-step-20k", 20_000),
+        ("TinyLlama-1.1B-intermediate-step-50K-105b", 50_000),
+        ("global_step300", 300),
+        ("checkpoint_10-step500", 500),
+    ],
+)
+def test_numbers_of_steps_are_read_with_decimals_separators_and_units(name, step):
+    said = parse_name(name)
+    assert (said.step, said.index, said.stage, said.branch, said.tokens) == (step, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "TinyLlama-1.1B-intermediate-step-955k-token-2T",
+            CheckpointName(step=955_000, tokens=2 * T, tokens_lo=T, tokens_hi=3 * T),
+        ),
+        (
+            "step1.5M-tokens2.5T",
+            CheckpointName(step=1_500_000, tokens=25 * T // 10, tokens_lo=24 * T // 10, tokens_hi=26 * T // 10),
+        ),
+        ("tokens1,000M", CheckpointName(tokens=B, tokens_lo=B - 10**6, tokens_hi=B + 10**6)),
+        ("step5-tok20B", CheckpointName(step=5, tokens=20 * B, tokens_lo=19 * B, tokens_hi=21 * B)),
+        ("iter_2BT=3", CheckpointName(step=3, tokens=2 * B, tokens_lo=B, tokens_hi=3 * B)),
+        ("step_5Btokens_3", CheckpointName(step=3, tokens=5 * B, tokens_lo=4 * B, tokens_hi=6 * B)),
+        ("chck_1M", CheckpointName(tokens=10**6, tokens_lo=0, tokens_hi=2 * 10**6)),
+        ("chck_10M", CheckpointName(tokens=10**7, tokens_lo=9 * 10**6, tokens_hi=11 * 10**6)),
+        ("chck_1.5B", CheckpointName(tokens=15 * B // 10, tokens_lo=14 * B // 10, tokens_hi=16 * B // 10)),
+        ("words-10M", CheckpointName(tokens=10**7, tokens_lo=9 * 10**6, tokens_hi=11 * 10**6)),
+        ("10M_words", CheckpointName(tokens=10**7, tokens_lo=9 * 10**6, tokens_hi=11 * 10**6)),
+        ("train_00220B", CheckpointName(tokens=220 * B, tokens_lo=219 * B, tokens_hi=221 * B)),
+        ("checkpoint-10B", CheckpointName(tokens=10 * B, tokens_lo=9 * B, tokens_hi=11 * B)),
+        ("epoch_3", CheckpointName(index=3)),
+        ("model-epoch=12", CheckpointName(index=12)),
+        ("ep7", CheckpointName(index=7)),
+        ("extension_step0000250", CheckpointName(step=250, stage="extension")),
+        ("context-extension-step250", CheckpointName(step=250, stage="extension")),
+        ("sft_checkpoint-100", CheckpointName(step=100, stage="sft")),
+        ("rlvr-step5", CheckpointName(step=5, stage="rlvr")),
+        ("CrystalCoder_phase1_checkpoint_055500", CheckpointName(step=55_500, stage="phase1")),
+    ],
+)
+def test_units_words_and_stages_around_a_number_are_read(name, expected):
+    assert parse_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("step1.5", "step1.5"),
+        ("step1.000", "step1.000"),
+        ("step12,34", "step12,34"),
+        ("step1e5", "step1e5"),
+        ("step-1.2345k", "step-1.2345k"),
+        ("step1.5-tokens3B", "step1.5"),
+        ("checkpoint-1.5", "checkpoint-1.5"),
+        ("epoch_1.5", "epoch_1.5"),
+        ("timestep5", "step5"),
+        ("step100-step200", "step200"),
+        ("step500_256", "500_256"),
+        ("step1_0000", "_0000"),
+        ("TinyLlama-1.1B-intermediate-step-50K-105b", "-105b"),
+        ("chck_10M", "chck_10M"),
+    ],
+)
+def test_a_part_that_is_not_surely_understood_is_named(name, part):
+    assert [doubt.part for doubt in parse_name(name).doubts] == [part]
+
+
+@pytest.mark.parametrize("name", ["step1.5", "step1.000", "step12,34", "step1e5", "step-1.2345k", "epoch_1.5"])
+def test_a_number_that_is_not_understood_gives_no_step(name):
+    assert not parse_name(name).gives_position
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_no_name_in_the_wild_leaves_a_doubt(name):
+    assert parse_name(name).doubts == ()
+
+
+@given(st.integers(1, 10**6), st.sampled_from([("k", 3), ("M", 6)]))
+def test_a_step_written_with_decimals_is_the_step_written_out(thousandths, unit):
+    letter, zeros = unit
+    assert parse_name(f"step{thousandths / 1000:.3f}{letter}").step == thousandths * 10 ** (zeros - 3)
+    assert parse_name(f"step{thousandths:,}").step == thousandths
+
+
 @given(st.text() | st.from_regex(r"(stage|step|ckpt_|tokens|iter|-|_|[0-9]{1,30}|[KMBT])+", fullmatch=True))
 def test_any_text_is_read_without_an_error(name):
     said = parse_name(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.checkpoints.folders import CONFIG, checkpoint, trainer_state
 from tests.children import run_child
 from workbench.checkpoints import find_checkpoints
+from workbench.cli.main import main
 from workbench.heads import NoCheckpoints, WorkbenchError
 
 B = 10**9
@@ -199,6 +201,249 @@ def test_names_that_lost_their_stage_belong_to_the_first(tmp_path):
 def test_siblings_of_one_step_are_told_apart_by_branch(tmp_path):
     folder(tmp_path, ["stage2-step47684", "stage2-step47684-mix-round5-from-2T-ckpt"])
     assert [c.branch for c in find_checkpoints(tmp_path).checkpoints] == [None, "mix-round5-from-2T-ckpt"]
+
+
+# Words before the step
+
+
+@pytest.mark.parametrize("word", ["extension_", "long-context-", "anneal_", "sft-", "dpo_"])
+def test_a_known_word_before_the_step_is_a_later_stage(tmp_path, word):
+    late = f"{word}step0000250"
+    series = find_checkpoints(folder(tmp_path, ["step0005000", "step0010000", late, "step0753851"]))
+    assert names(series) == ["step0005000", "step0010000", "step0753851", late]
+    assert series.stages == (word.strip("-_"),)
+    assert [c.step_total for c in series.checkpoints] == [5000, 10_000, 753_851, 754_101]
+
+
+def test_stages_after_pretraining_have_their_usual_order(tmp_path):
+    series = find_checkpoints(folder(tmp_path, ["rlvr_step3", "dpo_step10", "step5000", "sft_step10", "anneal_step7"]))
+    assert names(series) == ["step5000", "anneal_step7", "sft_step10", "dpo_step10", "rlvr_step3"]
+    assert [c.step_total for c in series.checkpoints] == [5000, 5007, 5017, 5027, 5030]
+
+
+UNKNOWN = [
+    ["step5000", "foo_step250"],
+    ["stage1-step5000", "foo-step250"],
+    ["pretrain_step5000", "foo_step250", "step100"],
+    ["foo_step1", "bar_step2"],
+    ["seed1-step1000", "seed2-step2000"],
+    ["lr=1e-3-step1000", "lr=1e-4-step2000"],
+    ["lr=0.01-step1000", "lr=0.001-step2000"],
+    ["seed_1-step1000", "seed_2-step2000"],
+    ["tokens-20B", "foo-tokens-10B"],
+    ["chck_10M", "foo_chck_1M"],
+    ["epoch_3", "foo_epoch_1"],
+    ["stage1-step10", "stage1-foo-step5"],
+    ["stage1-phase1-step10", "stage1-phase2-step5"],
+    ["long-context-4k-to-32k-step-5", "long-context-32k-to-64k-step-7"],
+    ["stage1-step10", "phase1-step5"],
+    ["step10", "extension_step5", "long-context-step-7"],
+]
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN, ids=" ".join)
+def test_a_word_of_unknown_order_is_asked_for(tmp_path, unknown):
+    with pytest.raises(
+        NoCheckpoints, match=r"order of the stages .* is not known.*stage_order = \[.*series\.toml"
+    ) as e:
+        find_checkpoints(folder(tmp_path, unknown))
+    assert e.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ('["", "foo"]', [("step20", 20), ("step5000", 5000), ("foo_step250", 5250)]),
+        ('["foo", ""]', [("foo_step250", 250), ("step20", 270), ("step5000", 5250)]),
+    ],
+)
+def test_the_order_of_names_without_a_stage_can_be_given(tmp_path, order, expected):
+    folder(tmp_path, ["step20", "step5000", "foo_step250"])
+    (tmp_path / "series.toml").write_text(f"stage_order = {order}\n")
+    assert [(c.name, c.step_total) for c in find_checkpoints(tmp_path).checkpoints] == expected
+
+
+def test_the_message_of_an_unknown_order_can_be_pasted(tmp_path):
+    folder(tmp_path, ["step5000", "foo_step250", "anneal_step5"])
+    with pytest.raises(NoCheckpoints) as e:
+        find_checkpoints(tmp_path)
+    line = re.search(r"stage_order = \[[^]]*\]", str(e.value))[0]
+    (tmp_path / "series.toml").write_text(line)
+    assert names(find_checkpoints(tmp_path)) == ["step5000", "anneal_step5", "foo_step250"]
+
+
+def test_an_order_without_the_names_without_a_stage_is_refused(tmp_path):
+    folder(tmp_path, ["step5000", "foo_step250"])
+    (tmp_path / "series.toml").write_text('stage_order = ["foo"]')
+    with pytest.raises(WorkbenchError, match=r'lacks "".*step5000.*stage_order = \["", "foo"\]'):
+        find_checkpoints(tmp_path)
+
+
+def test_a_stage_or_a_branch_of_the_user_settles_the_word(tmp_path):
+    folder(tmp_path, ["step5000", "foo_step250"])
+    (tmp_path / "series.toml").write_text('[checkpoints.foo_step250]\nstage = "foo"\n')
+    assert [(c.stage, c.step_total) for c in find_checkpoints(tmp_path).checkpoints] == [(None, 5000), ("foo", 5250)]
+    (tmp_path / "series.toml").write_text('[checkpoints.foo_step250]\nbranch = "foo"\n')
+    assert [(c.branch, c.step_total) for c in find_checkpoints(tmp_path).checkpoints] == [("foo", 250), (None, 5000)]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["foo_step9", "foo_step10"],
+        ["pythia-160m-seed1-step9", "pythia-160m-seed1-step10"],
+        ["0507_1235_checkpoint_step_9_epoch_1", "0507_1236_checkpoint_step_10_epoch_2"],
+        ["epoch=0-step=9", "epoch=1-step=10"],
+        ["val_loss=0.23-step=9", "val_loss=0.21-step=10"],
+        ["checkpoint-9", "tmp-checkpoint-10"],
+        ["global_step9", "step10"],
+        ["best_step9", "model_step10"],
+        ["2024-05-01T12-00-step9", "2024-05-02T13-30-step10"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_all_share_or_that_name_the_file_are_no_stage(tmp_path, same):
+    series = find_checkpoints(folder(tmp_path, same))
+    assert names(series) == same
+    assert series.stages == ()
+    assert [c.step_total for c in series.checkpoints] == [9, 10]
+
+
+def test_a_stage_after_the_name_of_the_model_is_one(tmp_path):
+    series = find_checkpoints(folder(tmp_path, ["olmo-1b-anneal-step5", "olmo-1b-step10"]))
+    assert [(c.stage, c.step_total) for c in series.checkpoints] == [(None, 10), ("anneal", 15)]
+
+
+def test_phases_are_stages(tmp_path):
+    series = find_checkpoints(
+        folder(tmp_path, ["Crystal_phase2_checkpoint_000500", "Crystal_phase1_checkpoint_055500"])
+    )
+    assert [(c.stage, c.step_total) for c in series.checkpoints] == [("phase1", 55_500), ("phase2", 56_000)]
+
+
+# Numbers
+
+
+SUITES = {
+    "Pythia": (["step0", "step1", "step512", "step1000", "step143000"], [0, 1, 512, 1000, 143_000]),
+    "stanford-crfm": (["checkpoint-100", "checkpoint-1000", "checkpoint-400000"], [100, 1000, 400_000]),
+    "OLMo": (["step1000-tokens4B", "step20000-tokens84B"], [1000, 20_000]),
+    "OLMo 2": (["stage1-step1000-tokens5B", "stage2-ingredient3-step500-tokens3B"], [1000, 1500]),
+    "SmolLM3": (["stage1-step-40000", "stage1-step-3440000", "long-context-step-4000"], [40_000, 3_440_000, 3_444_000]),
+    "FineWeb": (["step-001000-2BT", "step-010000-21BT"], [1000, 10_000]),
+    "TinyLlama": (
+        [f"TinyLlama-1.1B-intermediate-step-{at}" for at in ("50K-105b", "240k-503b", "955k-token-2T", "1431k-3T")],
+        [50_000, 240_000, 955_000, 1_431_000],
+    ),
+    "TinyLlama 1.1": (["step-5000", "step-300000"], [5000, 300_000]),
+    "BLOOM": (["global_step1000", "global_step10000"], [1000, 10_000]),
+    "decimals": (["step0.5k", "step1k", "step1.5k", "step10k", "step1M"], [500, 1000, 1500, 10_000, 1_000_000]),
+    "separators": (["step900", "step1,000", "step2_000", "step10,000"], [900, 1000, 2000, 10_000]),
+}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_suites_on_the_hub_are_ordered_with_their_steps(tmp_path, suite):
+    ordered, steps = SUITES[suite]
+    found = find_checkpoints(folder(tmp_path, reversed(ordered))).checkpoints
+    assert [(c.name, c.step_total) for c in found] == list(zip(ordered, steps, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ordered", "tokens"),
+    [
+        (["chck_1M", "chck_2M", "chck_10M", "chck_100M"], [10**6, 2 * 10**6, 10**7, 10**8]),
+        (["train_00020B", "train_00220B", "train_01000B"], [20 * B, 220 * B, 1000 * B]),
+        (["words-500k", "words-1.5M"], [500_000, 1_500_000]),
+    ],
+)
+def test_counts_of_words_or_tokens_are_positions_and_the_unit_is_said(tmp_path, ordered, tokens):
+    series = find_checkpoints(folder(tmp_path, [*reversed(ordered), "main"]))
+    assert [(c.name, c.tokens) for c in series.checkpoints] == [*zip(ordered, tokens, strict=True), ("main", None)]
+    (remark,) = series.remarks
+    assert all(name in remark for name in ordered)
+    assert "read as tokens" in remark
+
+
+def test_epochs_are_an_index(tmp_path):
+    series = find_checkpoints(folder(tmp_path, ["epoch_10", "epoch_9", "final"]))
+    assert [(c.name, c.index, c.step) for c in series.checkpoints] == [
+        ("epoch_9", 9, None),
+        ("epoch_10", 10, None),
+        ("final", None, None),
+    ]
+
+
+@pytest.mark.parametrize("mixed", [["epoch_1", "ckpt_2"], ["epoch_1", "step5"], ["chck_1M", "step5"]], ids=" ".join)
+def test_positions_of_different_kinds_are_not_ordered(tmp_path, mixed):
+    with pytest.raises(NoCheckpoints, match="cannot be put in one order"):
+        find_checkpoints(folder(tmp_path, mixed))
+
+
+def test_an_epoch_with_the_weights_of_a_step_is_its_alias(tmp_path):
+    folder(tmp_path, ["step10", "step20"])
+    checkpoint(tmp_path / "epoch_2", seed=1)
+    assert by_name(find_checkpoints(tmp_path))["epoch_2"].alias_of == "step20"
+
+
+def test_folders_of_an_epoch_without_weights_are_no_checkpoints(tmp_path):
+    folder(tmp_path, ["step10"])
+    (tmp_path / "epoch_1").mkdir()
+    (tmp_path / "train_7B").mkdir()
+    (tmp_path / "epoch_2.pt").write_bytes(b"")
+    series = find_checkpoints(tmp_path)
+    assert names(series) == ["step10"]
+    assert set(series.ignored) == {"epoch_1", "train_7B", "epoch_2.pt"}
+
+
+def test_outputs_with_a_word_of_their_own_are_no_stage(tmp_path):
+    folder(tmp_path, ["step_10"])
+    (tmp_path / "foo_step_10").mkdir()
+    series = find_checkpoints(tmp_path)
+    assert names(series) == ["step_10"]
+    assert "step_10 is the checkpoint" in series.ignored["foo_step_10"]
+
+
+@pytest.mark.parametrize("odd", ["step1.5", "timestep5", "step1e5", "run7"])
+def test_a_name_that_is_not_understood_stands_last_and_is_named(tmp_path, odd):
+    series = find_checkpoints(folder(tmp_path, ["step10", "step20", odd]))
+    assert names(series) == ["step10", "step20", odd]
+    assert [odd in remark and "stands last" in remark for remark in series.remarks] == [True]
+    (tmp_path / "series.toml").write_text(f'[checkpoints."{odd}"]\nstep = 15\n')
+    settled = find_checkpoints(tmp_path)
+    assert (names(settled), settled.remarks) == (["step10", odd, "step20"], ())
+
+
+def test_two_names_that_are_not_understood_are_refused_with_the_parts(tmp_path):
+    with pytest.raises(NoCheckpoints, match=r"'step1\.5'.*'step1\.7'"):
+        find_checkpoints(folder(tmp_path, ["step1.5", "step1.7"]))
+
+
+@pytest.mark.parametrize("twice", [["step1k", "step1000"], ["step1,000", "step1_000"], ["step0.5k", "step500"]])
+def test_one_step_in_two_spellings_is_refused(tmp_path, twice):
+    with pytest.raises(NoCheckpoints, match="weights differ"):
+        find_checkpoints(folder(tmp_path, twice))
+
+
+def test_equal_tokens_leave_the_order_to_the_steps(tmp_path):
+    series = find_checkpoints(folder(tmp_path, ["step10-tokens1000", "step9-tokens1000"]))
+    assert names(series) == ["step9-tokens1000", "step10-tokens1000"]
+
+
+def test_the_command_tells_what_is_in_doubt(tmp_path, monkeypatch, capsys):
+    folder(tmp_path, ["chck_2M", "chck_10M"])
+    for flags in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["workbench", "series", str(tmp_path), *flags])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        said = capsys.readouterr()
+        if flags:
+            answer = json.loads(said.out)
+            assert [c["name"] for c in answer["checkpoints"]] == ["chck_2M", "chck_10M"]
+            assert "read as tokens" in answer["remarks"][0]
+        else:
+            assert "read as tokens" in said.err
 
 
 # Duplicates

@@ -101,12 +101,14 @@ def _reason_to_ignore(candidate: Candidate) -> str | None:
     """Why an entry is no checkpoint; None if it is one, "" for an entry that is not worth a message."""
     name, path, kind = candidate.parsed, candidate.path, candidate.format
     if path.is_file():
+        if path.suffix in (".safetensors", *_FILES) and name.is_weak:
+            return "a bare file, and its name gives no step; put it into a folder with its config.json"
         if path.suffix == ".safetensors" and name.gives_position:
             return "a bare safetensors file; put it as model.safetensors into a folder with its config.json"
         return None if path.suffix in _FILES and name.gives_position else ""
     if not path.is_dir():
         return "a broken link" if path.is_symlink() else ""
-    if kind in _LOADABLE or (name.gives_position and not path.name.isdigit()):
+    if kind in _LOADABLE or (name.gives_position and not name.is_weak and not path.name.isdigit()):
         return None
     if kind != "none" and (name.gives_position or candidate.name in _END_NAMES):
         return None

@@ -73,14 +73,16 @@ def find_checkpoints(directory: str | Path) -> Series:
 
     Order is by stage, then by tokens or steps, branch and name, never by modification time or alphabet alone. A
     checkpoint whose name gives no position (`main`, `final`) is the last. One without a stage belongs to the first
-    stage if others have one. Steps restart in each stage, unless every stage begins at or after the end of the one
-    before; token labels likewise. `series.toml` beside the checkpoints overrides: `tokens_per_step` (a number, or a
-    table by stage), `steps = "cumulative" | "per_stage"`, `stage_order`, and rows `[checkpoints."NAME"]` with `step`,
-    `tokens`, `stage`, `branch` or `skip`.
+    stage (`pretrain`, `stage1`, `phase1`) if others have it, else it comes before the later ones that are known. A word
+    before the step that only some names have is a stage of its own (`foo_step10`); its order must be given. Steps
+    restart in each stage, unless every stage begins at or after the end of the one before; token labels likewise.
+    `series.toml` beside the checkpoints overrides: `tokens_per_step` (a number, or a table by stage),
+    `steps = "cumulative" | "per_stage"`, `stage_order` (in which "" stands for names without a stage), and rows
+    `[checkpoints."NAME"]` with `step`, `tokens`, `stage`, `branch` or `skip`.
 
     Raises:
         NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different weights,
-            steps beside token labels); the message names them.
+            steps beside token labels, stages of unknown order); the message names them.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
     candidates = find_candidates(Path(directory))
@@ -110,19 +112,26 @@ def _ordered(counted: list[Counted], order: list[str | None]) -> list[Counted]:
         members = [each for each in counted if each.entry.stage == stage]
         positioned = [each for each in members if each.entry.position is not None]
         for measure in (_tokens, _step, _index, _label):
+            if measure is _index and len({_kind(each) for each in positioned}) > 1:
+                continue
             if all(measure(each) is not None for each in positioned):
-                positioned.sort(key=lambda each: (measure(each), each.entry.branch or "", each.entry.name))
+                positioned.sort(key=lambda each: (measure(each), *_tie(each)))
                 break
         else:
             a = positioned[0].entry
             b = next((each.entry for each in positioned if _kind(each) != _kind(positioned[0])), positioned[-1].entry)
             raise NoCheckpoints(
                 f"{a.name} is at {a.position}, {b.name} at {b.position}: they cannot be put in one order; give steps"
-                f" or tokens_per_step in {SERIES_FILE}"
+                f" or tokens_per_step in {SERIES_FILE}{a.doubts_in_words}{b.doubts_in_words}"
             )
         ordered += [*positioned, *sorted((each for each in members if each.entry.position is None), key=_name)]
     # A checkpoint without stage and position, such as `main`, is the end of training, not its beginning.
     return sorted(ordered, key=lambda each: each.entry.position is None and each.entry.stage is None)
+
+
+def _tie(each: Counted) -> tuple[int, str, str]:
+    """The order of checkpoints with the same measure: by step, branch and name."""
+    return (-1 if each.step_total is None else each.step_total, each.entry.branch or "", each.entry.name)
 
 
 def _tokens(each: Counted) -> int | None:
@@ -146,7 +155,7 @@ def _name(each: Counted) -> str:
 
 
 def _kind(each: Counted) -> str:
-    """The measure of a checkpoint's position: step, index or token."""
+    """The measure of a checkpoint's position: step, index, epoch or token."""
     return (each.entry.position or "").split(" ")[0]
 
 

@@ -30,7 +30,10 @@ class Placement(BaseModel):
 
 
 class Overrides(BaseModel):
-    """The whole file. `tokens_per_step` is one number, or a table with one per stage."""
+    """The whole file. `tokens_per_step` is one number, or a table with one per stage.
+
+    In `stage_order` and in that table, "" stands for the checkpoints whose names have no stage.
+    """
 
     model_config = _STRICT
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -11,13 +13,31 @@ from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
+from workbench.checkpoints.names import Doubt, stage_of_words
 from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 
+_NUMBERED = re.compile(r"(?:stage|phase)(\d+)", re.ASCII)
 TRAINER_STATE = "trainer_state.json"
-_FIRST_STAGES = ("pretrain", "stage1")
+# Names that a remark lists.
+_FEW = 5
+_FIRST_STAGES = ("pretrain", "stage1", "phase1")
 # Stages with other names, and several stages of one rank, need a stage_order.
-_RANKS = {"pretrain": 0, "midtrain": 2, "anneal": 3, "decay": 3, "cooldown": 3, "long-context": 4}
+_RANKS = {
+    "pretrain": 0,
+    "midtrain": 2,
+    "anneal": 3,
+    "decay": 3,
+    "cooldown": 3,
+    "long-context": 4,
+    "extension": 4,
+    "sft": 5,
+    "dpo": 6,
+    "rlvr": 7,
+    "rlhf": 7,
+    "ppo": 7,
+    "grpo": 7,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +54,9 @@ class Entry:
     """A checkpoint before its totals are known.
 
     `label` is the name's token count with its bounds, `tokens_seen` the trainer's count; like `step`, both may count
-    from the start of the stage. `tokens_given` is the user's, from the beginning of training.
+    from the start of the stage. `tokens_given` is the user's, from the beginning of training. `prefix`, `doubts`
+    and `is_weak` are those of the name. `prefix` is None where the position is not the name's, or where the user gave
+    a stage or a branch.
     """
 
     name: str
@@ -48,6 +70,15 @@ class Entry:
     tokens_seen: int | None
     tokens_given: int | None
     lr: float | None
+    index_of: str = "checkpoint"
+    prefix: tuple[str, ...] | None = None
+    doubts: tuple[Doubt, ...] = ()
+    is_weak: bool = False
+
+    @property
+    def doubts_in_words(self) -> str:
+        """What the name leaves in doubt, to be put after a message; empty if nothing."""
+        return "".join(f". {self.name}: {part!r}: {reason}" for part, reason in self.doubts)
 
     @property
     def position(self) -> str | None:
@@ -55,7 +86,7 @@ class Entry:
         if self.step is not None:
             return f"step {self.step}"
         if self.index is not None:
-            return f"index {self.index}"
+            return f"{'epoch' if self.index_of == 'epoch' else 'index'} {self.index}"
         if self.tokens_given is not None:
             return f"token {self.tokens_given}"
         return None if self.label is None else f"token {self.label[0]}"
@@ -94,26 +125,45 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
                 f"{candidate.name}: {TRAINER_STATE} is of step {state.step}, not {entry.step}; it is not used"
             )
         entries.append(entry)
+    entries = _name_stages(entries, candidates.root)
+    remarks += _doubts(entries, candidates.root)
     return _join_first_stage(entries, candidates.overrides), remarks
 
 
 def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
-    """The stages in training order; checkpoints without a stage come first.
+    """The stages in training order; checkpoints without a stage come first, unless the user's order has "" elsewhere.
 
     Raises:
-        WorkbenchError: if the order is unknown, or the user's order lacks a stage.
+        NoCheckpoints: if the order is unknown; the message says what to write into `series.toml`.
+        WorkbenchError: if the user's order lacks a stage.
     """
-    present = {entry.stage for entry in entries if entry.stage is not None}
+    present: set[str] = {entry.stage for entry in entries if entry.stage is not None}
     unstaged: list[str | None] = [None] if any(entry.stage is None for entry in entries) else []
-    if overrides.stage_order is not None:
-        if missing := sorted(present - set(overrides.stage_order)):
-            raise WorkbenchError(f"stage_order {overrides.stage_order} in {SERIES_FILE} lacks {', '.join(missing)}")
-        return [*unstaged, *(stage for stage in overrides.stage_order if stage in present)]
+    positioned = [entry.name for entry in entries if entry.stage is None and entry.position is not None]
+    by_user = {row.stage for row in overrides.checkpoints.values()}
+    # The user's own row says that a checkpoint left what has no stage. A word in a name may come before or after it.
+    unknown = sorted(stage for stage in present - by_user if _rank(stage) is None) if positioned else []
+    if (given := overrides.stage_order) is not None:
+        if missing := sorted(present - set(given)):
+            raise WorkbenchError(f"stage_order {given} in {SERIES_FILE} lacks {', '.join(missing)}")
+        if unknown and "" not in given:
+            raise WorkbenchError(
+                f'stage_order {given} in {SERIES_FILE} lacks "", which stands for names without a stage, such as'
+                f" {positioned[0]}; write e.g. stage_order = {json.dumps(['', *given])}"
+            )
+        order = [stage or None for stage in given if stage in present or (stage == "" and unstaged)]
+        return order if None in order else [*unstaged, *order]
     ranks = {stage: _rank(stage) for stage in present}
-    if len(present) > 1 and len(set(ranks.values()) - {None}) < len(present):
-        raise WorkbenchError(
-            f"the order of the stages {', '.join(sorted(present))} is not known; write e.g."
-            f" stage_order = {sorted(present)} into {SERIES_FILE} beside the checkpoints"
+    if unknown or (len(present) > 1 and len(set(ranks.values()) - {None}) < len(present)):
+        by_rank = sorted(present, key=lambda stage: (ranks[stage] or (math.inf, 0), stage))
+        examples = {stage: next(entry.name for entry in entries if entry.stage == stage) for stage in by_rank}
+        parts = [f"{stage} ({name})" for stage, name in examples.items()]
+        if positioned:
+            parts.insert(0, f'"", the names without a stage ({positioned[0]})')
+        raise NoCheckpoints(
+            f"the order of the stages {', '.join(parts)} is not known; write them in the order of training as e.g."
+            f" stage_order = {json.dumps([''] * bool(positioned) + by_rank)} into {SERIES_FILE} beside the checkpoints,"
+            " or give single ones a stage, a branch or skip = true there. Separate runs belong into separate folders"
         )
     return [*unstaged, *sorted(present, key=lambda stage: ranks[str(stage)] or (0, 0))]
 
@@ -133,6 +183,7 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
     Raises:
         NoCheckpoints: naming two checkpoints of one position with different weights, or two without a position.
     """
+    entries = _without_weak_positions(entries)
     aliases: dict[str, str] = {}
     outputs: dict[str, str] = {}
     holders: dict[tuple[str | None, str | None, str], Entry] = {}
@@ -157,6 +208,17 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
     return [entry for entry in entries if entry.name not in outputs], aliases, outputs
 
 
+def _without_weak_positions(entries: list[Entry]) -> list[Entry]:
+    """Take the epoch or the count from a checkpoint whose weights are those of one with a step."""
+    firm = [entry for entry in entries if entry.position is not None and not entry.is_weak]
+    return [
+        replace(entry, index=None, label=None)
+        if entry.is_weak and any(same_weights(other.path, entry.path) for other in firm)
+        else entry
+        for entry in entries
+    ]
+
+
 def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], loose: dict[str | None, Entry]) -> None:
     """Treat a checkpoint without a position as an alias of another, or as the last of its stage, which is unique."""
     for other in reversed(entries):
@@ -169,6 +231,7 @@ def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], l
         raise NoCheckpoints(
             f"{last.name} and {entry.name}: neither name says where in training it stands, and their weights"
             f" differ; give one a step in {SERIES_FILE}, e.g. [checkpoints.{entry.name!r}] step = 1000"
+            f"{last.doubts_in_words}{entry.doubts_in_words}"
         )
 
 
@@ -213,7 +276,66 @@ def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> 
         tokens_seen=state.tokens if state else None,
         tokens_given=row.tokens,
         lr=state.lr if state else None,
+        index_of=name.index_of,
+        prefix=name.prefix if name.gives_position and row.stage is None and row.branch is None else None,
+        doubts=() if row.step is not None or row.tokens is not None else name.doubts,
+        is_weak=name.is_weak and step is None and row.tokens is None,
     )
+
+
+def _name_stages(entries: list[Entry], root: Path) -> list[Entry]:
+    """Make a stage of the words that distinguish some names from others: `foo` in `foo_step10` beside `step20`.
+
+    Words that all names have in common are the model's or the run's. Folders without weights are outputs of a step
+    more often than stages, so they get none where others have weights.
+    """
+    placed = [entry for entry in entries if entry.prefix is not None and entry.path != root]
+    placed = [entry for entry in placed if entry.format != "none"] or placed
+    prefixes = [entry.prefix or () for entry in placed]
+    first = _n_common(prefixes)
+    rests = [prefix[first:] for prefix in prefixes]
+    last = _n_common([rest[::-1] for rest in rests])
+    words = {entry.name: rest[: len(rest) - last] for entry, rest in zip(placed, rests, strict=True)}
+    words_of: dict[str | None, set[tuple[str, ...]]] = {}
+    for entry in placed:
+        words_of.setdefault(entry.stage, set()).add(words[entry.name])
+    renamed: list[Entry] = []
+    for entry in entries:
+        own = words.get(entry.name, ())
+        if own and entry.stage is None:
+            entry = replace(entry, stage=stage_of_words(own))
+        elif own and len(words_of[entry.stage]) > 1:
+            entry = replace(entry, stage="-".join([str(entry.stage), *own]))
+        renamed.append(entry)
+    return renamed
+
+
+def _n_common(prefixes: list[tuple[str, ...]]) -> int:
+    """The number of words with which all prefixes begin."""
+    n = 0
+    for words in zip(*prefixes, strict=False):
+        if len(set(words)) > 1:
+            break
+        n += 1
+    return n
+
+
+def _doubts(entries: list[Entry], root: Path) -> list[str]:
+    """What the names leave in doubt, one sentence for all names with the same doubt."""
+    named: dict[str, list[str]] = {}
+    for entry in entries:
+        last = "" if entry.position is not None else ", so it stands last"
+        for part, reason in entry.doubts:
+            named.setdefault(reason + last, []).append(f"{entry.name} ({part!r})")
+        if last and not entry.doubts and entry.path != root and re.search(r"\d", entry.name):
+            named.setdefault(f"no number in the name is a position in training{last}", []).append(entry.name)
+    remarks: list[str] = []
+    for reason, names in named.items():
+        more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+        remarks.append(
+            f"{', '.join(names[:_FEW])}{more}: {reason}. If that is wrong, give the step or the tokens in {SERIES_FILE}"
+        )
+    return remarks
 
 
 def _join_first_stage(entries: list[Entry], overrides: Overrides) -> list[Entry]:
@@ -221,7 +343,8 @@ def _join_first_stage(entries: list[Entry], overrides: Overrides) -> list[Entry]
     present = {entry.stage for entry in entries}
     known = overrides.stage_order or _FIRST_STAGES
     first = next((stage for stage in known if stage in present), None)
-    if first is None:
+    by_user = {row.stage for row in overrides.checkpoints.values()}
+    if first is None or "" in known or follows_another(first) or (_rank(first) is None and first not in by_user):
         return entries
     return [
         replace(entry, stage=first) if entry.stage is None and entry.position is not None else entry
@@ -230,9 +353,8 @@ def _join_first_stage(entries: list[Entry], overrides: Overrides) -> list[Entry]
 
 
 def _rank(stage: str) -> tuple[int, int] | None:
-    number = stage.removeprefix("stage")
-    if stage.startswith("stage") and number.isdigit():
-        return 1, int(number)
+    if match := _NUMBERED.fullmatch(stage):
+        return 1, int(match[1])
     return (_RANKS[stage], 0) if stage in _RANKS else None
 
 

@@ -27,7 +27,7 @@ def series(
     checkpoints = find_checkpoints(directory)
     records = checkpoints.records()
     if as_json:
-        print_json({"checkpoints": records, "ignored": checkpoints.ignored})
+        print_json({"checkpoints": records, "ignored": checkpoints.ignored, "remarks": checkpoints.remarks})
         return
     columns = (
         *("name", "stage", "branch", "step", "step_total", "tokens", "tokens_source"),
@@ -36,6 +36,8 @@ def series(
     print_table(columns, [[r.get(c) for c in columns] for r in records])
     for name, reason in dict(checkpoints.ignored).items():
         warn(f"ignored {name}: {reason}")
+    for remark in checkpoints.remarks:
+        warn(remark)
 
 
 def scan(
