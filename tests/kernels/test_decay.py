@@ -198,15 +198,14 @@ def test_snapshots_are_the_states_on_the_way(case, at, backend, generator, poiso
 @pytest.mark.parametrize("backend", BACKENDS.values())
 def test_snapshots_that_do_not_rise_inside_every_sequence_are_refused(backend, at, through, generator):
     p = problem("packed and gated", generator)
-    with pytest.raises(
-        WorkbenchError,
-        match=rf"snapshots {re.escape(str(list(at)))} were given; expected rising token counts from 1 to 33, .*: sort",
-    ):
-        if through == "the function":
-            forward(backend)(p["q"], p["k"], p["v"], p["log_decay"], snapshots=at, **p["options"])
-        else:
-            call = dict(log_decay=p["log_decay"], snapshots=at, backend=backend, **p["options"])
-            ops.linear_attention(p["q"], p["k"], p["v"], **call)
+    q, k, v, log_decay, options = *(p[x] for x in ("q", "k", "v", "log_decay")), p["options"]
+    run = {
+        "the function": lambda: forward(backend)(q, k, v, log_decay, snapshots=at, **options),
+        "the op": lambda: ops.linear_attention(q, k, v, log_decay=log_decay, snapshots=at, backend=backend, **options),
+    }[through]
+    given = re.escape(str(list(at)))
+    with pytest.raises(WorkbenchError, match=rf"snapshots {given} were given; .* counts from 1 to 33, .*: sort them"):
+        run()
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values())
