@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import contextmanager
 
@@ -28,11 +29,19 @@ def eager_patterns(model: PreTrainedModel, tokens, attention_mask=None):
         if type(mixer).__name__ == "MiniMaxLightningAttention"
     ]
     with torch.no_grad(), _granite_with_its_sink():
-        out = model(input_ids=tokens, attention_mask=attention_mask, output_attentions=True, use_cache=False)
+        given = {"attention_mask": attention_mask, **_positions(model, attention_mask)}
+        out = model(input_ids=tokens, **given, output_attentions=True, use_cache=False)
     for handle in handles:
         handle.remove()
     patterns = [attended.get(i, a).double() for i, a in enumerate(out.attentions)]
     return patterns, out.logits, sorted(attended)
+
+
+def _positions(model, attention_mask):
+    """Positions counted from the first valid token, for a family that takes them."""
+    takes_them = "position_ids" in inspect.signature(model.forward).parameters
+    is_left_padded = attention_mask is not None and not bool(attention_mask[:, 0].all())
+    return {"position_ids": (attention_mask.cumsum(-1) - 1).clamp_min(0)} if takes_them and is_left_padded else {}
 
 
 @contextmanager

@@ -81,6 +81,8 @@ def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # RoFormer's table of sines and cosines
             if parameter.ndim >= 2:
                 is_attention = any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key", "c_attn"))
                 parameter.normal_(0, 0.4 if is_attention else 0.15, generator=generator)

@@ -46,7 +46,7 @@ def test_a_child_that_is_to_ignore_interrupts_does():
 
 
 def test_a_test_that_fails_leaves_no_child_and_none_of_its_group():
-    with pytest.raises(ZeroDivisionError), child(STUBBORN, start_new_session=True, **PIPES) as process:
+    with pytest.raises(ZeroDivisionError), child(STUBBORN, start_new_session=True, **PIPES) as process:  # noqa: PT012
         assert first_line(process, process.stdout) == "begun\n"
         started = [process.pid, *descendants(process.pid)]
         assert len(started) == 2

@@ -21,7 +21,7 @@ def test_scores_equal_brute_force_over_eager_patterns(family, n_tokens):
     assert_same(table, scores(eager_twin(family), tokens, far_window=5), 1e-5)
 
 
-@pytest.mark.parametrize("family", OLDER_CONFIGS)
+@pytest.mark.parametrize("family", [f for f in OLDER_CONFIGS if f != "trocr"])
 def test_left_padded_scores_equal_brute_force_over_valid_tokens(family):
     tokens = random_tokens(3, 41)
     mask = (torch.arange(41) >= torch.tensor([0, 7, 23])[:, None]).long()

@@ -1,11 +1,13 @@
 """Linear attention, chunked torch and interpreted Triton, forward and backward, against the recurrence in float64."""
 
+import re
 from itertools import pairwise
 
 import pytest
 import torch
 
 from workbench.heads import WorkbenchError
+from workbench.kernels import ops
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.linear.decay import (
     LinearInputs,
@@ -189,6 +191,31 @@ def test_snapshots_are_the_states_on_the_way(case, at, backend, generator, poiso
     assert found.snapshots.shape == exact.snapshots.shape
     assert rms(found.snapshots, exact.snapshots) <= 2e-6
     assert rms(found.out, exact.out) <= 2e-6
+
+
+@pytest.mark.parametrize("through", ["the function", "the op"])
+@pytest.mark.parametrize("at", [(40, 20), (20, 20), (1, 38), (-1,), (0,), (0, 5), (57,), (64,)])
+@pytest.mark.parametrize("backend", BACKENDS.values())
+def test_snapshots_that_do_not_rise_inside_every_sequence_are_refused(backend, at, through, generator):
+    p = problem("packed and gated", generator)
+    q, k, v, log_decay, options = *(p[x] for x in ("q", "k", "v", "log_decay")), p["options"]
+    run = {
+        "the function": lambda: forward(backend)(q, k, v, log_decay, snapshots=at, **options),
+        "the op": lambda: ops.linear_attention(q, k, v, log_decay=log_decay, snapshots=at, backend=backend, **options),
+    }[through]
+    given = re.escape(str(list(at)))
+    with pytest.raises(WorkbenchError, match=rf"snapshots {given} were given; .* counts from 1 to 33, .*: sort them"):
+        run()
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values())
+def test_snapshots_of_a_batch_end_with_its_length(backend, generator):
+    p = problem("one token", generator)
+    call = forward(backend)
+    found = call(p["q"], p["k"], p["v"], p["log_decay"], snapshots=(1,), **p["options"])
+    assert torch.equal(found.snapshots[:, 0], found.state)
+    with pytest.raises(WorkbenchError, match=r"snapshots \[2\] were given; expected rising token counts from 1 to 1"):
+        call(p["q"], p["k"], p["v"], p["log_decay"], snapshots=(2,), **p["options"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values())

@@ -98,6 +98,10 @@ def linear_attention(  # noqa: PLR0913  # public keywords
     Args:
         log_decay: g <= 0, −slope per head or a gate per token. Gradients flow into it; none flow out of snapshots.
         cu_seqlens: bounds of packed sequences, for a batch of one; `initial_state` then holds one state each.
+        snapshots: rising token counts, from 1 to the length of the shortest sequence.
+
+    Raises:
+        WorkbenchError: for other snapshots, or bounds that do not cover the tokens.
     """
     chosen = choose_for("linear_attention", (q, v), backend).backend
     gate = log_decay[None, :, None] if log_decay.ndim == 1 else log_decay

@@ -41,6 +41,11 @@ class Sequences:
         """True if some sequence holds more than one document."""
         return self.n_documents > len(self.tokens)
 
+    @property
+    def is_left_padded(self) -> bool:
+        """True if some sequence begins with padding."""
+        return not bool(self.valid[:, 0].all())
+
     def positions(self) -> Int[Tensor, "b t"]:
         """Each token's position in its document; a run of padding counts as a document of its own."""
         position = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.document)

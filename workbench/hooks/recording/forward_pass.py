@@ -1,6 +1,7 @@
 """Forward passes of a recording: answers, logits and head outputs, in one pass or in pieces through the model's cache.
 
-Two ways to run do not fit every model and are checked here: packed documents, and pieces through the cache.
+Three ways to run do not fit every model and are checked here: packed documents, padding on the left, and pieces
+through the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
@@ -25,7 +26,7 @@ from workbench.hooks.recording.cells import Sequences, sequences
 from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
 from workbench.hooks.taps.eager import blocks, handling, is_without_interface
-from workbench.hooks.taps.linear.linear_reading import changing_linear
+from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 
@@ -38,7 +39,8 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
     """Tokens or a probe on the model's device, checked against what the model takes.
 
     Raises:
-        WorkbenchError: for tokens outside the vocabulary or longer than the model takes, or a mask that does not fit.
+        WorkbenchError: for tokens outside the vocabulary or longer than the model takes, a mask that does not fit, or
+            padding on the left in a model that counts positions from the first column and takes no others.
     """
     if isinstance(tokens, Probe):
         batch = sequences(tokens.tokens.to(model.device), tokens.attention_mask)
@@ -56,6 +58,7 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
         mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else attention_mask[None]
         batch = sequences(ids.to(model.device), mask)
     _check(model.config.get_text_config(), batch.tokens)
+    _check_left_padding(model, batch)
     return batch
 
 
@@ -215,6 +218,9 @@ def _forward(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], 
         options["position_ids"] = batch.positions()
     elif not bool(batch.valid.all()):
         options["attention_mask"] = batch.valid[:, : queries.stop].long()
+        if batch.is_left_padded and _takes_positions(model):
+            # Families with learned positions count them from the first column, not from the first valid token.
+            options["position_ids"] = batch.positions()[:, queries]
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         # No index would mean all rows, so that the last row stands in for none.
         indices = rows - queries.start if len(rows) else torch.tensor([queries.stop - queries.start - 1])
@@ -222,6 +228,37 @@ def _forward(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], 
     out = model(**options)
     out.logits = out.logits[:, rows - queries.start] if len(rows) else out.logits[:, -1:]
     return out
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
+    """Refuse left padding where positions cannot be given and the model's numbers depend on them.
+
+    Found by running a short text alone and behind padding. Relative positions, ALiBi and recurrences give the same.
+    """
+    # A recurrence has no positions; packed documents have their own check.
+    if not batch.is_left_padded or batch.is_packed or _takes_positions(model) or linear_layers(model):
+        return
+    n_tokens = min(batch.tokens.shape[1], 12)
+    n_padding = max(1, n_tokens // 3)
+    n_text, vocabulary = n_tokens - n_padding, int(model.config.get_text_config().vocab_size)
+    text = torch.arange(n_text, device=model.device)[None] % vocabulary
+    padded = pad(text, (n_padding, 0))
+    valid = pad(torch.ones_like(text), (n_padding, 0))
+    # The plain handler keeps interventions that are in force out of the two passes.
+    with torch.no_grad(), handling(model, lambda call: call.output()):
+        alone = model(input_ids=text, use_cache=False).logits.float()
+        behind = model(input_ids=padded, attention_mask=valid, use_cache=False).logits[:, n_padding:].float()
+    # Tiny RoFormer, relative by sines and cosines: 4e-7 in float32, 1.2e-2 in bfloat16; TrOCR, learned: 1.3.
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    if not bool((alone - behind).abs().max() <= tolerance * alone.abs().max()):
+        raise WorkbenchError(
+            f"{type(model).__name__} was given padding on the left, but counts positions from the first column and "
+            "takes no position_ids; expected padding on the right: move it there"
+        )
 
 
 def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:

@@ -26,7 +26,14 @@ from torch import Tensor
 from workbench.kernels.dialect import arch_of, launching_on, precision_of
 from workbench.kernels.launch_shapes import linear_config, step_config
 from workbench.kernels.linear import decay_triton
-from workbench.kernels.linear.segments import Segments, cut_segments, join_segments, segment_decay, sequence_bounds
+from workbench.kernels.linear.segments import (
+    Segments,
+    check_snapshots,
+    cut_segments,
+    join_segments,
+    segment_decay,
+    sequence_bounds,
+)
 
 CHUNK = 64
 # Tokens that one program works through: long enough to read k and v little more than once, short enough to fill a GPU.
@@ -78,6 +85,7 @@ def chunked_linear(inputs: LinearInputs, *, snapshots: Sequence[int] = (), chunk
     """Linear attention in torch, on any device: a chunk's own rows as a small matrix, the past through the state."""
     q, v, cu_seqlens = inputs.q, inputs.v, inputs.cu_seqlens
     bounds = inputs.bounds()
+    check_snapshots(snapshots, bounds)
     wide = torch.promote_types(q.dtype, torch.float32)
     outs: list[Tensor] = []
     finals: list[Tensor] = []

@@ -19,7 +19,7 @@ class Segments:
     """`table`: (batch row, first token, one past the last) of each segment, in order of sequences.
 
     `levels`: for n = 0, 1, ... the n-th segments of all sequences that have one, as (segments, their sequences).
-    `snapshots[s, i]`: the segment after which sequence s has seen the tokens of the i-th snapshot; −1: none.
+    `snapshots[s, i]`: the segment after which sequence s has seen the tokens of the i-th snapshot.
     """
 
     table: Int[Tensor, "n three"]
@@ -49,25 +49,36 @@ def sequence_bounds(n_batch: int, n_tokens: int, cu_seqlens: Sequence[int] | Non
 
 
 def check_snapshots(snapshots: Sequence[int], bounds: list[tuple[int, int, int]]) -> None:
-    """Refuse snapshots that are not inside every sequence."""
-    shortest = min(last - first for _, first, last in bounds)
+    """Refuse snapshots that do not rise, or are not inside every sequence.
+
+    Raises:
+        WorkbenchError: for descending or repeated token counts, or one below 1 or beyond the shortest sequence.
+    """
+    if len(snapshots) == 0:
+        return
+    shortest = min((last - first for _, first, last in bounds), default=0)
     if list(snapshots) != sorted(set(snapshots)) or any(not 0 < n <= shortest for n in snapshots):
         raise WorkbenchError(
             f"snapshots {list(snapshots)} were given; expected rising token counts from 1 to {shortest}, the length of "
-            "the shortest sequence"
+            "the shortest sequence: sort them and leave the others out"
         )
 
 
 def cut_segments(
     bounds: list[tuple[int, int, int]], segment: int, snapshots: Sequence[int], device: torch.device
 ) -> Segments:
-    """Segments of at most `segment` tokens; every snapshot ends a segment."""
+    """Segments of at most `segment` tokens; every snapshot ends a segment.
+
+    Raises:
+        WorkbenchError: for snapshots that do not rise, or are not inside every sequence.
+    """
+    check_snapshots(snapshots, bounds)
     rows: list[tuple[int, int, int]] = []
     levels: dict[int, list[tuple[int, int]]] = {}
     taken: list[list[int]] = []
     for sequence, (b, first, last) in enumerate(bounds):
         edges = sorted({*range(first, last, segment), *(first + n for n in snapshots if first + n < last), last})
-        segment_at = {0: -1}
+        segment_at: dict[int, int] = {}
         for level, (t0, t1) in enumerate(pairwise(edges)):
             levels.setdefault(level, []).append((len(rows), sequence))
             segment_at[t1 - first] = len(rows)
