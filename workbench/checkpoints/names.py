@@ -189,8 +189,8 @@ def parse_name(name: str) -> CheckpointName:
     label = _token_label(text)
     rest = text if label is None else text[: label.start] + "-" + text[label.end :]
     rest = rest.strip("-_")
-    found = next((found for pattern in _STEPS if (found := _step(pattern, rest))), None)
-    step, match = found or (None, None)
+    step_and_match = next((read for pattern in _STEPS if (read := _step(pattern, rest))), None)
+    step, match = step_and_match or (None, None)
     doubts: list[Doubt] = []
     index = None
     is_weak = False
@@ -310,9 +310,9 @@ def _doubts(rest: str, match: re.Match[str] | None, *, is_placed: bool) -> list[
         if left := _NUMBER_LEFT.match(rest, match.end()):
             doubts.append(Doubt(left[0], "the number after the step is not read"))
         rest = rest[: match.start()] + "-" + rest[match.end() :]
-    unread = [found[0] for found in _UNREAD.finditer(rest)]
+    unread = [hit[0] for hit in _UNREAD.finditer(rest)]
     if not is_placed:
-        unread = unread or [found[0] for found in _UNREAD_ALONE.finditer(rest)]
+        unread = unread or [hit[0] for hit in _UNREAD_ALONE.finditer(rest)]
     return [*doubts, *(Doubt(part, "it looks like a position and is not understood") for part in unread)]
 
 

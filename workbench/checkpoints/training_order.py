@@ -143,15 +143,15 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
     by_user = {row.stage for row in overrides.checkpoints.values()}
     # The user's own row says that a checkpoint left what has no stage. A word in a name may come before or after it.
     unknown = sorted(stage for stage in present - by_user if _rank(stage) is None) if positioned else []
-    if (given := overrides.stage_order) is not None:
-        if missing := sorted(present - set(given)):
-            raise WorkbenchError(f"stage_order {given} in {SERIES_FILE} lacks {', '.join(missing)}")
-        if unknown and "" not in given:
+    if (user_order := overrides.stage_order) is not None:
+        if missing := sorted(present - set(user_order)):
+            raise WorkbenchError(f"stage_order {user_order} in {SERIES_FILE} lacks {', '.join(missing)}")
+        if unknown and "" not in user_order:
             raise WorkbenchError(
-                f'stage_order {given} in {SERIES_FILE} lacks "", which stands for names without a stage, such as'
-                f" {positioned[0]}; write e.g. stage_order = {json.dumps(['', *given])}"
+                f'stage_order {user_order} in {SERIES_FILE} lacks "", which stands for names without a stage, such as'
+                f" {positioned[0]}; write e.g. stage_order = {json.dumps(['', *user_order])}"
             )
-        order = [stage or None for stage in given if stage in present or (stage == "" and unstaged)]
+        order = [stage or None for stage in user_order if stage in present or (stage == "" and unstaged)]
         return order if None in order else [*unstaged, *order]
     ranks = {stage: _rank(stage) for stage in present}
     if unknown or (len(present) > 1 and len(set(ranks.values()) - {None}) < len(present)):
