@@ -21,8 +21,8 @@ class Probe:
 
     `attention_mask`: 0 or False on padding; elsewhere 1 or True, or the number of a packed document.
     `answer_rows`: (sequence, row), sorted; row r predicts the token at r + 1. None: no answers.
-    `target_cells`: (sequence, row, key), sorted; the key holds a copy of the token that the row predicts. None: none
-    known.
+    `target_cells`: (sequence, row, key), sorted, each once; the key holds a copy of the token that the row predicts.
+    None: none known.
     `classes`: of each answer row, the number that `class_name` names: `distance` in tokens between the row and its
     source, `position` of the row, or another, such as `depth` or `hops`. `metric` is the name under which the share of
     right answers is stored; None: only the loss is stored.
@@ -60,11 +60,11 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
     is_paired: bool = False,
     documents: Int[Tensor, "n_documents 3"] | None = None,
 ) -> Probe:
-    """Check the fields of a Probe against each other, sort the answers, and add the digest.
+    """Check the fields of a Probe against each other, sort the answers, take each target cell once, add the digest.
 
     Raises:
-        WorkbenchError: if an answer row has no next token, a target cell lies in the future or holds another token than
-            the row's answer, or `class_name` is not a word of small letters.
+        WorkbenchError: if an answer row has no next token, a target cell lies outside of the tokens, in the future, or
+            holds another token than the row's answer, or `class_name` is not a word of small letters.
     """
     if not re.fullmatch(r"[a-z]+", class_name):
         raise WorkbenchError(f"class_name is {class_name!r}; expected small letters, as in 'distance' or 'hops'")
@@ -76,8 +76,16 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
         if len(answer_rows) and int(answer_rows[:, 1].max()) > tokens.shape[1] - 2:
             raise WorkbenchError(f"probe {name!r} has an answer row at the last token, which predicts nothing")
     if target_cells is not None:
-        sequence, row, key = target_cells.unbind(-1)
-        target_cells = target_cells[torch.argsort(sequence * tokens.shape[1] + row, stable=True)]
+        cells = torch.unique(target_cells, dim=0)
+        sequence, row, key = cells.unbind(-1)
+        sizes = cells.new_tensor([len(tokens), tokens.shape[1] - 1, tokens.shape[1]])
+        is_outside = ((cells < 0) | (cells >= sizes)).any(-1)
+        if bool(is_outside.any()):
+            raise WorkbenchError(
+                f"probe {name!r} has the target cell {tuple(cells[is_outside][0].tolist())}; expected (sequence, row, "
+                f"key) inside of {tuple(tokens.shape)} tokens, with a token after the row: leave the others out"
+            )
+        target_cells = cells
         if bool((key > row).any()):
             raise WorkbenchError(f"probe {name!r} has a target cell in the future of its row")
         if bool((tokens[sequence, key] != tokens[sequence, row + 1]).any()):

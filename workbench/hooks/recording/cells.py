@@ -61,7 +61,9 @@ CellRule = Callable[[Sequences], Int[Tensor, "n_cells 3"]]
 class CellSum:
     """A need of one's own: per row, the attention on the (sequence, row, key) cells that `cells` lists.
 
-    Rows are those with at least one cell. Cells on padding or across packed documents do not count.
+    Rows are those with at least one cell. Cells on padding or across packed documents do not count. `cells` may list
+    them in any order and more than once: each cell counts once. Cells outside the sequences or in the future of their
+    row are refused.
     """
 
     name: str
@@ -105,6 +107,67 @@ def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) 
         first=torch.where(valid, start, first_valid),
         n_documents=int(is_start.sum()),
     )
+
+
+def counted_cells(cells: Tensor, tokens: Int[Tensor, "b t"], *, source: str) -> Int[Tensor, "n_distinct 3"]:
+    """The distinct cells, sorted by (sequence, row, key).
+
+    Raises:
+        WorkbenchError: naming `source`, for a list of another shape or type, or a cell outside the sequences or in the
+            future of its row.
+    """
+    _check_list(cells, ("sequence", "row", "key"), source)
+    _check_inside(cells, (*tokens.shape, tokens.shape[1]), source)
+    is_future = cells[:, 2] > cells[:, 1]
+    if bool(is_future.any()):
+        raise WorkbenchError(
+            f"{source} lists the cell {tuple(cells[is_future][0].tolist())}, whose key lies in the future of its row; "
+            "expected (sequence, row, key) with key <= row: leave the others out"
+        )
+    return _distinct(cells.to(tokens.device).long(), tokens.shape[1])
+
+
+def counted_rows(rows: Tensor, batch: Sequences, *, source: str) -> Int[Tensor, "n_distinct 2"]:
+    """The distinct rows that are no padding, sorted by (sequence, row).
+
+    Raises:
+        WorkbenchError: naming `source`, for a list of another shape or type, or a row outside the sequences.
+    """
+    _check_list(rows, ("sequence", "row"), source)
+    _check_inside(rows, tuple(batch.tokens.shape), source)
+    rows = _distinct(rows.to(batch.tokens.device).long(), batch.tokens.shape[1])
+    return rows[batch.valid[rows[:, 0], rows[:, 1]]]
+
+
+def _check_list(entries: Tensor, names: tuple[str, ...], source: str) -> None:
+    is_whole = not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool)
+    if entries.ndim != 2 or entries.shape[1] != len(names) or not is_whole:
+        raise WorkbenchError(
+            f"{source} gives {entries.dtype} of shape {tuple(entries.shape)}; expected whole numbers of shape "
+            f"(n, {len(names)}), the columns {', '.join(names)}: stack them along the last axis"
+        )
+
+
+def _check_inside(entries: Int[Tensor, "n w"], sizes: tuple[int, ...], source: str) -> None:
+    is_outside = ((entries < 0) | (entries >= entries.new_tensor(sizes))).any(-1)
+    if bool(is_outside.any()):
+        raise WorkbenchError(
+            f"{source} lists {tuple(entries[is_outside][0].tolist())}, outside of the {sizes[0]} sequences of "
+            f"{sizes[1]} tokens; expected sequences 0 to {sizes[0] - 1} and tokens 0 to {sizes[1] - 1}: leave the "
+            "others out"
+        )
+
+
+def _distinct(entries: Int[Tensor, "n w"], n_tokens: int) -> Int[Tensor, "m w"]:
+    code = entries[:, 0]
+    for column in entries.unbind(-1)[1:]:
+        code = code * n_tokens + column
+    if bool((code.diff() > 0).all()):  # most lists are sorted already
+        return entries
+    code, order = torch.sort(code)
+    is_new = torch.ones_like(code, dtype=torch.bool)
+    is_new[1:] = code.diff() != 0
+    return entries[order[is_new]]
 
 
 def previous_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:

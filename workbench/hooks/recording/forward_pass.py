@@ -22,7 +22,7 @@ from workbench.heads import Head, LayerInfo, WorkbenchError
 from workbench.hooks.interventions.ablation import Ablation
 from workbench.hooks.interventions.targets import ChosenHeads, HeadKey
 from workbench.hooks.interventions.windows import Interventions
-from workbench.hooks.recording.cells import Sequences, sequences
+from workbench.hooks.recording.cells import Sequences, counted_cells, sequences
 from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
 from workbench.hooks.taps.eager import blocks, handling, is_without_interface
@@ -45,10 +45,12 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
     if isinstance(tokens, Probe):
         batch = sequences(tokens.tokens.to(model.device), tokens.attention_mask)
         answers, targets = tokens.answer_rows, tokens.target_cells
+        if targets is not None:
+            targets = counted_cells(targets, batch.tokens, source=f"target_cells of probe {tokens.name!r}")
         batch = replace(
             batch,
             answers=None if answers is None else answers.to(model.device),
-            targets=None if targets is None else targets.to(model.device),
+            targets=targets,
             needles=None if tokens.needles is None else tokens.needles.to(model.device),
             is_paired=tokens.is_paired,
             documents=None if tokens.documents is None else tokens.documents.to(model.device),

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo
-from workbench.hooks.recording.cells import Sequences, merge, on_rows, rows_of, within_documents
+from workbench.hooks.recording.cells import Sequences, counted_cells, merge, on_rows, rows_of, within_documents
 from workbench.hooks.recording.needs import (
     PER_KEY_NEEDS,
     PER_ROW_NEEDS,
@@ -72,7 +72,10 @@ class Reduction:
         self._picked = self._sampled
         if batch.targets is not None:
             self._picked = torch.unique(torch.cat([self._sampled, batch.targets[:, 1]]))
-        all_cells = [within_documents(c.cells(batch), batch) for c in self._cell_sums]
+        all_cells = [
+            within_documents(counted_cells(c.cells(batch), batch.tokens, source=f"the CellSum {c.name!r}"), batch)
+            for c in self._cell_sums
+        ]
         self._sets = [
             on_rows(cells, self._sampled) if self._is_thinned and not _is_whole(c.name) else cells
             for c, cells in zip(self._cell_sums, all_cells, strict=True)

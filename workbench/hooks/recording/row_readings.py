@@ -19,7 +19,7 @@ from transformers.masking_utils import causal_mask_function
 
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.interventions.windows import Interventions, one_head
-from workbench.hooks.recording.cells import Sequences
+from workbench.hooks.recording.cells import Sequences, counted_rows
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.hooks.taps.linear import LinearCall
 
@@ -32,7 +32,9 @@ _NO_HEAD_WEIGHTS = (AttributeError, NotImplementedError, ValueError, IndexError)
 
 @dataclass(frozen=True, slots=True)
 class RowReading:
-    """A need of one's own that reads whole rows, those that `rows` lists, sorted.
+    """A need of one's own that reads whole rows, those that `rows` lists: each once, sorted, without padding.
+
+    `rows` may list them in any order and more than once; rows outside the sequences are refused.
 
     `read` turns the rows of one head on one sequence into any number of numbers; those of several pieces of a sequence
     are added. Columns are keys from the start of the sequence; linear layers give A / Σ|A|.
@@ -114,7 +116,10 @@ class Readings:
         if self._needs and batch.is_packed:
             raise WorkbenchError(f"{self._needs[0].name!r} reads rows of sequences; pass packed documents one by one")
         self._writing = writing() if any(need.of == "logit" for need in self._needs) else None
-        self._rows = {need.name: need.rows(batch) for need in self._needs}
+        self._rows = {
+            need.name: counted_rows(need.rows(batch), batch, source=f"the RowReading {need.name!r}")
+            for need in self._needs
+        }
         self._queries = slice(0, 0)
         self._values: dict[tuple[str, int, int, int], Tensor] = {}
         shape = (len(batch.tokens), len(layers), max(layer.n_heads for layer in layers))
