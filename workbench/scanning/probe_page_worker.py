@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import sys
 import threading
@@ -30,6 +31,8 @@ from workbench.store.map_parts import MapSource, write_maps
 
 # All heads are kept in finer blocks if that takes at most this many cells.
 _MOST_CELLS = 64 << 20
+# Held while the result is written, so that the folder is not made again after it was removed.
+_WRITING = threading.Lock()
 
 
 def main(folder: Path) -> int:
@@ -47,12 +50,13 @@ def main(folder: Path) -> int:
         _print_stage("writing patterns")
         name = Path(request["checkpoint"]).name
         origin = Origin("", name, "0" * 32, "0" * 32, None, None, None, None, None)
-        write_maps(
-            folder / "result.safetensors",
-            arrays_of(recorded, model.tokenizer),
-            MapSource(origin, "0" * 32, request["probe"] or "text", ""),
-            temporaries=folder,
-        )
+        with _WRITING:
+            write_maps(
+                folder / "result.safetensors",
+                arrays_of(recorded, model.tokenizer),
+                MapSource(origin, "0" * 32, request["probe"] or "text", ""),
+                temporaries=folder,
+            )
     except WorkbenchError as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 1
@@ -94,10 +98,15 @@ def _print_stage(stage: str) -> None:
 def _end_with_the_app(folder: Path) -> None:
     while os.read(0, 1):  # not through sys.stdin, whose lock a waiting thread would hold at the end
         pass
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    with _WRITING:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_the_app, args=(Path(sys.argv[1]),), daemon=True).start()
-    sys.exit(main(Path(sys.argv[1])))
+    watcher = threading.Thread(target=_end_with_the_app, args=(Path(sys.argv[1]),), daemon=True)
+    watcher.start()
+    code = main(Path(sys.argv[1]))
+    if select.select([0], [], [], 0)[0]:  # stdin has ended while the model ran: the folder is the watcher's to remove
+        watcher.join()
+    sys.exit(code)

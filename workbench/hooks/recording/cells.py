@@ -62,8 +62,8 @@ class CellSum:
     """A need of one's own: per row, the attention on the (sequence, row, key) cells that `cells` lists.
 
     Rows are those with at least one cell. Cells on padding or across packed documents do not count. `cells` may list
-    them in any order and more than once: each cell counts once. Cells outside the sequences or in the future of their
-    row are refused.
+    them in any order and more than once: each cell counts once. Cells outside the sequences are refused; attention on a
+    cell in the future of its row is 0.
     """
 
     name: str
@@ -113,17 +113,10 @@ def counted_cells(cells: Tensor, tokens: Int[Tensor, "b t"], *, source: str) -> 
     """The distinct cells, sorted by (sequence, row, key).
 
     Raises:
-        WorkbenchError: naming `source`, for a list of another shape or type, or a cell outside the sequences or in the
-            future of its row.
+        WorkbenchError: naming `source`, for a list of another shape or type, or a cell outside the sequences.
     """
     _check_list(cells, ("sequence", "row", "key"), source)
     _check_inside(cells, (*tokens.shape, tokens.shape[1]), source)
-    is_future = cells[:, 2] > cells[:, 1]
-    if bool(is_future.any()):
-        raise WorkbenchError(
-            f"{source} lists the cell {tuple(cells[is_future][0].tolist())}, whose key lies in the future of its row; "
-            "expected (sequence, row, key) with key <= row: leave the others out"
-        )
     return _distinct(cells.to(tokens.device).long(), tokens.shape[1])
 
 
