@@ -229,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary) / "run"
         if not folder.exists():
-            write(folder, 0.08, options.layers, options.heads, options.detectors)
+            write(folder, rising=0.08, layers=options.layers, heads=options.heads, detectors=options.detectors)
         if not (folder / "maps").exists():
             enrich(folder)
         loads: list[float] = []

@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "run"
         if not folder.exists():
-            write(folder, 0.08, arguments.layers, arguments.heads, arguments.detectors)
+            write(folder, rising=0.08, layers=arguments.layers, heads=arguments.heads, detectors=arguments.detectors)
         n_rows = len(STEPS) * arguments.layers * arguments.heads * arguments.detectors
         lines = [describe(), "", f"{n_rows:,} rows in {len(STEPS) * arguments.detectors:,} parts. "]
         lines[-1] += f"Load average at the start: {os.getloadavg()[0]:.1f}."
