@@ -103,10 +103,18 @@ def _end_with_the_app(folder: Path) -> None:
         os._exit(1)
 
 
-if __name__ == "__main__":
-    watcher = threading.Thread(target=_end_with_the_app, args=(Path(sys.argv[1]),), daemon=True)
+def _run_until_the_app_ends(folder: Path) -> int:
+    watcher = threading.Thread(target=_end_with_the_app, args=(folder,), daemon=True)
     watcher.start()
-    code = main(Path(sys.argv[1]))
+    try:
+        code = main(folder)
+    except BrokenPipeError:  # the app has gone before a line was printed: its end of stdin closes at the same moment
+        watcher.join()
+        raise
     if select.select([0], [], [], 0)[0]:  # stdin has ended while the model ran: the folder is the watcher's to remove
         watcher.join()
-    sys.exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_run_until_the_app_ends(Path(sys.argv[1])))
