@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 from tests.browser import chromium, tab, window
+from tests.quick_demo import HISTORY, make_interrupted_demo
 
 __all__ = ["chromium", "demo", "demo_runs", "tab", "window"]
 
@@ -29,14 +30,16 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The quick demo, really pretrained and scanned: its folder, with checkpoints/ and runs/."""
-    from workbench.demo import run_demo
+    """The quick demo, really pretrained and scanned: its folder, with checkpoints/ and runs/.
 
+    One process makes it for all, by two commands: the first is interrupted, the second goes on.
+    """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # which the workers share
     with FileLock(base / "demo.lock"):
-        run_demo(base / "demo", quick=True)  # goes on from where it stands, if only to find that all is there
+        if not (base / "demo" / HISTORY).exists():
+            make_interrupted_demo(base / "demo")
     return base / "demo"
 
 
