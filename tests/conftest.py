@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -20,8 +21,21 @@ def pytest_addoption(parser):
     parser.addoption("--soak", type=int, default=0, metavar="N", help="rounds of the kill loops; default: a few")
 
 
-def pytest_configure():
-    """Processes side by side share the cores, one each."""
+# Files of few and long tests, whose place at the end would leave one process working alone. The first makes the demo,
+# the second does not need it.
+LONG = ["test_demo.py", "scanning/test_execution.py", "app/test_browser.py", "pretrain/test_training.py"]
+LONG += ["test_examples.py", "test_doc_blocks.py", "cli/test_verbs.py", "app/test_browser_pages.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; a stable sort leaves the others as they are."""
+    order = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(LONG)))
+
+
+def pytest_configure(config):
+    """Processes side by side share the cores, one each, and take files in the order that `LONG` gives them."""
+    config.option.loadscopereorder = False
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 

@@ -471,7 +471,7 @@ def kill_until_done(series, out, seed, kills):
 
 @pytest.mark.parametrize("seed", [0])
 def test_killed_scans_end_with_the_same_rows_as_an_undisturbed_one(series, run, tmp_path, seed):
-    kill_until_done(series, tmp_path / "run", seed, kills=3)
+    kill_until_done(series, tmp_path / "run", seed, kills=2)
     killed = open_run(tmp_path / "run")
     assert Store.open(killed.path).check() == []
     pd.testing.assert_frame_equal(sorted_scores(killed), sorted_scores(run))
