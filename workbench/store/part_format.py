@@ -6,13 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from workbench.heads import Metric, Row
+from workbench.store.score_settings import SETTING_NAMES, Settings
 
-SCHEMA = 1
+# Since 2, rows have their settings in columns of their own.
+SCHEMA = 2
+# Of what determines a unit's numbers: as long as it stays, a unit of an older schema is the same unit.
+KEY_SCHEMA = 1
 Table = Literal["scores", "metrics"]
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -48,6 +53,11 @@ SCORES = pa.schema(
         pa.field("ci_hi", _FLOAT, nullable=False),
         pa.field("flags", _TEXT, nullable=False),
         pa.field("unit", _TEXT, nullable=False),
+        ("dtype", _TEXT),
+        ("rows", _INT),
+        ("seed", _INT),
+        ("far_window", _INT),
+        ("far_sink", _INT),
     ]
 )
 
@@ -68,6 +78,9 @@ METRICS = pa.schema(
         pa.field("n", _INT, nullable=False),
         pa.field("ci_lo", _FLOAT, nullable=False),
         pa.field("ci_hi", _FLOAT, nullable=False),
+        ("dtype", _TEXT),
+        ("rows", _INT),
+        ("seed", _INT),
     ]
 )
 
@@ -78,6 +91,12 @@ VARYING: dict[str, tuple[str, ...]] = {
     "scores": tuple(f.name for f in fields(Row) if f.name not in {"detector", "version", "probe"}),
     "metrics": tuple(f.name for f in fields(Metric) if f.name != "probe"),
 }
+
+
+def columns_of(table: Table, schema: int) -> pa.Schema:
+    """The columns that the parts of a schema have; those of 1 have no settings."""
+    every = COLUMNS[table]
+    return every if schema > 1 else pa.schema([field for field in every if field.name not in SETTING_NAMES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,11 @@ class Origin:
         """The folder of this checkpoint's parts; sorts by step."""
         step = "-" * 10 if self.step_total is None else f"{self.step_total:010d}"
         return f"s{step}-{self.weights[:8]}"
+
+    @property
+    def state(self) -> tuple[str | int | None, ...]:
+        """What changes when other weights, another configuration or another place go by the checkpoint's name."""
+        return self.weights, self.config, self.stage, self.branch, self.step
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +156,19 @@ class Label:
     @property
     def identity(self) -> tuple[object, ...]:
         """What is equal in two parts whose rows may be duplicates of each other."""
-        origin = self.origin
-        checkpoint = (origin.weights, origin.config, origin.stage, origin.branch, origin.step)
-        return (*checkpoint, self.table, self.detector, self.version, self.probe_digest)
+        return (*self.origin.state, self.table, self.detector, self.version, self.probe_digest, self.settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the scan that wrote the part."""
+        return _settings(self.determined)
 
     def shared(self) -> dict[str, Any]:
         """The values that all rows of the part share."""
         names = ("unit", "probe", "probe_digest", "seq_len", "detector", "version")
-        return asdict(self.origin) | {name: getattr(self, name) for name in names}
+        shared = asdict(self.origin) | {name: getattr(self, name) for name in names} | self.settings.as_dict()
+        # Schema 1 has one key for float32 on a CPU and for a checkpoint's own dtype on CUDA.
+        return shared if self.schema > 1 or '"dtype":null' not in self.determined else {**shared, "dtype": None}
 
     def metadata(self) -> dict[bytes, bytes]:
         """The label as the `wb.*` metadata of a file."""
@@ -172,6 +201,11 @@ class Label:
             version=int(text["version"]),
             determined=metadata.get(named["determined"], b"").decode(),
         )
+
+
+@lru_cache(maxsize=2**15)
+def _settings(determined: str) -> Settings:
+    return Settings.of(json.loads(determined) if determined else {})
 
 
 def canonical_digest(value: Any) -> str:

@@ -25,6 +25,7 @@ from workbench.store.part_files import Part, Problem, check_parts
 from workbench.store.part_format import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
 from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.run_reader import Reader, plain_text
+from workbench.store.scan_requests import WrittenProbe, note_current, write_request
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 
@@ -252,6 +253,32 @@ class Store:
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Replace the plan, what the scan will commit: each of `units` for each of `checkpoints` (names)."""
         self._put_json(self.path / "plan.json", dict(plan))
+
+    def write_request(
+        self, units: Sequence[Mapping[str, Any]], probes: Mapping[str, WrittenProbe], *, checkpoints: Path
+    ) -> None:
+        """Make what a scan asks for the newest request: what readers show. `units`: as in the plan, with settings."""
+        write_request(self.path, units, probes, checkpoints=checkpoints, temporaries=self._temporaries)
+
+    def note_current(self, origin: Origin, probes: Mapping[str, str]) -> None:
+        """Note which weights, configuration and place a checkpoint's name stands for now; `probes`: their digests.
+
+        Failures of what it stood for before are forgotten.
+        """
+        if note_current(self.path, origin, probes, temporaries=self._temporaries):
+            for failure in self.failures():
+                if failure.ckpt == origin.ckpt and failure.unit is not None:
+                    self.forgive(failure.ckpt, failure.unit)
+
+    def write_architectures(self, architectures: Sequence[Mapping[str, str]]) -> None:
+        """Keep what models the run is of: settings of their config.json by name, those of several stages if several."""
+        if list(map(dict, architectures)) != self.architectures():
+            self._put_json(self.path / "architectures.json", [dict(each) for each in architectures])
+
+    def architectures(self) -> list[dict[str, str]]:
+        """What models the run is of; empty where no scan wrote it."""
+        path = self.path / "architectures.json"
+        return _load_json(path) if path.exists() else []
 
     def plan(self) -> dict[str, Any]:
         """What the scan will commit; no checkpoints and no units before `write_plan`."""
