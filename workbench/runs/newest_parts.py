@@ -19,6 +19,7 @@ from workbench.store import (
     Reader,
     Request,
     Settings,
+    Store,
     accounts_stamp,
     in_words,
     read_current,
@@ -32,16 +33,24 @@ _FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """What scans wrote down beside the parts. `chosen`: settings that the reader wants instead of the newest."""
+    """What scans wrote down beside the parts.
+
+    `last`: the settings of the last scan, for runs whose scans wrote no requests. `chosen`: settings that the reader
+    wants instead of the newest.
+    """
 
     requests: tuple[Request, ...]
     current: Mapping[str, Current]
+    last: Mapping[str, Any]
     chosen: Mapping[str, Any]
 
     @classmethod
     def read(cls, root: Path, chosen: Mapping[str, Any]) -> Accounts:
         """Read them from a run's folder."""
-        return cls(read_requests(root), read_current(root), chosen)
+        job = Store(root).last_job()
+        far = [job.far_window, job.far_sink]
+        last = Settings.of({"dtype": job.dtype, "rows": job.rows, "seed": job.seed, "far": far})
+        return cls(read_requests(root), read_current(root), last.as_dict(), chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +192,7 @@ def _newest(members: Sequence[Part], accounts: Accounts, written: Callable[[Part
         return []
     request = next((r for r in accounts.requests if any(r.names(part.label) for part in members)), None)
     if request is None:
+        members = [part for part in members if part.label.settings.has(accounts.last)] or members
         last = max(members, key=written).label
         newest = [part for part in members if _made_as(part) == (last.settings, last.version, last.probe_digest)]
     else:

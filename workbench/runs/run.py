@@ -39,7 +39,18 @@ from workbench.runs.newest_parts import newest_maps
 from workbench.runs.row_selection import Rows, Select, Step
 from workbench.runs.score_arrays import ScoreArrays, onsets_of, read_arrays
 from workbench.runs.status import Status, status_of
-from workbench.store import Cube, HeadMap, Maps, RunDescription, Store, Table, Timings, plain_text
+from workbench.store import (
+    Cube,
+    HeadMap,
+    JobDescription,
+    Maps,
+    RunDescription,
+    Settings,
+    Store,
+    Table,
+    Timings,
+    plain_text,
+)
 
 T = TypeVar("T")
 
@@ -117,6 +128,29 @@ class Run:
         It reads as a mapping, too: `run.description()["job"]["seed"]`.
         """
         return self._store.description()
+
+    def last_job(self) -> JobDescription:
+        """The job of the last scan, which may have other detectors, probes and settings than the first."""
+        return self._store.last_job()
+
+    @property
+    def select(self) -> Select:
+        """Which rows `scores` and `metrics` have."""
+        return self._rows.select
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the reader chose; empty for those of the newest request."""
+        return dict(self._rows.settings)
+
+    def settings_of(self, detector: str, probe: str) -> Settings:
+        """The settings of a detector's scores on a probe.
+
+        Raises:
+            WorkbenchError: if there are no such scores; it lists what there is.
+        """
+        with self._lock:
+            return self._rows.parts("scores", detector=detector, probe=probe)[0].label.settings
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -96,6 +96,7 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         require_same_training(store, job, checkpoints)
         planned = planned_units(worker.units, checkpoints)
         store.sweep()
+        store.renew()
         store.write_architectures(architectures)
         store.write_job(job.to_toml())
         store.write_checkpoints(series.records())

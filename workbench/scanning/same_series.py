@@ -30,14 +30,15 @@ def require_same_shape(store: Store, job: Job, checkpoints: Sequence[Checkpoint]
         WorkbenchError: if none has the shape of one in the run; it names both.
     """
     shapes = [shape for checkpoint in checkpoints if (shape := architecture(checkpoint.path))]
+    if not any(part.label.rows for part in store.parts()):
+        return _each_once(shapes)
     known = store.architectures() or _shapes_of_paths(store)
     if shapes and known and not any(_agree(a, b) for a in shapes for b in known):
         usual = dict(Counter(tuple(shape.items()) for shape in shapes).most_common(1)[0][0])
         raise _another(store, job, _difference(usual, known[0]))
     if shapes and not known and (lacking := _lacking_layer(store, shapes)) is not None:
         raise _another(store, job, lacking)
-    each = {tuple(shape.items()): shape for shape in [*known, *shapes]}
-    return list(each.values())
+    return _each_once([*known, *shapes])
 
 
 def require_same_training(store: Store, job: Job, checkpoints: Sequence[Checkpoint]) -> None:
@@ -54,7 +55,7 @@ def require_same_training(store: Store, job: Job, checkpoints: Sequence[Checkpoi
 def _is_known(store: Store, job: Job) -> bool:
     """Whether the run was scanned from this directory, or from one in it or around it."""
     sources = {request.checkpoints for request in read_requests(store.path)}
-    sources |= {store.description().job.checkpoints}
+    sources |= {store.description().job.checkpoints, store.last_job().checkpoints}
     sources |= {str(Path(str(record["path"])).parent) for record in store.checkpoints() if "path" in record}
     directories = {Path(source).resolve() for source in sources if source}
     here = job.checkpoints.resolve()
@@ -87,7 +88,10 @@ def _spread(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
 def _shapes_of_paths(store: Store) -> list[dict[str, str]]:
     """The shapes of the series as it was scanned last, where its files still lie there."""
     paths = [Path(str(record["path"])) for record in store.checkpoints() if "path" in record]
-    shapes = [shape for path in paths if (shape := architecture(path))]
+    return _each_once([shape for path in paths if (shape := architecture(path))])
+
+
+def _each_once(shapes: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [dict(items) for items in dict.fromkeys(tuple(shape.items()) for shape in shapes)]
 
 
@@ -115,7 +119,7 @@ _IF_THE_SAME = ", or pass --same-series (same_series=True) if it continues the s
 
 
 def _another(store: Store, job: Job, difference: str, alternative: str = "") -> WorkbenchError:
-    source = store.description().job.checkpoints
+    source = store.last_job().checkpoints
     return WorkbenchError(
         f"{job.checkpoints} is another series than {source}, of which {store.path} holds the scores: {difference}; "
         f"pass another --out{alternative}"

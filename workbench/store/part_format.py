@@ -129,11 +129,16 @@ class Origin:
         return self.weights, self.config, self.stage, self.branch, self.step
 
 
+# Fields of a label that older files lack.
+_LATER = ("determined", "first_schema")
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """What a part is, as its file's metadata describes it; `detector` is "" for metrics that belong to none.
 
     `determined`: JSON of what determines the numbers, of which `unit` is the digest; "" where the writer gave none.
+    `first_schema`: the schema that the numbers were first written in; 0: this one.
     """
 
     schema: int
@@ -147,6 +152,7 @@ class Label:
     detector: str
     version: int
     determined: str = ""
+    first_schema: int = 0
 
     @property
     def ckpt(self) -> str:
@@ -167,8 +173,9 @@ class Label:
         """The values that all rows of the part share."""
         names = ("unit", "probe", "probe_digest", "seq_len", "detector", "version")
         shared = asdict(self.origin) | {name: getattr(self, name) for name in names} | self.settings.as_dict()
-        # Schema 1 has one key for float32 on a CPU and for a checkpoint's own dtype on CUDA.
-        return shared if self.schema > 1 or '"dtype":null' not in self.determined else {**shared, "dtype": None}
+        # Schema 1 had one key for float32 on a CPU and for a checkpoint's own dtype on CUDA.
+        is_unknown = (self.first_schema or self.schema) == 1 and '"dtype":null' in self.determined
+        return {**shared, "dtype": None} if is_unknown else shared
 
     def metadata(self) -> dict[bytes, bytes]:
         """The label as the `wb.*` metadata of a file."""
@@ -184,7 +191,7 @@ class Label:
             KeyError, TypeError, ValueError: if some of it is missing or not of its type.
         """
         named = {f.name: f"wb.{f.name}".encode() for f in fields(cls)}
-        text = {name: metadata[key].decode() for name, key in named.items() if name != "determined"}
+        text = {name: metadata[key].decode() for name, key in named.items() if name not in _LATER}
         table = text["table"]
         if table != "scores" and table != "metrics":
             raise ValueError(f"table {table!r}")
@@ -200,6 +207,7 @@ class Label:
             detector=text["detector"],
             version=int(text["version"]),
             determined=metadata.get(named["determined"], b"").decode(),
+            first_schema=int(metadata.get(named["first_schema"], b"0")),
         )
 
 
@@ -220,12 +228,18 @@ def canonical_json(value: Any) -> str:
 
 def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table:
     """The rows of one unit with the columns of its table, and the label as file metadata."""
-    schema, shared, varying = COLUMNS[label.table], label.shared(), VARYING[label.table]
+    schema, varying = COLUMNS[label.table], VARYING[label.table]
+    columns = [pa.array([getattr(row, name) for row in rows], type=schema.field(name).type) for name in varying]
+    return labelled_table(pa.table(columns, names=list(varying)), label)
+
+
+def labelled_table(varying: pa.Table, label: Label) -> pa.Table:
+    """The columns in which a unit's rows differ with those that they share, and the label as file metadata."""
+    schema, shared, n = COLUMNS[label.table], label.shared(), varying.num_rows
     columns = [
-        pa.array(
-            [getattr(row, field.name) for row in rows] if field.name in varying else [shared[field.name]] * len(rows),
-            type=field.type,
-        )
+        varying[field.name]
+        if field.name in varying.schema.names
+        else pa.array([shared[field.name]] * n, type=field.type)
         for field in schema
     ]
     table = pa.table(columns, schema=schema)
@@ -234,7 +248,8 @@ def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table
 
 def part_digest(table: pa.Table, label: Label) -> str:
     """blake2b-128, in hex, of a part's label and of the columns in which its rows differ."""
-    digest = hashlib.blake2b(canonical_json(asdict(label)).encode(), digest_size=16)
+    described = {name: value for name, value in asdict(label).items() if name != "first_schema"}
+    digest = hashlib.blake2b(canonical_json(described).encode(), digest_size=16)
     for name in VARYING[label.table]:
         column = table[name].combine_chunks()
         is_text = column.type == pa.string()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,12 +18,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
+from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, replacing_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.plain_json import json_text
 from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
-from workbench.store.part_files import Part, Problem, check_parts
-from workbench.store.part_format import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
+from workbench.store.part_files import Part, Problem, check_parts, read_rows
+from workbench.store.part_format import (
+    SCHEMA,
+    Label,
+    Origin,
+    Table,
+    canonical_digest,
+    canonical_json,
+    labelled_table,
+    part_table,
+)
 from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.run_reader import Reader, plain_text
 from workbench.store.scan_requests import WrittenProbe, note_current, write_request
@@ -91,6 +101,13 @@ class Store:
         """What run.json says: schema, job, versions, created."""
         return RunDescription.from_json(_load_json(self._run_json))
 
+    def last_job(self) -> JobDescription:
+        """The job of the last scan; that of run.json where job.toml is missing or damaged."""
+        try:
+            return JobDescription.from_json(tomllib.loads((self.path / "job.toml").read_text("utf-8")))
+        except (OSError, ValueError):
+            return self.description().job
+
     def locked(self, *, is_shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold the run alone; raises RunLocked when another process does. Freed however the process ends.
 
@@ -102,6 +119,24 @@ class Store:
     def sweep(self) -> list[Path]:
         """Remove the temporaries of writers that are dead and return them."""
         return sweep_temporaries(self._temporaries)
+
+    def renew(self) -> None:
+        """Write the parts of an older schema in this one, with the columns that it lacks: other readers see one schema.
+
+        Their numbers and times stay.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; each part is then as it was, or renewed.
+        """
+        for part in self.parts():
+            if part.label.schema == SCHEMA:
+                continue
+            label = replace(part.label, schema=SCHEMA, first_schema=part.label.first_schema or part.label.schema)
+            stat = part.path.stat()
+            with replacing_file(part.path, temporaries=self._temporaries) as stream:
+                stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
+                stream.flush()
+                os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def has(self, table: Table, origin: Origin, unit: str) -> bool:
         """Whether the unit is done."""

@@ -56,6 +56,12 @@ class Settings:
         """The settings by name."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        """The settings that touch the numbers, as a user writes them; "" where none is written down."""
+        names = [name for name in SETTING_NAMES if name != "dtype" and self._is_touched_by(name)]
+        words = ["dtype", *names] if self.dtype is not None else names
+        return ", ".join(f"{name} {in_words(name, getattr(self, name))}" for name in words)
+
     def has(self, chosen: Mapping[str, Any]) -> bool:
         """Whether these are the settings that were chosen; what does not touch these numbers is not compared."""
         return all(getattr(self, name) == value for name, value in chosen.items() if self._is_touched_by(name))
