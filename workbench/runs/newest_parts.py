@@ -125,8 +125,7 @@ def choose(parts: Sequence[Part], accounts: Accounts, written: Callable[[Part], 
     for part in current_parts(parts, accounts, written, left_out):
         groups.setdefault((part.label.table, part.label.detector, part.label.probe), []).append(part)
     chosen = {group: [p for p in members if p.label.settings.has(accounts.chosen)] for group, members in groups.items()}
-    if accounts.chosen and groups and not any(chosen.values()):
-        raise _no_such_settings(accounts.chosen, [part for members in groups.values() for part in members])
+    _require_settings(accounts.chosen, groups, chosen)
     paths: set[Path] = set()
     for group, members in groups.items():
         newest = _newest(chosen[group], accounts, written)
@@ -258,8 +257,14 @@ def _listed(names: Iterable[str], noun: str = "") -> str:
     return ", ".join(every)
 
 
-def _no_such_settings(chosen: Mapping[str, Any], parts: Sequence[Part]) -> WorkbenchError:
-    words = _words({name: in_words(name, value) for name, value in chosen.items()})
-    settings = {part.label.settings for part in parts}
-    there = {_words({name: in_words(name, getattr(each, name)) for name in chosen}) for each in settings}
-    return WorkbenchError(f"there are no scores with {words}; there are such with {'; '.join(sorted(there))}")
+def _require_settings(
+    chosen: Mapping[str, Any], groups: Mapping[_Group, list[Part]], matches: Mapping[_Group, list[Part]]
+) -> None:
+    """Raise if no part has the chosen settings, as far as they touch it."""
+    every = {part.label.settings for members in groups.values() for part in members}
+    matching = {part.label.settings for members in matches.values() for part in members}
+    if every and any(not any(each.is_touched_by(name) for each in matching) for name in chosen):
+        words = _words({name: in_words(name, value) for name, value in chosen.items()})
+        touched = [each for each in every if all(each.is_touched_by(name) for name in chosen)]
+        there = {_words({name: in_words(name, getattr(each, name)) for name in chosen}) for each in touched}
+        raise WorkbenchError(f"there are no scores with {words}; there are such with {'; '.join(sorted(there))}")

@@ -58,13 +58,13 @@ class Settings:
 
     def __str__(self) -> str:
         """The settings that touch the numbers, as a user writes them; "" where none is written down."""
-        names = [name for name in SETTING_NAMES if name != "dtype" and self._is_touched_by(name)]
+        names = [name for name in SETTING_NAMES if name != "dtype" and self.is_touched_by(name)]
         words = ["dtype", *names] if self.dtype is not None else names
         return ", ".join(f"{name} {in_words(name, getattr(self, name))}" for name in words)
 
     def has(self, chosen: Mapping[str, Any]) -> bool:
         """Whether these are the settings that were chosen; what does not touch these numbers is not compared."""
-        return all(getattr(self, name) == value for name, value in chosen.items() if self._is_touched_by(name))
+        return all(getattr(self, name) == value for name, value in chosen.items() if self.is_touched_by(name))
 
     def beside(self, other: Settings) -> dict[str, str]:
         """In words, the settings that differ from those of another."""
@@ -74,8 +74,8 @@ class Settings:
             if getattr(self, name) != getattr(other, name)
         }
 
-    def _is_touched_by(self, name: str) -> bool:
-        """A window has its sink beside it, sampled rows a seed."""
+    def is_touched_by(self, name: str) -> bool:
+        """Whether a setting changes these numbers: a window has its sink beside it, sampled rows a seed."""
         beside = {"far_window": self.far_sink, "far_sink": self.far_sink, "rows": self.seed, "seed": self.seed}
         return name not in beside or beside[name] is not None
 
