@@ -233,7 +233,7 @@ def _say(members: Sequence[Part], newest: Sequence[Part], left_out: _LeftOut) ->
             left_out.add(reason, _remedy(others), part)
         elif label.version != example.version:
             left_out.add(f"scores of version {label.version} are not shown, version {example.version} is", _ALL, part)
-        else:
+        elif label.probe_digest != example.probe_digest:
             left_out.add("scores on another form of the probe are not shown", _ALL, part)
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, replacing_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.plain_json import json_text
-from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
-from workbench.store.part_files import Part, Problem, check_parts, read_rows
+from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, read_map_label, rename_maps, write_maps
+from workbench.store.part_files import Part, Problem, check_parts, read_label, read_rows
 from workbench.store.part_format import (
     SCHEMA,
     Label,
@@ -131,16 +131,32 @@ class Store:
         for part in self.parts():
             if part.label.schema == SCHEMA:
                 continue
-            label = replace(part.label, schema=SCHEMA, first_schema=part.label.first_schema or part.label.schema)
-            stat = part.path.stat()
-            with replacing_file(part.path, temporaries=self._temporaries) as stream:
-                stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
-                stream.flush()
-                os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            first_schema = part.label.first_schema or part.label.schema
+            self._relabel(part, replace(part.label, schema=SCHEMA, first_schema=first_schema))
 
     def has(self, table: Table, origin: Origin, unit: str) -> bool:
         """Whether the unit is done."""
         return self._part_path(table, origin, unit).exists()
+
+    def adopt(self, table: Table, origin: Origin, unit: str) -> bool:
+        """Whether the unit is done; where its checkpoint has another name or number of tokens now, so has the part.
+
+        A damaged part stays as it is, for `check` to name.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
+        """
+        path = self._part_path(table, origin, unit)
+        try:
+            part = read_label(self.path, path)
+        except FileNotFoundError:
+            return False
+        except WorkbenchError:
+            return True
+        renamed = replace(origin, run=part.label.origin.run)
+        if renamed != part.label.origin:
+            self._relabel(part, replace(part.label, origin=renamed))
+        return True
 
     def commit_scores(  # noqa: PLR0913  # what a part is labelled with
         self,
@@ -218,9 +234,23 @@ class Store:
         )
         return self._commit(metrics, label)
 
-    def has_maps(self, origin: Origin, unit: str) -> bool:
-        """Whether the patterns of a unit are in place."""
-        return map_path(self.path, origin, unit).exists()
+    def adopt_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are in place; they take the checkpoint's present name, as in `adopt`.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
+        """
+        path = map_path(self.path, origin, unit)
+        try:
+            label = read_map_label(path)
+        except FileNotFoundError:
+            return False
+        except WorkbenchError:
+            return True
+        renamed = replace(origin, run=label.origin.run)
+        if renamed != label.origin:
+            rename_maps(path, renamed, temporaries=self._temporaries)
+        return True
 
     def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
         """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
@@ -370,6 +400,14 @@ class Store:
         path = self._part_path(label.table, label.origin, label.unit)
         replace_file(path, _as_parquet(part_table(rows, label)), temporaries=self._temporaries)
         return path
+
+    def _relabel(self, part: Part, label: Label) -> None:
+        """Write a part's rows again under another label, with their time."""
+        stat = part.path.stat()
+        with replacing_file(part.path, temporaries=self._temporaries) as stream:
+            stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
+            stream.flush()
+            os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def _put_json(self, path: Path, value: Any) -> None:
         replace_file(path, f"{json_text(value, indent=1)}\n".encode(), temporaries=self._temporaries)
