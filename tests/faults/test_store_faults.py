@@ -206,7 +206,7 @@ def test_a_parquet_file_of_another_program_is_not_read_as_scores(tmp_path):
 
 
 def test_a_part_of_a_newer_version_is_refused_with_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("workbench.store.run_folder.SCHEMA", 2)
+    monkeypatch.setattr("workbench.store.run_folder.SCHEMA", 3)
     store = Store.create(tmp_path, job={}, versions={})
     store.commit_scores(origin_of(UNITS[0]), UNITS[0], rows_of(UNITS[0]), probe_digest="p", seq_len=64)
     with pytest.raises(StoreTooNew, match="pip install"):

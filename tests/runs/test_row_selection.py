@@ -60,7 +60,7 @@ def test_where_a_probe_has_changed_only_its_newest_scores_count(tmp_path):
     folder = write_run(tmp_path / "run", FEW)
     before = open_run(folder).scores(detector="induction")
     ckpt = again(folder, digest="ab", score=0.75)
-    both = open_run(folder).scores(detector="induction", ckpt=ckpt)
+    both = open_run(folder, select="all").scores(detector="induction", ckpt=ckpt)
     shown = live_runs([folder])["run"].scores(detector="induction", ckpt=ckpt)
     assert len(both) == 2 * len(shown)
     assert set(shown["score"]) == {0.75}

@@ -22,7 +22,7 @@ def test_a_job_is_described_by_its_own_fields_in_their_order(tmp_path):
     assert described.as_dict() == job
     assert list(described.as_dict()) == list(job)
     assert not described.others
-    names = [name for name in Job.model_fields if name not in {"shard", "join", "retry"}]
+    names = [name for name in Job.model_fields if name not in {"shard", "join", "retry", "same_series"}]
     assert [f.name for f in fields(JobDescription)] == [*names, "others"]
     assert {name: Job.model_fields[name].default for name in JOB_DEFAULTS} == JOB_DEFAULTS
 

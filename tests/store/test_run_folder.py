@@ -136,7 +136,7 @@ def test_files_have_exactly_the_documented_columns_for_other_readers(store):
 
 def test_a_file_says_what_it_is_without_its_rows(store):
     metadata = pq.read_metadata(commit(store)).metadata
-    assert metadata[b"wb.schema"] == b"1"
+    assert metadata[b"wb.schema"] == b"2"
     assert metadata[b"wb.table"] == b"scores"
     assert metadata[b"wb.unit"] == UNIT.encode()
     assert metadata[b"wb.rows"] == b"1"
@@ -220,7 +220,7 @@ def test_creating_a_run_again_keeps_what_it_was_made_for(store):
     first = store.description()
     again = Store.create(store.path, job={"detectors": ["other"]}, versions={})
     assert again.description() == first
-    assert first["schema"] == 1
+    assert first["schema"] == 2
     assert first["job"] == {"detectors": ["induction"]}
 
 
@@ -313,7 +313,7 @@ def test_reading_a_run_that_is_being_swept_and_written_ignores_temporaries(store
 
 
 def test_a_newer_run_names_the_version_to_install(store):
-    text = json.dumps({"schema": 2, "versions": {"workbench": "9.1"}})
+    text = json.dumps({"schema": 3, "versions": {"workbench": "9.1"}})
     (store.path / "run.json").write_text(text)
     with pytest.raises(StoreTooNew, match=r"attention-workbench==9\.1") as caught:
         Store.open(store.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -70,8 +70,10 @@ def fill_pages(app: Dash, content: Content) -> None:
         return [list(page.layout(content)) if page.name == name else no_update for page in pages()]
 
 
-def status_line(done: int, planned: int, failed: int, *, runs: int, checkpoints: int) -> list[Any]:
-    """The scan's progress, for the header."""
+def status_line(
+    done: int, planned: int, failed: int, *, runs: int, checkpoints: int, remarks: Sequence[str] = ()
+) -> list[Any]:
+    """The scan's progress, for the header, and that there are scores beside those shown (`remarks` say which)."""
     share = done / planned if planned else 0.0
     text = f"{runs} run{'s' * (runs != 1)} · {checkpoints} checkpoints"
     line: list[Any] = [html.Span(text, className="muted")]
@@ -84,6 +86,9 @@ def status_line(done: int, planned: int, failed: int, *, runs: int, checkpoints:
         text = f"{failed} unit{'s' * (failed != 1)} failed"
         to_jobs = attributes(data_page="jobs")
         line.append(html.A(text, href="jobs", className="failed", title="see why", **to_jobs))
+    if remarks:
+        to_jobs = attributes(data_page="jobs")
+        line.append(html.A("not all scores are shown", href="jobs", title="\n".join(remarks), **to_jobs))
     return line
 
 

@@ -1,7 +1,7 @@
 """Directories of pretraining checkpoints: their order, their headers and their fingerprints. No torch."""
 
-from workbench.checkpoints.configs import ConfigChange, config_changes, read_config
-from workbench.checkpoints.digests import Fingerprint, fingerprint, same_weights, verify_digests
+from workbench.checkpoints.configs import ConfigChange, architecture, config_changes, read_config
+from workbench.checkpoints.digests import Fingerprint, files_stamp, fingerprint, same_weights, verify_digests
 from workbench.checkpoints.formats import Format, checkpoint_format
 from workbench.checkpoints.names import CheckpointName, parse_name
 from workbench.checkpoints.series import Checkpoint, Series, find_checkpoints
@@ -16,8 +16,10 @@ __all__ = [
     "Series",
     "TensorInfo",
     "WeightsInfo",
+    "architecture",
     "checkpoint_format",
     "config_changes",
+    "files_stamp",
     "find_checkpoints",
     "fingerprint",
     "inspect_weights",

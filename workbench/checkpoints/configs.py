@@ -28,6 +28,8 @@ _ARCHITECTURE = {
     "window": ("sliding_window", "window_size", "attention_chunk_size"),
     "layer_types": ("layer_types",),
 }
+# What even stages with other windows or layer types have in common: with another value, no head has a counterpart.
+_SHAPE = ("model_type", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model", "vocab_size")
 # These may change in a long-context stage, so a change is reported and the checkpoint is not refused.
 _POSITIONS = {
     "rope": ("rope_parameters", "rope_scaling"),
@@ -87,6 +89,12 @@ def read_config(checkpoint: Path) -> dict[str, object]:
     if not path.exists():
         raise BadCheckpoint(f"{path}: is missing, expected a Hugging Face checkpoint with a config.json")
     return read_json_object(path)
+
+
+def architecture(checkpoint: Path) -> dict[str, str]:
+    """The settings in which all checkpoints of a training agree, as JSON; empty if config.json does not say them."""
+    settings = _settings(checkpoint)
+    return {name: settings[name] for name in _SHAPE} if settings else {}
 
 
 def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChange]:

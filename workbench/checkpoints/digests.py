@@ -1,8 +1,9 @@
 """Digests of checkpoints: fingerprints of weights and config, and the comparison with digests written beside the files.
 
 A fingerprint is blake2b with 128 bits, of the bytes of the weights and of the config in canonical form. Reading a 13 GB
-checkpoint takes about 20 s, so a cache keeps each file's digest while its size, modification time, inode and first
-bytes stay the same. Modification times are part of the cache key only.
+checkpoint takes about 20 s, so a cache keeps each file's digest while its size, times, inode and first bytes stay the
+same. The time of the last change of the inode is among them: a copy can set a modification time back, and not this one.
+Times are part of the cache key only.
 
 Written digests are sha256, from lists in the form of `sha256sum` (SHA256SUMS, checksums.sha256, FILE.sha256) and from
 the names of blobs in a Hugging Face cache. Only they can show that a bit flipped in transit.
@@ -15,13 +16,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from workbench.atomic import replace_file
-from workbench.checkpoints.configs import read_config
+from workbench.checkpoints.configs import CONFIG, read_config
 from workbench.checkpoints.formats import weight_files
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
@@ -67,6 +69,17 @@ def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint
         _write_cache(cache, digests)
     weights = _blake2b("".join(digests[keys[file]] for file in files).encode())
     return Fingerprint(weights=weights, config=_blake2b(_canonical(config)))
+
+
+def files_stamp(checkpoint_path: Path) -> dict[str, tuple[int, int, int]]:
+    """Size, modification time and inode of the weight files and config.json that there are: others after a change."""
+    files = [*weight_files(checkpoint_path), _folder(checkpoint_path) / CONFIG]
+    stamps: dict[str, tuple[int, int, int]] = {}
+    for file in files:
+        with suppress(OSError):
+            stat = file.stat()
+            stamps[str(file)] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return stamps
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -146,7 +159,7 @@ def _cache_key(file: Path) -> str:
     with file.open("rb") as stream:
         head = _blake2b(stream.read(_HEAD))
     stat = file.stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}-{head}"
+    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}-{head}"
 
 
 def _read_cache(cache: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.arguments import Json
+from workbench.cli.arguments import Json, SettingOption, open_runs
 from workbench.console import print_json, print_table, showing_phases, warn
 
 if TYPE_CHECKING:
@@ -84,9 +84,12 @@ def open_app(
     allow_host: Annotated[list[str] | None, typer.Option(help="A host name of the app; repeat for more.")] = None,
     prefix: Annotated[str, typer.Option(help="Path under which a proxy serves the app, as /x/.")] = "/",
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
+    setting: SettingOption = None,
 ) -> None:
     """Look at runs in the browser: heads over checkpoints, live while a scan is writing."""
     from workbench.app import Access, serve
+    from workbench.app.state.live_runs import run_folders
 
+    shown = open_runs(run_folders(runs), setting) if setting else runs
     access = Access(tuple(allow_host or ()), token, prefix)
-    serve(runs, plans=plan or (), host=host, port=port, access=access, open_browser=browser)
+    serve(shown, plans=plan or (), host=host, port=port, access=access, open_browser=browser)

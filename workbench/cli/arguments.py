@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from workbench.console import warn
 from workbench.heads import BadCheckpoint, WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.hooks import HookedModel
+    from workbench.runs import Run
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `workbench scan` wrote.")]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--setting",
+        metavar="NAME=VALUE",
+        help="Scores of this dtype, rows, seed, far_window or far_sink, not of the newest request; repeat for more.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+
+
+def open_runs(folders: Sequence[Path], setting: Sequence[str] | None) -> list[Run]:
+    """Open runs for reading, and print on stderr what scores they have beside those shown.
+
+    Raises:
+        WorkbenchError: if a folder holds no run, or none of these settings.
+    """
+    from workbench.runs import open_run
+
+    settings: dict[str, str] = {}
+    for written in setting or ():
+        name, equals, value = written.partition("=")
+        if not equals:
+            raise WorkbenchError(f"--setting {written!r} has no '='; expected name=value, as in --setting rows=8")
+        settings[name.strip()] = value.strip()
+    runs = [open_run(folder, settings=settings) for folder in folders]
+    for run in runs:
+        for remark in run.remarks:
+            warn(f"{run.path}: {remark}")
+    return runs
 
 
 def open_named_model(folder: Path, device: str | None = None) -> HookedModel:

@@ -6,13 +6,16 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.arguments import Device, Json, open_named_model
+from workbench.cli.arguments import Device, Json, SettingOption, open_named_model, open_runs
 from workbench.console import duration, print_json, print_table, warn
-from workbench.heads import WorkbenchError
+from workbench.heads import BadCheckpoint, WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.runs import Run
 
 experiment = typer.Typer(
     no_args_is_help=True,
@@ -143,6 +146,7 @@ def early(
     tolerance: Annotated[float, typer.Option(help="Nats per answer that an early choice may lose.")] = 0.1,
     figure: Annotated[Path | None, typer.Option(help="Write the figure here as HTML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of probes, random choices and bootstrap.")] = 0,
+    setting: SettingOption = None,
     as_json: Json = False,
 ) -> None:
     """How early is a plan safe? Keep in the final model what each checkpoint would have chosen."""
@@ -151,14 +155,13 @@ def early(
     from workbench.figures import early_choices as draw
     from workbench.hooks import open_model
     from workbench.planning import evaluation_on
-    from workbench.runs import open_run
 
+    (opened,) = open_runs([run], setting)
     folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
     m = open_model(folder)
     probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
-    choices = early_choices(
-        m, open_run(run), probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed
-    )
+    remarks = [*opened.remarks, *_other_weights(folder, opened, detector)]
+    choices = early_choices(m, opened, probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed)
     if figure is not None:
         draw(choices).write_html(figure, include_plotlyjs=True)
     if as_json:
@@ -168,6 +171,7 @@ def early(
                 "references": choices.references.to_dict("records"),
                 "safe_since": choices.safe_since(tolerance).to_dict("records"),
                 "says": choices.sentences(tolerance),
+                "remarks": remarks,
             }
         )
         return
@@ -179,3 +183,18 @@ def early(
     print_table(list(choices.references.columns), choices.references.to_numpy(object).tolist(), title="For comparison")
     for sentence in choices.sentences(tolerance):
         print(f"\n{sentence}")
+
+
+def _other_weights(folder: Path, run: Run, detector: str) -> list[str]:
+    """A remark, also printed, where the run has no scores of the model's weights."""
+    from workbench.checkpoints import fingerprint
+
+    try:
+        is_scored = fingerprint(folder).weights in run.weight_digests(detector)
+    except BadCheckpoint:  # no folder of weights: nothing to compare
+        return []
+    if is_scored:
+        return []
+    remark = f"{run.path} has no scores of the weights in {folder}: other checkpoints chose the heads; scan it again"
+    warn(remark)
+    return [remark]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.arguments import Json, RunFolder
+from workbench.cli.arguments import Json, RunFolder, SettingOption, open_runs
 from workbench.console import print_json, print_table, warn
 from workbench.heads import Head
 
@@ -17,14 +17,17 @@ def top(
     detector: Annotated[str | None, typer.Option(help="One detector. Default: each.")] = None,
     probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads per detector.")] = 10,
+    setting: SettingOption = None,
     as_json: Json = False,
 ) -> None:
     """List the highest-scoring heads at the last checkpoint, with interval, n, and onset."""
-    from workbench.runs import open_run
-
-    table = open_run(run).top(detector, n, probe=probe)
+    (opened,) = open_runs([run], setting)
+    table = opened.top(detector, n, probe=probe)
     if as_json:
-        print_json(table.to_dict("records"))
+        records = table.to_dict("records")
+        settings = [opened.settings_of(record["detector"], record["probe"]).as_dict() for record in records]
+        beside = {"remarks": opened.remarks}
+        print_json([{**record, "settings": s, **beside} for record, s in zip(records, settings, strict=True)])
         return
     columns = ("detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "onset_step", "onset_tokens")
     rows = []
@@ -43,12 +46,14 @@ def emergence(
         bool, typer.Option("--aligned", help="Also the heads of each class in order of onset, run beside run.")
     ] = False,
     counts: Annotated[bool, typer.Option("--counts", help="Also the number of heads of each class over time.")] = False,
+    setting: SettingOption = None,
     as_json: Json = False,
 ) -> None:
     """How many heads emerged and when, with intervals; the earliest; and what lock-in supports."""
-    from workbench.runs import open_run, summarise
+    from workbench.runs import summarise
 
-    summary = summarise([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    opened = open_runs(runs, setting)
+    summary = summarise(opened, detectors=detector, probe=probe, n=n)
     titles = {
         "classes": "Heads of each class, and when half of their rise was over",
         "heads": "The earliest of each class",
@@ -59,7 +64,9 @@ def emergence(
     if counts:
         titles["counts"] = "Heads of each class that are there by a time"
     if as_json:
-        print_json({name: summary.tables[name].to_dict("records") for name in titles} | {"lock_in": summary.sentences})
+        tables = {name: summary.tables[name].to_dict("records") for name in titles}
+        remarks = {run.name: run.remarks for run in opened}
+        print_json({**tables, "lock_in": summary.sentences, "remarks": remarks})
         return
     for i, (name, title) in enumerate(titles.items()):
         table = summary.tables[name]
@@ -77,13 +84,13 @@ def report(
     ] = None,
     probe: Annotated[str | None, typer.Option(help="One probe. Default: each.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Heads of each class to list.")] = 5,
+    setting: SettingOption = None,
     as_json: Json = False,
 ) -> None:
     """Write what runs show into one HTML file: claims with intervals, tables, figures. It needs no network."""
     from workbench.report import contents_of, write_page
-    from workbench.runs import open_run
 
-    contents = contents_of([open_run(run) for run in runs], detectors=detector, probe=probe, n=n)
+    contents = contents_of(open_runs(runs, setting), detectors=detector, probe=probe, n=n)
     written = write_page(contents, out)
     if as_json:
         print_json({"report": written, **contents.document()})

@@ -56,6 +56,9 @@ def scan(
     shard: Annotated[str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th, from 0.")] = None,
     join: Annotated[bool, typer.Option("--join", help="Work on a run that another scan is writing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also checkpoints given up because workers died.")] = False,
+    same_series: Annotated[
+        bool, typer.Option("--same-series", help="DIR continues the run's training, though it shares no weights.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare weights with the digests beside them.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also .bin, .pt and distributed checkpoints; no code is run.")
@@ -90,6 +93,7 @@ def scan(
         "shard": shard,
         "join": join or None,
         "retry": retry or None,
+        "same_series": same_series or None,
         "verify": verify or None,
         "allow_pickle": allow_pickle or None,
         "allow_nonfinite": allow_nonfinite or None,
@@ -187,7 +191,9 @@ def _print_status(run: Any, as_json: bool) -> None:
         columns += ("digest_s", "load_s", "forward_s", "statistics_s", "write_s", "worker")
         slow = [{name: getattr(t, name) for name in columns} for t in slowest]
         failed = failures.drop(columns="traceback").to_dict("records")
-        print_json({"run": run.path, **document, "eta_s": eta, "slowest": slow, "failures": failed})
+        print_json(
+            {"run": run.path, **document, "eta_s": eta, "slowest": slow, "failures": failed, "remarks": run.remarks}
+        )
         return
     to_go = "" if state.is_complete else f"; {_format_time_to_go(run, state)}"
     print(
@@ -201,6 +207,8 @@ def _print_status(run: Any, as_json: bool) -> None:
         )
     for failure in failures.to_dict("records"):
         warn(_format_failure(failure))
+    for remark in run.remarks:
+        warn(remark)
 
 
 def _print_outlook(job: Any, as_json: bool) -> None:

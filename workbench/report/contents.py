@@ -78,7 +78,10 @@ def contents_of(
 def _facts(run: Run) -> dict[str, Any]:
     description, status = run.description(), run.status()
     series: Any = run.checkpoints()
-    job = {name: value for name, value in description.job.as_dict().items() if value is not None and value != []}
+    job = {name: value for name, value in run.last_job().as_dict().items() if value is not None and value != []}
+    settings = {
+        str(run.settings_of(detector, probe)) for detector in run.detectors for probe in run.probes_of(detector)
+    }
     tokens = series["tokens"].dropna()
     layers: Any = run.layers()
     kinds = [
@@ -95,6 +98,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "heads": int(layers["n_heads"].sum()),
         "detectors": ", ".join(run.detectors),
         "probes": ", ".join(run.probes),
+        "settings": "; ".join(sorted(settings - {""})) or None,
+        "remarks": "; ".join(run.remarks) or None,
         "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
         "versions": ", ".join(f"{name} {value}" for name, value in description.versions.packages.items()),
         "job": ", ".join(f"{name}={value}" for name, value in job.items()),

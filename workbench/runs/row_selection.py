@@ -11,18 +11,27 @@ from typing import Any, Literal
 import pandas as pd
 
 from workbench.heads import WorkbenchError
-from workbench.store import VARYING, Part, Reader, Store, Table
+from workbench.runs.newest_parts import NewestParts, Shown, current_parts
+from workbench.store import VARYING, Part, Reader, Store, Table, parse_settings
 
 Step = int | Literal["last"]
 Select = Literal["all", "newest"]
 
 
 class Rows:
-    """The parts of a run and their rows. `select` "newest" leaves out what an older detector or probe scored."""
+    """The parts of a run and their rows: the newest that have the settings chosen, or with `select` "all" every one.
 
-    def __init__(self, store: Store, select: Select) -> None:
+    Raises:
+        WorkbenchError: for settings that there are none of.
+    """
+
+    def __init__(self, store: Store, select: Select, settings: Mapping[str, Any]) -> None:
         self._store = store
         self.select: Select = select
+        self.settings = parse_settings(settings)
+        if select == "all" and settings:
+            raise WorkbenchError('select="all" has the rows of all settings; leave out settings=, or select="newest"')
+        self.newest = NewestParts(store.path, self.settings)
 
     @cached_property
     def reader(self) -> Reader:
@@ -33,19 +42,38 @@ class Rows:
         """The detectors or probes of these parts, by name."""
         return tuple(sorted({getattr(part.label, field) for part in parts} - {""}))
 
-    def parts(self, table: Table, *, detector: str | None, probe: str | None) -> tuple[Part, ...]:
-        """The parts of a table, of one detector and probe or of all.
+    def shown(self) -> Shown:
+        """The newest parts, and what is said about the others."""
+        return self.newest.shown(self.reader)
+
+    def refresh(self) -> bool:
+        """Look at the disk again; whether there is anything new, or another choice."""
+        before = self.shown()
+        changed = self.reader.refresh()
+        self.newest.refresh()
+        return bool(changed) or self.shown() != before
+
+    def newest_parts(
+        self, table: Table | None = None, *, detector: str | None = None, probe: str | None = None
+    ) -> tuple[Part, ...]:
+        """The newest parts; a filter that is None lets all through."""
+        paths = self.shown().paths
+        return tuple(part for part in self.reader.parts(table, detector=detector, probe=probe) if part.path in paths)
+
+    def parts(
+        self, table: Table, *, detector: str | None, probe: str | None, is_every: bool = False
+    ) -> tuple[Part, ...]:
+        """The newest parts of a table, of one detector and probe or of all; with `is_every` not only the newest.
 
         Raises:
             WorkbenchError: if the detector or probe is not there; it lists what is.
         """
-        every = self.reader.parts(table)
+        parts_of = self.reader.parts if is_every else self.newest_parts
         if detector is not None:
-            self._require("detector", detector, every)
+            self._require("detector", detector, parts_of(table))
         if probe is not None:
-            self._require("probe", probe, every)
-        parts = self.reader.parts(table, detector=detector, probe=probe)
-        return self._newest(parts) if self.select == "newest" else parts
+            self._require("probe", probe, parts_of(table))
+        return parts_of(table, detector=detector, probe=probe)
 
     def frame(
         self,
@@ -90,22 +118,19 @@ class Rows:
 
     def origins(self, *, without: set[str]) -> list[dict[str, Any]]:
         """What the parts say about the checkpoints they come from."""
-        origins = {part.label.ckpt: asdict(part.label.origin) for part in self.reader.parts()}
+        origins = {part.label.ckpt: asdict(part.label.origin) for part in self.newest_parts()}
         return [origin for ckpt, origin in origins.items() if ckpt not in without]
+
+    def in_plan(self) -> list[Part]:
+        """The parts that the scan's plan asks for, of the weights that checkpoints have now."""
+        accounts = self.newest.accounts()
+        parts = current_parts(self.reader.parts(), accounts, self.reader.written)
+        return [part for part in parts if accounts.requests[0].names(part.label)] if accounts.requests else parts
 
     def _require(self, field: Literal["detector", "probe"], name: str, parts: Sequence[Part]) -> None:
         names = self.names(field, parts)
         if name not in names:
             raise self._missing(field, name, names)
-
-    def _newest(self, parts: Sequence[Part]) -> tuple[Part, ...]:
-        """Of each detector on each probe, the parts made as the part written last."""
-        newest: dict[tuple[str, str], Part] = {}
-        for part in sorted(parts, key=self.reader.written):
-            newest[part.label.detector, part.label.probe] = part
-        return tuple(
-            part for part in parts if _made_as(part) == _made_as(newest[part.label.detector, part.label.probe])
-        )
 
     def _of_checkpoint(self, parts: Sequence[Part], name: str, value: Any) -> list[Part]:
         """The parts whose checkpoint has such a step, name, stage or branch."""
@@ -126,7 +151,3 @@ class Rows:
     def _missing(self, name: str, value: object, values: Any) -> WorkbenchError:
         listed = ", ".join(str(known) for known in sorted(values)) or "none yet"
         return WorkbenchError(f"{name} {value!r} is not in {self._store.path}; there is: {listed}")
-
-
-def _made_as(part: Part) -> tuple[int, str]:
-    return part.label.version, part.label.probe_digest

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,24 +35,38 @@ from workbench.emergence.head_trajectories import (
 )
 from workbench.heads import Head, WorkbenchError
 from workbench.runs.cache import SharedCache
+from workbench.runs.newest_parts import newest_maps
 from workbench.runs.row_selection import Rows, Select, Step
 from workbench.runs.score_arrays import ScoreArrays, onsets_of, read_arrays
 from workbench.runs.status import Status, status_of
-from workbench.store import Cube, HeadMap, Maps, RunDescription, Store, Table, Timings, plain_text
+from workbench.store import (
+    Cube,
+    HeadMap,
+    JobDescription,
+    Maps,
+    RunDescription,
+    Settings,
+    Store,
+    Table,
+    Timings,
+    plain_text,
+)
 
 T = TypeVar("T")
 
 
-def open_run(path: str | os.PathLike[str], *, select: Select = "all") -> Run:
+def open_run(
+    path: str | os.PathLike[str], *, select: Select = "newest", settings: Mapping[str, Any] = MappingProxyType({})
+) -> Run:
     """Open a run's folder for reading; what is still being written to it comes in with `refresh`.
 
-    `select`: as for `Run`.
+    `select`, `settings`: as for `Run`.
 
     Raises:
-        WorkbenchError: if it holds no run.
+        WorkbenchError: if it holds no run, or for a setting that does not exist.
         StoreTooNew: if a newer workbench wrote it.
     """
-    return Run(Store.open(path), select=select)
+    return Run(Store.open(path), select=select, settings=settings)
 
 
 class Run:
@@ -61,8 +76,11 @@ class Run:
 
     Args:
         name: default the name of the folder.
-        select: "all" rows; or of each detector on each probe only the "newest": those of the detector version and
-            probe digest that were written last.
+        select: "newest": of each detector on each probe, what the newest request asks for that has scores (settings,
+            version, form of the probe), of the weights that checkpoints have now; `remarks` says what is not shown.
+            "all": `scores` and `metrics` have every row, with a column `is_newest`; the rest is of the newest.
+        settings: of these settings the newest instead: `{"dtype": "bfloat16", "rows": 8}`; of dtype, rows (None: all),
+            seed, far_window (None: the model's own), far_sink.
         cache_bytes: keep tables and arrays up to this size until their parts change. The cached ones are shared: a
             reader must not change them. 0 keeps none, and every call returns tables of its own.
         single_precision: hold trajectories and what is computed from them as float32.
@@ -73,14 +91,15 @@ class Run:
         store: Store,
         *,
         name: str | None = None,
-        select: Select = "all",
+        select: Select = "newest",
+        settings: Mapping[str, Any] = MappingProxyType({}),
         cache_bytes: int = 0,
         single_precision: bool = False,
     ) -> None:
         self._store = store
         self._name = name
-        self._rows = Rows(store, select)
-        self._maps = Maps(store.path)
+        self._rows = Rows(store, select, settings)
+        self._maps = Maps(store.path, lambda files: newest_maps(files, self._rows.newest.accounts()))
         self._lock = threading.RLock()
         self._cache = SharedCache(cache_bytes, _bytes_of) if cache_bytes else None
         self._dtype = np.float32 if single_precision else np.float64
@@ -100,7 +119,8 @@ class Run:
 
     def with_cache(self, cache_bytes: int) -> Run:
         """The same run, opened anew with a cache of this size."""
-        return Run(self._store, name=self._name, select=self._rows.select, cache_bytes=cache_bytes)
+        rows = self._rows
+        return Run(self._store, name=self._name, select=rows.select, settings=rows.settings, cache_bytes=cache_bytes)
 
     def description(self) -> RunDescription:
         """What run.json says of the scan: schema, job (its source, detectors, probes, seed, ...), versions, created.
@@ -109,33 +129,63 @@ class Run:
         """
         return self._store.description()
 
+    def last_job(self) -> JobDescription:
+        """The job of the last scan, which may have other detectors, probes and settings than the first."""
+        return self._store.last_job()
+
+    @property
+    def select(self) -> Select:
+        """Which rows `scores` and `metrics` have."""
+        return self._rows.select
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the reader chose; empty for those of the newest request."""
+        return dict(self._rows.settings)
+
+    def settings_of(self, detector: str, probe: str) -> Settings:
+        """The settings of a detector's scores on a probe.
+
+        Raises:
+            WorkbenchError: if there are no such scores; it lists what there is.
+        """
+        with self._lock:
+            return self._rows.parts("scores", detector=detector, probe=probe)[0].label.settings
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What scores there are beside those shown: of other settings, of earlier weights, of older forms."""
+        with self._lock:
+            return self._rows.shown().remarks
+
     @property
     def detectors(self) -> tuple[str, ...]:
         """The detectors that have scores, by name."""
         with self._lock:
-            return self._rows.names("detector", self._rows.reader.parts("scores"))
+            return self._rows.names("detector", self._rows.newest_parts("scores"))
 
     @property
     def probes(self) -> tuple[str, ...]:
         """The probes that have scores or metrics, by name."""
         with self._lock:
-            return self._rows.names("probe", self._rows.reader.parts())
+            return self._rows.names("probe", self._rows.newest_parts())
 
     def probes_of(self, detector: str) -> tuple[str, ...]:
         """The probes that one detector has scores on, by name."""
         with self._lock:
-            return self._rows.names("probe", self._rows.reader.parts("scores", detector=detector))
+            return self._rows.names("probe", self._rows.newest_parts("scores", detector=detector))
 
     def fingerprint(self, table: Table, *, detector: str | None = None, probe: str | None = None) -> str:
-        """A digest that changes when, since the last `refresh`, such parts were added or replaced."""
+        """A digest that changes when, since the last `refresh`, such parts were added or replaced, or others shown."""
         with self._lock:
-            reader = self._rows.reader
-            return reader.fingerprint(reader.parts(table, detector=detector, probe=probe))
+            rows = self._rows
+            parts_of = rows.reader.parts if rows.select == "all" else rows.newest_parts
+            return rows.reader.fingerprint(parts_of(table, detector=detector, probe=probe))
 
     def refresh(self) -> bool:
         """Look at the disk again; whether there was anything new."""
         with self._lock:
-            return bool(self._rows.reader.refresh())
+            return self._rows.refresh()
 
     def scores(  # noqa: PLR0913  # public keywords, a filter each
         self,
@@ -165,8 +215,7 @@ class Run:
         names = None if columns is None else tuple(columns)
 
         def read() -> pd.DataFrame:
-            parts = self._rows.parts("scores", detector=detector, probe=probe)
-            return plain_text(self._rows.frame("scores", parts, step=step, where=where, columns=names))
+            return self._table("scores", names, detector=detector, probe=probe, step=step, where=where)
 
         key = ("rows", step, *where.items(), names)
         return self._cached("scores", key, read, detector=detector, probe=probe)
@@ -233,8 +282,7 @@ class Run:
         where = {"metric": metric, "distance": distance}
 
         def read() -> pd.DataFrame:
-            parts = self._rows.parts("metrics", detector=None, probe=probe)
-            return plain_text(self._rows.frame("metrics", parts, step=step, where=where))
+            return self._table("metrics", None, detector=None, probe=probe, step=step, where=where)
 
         return self._cached("metrics", ("rows", step, *where.items()), read, probe=probe)
 
@@ -249,7 +297,7 @@ class Run:
         Whatever else the series says about a checkpoint follows in columns of its own.
         """
         with self._lock:
-            committed = Counter(part.label.ckpt for part in self._rows.reader.parts())
+            committed = Counter(part.label.ckpt for part in self._rows.newest_parts())
             records = [{"ckpt": record["name"], **record} for record in self._store.checkpoints()]
             records += self._rows.origins(without={record["ckpt"] for record in records})
         failed = {failure.ckpt for failure in self._store.failures()}
@@ -298,9 +346,9 @@ class Run:
     def status(self) -> Status:
         """How far the scan has come; reads the disk anew."""
         with self._lock:
-            self._rows.reader.refresh()
-            maps = [file.label for file in self._maps.files()]
-            return status_of(self._store.plan(), self._rows.reader.parts(), maps, self._store.failures())
+            self._rows.refresh()
+            parts, maps = self._rows.in_plan(), [file.label for file in self._maps.files()]
+            return status_of(self._store.plan(), parts, maps, self._store.failures())
 
     def emergence(
         self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False
@@ -424,7 +472,7 @@ class Run:
 
         def read() -> pd.DataFrame:
             names = ["layer", "kind", "window"]
-            parts = [part for part in self._rows.reader.parts("scores") if part.label.rows]
+            parts = [part for part in self._rows.newest_parts("scores") if part.label.rows]
             ranks = self._rows.series_ranks()
             last = max((ranks[part.label.ckpt] for part in parts), default=-1)
             parts = [part for part in parts if ranks[part.label.ckpt] == last]
@@ -433,6 +481,24 @@ class Run:
             return heads.groupby(names, dropna=False).size().rename("n_heads").reset_index()
 
         return self._cached("scores", ("layers",), read)
+
+    def _table(
+        self,
+        table: Table,
+        columns: Sequence[str] | None,
+        *,
+        detector: str | None,
+        probe: str | None,
+        step: Step | None,
+        where: Mapping[str, Any],
+    ) -> pd.DataFrame:
+        """The rows that a user asks for, text as strings."""
+        is_every = self._rows.select == "all"
+        parts = self._rows.parts(table, detector=detector, probe=probe, is_every=is_every)
+        frame = self._rows.frame(table, parts, step=step, where=where, columns=columns)
+        if is_every and columns is None:
+            frame["is_newest"] = frame["unit"].isin([part.label.unit for part in self._rows.newest_parts(table)])
+        return plain_text(frame)
 
     def _cached(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from workbench.checkpoints.formats import weights_size
 from workbench.detectors import find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.probes import Probe
-from workbench.runs.status import committed_names, planned_names
+from workbench.runs.status import UnitName, committed_names, planned_names
 from workbench.scanning.job import Job
+from workbench.scanning.same_series import require_same_shape
 from workbench.scanning.units import Units
-from workbench.scanning.worker import dtype_of
-from workbench.store import MapLabel, Maps, Store
+from workbench.store import Maps, Store, request_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,12 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     Raises:
         NoCheckpoints, and WorkbenchError for a job that cannot be run.
     """
-    dtype_of(job.dtype)
     detectors = find_detectors(job.detectors)
     checkpoints = shard_of(job, [c for c in find_checkpoints(job.checkpoints).checkpoints if c.alias_of is None])
-    planned = planned_units(Units(job, ready, detectors), checkpoints)
+    units = Units(job, ready, detectors)
+    planned = planned_units(units, checkpoints)
     names = planned_names(planned)
-    is_begun = (job.out / "run.json").is_file()
-    committed = committed_names(Store.open(job.out).parts(), _maps(job)) if is_begun else {}
+    committed = _committed(job, units, planned, checkpoints) if (job.out / "run.json").is_file() else {}
     outlooks: list[CheckpointOutlook] = []
     for c in checkpoints:
         done = (names & committed.get(c.name, Counter())).total()
@@ -97,5 +96,12 @@ def shard_of(job: Job, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     return selected
 
 
-def _maps(job: Job) -> list[MapLabel]:
-    return [file.label for file in Maps(job.out).files()]
+def _committed(
+    job: Job, units: Units, planned: Sequence[Mapping[str, Any]], checkpoints: Sequence[Checkpoint]
+) -> dict[str, Counter[UnitName]]:
+    """The units in the run that this job would ask for."""
+    store = Store.open(job.out)
+    require_same_shape(store, job, checkpoints)
+    request = request_of(planned, units.written([c.path for c in checkpoints]))
+    parts = [part for part in store.parts() if request.names(part.label)]
+    return committed_names(parts, [file.label for file in Maps(job.out).files() if request.maps_are(file.label)])

@@ -19,6 +19,7 @@ from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
 from workbench.scanning.machine import n_workers, on_cuda, worker_environments
 from workbench.scanning.progress import OnProgress, ProgressCounter, default_progress
+from workbench.scanning.same_series import require_same_shape, require_same_training
 from workbench.scanning.worker import CheckpointTask, ScanWorker, Setup, open_worker
 from workbench.store import Failure, Store
 
@@ -91,11 +92,17 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     store = Store.create(job.out, job=job.kept(), versions=versions)
     is_one_of_several = job.join or job.shard is not None
     with store.locked(is_shared=is_one_of_several), Interrupts() as interrupts:
+        architectures = require_same_shape(store, job, checkpoints)
+        require_same_training(store, job, checkpoints)
         planned = planned_units(worker.units, checkpoints)
         store.sweep()
+        store.renew()
+        store.write_architectures(architectures)
         store.write_job(job.to_toml())
         store.write_checkpoints(series.records())
         store.write_plan({"checkpoints": [c.name for c in checkpoints], "units": planned})
+        written = worker.units.written([c.path for c in checkpoints])
+        store.write_request(planned, written, checkpoints=job.checkpoints)
         store.begin_timing()
         workers = n_workers(job, [c.path for c in selected])
         tasks = _tasks(selected, series, given_up=set() if job.retry else _given_up(store), n_ahead=workers)

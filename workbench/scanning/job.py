@@ -29,7 +29,7 @@ ENVIRONMENT = "WB_"
 # Paths in a job file are relative to its folder.
 _PATHS = ("checkpoints", "out")
 # These describe one call and change no number, so the run does not keep them.
-_NOT_KEPT = frozenset({"shard", "join", "retry"})
+_NOT_KEPT = frozenset({"shard", "join", "retry", "same_series"})
 
 
 class Job(BaseModel):
@@ -47,6 +47,7 @@ class Job(BaseModel):
         shard: `i/n`: only every n-th checkpoint, from the i-th, as for job i of a Slurm array; i from 0.
         join: work on a run that another scan is writing.
         retry: also try the checkpoints that were given up because every worker died.
+        same_series: the directory continues the run's training although it is another and shares no checkpoint with it.
         rows: query rows per sequence to sample; None: all.
         far_window, far_sink: of `far_mass` in tokens; None: the model's smallest window, else min(256, T/4).
         seed: of the bootstrap.
@@ -72,6 +73,7 @@ class Job(BaseModel):
     shard: StrictStr | None = None
     join: StrictBool = False
     retry: StrictBool = False
+    same_series: StrictBool = False
     rows: StrictInt | None = Field(default=None, ge=1)
     far_window: StrictInt | None = Field(default=None, ge=1)
     far_sink: StrictInt = Field(default=0, ge=0)
@@ -219,6 +221,7 @@ _EXPECTED = {
     "shard": "i/n with 0 <= i < n, as for a Slurm array: --array=0-15 and --shard $SLURM_ARRAY_TASK_ID/16",
     "join": "true or false",
     "retry": "true or false",
+    "same_series": "true or false",
     "rows": "a whole number of at least 1",
     "far_window": "a whole number of tokens, at least 1",
     "far_sink": "a whole number of tokens, at least 0",

@@ -21,7 +21,8 @@ from workbench.hooks import HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.pattern_maps import PatternMaps, record_maps
 from workbench.probes import Probe
-from workbench.store import MAPS_SCHEMA, MapArrays, Origin, QueriesKeys, Store, canonical_digest
+from workbench.store import MapArrays, Origin, QueriesKeys, Store
+from workbench.store.map_parts import map_unit
 from workbench.store.part_files import read_label, read_rows
 
 # Detectors of long-range heads, and the scores above which a head is flagged. The threshold of teacher-forced retrieval
@@ -33,7 +34,11 @@ MOST_FLAGGED = 8
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    """How a scan keeps patterns. `keep_qk`: also queries and keys of flagged heads; the others as in `Job`."""
+    """How a scan keeps patterns.
+
+    `keep_qk`: also queries and keys of flagged heads. `dtype`: as in `Settings`; None: float32. `far_window`: as in
+    `Job`.
+    """
 
     keep_qk: bool = False
     dtype: str | None = None
@@ -42,22 +47,18 @@ class MapOptions:
 
 def probes_without_maps(store: Store, origin: Origin, probes: Sequence[Probe], options: MapOptions) -> list[Probe]:
     """The probes whose patterns of this checkpoint are not stored."""
-    return [p for p in probes if not store.has_maps(origin, map_key(origin, p, options))]
+    return [p for p in probes if not store.adopt_maps(origin, map_key(origin, p, options))]
 
 
 def map_key(origin: Origin, probe: Probe, options: MapOptions) -> str:
     """The key of a part of patterns: a digest of all that determines its numbers and its place in the run."""
-    return canonical_digest(
-        {
-            "maps": MAPS_SCHEMA,
-            "weights": origin.weights,
-            "config": origin.config,
-            "place": [origin.stage, origin.branch, origin.step],
-            "probe": [probe.name, probe.digest],
-            "dtype": options.dtype,
-            "far": options.far_window,
-            "keep_qk": options.keep_qk,
-        }
+    return map_unit(
+        origin,
+        probe.name,
+        probe.digest,
+        dtype=options.dtype,
+        far_window=options.far_window,
+        keep_qk=options.keep_qk,
     )
 
 

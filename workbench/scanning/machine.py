@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from workbench.checkpoints.formats import weight_files, weights_size
+from workbench.heads import WorkbenchError
 from workbench.scanning.job import Job
+from workbench.store import DEFAULT_DTYPE, OWN_DTYPE
 
 # The share of free memory that the next checkpoint's files may take in the page cache.
 _READ_AHEAD_SHARE = 0.5
@@ -43,6 +45,35 @@ def worker_environments(job: Job, workers: int) -> list[dict[str, str]]:
 def on_cuda(job: Job) -> bool:
     """Whether a job runs on a GPU."""
     return torch.cuda.is_available() if job.device is None else job.device.startswith("cuda")
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a name; None for None.
+
+    Raises:
+        WorkbenchError: if no floating-point dtype has this name.
+    """
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise WorkbenchError(
+            f"dtype {name!r} is not a floating-point torch dtype; expected float32, bfloat16 or float16"
+        )
+    return dtype
+
+
+def dtype_in_words(job: Job) -> str:
+    """The dtype of a job's models as `Settings` has it: one name for each, `own` for the checkpoint's own.
+
+    Raises:
+        WorkbenchError: if the job's is no floating-point dtype.
+    """
+    dtype = dtype_of(job.dtype)
+    if dtype is not None:
+        return str(dtype).removeprefix("torch.")
+    is_elsewhere = on_cuda(job) or (job.device or "cpu").partition(":")[0] != "cpu"
+    return OWN_DTYPE if is_elsewhere else DEFAULT_DTYPE
 
 
 def available_memory() -> int:

@@ -12,9 +12,22 @@ from workbench.heads import WorkbenchError
 from workbench.loading.tokenizers import ModelWords, model_words, words_digest
 from workbench.probes import Probe, build, default
 from workbench.scanning.job import Job
-from workbench.store import MAPS_SCHEMA, SCHEMA, Origin, Table, canonical_digest
+from workbench.scanning.kept_patterns import MapOptions
+from workbench.scanning.machine import dtype_in_words
+from workbench.store import (
+    DEFAULT_DTYPE,
+    KEY_SCHEMA,
+    MAPS_SCHEMA,
+    Origin,
+    Settings,
+    Table,
+    WrittenProbe,
+    canonical_digest,
+)
 
 METRICS_VERSION = 1
+# How a request writes the probes that nobody chose.
+_DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,13 @@ class Units:
 
     def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
         self._job, self._ready, self._detectors = job, ready, detectors
+        self._dtype = dtype_in_words(job)
         self._probes: dict[str, list[Probe]] = {}
+
+    @property
+    def map_options(self) -> MapOptions:
+        """How patterns are kept."""
+        return MapOptions(self._job.keep == "qk", self._dtype, self._job.far_window)
 
     def probes(self, checkpoint: Path) -> list[Probe]:
         """The probes in a checkpoint's vocabulary.
@@ -69,15 +88,40 @@ class Units:
         return [Unit(self._determined(origin, probe, d), d) for d in self._detectors_on(probe)]
 
     def planned(self, probes: Sequence[Probe]) -> list[dict[str, Any]]:
-        """The units of each checkpoint, as in the store's plan."""
+        """The units of each checkpoint, as in the store's plan, with the settings that change their numbers."""
         measured = [
-            {"probe": WEIGHTS if p is None else p.name, "detector": u.name, "version": u.version, "table": u.table}
+            {
+                "probe": WEIGHTS if p is None else p.name,
+                "detector": u.name,
+                "version": u.version,
+                "table": u.table,
+                "settings": Settings.of(self._settings(p, d)).as_dict(),
+            }
             for p in [*probes, None]
-            for u in (Unit({}, d) for d in self._detectors_on(p))
+            for d, u in ((d, Unit({}, d)) for d in self._detectors_on(p))
         ]
-        mapped = probes if self._job.maps else ()
-        maps = [{"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps"} for p in mapped]
+        options = self.map_options
+        settings = Settings(dtype=options.dtype, far_window=options.far_window).as_dict()
+        maps = [
+            {"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps", "settings": settings}
+            for p in (probes if self._job.maps else ())
+        ]
         return measured + maps
+
+    def written(self, checkpoints: Sequence[Path]) -> dict[str, WrittenProbe]:
+        """The probes in the words of the job, with their digests in the vocabularies of these checkpoints."""
+        words: dict[str, str] = {}
+        digests: dict[str, set[str]] = {}
+        for checkpoint in checkpoints:
+            try:
+                probes = self.probes(checkpoint)
+            except WorkbenchError:  # the scan stores the reason as this checkpoint's failure
+                continue
+            written = [*(self._job.probes or ()), *(f"{p.name}:{p.digest}" for p in self._ready)]
+            for probe, text in zip(probes, written or [_DEFAULT] * len(probes), strict=True):
+                words[probe.name] = text
+                digests.setdefault(probe.name, set()).add(probe.digest)
+        return {name: WrittenProbe(text, tuple(sorted(digests[name]))) for name, text in words.items()}
 
     def _detectors_on(self, probe: Probe | None) -> list[AnyDetector | None]:
         if probe is None:
@@ -101,22 +145,22 @@ class Units:
 
     def _determined(self, origin: Origin, probe: Probe | None, detector: AnyDetector | None) -> dict[str, Any]:
         """All that determines a unit's numbers and its place in the run. Engine, device, batch and time do not."""
-        job = self._job
-        has_far = isinstance(detector, Detector) and "far_mass" in detector.needs
         determined = {
-            "schema": SCHEMA,
+            "schema": KEY_SCHEMA,
             "weights": origin.weights,
             "config": origin.config,
             "place": [origin.stage, origin.branch, origin.step],
             "detector": [detector.name, detector.version] if detector else ["metrics", METRICS_VERSION],
-            "dtype": job.dtype,
+            **self._settings(probe, detector),
         }
+        return determined if probe is None else {**determined, "probe": [probe.name, probe.digest]}
+
+    def _settings(self, probe: Probe | None, detector: AnyDetector | None) -> dict[str, Any]:
+        """The job's settings that change a unit's numbers, as its key has them."""
+        job = self._job
+        dtype = None if self._dtype == DEFAULT_DTYPE else self._dtype
         if probe is None:
-            return determined
-        return {
-            **determined,
-            "probe": [probe.name, probe.digest],
-            "rows": job.rows,
-            "far": [job.far_window, job.far_sink] if has_far else None,
-            "seed": job.seed,
-        }
+            return {"dtype": dtype}
+        has_far = isinstance(detector, Detector) and "far_mass" in detector.needs
+        far = [job.far_window, job.far_sink] if has_far else None
+        return {"dtype": dtype, "rows": job.rows, "far": far, "seed": job.seed}

@@ -6,16 +6,14 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-
-from workbench.checkpoints import Checkpoint, fingerprint, verify_digests
+from workbench.checkpoints import Checkpoint, files_stamp, fingerprint, verify_digests
 from workbench.detectors import (
     WEIGHTS,
     AnyDetector,
@@ -34,8 +32,8 @@ from workbench.loading.pretrained import is_out_of_memory, nonfinite_tensors
 from workbench.probes import Probe
 from workbench.scanning.engines.tasks import Channel
 from workbench.scanning.job import Job
-from workbench.scanning.kept_patterns import MapOptions, commit_map, flagged, make_map, map_key, probes_without_maps
-from workbench.scanning.machine import free_memory, read_ahead
+from workbench.scanning.kept_patterns import commit_map, flagged, make_map, map_key, probes_without_maps
+from workbench.scanning.machine import dtype_of, free_memory, read_ahead
 from workbench.scanning.progress import Event
 from workbench.scanning.units import Unit, Units
 from workbench.store import Failure, Origin, Store, Timing, canonical_digest
@@ -72,11 +70,22 @@ class CheckpointTask:
 
 @dataclass(frozen=True, slots=True)
 class _OpenCheckpoint:
-    """A checkpoint in memory. `flags` are added to each of its rows."""
+    """A checkpoint in memory. `flags` are added to each of its rows; `stamp`: its files before they were read."""
 
     origin: Origin
+    path: Path
+    stamp: Mapping[str, tuple[int, int, int]]
     model: HookedModel
     flags: str
+
+    def require_unchanged(self) -> None:
+        """Raise BadCheckpoint if other files lie there now; a deleted file changes nothing that was read before."""
+        now = files_stamp(self.path)
+        if changed := sorted(name for name in now if now[name] != self.stamp.get(name)):
+            raise BadCheckpoint(
+                f"{', '.join(changed)}: overwritten while it was scanned, so its scores may be of either version and "
+                "were dropped; run the same scan again"
+            )
 
 
 class _PartFields(TypedDict):
@@ -120,8 +129,8 @@ class ScanWorker:
     def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
         self._job, self._store = job, Store(job.out)
         self._dtype = dtype_of(job.dtype)
-        self._map_options = MapOptions(job.keep == "qk", job.dtype, job.far_window)
         self.units = Units(job, ready, detectors)
+        self._map_options = self.units.map_options
 
     def __call__(self, argument: CheckpointTask, channel: Channel) -> None:
         """Process one checkpoint. After a stop request, return when the current probe is done.
@@ -142,18 +151,21 @@ class ScanWorker:
         checkpoint, stopwatch = task.checkpoint, _Stopwatch()
         if task.mismatch is not None:
             raise BadCheckpoint(task.mismatch)
+        stamp = files_stamp(checkpoint.path)
         with stopwatch.during("digest"):
             if self._job.verify:
                 verify_digests(checkpoint.path)
             digests = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
         origin = _origin(self._store.path.name, checkpoint, digests.weights, digests.config)
+        self._note_current(origin, checkpoint.path)
         missing = self._missing_units(origin, checkpoint.path, channel)
         to_map = self._missing_maps(origin, checkpoint.path, channel)
         if not (missing or to_map):
             self._store.forgive(checkpoint.name, None)
             return
         with stopwatch.during("load"):
-            opened = self._open(origin, checkpoint.path)
+            opened = self._open(origin, checkpoint.path, stamp)
+            opened.require_unchanged()
         self._store.forgive(checkpoint.name, None)
         if task.upcoming is not None:
             threading.Thread(target=read_ahead, args=(task.upcoming,), daemon=True).start()
@@ -169,11 +181,19 @@ class ScanWorker:
         if model() is not None:  # a reference cycle holds it, and the next checkpoint would be loaded beside it
             free_memory()
 
+    def _note_current(self, origin: Origin, path: Path) -> None:
+        """Note what the checkpoint's name stands for now, also where no probe can be made and so nothing is scored."""
+        try:
+            probes = {probe.name: probe.digest for probe in self.units.probes(path)}
+        except WorkbenchError:  # raised again, and stored, when its units are listed
+            probes = dict[str, str]()
+        self._store.note_current(origin, probes)
+
     def _missing_units(self, origin: Origin, path: Path, channel: Channel) -> list[tuple[Probe | None, list[Unit]]]:
         missing: list[tuple[Probe | None, list[Unit]]] = []
         for probe in [*self.units.probes(path), None]:
             units = self.units.of_probe(origin, probe)
-            todo = [u for u in units if not self._store.has(u.table, origin, u.key)]
+            todo = [u for u in units if not self._store.adopt(u.table, origin, u.key)]
             channel.send(Event(origin.ckpt, found=len(units) - len(todo)))
             if todo:
                 missing.append((probe, todo))
@@ -185,7 +205,7 @@ class ScanWorker:
         channel.send(Event(origin.ckpt, found=len(probes) - len(todo)))
         return todo
 
-    def _open(self, origin: Origin, path: Path) -> _OpenCheckpoint:
+    def _open(self, origin: Origin, path: Path, stamp: Mapping[str, tuple[int, int, int]]) -> _OpenCheckpoint:
         """Open a checkpoint. Where non-finite weights are allowed, its flags give the number of such tensors."""
         job = self._job
         model = open_model(
@@ -193,9 +213,9 @@ class ScanWorker:
         )
         nonfinite = nonfinite_tensors(model.model) if job.allow_nonfinite else []
         if not nonfinite:
-            return _OpenCheckpoint(origin, model, "")
+            return _OpenCheckpoint(origin, path, stamp, model, "")
         self._store.log(event="non-finite weights", ckpt=origin.ckpt, tensors=nonfinite)
-        return _OpenCheckpoint(origin, model, f"nonfinite_weights={len(nonfinite)}")
+        return _OpenCheckpoint(origin, path, stamp, model, f"nonfinite_weights={len(nonfinite)}")
 
     def _score(
         self,
@@ -215,6 +235,7 @@ class ScanWorker:
         except Exception as error:  # the failure of one probe is stored and does not end the scan
             self._fail(ckpt, [u.key for u in units], error, channel)
             return
+        opened.require_unchanged()
         with stopwatch.during("write"):
             self._commit(opened, probe, units, measured)
         self._store.add_timing(_timing(ckpt, name, len(units), stopwatch, forward_s=measured.forward_s))
@@ -262,6 +283,7 @@ class ScanWorker:
             except Exception as error:  # scores are valid without patterns; the reason is stored
                 self._fail(origin.ckpt, [map_key(origin, probe, self._map_options)], error, channel)
                 continue
+            opened.require_unchanged()
             with stopwatch.during("write"):
                 commit_map(self._store, origin, probe, arrays, self._map_options)
             timing = _timing(origin.ckpt, probe.name, 1, stopwatch, forward_s=stopwatch.seconds["measure"])
@@ -279,22 +301,6 @@ class ScanWorker:
             self._store.fail(Failure(ckpt, unit, kind, str(error), trace))
         self._store.log(event="failed", ckpt=ckpt, kind=kind, message=str(error))
         channel.send(Event(ckpt, failed=len(units)))
-
-
-def dtype_of(name: str | None) -> torch.dtype | None:
-    """The torch dtype of a name; None for None.
-
-    Raises:
-        WorkbenchError: if no floating-point dtype has this name.
-    """
-    if name is None:
-        return None
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise WorkbenchError(
-            f"dtype {name!r} is not a floating-point torch dtype; expected float32, bfloat16 or float16"
-        )
-    return dtype
 
 
 def _timing(ckpt: str, probe: str, n_units: int, stopwatch: _Stopwatch, *, forward_s: float) -> Timing:

@@ -18,7 +18,8 @@ from workbench.atomic import replace_file
 from workbench.heads import StoreTooNew, WorkbenchError
 from workbench.store.map_codes import encode, encode_signed
 from workbench.store.part_files import Problem
-from workbench.store.part_format import Origin
+from workbench.store.part_format import Origin, canonical_digest
+from workbench.store.score_settings import DEFAULT_DTYPE
 
 MAPS_SCHEMA = 1
 FOLDER, SUFFIX = "maps", ".safetensors"
@@ -96,6 +97,36 @@ def map_path(root: Path, origin: Origin, unit: str) -> Path:
     return root / FOLDER / origin.folder / f"{unit}{SUFFIX}"
 
 
+def map_unit(
+    origin: Origin, probe: str, probe_digest: str, *, dtype: str | None, far_window: int | None, keep_qk: bool
+) -> str:
+    """The key of a part of patterns: a digest of all that determines its numbers and its place in the run.
+
+    `dtype` as in `Settings`; like a unit of scores, patterns in float32 have none in their key.
+    """
+    return canonical_digest(
+        {
+            "maps": MAPS_SCHEMA,
+            "weights": origin.weights,
+            "config": origin.config,
+            "place": [origin.stage, origin.branch, origin.step],
+            "probe": [probe, probe_digest],
+            "dtype": None if dtype == DEFAULT_DTYPE else dtype,
+            "far": far_window,
+            "keep_qk": keep_qk,
+        }
+    )
+
+
+def is_map_of(label: MapLabel, dtype: str | None, far_window: int | None) -> bool:
+    """Whether patterns were made with these settings, as their key says, with or without queries and keys."""
+    units = [
+        map_unit(label.origin, label.probe, label.probe_digest, dtype=dtype, far_window=far_window, keep_qk=keep_qk)
+        for keep_qk in (False, True)
+    ]
+    return label.unit in units
+
+
 def write_maps(path: Path, arrays: MapArrays, source: MapSource, *, temporaries: Path) -> int:
     """Put a part of patterns in place in one step and return its size in bytes.
 
@@ -120,6 +151,19 @@ def write_maps(path: Path, arrays: MapArrays, source: MapSource, *, temporaries:
     payload = save(tensors, {"wb": json.dumps(described), "wb.digest": _digest(tensors)})
     replace_file(path, payload, temporaries=temporaries)
     return len(payload)
+
+
+def rename_maps(path: Path, origin: Origin, *, temporaries: Path) -> None:
+    """Write a part of patterns again with another name or number of tokens of its checkpoint.
+
+    Raises:
+        StoreNotWritable: if the disk is full or refuses; the part is then as it was.
+    """
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        metadata: dict[str, str] = file.metadata() or {}
+    described = json.dumps({**json.loads(metadata["wb"]), "origin": asdict(origin)})
+    replace_file(path, save(tensors, {**metadata, "wb": described}), temporaries=temporaries)
 
 
 def read_map_label(path: Path) -> MapLabel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -283,10 +283,15 @@ class PatternFile:
 
 
 class Maps:
-    """The patterns of a run; every method reads the disk anew."""
+    """The patterns of a run; every method reads the disk anew.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    `choose`: which of the parts there are, as `Run` shows the newest; None: all.
+    """
+
+    def __init__(
+        self, root: Path, choose: Callable[[Sequence[PatternFile]], Sequence[PatternFile]] | None = None
+    ) -> None:
+        self._root, self._choose = root, choose
         self._files: dict[tuple[Path, int, int], PatternFile] = {}
 
     def table(self) -> pd.DataFrame:
@@ -325,7 +330,8 @@ class Maps:
             except FileNotFoundError:
                 continue
         self._files = files
-        return tuple(sorted(files.values(), key=lambda f: (f.path.parent, f.label.probe)))
+        chosen = list(files.values()) if self._choose is None else self._choose(list(files.values()))
+        return tuple(sorted(chosen, key=lambda f: (f.path.parent, f.label.probe)))
 
     def find(self, *, ckpt: str | None = None, step: Step = "last", probe: str | None = None) -> PatternFile:
         """The patterns of one checkpoint and probe; of two parts the one with more heads stored finely.

@@ -12,7 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.heads import StoreTooNew, WorkbenchError
-from workbench.store.part_format import COLUMNS, DIGEST, SCHEMA, VARYING, Label, Table, canonical_digest, part_digest
+from workbench.store.part_format import (
+    COLUMNS,
+    DIGEST,
+    SCHEMA,
+    VARYING,
+    Label,
+    Table,
+    canonical_digest,
+    columns_of,
+    part_digest,
+)
+
+_JSON_FOLDERS = (".", "failures", "requests", "current")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +98,7 @@ def check_parts(root: Path) -> list[Problem]:
             reason = _fault(root, path, folder)
             if reason is not None:
                 problems.append(Problem(path, reason))
-    for path in sorted(root.glob("*.json")) + sorted((root / "failures").glob("*.json")):
+    for path in [path for folder in _JSON_FOLDERS for path in sorted((root / folder).glob("*.json"))]:
         try:
             json.loads(path.read_bytes())
         except ValueError as error:
@@ -101,7 +113,7 @@ def _fault(root: Path, path: Path, folder: Path) -> str | None:
         part = read_label(root, path)
         if part.label.origin.folder != path.parent.name:
             return f"is of {part.label.ckpt} and belongs into {part.label.origin.folder}"
-        table = _read(root, part, COLUMNS[part.label.table].names)
+        table = _read(root, part, columns_of(part.label.table, part.label.schema).names)
     except FileNotFoundError:
         return None
     except WorkbenchError as error:
@@ -130,7 +142,6 @@ def _of_key(label: Label) -> dict[str, Any]:
     """The values that a unit's key and the part's label have in common."""
     origin = label.origin
     return {
-        "schema": label.schema,
         "weights": origin.weights,
         "config": origin.config,
         "place": [origin.stage, origin.branch, origin.step],
@@ -140,7 +151,7 @@ def _of_key(label: Label) -> dict[str, Any]:
 
 
 def _read(root: Path, part: Part, columns: list[str]) -> pa.Table:
-    schema = COLUMNS[part.label.table]
+    schema = columns_of(part.label.table, part.label.schema)
     try:
         with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
             stored = file.schema_arrow

@@ -6,13 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from workbench.heads import Metric, Row
+from workbench.store.score_settings import SETTING_NAMES, Settings
 
-SCHEMA = 1
+# Since 2, rows have their settings in columns of their own.
+SCHEMA = 2
+# Of what determines a unit's numbers: as long as it stays, a unit of an older schema is the same unit.
+KEY_SCHEMA = 1
 Table = Literal["scores", "metrics"]
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -48,6 +53,11 @@ SCORES = pa.schema(
         pa.field("ci_hi", _FLOAT, nullable=False),
         pa.field("flags", _TEXT, nullable=False),
         pa.field("unit", _TEXT, nullable=False),
+        ("dtype", _TEXT),
+        ("rows", _INT),
+        ("seed", _INT),
+        ("far_window", _INT),
+        ("far_sink", _INT),
     ]
 )
 
@@ -68,6 +78,9 @@ METRICS = pa.schema(
         pa.field("n", _INT, nullable=False),
         pa.field("ci_lo", _FLOAT, nullable=False),
         pa.field("ci_hi", _FLOAT, nullable=False),
+        ("dtype", _TEXT),
+        ("rows", _INT),
+        ("seed", _INT),
     ]
 )
 
@@ -78,6 +91,12 @@ VARYING: dict[str, tuple[str, ...]] = {
     "scores": tuple(f.name for f in fields(Row) if f.name not in {"detector", "version", "probe"}),
     "metrics": tuple(f.name for f in fields(Metric) if f.name != "probe"),
 }
+
+
+def columns_of(table: Table, schema: int) -> pa.Schema:
+    """The columns that the parts of a schema have; those of 1 have no settings."""
+    every = COLUMNS[table]
+    return every if schema > 1 else pa.schema([field for field in every if field.name not in SETTING_NAMES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +123,22 @@ class Origin:
         step = "-" * 10 if self.step_total is None else f"{self.step_total:010d}"
         return f"s{step}-{self.weights[:8]}"
 
+    @property
+    def state(self) -> tuple[str | int | None, ...]:
+        """What changes when other weights, another configuration or another place go by the checkpoint's name."""
+        return self.weights, self.config, self.stage, self.branch, self.step
+
+
+# Fields of a label that older files lack.
+_LATER = ("determined", "first_schema")
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
     """What a part is, as its file's metadata describes it; `detector` is "" for metrics that belong to none.
 
     `determined`: JSON of what determines the numbers, of which `unit` is the digest; "" where the writer gave none.
+    `first_schema`: the schema that the numbers were first written in; 0: this one.
     """
 
     schema: int
@@ -123,6 +152,7 @@ class Label:
     detector: str
     version: int
     determined: str = ""
+    first_schema: int = 0
 
     @property
     def ckpt(self) -> str:
@@ -132,14 +162,20 @@ class Label:
     @property
     def identity(self) -> tuple[object, ...]:
         """What is equal in two parts whose rows may be duplicates of each other."""
-        origin = self.origin
-        checkpoint = (origin.weights, origin.config, origin.stage, origin.branch, origin.step)
-        return (*checkpoint, self.table, self.detector, self.version, self.probe_digest)
+        return (*self.origin.state, self.table, self.detector, self.version, self.probe_digest, self.settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the scan that wrote the part."""
+        return _settings(self.determined)
 
     def shared(self) -> dict[str, Any]:
         """The values that all rows of the part share."""
         names = ("unit", "probe", "probe_digest", "seq_len", "detector", "version")
-        return asdict(self.origin) | {name: getattr(self, name) for name in names}
+        shared = asdict(self.origin) | {name: getattr(self, name) for name in names} | self.settings.as_dict()
+        # Schema 1 had one key for float32 on a CPU and for a checkpoint's own dtype on CUDA.
+        is_unknown = (self.first_schema or self.schema) == 1 and '"dtype":null' in self.determined
+        return {**shared, "dtype": None} if is_unknown else shared
 
     def metadata(self) -> dict[bytes, bytes]:
         """The label as the `wb.*` metadata of a file."""
@@ -155,7 +191,7 @@ class Label:
             KeyError, TypeError, ValueError: if some of it is missing or not of its type.
         """
         named = {f.name: f"wb.{f.name}".encode() for f in fields(cls)}
-        text = {name: metadata[key].decode() for name, key in named.items() if name != "determined"}
+        text = {name: metadata[key].decode() for name, key in named.items() if name not in _LATER}
         table = text["table"]
         if table != "scores" and table != "metrics":
             raise ValueError(f"table {table!r}")
@@ -171,7 +207,13 @@ class Label:
             detector=text["detector"],
             version=int(text["version"]),
             determined=metadata.get(named["determined"], b"").decode(),
+            first_schema=int(metadata.get(named["first_schema"], b"0")),
         )
+
+
+@lru_cache(maxsize=2**15)
+def _settings(determined: str) -> Settings:
+    return Settings.of(json.loads(determined) if determined else {})
 
 
 def canonical_digest(value: Any) -> str:
@@ -186,12 +228,18 @@ def canonical_json(value: Any) -> str:
 
 def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table:
     """The rows of one unit with the columns of its table, and the label as file metadata."""
-    schema, shared, varying = COLUMNS[label.table], label.shared(), VARYING[label.table]
+    schema, varying = COLUMNS[label.table], VARYING[label.table]
+    columns = [pa.array([getattr(row, name) for row in rows], type=schema.field(name).type) for name in varying]
+    return labelled_table(pa.table(columns, names=list(varying)), label)
+
+
+def labelled_table(varying: pa.Table, label: Label) -> pa.Table:
+    """The columns in which a unit's rows differ with those that they share, and the label as file metadata."""
+    schema, shared, n = COLUMNS[label.table], label.shared(), varying.num_rows
     columns = [
-        pa.array(
-            [getattr(row, field.name) for row in rows] if field.name in varying else [shared[field.name]] * len(rows),
-            type=field.type,
-        )
+        varying[field.name]
+        if field.name in varying.schema.names
+        else pa.array([shared[field.name]] * n, type=field.type)
         for field in schema
     ]
     table = pa.table(columns, schema=schema)
@@ -200,7 +248,8 @@ def part_table(rows: Sequence[Row] | Sequence[Metric], label: Label) -> pa.Table
 
 def part_digest(table: pa.Table, label: Label) -> str:
     """blake2b-128, in hex, of a part's label and of the columns in which its rows differ."""
-    digest = hashlib.blake2b(canonical_json(asdict(label)).encode(), digest_size=16)
+    described = {name: value for name, value in asdict(label).items() if name != "first_schema"}
+    digest = hashlib.blake2b(canonical_json(described).encode(), digest_size=16)
     for name in VARYING[label.table]:
         column = table[name].combine_chunks()
         is_text = column.type == pa.string()

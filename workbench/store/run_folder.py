@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,14 +18,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, sweep_temporaries
+from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, replacing_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.plain_json import json_text
-from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
-from workbench.store.part_files import Part, Problem, check_parts
-from workbench.store.part_format import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
+from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, read_map_label, rename_maps, write_maps
+from workbench.store.part_files import Part, Problem, check_parts, read_label, read_rows
+from workbench.store.part_format import (
+    SCHEMA,
+    Label,
+    Origin,
+    Table,
+    canonical_digest,
+    canonical_json,
+    labelled_table,
+    part_table,
+)
 from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.run_reader import Reader, plain_text
+from workbench.store.scan_requests import WrittenProbe, note_current, write_request
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 
@@ -90,6 +101,13 @@ class Store:
         """What run.json says: schema, job, versions, created."""
         return RunDescription.from_json(_load_json(self._run_json))
 
+    def last_job(self) -> JobDescription:
+        """The job of the last scan; that of run.json where job.toml is missing or damaged."""
+        try:
+            return JobDescription.from_json(tomllib.loads((self.path / "job.toml").read_text("utf-8")))
+        except (OSError, ValueError):
+            return self.description().job
+
     def locked(self, *, is_shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold the run alone; raises RunLocked when another process does. Freed however the process ends.
 
@@ -102,9 +120,43 @@ class Store:
         """Remove the temporaries of writers that are dead and return them."""
         return sweep_temporaries(self._temporaries)
 
+    def renew(self) -> None:
+        """Write the parts of an older schema in this one, with the columns that it lacks: other readers see one schema.
+
+        Their numbers and times stay.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; each part is then as it was, or renewed.
+        """
+        for part in self.parts():
+            if part.label.schema == SCHEMA:
+                continue
+            first_schema = part.label.first_schema or part.label.schema
+            self._relabel(part, replace(part.label, schema=SCHEMA, first_schema=first_schema))
+
     def has(self, table: Table, origin: Origin, unit: str) -> bool:
         """Whether the unit is done."""
         return self._part_path(table, origin, unit).exists()
+
+    def adopt(self, table: Table, origin: Origin, unit: str) -> bool:
+        """Whether the unit is done; where its checkpoint has another name or number of tokens now, so has the part.
+
+        A damaged part stays as it is, for `check` to name.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
+        """
+        path = self._part_path(table, origin, unit)
+        try:
+            part = read_label(self.path, path)
+        except FileNotFoundError:
+            return False
+        except WorkbenchError:
+            return True
+        renamed = replace(origin, run=part.label.origin.run)
+        if renamed != part.label.origin:
+            self._relabel(part, replace(part.label, origin=renamed))
+        return True
 
     def commit_scores(  # noqa: PLR0913  # what a part is labelled with
         self,
@@ -182,9 +234,23 @@ class Store:
         )
         return self._commit(metrics, label)
 
-    def has_maps(self, origin: Origin, unit: str) -> bool:
-        """Whether the patterns of a unit are in place."""
-        return map_path(self.path, origin, unit).exists()
+    def adopt_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are in place; they take the checkpoint's present name, as in `adopt`.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
+        """
+        path = map_path(self.path, origin, unit)
+        try:
+            label = read_map_label(path)
+        except FileNotFoundError:
+            return False
+        except WorkbenchError:
+            return True
+        renamed = replace(origin, run=label.origin.run)
+        if renamed != label.origin:
+            rename_maps(path, renamed, temporaries=self._temporaries)
+        return True
 
     def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
         """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
@@ -253,6 +319,32 @@ class Store:
         """Replace the plan, what the scan will commit: each of `units` for each of `checkpoints` (names)."""
         self._put_json(self.path / "plan.json", dict(plan))
 
+    def write_request(
+        self, units: Sequence[Mapping[str, Any]], probes: Mapping[str, WrittenProbe], *, checkpoints: Path
+    ) -> None:
+        """Make what a scan asks for the newest request: what readers show. `units`: as in the plan, with settings."""
+        write_request(self.path, units, probes, checkpoints=checkpoints, temporaries=self._temporaries)
+
+    def note_current(self, origin: Origin, probes: Mapping[str, str]) -> None:
+        """Note which weights, configuration and place a checkpoint's name stands for now; `probes`: their digests.
+
+        Failures of what it stood for before are forgotten.
+        """
+        if note_current(self.path, origin, probes, temporaries=self._temporaries):
+            for failure in self.failures():
+                if failure.ckpt == origin.ckpt and failure.unit is not None:
+                    self.forgive(failure.ckpt, failure.unit)
+
+    def write_architectures(self, architectures: Sequence[Mapping[str, str]]) -> None:
+        """Keep what models the run is of: settings of their config.json by name, those of several stages if several."""
+        if list(map(dict, architectures)) != self.architectures():
+            self._put_json(self.path / "architectures.json", [dict(each) for each in architectures])
+
+    def architectures(self) -> list[dict[str, str]]:
+        """What models the run is of; empty where no scan wrote it."""
+        path = self.path / "architectures.json"
+        return _load_json(path) if path.exists() else []
+
     def plan(self) -> dict[str, Any]:
         """What the scan will commit; no checkpoints and no units before `write_plan`."""
         path = self.path / "plan.json"
@@ -308,6 +400,14 @@ class Store:
         path = self._part_path(label.table, label.origin, label.unit)
         replace_file(path, _as_parquet(part_table(rows, label)), temporaries=self._temporaries)
         return path
+
+    def _relabel(self, part: Part, label: Label) -> None:
+        """Write a part's rows again under another label, with their time."""
+        stat = part.path.stat()
+        with replacing_file(part.path, temporaries=self._temporaries) as stream:
+            stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
+            stream.flush()
+            os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def _put_json(self, path: Path, value: Any) -> None:
         replace_file(path, f"{json_text(value, indent=1)}\n".encode(), temporaries=self._temporaries)

@@ -21,7 +21,7 @@ _Stamp = tuple[int, int]
 # Columns that only the label of a part has.
 _ADDED = {
     "scores": (),
-    "metrics": tuple(SCORES.field(name) for name in ("ckpt", "step_total", "probe_digest", "seq_len")),
+    "metrics": tuple(SCORES.field(name) for name in ("ckpt", "step_total", "probe_digest", "seq_len", "unit")),
 }
 _DUPLICATE = {
     "scores": ["layer", "head", "kv_head"],
@@ -35,7 +35,7 @@ class Reader:
     """Keeps the whole rows it has read; `refresh` reads only files whose (name, time, size) has changed.
 
     Frames have one row per head (scores) or number (metrics), by step_total, with text as categories;
-    `plain_text` makes them strings. Those of metrics also have ckpt, step_total, probe_digest and seq_len.
+    `plain_text` makes them strings. Those of metrics also have ckpt, step_total, probe_digest, seq_len and unit.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,6 +45,8 @@ class Reader:
         self._rows: OrderedDict[Path, pa.Table] = OrderedDict()
         self._kept_bytes = 0
         self._cubes: dict[tuple[tuple[Path, _Stamp], ...], Cube] = {}
+        # How often the parts were other ones than before.
+        self.generation = 0
         self.refresh()
 
     def refresh(self) -> tuple[Part, ...]:
@@ -72,6 +74,7 @@ class Reader:
             self._forget(path)
         if changed or self._stamps.keys() != stamps.keys():
             self._cubes.clear()
+            self.generation += 1
         self._stamps = stamps
         return tuple(changed)
 

@@ -79,7 +79,7 @@ def state_of(run: Run, now: float) -> str:
 
 def resume_command(run: Run) -> str:
     """The command that resumes the scan, or as a comment the Python call where its probes were made in Python."""
-    job = run.description().job
+    job = run.last_job()
     if job.made_in_python:
         return _python_call(job, run.path)
     words = ["workbench", "scan", job.checkpoints or "DIR", "--out", str(run.path)]
@@ -149,6 +149,7 @@ def scan_card(run: Run) -> html.Div:
             ),
             html.Div(html.Span(style={"width": f"{100 * share:.2f}%"}), className="bar wide"),
             html.Div(line, className="command") if state != "complete" else None,
+            *(html.Div(remark, className="muted") for remark in run.remarks),
         ],
         className="scan",
     )

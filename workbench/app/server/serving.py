@@ -34,6 +34,7 @@ from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.plan_mask import find_plans
 from workbench.heads import WorkbenchError
+from workbench.runs import Run
 
 # Scripts that Dash loads only when a figure is laid out.
 _LATE_SCRIPTS = ("plotly/package_data/plotly.min.js", "dash/dcc/async-graph.js")
@@ -62,8 +63,10 @@ class Access:
     prefix: str = "/"
 
 
-def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), access: Access | None = None) -> Dash:
-    """The app over these run folders and the plans beside them.
+def build_app(
+    runs: Sequence[str | Path | Run], *, plans: Sequence[str | Path] = (), access: Access | None = None
+) -> Dash:
+    """The app over these run folders, or opened runs with their settings, and the plans beside them.
 
     Raises:
         WorkbenchError: if a folder holds no run, or a file no plan.
@@ -71,7 +74,7 @@ def build_app(runs: Sequence[str | Path], *, plans: Sequence[str | Path] = (), a
     return app_of(open_content(runs, plans), access or Access())
 
 
-def open_content(runs: Sequence[str | Path], plans: Sequence[str | Path]) -> Content:
+def open_content(runs: Sequence[str | Path | Run], plans: Sequence[str | Path]) -> Content:
     """Open these runs, these plans, and the plans beside the runs.
 
     Raises:
@@ -111,7 +114,7 @@ def app_of(content: Content, access: Access) -> Dash:
 
 
 def serve(
-    runs: Sequence[str | Path],
+    runs: Sequence[str | Path | Run],
     *,
     plans: Sequence[str | Path] = (),
     host: str = "127.0.0.1",
@@ -152,7 +155,7 @@ def serve(
 def show(run: Any, *, height: int = 900) -> None:
     """The app inside a notebook, below the cell, over a run (or its folder, or several)."""
     runs: Sequence[Any] = run if isinstance(run, list | tuple) else [run]
-    app = build_app([getattr(entry, "path", entry) for entry in runs])
+    app = build_app(runs)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

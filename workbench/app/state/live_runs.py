@@ -13,15 +13,17 @@ from workbench.store import Store
 _CACHE_BYTES = 160 * 2**20
 
 
-def live_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
+def live_runs(paths: Sequence[str | Path | Run]) -> dict[str, Run]:
     """Open runs, and the runs inside folders that are none themselves, each under a name of its own.
 
-    Of each detector on each probe they have the newest scores alone. Their parts are read with the first table.
+    Of each detector on each probe they have the newest scores alone, or those of the settings of an opened run. Their
+    parts are read with the first table.
 
     Raises:
         WorkbenchError: if a path holds no run.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(Path(path))))
+    settings = {path.path.resolve(): path.settings for path in paths if isinstance(path, Run)}
+    folders = run_folders([path.path if isinstance(path, Run) else path for path in paths])
     if not folders:
         raise WorkbenchError("there is no run to show; pass the folder of one: `workbench app RUN...`")
     names = [folder.name for folder in folders]
@@ -30,11 +32,21 @@ def live_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
         for name, folder in zip(names, folders, strict=True)
     ]
     unique = [name if unique.count(name) == 1 else str(folder) for name, folder in zip(unique, folders, strict=True)]
-    return {name: _live_run(folder, name) for name, folder in zip(unique, folders, strict=True)}
+    return {
+        name: Run(
+            Store.open(folder),
+            name=name,
+            settings=settings.get(folder, {}),
+            cache_bytes=_CACHE_BYTES,
+            single_precision=True,
+        )
+        for name, folder in zip(unique, folders, strict=True)
+    }
 
 
-def _live_run(folder: Path, name: str) -> Run:
-    return Run(Store.open(folder), name=name, select="newest", cache_bytes=_CACHE_BYTES, single_precision=True)
+def run_folders(paths: Sequence[str | Path]) -> list[Path]:
+    """These folders, or the runs inside where one is no run itself; each once."""
+    return list(dict.fromkeys(folder for path in paths for folder in _run_folders(Path(path))))
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -1,0 +1,126 @@
+"""Whether a directory's checkpoints are those of the training that a run holds; another's are refused.
+
+Rows of two trainings under one name would be read as one course. A directory belongs to a run that has no scores yet;
+else its models must have the run's shape, and it must be a directory that the run was scanned from, or share a
+checkpoint with it: the same folder moved, copied or grown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from workbench.checkpoints import Checkpoint, architecture, fingerprint
+from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.scanning.job import Job
+from workbench.store import Part, Store, read_requests, read_rows
+
+# Checkpoints whose weights are compared, spread over training.
+_MOST_COMPARED = 8
+
+
+def require_same_shape(store: Store, job: Job, checkpoints: Sequence[Checkpoint]) -> list[dict[str, str]]:
+    """Compare a directory's models with those of the run that it is to be scanned into. Weights are not read.
+
+    Returns:
+        The shapes of the run's models, those of the directory among them.
+
+    Raises:
+        WorkbenchError: if none has the shape of one in the run; it names both.
+    """
+    shapes = [shape for checkpoint in checkpoints if (shape := architecture(checkpoint.path))]
+    if not any(part.label.rows for part in store.parts()):
+        return _each_once(shapes)
+    known = store.architectures() or _shapes_of_paths(store)
+    if shapes and known and not any(_agree(a, b) for a in shapes for b in known):
+        usual = dict(Counter(tuple(shape.items()) for shape in shapes).most_common(1)[0][0])
+        raise _another(store, job, _difference(usual, known[0]))
+    if shapes and not known and (lacking := _lacking_layer(store, shapes)) is not None:
+        raise _another(store, job, lacking)
+    return _each_once([*known, *shapes])
+
+
+def require_same_training(store: Store, job: Job, checkpoints: Sequence[Checkpoint]) -> None:
+    """Compare a directory's weights with those of the run, unless the run was scanned from it.
+
+    Raises:
+        WorkbenchError: if they have nothing in common; it names both.
+    """
+    parts = [part for part in store.parts() if part.label.rows]
+    if parts and not job.same_series and not _is_known(store, job) and not _shares_weights(store, parts, checkpoints):
+        raise _another(store, job, "no checkpoint has the weights of one in the run", _IF_THE_SAME)
+
+
+def _is_known(store: Store, job: Job) -> bool:
+    """Whether the run was scanned from this directory, or from one in it or around it."""
+    sources = {request.checkpoints for request in read_requests(store.path)}
+    sources |= {store.description().job.checkpoints, store.last_job().checkpoints}
+    sources |= {str(Path(str(record["path"])).parent) for record in store.checkpoints() if "path" in record}
+    directories = {Path(source).resolve() for source in sources if source}
+    here = job.checkpoints.resolve()
+    return here in directories or here.parent in directories or here in {each.parent for each in directories}
+
+
+def _shares_weights(store: Store, parts: Sequence[Part], checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether a few checkpoints hold weights that the run has scored; those first that it knows by name."""
+    scored = {part.label.origin.weights for part in parts}
+    names = {part.label.ckpt for part in parts}
+    readable = False
+    for checkpoint in _spread([c for c in checkpoints if c.name in names] or list(checkpoints)):
+        try:
+            weights = fingerprint(checkpoint.path, store.path / "fingerprints.json").weights
+        except BadCheckpoint:  # the scan stores it as this checkpoint's failure
+            continue
+        if weights in scored:
+            return True
+        readable = True
+    return not readable
+
+
+def _spread(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    n = len(checkpoints)
+    if n <= _MOST_COMPARED:
+        return checkpoints
+    return [checkpoints[i * (n - 1) // (_MOST_COMPARED - 1)] for i in range(_MOST_COMPARED)]
+
+
+def _shapes_of_paths(store: Store) -> list[dict[str, str]]:
+    """The shapes of the series as it was scanned last, where its files still lie there."""
+    paths = [Path(str(record["path"])) for record in store.checkpoints() if "path" in record]
+    return _each_once([shape for path in paths if (shape := architecture(path))])
+
+
+def _each_once(shapes: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    return [dict(items) for items in dict.fromkeys(tuple(shape.items()) for shape in shapes)]
+
+
+def _lacking_layer(store: Store, shapes: Sequence[dict[str, str]]) -> str | None:
+    """Where the run has scores of a layer that no model of the directory has: which. For runs that kept no shapes."""
+    layers = [int(shape["n_layers"]) for shape in shapes if shape["n_layers"].isdecimal()]
+    part = next((part for part in reversed(store.parts()) if part.label.table == "scores" and part.label.rows), None)
+    if part is None or not layers:
+        return None
+    last = max(read_rows(store.path, part, ["layer"])["layer"].to_pylist())
+    return f"{max(layers)} layers, and the run has scores of layer {last}" if max(layers) <= last else None
+
+
+def _agree(shape: dict[str, str], known: dict[str, str]) -> bool:
+    """Whether no setting contradicts; one that a config.json leaves to the model's default says nothing."""
+    return all("null" in {value, known.get(name, "null")} or value == known[name] for name, value in shape.items())
+
+
+def _difference(given_shape: dict[str, str], known: dict[str, str]) -> str:
+    names = [name for name in given_shape if not _agree({name: given_shape[name]}, known)]
+    return ", ".join(f"{name} {given_shape[name]}, and the run has {known.get(name)}" for name in names)
+
+
+_IF_THE_SAME = ", or pass --same-series (same_series=True) if it continues the same training"
+
+
+def _another(store: Store, job: Job, difference: str, alternative: str = "") -> WorkbenchError:
+    source = store.last_job().checkpoints
+    return WorkbenchError(
+        f"{job.checkpoints} is another series than {source}, of which {store.path} holds the scores: {difference}; "
+        f"pass another --out{alternative}"
+    )
