@@ -159,8 +159,9 @@ def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
 
 
 def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """The recorded folders of a run's checkpoints, by name."""
-    return {str(record["ckpt"]): Path(path) for record in series if isinstance(path := record.get("path"), str)}
+    """The recorded folders of a run's checkpoints, by name; those of checkpoints that are gone are left out."""
+    there = [record for record in series if not record.get("is_gone")]
+    return {str(record["ckpt"]): Path(path) for record in there if isinstance(path := record.get("path"), str)}
 
 
 def _read_lines(probing: Probing) -> None:

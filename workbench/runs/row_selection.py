@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import pandas as pd
 
 from workbench.heads import WorkbenchError
 from workbench.store import VARYING, Part, Reader, Store, Table
+from workbench.store.series_order import in_training_order
 
 Step = int | Literal["last"]
 Select = Literal["all", "newest"]
@@ -83,15 +83,12 @@ class Rows:
         return sorted(parts, key=lambda part: (ranks[part.label.ckpt], part.label.detector, part.label.probe))
 
     def series_ranks(self) -> dict[str, int]:
-        """Each checkpoint's position in the series; those the series does not know follow by step."""
-        names = [record["name"] for record in self._store.checkpoints()]
-        names += [part.label.ckpt for part in self.reader.parts()]
-        return {name: rank for rank, name in enumerate(dict.fromkeys(names))}
+        """Each checkpoint's position in training, also of those that the series does not know, or no longer."""
+        return {record["name"]: rank for rank, record in enumerate(self.series())}
 
-    def origins(self, *, without: set[str]) -> list[dict[str, Any]]:
-        """What the parts say about the checkpoints they come from."""
-        origins = {part.label.ckpt: asdict(part.label.origin) for part in self.reader.parts()}
-        return [origin for ckpt, origin in origins.items() if ckpt not in without]
+    def series(self) -> list[dict[str, Any]]:
+        """The checkpoints in the order of training; see `workbench.store.series_order`."""
+        return in_training_order(self._store.checkpoints(), (part.label.origin for part in self.reader.parts()))
 
     def _require(self, field: Literal["detector", "probe"], name: str, parts: Sequence[Part]) -> None:
         names = self.names(field, parts)

@@ -246,12 +246,12 @@ class Run:
     def checkpoints(self) -> pd.DataFrame:
         """The series in order: ckpt, stage, branch, step, step_total, tokens, committed parts, failed.
 
-        Whatever else the series says about a checkpoint follows in columns of its own.
+        Whatever else the series says about a checkpoint follows in columns of its own. `is_gone`: it has parts, and no
+        folder any more; it stands at its place in training all the same.
         """
         with self._lock:
             committed = Counter(part.label.ckpt for part in self._rows.reader.parts())
-            records = [{"ckpt": record["name"], **record} for record in self._store.checkpoints()]
-            records += self._rows.origins(without={record["ckpt"] for record in records})
+            records = [{"ckpt": record["name"], **record} for record in self._rows.series()]
         failed = {failure.ckpt for failure in self._store.failures()}
         table = pd.DataFrame(records).drop(columns="name", errors="ignore")
         for column, dtype in _CHECKPOINT_DTYPES.items():
@@ -448,6 +448,8 @@ class Run:
             if self._cache is None:
                 return make()
             parts = self.fingerprint(table, detector=detector, probe=probe)
+            # The order of the same parts changes with the series.
+            key = (self._store.series_changed_ns(), *key)
             return self._cache.once((table, parts, detector, probe, *key), make)
 
     def _arrays(self, detector: str, probe: str | None) -> ScoreArrays:

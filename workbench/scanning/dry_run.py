@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.checkpoints import Checkpoint, find_checkpoints
+from workbench.checkpoints import Checkpoint, Series, find_checkpoints
 from workbench.checkpoints.formats import weights_size
 from workbench.detectors import find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
@@ -57,7 +57,7 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     """
     dtype_of(job.dtype)
     detectors = find_detectors(job.detectors)
-    checkpoints = shard_of(job, [c for c in find_checkpoints(job.checkpoints).checkpoints if c.alias_of is None])
+    checkpoints = shard_of(job, find_series(job).on_disk)
     planned = planned_units(Units(job, ready, detectors), checkpoints)
     names = planned_names(planned)
     is_begun = (job.out / "run.json").is_file()
@@ -68,6 +68,22 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
         n_bytes = 0 if done == names.total() else weights_size(c.path)
         outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
     return Outlook(job, tuple(planned), tuple(outlooks))
+
+
+def find_series(job: Job) -> Series:
+    """The checkpoints of a job's directory, and those of its run that are no longer there.
+
+    Raises:
+        NoCheckpoints, and WorkbenchError for a `series.toml` that cannot be used.
+    """
+    before: list[dict[str, Any]] = []
+    if (job.out / "run.json").is_file():
+        store = Store.open(job.out)
+        try:
+            before = store.series()
+        except WorkbenchError:  # a damaged part; whoever reads the scores refuses it
+            before = store.checkpoints()
+    return find_checkpoints(job.checkpoints, before=before)
 
 
 def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:

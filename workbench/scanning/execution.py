@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from workbench.checkpoints import Checkpoint, Series, find_checkpoints
+from workbench.checkpoints import Checkpoint, Series
 from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
-from workbench.scanning.dry_run import planned_units, shard_of
+from workbench.scanning.dry_run import find_series, planned_units, shard_of
 from workbench.scanning.engines import Channel, Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
@@ -84,8 +84,8 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
     setup = Setup(job, tuple(ready), job.detectors, modules)
     worker = open_worker(setup)
-    series = find_checkpoints(job.checkpoints)
-    checkpoints = [c for c in series.checkpoints if c.alias_of is None]
+    series = find_series(job)
+    checkpoints = series.on_disk
     selected = shard_of(job, checkpoints)
     versions = {name: version(name) for name in ("attention-workbench", "torch", "transformers")}
     store = Store.create(job.out, job=job.kept(), versions=versions)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from workbench.plain_json import json_text
 from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
 from workbench.store.part_files import Part, Problem, check_parts
 from workbench.store.part_format import SCHEMA, Label, Origin, Table, canonical_digest, canonical_json, part_table
+from workbench.store.refiling import refile_maps, refile_rows
 from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.run_reader import Reader, plain_text
+from workbench.store.series_order import Record, in_training_order
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 
@@ -106,6 +109,10 @@ class Store:
         """Whether the unit is done."""
         return self._part_path(table, origin, unit).exists()
 
+    def settle(self, table: Table, origin: Origin, unit: str) -> bool:
+        """Whether the unit is done. Its part says this origin afterwards: a checkpoint may have been renamed."""
+        return refile_rows(self.path, table, origin, unit, commit=self._commit)
+
     def commit_scores(  # noqa: PLR0913  # what a part is labelled with
         self,
         origin: Origin,
@@ -186,6 +193,10 @@ class Store:
         """Whether the patterns of a unit are in place."""
         return map_path(self.path, origin, unit).exists()
 
+    def settle_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are in place; as `settle`."""
+        return refile_maps(self.path, origin, unit, put=partial(replace_file, temporaries=self._temporaries))
+
     def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
         """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
 
@@ -249,6 +260,15 @@ class Store:
         path = self.path / "checkpoints.json"
         return _load_json(path) if path.exists() else []
 
+    def series(self) -> list[Record]:
+        """The series in order with every other checkpoint that has parts at its place; see `series_order`."""
+        return in_training_order(self.checkpoints(), (part.label.origin for part in self.parts()))
+
+    def series_changed_ns(self) -> int:
+        """When the series was last written, in nanoseconds since 1970; 0 before the first."""
+        path = self.path / "checkpoints.json"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Replace the plan, what the scan will commit: each of `units` for each of `checkpoints` (names)."""
         self._put_json(self.path / "plan.json", dict(plan))
@@ -259,7 +279,7 @@ class Store:
         return _load_json(path) if path.exists() else {"checkpoints": [], "units": []}
 
     def parts(self) -> tuple[Part, ...]:
-        """Every committed unit, in series order."""
+        """Every committed unit, by folder."""
         return Reader(self.path).parts()
 
     def scores(self) -> pd.DataFrame:
