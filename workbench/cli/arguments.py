@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages stay on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `workbench scan` wrote.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="A tokenizer's folder, or a model's name in the cache. Default: the checkpoint's own."),
+]
 
 
-def open_named_model(folder: Path, device: str | None = None) -> HookedModel:
+def open_named_model(folder: Path, device: str | None = None, tokenizer: str | None = None) -> HookedModel:
     """Open the model that an argument names.
 
     Raises:
@@ -26,6 +30,6 @@ def open_named_model(folder: Path, device: str | None = None) -> HookedModel:
     from workbench.hooks import open_model
 
     try:
-        return open_model(folder, device=device)
+        return open_model(folder, device=device, tokenizer=tokenizer)
     except BadCheckpoint as error:
         raise WorkbenchError(str(error)) from error

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.arguments import Device, Json, open_named_model
+from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
 from workbench.console import duration, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
@@ -98,6 +98,7 @@ def parity(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     device: Device = None,
+    tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
     """Do our detectors find the heads published for this model? Rank correlation and overlap, beside their limit."""
@@ -111,7 +112,7 @@ def parity(
     from workbench.experiments.parity.own_scores import hold_against
 
     comparisons = hold_against(
-        open_named_model(model, device),
+        open_named_model(model, device, tokenizer),
         published,
         detectors=detector or None,
         probe=probe,
@@ -143,6 +144,7 @@ def early(
     tolerance: Annotated[float, typer.Option(help="Nats per answer that an early choice may lose.")] = 0.1,
     figure: Annotated[Path | None, typer.Option(help="Write the figure here as HTML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of probes, random choices and bootstrap.")] = 0,
+    tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
     """How early is a plan safe? Keep in the final model what each checkpoint would have chosen."""
@@ -154,7 +156,7 @@ def early(
     from workbench.runs import open_run
 
     folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
-    m = open_model(folder)
+    m = open_model(folder, tokenizer=tokenizer)
     probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
     choices = early_choices(
         m, open_run(run), probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed

@@ -302,6 +302,10 @@ class Run:
             maps = [file.label for file in self._maps.files()]
             return status_of(self._store.plan(), self._rows.reader.parts(), maps, self._store.failures())
 
+    def remarks(self) -> list[str]:
+        """What the last scan had to say of the series and of the words of its probes: sentences."""
+        return [str(remark) for remark in self._store.plan().get("remarks", ())]
+
     def emergence(
         self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False
     ) -> pd.DataFrame:

@@ -11,12 +11,15 @@ from workbench.checkpoints import Checkpoint, Series, find_checkpoints
 from workbench.checkpoints.formats import weights_size
 from workbench.detectors import find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
 from workbench.runs.status import committed_names, planned_names
 from workbench.scanning.job import Job
 from workbench.scanning.units import Units
 from workbench.scanning.worker import dtype_of
 from workbench.store import MapLabel, Maps, Store
+
+_FEW = 3  # changes of config.json that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,15 @@ class CheckpointOutlook:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan."""
+    """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan.
+
+    `remarks`: what the user should know of the series and of the probes' words.
+    """
 
     job: Job
     units: tuple[dict[str, Any], ...]
     checkpoints: tuple[CheckpointOutlook, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def units_to_do(self) -> int:
@@ -57,8 +64,10 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     """
     dtype_of(job.dtype)
     detectors = find_detectors(job.detectors)
-    checkpoints = shard_of(job, find_series(job).on_disk)
-    planned = planned_units(Units(job, ready, detectors), checkpoints)
+    series = find_series(job)
+    checkpoints = shard_of(job, series.on_disk)
+    units = Units(job, ready, detectors, find_words(job, ready, series))
+    planned = planned_units(units, checkpoints)
     names = planned_names(planned)
     is_begun = (job.out / "run.json").is_file()
     committed = committed_names(Store.open(job.out).parts(), _maps(job)) if is_begun else {}
@@ -67,7 +76,7 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
         done = (names & committed.get(c.name, Counter())).total()
         n_bytes = 0 if done == names.total() else weights_size(c.path)
         outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
-    return Outlook(job, tuple(planned), tuple(outlooks))
+    return Outlook(job, tuple(planned), tuple(outlooks), (*remarks_on(series), *units.remarks()))
 
 
 def find_series(job: Job) -> Series:
@@ -84,6 +93,27 @@ def find_series(job: Job) -> Series:
         except WorkbenchError:  # a damaged part; whoever reads the scores refuses it
             before = store.checkpoints()
     return find_checkpoints(job.checkpoints, before=before)
+
+
+def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:
+    """The words that the checkpoints share.
+
+    Raises:
+        WorkbenchError: if they share none, and the job makes probes of words.
+    """
+    try:
+        return series_words([(c.name, c.path) for c in series.on_disk], series.root, job.tokenizer)
+    except WorkbenchError as error:
+        if job.tokenizer is not None or job.probes is not None or not ready:
+            raise
+        return SeriesWords((), None, str(error), ())
+
+
+def remarks_on(series: Series) -> list[str]:
+    """What the user should know of a series: sentences."""
+    changes = [str(change) for change in series.config_changes if not change.is_fatal]
+    more = [f"config.json differs within the series in {len(changes) - _FEW} more cases"] if len(changes) > _FEW else []
+    return [*series.remarks, *changes[:_FEW], *more]
 
 
 def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
-from workbench.scanning.dry_run import find_series, planned_units, shard_of
+from workbench.scanning.dry_run import find_series, find_words, planned_units, remarks_on, shard_of
 from workbench.scanning.engines import Channel, Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
@@ -82,9 +82,10 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     # A worker on another machine has another working directory.
     job = job.model_copy(update={"checkpoints": job.checkpoints.absolute(), "out": job.out.absolute()})
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
-    setup = Setup(job, tuple(ready), job.detectors, modules)
-    worker = open_worker(setup)
     series = find_series(job)
+    words = find_words(job, ready, series)
+    setup = Setup(job, tuple(ready), job.detectors, modules, words)
+    worker = open_worker(setup)
     checkpoints = series.on_disk
     selected = shard_of(job, checkpoints)
     versions = {name: version(name) for name in ("attention-workbench", "torch", "transformers")}
@@ -95,7 +96,9 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.sweep()
         store.write_job(job.to_toml())
         store.write_checkpoints(series.records())
-        store.write_plan({"checkpoints": [c.name for c in checkpoints], "units": planned})
+        remarks = [*remarks_on(series), *worker.units.remarks()]
+        plan = {"checkpoints": [c.name for c in checkpoints], "units": planned, "remarks": remarks}
+        store.write_plan({**plan, "tokenizer": None if words.tokenizer is None else str(words.tokenizer)})
         store.begin_timing()
         workers = n_workers(job, [c.path for c in selected])
         tasks = _tasks(selected, series, given_up=set() if job.retry else _given_up(store), n_ahead=workers)
