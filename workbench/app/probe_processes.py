@@ -57,8 +57,10 @@ class Probings:
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _close, self._probings)
 
-    def start(self, checkpoint: Path, *, text: str = "", probe: str = "") -> str:
+    def start(self, checkpoint: Path, *, text: str = "", probe: str = "", tokenizer: str | None = None) -> str:
         """Run a checkpoint on a text, or on a probe's specification, and return the name of the run.
+
+        `tokenizer`: that of the checkpoint's run; None: the checkpoint's own.
 
         A run that has not ended is cancelled: one model runs at a time.
 
@@ -80,7 +82,7 @@ class Probings:
                 shutil.rmtree(self._probings.pop(next(iter(self._probings))).folder, ignore_errors=True)
             name = secrets.token_hex(8)
             folder = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
-            request = {"checkpoint": str(checkpoint), "text": text, "probe": probe}
+            request = {"checkpoint": str(checkpoint), "text": text, "probe": probe, "tokenizer": tokenizer}
             (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
             with (folder / ERRORS).open("w", encoding="utf-8") as errors:
                 process = subprocess.Popen(

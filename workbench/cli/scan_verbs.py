@@ -189,7 +189,7 @@ def _print_status(run: Any, as_json: bool) -> None:
         columns += ("digest_s", "load_s", "forward_s", "statistics_s", "write_s", "worker")
         slow = [{name: getattr(t, name) for name in columns} for t in slowest]
         failed = failures.drop(columns="traceback").to_dict("records")
-        rest = {"eta_s": eta, "slowest": slow, "failures": failed, "remarks": run.remarks()}
+        rest = {"eta_s": eta, "slowest": slow, "failures": failed, "remarks": run.remarks}
         print_json({"run": run.path, **document, **rest})
         return
     to_go = "" if state.is_complete else f"; {_format_time_to_go(run, state)}"
@@ -204,7 +204,7 @@ def _print_status(run: Any, as_json: bool) -> None:
         )
     for failure in failures.to_dict("records"):
         warn(_format_failure(failure))
-    for remark in run.remarks():
+    for remark in run.remarks:
         warn(remark)
 
 

@@ -302,9 +302,16 @@ class Run:
             maps = [file.label for file in self._maps.files()]
             return status_of(self._store.plan(), self._rows.reader.parts(), maps, self._store.failures())
 
-    def remarks(self) -> list[str]:
+    @property
+    def tokenizer(self) -> str | None:
+        """Where the tokenizer is that the last scan made its probes with; None without one."""
+        tokenizer = self._store.plan().get("tokenizer")
+        return None if tokenizer is None else str(tokenizer)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
         """What the last scan had to say of the series and of the words of its probes: sentences."""
-        return [str(remark) for remark in self._store.plan().get("remarks", ())]
+        return tuple(str(remark) for remark in self._store.plan().get("remarks", ()))
 
     def emergence(
         self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False

@@ -99,14 +99,26 @@ def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:
     """The words that the checkpoints share.
 
     Raises:
-        WorkbenchError: if they share none, and the job makes probes of words.
+        WorkbenchError: if they share none, or the run's tokenizer is gone, and the job makes probes of words.
     """
     try:
-        return series_words([(c.name, c.path) for c in series.on_disk], series.root, job.tokenizer)
+        words = series_words([(c.name, c.path) for c in series.on_disk], series.root, job.tokenizer)
+        _refuse_lost_tokenizer(job, words)
+        return words
     except WorkbenchError as error:
         if job.tokenizer is not None or job.probes is not None or not ready:
             raise
         return SeriesWords((), None, str(error), ())
+
+
+def _refuse_lost_tokenizer(job: Job, words: SeriesWords) -> None:
+    """Refuse to go on with bare token ids in a run whose probes were made with a tokenizer."""
+    plan = Store.open(job.out).plan() if (job.out / "run.json").is_file() else {}
+    if (before := plan.get("tokenizer")) is not None and words.tokenizer is None:
+        raise WorkbenchError(
+            f"the probes of {job.out} were made with the tokenizer of {before}, and there is none now: "
+            f"{words.no_tokenizer}. Name it with --tokenizer FOLDER (tokenizer=), or scan into another run"
+        )
 
 
 def remarks_on(series: Series) -> list[str]:
