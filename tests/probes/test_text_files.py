@@ -110,5 +110,5 @@ def test_what_is_no_text_is_refused_in_a_sentence(tmp_path, raw, message):
 
 def test_a_folder_or_a_missing_file_is_no_text(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(WorkbenchError, match="cannot read .*pass the path of a text file"):
+        with pytest.raises(WorkbenchError, match="pass the path of a text file"):
             read_text(path)

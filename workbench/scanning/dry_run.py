@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.checkpoints import Checkpoint, Series, find_checkpoints
 from workbench.checkpoints.formats import weights_size
-from workbench.detectors import find_detectors
+from workbench.detectors import Detector, find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
@@ -106,7 +106,8 @@ def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:
         _refuse_lost_tokenizer(job, words)
         return words
     except WorkbenchError as error:
-        if job.tokenizer is not None or job.probes is not None or not ready:
+        is_default = not ready and any(isinstance(d, Detector) for d in find_detectors(job.detectors))
+        if job.tokenizer is not None or job.probes is not None or is_default:
             raise
         return SeriesWords((), None, str(error), ())
 
