@@ -67,6 +67,8 @@ class HookedModel:
     def __init__(self, model: PreTrainedModel, *, tokenizer: Any = None, name: str = ""):
         self.model = model
         self.tokenizer = tokenizer
+        # Why a folder's tokenizer could not be read; "" where there is one, or nothing to say.
+        self.no_tokenizer = ""
         self.name = name or type(model).__name__
         self._layers = survey(model)
         self._interventions = Interventions()

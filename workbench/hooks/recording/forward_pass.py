@@ -29,6 +29,7 @@ from workbench.hooks.taps.eager import blocks, handling, is_without_interface
 from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
+from workbench.probes.token_ids import check_positions
 
 Rows = Literal["all"] | int | Tensor
 # Called with the queries that run next.
@@ -39,8 +40,9 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
     """Tokens or a probe on the model's device, checked against what the model takes.
 
     Raises:
-        WorkbenchError: for tokens outside the vocabulary or longer than the model takes, a mask that does not fit, or
-            padding on the left in a model that counts positions from the first column and takes no others.
+        WorkbenchError: for tokens outside the vocabulary or longer than the model takes (its table of positions, if it
+            has one; rotary positions go on, with a warning), a mask that does not fit, or padding on the left in a
+            model that counts positions from the first column and takes no others.
     """
     if isinstance(tokens, Probe):
         batch = sequences(tokens.tokens.to(model.device), tokens.attention_mask)
@@ -271,11 +273,7 @@ def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"token ids run from {low} to {high}; this model's vocabulary is 0 … {int(config.vocab_size) - 1}"
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and tokens.shape[1] > longest:
-        raise WorkbenchError(
-            f"{tokens.shape[1]} tokens exceed the {longest} positions of this model; pass shorter sequences"
-        )
+    check_positions(config, tokens.shape[1], next_step="pass shorter sequences")
 
 
 def _check_all_softmax(model: PreTrainedModel, layers: Sequence[LayerInfo], feature: str, instead: str) -> None:

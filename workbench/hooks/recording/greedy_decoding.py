@@ -13,6 +13,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.model import HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.forward_pass import has_convolutions, logits_of
+from workbench.probes.token_ids import positions_of
 
 
 def greedy(
@@ -25,7 +26,10 @@ def greedy(
     Raises:
         WorkbenchError: if a prompt leaves no room for a token.
     """
-    longest = getattr(m.config.get_text_config(), "max_position_embeddings", None)
+    config = m.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and prompts.shape[1] >= longest and positions_of(config) != "table":
+        longest = None  # the prompt itself is beyond what the configuration names, and the model takes it
     room = steps if longest is None else min(steps, int(longest) - prompts.shape[1])
     if room < 1:
         raise WorkbenchError(f"a prompt of {prompts.shape[1]} tokens leaves no room in {longest} positions")
