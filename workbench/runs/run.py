@@ -154,14 +154,15 @@ class Run:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader should know: sentences.
-
-        What the last scan noted of the series and of the words of its probes, and what scores there are beside those
-        shown: of other settings, of earlier weights, of older forms.
-        """
+        """What a reader should know: sentences of the last scan on the series and its probes' words, and `left_out`."""
         with self._lock:
-            noted = map(str, self._store.plan().get("remarks", ()))
-            return (*noted, *self._rows.shown().remarks)
+            return (*map(str, self._store.plan().get("remarks", ())), *self.left_out)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What scores there are beside those shown: of other settings, of earlier weights, of older forms."""
+        with self._lock:
+            return self._rows.shown().remarks
 
     @property
     def detectors(self) -> tuple[str, ...]:
