@@ -21,7 +21,15 @@ import pyarrow.parquet as pq
 from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, replacing_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.plain_json import json_text
-from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, read_map_label, rename_maps, write_maps
+from workbench.store.map_parts import (
+    MapArrays,
+    MapSource,
+    check_maps,
+    map_path,
+    read_map_label,
+    rename_maps,
+    write_maps,
+)
 from workbench.store.part_files import Part, Problem, check_parts, read_label, read_rows
 from workbench.store.part_format import (
     SCHEMA,
