@@ -64,8 +64,21 @@ def write(path: Path, *, rising: float, layers: int, heads: int, detectors: int)
                 )
                 for h, value in enumerate(score[i])
             ]
-            unit = canonical_digest([name, d])
-            store.commit_scores(origin, unit, rows, probe_digest="repeats", seq_len=256)
+            determined = {
+                "schema": 1,
+                "weights": weights,
+                "config": origin.config,
+                "place": [None, None, step],
+                "detector": [f"detector{d:02d}", 1],
+                "dtype": None,
+                "probe": ["repeats", "repeats"],
+                "rows": None,
+                "far": None,
+                "seed": 0,
+            }
+            unit = canonical_digest(determined)
+            store.commit_scores(origin, unit, rows, probe_digest="repeats", seq_len=256, determined=determined)
+            store.note_current(origin, {"repeats": "repeats"})
 
 
 def measure(path: Path, call: str) -> dict[str, float]:

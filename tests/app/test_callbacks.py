@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.rescanned_run import FIRST, SECOND, commit, request, scanned
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
 from workbench.app.head_tables import facts_of, head_scores
@@ -187,3 +188,23 @@ def test_tables_are_read_once_until_their_parts_change(tmp_path):
     assert len(run.scores(detector="induction")) == 2 * len(first)
     with pytest.raises(WorkbenchError):
         run.scores(detector="typo")
+
+
+def test_the_header_says_that_not_all_scores_are_shown_and_a_new_request_draws_anew(tmp_path):
+    store = scanned(tmp_path / "run", (FIRST, 0.0))
+    app = build_app([store.path])
+    view_json = {**view(), "runs": ["run"], "detector": "induction", "probe": "repeats"}
+    first = call(app, "status.children", ["tick.n_intervals"], view=view_json)
+    assert "not all scores" not in json.dumps(first["status"]["children"])
+    request(store, SECOND["rows"])
+    commit(store, SECOND["rows"], bias=0.01)
+    second = call(
+        app, "status.children", ["tick.n_intervals"], view=view_json, fingerprints=first["fingerprints"]["data"]
+    )
+    assert "not all scores are shown" in json.dumps(second["status"]["children"])
+    assert "scores-changed" in second
+    request(store, FIRST)
+    third = call(
+        app, "status.children", ["tick.n_intervals"], view=view_json, fingerprints=second["fingerprints"]["data"]
+    )
+    assert "scores-changed" in third

@@ -11,6 +11,7 @@ import pytest
 
 from tests.app.plans import made_plan
 from tests.app.test_callbacks import call
+from tests.rescanned_run import FIRST, SECOND, scanned
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
 from workbench.app.exports import find_exports
@@ -119,6 +120,15 @@ def test_the_command_names_what_the_job_was_given(tmp_path):
     assert command == (
         f"workbench scan '/data/my series' --out {tmp_path / 'run'} --detector sink --probe repeats:n=64 --rows 128"
     )
+
+
+def test_the_command_resumes_the_last_scan_and_the_page_says_what_is_not_shown(tmp_path):
+    store = scanned(tmp_path / "run", (FIRST, 0.0), (SECOND["rows"], 0.01))
+    store.write_job('checkpoints = "/data/series"\nprobes = ["repeats:n=64"]\nrows = 8\nseed = 0\n')
+    run = live_runs([store.path])["run"]
+    assert resume_command(run).endswith("--probe repeats:n=64 --rows 8")
+    answer = call(build_app([store.path]), "scans.children", ["view.data"], view=view_on("jobs", store.path))
+    assert "not shown: rows all" in str(answer["scans"]["children"])
 
 
 def test_the_command_sets_whatever_is_not_a_jobs_default(tmp_path):

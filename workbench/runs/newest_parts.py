@@ -229,12 +229,17 @@ def _say(members: Sequence[Part], newest: Sequence[Part], left_out: _LeftOut) ->
             left_out.add("with other settings than the chosen, not shown", _ALL, part)
         elif label.settings != example.settings:
             others, shown = label.settings.beside(example.settings), example.settings.beside(label.settings)
-            reason = f"shown: {_words(shown)}, {n_ckpts} checkpoint{'s' * (n_ckpts != 1)}; not shown: {_words(others)}"
+            words = others | ({"dtype": "not written down"} if _is_of_unknown_dtype(part) and "dtype" in others else {})
+            reason = f"shown: {_words(shown)}, {n_ckpts} checkpoint{'s' * (n_ckpts != 1)}; not shown: {_words(words)}"
             left_out.add(reason, _remedy(others), part)
         elif label.version != example.version:
             left_out.add(f"scores of version {label.version} are not shown, version {example.version} is", _ALL, part)
         elif label.probe_digest != example.probe_digest:
             left_out.add("scores on another form of the probe are not shown", _ALL, part)
+
+
+def _is_of_unknown_dtype(part: Part) -> bool:
+    return part.label.shared()["dtype"] is None
 
 
 def _words(settings: Mapping[str, str]) -> str:

@@ -150,7 +150,10 @@ class Run:
             WorkbenchError: if there are no such scores; it lists what there is.
         """
         with self._lock:
-            return self._rows.parts("scores", detector=detector, probe=probe)[0].label.settings
+            parts = self._rows.parts("scores", detector=detector, probe=probe)
+            if not parts:
+                raise WorkbenchError(f"{detector} has scores on {', '.join(self.probes_of(detector))}, not on {probe}")
+            return parts[0].label.settings
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -93,7 +93,8 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     store = Store.create(job.out, job=job.kept(), versions=versions)
     is_one_of_several = job.join or job.shard is not None
     with store.locked(is_shared=is_one_of_several), Interrupts() as interrupts:
-        architectures = require_same_shape(store, job, checkpoints)
+        refused = {change.checkpoint for change in series.config_changes if change.is_fatal}
+        architectures = require_same_shape(store, job, [c for c in checkpoints if c.name not in refused])
         require_same_training(store, job, checkpoints)
         planned = planned_units(worker.units, checkpoints)
         store.sweep()

@@ -147,7 +147,7 @@ class Units:
         for checkpoint in checkpoints:
             try:
                 probes = self.probes(checkpoint)
-            except WorkbenchError:  # the scan stores the reason as this checkpoint's failure
+            except Exception:  # the scan stores the reason as this checkpoint's failure
                 continue
             written = [*(self._job.probes or ()), *(f"{p.name}:{p.digest}" for p in self._ready)]
             for probe, text in zip(probes, written or [_DEFAULT] * len(probes), strict=True):

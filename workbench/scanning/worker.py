@@ -26,7 +26,7 @@ from workbench.detectors import (
     measure_weights,
     series_far,
 )
-from workbench.heads import BadCheckpoint, Row, StoreNotWritable, WorkbenchError
+from workbench.heads import BadCheckpoint, Row, StoreNotWritable
 from workbench.hooks import HookedModel, open_model
 from workbench.kernels import Far
 from workbench.loading.pretrained import is_out_of_memory, nonfinite_tensors
@@ -193,7 +193,7 @@ class ScanWorker:
         """Note what the checkpoint's name stands for now, also where no probe can be made and so nothing is scored."""
         try:
             probes = {probe.name: probe.digest for probe in self.units.probes(path)}
-        except WorkbenchError:  # raised again, and stored, when its units are listed
+        except Exception:  # raised again, and stored, when its units are listed
             probes = dict[str, str]()
         self._store.note_current(origin, probes)
 
