@@ -50,7 +50,7 @@ def test_the_tokenizer_of_the_trainers_folder_is_that_of_all(tmp_path, expected)
     word_tokenizer().save_pretrained(tmp_path)
     words = series_words(series(tmp_path), tmp_path, None)
     assert torch.equal(drawn(words), expected)
-    assert "is used for all checkpoints" in words.remarks[0]
+    assert "is used for all checkpoints: they have none" in words.remarks[0]
     alone = series_words(series(tmp_path)[:1], tmp_path / "checkpoint-10", None)
     assert alone.tokenizer == tmp_path
 

@@ -81,3 +81,14 @@ def test_why_a_tokenizer_cannot_be_read_is_told_where_text_is_needed(checkpoint)
         probes.passkey(m, form="text")
     with pytest.warns(BareTokens, match=r"token ids drawn without words .*cannot be read"):
         probes.default(m)
+
+
+def test_a_tokenizer_of_special_tokens_alone_counts_as_one_that_cannot_be_read(checkpoint):
+    (checkpoint / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    named = '{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}'
+    (checkpoint / "tokenizer_config.json").write_text(named)
+    m = open_model(checkpoint, "cpu")
+    assert m.tokenizer is None
+    assert "cannot be read" in m.no_tokenizer
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        open_model(checkpoint, "cpu", tokenizer=checkpoint)

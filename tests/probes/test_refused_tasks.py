@@ -46,6 +46,7 @@ def test_rotary_positions_go_on_beyond_the_context_with_a_warning():
     source = bare_model(n_positions=64)
     with pytest.warns(BeyondContext, match="181 tokens are longer than the 64 positions"):
         assert probes.repeats(source, n=90, n_sequences=1).tokens.shape[1] == 181
+    probes.repeats(source, n=95, n_sequences=1)  # once is enough
 
 
 @pytest.mark.parametrize("config", [BloomConfig(vocab_size=300), FalconConfig(vocab_size=300, alibi=True)])

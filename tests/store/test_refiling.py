@@ -62,6 +62,7 @@ def store(tmp_path):
 @pytest.mark.parametrize("origin", list(NOW.values()), ids=list(NOW))
 def test_a_part_is_filed_under_what_its_checkpoint_is_now(store, origin):
     before = open_run(store.path)
+    written = sorted(path.stat().st_mtime_ns for path in store.path.glob("*/s*/*"))
     scores, metrics, peak = before.scores(), before.metrics(), before.map(0, 0).values
     assert store.settle("scores", origin, UNIT)
     assert store.settle("metrics", origin, UNIT)
@@ -76,6 +77,8 @@ def test_a_part_is_filed_under_what_its_checkpoint_is_now(store, origin):
     assert file.label.origin == replace(origin, run="run")
     assert file.pieces == ("a", "b", "c", "d")
     np.testing.assert_array_equal(file.map(0, 0).values, peak)
+    later = sorted(path.stat().st_mtime_ns for path in store.path.glob("*/s*/*"))
+    assert [now - before for now, before in zip(later, written, strict=True)] == [1, 1, 1]
     assert len(store.parts()) == 2
     assert len(run.maps.files()) == 1
     assert store.check() == []

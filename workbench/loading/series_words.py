@@ -181,7 +181,7 @@ def _remarks(
 ) -> list[str]:
     """What the user should know of the choice; nothing where every checkpoint has this very tokenizer."""
     if not own:
-        return [f"the tokenizer in {chosen.folder} is used for all checkpoints, which have none that can be read"]
+        return [f"the tokenizer in {chosen.folder} is used for all checkpoints: they have none of their own"]
     without = [name for name, _ in checkpoints if name not in {name for name, _ in own}]
     remarks: list[str] = []
     if without:

@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
 # Files that change what those say.
 BESIDE_THEM = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 
+_NO_WORDS = "its files are damaged, or tokenizer.model needs `pip install sentencepiece`"
+
 
 def has_tokenizer_files(folder: Path) -> bool:
     """Whether there are files of a tokenizer in a folder, readable or not."""
@@ -49,9 +51,12 @@ def load_tokenizer(checkpoint: Path) -> tuple[Any, str]:
     if folder is None:
         return None, "there are no tokenizer files in the folder"
     try:
-        return _from_folder(folder), ""
+        tokenizer = _from_folder(folder)
     except Exception as error:  # the tokenizers library raises plain Exceptions; the reason is returned
         return None, f"the tokenizer in {folder} cannot be read: {_reason(error)}"
+    if highest_word(tokenizer) < 0:  # transformers makes one of special tokens alone where a file is damaged
+        return None, f"the tokenizer in {folder} cannot be read: it has no words; {_NO_WORDS}"
+    return tokenizer, ""
 
 
 def open_tokenizer(source: Any) -> Any:
@@ -77,7 +82,10 @@ def open_tokenizer(source: Any) -> Any:
                 return PreTrainedTokenizerFast(tokenizer_file=str(path))
             if path.is_file() and path.suffix == ".json" and path.name not in TOKENIZER_FILES:
                 return PreTrainedTokenizerFast(tokenizer_file=str(path))
-            return _from_folder(path.parent if path.is_file() else path if path.is_dir() else str(source))
+            tokenizer = _from_folder(path.parent if path.is_file() else path if path.is_dir() else str(source))
+            if highest_word(tokenizer) < 0:
+                raise ValueError(f"it has no words; {_NO_WORDS}")
+            return tokenizer
     except Exception as error:  # as above
         place = "" if path.exists() else ", which is neither a folder nor a model in the hub's cache,"
         raise WorkbenchError(
@@ -92,13 +100,18 @@ def check_fit(tokenizer: Any, vocab_size: int, *, name: str) -> None:
     Raises:
         WorkbenchError: if an ordinary token's id is not below `vocab_size`; `name` says whose vocabulary that is.
     """
-    added = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
-    highest = max((i for i in tokenizer.get_vocab().values() if i not in added), default=-1)
+    highest = highest_word(tokenizer)
     if highest >= vocab_size:
         raise WorkbenchError(
             f"the tokenizer has words up to id {highest}, and the vocabulary of {name} is 0 … {vocab_size - 1}; pass "
             "the tokenizer that the model was trained with"
         )
+
+
+def highest_word(tokenizer: Any) -> int:
+    """The highest id of an ordinary token; -1 without one. Special and added tokens do not count."""
+    added = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+    return max((i for i in tokenizer.get_vocab().values() if i not in added), default=-1)
 
 
 def _from_folder(source: Path | str) -> Any:

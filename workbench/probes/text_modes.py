@@ -68,8 +68,8 @@ def speller_of(source: HasVocabulary | Vocabulary | int, text_mode: TextMode) ->
     tokenizer = None if isinstance(source, Vocabulary | int) else source.tokenizer
     if tokenizer is None and text_mode == "text":
         raise WorkbenchError(
-            f"form is 'text', and there is no tokenizer to write it with{why_no_tokenizer(source)}; name one with "
-            "tokenizer= of open_model (--tokenizer), or pass form=tokens"
+            f"form is 'text', and there is no tokenizer to write it with{why_no_tokenizer(source)}; pass form=tokens, "
+            "or name one with tokenizer= of open_model (--tokenizer)"
         )
     return None if tokenizer is None or text_mode == "tokens" else Speller(tokenizer)
 

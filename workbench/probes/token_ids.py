@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -22,6 +23,11 @@ _ROTARY = (
 _TABLE_OF_ROTATIONS = frozenset({"gptj", "codegen"})
 # Models with max_position_embeddings that compute nothing from a position.
 _WITHOUT_TABLE = frozenset({"bloom", "jamba", "kimi_linear", "nemotron_h", "zamba", "rwkv", "xlnet"})
+
+
+# The configurations that a warning was given of, by id: Python's own record of warnings is cleared by any
+# `catch_warnings`, and a configuration has no hash.
+_SAID: dict[int, weakref.ref[Any]] = {}
 
 
 class BareTokens(UserWarning):
@@ -125,12 +131,23 @@ def check_positions(config: Any, n_tokens: int, *, next_step: str) -> None:
         return
     if kind == "table":
         raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; {next_step}")
+    if _is_said(config):
+        return
     warnings.warn(
         f"sequences of {n_tokens} tokens are longer than the {longest} positions that the model's configuration names: "
         "its rotary positions go on, beyond what it was trained for",
         BeyondContext,
         stacklevel=3,
     )
+
+
+def _is_said(config: Any) -> bool:
+    """Whether a warning of this configuration has been given; it counts as given from now on."""
+    known = _SAID.get(id(config))
+    if known is not None and known() is config:
+        return True
+    _SAID[id(config)] = weakref.ref(config)
+    return False
 
 
 def positions_of(config: Any) -> Literal["table", "rotary", "relative"]:

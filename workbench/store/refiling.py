@@ -7,6 +7,7 @@ whole series. They are in the part all the same. So a renamed folder, or tokens 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def refile_rows(root: Path, table: Table, origin: Origin, unit: str, *, relabel:
         return False
     try:
         part = read_label(root, path)
+        stamp = path.stat()
     except FileNotFoundError:
         return False
     except WorkbenchError:
@@ -50,7 +52,7 @@ def refile_rows(root: Path, table: Table, origin: Origin, unit: str, *, relabel:
             raise
         except WorkbenchError:
             return True
-        _remove_old(path, expected)
+        _finish(path, expected, stamp)
     return True
 
 
@@ -63,6 +65,7 @@ def refile_maps(root: Path, origin: Origin, unit: str, *, put: Put) -> bool:
     try:
         if _says(read_map_label(path).origin, origin):
             return True
+        stamp = path.stat()
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             metadata = dict(file.metadata() or {})
@@ -73,7 +76,7 @@ def refile_maps(root: Path, origin: Origin, unit: str, *, put: Put) -> bool:
     described = json.loads(metadata["wb"])
     described["origin"] = asdict(replace(origin, run=described["origin"]["run"]))
     put(expected, save(tensors, {**metadata, "wb": json.dumps(described)}))
-    _remove_old(path, expected)
+    _finish(path, expected, stamp)
     return True
 
 
@@ -87,6 +90,8 @@ def _says(stored: Origin, origin: Origin) -> bool:
     return replace(stored, run=origin.run) == origin
 
 
-def _remove_old(path: Path, expected: Path) -> None:
+def _finish(path: Path, expected: Path, stamp: os.stat_result) -> None:
+    """Keep the time of the numbers, by which readers tell the newest, but for a nanosecond: the file has changed."""
+    os.utime(expected, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     if path != expected:
         path.unlink(missing_ok=True)
