@@ -27,6 +27,7 @@ from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
 from workbench.hooks.taps.eager import blocks, handling, is_without_interface
 from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
+from workbench.hooks.taps.rotary_lengths import extends_positions, rotates_by_length, rotating_for, uncontrolled_type
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 
@@ -59,7 +60,7 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
         ids = tokens if tokens.ndim == 2 else tokens[None]
         mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else attention_mask[None]
         batch = sequences(ids.to(model.device), mask)
-    _check(model.config.get_text_config(), batch.tokens)
+    _check(model, batch.tokens)
     _check_left_padding(model, batch)
     return batch
 
@@ -202,9 +203,20 @@ def check_prefill(
     _check_all_softmax(model, layers, "pieces through a cache", "leave prefill= out")
     if batch.is_packed:
         raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
+    if (rope_type := uncontrolled_type(model)) is not None:
+        raise WorkbenchError(
+            f"rope type {rope_type!r} has frequencies that depend on the length, which {type(model).__name__} applies "
+            "in a way of its own; pieces through a cache may be rotated with others than one pass: leave prefill= out"
+        )
     replacements = interventions.replacements.values()
     if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
         raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
+
+
+def most_tokens(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have; None where positions have no end, as with dynamic NTK."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if longest is None or extends_positions(model) else int(longest)
 
 
 def has_convolutions(model: PreTrainedModel) -> bool:
@@ -213,6 +225,13 @@ def has_convolutions(model: PreTrainedModel) -> bool:
 
 
 def _forward(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
+    if rotates_by_length(model):
+        with rotating_for(batch.lengths()[:, queries]):
+            return _run(model, batch, rows, queries, **options)
+    return _run(model, batch, rows, queries, **options)
+
+
+def _run(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
     options["input_ids"] = batch.tokens[:, queries]
     if batch.is_packed:
         # transformers finds document boundaries where positions start anew, but only without an attention mask. So
@@ -263,7 +282,8 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
         )
 
 
-def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:
+def _check(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
+    config = model.config.get_text_config()
     if tokens.numel() == 0:
         raise WorkbenchError(f"tokens have shape {tuple(tokens.shape)}; expected at least one token")
     low, high = int(tokens.min()), int(tokens.max())
@@ -271,7 +291,7 @@ def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"token ids run from {low} to {high}; this model's vocabulary is 0 … {int(config.vocab_size) - 1}"
         )
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = most_tokens(model)
     if longest is not None and tokens.shape[1] > longest:
         raise WorkbenchError(
             f"{tokens.shape[1]} tokens exceed the {longest} positions of this model; pass shorter sequences"

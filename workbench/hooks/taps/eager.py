@@ -32,6 +32,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.taps import attention_interface
 from workbench.hooks.taps.attention_call import Handler, LazyMask
 from workbench.hooks.taps.replaced_forward import another_forward
+from workbench.hooks.taps.rotary_lengths import steady_rotation
 from workbench.hooks.taps.scored_call import MAX_TOKENS, grouped_scores, scored_call
 
 # Passes as short as the one that opens a model receive the true probabilities, and must pass them on unchanged.
@@ -50,7 +51,7 @@ def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
         WorkbenchError: inside, for more tokens than MAX_TOKENS where the family gives no other way than T × T scores.
     """
     own = _handling_scores if is_without_interface(model) else attention_interface.handling
-    with own(model, handler):
+    with steady_rotation(model), own(model, handler):
         yield
 
 
