@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from workbench.heads import WorkbenchError
 from workbench.hooks.bridge import is_bridge, unbridged
 from workbench.hooks.model import HookedModel
+from workbench.hooks.taps.finite_values import allow_nonfinite_passes
 from workbench.loading.pretrained import load_pretrained
 
 
@@ -49,6 +50,8 @@ def open_model(
     loaded = load_pretrained(
         Path(source), device=target, dtype=dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
     )
+    if allow_nonfinite:
+        allow_nonfinite_passes(loaded.model)
     return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,7 +26,9 @@ from workbench.hooks.interventions.windows import Interventions
 from workbench.hooks.recording.cells import Sequences, counted_cells, sequences
 from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
-from workbench.hooks.taps.eager import blocks, handling, is_without_interface
+from workbench.hooks.taps.eager import handling, is_without_interface
+from workbench.hooks.taps.finite_values import watching
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
 from workbench.hooks.taps.rotary_lengths import extends_positions, rotates_by_length, rotating_for, uncontrolled_type
 from workbench.kernels import Far
@@ -225,10 +228,14 @@ def has_convolutions(model: PreTrainedModel) -> bool:
 
 
 def _forward(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
-    if rotates_by_length(model):
-        with rotating_for(batch.lengths()[:, queries]):
-            return _run(model, batch, rows, queries, **options)
-    return _run(model, batch, rows, queries, **options)
+    with ExitStack() as stack:
+        if rotates_by_length(model):
+            stack.enter_context(rotating_for(batch.lengths()[:, queries]))
+        watch = stack.enter_context(watching(model, batch.valid[:, queries]))
+        out = _run(model, batch, rows, queries, **options)
+        if len(rows):  # else the logits are of the last row, which may be padding
+            watch.note("the logits", out.logits, batch.valid[:, rows])
+    return out
 
 
 def _run(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
@@ -270,7 +277,7 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
     padded = pad(text, (n_padding, 0))
     valid = pad(torch.ones_like(text), (n_padding, 0))
     # The plain handler keeps interventions that are in force out of the two passes.
-    with torch.no_grad(), handling(model, lambda call: call.output()):
+    with torch.no_grad(), handling(model, lambda call: call.output()), watching(model, valid.bool()):
         alone = model(input_ids=text, use_cache=False).logits.float()
         behind = model(input_ids=padded, attention_mask=valid, use_cache=False).logits[:, n_padding:].float()
     # Tiny RoFormer, relative by sines and cosines: 4e-7 in float32, 1.2e-2 in bfloat16; TrOCR, learned: 1.3.

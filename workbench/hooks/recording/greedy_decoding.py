@@ -13,6 +13,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.model import HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.forward_pass import has_convolutions, logits_of, most_tokens
+from workbench.hooks.taps.finite_values import watching
 from workbench.hooks.taps.rotary_lengths import has_other_rotation, uncontrolled_type
 
 
@@ -48,7 +49,9 @@ def greedy(
                 is_new = step == 0 or has_other_rotation(m.model, n_tokens - 1, n_tokens)
                 cache = DynamicCache() if is_new else cache
                 new_tokens = tokens if is_new else tokens[:, -1:]
-                logits = m.model(input_ids=new_tokens, past_key_values=cache, use_cache=True, **last_logits).logits
+                with watching(m.model, torch.ones_like(new_tokens, dtype=torch.bool)) as watch:
+                    logits = m.model(input_ids=new_tokens, past_key_values=cache, use_cache=True, **last_logits).logits
+                    watch.note("the logits", logits)
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
             is_done |= torch.isin(tokens[:, -1], ends)
             if bool(is_done.all()):
