@@ -46,7 +46,8 @@ def score_rows(
     """One Row per query head.
 
     A sequence's value is its total over its rows; sequences without a row do not count. Nor do those whose value is no
-    number, as in a model that was opened with NaN in its weights: the flags hold `not_finite`, how many of how many.
+    number, as in a model that was opened with NaN in its weights; where others are left, the flags hold `not_finite`,
+    how many of how many.
     The bootstrap resamples sequences with `seed`, 1000 times; a head's interval depends on its own values alone. Where
     rows were sampled, the flags hold `row_error`, the standard error of the score from that sample; the interval
     contains it.
@@ -69,7 +70,7 @@ def score_rows(
     slots = [(layer_slot, head) for layer_slot, info in enumerate(layers) for head in range(info.n_heads)]
     of_heads = [
         (
-            f"not_finite={n_lost[at]}/{n_seq[at] + n_lost[at]}" if n_lost[at] else "",
+            f"not_finite={n_lost[at]}/{n_seq[at] + n_lost[at]}" if n_lost[at] and n_seq[at] else "",
             "" if row_error is None else f"row_error={row_error[at]:.2g}",
         )
         for at in slots

@@ -107,7 +107,7 @@ def _attend(
         call = biased_call(call, bias=position_bias, sinks=sinks, name=name)
     call = replace(call, positions=_token_positions(others.get("position_ids")))
     note_attention(call.layer, (query, key, value), None, attention_mask.valid)
-    handler = _handler.get()
+    handler = attention_mask.handler  # not the one in force: a backward pass computes layers again, anywhere
     out = (call.output() if handler is None else handler(call)).to(query.dtype)
     note_attention(call.layer, (), out, None)
     return out, None
@@ -143,6 +143,7 @@ def _lazy_mask(
         window=local_size,
         valid=valid,
         earlier=earlier,
+        handler=_handler.get(),
     )
 
 
