@@ -214,3 +214,10 @@ def test_adapters_of_peft_are_merged():
     model = peft.get_peft_model(plain(), config).eval()
     unmerged = weight_scores(wb.open_model(model.base_model.model))
     torch.testing.assert_close(unmerged, weight_scores(wb.open_model(model.merge_and_unload())))
+
+
+@pytest.mark.parametrize(("row", "mask"), [(19, None), (11, torch.arange(20) < 12)])
+def test_a_row_without_a_next_token_has_no_logits_to_read_and_is_named(row, mask):
+    need = RowReading("written", lambda _: torch.tensor([[0, row]]), lambda pattern, *_: pattern.flatten(), of="logit")
+    with pytest.raises(WorkbenchError, match=rf"'written' reads logits .* row \(0, {row}\) is the last token"):
+        wb.open_model(plain()).record(torch.arange(20), [need], None if mask is None else mask.long())
