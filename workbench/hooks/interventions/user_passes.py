@@ -6,7 +6,7 @@ threads and later blocks. What has no such mask, and what a pass cannot return, 
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -68,7 +68,7 @@ def _is_quantized(cache: Any) -> bool:
 
 
 def _is_inside_checkpoint() -> bool:
-    frame: Any = sys._getframe()
+    frame: Any = inspect.currentframe()
     while frame is not None and frame.f_code.co_filename != checkpoint.__file__:
         frame = frame.f_back
     return frame is not None

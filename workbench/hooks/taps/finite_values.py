@@ -64,6 +64,8 @@ class Watch:
         is_bad = torch.stack([flag.to(device) for flag in self._flags])
         if bool(is_bad.any()):
             place, dtype = self._places[int(is_bad.int().argmax())]
+            # Some families add up their layers in float32.
+            dtype = self._model.dtype if self._model.dtype == torch.float16 else dtype
             raise NonFiniteValues(
                 f"the activations of {type(self._model).__name__} are NaN or infinite in {_name(dtype)}, first in "
                 f"{place}; {_advice(self._model, dtype)}"
