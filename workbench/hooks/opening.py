@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from workbench.heads import WorkbenchError
 from workbench.hooks.bridge import is_bridge, unbridged
 from workbench.hooks.model import HookedModel
+from workbench.hooks.taps.finite_values import allow_nonfinite_passes
 from workbench.loading.pretrained import load_pretrained
 from workbench.loading.tokenizer_files import check_fit, open_tokenizer
 
@@ -60,6 +61,8 @@ def open_model(
         allow_pickle=allow_pickle,
         allow_nonfinite=allow_nonfinite,
     )
+    if allow_nonfinite:
+        allow_nonfinite_passes(loaded.model)
     m = HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
     m.no_tokenizer = loaded.no_tokenizer
     return _with_tokenizer(m, named)
