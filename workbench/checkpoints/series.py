@@ -71,6 +71,9 @@ class Series:
 def find_checkpoints(directory: str | Path) -> Series:
     """Order the checkpoints of a directory. The directory of a single checkpoint is a series of one.
 
+    The id of a model in the Hugging Face cache (`org/name`, `org/name@revision`) stands for its folder there. A
+    revision that only its commit names is a branch of its own, and stands last.
+
     Order is by stage, then by tokens or steps, branch and name, never by modification time or alphabet alone. A
     checkpoint whose name gives no position (`main`, `final`) is the last. One without a stage belongs to the first
     stage (`pretrain`, `stage1`, `phase1`) if others have it, else it comes before the later ones that are known. A word
@@ -150,8 +153,8 @@ def _label(each: Counted) -> int | None:
     return each.entry.label[0] if each.entry.label else None
 
 
-def _name(each: Counted) -> str:
-    return each.entry.name
+def _name(each: Counted) -> tuple[bool, str]:
+    return each.entry.is_bare, each.entry.name
 
 
 def _kind(each: Counted) -> str:

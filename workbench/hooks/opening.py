@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from workbench.checkpoints.hub_references import locate_checkpoint
 from workbench.heads import WorkbenchError
 from workbench.hooks.bridge import is_bridge, unbridged
 from workbench.hooks.model import HookedModel
@@ -46,10 +47,11 @@ def open_model(
             )
         return _in_memory(source)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    located = locate_checkpoint(source)
     loaded = load_pretrained(
-        Path(source), device=target, dtype=dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
+        located.folder, device=target, dtype=dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
     )
-    return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
+    return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=located.name)
 
 
 def _in_memory(model: Any) -> HookedModel:
