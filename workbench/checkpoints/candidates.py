@@ -15,6 +15,7 @@ from workbench.checkpoints.hub_references import (
     why_missing,
 )
 from workbench.checkpoints.names import CheckpointName, parse_name
+from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import NoCheckpoints
 
@@ -62,8 +63,7 @@ def find_candidates(directory: Path) -> Candidates:
     """
     reference, directory = directory, locate_series(directory)
     if not directory.is_dir():
-        is_file = f"{directory}: is a file, expected its folder"
-        missing = is_file if directory.exists() else why_missing(reference, "directory")
+        missing = why_no_weights(directory) if directory.exists() else why_missing(reference, "directory")
         raise NoCheckpoints(f"{missing}. Expected a directory with {_EXPECTED}")
     models = {} if is_repository(directory) else cached_models(directory)
     if len(models) > 1:
@@ -75,6 +75,8 @@ def find_candidates(directory: Path) -> Candidates:
     candidates = _search(directory)
     if candidates.checkpoints:
         return candidates
+    if run := run_at(directory):
+        raise NoCheckpoints(f"{directory}: is {run}")
     below = [inner for folder in _folders(directory) if (inner := _search(folder)).checkpoints]
     if len(below) > 1:
         raise NoCheckpoints(
@@ -134,6 +136,8 @@ def _reason_to_ignore(candidate: Candidate) -> str | None:
         return None
     if kind != "none" and (name.gives_position or candidate.name in _END_NAMES):
         return None
+    if kind == "none" and (run := run_at(path)):
+        return run
     weights = "no weights" if kind == "none" else f"{kind} files"
     config = f", {CONFIG}" if (path / CONFIG).exists() else ""
     return f"{weights}{config} in it, and its name gives no step"

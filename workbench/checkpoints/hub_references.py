@@ -157,7 +157,7 @@ def cache_folder() -> Path:
 
 
 def _cached(reference: str | os.PathLike[str]) -> tuple[Path, str | None] | None:
-    """The folder of a cached model's id, and the revision it names; None for a path, and for models not in the cache."""
+    """The folder of a cached model's id, and the revision it names; None for a path and for models not in the cache."""
     from huggingface_hub.file_download import repo_folder_name
 
     match = None if Path(reference).exists() else _ID.fullmatch(os.fspath(reference))

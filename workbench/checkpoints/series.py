@@ -9,7 +9,8 @@ from typing import Literal
 
 from workbench.checkpoints.candidates import find_candidates
 from workbench.checkpoints.configs import ConfigChange, config_changes
-from workbench.checkpoints.formats import Format
+from workbench.checkpoints.formats import UNREAD, Format
+from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.series_overrides import SERIES_FILE
 from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
 from workbench.checkpoints.training_order import read_entries, settle_duplicates, stage_order
@@ -84,8 +85,8 @@ def find_checkpoints(directory: str | Path) -> Series:
     `[checkpoints."NAME"]` with `step`, `tokens`, `stage`, `branch` or `skip`.
 
     Raises:
-        NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different weights,
-            steps beside token labels, stages of unknown order); the message names them.
+        NoCheckpoints: if there are none, all are adapters or GGUF, or they cannot be put in one order (two of one step
+            with different weights, steps beside token labels, stages of unknown order); the message names them.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
     candidates = find_candidates(Path(directory))
@@ -94,6 +95,9 @@ def find_checkpoints(directory: str | Path) -> Series:
     entries, remarks = read_entries(candidates)
     if not entries:
         raise NoCheckpoints(f"{directory}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
+    if all(entry.format in UNREAD and entry.format != "none" for entry in entries):
+        of = f" (all {len(entries)} checkpoints there are such)" if len(entries) > 1 else ""
+        raise NoCheckpoints(f"{why_no_weights(entries[0].path)}{of}")
     entries, aliases, outputs = settle_duplicates(entries)
     order = stage_order(entries, overrides)
     counted = _ordered(count_from_start(entries, order, overrides), order)

@@ -95,7 +95,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "heads": int(layers["n_heads"].sum()),
         "detectors": ", ".join(run.detectors),
         "probes": ", ".join(run.probes),
-        "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
+        "progress": status.in_words,
         "versions": ", ".join(f"{name} {value}" for name, value in description.versions.packages.items()),
         "job": ", ".join(f"{name}={value}" for name, value in job.items()),
         "status": asdict(status),

@@ -70,7 +70,7 @@ def state_of(run: Run, now: float) -> str:
     written = run.last_written()
     if status.planned and status.done >= status.planned:
         return "complete"
-    if status.planned and status.is_complete:
+    if status.is_complete and status.checkpoints_failed:
         return "ended with failures"
     if written is not None and now - written < _QUIET_S:
         return "writing"
@@ -133,7 +133,8 @@ def scan_card(run: Run) -> html.Div:
     share = status.done / status.planned if status.planned else 0.0
     ago = "" if written is None else f" · last part {_ago(now - written)} ago"
     checkpoints = f"{status.checkpoints_done} of {status.checkpoints} checkpoints{ago}"
-    progress = f"{status.done:,} of {status.planned:,} units · {checkpoints}"
+    units = f"{status.done:,} of {status.planned:,} units" if status.planned else status.in_words
+    progress = f"{units} · {checkpoints}"
     failed = [html.Span(f"{status.failed} failed", className="failed")] if status.failed else []
     copy = html.Button("copy", className="text", **attributes(data_copy=command))
     line = [html.Code(command), copy]
