@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict
 
 
 def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
-    m: HookedModel | nn.Module,
+    m: HookedModel | nn.Module | Any,
     detectors: Iterable[str] | None = None,
     tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | None = None,
     attention_mask: Tensor | None = None,
@@ -109,7 +110,7 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
 
     Args:
-        m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
+        m: an opened model, or anything that `open_model` takes, such as a TransformerBridge.
         detectors: names; default those that `docs/detectors.md` calls default. On `tokens`, detectors that need answers
             are refused if named, skipped if not. Those of weights have one row per head, under the probe `weights`.
         tokens: sequences to score on, with `attention_mask`, which may number packed documents (see

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from workbench.checkpoints.hub_references import locate_checkpoint
 from workbench.heads import WorkbenchError
-from workbench.hooks.bridge import is_bridge, unbridged
 from workbench.hooks.model import HookedModel
+from workbench.hooks.unwrapping import is_model_like, plain_model
 from workbench.loading.pretrained import load_pretrained
+
+_KEEPS_ITS_OWN = "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
 
 
 def open_model(
-    source: str | Path | nn.Module,
+    source: str | os.PathLike[str] | nn.Module | HookedModel | Any,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     *,
@@ -26,8 +27,10 @@ def open_model(
 ) -> HookedModel:
     """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
 
-    In memory: a transformers model, or a TransformerBridge of TransformerLens, of which a copy is opened that shares
-    its weights.
+    A directory may also be named by the id of a model in the Hugging Face cache: `org/name`, `org/name@revision`.
+    In memory: a transformers model, also inside of torch.compile, data parallelism, PEFT (LoRA and other adapters in
+    the layers), a pipeline or an nnsight LanguageModel; or a TransformerBridge of TransformerLens, of which a copy is
+    opened that shares its weights.
 
     Args:
         device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
@@ -38,28 +41,22 @@ def open_model(
     Raises:
         BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
         WorkbenchError: if a layer's attention cannot be recorded exactly, or a model in memory came with a device or
-            dtype.
+            dtype, has weights elsewhere, or computes something else than the model inside it.
     """
-    if isinstance(source, nn.Module):
+    if isinstance(source, HookedModel):
         if device is not None or dtype is not None:
-            raise WorkbenchError(
-                "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
-            )
-        return _in_memory(source)
+            raise WorkbenchError(_KEEPS_ITS_OWN)
+        return source
+    if is_model_like(source):
+        if device is not None or dtype is not None:
+            raise WorkbenchError(_KEEPS_ITS_OWN)
+        plain = plain_model(source)
+        return HookedModel(plain.model, tokenizer=plain.tokenizer)
+    if not isinstance(source, str | os.PathLike):
+        plain_model(source)  # refuses it
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     located = locate_checkpoint(source)
     loaded = load_pretrained(
         located.folder, device=target, dtype=dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
     )
     return HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=located.name)
-
-
-def _in_memory(model: Any) -> HookedModel:
-    if is_bridge(model):
-        return HookedModel(unbridged(model), tokenizer=model.tokenizer)
-    if not isinstance(model, PreTrainedModel):
-        raise WorkbenchError(
-            f"cannot record a {type(model).__name__}; expected a transformers PreTrainedModel, a TransformerBridge, or "
-            "the path of a checkpoint"
-        )
-    return HookedModel(model)
