@@ -140,7 +140,7 @@ def test_a_model_without_numbers_is_refused(model):
 def test_an_offloaded_model_is_refused_with_the_way_out(model):
     accelerate = pytest.importorskip("accelerate")
     offloaded = accelerate.cpu_offload(LlamaForCausalLM(model.config), execution_device="cpu")
-    with pytest.raises(wb.WorkbenchError, match="accelerate has offloaded 21 tensors .* without offloading"):
+    with pytest.raises(wb.WorkbenchError, match=r"accelerate has offloaded 21 tensors .* without offloading"):
         open_model(offloaded)
 
 

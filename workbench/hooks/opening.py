@@ -47,15 +47,24 @@ def open_model(
         if device is not None or dtype is not None:
             raise WorkbenchError(_KEEPS_ITS_OWN)
         return source
-    if is_model_like(source):
-        if device is not None or dtype is not None:
-            raise WorkbenchError(_KEEPS_ITS_OWN)
-        plain = plain_model(source)
-        return HookedModel(plain.model, tokenizer=plain.tokenizer)
-    if not isinstance(source, str | os.PathLike):
-        plain_model(source)  # refuses it
+    if isinstance(source, str | os.PathLike):
+        return _from_disk(source, device, dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite)
+    if (device is not None or dtype is not None) and is_model_like(source):
+        raise WorkbenchError(_KEEPS_ITS_OWN)
+    plain = plain_model(source)
+    return HookedModel(plain.model, tokenizer=plain.tokenizer)
+
+
+def _from_disk(
+    reference: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    *,
+    allow_pickle: bool,
+    allow_nonfinite: bool,
+) -> HookedModel:
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    located = locate_checkpoint(source)
+    located = locate_checkpoint(reference)
     loaded = load_pretrained(
         located.folder, device=target, dtype=dtype, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
     )

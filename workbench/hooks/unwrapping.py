@@ -1,4 +1,4 @@
-"""The plain transformers model inside of what holds one in memory: compiled, data parallel, adapted, a pipeline, nnsight.
+"""The plain transformers model inside of what holds one: torch.compile, data parallelism, PEFT, a pipeline, nnsight.
 
 Only where the plain model computes exactly what the wrapper does. Otherwise the message says what was handed in, and
 how to get a model out of it.
@@ -76,8 +76,8 @@ def _of_library(source: object) -> tuple[object, Any]:
             if isinstance(inner, nn.Module):
                 return inner, getattr(holder, "tokenizer", None)
         raise WorkbenchError(
-            f"this {type(source).__name__} of nnsight holds no torch module; load it with dispatch=True, and pass it or "
-            "its ._model"
+            f"this {type(source).__name__} of nnsight holds no torch module; load it with dispatch=True, "
+            "and pass it or its ._model"
         )
     return source, None
 
@@ -96,7 +96,7 @@ def _unwrapped(source: object) -> object:
 
 
 def _without_peft(wrapper: Any) -> nn.Module:
-    """The model that PEFT put its adapters into; refused where PEFT's own forward does something else, as prompts do."""
+    """The model that PEFT put adapters into; refused where PEFT's own forward does something else, as prompts do."""
     base: nn.Module = wrapper.get_base_model()
     config: Any = getattr(wrapper, "active_peft_config", None)
     kind = str(getattr(getattr(config, "peft_type", None), "value", "PEFT"))
@@ -162,8 +162,8 @@ def _why_none(source: object) -> str:
         return f"cannot open the class {source.__name__}: expected a model of it, or the path of a checkpoint"
     if _is_a(source, "HookedTransformer", "transformer_lens") or _is_a(source, "HookedRootModule", "transformer_lens"):
         return (
-            f"cannot record a {name} of TransformerLens, which rewrites the weights that it is given; {_EXPECTED}. Pass "
-            "the Hugging Face model that it was made of, or TransformerBridge.boot_transformers(NAME)"
+            f"cannot record a {name} of TransformerLens, which rewrites the weights that it is given; {_EXPECTED}. "
+            "Pass the Hugging Face model that it was made of, or TransformerBridge.boot_transformers(NAME)"
         )
     if _is_a(source, "FullyShardedDataParallel", "torch"):
         return (
