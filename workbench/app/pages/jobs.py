@@ -16,6 +16,7 @@ from workbench.app.components import attributes, card, text_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
+from workbench.console import fixed
 from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
@@ -198,7 +199,7 @@ def slowest_table(runs: list[Run]) -> Any:
     slowest = table.sort_values("total_s", ascending=False).head(_SLOWEST_ROWS)
     titles = ("run", "checkpoint", "probe", "units", *(name for name in _SECONDS))
     rows = [
-        [row["run"], row["ckpt"], row["probe"], row["units"], *(f"{row[name]:.2f}" for name in _SECONDS.values())]
+        [row["run"], row["ckpt"], row["probe"], row["units"], *(fixed(row[name], 2) for name in _SECONDS.values())]
         for row in records(slowest, *slowest.columns)
     ]
     return text_table(titles, rows, numbers_from=3)
