@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
@@ -61,8 +61,18 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+        return fixed(value) if abs(value) < 1000 else f"{value:.4g}"
     return str(value)
+
+
+def fixed(value: SupportsFloat, decimals: int = 3, *, sign: str = "") -> str:
+    """A number with so many decimals, or so many significant digits where the decimals would leave fewer than two.
+
+    A learning rate of 0.0001 is not 0.000. `sign`: "+" writes the sign of positive numbers too.
+    """
+    value = float(value)
+    is_small = 0 < abs(value) < 10 ** (1 - decimals)
+    return f"{value:{sign}.{decimals}{'g' if is_small else 'f'}}"
 
 
 def warn(message: str) -> None:

@@ -186,6 +186,52 @@ def test_nothing_else_is_exported(app, path):
     assert app.server.test_client().get(path, headers=HERE).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("run=typo", "there is no run 'typo' here; there is: full, hybrid"),
+        ("run=full&run=typo", "there is no run 'typo' here"),
+        ("detector=typo", "there is no detector 'typo' here; there is: "),
+        ("detector=sink&detector=induction", "detector is given 2 times"),
+        ("detectr=sink", "there is no parameter 'detectr'; expected page, run, detector"),
+        ("detector=sink&probe=typo", "there is no probe 'typo' here; there is: "),
+        ("page=typo", "there is no page 'typo' here; there is: overview, head"),
+        ("page=head&of=typo", "there is no of 'typo' here; there is: full, hybrid"),
+        ("run=full&of=hybrid", "there is no of 'hybrid' here; there is: full"),
+        ("head=L9H9", "there is no head L9H9 in full; there is: L0H0"),
+        ("head=first", "head 'first' is not of the form"),
+        ("step=63", "there is no step '63' here; there is: 0, "),
+        ("step=last", "there is no step 'last' here"),
+        ("x=epochs", "there is no x 'epochs' here; there is: tokens, step"),
+        ("plan=typo", "there is no plan 'typo' here; there is: plan-a"),
+        ("plan=plan-a&keep=n99", "keep='n99' names heads that plan plan-a does not rank"),
+        ("plan=plan-a&keep=L0KV0.L99KV0", "does not rank"),
+        ("page=compare&a=full&b=typo", "b='typo' cannot be compared here; the nearest is 'hybrid'"),
+        ("page=compare&a=full&b=hybrid&at_a=step63", "at_a='step63' cannot be compared here"),
+    ],
+)
+@pytest.mark.parametrize("name", ["scores.csv", "plan.json"])
+def test_an_export_of_what_is_not_there_is_refused_and_gives_no_other_rows(app, query, reason, name):
+    answer = app.server.test_client().get(f"/export/{name}?{query}", headers=HERE)
+    assert (answer.status_code, answer.mimetype) == (404, "text/plain")
+    assert reason in answer.text
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "run=&detector=",
+        "v=abc&step=64",
+        "page=head&of=hybrid&head=l0h1&x=step",
+        "plan=plan-a&keep=n5",
+        "keep=L0KV0",
+    ],
+)
+def test_an_export_of_what_is_there_is_answered(app, query):
+    assert app.server.test_client().get(f"/export/scores.csv?{query}", headers=HERE).status_code == 200
+
+
 def test_metrics_of_hops_and_depths_are_one_group_in_order():
     names = ["loss_nats on text", "recall_hops_10 on hops", "recall_hops_2 on hops", "recall on hops"]
     assert [(group["group"], [item["value"] for item in group["items"]]) for group in grouped(names)] == [

@@ -98,3 +98,12 @@ def test_the_kept_file_makes_the_same_job_without_what_was_of_the_call(tmp_path,
     again = read_job(kept)
     assert again.kept() == job.kept()
     assert again.checkpoints == Path(tmp_path / "series")
+
+
+def test_the_id_of_a_cached_model_is_kept_as_its_folder(tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--org--name"
+    (cached / "snapshots" / "c0ffee1").mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "job.toml").write_text('checkpoints = "org/name"\nout = "run"\n')
+    for job in (read_job(tmp_path / "job.toml"), make_job({"checkpoints": "org/name", "out": "run"})):
+        assert job.checkpoints == cached

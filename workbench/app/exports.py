@@ -11,6 +11,7 @@ from dash import Dash
 
 from workbench.app.registry import Export, pages
 from workbench.app.state.address import settled, view_of
+from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
 from workbench.heads import WorkbenchError
@@ -30,6 +31,8 @@ def register(app: Dash, content: Content) -> None:
         try:
             view, step = _view(content)
             exported = make(view, content, step)
+        except NotThere as error:
+            return flask.Response(f"{error}\n", status=404, mimetype="text/plain")
         except WorkbenchError as error:
             return flask.Response(f"{error}\n", status=409, mimetype="text/plain")
         body = exported if isinstance(exported, bytes) else as_file(exported, extension)
@@ -64,10 +67,15 @@ def as_file(table: pd.DataFrame, extension: str) -> bytes:
 
 
 def _view(content: Content) -> tuple[View, int | None]:
-    """The view of the request, with the parameters of all pages settled, and its step."""
+    """The view of the request, with the parameters of all pages settled, and its step.
+
+    Raises:
+        NotThere: if the request names what is not there, so that other rows would answer it.
+    """
     query = flask.request.query_string.decode("utf-8", "replace")
     view, step = view_of({"pathname": flask.request.args.get("page", ""), "search": f"?{query}"})
     view = settled(view, content.runs)
     for page in pages():
         view = page.settle(view, content)
+    refuse_other(flask.request.args.to_dict(flat=False), view, content)
     return view, step

@@ -9,7 +9,15 @@ from typing import Any
 
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import Format, checkpoint_format
+from workbench.checkpoints.hub_references import (
+    cached_models,
+    is_repository,
+    locate_series,
+    revisions,
+    why_missing,
+)
 from workbench.checkpoints.names import CheckpointName, parse_name
+from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import NoCheckpoints
 
@@ -26,7 +34,8 @@ _EXPECTED = (
 class Candidate:
     """A checkpoint on disk, or one that is gone. `parsed`: the fields of its name.
 
-    `recorded`: what an earlier look noted of one that is gone; None for one on disk.
+    `recorded`: what an earlier look noted of one that is gone; None for one on disk. `is_bare`: a revision of a model
+    in a cache that is known by its commit alone.
     """
 
     name: str
@@ -34,6 +43,7 @@ class Candidate:
     format: Format
     parsed: CheckpointName
     recorded: Mapping[str, Any] | None = None
+    is_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +59,28 @@ class Candidates:
 def find_candidates(directory: Path) -> Candidates:
     """Search a directory of checkpoints, a single checkpoint, or a run with one folder of checkpoints in it.
 
+    Of a Hugging Face cache, search one model: its folder, or its id. Of a cache with one model, search that.
+
     Raises:
         NoCheckpoints: if there are none, or several folders of them; the message lists what is expected.
         WorkbenchError: if `series.toml` is malformed.
     """
+    reference, directory = directory, locate_series(directory)
     if not directory.is_dir():
-        missing = "is a file, expected its folder" if directory.exists() else "no such directory"
-        raise NoCheckpoints(f"{directory}: {missing}; pass a directory with {_EXPECTED}")
+        missing = why_no_weights(directory) if directory.exists() else why_missing(reference, "directory")
+        raise NoCheckpoints(f"{missing}. Expected a directory with {_EXPECTED}")
+    models = {} if is_repository(directory) else cached_models(directory)
+    if len(models) > 1:
+        raise NoCheckpoints(
+            f"{directory}: is a Hugging Face cache of {len(models)} models; pass the id or the folder of one of them: "
+            f"{', '.join(models)}"
+        )
+    directory = next(iter(models.values()), directory)
     candidates = _search(directory)
     if candidates.checkpoints:
         return candidates
+    if run := run_at(directory):
+        raise NoCheckpoints(f"{directory}: is {run}")
     below = [inner for folder in _folders(directory) if (inner := _search(folder)).checkpoints]
     if len(below) > 1:
         raise NoCheckpoints(
@@ -74,7 +96,7 @@ def find_candidates(directory: Path) -> Candidates:
 
 def _search(directory: Path) -> Candidates:
     overrides = read_overrides(directory)
-    if (directory / "snapshots").is_dir() and (directory / "refs").is_dir():
+    if is_repository(directory):
         return _search_hub_cache(directory, overrides)
     checkpoints: list[Candidate] = []
     ignored: dict[str, str] = {}
@@ -118,25 +140,25 @@ def _reason_to_ignore(candidate: Candidate) -> str | None:
         return None
     if kind != "none" and (name.gives_position or candidate.name in _END_NAMES):
         return None
+    if kind == "none" and (run := run_at(path)):
+        return run
     weights = "no weights" if kind == "none" else f"{kind} files"
     config = f", {CONFIG}" if (path / CONFIG).exists() else ""
     return f"{weights}{config} in it, and its name gives no step"
 
 
 def _search_hub_cache(directory: Path, overrides: Overrides) -> Candidates:
-    """The downloaded revisions of one model in a Hugging Face cache, by revision name."""
-    refs = directory / "refs"
+    """The downloaded revisions of one model in a Hugging Face cache, by name, else by commit."""
+    present, ignored = revisions(directory)
     checkpoints: list[Candidate] = []
-    ignored: dict[str, str] = {}
-    for ref in sorted(file for file in refs.rglob("*") if file.is_file()):
-        name = ref.relative_to(refs).as_posix()
-        candidate = _candidate(directory / "snapshots" / ref.read_text(encoding="utf-8").strip(), name)
-        if name.startswith("pr/"):
-            ignored[name] = "a pull request"
-        elif candidate.format == "none":
-            ignored[name] = "no weights of this revision are in the cache"
+    for revision in present:
+        kind = checkpoint_format(revision.folder)
+        # The digits of a commit say nothing, whatever they look like.
+        parsed = CheckpointName() if revision.is_bare else parse_name(revision.name)
+        if kind == "none":
+            ignored[revision.name] = "no weights of this revision are in the cache"
         else:
-            checkpoints.append(candidate)
+            checkpoints.append(Candidate(revision.name, revision.folder, kind, parsed, is_bare=revision.is_bare))
     return Candidates(directory, checkpoints, ignored, overrides)
 
 

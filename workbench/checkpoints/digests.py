@@ -24,7 +24,8 @@ from typing import BinaryIO, cast
 
 from workbench.atomic import replace_file
 from workbench.checkpoints.configs import CONFIG, read_config
-from workbench.checkpoints.formats import weight_files
+from workbench.checkpoints.formats import UNREAD, checkpoint_format, weight_files
+from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
 
@@ -59,8 +60,8 @@ def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint
         StoreNotWritable: if the cache cannot be written.
     """
     files = [own_file(_folder(checkpoint_path), file) for file in weight_files(checkpoint_path) if file.exists()]
-    if not files:
-        raise BadCheckpoint(f"{checkpoint_path}: holds no weights to fingerprint")
+    if not files or checkpoint_format(checkpoint_path) in UNREAD:
+        raise BadCheckpoint(why_no_weights(checkpoint_path))
     config = {key: value for key, value in read_config(checkpoint_path).items() if key not in _NOT_OF_THE_MODEL}
     cached = {} if cache is None else _read_cache(cache)
     keys = {file: _cache_key(file) for file in files}

@@ -7,14 +7,19 @@ import re
 from pathlib import Path
 from typing import Literal
 
-Format = Literal["safetensors", "bin", "pt", "dcp", "deepspeed", "megatron", "none"]
+Format = Literal["safetensors", "bin", "pt", "dcp", "deepspeed", "megatron", "adapter", "gguf", "none"]
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 DCP_INDEX = ".metadata"
+ADAPTER_CONFIG = "adapter_config.json"
+# Weights of no model, or in no form that is read, with --allow-pickle or without.
+UNREAD: tuple[Format, ...] = ("adapter", "gguf", "none")
 
+_GGUF = ".gguf"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)|adapter.*\.safetensors")
 _HF_PICKLE = re.compile(r"pytorch_model.*\.bin(\.index\.json)?")
 # Files that are saved beside the weights.
 _NO_WEIGHTS = re.compile(
@@ -34,6 +39,9 @@ HINTS: dict[Format, str] = {
     f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt, {_SAVE}",
     "deepspeed": "convert: python zero_to_fp32.py DIR OUT --safe_serialization (it lies in DIR)",
     "megatron": "convert to safetensors with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge",
+    "adapter": "merge it into its model: "
+    "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)",
+    "gguf": "convert: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=NAME).save_pretrained(OUT), and pass OUT",
     "none": "",
 }
 
@@ -44,8 +52,12 @@ def checkpoint_format(path: Path) -> Format:
     Safetensors have precedence over all other files, because they are what is loaded.
     """
     if not path.is_dir():
-        return "pt" if path.suffix in _PICKLES else "none"
+        return "pt" if path.suffix in _PICKLES else "gguf" if path.suffix == _GGUF else "none"
     files, folders = _listing(path)
+    if ADAPTER_CONFIG in files:
+        adapters = {name for name in files if _ADAPTER.fullmatch(name)}
+        if not any(name.endswith(".safetensors") or _HF_PICKLE.fullmatch(name) for name in files - adapters):
+            return "adapter"
     if any(
         name.endswith(".safetensors") or name == SAFETENSORS_INDEX for name in files - {"adapter_model.safetensors"}
     ):
@@ -61,7 +73,9 @@ def checkpoint_format(path: Path) -> Format:
         return "deepspeed"
     if _is_dcp(files) or any(_is_dcp(_listing(path / name)[0]) for name in folders):
         return "dcp"
-    return "pt" if any(_is_pickled_weights(name) for name in files) else "none"
+    if any(_is_pickled_weights(name) for name in files):
+        return "pt"
+    return "gguf" if any(name.endswith(_GGUF) for name in files) else "none"
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -79,6 +93,10 @@ def weight_files(path: Path) -> list[Path]:
         return [path / name for name in names if _HF_PICKLE.fullmatch(name)]
     if kind == "pt":
         return [path / name for name in names if _is_pickled_weights(name)]
+    if kind == "adapter":
+        return [path / name for name in names if _ADAPTER.fullmatch(name)]
+    if kind == "gguf":
+        return [path / name for name in names if name.endswith(_GGUF)]
     if kind == "none":
         return []
     endings = (*_PICKLES, ".distcp")

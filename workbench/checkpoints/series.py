@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from workbench.checkpoints.candidates import Candidates, find_candidates
 from workbench.checkpoints.configs import ConfigChange, config_changes
-from workbench.checkpoints.formats import Format
+from workbench.checkpoints.formats import UNREAD, Format
 from workbench.checkpoints.gone_checkpoints import remark_on_gone, slot_of, with_gone, without_successors
+from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.series_overrides import SERIES_FILE
 from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
 from workbench.checkpoints.training_order import read_entries, settle_duplicates, stage_order
@@ -79,6 +80,9 @@ class Series:
 def find_checkpoints(directory: str | Path, *, before: Sequence[Mapping[str, Any]] = ()) -> Series:
     """Order the checkpoints of a directory. The directory of a single checkpoint is a series of one.
 
+    The id of a model in the Hugging Face cache (`org/name`, `org/name@revision`) stands for its folder there. A
+    revision that only its commit names is a branch of its own, and stands last.
+
     Order is by stage, then by tokens or steps, branch and name, never by modification time or alphabet alone. A
     checkpoint whose name gives no position (`main`, `final`) is the last. One without a stage belongs to the first
     stage (`pretrain`, `stage1`, `phase1`) if others have it, else it comes before the later ones that are known. A word
@@ -93,8 +97,8 @@ def find_checkpoints(directory: str | Path, *, before: Sequence[Mapping[str, Any
             series at its place, as `is_gone`; steps and tokens of later stages go on from it.
 
     Raises:
-        NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different weights,
-            steps beside token labels, stages of unknown order); the message names them.
+        NoCheckpoints: if there are none, all are adapters or GGUF, or they cannot be put in one order (two of one step
+            with different weights, steps beside token labels, stages of unknown order); the message names them.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
     candidates = find_candidates(Path(directory))
@@ -113,8 +117,12 @@ def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Seri
     overrides = candidates.overrides
     skipped = {name: f"skip = true in {SERIES_FILE}" for name, row in overrides.checkpoints.items() if row.skip}
     entries, remarks = read_entries(candidates)
-    if not any(entry.recorded is None for entry in entries):
+    on_disk = [entry for entry in entries if entry.recorded is None]
+    if not on_disk:
         raise NoCheckpoints(f"{candidates.root}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
+    if all(entry.format in UNREAD and entry.format != "none" for entry in on_disk):
+        of = f" (all {len(on_disk)} checkpoints there are such)" if len(on_disk) > 1 else ""
+        raise NoCheckpoints(f"{why_no_weights(on_disk[0].path)}{of}")
     entries, loose = without_successors(entries)
     entries, aliases, outputs = settle_duplicates(entries)
     order = stage_order(entries, overrides)
@@ -180,8 +188,8 @@ def _label(each: Counted) -> int | None:
     return each.entry.label[0] if each.entry.label else None
 
 
-def _name(each: Counted) -> str:
-    return each.entry.name
+def _name(each: Counted) -> tuple[bool, str]:
+    return each.entry.is_bare, each.entry.name
 
 
 def _kind(each: Counted) -> str:

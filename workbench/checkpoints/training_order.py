@@ -22,6 +22,10 @@ _NUMBERED = re.compile(r"(?:stage|phase)(\d+)", re.ASCII)
 TRAINER_STATE = "trainer_state.json"
 # Names that a remark lists.
 _FEW = 5
+# Digits of a commit that name its branch, as git shortens it.
+_SHORT_COMMIT = 12
+# A stage, and the branch of a revision without a name.
+_Line = tuple[str | None, str | None]
 _FIRST_STAGES = ("pretrain", "stage1", "phase1")
 # Stages with other names, and several stages of one rank, need a stage_order.
 _RANKS = {
@@ -58,6 +62,7 @@ class Entry:
     from the start of the stage. `tokens_given` is the user's, from the beginning of training. `prefix`, `doubts`
     and `is_weak` are those of the name. `prefix` is None where the position is not the name's, or where the user gave
     a stage or a branch. `recorded`: what an earlier look noted of a checkpoint that is gone; None for one that is here.
+    `is_bare`: a revision in a cache that is known by its commit alone.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Entry:
     doubts: tuple[Doubt, ...] = ()
     is_weak: bool = False
     recorded: Mapping[str, Any] | None = None
+    is_bare: bool = False
 
     @property
     def doubts_in_words(self) -> str:
@@ -127,6 +133,8 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
                 f"{candidate.name}: {TRAINER_STATE} is of step {state.step}, not {entry.step}; it is not used"
             )
         entries.append(entry)
+    entries = _set_bare_apart(entries)
+    remarks += _bare(entries)
     entries = _name_stages(entries, candidates.root)
     remarks += _doubts(entries, candidates.root)
     return _join_first_stage(entries, candidates.overrides), remarks
@@ -196,8 +204,8 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
     aliases: dict[str, str] = {}
     outputs: dict[str, str] = {}
     holders: dict[tuple[str | None, str | None, str], Entry] = {}
-    loose: dict[str | None, Entry] = {}
-    for entry in sorted(entries, key=lambda entry: (entry.position is None, entry.format == "none", entry.name)):
+    loose: dict[_Line, Entry] = {}
+    for entry in sorted(entries, key=_precedence):
         if entry.position is None:
             _settle_loose(entry, entries, aliases, loose)
             continue
@@ -217,6 +225,11 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
     return [entry for entry in entries if entry.name not in outputs], aliases, outputs
 
 
+def _precedence(entry: Entry) -> tuple[bool, bool, bool, str]:
+    """Of checkpoints with the same weights, the first is the original."""
+    return entry.position is None, entry.format == "none", entry.is_bare, entry.name
+
+
 def _without_weak_positions(entries: list[Entry]) -> list[Entry]:
     """Take the epoch or the count from a checkpoint whose weights are those of one with a step."""
     firm = [entry for entry in entries if entry.position is not None and not entry.is_weak]
@@ -228,14 +241,16 @@ def _without_weak_positions(entries: list[Entry]) -> list[Entry]:
     ]
 
 
-def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], loose: dict[str | None, Entry]) -> None:
-    """Treat a checkpoint without a position as an alias of another, or as the last of its stage, which is unique."""
+def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], loose: dict[_Line, Entry]) -> None:
+    """Treat a checkpoint without a position as an alias of another, or as the last of its line, which is unique."""
     for other in reversed(entries):
-        is_original = other.name not in aliases and (other.position is not None or other is loose.get(entry.stage))
+        is_original = other.name not in aliases and (
+            other.position is not None or any(other is end for end in loose.values())
+        )
         if is_original and other is not entry and same_weights(other.path, entry.path):
             aliases[entry.name] = other.name
             return
-    last = loose.setdefault(entry.stage, entry)
+    last = loose.setdefault((entry.stage, entry.branch if entry.is_bare else None), entry)
     if last is not entry:
         raise NoCheckpoints(
             f"{last.name} and {entry.name}: neither name says where in training it stands, and their weights"
@@ -304,7 +319,33 @@ def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> 
         doubts=() if row.step is not None or row.tokens is not None else name.doubts,
         is_weak=name.is_weak and step is None and row.tokens is None,
         recorded=recorded,
+        is_bare=candidate.is_bare,
     )
+
+
+def _set_bare_apart(entries: list[Entry]) -> list[Entry]:
+    """Give each revision that only its commit names a branch of its own, as it may lie anywhere in training."""
+    if len(entries) == 1:
+        return entries
+    return [
+        replace(entry, branch=entry.branch or entry.name[:_SHORT_COMMIT])
+        if entry.is_bare and entry.position is None
+        else entry
+        for entry in entries
+    ]
+
+
+def _bare(entries: list[Entry]) -> list[str]:
+    """The remark on revisions without a name and a position."""
+    names = [entry.name for entry in entries if entry.is_bare and entry.position is None]
+    if not names:
+        return []
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    apart = "each is a branch of its own, and they stand last, in the order of their commits"
+    return [
+        f"{', '.join(names[:_FEW])}{more}: known by the commit alone, which does not say where in training it stands"
+        f"{'; ' + apart if len(entries) > 1 else ''}. Give their steps in {SERIES_FILE}, or fetch them by name"
+    ]
 
 
 def _name_stages(entries: list[Entry], root: Path) -> list[Entry]:
@@ -351,7 +392,7 @@ def _doubts(entries: list[Entry], root: Path) -> list[str]:
         last = "" if entry.position is not None else ", so it stands last"
         for part, reason in entry.doubts:
             named.setdefault(reason + last, []).append(f"{entry.name} ({part!r})")
-        if last and not entry.doubts and entry.path != root and re.search(r"\d", entry.name):
+        if last and not (entry.doubts or entry.is_bare) and entry.path != root and re.search(r"\d", entry.name):
             named.setdefault(f"no number in the name is a position in training{last}", []).append(entry.name)
     remarks: list[str] = []
     for reason, names in named.items():

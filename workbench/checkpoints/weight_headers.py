@@ -16,13 +16,13 @@ from typing import cast
 
 from workbench.checkpoints.configs import CONFIG, read_config, read_json_object
 from workbench.checkpoints.formats import (
-    HINTS,
+    ADAPTER_CONFIG,
     SAFETENSORS,
     SAFETENSORS_INDEX,
-    Format,
     checkpoint_format,
     weight_files,
 )
+from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
 
@@ -69,11 +69,8 @@ def inspect_weights(path: Path) -> WeightsInfo:
         BadCheckpoint: naming the file and the reason: truncated, a git-lfs pointer, a shard missing, outside the
             folder or unlisted, a tensor twice, a dtype that is no float, pickled weights, an adapter.
     """
-    if not path.is_dir():
-        raise BadCheckpoint(_not_a_folder(path))
-    kind = checkpoint_format(path)
-    if kind != "safetensors":
-        raise BadCheckpoint(_no_safetensors(path, kind))
+    if not path.is_dir() or checkpoint_format(path) != "safetensors":
+        raise BadCheckpoint(why_no_weights(path))
     _refuse_other_weights(path, read_config(path))
     listed = _weight_map(path)
     files = _shards(path, listed)
@@ -93,29 +90,16 @@ def inspect_weights(path: Path) -> WeightsInfo:
     return weights_info(files, tensors)
 
 
-def _not_a_folder(path: Path) -> str:
-    if path.exists():
-        kind = checkpoint_format(path)
-        reason = "no weights" if kind == "none" else "pickle weights are not read"
-        return f"{path}: is a file ({reason}), expected a checkpoint folder; {HINTS[kind]}"
-    return f"{path}: no such folder"
-
-
-def _no_safetensors(path: Path, kind: Format) -> str:
-    files = weight_files(path)
-    if kind == "none" or not files:
-        return f"{path}: holds no weights, expected {SAFETENSORS} or {SAFETENSORS_INDEX}"
-    name = files[0].relative_to(path)
-    return f"{path / name}: no safetensors; {kind} weights are pickle files and not read; {HINTS[kind]}"
-
-
 def _refuse_other_weights(path: Path, config: dict[str, object]) -> None:
     """Refuse whatever makes the loader read other weights than the checked ones."""
     named = config.get("transformers_weights")
     if named is not None and named not in (SAFETENSORS, SAFETENSORS_INDEX):
         raise BadCheckpoint(f"{path / CONFIG}: transformers_weights names {named!r}, expected {SAFETENSORS}; remove it")
-    if (path / "adapter_config.json").exists():
-        raise BadCheckpoint(f"{path / 'adapter_config.json'}: is an adapter; merge it into the model and save that")
+    if (path / ADAPTER_CONFIG).exists():
+        raise BadCheckpoint(
+            f"{path / ADAPTER_CONFIG}: is an adapter beside the model's weights, and which of them count is not known; "
+            "move it elsewhere, or merge it into the model and save that"
+        )
     if distributed := sorted(path.glob(_DISTRIBUTED)):
         raise BadCheckpoint(f"{distributed[0]}: is a distributed shard; save the model with save_pretrained instead")
 

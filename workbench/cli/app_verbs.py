@@ -46,7 +46,7 @@ def demo(
         print_json({"runs": [run.path for run in runs], "best_heads": records, "copy_accuracy": accuracy})
     else:
         _print_demo(best_heads, accuracy)
-    has_failures = any(run.status().failed for run in runs)
+    has_failures = any(run.status().checkpoints_failed for run in runs)
     if serve:
         from workbench.app import serve as open_page
 

@@ -153,7 +153,7 @@ def _watch(run: Any) -> None:
         printed.update(failures)
         slowest = "".join(f", slowest {_format_timing(t)}" for t in run.timings().slowest(1))
         to_go = _format_time_to_go(run, state)
-        line = f"{state.done} of {state.planned} units done, {state.failed} failed, {to_go}{slowest}"
+        line = f"{state.in_words}, {to_go}{slowest}"
         if STDERR.is_terminal:
             _clear_line()
             STDERR.print(line[: STDERR.width - 1], end="", markup=False, highlight=False)
@@ -197,10 +197,8 @@ def _print_status(run: Any, as_json: bool) -> None:
         print_json({"run": run.path, **document, **rest})
         return
     to_go = "" if state.is_complete else f"; {_format_time_to_go(run, state)}"
-    print(
-        f"{run.path}: {state.done} of {state.planned} units done, {state.failed} failed; "
-        f"{state.checkpoints_done} of {state.checkpoints} checkpoints complete{to_go}"
-    )
+    complete = f"; {state.checkpoints_done} of {state.checkpoints} checkpoints complete" if state.planned else ""
+    print(f"{run.path}: {state.in_words}{complete}{to_go}")
     for t in slowest:
         warn(
             f"slowest {_format_timing(t)} (digest {t.digest_s:.1f}, load {t.load_s:.1f}, "

@@ -54,7 +54,7 @@ def untrained_scores(
     """
     if n_models < 1:
         raise WorkbenchError(f"n_models is {n_models}; expected at least 1")
-    names = detectors if detectors is None else list(detectors)
+    names = detectors if detectors is None or isinstance(detectors, str) else list(detectors)
     tables = [score(untrained(m, seed=seed + i), names, **arguments) for i in range(n_models)]
     by_head = pd.concat(tables).groupby(["layer", "head", "detector", "probe"], sort=False)["score"]
     return by_head.agg(baseline="mean", highest="max").reset_index()

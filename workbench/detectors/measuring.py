@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from workbench.detectors.bootstrap import bootstrap
 from workbench.detectors.decoded_probes import decode, decoded
@@ -23,7 +24,8 @@ from workbench.hooks.model import DEFAULT_FAR
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.hooks.recording.needs import Need
 from workbench.kernels import Far
-from workbench.probes import Probe, build, default, make_probe, split
+from workbench.probes import Probe, default, make_probe, split
+from workbench.probes.token_inputs import TokensLike, read_probes, token_batch
 
 # The probe name of scores of weights.
 WEIGHTS = "weights"
@@ -95,10 +97,10 @@ def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict
 
 
 def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
-    m: HookedModel | nn.Module,
+    m: HookedModel | nn.Module | Any,
     detectors: Iterable[str] | None = None,
-    tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | None = None,
-    attention_mask: Tensor | None = None,
+    tokens: TokensLike | Probe | None = None,
+    attention_mask: Any = None,
     probes: Probe | str | Iterable[Probe | str] | None = None,
     rows: Rows = "all",
     seed: int = 0,
@@ -109,11 +111,11 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
 
     Args:
-        m: an opened model, or one in memory that `open_model` takes, such as a TransformerBridge.
+        m: an opened model, or anything that `open_model` takes, such as a TransformerBridge.
         detectors: names; default those that `docs/detectors.md` calls default. On `tokens`, detectors that need answers
             are refused if named, skipped if not. Those of weights have one row per head, under the probe `weights`.
-        tokens: sequences to score on, with `attention_mask`, which may number packed documents (see
-            `HookedModel.record`); else `probes`; else `probes.default(m)`.
+        tokens: sequences to score on (ids, text or a tokenizer's output, as in `HookedModel.record`), with
+            `attention_mask`, which may number packed documents; else `probes`; else `probes.default(m)`.
         probes: probes, or their names and arguments as `probes.build` reads them.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
         far: window and sink of `far_mass`; default 256 and 0.
@@ -128,19 +130,21 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     model = m if isinstance(m, HookedModel) else open_model(m)
     if tokens is not None and probes is not None:
         raise WorkbenchError("both tokens and probes were given; pass one of them")
+    if isinstance(tokens, Probe):
+        tokens, probes = None, tokens
+    if tokens is None and attention_mask is not None:
+        raise WorkbenchError("an attention_mask was given without tokens; probes have one of their own: leave it out")
     if tokens is not None:
         without = [d.name for d in of_sequences if d.needs_answers]
         if detectors is not None and without:
             raise WorkbenchError(f"{without} need a probe with answers, not bare tokens; pass probes=")
         of_sequences = [d for d in of_sequences if not d.needs_answers]
-        batch = tokens if tokens.ndim == 2 else tokens[None]
-        mask = None if attention_mask is None else attention_mask.reshape(batch.shape).long().cpu()
-        chosen_probes = [make_probe("tokens", batch.cpu(), attention_mask=mask)]
+        ids, mask = token_batch(tokens, attention_mask, tokenizer=model.tokenizer)
+        chosen_probes = [make_probe("tokens", ids.cpu(), attention_mask=None if mask is None else mask.long().cpu())]
     elif probes is None:
         chosen_probes = default(model) if of_sequences else []
     else:
-        listed = [probes] if isinstance(probes, Probe | str) else list(probes)
-        chosen_probes = [build(model, probe) if isinstance(probe, str) else probe for probe in listed]
+        chosen_probes = read_probes(model, probes)
         _check_fit(of_sequences, chosen_probes)
     measured = [
         measure(model, probe, of_sequences, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from workbench.console import fixed
 from workbench.emergence.lineages import parents_of
 from workbench.emergence.probe_forms import refuse_two_forms
 from workbench.emergence.rank_statistics import (
@@ -218,7 +219,7 @@ def _formed_clause(on_branch: pd.DataFrame) -> str:
         if share is None:
             claim = "of unknown share of training, so that 'formed early' cannot be judged"
         elif on_branch["p_within"].iloc[row] > _SIGNIFICANT:
-            claim = f"but no better than heads shuffled within layers (p = {on_branch['p_within'].iloc[row]:.2f})"
+            claim = f"but no better than heads shuffled within layers (p = {fixed(on_branch['p_within'].iloc[row], 2)})"
     if 0 <= over_all < (row if row >= 0 else len(on_branch)):
         since_over_all, _ = _checkpoint_and_share(on_branch, over_all)
         claim += f" (over all heads from {since_over_all}: until then a difference between layers only)"

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from workbench.console import fixed
 from workbench.detectors.bootstrap import bootstrap
 from workbench.emergence import chosen_at
 from workbench.heads import KVHead, WorkbenchError
@@ -68,7 +69,7 @@ class EarlyChoices:
     def _sentence(self, row: dict[str, Any], tolerance: float) -> str:
         gap = self.references.loc[self.references["probe"] == row["probe"]].set_index("choice")["nats"]
         lost = gap["none"] - gap["all"]
-        cost = f"{row['probe']}: windowing every head costs {lost:.2f} nats per answer"
+        cost = f"{row['probe']}: windowing every head costs {fixed(lost, 2)} nats per answer"
         if lost <= tolerance:
             return f"{cost}, within the tolerance of {tolerance:g}: any choice is safe, and nothing is learnt."
         choice = f"heads chosen by {self.detector} on {self.on}"

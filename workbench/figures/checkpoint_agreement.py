@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.console import fixed
 from workbench.emergence.head_trajectories import CHECKPOINT_COLUMNS, checkpoint_of
 from workbench.figures.axis import AxisUnit, draw_axis, training_axis
 from workbench.figures.style import COLOURS, LETTERS, PALETTES, Scale, Theme, colour_axis, styled
@@ -163,13 +164,13 @@ def _ticks(names: Sequence[str], labels: Mapping[str, str] | None, most: int) ->
 
 
 def _format_lock_in(row: dict[str, Any], name: str, label: str) -> str:
-    value = "not known: the probe does not tell heads apart" if row[name] is None else f"{row[name]:.3f}"
-    chance = f" · p = {row['p_within']:.3f}" if name == "lock_in_within" and row["p_within"] is not None else ""
+    value = "not known: the probe does not tell heads apart" if row[name] is None else fixed(row[name])
+    chance = f" · p = {fixed(row['p_within'])}" if name == "lock_in_within" and row["p_within"] is not None else ""
     return f"{label} {value}{chance}<br>against {row['reference']} · {row['n_heads']} heads"
 
 
 def _format_pair(row: dict[str, Any], unit: str) -> str:
     pair = row["name"] if row["name"] == row["name_other"] else f"{row['name']} and {row['name_other']}"
     apart = "the 95 % intervals do not overlap" if row["apart"] else "the 95 % intervals overlap, or are not known"
-    values = f"{row['score']:.4f} and {row['score_other']:.4f} {unit}".strip()
-    return f"<b>{pair}</b> · {row['kind']}<br>{values}<br>change {row['change']:+.4f}<br>{apart}"
+    values = f"{fixed(row['score'], 4)} and {fixed(row['score_other'], 4)} {unit}".strip()
+    return f"<b>{pair}</b> · {row['kind']}<br>{values}<br>change {fixed(row['change'], 4, sign='+')}<br>{apart}"

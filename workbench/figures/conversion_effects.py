@@ -81,7 +81,7 @@ def recall_by_distance(
             name=label,
             mode="lines+markers",
             line=line_style(i, theme),
-            hovertemplate=f"{label}<br>distance %{{x}}: %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{label}<br>distance %{{x}}: %{{y:.4~r}}<extra></extra>",
         )
     if window is not None:
         figure.add_vline(x=window, line={"dash": "dot", "color": PALETTES[theme].muted}, annotation_text="window")
@@ -109,7 +109,7 @@ def heads_before_and_after(
         raise WorkbenchError(f"there are no {detector} scores of {method!r} before and after {training!r}")
     both = pd.DataFrame({"before": before, "after": after}).dropna().reset_index()
     names = [f"seed {r['seed']} L{r['layer']}H{r['head']}" for r in both.to_dict("records")]
-    figure = _by_layer(both.assign(name=names), "before", "after", hover="%{x:.3f} → %{y:.3f}", theme=theme)
+    figure = _by_layer(both.assign(name=names), "before", "after", hover="%{x:.4~r} → %{y:.4~r}", theme=theme)
     figure.update_xaxes(title_text=f"{detector} before")
     figure.update_yaxes(title_text=f"{detector} after")
     return figure
@@ -131,7 +131,7 @@ def window_against_linear(table: pd.DataFrame, *, theme: Theme = "light") -> go.
     if missing:
         raise WorkbenchError(f"the table has no {', '.join(missing)}; expected those of SafeForms.table()")
     named = table.assign(name=[_head_name(row) for row in table.to_dict("records")])
-    hover = "window %{x:.3f}, linear %{y:.3f}"
+    hover = "window %{x:.4~r}, linear %{y:.4~r}"
     figure = _by_layer(named, "window_nats", "linear_nats", hover=hover, theme=theme)
     figure.update_xaxes(title_text="cost of a window (nats per answer)")
     figure.update_yaxes(title_text="cost of linear attention")
@@ -162,7 +162,7 @@ def early_choices(
             line=line_style(i, theme),
             marker={"size": 5},
             text=[f"chosen at {ckpt}<br>{row['heads']}" for ckpt, row in zip(checkpoints, rows, strict=True)],
-            hovertemplate=f"{probe} %{{y:.3f}}<br>%{{text}}<extra></extra>",
+            hovertemplate=f"{probe} %{{y:.4~r}}<br>%{{text}}<extra></extra>",
         )
     for row in choices.references.to_dict("records") if len(groups) == 1 else ():
         figure.add_hline(

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.console import fixed
 from workbench.emergence.head_trajectories import (
     CHECKPOINT_COLUMNS,
     Checkpoint,
@@ -200,7 +201,7 @@ def _head_line(curves: Trajectories, row: int, scale: Scale) -> dict[str, Any]:
 
 def _mean_line(curves: Trajectories, rows: Sequence[int]) -> dict[str, Any]:
     mean = curves.score[rows].mean(0) if rows else np.full(len(curves.checkpoints), math.nan)
-    text = [f"mean of the top {len(rows)} heads {value:.4f}<br>" for value in mean]
+    text = [f"mean of the top {len(rows)} heads {fixed(value, 4)}<br>" for value in mean]
     return {
         "y": mean,
         "text": [value + str(checkpoint) for value, checkpoint in zip(text, curves.checkpoints, strict=True)],

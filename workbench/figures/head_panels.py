@@ -33,7 +33,7 @@ _MOST_NUMBERED = 18  # columns of which each shows its score
 # With more squares than this, full hover texts outweigh the scores: then the hover text is head and score alone.
 _MOST_DESCRIBED = 2000
 _DOT_POSITIONS = 200  # that can be told apart
-_SHORT = "<b>%{customdata}</b><br>%{z:.4f}<extra></extra>"
+_SHORT = "<b>%{customdata}</b><br>%{z:.6~r}<extra></extra>"
 
 
 def heads(

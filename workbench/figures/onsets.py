@@ -153,7 +153,7 @@ def _add_points(figure: go.Figure, axis: TrainingAxis, rows: Sequence[dict[str, 
             "width": 0,
         },
         text=[str(checkpoint) for checkpoint in checkpoints],
-        hovertemplate="%{y:.4f}<br>%{text}<extra></extra>",
+        hovertemplate="%{y:.6~r}<br>%{text}<extra></extra>",
     )
 
 

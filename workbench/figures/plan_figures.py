@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.console import fixed
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, letter, line_style, styled
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
 
@@ -162,7 +163,7 @@ def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Fi
         increasing={"marker": {"color": COLOURS[theme][1]}},
         totals={"marker": {"color": PALETTES[theme].muted}},
         connector={"line": {"color": PALETTES[theme].grid, "width": 1}},
-        hovertemplate="%{x}: %{delta:.4f} nats, then %{final:.4f}<extra></extra>",
+        hovertemplate="%{x}: %{delta:.6~r} nats, then %{final:.6~r}<extra></extra>",
         showlegend=False,
     )
     styled(figure, theme, height=380)
@@ -185,8 +186,10 @@ def _scale(plan: PlanLike) -> Scale:
 
 def _format_ranked(plan: PlanLike, rank: int, ranked: RankedLike) -> str:
     context = "keeps the whole context" if ranked.head in plan.keep else f"sees a window of {plan.window} tokens"
-    interval = "" if math.isnan(ranked.ci_lo) else f"<br>95 % interval {ranked.ci_lo:.4f} to {ranked.ci_hi:.4f}"
-    score = f"{plan.method} {ranked.score:.4f} {plan.units}"
+    interval = (
+        "" if math.isnan(ranked.ci_lo) else f"<br>95 % interval {fixed(ranked.ci_lo, 4)} to {fixed(ranked.ci_hi, 4)}"
+    )
+    score = f"{plan.method} {fixed(ranked.score, 4)} {plan.units}"
     return f"<b>{ranked.head}</b> · {context}<br>{score}{interval}<br>place {rank} of {len(plan.ranking)}"
 
 
@@ -225,7 +228,7 @@ def _add_pareto_line(
         marker={"size": 6 if is_plans else 4},
         customdata=ordered[["n_kept", "nats", "accuracy"]].to_numpy(),
         hovertemplate=f"<b>{method}</b><br>%{{customdata[0]:.0f}} heads kept · %{{x:.0%}} of the cache saved<br>"
-        "%{y:.1%} recovered · %{customdata[1]:.4f} nats · %{customdata[2]:.1%} right<extra></extra>",
+        "%{y:.1%} recovered · %{customdata[1]:.6~r} nats · %{customdata[2]:.1%} right<extra></extra>",
         showlegend=panel == 1,
         row=1,
         col=panel,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.console import fixed
 from workbench.emergence.head_trajectories import LAYER_COLUMNS, TRAJECTORY_COLUMNS, Trajectories, trajectories_of
 from workbench.figures.style import Scale
 
@@ -147,5 +148,5 @@ def format_score(label: str, values: tuple[float | None, float | None, float | N
     value, low, high = (None if number is None or math.isnan(number) else number for number in values)
     if value is None:
         return f"{label}: no score (no such row here)"
-    interval = "" if low is None else f" · 95 % CI {low:.4f} to {high:.4f}"
-    return f"{label} {value:.4f}{' ' if unit else ''}{unit}{interval} · n = {n:,}"
+    interval = "" if low is None or high is None else f" · 95 % CI {fixed(low, 4)} to {fixed(high, 4)}"
+    return f"{label} {fixed(value, 4)}{' ' if unit else ''}{unit}{interval} · n = {n:,}"

@@ -98,9 +98,16 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"{name} does not run on token ids alone: {type(error).__name__}: {error}. Expected a causal language model"
         ) from error
-    if getattr(out, "logits", None) is None:
+    logits: Any = getattr(out, "logits", None)
+    if logits is None:
         raise WorkbenchError(
             f"{name} gives no logits; expected a causal language model with its head, a …ForCausalLM of the same family"
+        )
+    n_words = int(model.config.get_text_config().vocab_size)
+    if logits.ndim != 3 or logits.shape[:2] != tokens.shape or logits.shape[2] < n_words:
+        raise WorkbenchError(
+            f"{name} gives logits of shape {tuple(logits.shape)} for {tokens.shape[1]} tokens of a vocabulary of "
+            f"{n_words}; expected one per token and word, as of a causal language model: a …ForCausalLM of the family"
         )
 
 

@@ -8,22 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.bridge import BridgeOf
+from workbench.hooks.head_inputs import HeadsLike, by_kv_head, layer_of, query_head
+from workbench.hooks.head_inputs import kv_heads as read_kv_heads
 from workbench.hooks.interventions.ablation import Ablation, Patch, Replacement, check_how, mean_output
-from workbench.hooks.interventions.linear_attention import LinearAttention
 from workbench.hooks.interventions.targets import (
     ChosenHeads,
     HeadKey,
+    check_form,
     check_kv_head,
     check_linearisable,
     choose_heads,
-    heads_of,
-    layer_of,
 )
 from workbench.hooks.interventions.user_passes import refusing_passes
 from workbench.hooks.interventions.windows import (
@@ -34,6 +34,7 @@ from workbench.hooks.interventions.windows import (
     one_head,
 )
 from workbench.hooks.layers import layer_slots, survey
+from workbench.hooks.recording.cells import Sequences
 from workbench.hooks.recording.forward_pass import (
     Rows,
     answers_of,
@@ -52,6 +53,7 @@ from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_l
 from workbench.hooks.taps.linear.linear_reading import changing_linear
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
+from workbench.probes.token_inputs import PositionsLike, ProbeLike, TokensLike, positions, read_probe
 from workbench.store.plan_file import Plan
 
 DEFAULT_FAR = Far(window=256)
@@ -114,9 +116,9 @@ class HookedModel:
 
     def record(
         self,
-        tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe,
-        needs: set[Need] | frozenset[Need] | tuple[Need, ...] | list[Need],
-        attention_mask: Tensor | None = None,
+        tokens: TokensLike | Probe,
+        needs: Need | Iterable[Need],
+        attention_mask: Any = None,
         rows: Rows = "all",
         *,
         far: Far = DEFAULT_FAR,
@@ -125,11 +127,12 @@ class HookedModel:
         """One forward pass with the statistics that `needs` names, summed per sequence; memory is O(tokens).
 
         Args:
-            tokens: token ids, or a probe; with a probe its answers are scored too.
+            tokens: token ids (a tensor, an array, lists, a tokenizer's output), text where the model has a tokenizer,
+                or a probe; with a probe its answers are scored too. So everywhere below.
             attention_mask: 0 on padding, and 1 elsewhere or, where several documents are packed into a sequence, the
                 document's number; documents then see and count only themselves.
-            rows: all query rows; a number of them, drawn evenly at random (seed 0); or their indices. Answer
-                rows are always recorded in full.
+            rows: all query rows; a number of them, drawn evenly at random (seed 0); or their positions, a slice or a
+                mask. Answer rows are always recorded in full.
             far: the window and sink of `far_mass`, in tokens.
             prefill: run the model over pieces of this many tokens through its key/value cache: the same numbers with
                 the activations of one piece in memory at a time. For models that have only softmax layers.
@@ -138,7 +141,8 @@ class HookedModel:
             WorkbenchError: for tokens outside the vocabulary or longer than the model takes, an unknown need, a mask
                 that does not fit, or packed documents or prefill in a model that has other layers than softmax.
         """
-        batch = batch_of(self.model, tokens, attention_mask)
+        batch = self._batch(tokens, attention_mask)
+        needs = [needs] if not isinstance(needs, Iterable) or isinstance(needs, str) else needs
         if batch.is_packed:
             check_packed(self.model, self._layers, far)
         if prefill is not None:
@@ -178,13 +182,17 @@ class HookedModel:
             answers = answers_of(self.model, batch, announce=announce, prefill=prefill)
         return reduction.finish(answers, readings.finish())
 
-    def answers(self, probe: Probe) -> Answers:
+    def _batch(self, tokens: TokensLike | Probe, attention_mask: Any = None) -> Sequences:
+        return batch_of(self.model, tokens, attention_mask, tokenizer=self.tokenizer)
+
+    def answers(self, probe: ProbeLike) -> Answers:
         """Loss and accuracy on a probe's answers, under the interventions in force, without recording attention.
 
         Raises:
-            WorkbenchError: if the probe has no answers, or does not fit the model.
+            WorkbenchError: if the probe has no answers, or does not fit the model, or is none.
         """
-        batch = batch_of(self.model, probe)
+        probe = read_probe(self, probe)
+        batch = self._batch(probe)
         with torch.no_grad(), self.in_force():
             answers = answers_of(self.model, batch)
         if answers is None:
@@ -193,11 +201,11 @@ class HookedModel:
 
     def pattern(
         self,
-        tokens: Int[Tensor, " t"],
-        layer: int,
-        head: int,
-        queries: slice | Int[Tensor, " q"] = slice(None),
-        keys: slice | Int[Tensor, " k"] = slice(None),
+        tokens: TokensLike | Probe,
+        layer: int | Head | str | tuple[int, int] | KVHead,
+        head: int | None = None,
+        queries: PositionsLike = slice(None),
+        keys: PositionsLike = slice(None),
         *,
         mixer: Mixer | None = None,
     ) -> Float[Tensor, "q k"]:
@@ -207,17 +215,24 @@ class HookedModel:
         memory.
 
         Args:
+            layer, head: two numbers, or the head alone: `Head(1, 3)`, `"L1H3"`.
+            queries, keys: positions in the order in which they are wanted, also negative, a slice or a mask.
             mixer: which mixer of a layer that has two; the softmax one where not given.
 
         Raises:
-            WorkbenchError: if the model has no such head.
+            WorkbenchError: if the model has no such head, there are several sequences, or no such positions.
         """
+        layer, head = query_head(self._layers, layer, head, mixer)
         info = layer_of(self._layers, layer, mixer)
-        if info is None or not 0 <= head < info.n_heads:
-            raise WorkbenchError(f"there is no head L{layer}H{head}; the model has {heads_of(self._layers)}")
-        batch = batch_of(self.model, tokens)
-        positions = torch.arange(batch.tokens.shape[1], device=self.device)
-        picked = [positions[x] if isinstance(x, slice) else x.to(self.device) for x in (queries, keys)]
+        batch = self._batch(tokens)
+        n_sequences, n_tokens = batch.tokens.shape
+        if info is None or n_sequences != 1:
+            raise WorkbenchError(
+                f"a pattern is of one sequence, and {n_sequences} were given; pass one of them, as tokens[0]"
+            )
+        picked = [
+            positions(x, n_tokens, name=name).to(self.device) for name, x in (("queries", queries), ("keys", keys))
+        ]
 
         def attend(call: AttentionCall) -> Tensor:
             if call.layer != layer or info.kind == "linear":
@@ -240,7 +255,7 @@ class HookedModel:
             return reached.args[0]
         raise AssertionError(f"layer {layer} did not attend")
 
-    def reach(self, tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe | None = None) -> tuple[Reach, ...]:
+    def reach(self, tokens: TokensLike | Probe | None = None) -> tuple[Reach, ...]:
         """How far back each head of the linear layers sees: half-life and 99 % reach in tokens, layer by layer.
 
         Where the decay follows from the weights, the reach is exact. Where it depends on the tokens, the reach is
@@ -249,7 +264,7 @@ class HookedModel:
         layers = linear_layers(self.model)
         reaches = {i: reach for i, layer in layers.items() if (reach := decay_reach(layer)) is not None}
         if tokens is not None and len(reaches) < len(layers):
-            batch = batch_of(self.model, tokens)
+            batch = self._batch(tokens)
 
             def read(call: LinearCall) -> None:
                 if call.layer not in reaches:
@@ -271,7 +286,7 @@ class HookedModel:
             yield
 
     @contextmanager
-    def restrict(self, kv_heads: Iterable[KVHead], window: int, sink: int = 0) -> Generator[HookedModel]:
+    def restrict(self, kv_heads: HeadsLike, window: int, sink: int = 0) -> Generator[HookedModel]:
         """Inside the block, these key/value heads see only the first `sink` and the last `window` keys, in tokens.
 
         The own position is one of the `window`; a layer's own narrower mask stays. Holds for `record`, `pattern`,
@@ -280,14 +295,14 @@ class HookedModel:
         Raises:
             WorkbenchError: for heads the model does not have, or in a linear layer.
         """
-        heads = list(kv_heads)
+        heads = read_kv_heads(self._layers, kv_heads)
         for head in heads:
             check_kv_head(self._layers, head)
         with self._intervening(self._interventions.converting(heads, check_window(window, sink))):
             yield self
 
     @contextmanager
-    def linearize(self, forms: Mapping[KVHead, LinearAttention]) -> Generator[HookedModel]:
+    def linearize(self, forms: Mapping[Any, Any]) -> Generator[HookedModel]:
         """Inside the block, these key/value heads of softmax layers have linear attention.
 
         Their pattern is the normalised row of weights. Holds for `record`, `pattern`, `score`, the model's own forward
@@ -297,8 +312,10 @@ class HookedModel:
             WorkbenchError: for heads the model does not have, heads of a linear layer or of one with a window of its
                 own, and restricted heads; inside the block, for packed documents and `prefill`.
         """
-        for head in forms:
+        forms = by_kv_head(self._layers, forms)
+        for head, form in forms.items():
             check_linearisable(self._layers, head)
+            check_form(head, form)
         with self._intervening(self._interventions.converting(forms.keys(), forms)):
             yield self
 
@@ -319,10 +336,10 @@ class HookedModel:
     @contextmanager
     def ablate(
         self,
-        heads: Iterable[Head],
+        heads: HeadsLike,
         how: str = "zero",
         *,
-        reference: Int[Tensor, "b t"] | Probe | None = None,
+        reference: TokensLike | Probe | None = None,
         mixer: Mixer | None = None,
     ) -> Generator[HookedModel]:
         """Inside the block, the outputs of these query heads, before the output projection, are replaced.
@@ -345,7 +362,7 @@ class HookedModel:
             )
         means: dict[HeadKey, Tensor] = {}
         if how == "mean" and reference is not None:
-            batch = batch_of(self.model, reference)
+            batch = self._batch(reference)
             outputs = outputs_of(self.model, chosen, batch, self._attend)
             means = {key: mean_output(out, batch.valid) for key, out in outputs.items()}
         with self._replacing(chosen, {key: Ablation(how, means.get(key)) for key in chosen.all}):
@@ -353,8 +370,8 @@ class HookedModel:
 
     def head_outputs(
         self,
-        heads: Iterable[Head],
-        tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe,
+        heads: HeadsLike,
+        tokens: TokensLike | Probe,
         *,
         mixer: Mixer | None = None,
     ) -> dict[Head, Float[Tensor, "b t d_v"]]:
@@ -368,15 +385,14 @@ class HookedModel:
         """
         chosen = choose_heads(self._layers, heads, mixer)
         return {
-            head: out
-            for (head, _), out in outputs_of(self.model, chosen, batch_of(self.model, tokens), self._attend).items()
+            head: out for (head, _), out in outputs_of(self.model, chosen, self._batch(tokens), self._attend).items()
         }
 
     @contextmanager
     def patch(
         self,
-        heads: Iterable[Head],
-        source: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe | Mapping[Head, Float[Tensor, "b t d_v"]],
+        heads: HeadsLike,
+        source: TokensLike | Probe | Mapping[Head, Float[Tensor, "b t d_v"]],
         *,
         mixer: Mixer | None = None,
     ) -> Generator[HookedModel]:
@@ -394,15 +410,16 @@ class HookedModel:
                 shape.
         """
         chosen = choose_heads(self._layers, heads, mixer)
-        if isinstance(source, Mapping):
-            missing = [str(head) for head, _ in chosen.all if head not in source]
+        if isinstance(source, Mapping) and "input_ids" not in source:
+            outputs_by_head: Mapping[Any, Tensor] = source
+            missing = [str(head) for head, _ in chosen.all if head not in outputs_by_head]
             if missing:
                 raise WorkbenchError(
                     f"the source has no outputs of {', '.join(missing)}; take them with head_outputs()"
                 )
-            outputs = {(head, is_linear): source[head] for head, is_linear in chosen.all}
+            outputs = {(head, is_linear): outputs_by_head[head] for head, is_linear in chosen.all}
         else:
-            outputs = outputs_of(self.model, chosen, batch_of(self.model, source), self._attend)
+            outputs = outputs_of(self.model, chosen, self._batch(source), self._attend)
         with self._replacing(chosen, {key: Patch(out) for key, out in outputs.items()}):
             yield self
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
+from workbench.checkpoints.hub_references import locate_checkpoint
 from workbench.heads import WorkbenchError
-from workbench.hooks.bridge import is_bridge, unbridged
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.finite_values import allow_nonfinite_passes
+from workbench.hooks.unwrapping import is_model_like, plain_model
 from workbench.loading.pretrained import load_pretrained
 from workbench.loading.tokenizer_files import check_fit, open_tokenizer
 
+_KEEPS_ITS_OWN = "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
+
 
 def open_model(
-    source: str | Path | nn.Module,
+    source: str | os.PathLike[str] | nn.Module | HookedModel | Any,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     *,
@@ -28,8 +30,10 @@ def open_model(
 ) -> HookedModel:
     """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
 
-    In memory: a transformers model, or a TransformerBridge of TransformerLens, of which a copy is opened that shares
-    its weights.
+    A directory may also be named by the id of a model in the Hugging Face cache: `org/name`, `org/name@revision`.
+    In memory: a transformers model, also inside of torch.compile, data parallelism, PEFT (LoRA and other adapters in
+    the layers), a pipeline or an nnsight LanguageModel; or a TransformerBridge of TransformerLens, of which a copy is
+    opened that shares its weights.
 
     Args:
         device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
@@ -43,29 +47,46 @@ def open_model(
     Raises:
         BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
         WorkbenchError: if a layer's attention cannot be recorded exactly, a model in memory came with a device or
-            dtype, or the tokenizer cannot be read or has words that the model does not have.
+            dtype, has weights elsewhere, or computes something else than the model inside it, or the tokenizer cannot
+            be read or has words that the model does not have.
     """
     named = None if tokenizer is None else open_tokenizer(tokenizer)
-    if isinstance(source, nn.Module):
-        if device is not None or dtype is not None:
-            raise WorkbenchError(
-                "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
-            )
-        return _with_tokenizer(_in_memory(source), named)
+    if isinstance(source, str | os.PathLike):
+        return _from_disk(
+            source, device, dtype, tokenizer=named, allow_pickle=allow_pickle, allow_nonfinite=allow_nonfinite
+        )
+    if (device is not None or dtype is not None) and (isinstance(source, HookedModel) or is_model_like(source)):
+        raise WorkbenchError(_KEEPS_ITS_OWN)
+    if isinstance(source, HookedModel):
+        return _with_tokenizer(source, named)
+    plain = plain_model(source)
+    return _with_tokenizer(HookedModel(plain.model, tokenizer=plain.tokenizer), named)
+
+
+def _from_disk(
+    reference: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    *,
+    tokenizer: Any,
+    allow_pickle: bool,
+    allow_nonfinite: bool,
+) -> HookedModel:
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    located = locate_checkpoint(reference)
     loaded = load_pretrained(
-        Path(source),
+        located.folder,
         device=target,
         dtype=dtype,
-        tokenizer=named,
+        tokenizer=tokenizer,
         allow_pickle=allow_pickle,
         allow_nonfinite=allow_nonfinite,
     )
     if allow_nonfinite:
         allow_nonfinite_passes(loaded.model)
-    m = HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=Path(source).name)
+    m = HookedModel(loaded.model, tokenizer=loaded.tokenizer, name=located.name)
     m.no_tokenizer = loaded.no_tokenizer
-    return _with_tokenizer(m, named)
+    return _with_tokenizer(m, tokenizer)
 
 
 def _with_tokenizer(m: HookedModel, tokenizer: Any) -> HookedModel:
@@ -74,14 +95,3 @@ def _with_tokenizer(m: HookedModel, tokenizer: Any) -> HookedModel:
         check_fit(tokenizer, m.vocab_size, name=m.name)
         m.tokenizer = tokenizer
     return m
-
-
-def _in_memory(model: Any) -> HookedModel:
-    if is_bridge(model):
-        return HookedModel(unbridged(model), tokenizer=model.tokenizer)
-    if not isinstance(model, PreTrainedModel):
-        raise WorkbenchError(
-            f"cannot record a {type(model).__name__}; expected a transformers PreTrainedModel, a TransformerBridge, or "
-            "the path of a checkpoint"
-        )
-    return HookedModel(model)

@@ -49,15 +49,7 @@ def read_distributed(path: Path) -> dict[str, Tensor]:
     Raises:
         BadCheckpoint: if the index is not that of a checkpoint, or its tensors cannot be read.
     """
-    folder = path if (path / DCP_INDEX).is_file() else next((f.parent for f in path.glob(f"*/{DCP_INDEX}")), path)
-    metadata = _read_index(path, folder / DCP_INDEX)
-    tensors = {
-        name: entry
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and not name.startswith(_NO_MODEL)
-    }
-    if not tensors:
-        raise BadCheckpoint(f"{folder / DCP_INDEX}: lists no tensors of a model")
+    folder, metadata, tensors = _model_of(path)
     try:
         _refuse_misfit(path, folder, metadata, tensors)
     except (AttributeError, TypeError) as error:
@@ -69,6 +61,36 @@ def read_distributed(path: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[-300:]
         raise BadCheckpoint(f"{folder}: its tensors cannot be read: {reason}") from error
     return state
+
+
+def _model_of(path: Path) -> tuple[Path, Metadata, dict[str, TensorStorageMetadata]]:
+    """The folder whose index lists tensors of a model, its index and these.
+
+    Optimizers and schedulers have folders of their own beside the model's (`optimizer_0`), or names of their own in it.
+    """
+    own = path / DCP_INDEX
+    indices = [own] if own.is_file() else sorted(path.glob(f"*/{DCP_INDEX}"))
+    indices = [index for index in indices if index == own or not index.parent.name.startswith(_NO_MODEL)] or indices
+    if not indices:
+        raise BadCheckpoint(f"{own}: is missing, so that its .distcp files cannot be read; fetch the checkpoint again")
+    models: list[tuple[Path, Metadata, dict[str, TensorStorageMetadata]]] = []
+    for index in indices:
+        metadata = _read_index(path, index)
+        tensors = {
+            name: entry
+            for name, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(_NO_MODEL)
+        }
+        if tensors:
+            models.append((index.parent, metadata, tensors))
+    if not models:
+        raise BadCheckpoint(f"{indices[0]}: lists no tensors of a model")
+    if len(models) > 1:
+        names = ", ".join(folder.name for folder, _, _ in models)
+        raise BadCheckpoint(
+            f"{path}: {len(models)} of its folders may be the model ({names}); move the others elsewhere"
+        )
+    return models[0]
 
 
 def is_zip(stream: io.BufferedIOBase) -> bool:

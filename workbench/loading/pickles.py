@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +24,10 @@ from workbench.heads import BadCheckpoint
 from workbench.loading.distributed import is_zip, read_distributed, refuse_packed
 
 READABLE: tuple[Format, ...] = ("bin", "pt", "dcp")
-# Keys under which training loops save the model, and prefixes that wrappers put before each name.
+# Keys under which training loops save the model.
 _NESTED = ("model", "state_dict", "model_state_dict", "module", "weights")
-_PREFIXES = ("", "module.", "_orig_mod.", "_forward_module.", "model.", "model.module.", "model._orig_mod.")
+# The one file of Accelerate's and Trainer's FULL_STATE_DICT.
+_FSDP_FILES = "pytorch_model_fsdp*.bin"
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
 _DTYPES = {
     torch.float64: "F64",
@@ -38,10 +39,8 @@ _DTYPES = {
 }
 
 
-def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
-    """The model's tensors from a checkpoint of one of the formats `READABLE`, on the CPU.
-
-    `expected`: the model's own names, from which the prefix of a wrapper is recognised and removed.
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The model's tensors from a checkpoint of one of the formats `READABLE`, on the CPU, named as in the files.
 
     Raises:
         BadCheckpoint: if the files hold anything but tensors, no model, or tensors that are no floats.
@@ -50,7 +49,6 @@ def read_pickled(path: Path, expected: Iterable[str]) -> dict[str, Tensor]:
     if kind not in READABLE:
         raise BadCheckpoint(f"{path}: {kind} weights are not read, with --allow-pickle or without; {HINTS[kind]}")
     state = {"bin": _read_bin, "pt": _read_pt, "dcp": read_distributed}[kind](path)
-    state = _without_prefix(state, set(expected))
     for name, tensor in state.items():
         if tensor.dtype not in _DTYPES and not name.endswith(OLD_BUFFERS):
             raise BadCheckpoint(
@@ -68,6 +66,7 @@ def pickled_info(path: Path, state: Mapping[str, Tensor]) -> WeightsInfo:
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
     index = path / "pytorch_model.bin.index.json"
+    of_fsdp = sorted(file.name for file in path.glob(_FSDP_FILES))
     if (path / "pytorch_model.bin").is_file():
         names = ["pytorch_model.bin"]
     elif index.is_file():
@@ -76,8 +75,17 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         names = sorted({str(shard) for shard in shards.values()})
         if not names or any("/" in name or "\\" in name or not name.endswith(".bin") for name in names):
             raise BadCheckpoint(f"{index}: expected a weight_map to plain names of .bin files in the same folder")
+    elif len(of_fsdp) == 1:
+        names = of_fsdp
+    elif of_fsdp:
+        raise BadCheckpoint(
+            f"{path}: {len(of_fsdp)} files may be the model ({', '.join(of_fsdp[:3])}), expected one; ranks of "
+            "LOCAL_STATE_DICT are joined by the program that wrote them: save with FULL_STATE_DICT"
+        )
     else:
-        raise BadCheckpoint(f"{path}: has neither pytorch_model.bin nor {index.name}")
+        raise BadCheckpoint(
+            f"{path}: has neither pytorch_model.bin nor {index.name}, nor one {_FSDP_FILES}; fetch the checkpoint again"
+        )
     state: dict[str, Tensor] = {}
     for name in names:
         if not (path / name).is_file():
@@ -121,10 +129,3 @@ def _tensors(file: Path, content: Any) -> dict[str, Tensor]:
             return dict(cast("Mapping[str, Tensor]", inner))
     keys = list(cast("Mapping[str, Any]", content))[:5] if isinstance(content, Mapping) else type(content).__name__
     raise BadCheckpoint(f"{file}: no mapping of names to tensors in it, nor under {', '.join(_NESTED)}; found {keys}")
-
-
-def _without_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """The state without a wrapper's prefix, that prefix without which most names are the model's own."""
-    candidates = [{n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in _PREFIXES]
-    best = max(candidates, key=lambda c: len(c.keys() & expected))
-    return best if len(best) == len(state) else state

@@ -10,17 +10,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weights
 from workbench.checkpoints.configs import read_config
@@ -29,8 +29,9 @@ from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.loading.lightning_decay import restore_decay
 from workbench.loading.pickles import READABLE, pickled_info, read_pickled
 from workbench.loading.quiet_transformers import quiet
-from workbench.loading.refusals import why_no_language_model, why_unknown
+from workbench.loading.refusals import language_model_class, why_no_language_model, why_unknown
 from workbench.loading.tokenizer_files import check_fit, load_tokenizer
+from workbench.loading.wrapped_names import proposed_names
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Buffers that older releases saved and no release reads back: causal masks, rotary frequencies, positions.
@@ -93,20 +94,21 @@ def load_pretrained(
         BadCheckpoint: naming the file or tensors and the reason.
     """
     path, device = Path(path), torch.device(device)
+    state: dict[str, Tensor] | None = None
     if allow_pickle and checkpoint_format(path) in READABLE:
-        shell = _shell(path)
         with quiet():
-            state = read_pickled(path, shell.state_dict())
-        weights, pickled = pickled_info(path, state), _PickledWeights(type(shell), state)
+            load_config(path)
+            state = read_pickled(path)
+        weights = pickled_info(path, state)
     else:
-        weights, pickled = inspect_weights(path), None
-    dtype_or_auto = _dtype(weights, device) if dtype is None else dtype
+        weights = inspect_weights(path)
+    target = _Target(device, _dtype(weights, device) if dtype is None else dtype)
     with quiet():
         config = load_config(path)
         if getattr(config, "quantization_config", None) is None:
             # On the meta device first, so that a config of enormous numbers is refused before it takes memory.
-            _load(path, config, device=torch.device("meta"), dtype=dtype_or_auto, pickled=pickled)
-        model = _load(path, config, device=device, dtype=dtype_or_auto, pickled=pickled)
+            state = _fitting_state(path, config, weights, state, target=replace(target, device=torch.device("meta")))
+        model = _load(path, config, state, target=target)
         tokenizer, no_tokenizer = load_fitting(path, model.config) if tokenizer is None else (tokenizer, "")
     if not allow_nonfinite:
         _refuse_nonfinite(path, model)
@@ -132,41 +134,64 @@ def _dtype(weights: WeightsInfo, device: torch.device) -> torch.dtype | str:
 
 
 @dataclass(frozen=True, slots=True)
-class _PickledWeights:
-    """Weights read from pickles, and the class of their model."""
+class _Target:
+    """Where the weights go, and as what."""
 
-    model_class: type[PreTrainedModel]
-    state: dict[str, Tensor]
+    device: torch.device
+    dtype: torch.dtype | str
 
 
-def _shell(path: Path) -> PreTrainedModel:
-    """A model of the folder's configuration without data."""
-    with quiet(), torch.device("meta"):
-        config = load_config(path)
+def _fitting_state(
+    path: Path, config: PreTrainedConfig, weights: WeightsInfo, state: dict[str, Tensor] | None, *, target: _Target
+) -> dict[str, Tensor] | None:
+    """The tensors to load, named so that each has its place in the model; None for those of the files as they are.
+
+    The names of wrappers are taken out only where that makes everything fit.
+    """
+    try:
+        _load(path, config, state, target=target)
+    except BadCheckpoint as error:
+        proposals = proposed_names(weights.tensors, _shell(path, config).state_dict())
+        if not proposals:
+            raise
+        faults = [error]
+    else:
+        return state
+    tensors = _read_safetensors(weights) if state is None else state
+    for renaming in proposals:
+        renamed = {renaming[name]: tensor for name, tensor in tensors.items()}
         try:
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            _load(path, config, renamed, target=target)
+        except BadCheckpoint as error:
+            faults.append(error)
+        else:
+            return renamed
+    raise faults[1]  # of the proposal with which most names are the model's own
+
+
+def _read_safetensors(weights: WeightsInfo) -> dict[str, Tensor]:
+    return {name: tensor for file in weights.files for name, tensor in load_file(file).items()}
+
+
+def _shell(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of the configuration without data."""
+    with torch.device("meta"):
+        try:
+            return language_model_class(config)(config)
         except FAILURES as error:
             raise BadCheckpoint(f"{path}: config.json makes no model: {_reason(error)}") from error
 
 
-def _load(
-    path: Path,
-    config: PreTrainedConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | str,
-    pickled: _PickledWeights | None,
-) -> PreTrainedModel:
-    """The model with exactly the weights of its files; any error of transformers becomes a BadCheckpoint."""
+def _load(path: Path, config: PreTrainedConfig, state: dict[str, Tensor] | None, *, target: _Target) -> PreTrainedModel:
+    """The model with exactly the weights of its files, or of `state`; any error of transformers is a BadCheckpoint."""
     config.fusion_config = None
     try:
-        loader: Any = AutoModelForCausalLM if pickled is None else pickled.model_class
-        model, report = loader.from_pretrained(
-            path if pickled is None else None,
-            state_dict=None if pickled is None else dict(pickled.state),
+        model, report = language_model_class(config).from_pretrained(
+            path if state is None else None,
+            state_dict=None if state is None else dict(state),
             config=config,
-            dtype=dtype,
-            device_map={"": device},
+            dtype=target.dtype,
+            device_map={"": target.device},
             # A config may name kernels from the hub, as for fused modules, which would be downloaded code.
             attn_implementation=None,
             experts_implementation=None,
@@ -175,7 +200,6 @@ def _load(
             ignore_mismatched_sizes=True,  # so that the report names them; they are refused below
             output_loading_info=True,
             local_files_only=True,
-            trust_remote_code=False,
         )
     except FAILURES as error:
         if is_out_of_memory(error):

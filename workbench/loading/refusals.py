@@ -7,11 +7,22 @@ from typing import Any
 
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
 
 from workbench.heads import WorkbenchError
 
 _EXPECTED = "expected a decoder-only causal language model"
+# Multimodal models are language models where they are given token ids alone.
+_LANGUAGE_MODELS: tuple[Mapping[Any, Any], ...] = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
 
 
 def refuse_other_models(config: Any, name: str) -> None:
@@ -42,6 +53,19 @@ def refuse_other_models(config: Any, name: str) -> None:
         )
 
 
+def language_model_class(config: Any) -> Any:
+    """The class of the language model that a configuration describes; None if transformers has none.
+
+    A configuration of several, as of a multimodal model and its text model, names its own among its architectures.
+    """
+    classes: list[Any] = []
+    for mapping in _LANGUAGE_MODELS:
+        listed = mapping.get(type(config), ())
+        classes += listed if isinstance(listed, list | tuple) else [listed]
+    architectures = getattr(config, "architectures", None) or []
+    return next((c for c in classes if c.__name__ in architectures), classes[0] if classes else None)
+
+
 def why_unknown(config: Mapping[str, object]) -> str:
     """Why a config.json that transformers cannot read describes no known model; empty if its model type is known."""
     model_type, code = config.get("model_type"), config.get("auto_map")
@@ -68,7 +92,7 @@ def why_no_language_model(config: Any) -> str:
         refuse_other_models(config, "the model")
     except WorkbenchError as error:
         return str(error)
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if language_model_class(config) is not None:
         return ""
     return (
         f"model type {config.model_type!r} has no causal language model in transformers {transformers.__version__}; "

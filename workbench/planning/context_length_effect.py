@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+from torch import nn
 
 from workbench.detectors.bootstrap import percentile_interval, resampled_means
 from workbench.heads import WorkbenchError
-from workbench.hooks import HookedModel
+from workbench.hooks import HookedModel, open_model
 from workbench.planning.answer_loss import Objective
 from workbench.planning.rankings.window_gates import window_gates
-from workbench.probes import Probe
+from workbench.probes.token_inputs import ProbeLike, read_probe
 
 
 def need_global(  # noqa: PLR0913  # public keywords
-    m: HookedModel,
-    short: Probe,
-    long: Probe,
+    m: HookedModel | nn.Module,
+    short: ProbeLike,
+    long: ProbeLike,
     window: int,
     *,
     sink: int = 0,
@@ -37,6 +38,8 @@ def need_global(  # noqa: PLR0913  # public keywords
     Raises:
         WorkbenchError: if the long probe is not longer than the short one, or one of them has no answers.
     """
+    m = open_model(m)
+    short, long = read_probe(m, short), read_probe(m, long)
     n_short, n_long = short.tokens.shape[1], long.tokens.shape[1]
     if n_long <= n_short:
         raise WorkbenchError(f"the long probe has {n_long} tokens, the short one {n_short}; expected it to be longer")

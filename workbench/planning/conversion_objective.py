@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import nn
 
 from workbench.heads import KVHead, WorkbenchError
-from workbench.hooks import HookedModel
+from workbench.hooks import HookedModel, open_model
+from workbench.hooks.head_inputs import by_kv_head
 from workbench.hooks.interventions.gates import converted, windowed_heads
 from workbench.hooks.interventions.targets import check_linearisable
 from workbench.hooks.interventions.windows import Forms, Window, check_window
 from workbench.planning.answer_loss import Objective, answer_batches, loss_batches
-from workbench.probes import Probe
+from workbench.probes.token_inputs import ProbeLike, read_probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,16 @@ class Game:
 
     def __init__(
         self,
-        m: HookedModel,
-        probe: Probe,
+        m: HookedModel | nn.Module,
+        probe: ProbeLike,
         window: int | Forms,
         *,
         sink: int = 0,
         objective: Objective = "loss",
         seed: int = 0,
     ):
+        m = open_model(m)
+        probe = read_probe(m, probe)
         self.m, self.probe, self.seed = m, probe, seed
         self.to: Window | Forms = (
             check_window(window, sink) if isinstance(window, int) else _checked_forms(m, window, sink)
@@ -96,6 +100,7 @@ class Game:
 
 
 def _checked_forms(m: HookedModel, forms: Forms, sink: int) -> Forms:
+    forms = by_kv_head(m.layers, forms)
     if not forms or sink:
         raise WorkbenchError(f"{len(forms)} linear forms, sink {sink}: expected a form for a head or more, and no sink")
     for head in forms:

@@ -9,18 +9,18 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import product
 from math import inf
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from workbench.heads import KVHead
-from workbench.hooks import HookedModel
+from workbench.hooks import HookedModel, open_model
+from workbench.hooks.head_inputs import HeadsLike, kv_heads
 from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
 from workbench.hooks.interventions.targets import check_linearisable
 from workbench.hooks.interventions.windows import intervened_output
@@ -28,6 +28,7 @@ from workbench.hooks.recording.forward_pass import answers_of, batch_of
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.probes import Probe
+from workbench.probes.token_inputs import TokensLike
 
 _SHARPNESS = {"elu": (1.0, 2.0, 4.0, 8.0, 16.0), "taylor": (0.5, 1.0, 2.0)}
 _HALF_LIVES = (inf, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5)  # in tokens
@@ -42,11 +43,11 @@ class LinearFit:
 
 
 def fit_linear_attention(
-    m: HookedModel,
-    tokens: Int[Tensor, "b t"] | Int[Tensor, " t"] | Probe,
+    m: HookedModel | nn.Module,
+    tokens: TokensLike | Probe,
     *,
     features: Features = "elu",
-    heads: Collection[KVHead] | None = None,
+    heads: HeadsLike | None = None,
 ) -> LinearFit:
     """The linear attention for `m.linearize` that is nearest to the heads' outputs on some tokens, in squared error.
 
@@ -60,12 +61,14 @@ def fit_linear_attention(
     Raises:
         WorkbenchError: for heads that cannot have linear attention, unknown features, or tokens that do not fit.
     """
-    candidates = _candidates(features)
+    m, candidates = open_model(m), _candidates(features)
     full = [info for info in m.layers if info.mixer == "softmax" and info.kind == "full"]
-    fitted = [KVHead(i.index, h) for i in full for h in range(i.n_kv_heads)] if heads is None else [*heads]
+    fitted = (
+        [KVHead(i.index, h) for i in full for h in range(i.n_kv_heads)] if heads is None else kv_heads(m.layers, heads)
+    )
     for head in fitted:
         check_linearisable(m.layers, head)
-    batch = batch_of(m.model, tokens)
+    batch = batch_of(m.model, tokens, tokenizer=m.tokenizer)
     layers = {head.layer for head in fitted}
     errors: dict[int, Float[Tensor, "n_candidates n_kv"]] = {}
 

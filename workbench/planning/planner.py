@@ -9,10 +9,11 @@ from typing import get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from workbench.detectors.bootstrap import bootstrap
 from workbench.heads import KVHead, WorkbenchError
-from workbench.hooks import HookedModel
+from workbench.hooks import HookedModel, open_model
 from workbench.hooks.interventions.windows import check_window
 from workbench.planning.answer_loss import Objective
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
@@ -98,7 +99,7 @@ def evaluation_on(
 
 
 def plan(  # noqa: PLR0913  # public arguments, positional in use
-    m: HookedModel,
+    m: HookedModel | nn.Module,
     window: int,
     sink: int = 0,
     keep: Budget = 0.25,
@@ -125,6 +126,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
         WorkbenchError: for an unknown method or unit, a window that is impossible or leaves nothing far in a probe, a
             budget that is out of range or keeps no layer, or a held-out probe with the tokens of the ranking's probe.
     """
+    m = open_model(m)
     _check_window(window, sink)
     check_budget(keep)
     check_method(method)

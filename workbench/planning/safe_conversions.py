@@ -9,16 +9,17 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import nn
 
 from workbench.heads import KVHead, WorkbenchError
-from workbench.hooks import HookedModel
+from workbench.hooks import HookedModel, open_model
 from workbench.hooks.interventions.linear_attention import Features, LinearAttention
 from workbench.planning.conversion_objective import Game
 from workbench.planning.linear_fit import fit_linear_attention
 from workbench.planning.rankings.window_gates import integrate
 from workbench.probes import Probe
+from workbench.probes.token_inputs import ProbeLike, TokensLike, read_probe
 
 Choice = Literal["window", "linear", "full"]
 
@@ -59,13 +60,13 @@ class SafeForms:
 
 
 def safe_forms(  # noqa: PLR0913  # public keywords
-    m: HookedModel,
-    probe: Probe,
+    m: HookedModel | nn.Module,
+    probe: ProbeLike,
     window: int,
     *,
     sink: int = 0,
     tolerance: float = 0.01,
-    text: Int[Tensor, "b t"] | Probe | None = None,
+    text: TokensLike | Probe | None = None,
     features: Features = "elu",
     nodes: int = 8,
     progress: Callable[[str], None] | None = None,
@@ -89,6 +90,8 @@ def safe_forms(  # noqa: PLR0913  # public keywords
     if not tolerance >= 0:
         raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
 
+    m = open_model(m)
+    probe = read_probe(m, probe)
     announce = progress or (lambda _: None)
     announce("linear forms")
     fit = fit_linear_attention(m, probe if text is None else text, features=features)

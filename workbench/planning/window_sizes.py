@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from torch import nn
 
 from workbench.heads import KVHead, WorkbenchError
-from workbench.hooks import HookedModel
+from workbench.hooks import HookedModel, open_model
 from workbench.planning.answer_loss import Objective
 from workbench.planning.conversion_objective import Game
 from workbench.planning.rankings.window_gates import integrate
-from workbench.probes import Probe
+from workbench.probes.token_inputs import ProbeLike
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class WindowLadder:
 
 
 def window_ladder(  # noqa: PLR0913  # public keywords
-    m: HookedModel,
-    probe: Probe,
+    m: HookedModel | nn.Module,
+    probe: ProbeLike,
     windows: Sequence[int],
     *,
     sink: int = 0,
@@ -59,7 +60,7 @@ def window_ladder(  # noqa: PLR0913  # public keywords
     Raises:
         WorkbenchError: if a window is missing or impossible, the tolerance is negative, or the probe has no answers.
     """
-    ladder = tuple(sorted(set(windows)))
+    m, ladder = open_model(m), tuple(sorted(set(windows)))
     if not ladder:
         raise WorkbenchError("no window was given; expected some, such as [64, 128, 256]")
     if not tolerance >= 0:

@@ -6,11 +6,11 @@ Tokens that can be predicted by looking up an earlier n-gram are found by token 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
@@ -18,6 +18,7 @@ from workbench.probes.filler_text import read_text
 from workbench.probes.known_answers import Probe, make_probe, octave
 from workbench.probes.registry import probe
 from workbench.probes.token_ids import HasVocabulary, check_sizes, why_no_tokenizer
+from workbench.probes.token_inputs import TokensLike, encode, token_batch
 
 
 def text(source: HasVocabulary, content: str, *, name: str = "text") -> Probe:
@@ -55,18 +56,33 @@ def text_file(
     return token_sequences(windows.tokens, name=name)
 
 
-def token_sequences(
-    tokens: Int[Tensor, "b t"], attention_mask: Bool[Tensor, "b t"] | None = None, *, name: str = "tokens"
-) -> Probe:
-    """Token sequences as a probe: each valid row with a valid next token predicts it. Classes: the row's position."""
-    valid = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
-    sequence, row = (valid[:, :-1] & valid[:, 1:]).nonzero(as_tuple=True)
+def token_sequences(tokens: TokensLike, attention_mask: Any = None, *, name: str = "tokens") -> Probe:
+    """Token sequences as a probe: each valid row with a valid next token predicts it. Classes: the row's position.
+
+    Token ids come as a tensor, an array, lists or a tokenizer's output. A row and its next token are of one document,
+    where the mask numbers several, and positions count from its beginning.
+
+    Raises:
+        WorkbenchError: for what are no token ids, or a mask of another shape.
+    """
+    tokens, attention_mask = token_batch(tokens, attention_mask)
+    number = torch.ones_like(tokens) if attention_mask is None else attention_mask.long()
+    if number.shape != tokens.shape:
+        raise WorkbenchError(
+            f"attention_mask has shape {tuple(number.shape)}; expected the tokens' {tuple(tokens.shape)}"
+        )
+    is_same = number[:, :-1] == number[:, 1:]
+    position = torch.arange(tokens.shape[1]).expand_as(tokens)
+    is_start = torch.ones_like(tokens, dtype=torch.bool)
+    is_start[:, 1:] = ~is_same
+    start = torch.where(is_start, position, 0).cummax(-1).values
+    sequence, row = (is_same & (number[:, 1:] != 0)).nonzero(as_tuple=True)
     return make_probe(
         name,
-        tokens,
+        tokens.cpu(),
         attention_mask=attention_mask,
         answer_rows=torch.stack([sequence, row], -1),
-        classes=row - valid.int().argmax(-1)[sequence],
+        classes=row - start[sequence, row],
         class_name="position",
     )
 
@@ -173,8 +189,7 @@ def _encode(source: HasVocabulary, content: str) -> Int[Tensor, " t"]:
             f"this model has no tokenizer{why_no_tokenizer(source)}; name one with tokenizer= of open_model "
             "(--tokenizer), or pass token ids to probes.token_sequences(tokens)"
         )
-    ids = tokenizer(content, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
+    return torch.tensor(encode(tokenizer, content), dtype=torch.long)
 
 
 def _identify(body: Int[np.ndarray, " t"], n: int) -> Int[np.ndarray, " starts"]:

@@ -100,7 +100,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "probes": ", ".join(run.probes),
         "settings": "; ".join(sorted(settings - {""})) or None,
         "remarks": "; ".join(run.remarks) or None,
-        "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
+        "progress": status.in_words,
         "versions": ", ".join(f"{name} {value}" for name, value in description.versions.packages.items()),
         "job": ", ".join(f"{name}={value}" for name, value in job.items()),
         "status": asdict(status),

@@ -32,6 +32,13 @@ class Status:
         """Whether nothing is left that could still be tried."""
         return self.done + self.failed >= self.planned
 
+    @property
+    def in_words(self) -> str:
+        """How many units are done, or that none could be planned because no checkpoint could be read."""
+        if self.planned == 0 and self.checkpoints_failed:
+            return f"no units could be planned; {self.checkpoints_failed} of {self.checkpoints} checkpoints failed"
+        return f"{self.done} of {self.planned} units done, {self.failed} failed"
+
 
 def status_of(
     plan: Mapping[str, Any], parts: Sequence[Part], maps: Sequence[MapLabel], failures: Sequence[Failure]

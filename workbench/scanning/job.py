@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from workbench.checkpoints.hub_references import locate_series
 from workbench.heads import WorkbenchError
 
 EngineName = Literal["inline", "local", "ray"]
@@ -36,7 +37,8 @@ class Job(BaseModel):
     """What to scan and how.
 
     Args:
-        checkpoints, out: the directory of checkpoints and the run's folder.
+        checkpoints, out: the directory of checkpoints and the run's folder. The id of a model in the Hugging Face cache
+            is kept as its folder there.
         detectors: names; None: those that `docs/detectors.md` calls default.
         probes: in the notation of `workbench.probes.build`; None: the default ones.
         tokenizer: of all checkpoints: a folder, a tokenizer.json, or a model's name in the hub's cache; None: the one
@@ -88,6 +90,11 @@ class Job(BaseModel):
     verify: StrictBool = False
     maps: StrictBool = True
     keep: Literal["qk"] | None = None
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _id_is_its_folder(cls, checkpoints: Path) -> Path:
+        return locate_series(checkpoints)
 
     @field_validator("shard")
     @classmethod
@@ -155,7 +162,9 @@ def read_job(
         raise WorkbenchError(f"cannot read the job file {path}: {error}") from error
     for name in _PATHS:
         if isinstance(job.get(name), str):
-            job[name] = path.parent / job[name]
+            beside = path.parent / job[name]
+            is_id = name == "checkpoints" and not beside.exists() and locate_series(job[name]) != Path(job[name])
+            job[name] = locate_series(job[name]) if is_id else beside
     tokenizer = job.get("tokenizer")
     if isinstance(tokenizer, str) and (path.parent / tokenizer).exists():  # else a model's name
         job["tokenizer"] = str(path.parent / tokenizer)

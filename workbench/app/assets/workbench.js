@@ -228,7 +228,7 @@
   function template(run, position, planes) {
     if (run.bits === 16) return "%{text}<extra></extra>";
     const unit = planes.unit ? " " + planes.unit : "";
-    return `<b>%{customdata}</b> · ${run.checkpoints[run.columns[position]] || ""}<br>${planes.detector} %{z:.2f}${unit}<extra></extra>`;
+    return `<b>%{customdata}</b> · ${run.checkpoints[run.columns[position]] || ""}<br>${planes.detector} %{z:.3~r}${unit}<extra></extra>`;
   }
 
   // Lines over the plot, without plotly: `Plotly.relayout` would send the whole figure through Dash and draw it again.
@@ -271,12 +271,18 @@
     return { z, text };
   }
 
+  // As in `workbench.console`: significant digits where the decimals would leave fewer than two.
+  function fixed(x, decimals) {
+    const isSmall = x !== 0 && Math.abs(x) < 10 ** (1 - decimals);
+    return isSmall ? String(Number(x.toPrecision(decimals))) : x.toFixed(decimals);
+  }
+
   function scoreText(run, scores, i, head, column, planes) {
     if (column < 0 || Number.isNaN(scores.score[i])) return `${planes.detector}: no score (no such row here)`;
     const unit = planes.unit ? " " + planes.unit : "";
     const [low, high] = [scores.ci_lo[i], scores.ci_hi[i]];
-    const interval = low === undefined || Number.isNaN(low) ? "" : ` · 95 % CI ${low.toFixed(4)} to ${high.toFixed(4)}`;
-    return `${planes.detector} ${scores.score[i].toFixed(4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
+    const interval = low === undefined || Number.isNaN(low) ? "" : ` · 95 % CI ${fixed(low, 4)} to ${fixed(high, 4)}`;
+    return `${planes.detector} ${fixed(scores.score[i], 4)}${unit}${interval} · n = ${run.n[head].toLocaleString("en")}`;
   }
 
   /* the cards: the number of heads, now and so far */
@@ -331,8 +337,8 @@
     if (!scored.length) return ["–", `${planes.detector}: no score`];
     const mean = scored.reduce((sum, [value]) => sum + value, 0) / scored.length;
     const [lowest, highest] = [scored[0], scored[scored.length - 1]];
-    const ends = `lowest ${lowest[0].toFixed(2)} (${lowest[1]}) · highest ${highest[0].toFixed(2)} (${highest[1]})`;
-    return [[mean.toFixed(2), span("of", ` ${planes.unit}, mean ${planes.detector}`)], ends];
+    const ends = `lowest ${fixed(lowest[0], 2)} (${lowest[1]}) · highest ${fixed(highest[0], 2)} (${highest[1]})`;
+    return [[fixed(mean, 2), span("of", ` ${planes.unit}, mean ${planes.detector}`)], ends];
   }
 
   function component(type, className, children, style) {

@@ -16,6 +16,7 @@ from workbench.app.pages.overview import emerged
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
 from workbench.app.state.view import View
+from workbench.console import fixed
 from workbench.emergence.head_trajectories import short_count
 from workbench.figures.style import Theme
 from workbench.figures.trajectories import records
@@ -206,7 +207,7 @@ def moved_table(pairs: pd.DataFrame, run: str) -> html.Table:
         link = html.A(row["name"], href="head", **attributes(data_page="head", data_head=row["name"], data_run=run))
         names = [link] if row["name"] == row["name_other"] else [link, f" – {row['name_other']}"]
         kinds = row["kind"] if row["kind"] == row["kind_other"] else f"{row['kind']} – {row['kind_other']}"
-        numbers = f"{row['score']:.3f}", f"{row['score_other']:.3f}", f"{row['change']:+.3f}"
+        numbers = fixed(row["score"]), fixed(row["score_other"]), fixed(row["change"], sign="+")
         rows.append([names, kinds, *numbers, "yes" if row["apart"] else ""])
     return text_table(("head", "kind", "A", "B", "change", "beyond noise"), rows, numbers_from=2)
 

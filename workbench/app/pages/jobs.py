@@ -16,6 +16,7 @@ from workbench.app.components import attributes, card, text_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
+from workbench.console import fixed
 from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
@@ -70,7 +71,7 @@ def state_of(run: Run, now: float) -> str:
     written = run.last_written()
     if status.planned and status.done >= status.planned:
         return "complete"
-    if status.planned and status.is_complete:
+    if status.is_complete and status.checkpoints_failed:
         return "ended with failures"
     if written is not None and now - written < _QUIET_S:
         return "writing"
@@ -133,7 +134,8 @@ def scan_card(run: Run) -> html.Div:
     share = status.done / status.planned if status.planned else 0.0
     ago = "" if written is None else f" · last part {_ago(now - written)} ago"
     checkpoints = f"{status.checkpoints_done} of {status.checkpoints} checkpoints{ago}"
-    progress = f"{status.done:,} of {status.planned:,} units · {checkpoints}"
+    units = f"{status.done:,} of {status.planned:,} units" if status.planned else status.in_words
+    progress = f"{units} · {checkpoints}"
     failed = [html.Span(f"{status.failed} failed", className="failed")] if status.failed else []
     copy = html.Button("copy", className="text", **attributes(data_copy=command))
     line = [html.Code(command), copy]
@@ -198,7 +200,7 @@ def slowest_table(runs: list[Run]) -> Any:
     slowest = table.sort_values("total_s", ascending=False).head(_SLOWEST_ROWS)
     titles = ("run", "checkpoint", "probe", "units", *(name for name in _SECONDS))
     rows = [
-        [row["run"], row["ckpt"], row["probe"], row["units"], *(f"{row[name]:.2f}" for name in _SECONDS.values())]
+        [row["run"], row["ckpt"], row["probe"], row["units"], *(fixed(row[name], 2) for name in _SECONDS.values())]
         for row in records(slowest, *slowest.columns)
     ]
     return text_table(titles, rows, numbers_from=3)

@@ -19,6 +19,7 @@ from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import Prediction, bytes_of, edited, mask_of, predictions, text_of
 from workbench.app.state.view import View
+from workbench.console import fixed
 from workbench.figures.style import Theme
 from workbench.heads import WorkbenchError
 from workbench.store.plan_file import Plan
@@ -155,8 +156,8 @@ def ranking_table(plan: Plan) -> html.Table:
     for rank, ranked in enumerate(plan.ranking, start=1):
         is_kept = ranked.head in plan.keep
         name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
-        interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{ranked.ci_lo:.4f} – {ranked.ci_hi:.4f}"
-        rows.append([name, "keeps all" if is_kept else f"window {plan.window}", rank, f"{ranked.score:.4f}", interval])
+        interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{fixed(ranked.ci_lo, 4)} – {fixed(ranked.ci_hi, 4)}"
+        rows.append([name, "keeps all" if is_kept else f"window {plan.window}", rank, fixed(ranked.score, 4), interval])
     unit = "" if plan.units == "none" else f" ({plan.units})"
     return text_table(("head", "sees", "place", f"{plan.method}{unit}", "95 % CI"), rows, numbers_from=2)
 
@@ -183,7 +184,7 @@ def _predicted(prediction: Prediction) -> html.Div:
     source = "from the measured curve" if prediction.is_measured else "sum of scores: measure it with workbench.plan"
     return _fact(
         f"expected on {prediction.probe}",
-        f"{prediction.nats:.3f}",
+        fixed(prediction.nats),
         " nats per answer",
         f"{prediction.recovered:.0%} recovered · {source}",
     )

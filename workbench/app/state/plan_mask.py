@@ -64,6 +64,15 @@ def mask_of(plan: Plan, text: str) -> tuple[KVHead, ...]:
     return tuple(sorted(named & {r.head for r in plan.ranking}))
 
 
+def is_mask_of(plan: Plan, text: str) -> bool:
+    """Whether a parameter of the address names heads that the plan ranks, and nothing else."""
+    budget = re.fullmatch(r"n(\d{1,9})", text)
+    if budget:
+        return int(budget[1]) <= len(plan.ranking)
+    ranked = {str(r.head) for r in plan.ranking}
+    return all(_HEAD.fullmatch(part) and part in ranked for part in text.split("."))
+
+
 def text_of(plan: Plan, keep: Collection[KVHead]) -> str:
     """The shortest parameter of the address for a mask."""
     if set(keep) == set(plan.keep):

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.recording.cells import sequences
+from workbench.hooks.recording.forward_pass import batch_of
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.probes import Probe
+from workbench.probes.token_inputs import TokensLike
 
 ABOVE = 100.0
 TIMES_MEDIAN = 1000.0
@@ -43,7 +44,7 @@ class _Magnitudes:
 
 def massive_activations(
     m: HookedModel,
-    tokens: Int[Tensor, "b t"] | Probe,
+    tokens: TokensLike | Probe,
     *,
     above: float | int = ABOVE,
     times_median: float | int = TIMES_MEDIAN,
@@ -57,8 +58,7 @@ def massive_activations(
     Raises:
         WorkbenchError: for tokens that do not fit the model, or blocks that return no residual stream.
     """
-    batch = sequences(tokens.tokens, tokens.attention_mask) if isinstance(tokens, Probe) else sequences(tokens)
-    valid = batch.valid
+    valid = batch_of(m.model, tokens, tokenizer=m.tokenizer).valid.cpu()
     by_layer: dict[int, _Magnitudes] = {}
 
     def measure(layer: int, _: nn.Module, __: Any, out: Any) -> None:

@@ -9,16 +9,16 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxtyping import Int
-from torch import Tensor
+from torch import nn
 
 from workbench.heads import Head, Mixer
-from workbench.hooks.interventions.targets import choose_heads
+from workbench.hooks.head_inputs import HeadsLike, query_heads
 from workbench.hooks.model import HookedModel
+from workbench.hooks.opening import open_model
 from workbench.probes.known_answers import Probe
+from workbench.probes.token_inputs import ProbeLike, TokensLike, read_probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class PatchEffect:
 
 
 def patch_effects(
-    m: HookedModel,
-    probe: Probe,
-    source: Int[Tensor, "b t"] | Probe,
-    heads: Iterable[Head] | None = None,
+    m: HookedModel | nn.Module,
+    probe: ProbeLike,
+    source: TokensLike | Probe,
+    heads: HeadsLike | None = None,
 ) -> list[PatchEffect]:
     """The loss on the probe's answers with one head patched from `source`, less the loss without, for each head.
 
@@ -48,8 +48,9 @@ def patch_effects(
     Raises:
         WorkbenchError: for heads the model does not have, a probe without answers, or a source of another shape.
     """
-    chosen = None if heads is None else set(heads)
-    choose_heads(m.layers, chosen or (), None)
+    m = open_model(m)
+    probe = read_probe(m, probe)
+    chosen = None if heads is None else set(query_heads(m.layers, heads))
     unpatched = float(m.answers(probe).loss_nats.mean())
     effects: list[PatchEffect] = []
     for info in m.layers:

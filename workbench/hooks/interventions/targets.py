@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
+from workbench.hooks.head_inputs import HeadsLike, heads_of, layer_of, query_heads
+from workbench.hooks.interventions.linear_attention import LinearAttention
 
 # A head, and whether it belongs to the linear mixer of its layer.
 HeadKey = tuple[Head, bool]
@@ -24,25 +26,17 @@ class ChosenHeads:
         return [(h, False) for h in self.softmax] + [(h, True) for h in self.linear]
 
 
-def layer_of(layers: Sequence[LayerInfo], index: int, mixer: Mixer | None = None) -> LayerInfo | None:
-    """The mixer of a layer; of two the softmax one, which comes first, unless `mixer` names the other."""
-    return next((i for i in layers if i.index == index and mixer in (None, i.mixer)), None)
-
-
-def choose_heads(layers: Sequence[LayerInfo], heads: Iterable[Head], mixer: Mixer | None) -> ChosenHeads:
+def choose_heads(layers: Sequence[LayerInfo], heads: HeadsLike, mixer: Mixer | None) -> ChosenHeads:
     """Sort heads by their mixer.
 
     Raises:
-        WorkbenchError: for heads the model does not have.
+        WorkbenchError: for heads the model does not have, and for anything that names none.
     """
-    softmax: list[Head] = []
-    linear: list[Head] = []
-    for head in heads:
-        info = layer_of(layers, head.layer, mixer)
-        if info is None or not 0 <= head.head < info.n_heads:
-            raise WorkbenchError(f"layer {head.layer} has no head {head.head}; the model has {heads_of(layers)}")
-        (linear if info.kind == "linear" else softmax).append(head)
-    return ChosenHeads(tuple(softmax), tuple(linear))
+    chosen = query_heads(layers, heads, mixer)
+    is_linear = {
+        h: info is not None and info.kind == "linear" for h in chosen for info in [layer_of(layers, h.layer, mixer)]
+    }
+    return ChosenHeads(tuple(h for h in chosen if not is_linear[h]), tuple(h for h in chosen if is_linear[h]))
 
 
 def check_kv_head(layers: Sequence[LayerInfo], head: KVHead) -> None:
@@ -78,6 +72,13 @@ def check_linearisable(layers: Sequence[LayerInfo], head: KVHead) -> None:
         )
 
 
-def heads_of(layers: Sequence[LayerInfo]) -> str:
-    """The range of a model's heads, for messages."""
-    return f"layers {layers[0].index} … {layers[-1].index} with {max(i.n_heads for i in layers)} heads"
+def check_form(head: KVHead, form: object) -> None:
+    """Refuse what is no form of linear attention.
+
+    Raises:
+        WorkbenchError: naming the head.
+    """
+    if not isinstance(form, LinearAttention):
+        raise WorkbenchError(
+            f"the form of {head} is a {type(form).__name__}; expected a LinearAttention, as fit_linear_attention gives"
+        )

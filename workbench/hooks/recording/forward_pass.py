@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -34,21 +35,27 @@ from workbench.hooks.taps.rotary_lengths import extends_positions, rotates_by_le
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 from workbench.probes.token_ids import check_positions
+from workbench.probes.token_inputs import PositionsLike, TokensLike, positions, token_batch
 
-Rows = Literal["all"] | int | Tensor
+Rows = Literal["all"] | int | PositionsLike
 # Called with the queries that run next.
 Announce = Callable[[slice], None]
 
 
-def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Tensor | None = None) -> Sequences:
+def batch_of(
+    model: PreTrainedModel, tokens: TokensLike | Probe, attention_mask: Any = None, *, tokenizer: Any = None
+) -> Sequences:
     """Tokens or a probe on the model's device, checked against what the model takes.
 
     Raises:
-        WorkbenchError: for tokens outside the vocabulary or longer than the model takes (its table of positions, if it
-            has one; rotary positions go on, with a warning), a mask that does not fit, or padding on the left in a
-            model that counts positions from the first column and takes no others.
+        WorkbenchError: for what are no tokens (`probes.token_inputs`), an attention_mask beside a probe, tokens outside
+            the vocabulary or longer than the model takes (its table of positions, if it has one; rotary positions go
+            on, with a warning), a mask that does not fit, or padding on the left in a model that counts positions from
+            the first column and takes no others.
     """
     if isinstance(tokens, Probe):
+        if attention_mask is not None:
+            raise WorkbenchError(f"probe {tokens.name!r} has a mask of its own; leave attention_mask= out")
         batch = sequences(tokens.tokens.to(model.device), tokens.attention_mask)
         answers, targets = tokens.answer_rows, tokens.target_cells
         if targets is not None:
@@ -62,8 +69,7 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
             documents=None if tokens.documents is None else tokens.documents.to(model.device),
         )
     else:
-        ids = tokens if tokens.ndim == 2 else tokens[None]
-        mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else attention_mask[None]
+        ids, mask = token_batch(tokens, attention_mask, tokenizer=tokenizer)
         batch = sequences(ids.to(model.device), mask)
     _check(model, batch.tokens)
     _check_left_padding(model, batch)
@@ -159,19 +165,18 @@ def picked_rows(rows: Rows, batch: Sequences) -> Int[Tensor, " r"] | None:
         WorkbenchError: for a number below 1, or indices that are not rows.
     """
     n_tokens, device = batch.tokens.shape[1], batch.tokens.device
-    if isinstance(rows, Tensor):
-        picked = torch.unique(rows.to(device))
-        if len(picked) == 0 or int(picked[0]) < 0 or int(picked[-1]) >= n_tokens:
-            raise WorkbenchError(f"rows= must hold indices from 0 to {n_tokens - 1}, at least one")
-        return picked
-    if rows == "all":
+    if isinstance(rows, str):
+        if rows != "all":
+            raise WorkbenchError(f"rows is {rows!r}; expected 'all', a positive number of rows, or positions of rows")
         return None
-    if isinstance(rows, str) or rows < 1:
-        raise WorkbenchError(f"rows is {rows!r}; expected 'all', a positive number of rows, or a tensor of indices")
-    if rows >= n_tokens:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    return torch.randperm(n_tokens, generator=generator)[:rows].sort().values.to(device)
+    if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+        if rows < 1:
+            raise WorkbenchError(f"rows is {rows!r}; expected 'all', a positive number of rows, or positions of rows")
+        if rows >= n_tokens:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        return torch.randperm(n_tokens, generator=generator)[: int(rows)].sort().values.to(device)
+    return torch.unique(positions(rows, n_tokens, name="rows")).to(device)
 
 
 def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) -> None:

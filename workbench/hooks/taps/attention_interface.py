@@ -27,7 +27,7 @@ from workbench.hooks.taps.scored_call import biased_call
 
 IMPLEMENTATION = "workbench"
 # Tensors besides q, k and v that families pass and that change no probability. Any other tensor may select keys.
-_HARMLESS_TENSORS = {"position_ids", "cache_position", "position_embeddings"}
+_HARMLESS_TENSORS = {"position_ids", "cache_position", "position_embeddings", "logits_to_keep"}
 
 _handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
 

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
@@ -32,7 +32,7 @@ from workbench.hooks.interventions.windows import Forms
 from workbench.planning.answer_loss import LossBatch, Objective
 from workbench.planning.conversion_objective import Game
 from workbench.planning.rankings.registry import Ranking
-from workbench.probes import Probe
+from workbench.probes.token_inputs import ProbeLike
 
 # Midpoints lose least of the gap up to this many nodes, Gauss-Legendre beyond: measured, see docs/planning.md.
 _MIDPOINT_NODES = 4
@@ -66,8 +66,8 @@ class WindowGates:
 
 
 def window_gates(  # noqa: PLR0913  # public keywords
-    m: HookedModel,
-    probe: Probe,
+    m: HookedModel | nn.Module,
+    probe: ProbeLike,
     window: int | Forms,
     *,
     sink: int = 0,
