@@ -47,7 +47,7 @@ class MapOptions:
 
 def probes_without_maps(store: Store, origin: Origin, probes: Sequence[Probe], options: MapOptions) -> list[Probe]:
     """The probes whose patterns of this checkpoint are not stored."""
-    return [p for p in probes if not store.adopt_maps(origin, map_key(origin, p, options))]
+    return [p for p in probes if not store.has_maps(origin, map_key(origin, p, options))]
 
 
 def map_key(origin: Origin, probe: Probe, options: MapOptions) -> str:

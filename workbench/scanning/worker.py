@@ -193,7 +193,7 @@ class ScanWorker:
         missing: list[tuple[Probe | None, list[Unit]]] = []
         for probe in [*self.units.probes(path), None]:
             units = self.units.of_probe(origin, probe)
-            todo = [u for u in units if not self._store.adopt(u.table, origin, u.key)]
+            todo = [u for u in units if not self._store.has(u.table, origin, u.key)]
             channel.send(Event(origin.ckpt, found=len(units) - len(todo)))
             if todo:
                 missing.append((probe, todo))

@@ -153,19 +153,6 @@ def write_maps(path: Path, arrays: MapArrays, source: MapSource, *, temporaries:
     return len(payload)
 
 
-def rename_maps(path: Path, origin: Origin, *, temporaries: Path) -> None:
-    """Write a part of patterns again with another name or number of tokens of its checkpoint.
-
-    Raises:
-        StoreNotWritable: if the disk is full or refuses; the part is then as it was.
-    """
-    with safe_open(path, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        metadata: dict[str, str] = file.metadata() or {}
-    described = json.dumps({**json.loads(metadata["wb"]), "origin": asdict(origin)})
-    replace_file(path, save(tensors, {**metadata, "wb": described}), temporaries=temporaries)
-
-
 def read_map_label(path: Path) -> MapLabel:
     """Read what a part of patterns is from its header.
 

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,9 @@ from workbench.store.map_parts import (
     MapSource,
     check_maps,
     map_path,
-    read_map_label,
-    rename_maps,
     write_maps,
 )
-from workbench.store.part_files import Part, Problem, check_parts, read_label, read_rows
+from workbench.store.part_files import Part, Problem, check_parts, part_files, read_label, read_rows
 from workbench.store.part_format import (
     SCHEMA,
     Label,
@@ -136,35 +134,20 @@ class Store:
         Raises:
             StoreNotWritable: if the disk is full or refuses; each part is then as it was, or renewed.
         """
-        for part in self.parts():
+        for part in self.whole_parts():
             if part.label.schema == SCHEMA:
                 continue
             first_schema = part.label.first_schema or part.label.schema
-            self._relabel(part, replace(part.label, schema=SCHEMA, first_schema=first_schema))
+            label = replace(part.label, schema=SCHEMA, first_schema=first_schema)
+            stat = part.path.stat()
+            with replacing_file(part.path, temporaries=self._temporaries) as stream:
+                stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
+                stream.flush()
+                os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def has(self, table: Table, origin: Origin, unit: str) -> bool:
         """Whether the unit is done."""
         return self._part_path(table, origin, unit).exists()
-
-    def adopt(self, table: Table, origin: Origin, unit: str) -> bool:
-        """Whether the unit is done; where its checkpoint has another name or number of tokens now, so has the part.
-
-        A damaged part stays as it is, for `check` to name.
-
-        Raises:
-            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
-        """
-        path = self._part_path(table, origin, unit)
-        try:
-            part = read_label(self.path, path)
-        except FileNotFoundError:
-            return False
-        except WorkbenchError:
-            return True
-        renamed = replace(origin, run=part.label.origin.run)
-        if renamed != part.label.origin:
-            self._relabel(part, replace(part.label, origin=renamed))
-        return True
 
     def commit_scores(  # noqa: PLR0913  # what a part is labelled with
         self,
@@ -242,23 +225,9 @@ class Store:
         )
         return self._commit(metrics, label)
 
-    def adopt_maps(self, origin: Origin, unit: str) -> bool:
-        """Whether the patterns of a unit are in place; they take the checkpoint's present name, as in `adopt`.
-
-        Raises:
-            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
-        """
-        path = map_path(self.path, origin, unit)
-        try:
-            label = read_map_label(path)
-        except FileNotFoundError:
-            return False
-        except WorkbenchError:
-            return True
-        renamed = replace(origin, run=label.origin.run)
-        if renamed != label.origin:
-            rename_maps(path, renamed, temporaries=self._temporaries)
-        return True
+    def has_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are in place."""
+        return map_path(self.path, origin, unit).exists()
 
     def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
         """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
@@ -362,6 +331,14 @@ class Store:
         """Every committed unit, in series order."""
         return Reader(self.path).parts()
 
+    def whole_parts(self) -> Iterator[Part]:
+        """Every committed unit but those that are damaged, which `check` names."""
+        tables: tuple[Table, ...] = ("scores", "metrics")
+        for table in tables:
+            for path in part_files(self.path, table):
+                with contextlib.suppress(FileNotFoundError, WorkbenchError):
+                    yield read_label(self.path, path)
+
     def scores(self) -> pd.DataFrame:
         """All scores, exact duplicates dropped.
 
@@ -408,14 +385,6 @@ class Store:
         path = self._part_path(label.table, label.origin, label.unit)
         replace_file(path, _as_parquet(part_table(rows, label)), temporaries=self._temporaries)
         return path
-
-    def _relabel(self, part: Part, label: Label) -> None:
-        """Write a part's rows again under another label, with their time."""
-        stat = part.path.stat()
-        with replacing_file(part.path, temporaries=self._temporaries) as stream:
-            stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
-            stream.flush()
-            os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def _put_json(self, path: Path, value: Any) -> None:
         replace_file(path, f"{json_text(value, indent=1)}\n".encode(), temporaries=self._temporaries)
