@@ -99,7 +99,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "detectors": ", ".join(run.detectors),
         "probes": ", ".join(run.probes),
         "settings": "; ".join(sorted(settings - {""})) or None,
-        "remarks": "; ".join(run.not_shown) or None,
+        "remarks": "; ".join(run.left_out) or None,
         "progress": f"{status.done} of {status.planned} units done, {status.failed} failed",
         "versions": ", ".join(f"{name} {value}" for name, value in description.versions.packages.items()),
         "job": ", ".join(f"{name}={value}" for name, value in job.items()),

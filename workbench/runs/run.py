@@ -77,7 +77,7 @@ class Run:
     Args:
         name: default the name of the folder.
         select: "newest": of each detector on each probe, what the newest request asks for that has scores (settings,
-            version, form of the probe), of the weights that checkpoints have now; `not_shown` says what else there is.
+            version, form of the probe), of the weights that checkpoints have now; `left_out` says what else there is.
             "all": `scores` and `metrics` have every row, with a column `is_newest`; the rest is of the newest.
         settings: of these settings the newest instead: `{"dtype": "bfloat16", "rows": 8}`; of dtype, rows (None: all),
             seed, far_window (None: the model's own), far_sink.
@@ -156,7 +156,7 @@ class Run:
             return parts[0].label.settings
 
     @property
-    def not_shown(self) -> tuple[str, ...]:
+    def left_out(self) -> tuple[str, ...]:
         """What scores there are beside those shown, of other settings, earlier weights or older forms: sentences."""
         with self._lock:
             return self._rows.shown().remarks
@@ -164,7 +164,7 @@ class Run:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader should know of the run: sentences."""
-        return self.not_shown
+        return self.left_out
 
     @property
     def detectors(self) -> tuple[str, ...]:
