@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from tests.browser import chromium, tab, window
+from tests.quick_demo import HISTORY, make_interrupted_demo
 
 __all__ = ["chromium", "demo", "demo_runs", "tab", "window"]
 
@@ -19,8 +21,21 @@ def pytest_addoption(parser):
     parser.addoption("--soak", type=int, default=0, metavar="N", help="rounds of the kill loops; default: a few")
 
 
-def pytest_configure():
-    """Processes side by side share the cores, one each."""
+# Files of few and long tests, whose place at the end would leave one process working alone. The first makes the demo,
+# the second does not need it.
+LONG = ["test_demo.py", "scanning/test_execution.py", "app/test_browser.py", "pretrain/test_training.py"]
+LONG += ["test_examples.py", "test_doc_blocks.py", "cli/test_verbs.py", "app/test_browser_pages.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; a stable sort leaves the others as they are."""
+    order = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(LONG)))
+
+
+def pytest_configure(config):
+    """Processes side by side share the cores, one each, and take files in the order that `LONG` gives them."""
+    config.option.loadscopereorder = False
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
@@ -29,14 +44,16 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The quick demo, really pretrained and scanned: its folder, with checkpoints/ and runs/."""
-    from workbench.demo import run_demo
+    """The quick demo, really pretrained and scanned: its folder, with checkpoints/ and runs/.
 
+    One process makes it for all, by two commands: the first is interrupted, the second goes on.
+    """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # which the workers share
     with FileLock(base / "demo.lock"):
-        run_demo(base / "demo", quick=True)  # goes on from where it stands, if only to find that all is there
+        if not (base / "demo" / HISTORY).exists():
+            make_interrupted_demo(base / "demo")
     return base / "demo"
 
 

@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.brute import scores
-from tests.children import child, descendants, is_running, output_of, run_child, until
+from tests.children import child, descendants, is_running, until
+from tests.quick_demo import HISTORY
 from workbench.demo import ALL_VARIANTS, DISTANCES, copy_accuracy, demo_probes, findings, run_demo
 from workbench.runs import open_run
 
@@ -89,22 +90,13 @@ def test_findings_agree_with_the_stored_rows(demo):
         assert found.onset_step == onset_of_final_best(run, found.detector, found.probe) or found.score < 0.1
 
 
-def test_an_interrupted_demo_goes_on_from_its_checkpoints(tmp_path):
-    command = [sys.executable, "-m", "workbench.cli", "demo", "--quick", "--no-serve", "--json", "--out", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
-    kept = tmp_path / "checkpoints" / "full" / "checkpoint-16"
-    with child(command, **pipes) as first:
-        until(lambda: first.poll() is not None or kept.exists())
-        os.killpg(first.pid, signal.SIGINT)
-        _, told = output_of(first)
-    assert first.returncode == 130, told
-    assert b"Traceback" not in told
-    written = (kept / "model.safetensors").stat().st_mtime_ns
-    second = run_child(command, env=environment, capture_output=True, check=False)
-    assert second.returncode == 0, second.stderr
-    assert (kept / "model.safetensors").stat().st_mtime_ns == written
-    document = json.loads(second.stdout)
+def test_an_interrupted_demo_goes_on_from_its_checkpoints(demo):
+    history = json.loads((demo / HISTORY).read_text())
+    assert history["interrupted"]["exit_code"] == 130, history["interrupted"]
+    assert "Traceback" not in history["interrupted"]["stderr"]
+    after_first, after_second = history["times_of_an_early_checkpoint"]
+    assert after_first == after_second
+    document = json.loads(history["continued"]["stdout"])
     assert {f["detector"] for f in document["best_heads"]["full"]} >= {"induction", "retrieval", "sink"}
 
 

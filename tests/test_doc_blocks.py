@@ -17,6 +17,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.probes.models import bpe_model
+from workbench.app.registry import PAGES
+from workbench.detectors.registry import DETECTORS
+from workbench.hooks.taps.linear.registry import MIXERS
+from workbench.planning.rankings.registry import RANKINGS
+from workbench.probes.registry import PROBES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -27,12 +32,12 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 class Case:
     """What a document's blocks need: texts that are replaced, and code that runs before the first block.
 
-    `is_trained`: the checkpoint is the demo's last one, which has induction heads, and not a random one.
+    `checkpoint` names the fixture that gives the model.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     before: str = ""
-    is_trained: bool = False
+    checkpoint: str = "checkpoint"
 
 
 _MODEL = """
@@ -61,6 +66,7 @@ _CASES = {
     "docs/emergence.md": Case(
         {"step1000": "checkpoint-641", "k=20": "k=4"},
         before=_MODEL + "needles = wb.probes.copy_needle(m, [16], length=48)",
+        checkpoint="checkpoint_of_the_run",
     ),
     "docs/kernels.md": Case(
         {"tokens=4096": "tokens=64"},
@@ -84,10 +90,10 @@ _CASES = {
             import workbench as wb
             wb.scan("path/to", "runs/patterns", ["induction"], ["repeats:n=16"], keep="qk")
         """,
-        is_trained=True,
+        checkpoint="trained_checkpoint",  # which has induction heads
     ),
     "docs/planning.md": Case(
-        {"window=1024": "window=8", "window=256": "window=8"},
+        {"window=1024": "window=8", "window=256": "window=8", "keep=0.25, unit": "keep=0.5, unit"},
         before=_MODEL + "probe = wb.probes.copy_needle(m, [16], length=48)",
     ),
     "docs/pretraining.md": Case(
@@ -119,27 +125,35 @@ def test_documents_have_blocks():
     assert sum(len(blocks(document)) for document in DOCUMENTS) >= 15
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A Llama of four layers of four heads, saved with a byte-pair tokenizer."""
-    path = tmp_path_factory.mktemp("documented") / "checkpoint"
-    tokenizer = bpe_model("bytes").tokenizer
+def save_llama(path, *, n_layers, n_kv_heads):
+    """A Llama of layers of four heads, saved with a byte-pair tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1500,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=4,
+        num_hidden_layers=n_layers,
         num_attention_heads=4,
-        num_key_value_heads=4,
+        num_key_value_heads=n_kv_heads,
         max_position_embeddings=4096,
         bos_token_id=0,
         eos_token_id=1,
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    bpe_model("bytes").tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("documented") / "checkpoint", n_layers=2, n_kv_heads=2)
+
+
+@pytest.fixture
+def checkpoint_of_the_run(tmp_path):
+    """A model with the heads of the run in examples/."""
+    return save_llama(tmp_path / "of_the_run" / "checkpoint", n_layers=4, n_kv_heads=4)
 
 
 @pytest.fixture
@@ -148,11 +162,23 @@ def trained_checkpoint(demo):
     return max((demo / "checkpoints" / "full").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
 
 
+@pytest.fixture
+def registries():
+    """What a document registers is gone after it."""
+    doors = (DETECTORS, MIXERS, PAGES, PROBES, RANKINGS)
+    names = [set(door.all()) for door in doors]
+    yield
+    for door, before in zip(doors, names, strict=True):
+        for name in set(door.all()) - before:
+            door.remove(name)
+
+
+@pytest.mark.usefixtures("registries")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d)])
 def test_the_python_blocks_of_a_document_run(document, request, tmp_path, monkeypatch):
     case = _CASES.get(document, Case())
-    checkpoint = request.getfixturevalue("trained_checkpoint" if case.is_trained else "checkpoint")
+    checkpoint = request.getfixturevalue(case.checkpoint)
     shutil.copytree(ROOT / "examples" / "python_source" / "full", tmp_path / "runs" / "pythia-160m")
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "checkpoint").symlink_to(checkpoint)

@@ -92,3 +92,25 @@ def test_of_very_many_scores_eight_bits_come_back_within_a_five_hundredth_and_no
     values = (sent["low"] + levels / 254 * (sent["high"] - sent["low"])).reshape(2, 12).T
     assert values == pytest.approx(wide.to_numpy(), abs=0.002 * (sent["high"] - sent["low"]), nan_ok=True)
     assert sent["ci_lo"] == sent["ci_hi"] == ""
+
+
+def test_each_stop_shows_the_furthest_checkpoint_up_to_it_whatever_the_order_of_the_series(runs):
+    whole = runs[0].trajectories("induction", "repeats")
+    by_tokens = tuple(
+        checkpoint._replace(step=step, step_total=step)
+        for checkpoint, step in zip(whole.checkpoints, (0, 8, 1024, 64), strict=True)
+    )
+
+    class Branches:
+        """A run whose branches are ordered by tokens, and shown by steps."""
+
+        name = "branches"
+        scores, onsets = runs[0].scores, runs[0].onsets
+        metrics, emergence, layer_scores = runs[0].metrics, runs[0].emergence, runs[0].layer_scores
+
+        def trajectories(self, _detector, _probe):
+            return replace(whole, checkpoints=by_tokens)
+
+    sent = planes([Branches()], "induction", "repeats", x="step")
+    assert [stop["label"] for stop in sent["stops"]] == ["step 0", "step 8", "step 64", "step 1,024"]
+    assert sent["runs"]["branches"]["columns"] == [0, 1, 3, 2]

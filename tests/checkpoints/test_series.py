@@ -724,11 +724,12 @@ def test_another_head_count_within_a_stage_is_reported_as_fatal(tmp_path):
     assert "series.toml" in str(change)
 
 
-def test_another_rope_is_reported_and_not_fatal(tmp_path):
+@pytest.mark.parametrize(("setting", "value"), [("rope_theta", 1e6), ("vocab_size", 65)])
+def test_another_rope_or_an_added_token_is_reported_and_not_fatal(tmp_path, setting, value):
     folder(tmp_path, ["step10", "step20"])
-    checkpoint(tmp_path / "step30", seed=9, config={**CONFIG, "rope_theta": 1e6})
+    checkpoint(tmp_path / "step30", seed=9, config={**CONFIG, setting: value})
     (change,) = find_checkpoints(tmp_path).config_changes
-    assert (change.setting, change.is_fatal) == ("rope_theta", False)
+    assert (change.setting, change.is_fatal) == (setting, False)
 
 
 def test_an_architecture_may_change_with_the_stage(tmp_path):

@@ -1,23 +1,16 @@
 """The command line: exit codes, one JSON document on stdout, messages a user can act on, a quick start."""
 
 import json
-import os
 import sys
 
 import pytest
 
 from tests.children import run_child
+from tests.command_process import workbench
 from tests.series import STEPS, write_series
 from workbench.detectors import all_detectors
 
 FAST = ["--detector", "sink", "--detector", "induction", "--probe", "repeats:n=10,n_sequences=5"]
-
-
-def workbench(*arguments):
-    """Run the command as a user does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
-    return run_child(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.children import run_child
+from tests.command_process import workbench
 from tests.synthetic_run import DEMO, STEPS, write_run
 from workbench.cli.main import app
 from workbench.emergence import align
@@ -103,12 +103,6 @@ def test_runs_of_other_detectors_or_head_counts(path, tmp_path):
         summarise([open_run(path), other])
     with pytest.raises(WorkbenchError, match="bear one name"):
         summarise([open_run(path), open_run(path)])
-
-
-def workbench(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
-    return run_child(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_verb_tells_classes_heads_changes_and_lock_in(path):

@@ -1,7 +1,6 @@
 """A study resumes piece by piece, is the same for a seed, and measures what a plain forward pass measures."""
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.children import run_child
+from tests.command_process import workbench
 from tests.experiments.small import STUDY
 from workbench.cli.main import main
 from workbench.detectors import score
@@ -47,9 +46,7 @@ def measured(path):
 
 
 def experiment(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "workbench.cli", "experiment", "conversion", *map(str, arguments)]
-    return run_child(command, env=environment, capture_output=True, text=True, check=False)
+    return workbench("experiment", "conversion", *arguments)
 
 
 def test_a_rerun_does_what_is_missing_alone_and_measures_the_same(study_folder, tmp_path):

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.brute import eager_patterns
 from tests.families import CONFIGS, SOFTMAX, WINDOW, random_tokens, tiny
 from workbench import probes
 from workbench.heads import WorkbenchError
 from workbench.hooks import CellSum, open_model
+from workbench.probes.token_ids import BeyondContext
 
 KINDS = {
     "llama": ["full", "full"],
@@ -29,6 +31,34 @@ def test_layers_are_what_the_model_does(family):
     assert all(info.has_sinks == (family == "gpt_oss") for info in layers)
     assert [info.mixer for info in layers] == ["lightning" if k == "linear" else "softmax" for k in KINDS[family]]
     assert all(info.n_heads == 4 for info in layers)
+
+
+def test_more_tokens_than_a_table_of_positions_has_are_refused():
+    with pytest.raises(WorkbenchError, match="600 tokens exceed the 512 positions"):
+        open_model(tiny("gpt2")).record(random_tokens(1, 600), {"entropy"})
+
+
+@pytest.mark.parametrize("rope", [{}, {"rope_type": "dynamic", "factor": 4.0}], ids=["plain", "dynamic"])
+def test_a_pattern_beyond_the_context_of_a_rotary_model_is_the_models_own_and_warned_of(rope):
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **rope},
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    tokens = random_tokens(1, 90)
+    with torch.no_grad():
+        expected = model(tokens, output_attentions=True, use_cache=False).attentions[0][0, 1]
+    with pytest.warns(BeyondContext, match="90 tokens are longer than the 32 positions"):
+        pattern = open_model(model).pattern(tokens[0], 0, 1)
+    torch.testing.assert_close(pattern, expected, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -152,7 +182,6 @@ def test_answers_are_the_models_own_loss_on_the_answer_rows():
     ("call", "message"),
     [
         (lambda m: m.record(torch.tensor([[1, 500]]), {"entropy"}), "token ids run from 1 to 500; .* 0 … 96"),
-        (lambda m: m.record(random_tokens(1, 600), {"entropy"}), "600 tokens exceed the 512 positions"),
         (
             lambda m: m.record(random_tokens(1, 9), {"entropie"}),
             "unknown need 'entropie'; expected a CellSum, FarSum, FeatureSum, RowReading or one of",

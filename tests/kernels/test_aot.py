@@ -38,7 +38,7 @@ def gate(arch, everything, dtype=""):
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arch", [90, *(pytest.param(x, marks=pytest.mark.slow) for x in (80, 100))])
 def test_one_shape_of_each_kernel_may_be_shipped(arch, dtype):
     found = gate(arch, everything=False, dtype=dtype)

@@ -58,8 +58,7 @@ def bpe_model(splits="bytes", *, bos=True, n_positions=1 << 18):
     return SimpleNamespace(tokenizer=fast, config=config)
 
 
-def bare_model(vocab_size=4000, *, n_positions=1 << 18):
+def bare_model(vocab_size=4000, *, n_positions=1 << 18, config_class=LlamaConfig):
     """A configuration without a tokenizer."""
-    return SimpleNamespace(
-        tokenizer=None, config=LlamaConfig(vocab_size=vocab_size, max_position_embeddings=n_positions)
-    )
+    config = config_class(vocab_size=vocab_size, max_position_embeddings=n_positions)
+    return SimpleNamespace(tokenizer=None, config=config)

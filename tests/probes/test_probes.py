@@ -12,6 +12,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from workbench import probes
 from workbench.heads import WorkbenchError
+from workbench.probes import make_probe
 
 WORDS = probes.Vocabulary(torch.arange(5, 105), bos=1)
 
@@ -198,3 +199,20 @@ def test_a_target_that_does_not_hold_the_answer_is_refused():
         probes.make_probe("x", tokens, answer_rows=rows, target_cells=torch.tensor([[0, 3, 4]]))
     with pytest.raises(WorkbenchError, match="last token"):
         probes.make_probe("x", tokens, answer_rows=torch.tensor([[0, 4]]))
+
+
+def test_an_answer_row_that_is_listed_twice_counts_once():
+    tokens = torch.arange(12).reshape(2, 6)
+    once = make_probe("own", tokens, answer_rows=torch.tensor([[0, 3], [1, 1]]), classes=torch.tensor([5, 6]))
+    rows, classes = torch.tensor([[1, 1], [0, 3], [1, 1]]), torch.tensor([6, 5, 6])
+    twice = make_probe("own", tokens, answer_rows=rows, classes=classes)
+    assert torch.equal(twice.answer_rows, once.answer_rows)
+    assert torch.equal(twice.classes, once.classes)
+    assert twice.digest == once.digest
+    assert make_probe("none", tokens, answer_rows=rows[:0], classes=classes[:0]).answer_rows.shape == (0, 2)
+
+
+def test_an_answer_row_that_is_listed_twice_with_other_classes_is_refused():
+    rows, classes = torch.tensor([[1, 1], [1, 1]]), torch.tensor([6, 5])
+    with pytest.raises(WorkbenchError, match="an answer row twice, with other classes"):
+        make_probe("own", torch.arange(12).reshape(2, 6), answer_rows=rows, classes=classes)

@@ -1,13 +1,17 @@
 """Tasks that do not fit a model, a tokenizer or a vocabulary are refused, with the numbers and the next step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import BloomConfig, FalconConfig, GPT2Config
 
 from tests.probes.models import bare_model, bpe_model
 from tests.probes.tasks import FORMS, TASKS, TEXT_SOLVERS, make, written
 from tests.probes.test_probes import word_model
 from workbench import probes
 from workbench.heads import WorkbenchError
+from workbench.probes.token_ids import BeyondContext
 
 
 def test_a_tokenizer_without_a_beginning_of_sequence_gets_none():
@@ -34,8 +38,22 @@ def test_a_tokenizer_that_merges_a_value_and_the_full_stop_after_it_is_refused(n
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_probe_longer_than_the_context_names_both_numbers(name):
-    with pytest.raises(WorkbenchError, match=r"length 600 exceeds the 512 positions of this model; pass length=512"):
-        probes.build(bare_model(n_positions=512), f"{name}:length=600")
+    with pytest.raises(WorkbenchError, match=r"600 tokens exceed the 512 positions of this model; pass length=512"):
+        probes.build(bare_model(n_positions=512, config_class=GPT2Config), f"{name}:length=600")
+
+
+def test_rotary_positions_go_on_beyond_the_context_with_a_warning():
+    source = bare_model(n_positions=64)
+    with pytest.warns(BeyondContext, match="181 tokens are longer than the 64 positions"):
+        assert probes.repeats(source, n=90, n_sequences=1).tokens.shape[1] == 181
+    probes.repeats(source, n=95, n_sequences=1)  # once is enough
+
+
+@pytest.mark.parametrize("config", [BloomConfig(vocab_size=300), FalconConfig(vocab_size=300, alibi=True)])
+def test_positions_that_are_distances_alone_have_no_end(config):
+    config.max_position_embeddings = 64
+    probe = probes.copy_needle(SimpleNamespace(tokenizer=None, config=config), 4000, n_sequences=1)
+    assert probe.tokens.shape[1] == 6000
 
 
 @pytest.mark.parametrize(
@@ -47,7 +65,8 @@ def test_a_probe_longer_than_the_context_names_both_numbers(name):
     ],
 )
 def test_a_short_probe_made_too_long_says_what_makes_it_so(written, smaller):
-    model = bpe_model(bos=False, n_positions=512)
+    model = bare_model(n_positions=512, config_class=GPT2Config)
+    model.config.bos_token_id = None
     with pytest.raises(WorkbenchError, match=smaller):
         probes.build(model, written)
 

@@ -123,11 +123,11 @@ def test_repeating_the_first_command_makes_it_the_newest_without_a_new_part(stor
 
 
 def test_what_is_not_shown_is_said_with_how_to_have_it(store, once):
-    (remark,) = open_run(store.path).remarks
+    (remark,) = open_run(store.path).left_out
     assert "shown: rows 8, 5 checkpoints; not shown: rows all" in remark
     assert "--setting rows=all" in remark
-    assert open_run(store.path, settings={"rows": "all"}).remarks != ()
-    assert open_run(once.path).remarks == ()
+    assert open_run(store.path, settings={"rows": "all"}).left_out != ()
+    assert open_run(once.path).left_out == ()
 
 
 @pytest.mark.parametrize("settings", [{"rows": None}, {"rows": "all"}, {"rows": "all", "dtype": "torch.float32"}])
@@ -191,7 +191,7 @@ def test_a_request_that_has_only_begun_is_shown_as_far_as_it_is(store):
     assert run.scores(detector="induction")["step"].unique().tolist() == list(STEPS[:2])
     assert run.scores(detector="induction")["dtype"].unique().tolist() == ["bfloat16"]
     says = "shown: dtype bfloat16, rows all, 2 checkpoints; not shown: dtype float32, rows 8"
-    assert any(says in remark for remark in run.remarks)
+    assert any(says in remark for remark in run.left_out)
 
 
 def test_a_detector_that_the_newest_request_leaves_out_keeps_the_request_that_has_it(store):
@@ -223,11 +223,11 @@ def test_the_vocabularies_of_a_request_are_shown_together_and_no_others(tmp_path
     commit(store, FIRST, steps=STEPS[2:], digest="q")
     run = open_run(store.path)
     assert run.scores(detector="induction")["step"].unique().tolist() == list(STEPS)
-    assert run.remarks == ()
+    assert run.left_out == ()
     store.write_request(units_of(FIRST), {"repeats": WrittenProbe("repeats:n=64", ("q" * 32,))}, checkpoints=Path("/s"))
     run.refresh()
     assert run.scores(detector="induction")["step"].unique().tolist() == list(STEPS[2:])
-    assert "another form of the probe are not shown" in run.remarks[0]
+    assert "another form of the probe are not shown" in run.left_out[0]
 
 
 def test_a_checkpoint_whose_vocabulary_changed_has_one_score_a_head(once):
@@ -249,7 +249,7 @@ def test_an_overwritten_checkpoint_is_read_by_its_present_weights(once):
     present = run.scores(detector="induction", step=256)
     assert present["weights"].unique().tolist() == [origin_of(256, "other").weights]
     assert len(present) == N_HEADS
-    (remark,) = run.remarks
+    (remark,) = run.left_out
     assert "other weights now; the scores of the earlier are not shown" in remark
     assert "step256" in remark
     rows = open_run(once.path, select="all").scores(detector="induction", step=256)
@@ -272,7 +272,7 @@ def test_an_overwritten_checkpoint_without_scores_yet_has_none(once):
     once.note_current(origin_of(256, "other"), {})
     run = open_run(once.path)
     assert run.scores(detector="induction")["step"].unique().tolist() == [s for s in STEPS if s != 256]
-    assert "not scored yet" in run.remarks[0]
+    assert "not scored yet" in run.left_out[0]
     assert run.status().done == 16
 
 
@@ -288,7 +288,7 @@ def test_a_checkpoint_that_moved_to_another_stage_has_one_score_a_head(once):
     unit = canonical_digest(determined)
     once.commit_scores(moved, unit, rows, probe_digest="p" * 32, seq_len=64, determined=determined)
     assert open_run(once.path).scores(detector="induction", ckpt="step1024")["stage"].tolist() == ["anneal"] * N_HEADS
-    assert "other configuration or place now" in open_run(once.path).remarks[0]
+    assert "other configuration or place now" in open_run(once.path).left_out[0]
 
 
 def test_a_run_without_requests_shows_the_settings_of_its_last_job(store):

@@ -262,3 +262,48 @@ def test_a_scan_without_known_tokens_still_has_onsets_by_step(tmp_path):
     best = run.top("induction", n=1).iloc[0]
     assert best.onset_step > 0
     assert best.onset_tokens is pd.NA
+
+
+GONE = [{"step0", "step8"}, {"step64", "step3072"}, {"step1024"}, {f"step{step}" for step in FEW[:-1]}]
+
+
+@pytest.mark.parametrize("gone", GONE, ids=["first", "middle and last", "one", "all but the last"])
+@pytest.mark.parametrize("cache_bytes", [0, 2**24])
+def test_checkpoints_that_are_gone_keep_their_place_in_everything_a_run_says(path, gone, cache_bytes):
+    full = open_run(path)
+    store = Store.open(path)
+    series = store.checkpoints()
+    store.write_checkpoints([record for record in series if record["name"] not in gone])
+    try:
+        run = open_run(path).with_cache(cache_bytes)
+        names = [f"step{step}" for step in FEW]
+        assert list(dict.fromkeys(run.scores()["ckpt"])) == names
+        assert list(dict.fromkeys(run.metrics()["ckpt"])) == names
+        assert run.checkpoints()["ckpt"].tolist() == names
+        assert set(run.checkpoints().loc[lambda t: t["is_gone"], "ckpt"]) == gone
+        assert run.cube("induction").ckpts == tuple(names)
+        assert [c.name for c in run.trajectories("induction").checkpoints] == names
+        assert set(run.scores(step="last")["ckpt"]) == set(run.metrics(step="last")["ckpt"]) == {"step3072"}
+    finally:
+        store.write_checkpoints(series)
+    for read in (
+        lambda r: r.top(),
+        lambda r: r.emergence("induction"),
+        lambda r: r.onsets("induction"),
+        lambda r: r.lock_in("induction"),
+        lambda r: r.phase_changes(),
+        lambda r: r.layers(),
+    ):
+        pd.testing.assert_frame_equal(read(run), read(full))
+
+
+def test_what_a_cache_holds_follows_the_order_of_the_series(path):
+    run = open_run(path).with_cache(2**24)
+    assert list(dict.fromkeys(run.scores()["ckpt"])) == [f"step{step}" for step in FEW]
+    store = Store.open(path)
+    series = store.checkpoints()
+    store.write_checkpoints(series[::-1])
+    try:
+        assert list(dict.fromkeys(run.scores()["ckpt"])) == [f"step{step}" for step in FEW[::-1]]
+    finally:
+        store.write_checkpoints(series)

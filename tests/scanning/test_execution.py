@@ -471,7 +471,7 @@ def kill_until_done(series, out, seed, kills):
 
 @pytest.mark.parametrize("seed", [0])
 def test_killed_scans_end_with_the_same_rows_as_an_undisturbed_one(series, run, tmp_path, seed):
-    kill_until_done(series, tmp_path / "run", seed, kills=3)
+    kill_until_done(series, tmp_path / "run", seed, kills=2)
     killed = open_run(tmp_path / "run")
     assert Store.open(killed.path).check() == []
     pd.testing.assert_frame_equal(sorted_scores(killed), sorted_scores(run))
@@ -519,3 +519,35 @@ def test_the_workers_of_a_scan_end_when_it_is_killed(series, tmp_path):
         assert sum("spawn_main" in line for line in started.values()) == 2
         process.kill()
         until(lambda: not any(map(is_running, started)), 60)
+
+
+def test_checkpoints_that_are_rotated_or_renamed_between_scans_keep_place_and_scores(series, tmp_path):
+    directory, out = tmp_path / "series", tmp_path / "run"
+    shutil.copytree(series, directory)
+    few = {"detectors": ["induction"], "probes": ["repeats:n=8,n_sequences=2"]}
+    before = scan(directory, out, **few)
+    files = parts_by_name(before)
+    shutil.rmtree(directory / "checkpoint-2")
+    (directory / "checkpoint-16").rename(directory / "step16")
+    run = scan(directory, out, **few)
+    names = ["checkpoint-0", "checkpoint-2", "step16", "checkpoint-100"]
+    assert list(dict.fromkeys(run.scores()["ckpt"])) == list(dict.fromkeys(run.maps.table()["ckpt"])) == names
+    assert run.checkpoints()["is_gone"].tolist() == [False, True, False, False]
+    assert run.status().done == run.status().planned
+    assert parts_by_name(run) == files
+    columns = ["step", "layer", "head", "score"]
+    pd.testing.assert_frame_equal(run.scores().loc[:, columns], before.scores().loc[:, columns])
+    assert run.maps.find().label.origin.ckpt == "checkpoint-100"
+
+
+def test_tokens_that_a_series_toml_gives_later_reach_the_rows_without_a_model(series, tmp_path, monkeypatch):
+    directory, out = tmp_path / "series", tmp_path / "run"
+    shutil.copytree(series, directory)
+    for state in directory.glob("*/trainer_state.json"):
+        state.unlink()
+    few = {"detectors": ["induction"], "probes": ["repeats:n=8,n_sequences=2"]}
+    assert scan(directory, out, **few).scores()["tokens"].isna().all()
+    (directory / "series.toml").write_text("tokens_per_step = 512\n")
+    monkeypatch.setattr("workbench.scanning.worker.open_model", None)
+    scores = scan(directory, out, **few).scores()
+    assert (scores["tokens"] == 512 * scores["step"]).all()

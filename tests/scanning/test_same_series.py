@@ -84,7 +84,7 @@ def test_the_same_model_trained_from_another_seed_is_refused_unless_said_to_be_t
         scan(other, out, **FAST)
     assert contents(out) == before
     run = scan(other, out, **FAST, same_series=True)
-    assert len(run.remarks) == 1
+    assert len(run.left_out) == 1
     assert run.scores(detector="sink").groupby(["step", "layer", "head"]).size().eq(1).all()
 
 
@@ -126,7 +126,7 @@ def test_the_same_series_moved_or_grown_goes_on(series, out, tmp_path, change):
     after = {part.path.name for part in Store.open(out).parts()}
     assert before <= after
     assert len(after - before) == {"grown": 2, "last_and_next": 2}.get(change.__name__, 0)
-    assert run.remarks == ()
+    assert run.left_out == ()
 
 
 def test_a_directory_whose_old_checkpoints_are_all_gone_goes_on(series, tmp_path):

@@ -11,6 +11,7 @@ from tests.series import write_series
 from workbench import open_run, probes, scan
 from workbench.detectors import find_detectors
 from workbench.hooks import open_model
+from workbench.loading.series_words import SeriesWords
 from workbench.scanning import look_ahead, machine
 from workbench.scanning.job import Job
 from workbench.scanning.machine import dtype_in_words
@@ -45,7 +46,7 @@ def probe(series):
 def keys(probe, **settings):
     """The unit of each detector on the probe, by name."""
     job = Job(checkpoints="series", out="run", **settings)
-    units = Units(job, [], find_detectors(FAST["detectors"]))
+    units = Units(job, [], find_detectors(FAST["detectors"]), SeriesWords((), None, "", ()))
     return {unit.name: unit.key for on in (probe, None) for unit in units.of_probe(ORIGIN, on)}
 
 

@@ -78,7 +78,7 @@ def test_an_overwritten_checkpoint_is_scanned_and_shown_as_in_a_run_of_its_own(s
     assert (run.map(0, 0, step=2).values != old_map).any()
     assert len(run.maps.table()) == 2
     assert run.status() == fresh.status()
-    assert "other weights now" in run.remarks[0]
+    assert "other weights now" in run.left_out[0]
 
 
 def test_a_checkpoint_that_is_put_back_is_shown_again_without_computing(source, series, out):
@@ -98,7 +98,7 @@ def test_a_checkpoint_overwritten_by_a_broken_one_shows_no_scores_of_the_earlier
     run = scan(series, out, **FAST)
     assert run.failures()["ckpt"].tolist() == ["checkpoint-2"]
     assert sorted(run.scores()["step"].unique()) == [0]
-    assert "not scored yet" in run.remarks[0]
+    assert "not scored yet" in run.left_out[0]
 
 
 def test_weights_that_are_overwritten_while_they_are_scanned_leave_no_scores(series, tmp_path, monkeypatch):

@@ -57,8 +57,10 @@ class Probings:
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _close, self._probings)
 
-    def start(self, checkpoint: Path, *, text: str = "", probe: str = "") -> str:
+    def start(self, checkpoint: Path, *, text: str = "", probe: str = "", tokenizer: str | None = None) -> str:
         """Run a checkpoint on a text, or on a probe's specification, and return the name of the run.
+
+        `tokenizer`: that of the checkpoint's run; None: the checkpoint's own.
 
         A run that has not ended is cancelled: one model runs at a time.
 
@@ -80,7 +82,7 @@ class Probings:
                 shutil.rmtree(self._probings.pop(next(iter(self._probings))).folder, ignore_errors=True)
             name = secrets.token_hex(8)
             folder = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
-            request = {"checkpoint": str(checkpoint), "text": text, "probe": probe}
+            request = {"checkpoint": str(checkpoint), "text": text, "probe": probe, "tokenizer": tokenizer}
             (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
             with (folder / ERRORS).open("w", encoding="utf-8") as errors:
                 process = subprocess.Popen(
@@ -159,8 +161,9 @@ def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
 
 
 def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """The recorded folders of a run's checkpoints, by name."""
-    return {str(record["ckpt"]): Path(path) for record in series if isinstance(path := record.get("path"), str)}
+    """The recorded folders of a run's checkpoints, by name; those of checkpoints that are gone are left out."""
+    there = [record for record in series if not record.get("is_gone")]
+    return {str(record["ckpt"]): Path(path) for record in there if isinstance(path := record.get("path"), str)}
 
 
 def _read_lines(probing: Probing) -> None:

@@ -100,10 +100,17 @@ def _plane(
         "checkpoints": [str(checkpoint) for checkpoint in course.checkpoints],
         "names": [checkpoint.name for checkpoint in course.checkpoints],
         "steps": [point.step if point.step_total is None else point.step_total for point in course.checkpoints],
-        # The last checkpoint up to each stop; -1 before the first.
-        "columns": (np.searchsorted(amounts, stops, side="right") - 1).tolist(),
+        "columns": _columns(amounts, stops),
         "first_onset": "" if onsets.isna().all() else _amount(float(onsets.min()), axis),
     }
+
+
+def _columns(amounts: Float[np.ndarray, " ckpts"], stops: Sequence[float]) -> list[int]:
+    """The column of the checkpoint that is furthest up to each stop, of several the last; -1 before the first."""
+    # Branches may be ordered by tokens and shown by steps, so that the amounts need not rise.
+    by_amount = np.argsort(amounts, kind="stable")
+    upto = np.searchsorted(amounts[by_amount], stops, side="right") - 1
+    return [int(by_amount[i]) if i >= 0 else -1 for i in upto]
 
 
 def _packed(values: Float[np.ndarray, "heads ckpts"], low: float | int, high: float | int, *, bits: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import Format, checkpoint_format
@@ -22,12 +24,16 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint on disk. `parsed`: the fields of its name."""
+    """A checkpoint on disk, or one that is gone. `parsed`: the fields of its name.
+
+    `recorded`: what an earlier look noted of one that is gone; None for one on disk.
+    """
 
     name: str
     path: Path
     format: Format
     parsed: CheckpointName
+    recorded: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,15 @@ _ARCHITECTURE = {
     "n_kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "d_head": ("head_dim", "kv_channels"),
     "d_model": ("hidden_size", "n_embd", "d_model"),
-    "vocab_size": ("vocab_size",),
     "window": ("sliding_window", "window_size", "attention_chunk_size"),
     "layer_types": ("layer_types",),
 }
 # What even stages with other windows or layer types have in common: with another value, no head has a counterpart.
-_SHAPE = ("model_type", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model", "vocab_size")
-# These may change in a long-context stage, so a change is reported and the checkpoint is not refused.
-_POSITIONS = {
+_SHAPE = ("model_type", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model")
+# These may change during training, in a long-context stage or with a token that is added, so a change is reported and
+# the checkpoint is not refused. An embedding of another size than the config's does not load.
+_RECORDED = {
+    "vocab_size": ("vocab_size",),
     "rope": ("rope_parameters", "rope_scaling"),
     "rope_theta": ("rope_theta", "rotary_emb_base"),
     "max_positions": ("max_position_embeddings", "n_positions"),
@@ -110,7 +111,7 @@ def _stage_changes(checkpoints: list[tuple[str, Path]]) -> list[ConfigChange]:
     settings = {name: _settings(path) for name, path in checkpoints if (path / CONFIG).exists()}
     settings = {name: values for name, values in settings.items() if values}
     changes: list[ConfigChange] = []
-    for setting in _ARCHITECTURE | _POSITIONS:
+    for setting in _ARCHITECTURE | _RECORDED:
         values = {name: values[setting] for name, values in settings.items()}
         if len(set(values.values())) < 2:
             continue
@@ -135,5 +136,5 @@ def _settings(checkpoint: Path) -> dict[str, str]:
     text = {**config, **cast("dict[str, object]", inner)} if isinstance(inner, dict) else config
     return {
         setting: json.dumps(next((text[name] for name in names if text.get(name) is not None), None), sort_keys=True)
-        for setting, names in (_ARCHITECTURE | _POSITIONS).items()
+        for setting, names in (_ARCHITECTURE | _RECORDED).items()
     }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from workbench.checkpoints.candidates import find_candidates
+from workbench.checkpoints.candidates import Candidates, find_candidates
 from workbench.checkpoints.configs import ConfigChange, config_changes
 from workbench.checkpoints.formats import Format
+from workbench.checkpoints.gone_checkpoints import remark_on_gone, slot_of, with_gone, without_successors
 from workbench.checkpoints.series_overrides import SERIES_FILE
 from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
 from workbench.checkpoints.training_order import read_entries, settle_duplicates, stage_order
-from workbench.heads import NoCheckpoints
+from workbench.heads import NoCheckpoints, WorkbenchError
 
 LrSource = Literal["trainer_state", "unknown"]
 
@@ -28,7 +29,8 @@ class Checkpoint:
     the user ("user"), steps times the user's tokens per step ("tokens_per_step"), the name's label ("label"), or all
     labels of the stage together ("labels_fit"). `index` numbers checkpoints and is no step. `lr` is the learning rate
     logged last before the step. `format` "none" has no weights; the checkpoint stays in the series so that the failure
-    to open it is reported. `alias_of` names a checkpoint with the same weights.
+    to open it is reported. `alias_of` names a checkpoint with the same weights. `is_gone`: an earlier look saw it, and
+    it is no longer on disk.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Checkpoint:
     lr: float | None
     lr_source: LrSource
     alias_of: str | None
+    is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,17 @@ class Series:
     remarks: tuple[str, ...]
     config_changes: tuple[ConfigChange, ...]
 
+    @property
+    def on_disk(self) -> list[Checkpoint]:
+        """The checkpoints to read: those that are on disk, without aliases of others."""
+        return [c for c in self.checkpoints if c.alias_of is None and not c.is_gone]
+
     def records(self) -> list[dict[str, object]]:
         """The checkpoints as plain dictionaries in order, ready for JSON."""
         return [{**asdict(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints]
 
 
-def find_checkpoints(directory: str | Path) -> Series:
+def find_checkpoints(directory: str | Path, *, before: Sequence[Mapping[str, Any]] = ()) -> Series:
     """Order the checkpoints of a directory. The directory of a single checkpoint is a series of one.
 
     Order is by stage, then by tokens or steps, branch and name, never by modification time or alphabet alone. A
@@ -80,21 +88,43 @@ def find_checkpoints(directory: str | Path) -> Series:
     `steps = "cumulative" | "per_stage"`, `stage_order` (in which "" stands for names without a stage), and rows
     `[checkpoints."NAME"]` with `step`, `tokens`, `stage`, `branch` or `skip`.
 
+    Args:
+        before: the records of an earlier look at the directory (`Series.records`). What is no longer there stays in the
+            series at its place, as `is_gone`; steps and tokens of later stages go on from it.
+
     Raises:
         NoCheckpoints: if there are none, or they cannot be put in one order (two of one step with different weights,
             steps beside token labels, stages of unknown order); the message names them.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
     candidates = find_candidates(Path(directory))
+    both = with_gone(candidates, before)
+    if len(both.checkpoints) == len(candidates.checkpoints):
+        return _series(candidates, before)
+    try:
+        return _series(both, before)
+    except WorkbenchError as error:
+        series = _series(candidates, ())
+        remark = f"checkpoints that are gone could not be put in one order with the others and count nothing: {error}"
+        return replace(series, remarks=(*series.remarks, remark))
+
+
+def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Series:
     overrides = candidates.overrides
     skipped = {name: f"skip = true in {SERIES_FILE}" for name, row in overrides.checkpoints.items() if row.skip}
     entries, remarks = read_entries(candidates)
-    if not entries:
-        raise NoCheckpoints(f"{directory}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
+    if not any(entry.recorded is None for entry in entries):
+        raise NoCheckpoints(f"{candidates.root}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
+    entries, loose = without_successors(entries)
     entries, aliases, outputs = settle_duplicates(entries)
     order = stage_order(entries, overrides)
     counted = _ordered(count_from_start(entries, order, overrides), order)
+    for entry in loose:
+        slot = slot_of(entry, [each.entry.name for each in counted], before)
+        counted.insert(slot, Counted(entry, None, None, None, None, "unknown"))
     stages = [[(each.entry.name, each.entry.path) for each in counted if each.entry.stage == stage] for stage in order]
+    if gone := [each.entry.name for each in counted if each.entry.recorded is not None]:
+        remarks.append(remark_on_gone(gone, candidates.root))
     return Series(
         root=candidates.root,
         checkpoints=tuple(_checkpoint(each, aliases.get(each.entry.name)) for each in counted),
@@ -159,6 +189,13 @@ def _kind(each: Counted) -> str:
     return (each.entry.position or "").split(" ")[0]
 
 
+def _source(counted: Counted) -> TokensSource:
+    """How the tokens are known; of a checkpoint that is gone, how they were when it was there."""
+    recorded = counted.entry.recorded or {}
+    is_same = counted.source == "user" and recorded.get("tokens") == counted.tokens
+    return recorded.get("tokens_source", "user") if is_same else counted.source
+
+
 def _checkpoint(counted: Counted, alias_of: str | None) -> Checkpoint:
     entry = counted.entry
     return Checkpoint(
@@ -173,8 +210,9 @@ def _checkpoint(counted: Counted, alias_of: str | None) -> Checkpoint:
         tokens=counted.tokens,
         tokens_lo=counted.tokens_lo,
         tokens_hi=counted.tokens_hi,
-        tokens_source=counted.source,
+        tokens_source=_source(counted),
         lr=entry.lr,
         lr_source="unknown" if entry.lr is None else "trainer_state",
         alias_of=alias_of,
+        is_gone=entry.recorded is not None,
     )

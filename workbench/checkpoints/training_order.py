@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
@@ -56,7 +57,7 @@ class Entry:
     `label` is the name's token count with its bounds, `tokens_seen` the trainer's count; like `step`, both may count
     from the start of the stage. `tokens_given` is the user's, from the beginning of training. `prefix`, `doubts`
     and `is_weak` are those of the name. `prefix` is None where the position is not the name's, or where the user gave
-    a stage or a branch.
+    a stage or a branch. `recorded`: what an earlier look noted of a checkpoint that is gone; None for one that is here.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Entry:
     prefix: tuple[str, ...] | None = None
     doubts: tuple[Doubt, ...] = ()
     is_weak: bool = False
+    recorded: Mapping[str, Any] | None = None
 
     @property
     def doubts_in_words(self) -> str:
@@ -114,7 +116,7 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
         # A Trainer writes its last state beside its checkpoints, and perhaps the weights of the best one.
         is_of_the_run = candidate.path == candidates.root and len(candidates.checkpoints) > 1
         try:
-            state = None if is_of_the_run else read_trainer_state(candidate.path)
+            state = None if is_of_the_run else _state_of(candidate)
         except BadCheckpoint as error:
             # The weights may be good; they are checked when they are opened.
             remarks.append(f"{error}; its tokens and learning rate are not used")
@@ -142,7 +144,7 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
     positioned = [entry.name for entry in entries if entry.stage is None and entry.position is not None]
     by_user = {row.stage for row in overrides.checkpoints.values()}
     # The user's own row says that a checkpoint left what has no stage. A word in a name may come before or after it.
-    unknown = sorted(stage for stage in present - by_user if _rank(stage) is None) if positioned else []
+    unknown = sorted(stage for stage in present - by_user if stage_rank(stage) is None) if positioned else []
     if (user_order := overrides.stage_order) is not None:
         if missing := sorted(present - set(user_order)):
             raise WorkbenchError(f"stage_order {user_order} in {SERIES_FILE} lacks {', '.join(missing)}")
@@ -153,7 +155,7 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
             )
         order = [stage or None for stage in user_order if stage in present or (stage == "" and unstaged)]
         return order if None in order else [*unstaged, *order]
-    ranks = {stage: _rank(stage) for stage in present}
+    ranks = {stage: stage_rank(stage) for stage in present}
     if unknown or (len(present) > 1 and len(set(ranks.values()) - {None}) < len(present)):
         by_rank = sorted(present, key=lambda stage: (ranks[stage] or (math.inf, 0), stage))
         examples = {stage: next(entry.name for entry in entries if entry.stage == stage) for stage in by_rank}
@@ -170,7 +172,14 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
 
 def follows_another(stage: str | None) -> bool:
     """Whether a stage with this name cannot be the first."""
-    return stage is not None and stage not in _FIRST_STAGES and _rank(stage) is not None
+    return stage is not None and stage not in _FIRST_STAGES and stage_rank(stage) is not None
+
+
+def stage_rank(stage: str) -> tuple[int, int] | None:
+    """Where a stage of this name stands among others; None for a name that says nothing."""
+    if match := _NUMBERED.fullmatch(stage):
+        return 1, int(match[1])
+    return (_RANKS[stage], 0) if stage in _RANKS else None
 
 
 def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str], dict[str, str]]:
@@ -255,8 +264,22 @@ def read_trainer_state(checkpoint: Path) -> TrainerState | None:
     return TrainerState(step, cast("int", seen) if is_counted else None, _learning_rate(state.get("log_history"), step))
 
 
+def _state_of(candidate: Candidate) -> TrainerState | None:
+    """The trainer state of a checkpoint; of one that is gone, the step and the learning rate that were noted."""
+    if candidate.recorded is None:
+        return read_trainer_state(candidate.path)
+    step = candidate.recorded.get("step")
+    return None if step is None else TrainerState(step, None, candidate.recorded.get("lr"))
+
+
+def _recorded_tokens(recorded: Mapping[str, Any] | None) -> int | None:
+    """The total tokens of a checkpoint that is gone, where its name does not give them."""
+    is_counted = recorded is not None and recorded.get("tokens_source", "user") in ("user", "trainer_state")
+    return recorded.get("tokens") if recorded is not None and is_counted else None
+
+
 def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> Entry:
-    name = candidate.parsed
+    name, recorded = candidate.parsed, candidate.recorded
     step = row.step if row.step is not None else name.step
     if step is None and state is not None:
         step = state.step
@@ -274,12 +297,13 @@ def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> 
         index=name.index,
         label=label,
         tokens_seen=state.tokens if state else None,
-        tokens_given=row.tokens,
+        tokens_given=_recorded_tokens(recorded) if row.tokens is None else row.tokens,
         lr=state.lr if state else None,
         index_of=name.index_of,
         prefix=name.prefix if name.gives_position and row.stage is None and row.branch is None else None,
         doubts=() if row.step is not None or row.tokens is not None else name.doubts,
         is_weak=name.is_weak and step is None and row.tokens is None,
+        recorded=recorded,
     )
 
 
@@ -344,18 +368,12 @@ def _join_first_stage(entries: list[Entry], overrides: Overrides) -> list[Entry]
     known = overrides.stage_order or _FIRST_STAGES
     first = next((stage for stage in known if stage in present), None)
     by_user = {row.stage for row in overrides.checkpoints.values()}
-    if first is None or "" in known or follows_another(first) or (_rank(first) is None and first not in by_user):
+    if first is None or "" in known or follows_another(first) or (stage_rank(first) is None and first not in by_user):
         return entries
     return [
         replace(entry, stage=first) if entry.stage is None and entry.position is not None else entry
         for entry in entries
     ]
-
-
-def _rank(stage: str) -> tuple[int, int] | None:
-    if match := _NUMBERED.fullmatch(stage):
-        return 1, int(match[1])
-    return (_RANKS[stage], 0) if stage in _RANKS else None
 
 
 def _learning_rate(history: object, step: int) -> float | None:

@@ -26,6 +26,10 @@ SettingOption = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="A tokenizer's folder, or a model's name in the cache. Default: the checkpoint's own."),
+]
 
 
 def open_runs(folders: Sequence[Path], setting: Sequence[str] | None) -> list[Run]:
@@ -49,7 +53,7 @@ def open_runs(folders: Sequence[Path], setting: Sequence[str] | None) -> list[Ru
     return runs
 
 
-def open_named_model(folder: Path, device: str | None = None) -> HookedModel:
+def open_named_model(folder: Path, device: str | None = None, tokenizer: str | None = None) -> HookedModel:
     """Open the model that an argument names.
 
     Raises:
@@ -58,6 +62,6 @@ def open_named_model(folder: Path, device: str | None = None) -> HookedModel:
     from workbench.hooks import open_model
 
     try:
-        return open_model(folder, device=device)
+        return open_model(folder, device=device, tokenizer=tokenizer)
     except BadCheckpoint as error:
         raise WorkbenchError(str(error)) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.arguments import Device, Json, SettingOption, open_named_model, open_runs
+from workbench.cli.arguments import Device, Json, SettingOption, Tokenizer, open_named_model, open_runs
 from workbench.console import duration, print_json, print_table, warn
 from workbench.heads import BadCheckpoint, WorkbenchError
 
@@ -101,6 +101,7 @@ def parity(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     device: Device = None,
+    tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
     """Do our detectors find the heads published for this model? Rank correlation and overlap, beside their limit."""
@@ -114,7 +115,7 @@ def parity(
     from workbench.experiments.parity.own_scores import hold_against
 
     comparisons = hold_against(
-        open_named_model(model, device),
+        open_named_model(model, device, tokenizer),
         published,
         detectors=detector or None,
         probe=probe,
@@ -147,6 +148,7 @@ def early(
     figure: Annotated[Path | None, typer.Option(help="Write the figure here as HTML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of probes, random choices and bootstrap.")] = 0,
     setting: SettingOption = None,
+    tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
     """How early is a plan safe? Keep in the final model what each checkpoint would have chosen."""
@@ -158,7 +160,7 @@ def early(
 
     (opened,) = open_runs([run], setting)
     folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
-    m = open_model(folder)
+    m = open_model(folder, tokenizer=tokenizer)
     probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
     remarks = [*opened.left_out, *_other_weights(folder, opened, detector)]
     choices = early_choices(m, opened, probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed)

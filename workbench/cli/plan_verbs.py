@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.arguments import Device, Json, open_named_model
+from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
 from workbench.console import print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
@@ -33,6 +33,7 @@ def plan(
     duo: Annotated[Path | None, typer.Option(help="Write DuoAttention's head file here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     device: Device = None,
+    tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
     """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
@@ -49,7 +50,7 @@ def plan(
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
-    m = open_named_model(model, device)
+    m = open_named_model(model, device, tokenizer)
     heads_plan = make_plan(
         m,
         window,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.arguments import Device, Json, RunFolder
+from workbench.cli.arguments import Device, Json, RunFolder, Tokenizer
 from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
@@ -50,6 +50,7 @@ def scan(
         list[str] | None,
         typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),
     ] = None,
+    tokenizer: Tokenizer = None,
     engine: Annotated[str | None, typer.Option(help="inline, local (worker processes) or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Checkpoints at a time. Default: one per GPU or core.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster: auto, or host:port.")] = None,
@@ -87,6 +88,7 @@ def scan(
         "out": out,
         "detectors": tuple(detector) if detector else None,
         "probes": tuple(probe) if probe else None,
+        "tokenizer": tokenizer,
         "engine": engine,
         "workers": workers,
         "address": address,
@@ -191,9 +193,8 @@ def _print_status(run: Any, as_json: bool) -> None:
         columns += ("digest_s", "load_s", "forward_s", "statistics_s", "write_s", "worker")
         slow = [{name: getattr(t, name) for name in columns} for t in slowest]
         failed = failures.drop(columns="traceback").to_dict("records")
-        print_json(
-            {"run": run.path, **document, "eta_s": eta, "slowest": slow, "failures": failed, "remarks": run.remarks}
-        )
+        rest = {"eta_s": eta, "slowest": slow, "failures": failed, "remarks": run.remarks}
+        print_json({"run": run.path, **document, **rest})
         return
     to_go = "" if state.is_complete else f"; {_format_time_to_go(run, state)}"
     print(
@@ -225,6 +226,7 @@ def _print_outlook(job: Any, as_json: bool) -> None:
                 "units_to_do": outlook.units_to_do,
                 "bytes_to_read": outlook.bytes_to_read,
                 "checkpoints": [dict(zip(columns, row, strict=True)) for row in rows],
+                "remarks": outlook.remarks,
             }
         )
         return
@@ -234,3 +236,5 @@ def _print_outlook(job: Any, as_json: bool) -> None:
         f"{outlook.units_to_do} units to do on {len(rows)} checkpoints, {outlook.bytes_to_read / 1e9:.3g} GB of "
         "weights to read; nothing was done"
     )
+    for remark in outlook.remarks:
+        warn(remark)

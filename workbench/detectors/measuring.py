@@ -217,7 +217,7 @@ def _batches(probe: Probe, vocab_size: int) -> list[Probe]:
 
 def _weight_rows(detector: WeightDetector, measured: PerHead, layers: Sequence[LayerInfo]) -> list[Row]:
     """One Row per query head; without sequences there are no halves, no spread and no interval."""
-    n = measured.n.numpy()
+    n = np.where(np.isfinite(measured.score.numpy()), measured.n.numpy(), 0)
     label = ScoreLabel(detector.name, detector.version, WEIGHTS)
     return table_rows(layers, {"score": measured.score.double().numpy()}, label, n=n, n_seq=np.zeros_like(n))
 
@@ -265,6 +265,7 @@ class _BySequence:
 
 
 def _by_sequence(value: Float[np.ndarray, " n"], sequence: Int[np.ndarray, " n"], n_sequences: int) -> _BySequence:
+    value, sequence = value[np.isfinite(value)], sequence[np.isfinite(value)]
     n = np.bincount(sequence, minlength=n_sequences)
     return _BySequence(np.bincount(sequence, weights=value, minlength=n_sequences) / np.maximum(n, 1), n)
 

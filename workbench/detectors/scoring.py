@@ -45,14 +45,18 @@ def score_rows(
 ) -> list[Row]:
     """One Row per query head.
 
-    A sequence's value is its total over its rows; sequences without a row do not count. The bootstrap resamples
-    sequences with `seed`, 1000 times; a head's interval depends on its own values alone. Where rows were sampled, the
-    flags hold `row_error`, the standard error of the score from that sample; the interval contains it.
+    A sequence's value is its total over its rows; sequences without a row do not count. Nor do those whose value is no
+    number, as in a model that was opened with NaN in its weights; where others are left, the flags hold `not_finite`,
+    how many of how many.
+    The bootstrap resamples sequences with `seed`, 1000 times; a head's interval depends on its own values alone. Where
+    rows were sampled, the flags hold `row_error`, the standard error of the score from that sample; the interval
+    contains it.
     """
     total = measured.total.double().numpy()
     rows = measured.rows.numpy()
-    has_rows = rows > 0
-    value = np.where(has_rows, total / np.maximum(rows, 1), np.nan)
+    value = np.where(rows > 0, total / np.maximum(rows, 1), np.nan)
+    has_rows = (rows > 0) & np.isfinite(value)
+    n_lost = ((rows > 0) & ~has_rows).sum(0)
     n_seq = has_rows.sum(0)
     mean, sd = _mean(value, has_rows), _spread(value, has_rows)
     half_a, half_b = _mean(value[0::2], has_rows[0::2]), _mean(value[1::2], has_rows[1::2])
@@ -62,13 +66,16 @@ def score_rows(
         low = mean - np.hypot(mean - low, _NORMAL * row_error)
         high = mean + np.hypot(high - mean, _NORMAL * row_error)
     per_head = {"score": mean, "half_a": half_a, "half_b": half_b, "sd_seq": sd, "ci_lo": low, "ci_hi": high}
-    scores = table_rows(layers, per_head, label, n=rows.sum(0), n_seq=n_seq)
-    if row_error is None:
-        return [replace(row, flags=flags) for row in scores]
-    errors = [row_error[layer_slot, head] for layer_slot, info in enumerate(layers) for head in range(info.n_heads)]
-    return [
-        replace(row, flags=_joined(flags, f"row_error={error:.2g}")) for row, error in zip(scores, errors, strict=True)
+    scores = table_rows(layers, per_head, label, n=np.where(has_rows, rows, 0).sum(0), n_seq=n_seq)
+    slots = [(layer_slot, head) for layer_slot, info in enumerate(layers) for head in range(info.n_heads)]
+    of_heads = [
+        (
+            f"not_finite={n_lost[at]}/{n_seq[at] + n_lost[at]}" if n_lost[at] and n_seq[at] else "",
+            "" if row_error is None else f"row_error={row_error[at]:.2g}",
+        )
+        for at in slots
     ]
+    return [replace(row, flags=_joined(flags, *more)) for row, more in zip(scores, of_heads, strict=True)]
 
 
 def table_rows(
@@ -109,8 +116,8 @@ def _shared_error(
     return np.sqrt(_mean(np.where(known, row_error, 0) ** 2, known))
 
 
-def _joined(flags: str, more: str) -> str:
-    return f"{flags};{more}" if flags else more
+def _joined(*flags: str) -> str:
+    return ";".join(flag for flag in flags if flag)
 
 
 def _mean(value: Float[np.ndarray, "n ..."], counted: Bool[np.ndarray, "n ..."]) -> Float[np.ndarray, "..."]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.emergence.head_histories import VERDICTS
+from workbench.emergence.probe_forms import refuse_two_forms
 from workbench.emergence.rank_statistics import spearman
 from workbench.emergence.score_curves import HEAD
 from workbench.heads import WorkbenchError
@@ -113,6 +114,8 @@ def _joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The rows of all tables, of the classes that all tables have."""
     if not tables:
         raise WorkbenchError("there is no run to compare; pass some from `workbench.open_run(path)`")
+    for table in tables.values():
+        refuse_two_forms(table)
     classes = {name: set(table.loc[:, _CLASS].itertuples(index=False, name=None)) for name, table in tables.items()}
     shared = set.intersection(*classes.values())
     if not shared:

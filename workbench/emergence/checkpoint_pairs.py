@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.emergence.probe_forms import refuse_two_forms
 from workbench.emergence.rank_statistics import FEWEST_HEADS, spearman_matrix
 from workbench.emergence.score_curves import curves_of
 from workbench.heads import Head, KVHead, WorkbenchError
@@ -67,6 +68,8 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, *, by: Matching) -> pd.DataFr
     Raises:
         WorkbenchError: if no head of one has a partner.
     """
+    for rows in (one, other):
+        refuse_two_forms(rows)
     sides = [_with_key(rows, by) for rows in (one, other)]
     pairs = sides[0].merge(sides[1], on=_HEAD if by == "head" else "rank", suffixes=("", "_other"))
     if pairs.empty:
@@ -82,6 +85,7 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, *, by: Matching) -> pd.DataFr
 def _matrix(table: pd.DataFrame) -> tuple[pd.MultiIndex, list[str], Float[np.ndarray, "heads ckpts"]]:
     if not table.loc[:, "score"].notna().any():
         raise WorkbenchError("there are no scores to compare")
+    refuse_two_forms(table)
     curves = curves_of(table.assign(branch=pd.Series(pd.NA, table.index, dtype="str")))
     is_first = ~curves.heads.duplicated(_HEAD).to_numpy()
     heads = pd.MultiIndex.from_frame(curves.heads.loc[is_first, _HEAD].astype("Int64"))

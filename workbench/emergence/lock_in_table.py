@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.emergence.lineages import parents_of
+from workbench.emergence.probe_forms import refuse_two_forms
 from workbench.emergence.rank_statistics import (
     FEWEST_HEADS,
     agreement,
@@ -141,6 +142,7 @@ def _check_single(scores: pd.DataFrame) -> None:
     if len(pairs) > 1:
         named = ", ".join(sorted(f"{detector} on {probe}" for detector, probe in pairs.itertuples(index=False)))
         raise WorkbenchError(f"these are scores of {named}: lock-in is of one detector on one probe; pass probe=")
+    refuse_two_forms(scores)
     n = scores.loc[scores["score"].notna(), "ckpt"].nunique()
     if n < 2:
         raise WorkbenchError(f"lock-in compares at least two checkpoints; there are scores of {n}")

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from workbench.emergence.head_histories import is_explained
 from workbench.emergence.logistic_fit import fit_logistic
 from workbench.emergence.onset_intervals import logistic_interval
+from workbench.emergence.probe_forms import refuse_two_forms
 from workbench.emergence.score_curves import axis_of, in_order, logarithm
 from workbench.heads import WorkbenchError
 
@@ -56,6 +57,7 @@ def icl_score(metrics: pd.DataFrame, *, early: int | None = None, late: int | No
         Olsson et al. 2022, In-context Learning and Induction Heads: loss of the 500th token less that of the 50th.
     """
     rows = metrics.loc[(metrics["metric"] == "loss_nats") & metrics["position"].notna()]
+    refuse_two_forms(rows)
     if rows.empty:
         raise WorkbenchError("no loss is known by position; scan a probe of natural text, e.g. text:path=FILE")
     positions = np.sort(rows.loc[:, "position"].unique().astype(np.int64))
@@ -91,6 +93,7 @@ def phase_changes(metrics: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         amplitude (negative for a fall), n50 with its 95 % interval n50_lo, n50_hi, and n10, n90 between which 10 to
         90 % of the change lie: NaN where it is no change; r2 and line_r2 of the two fits.
     """
+    refuse_two_forms(metrics)
     checkpoints = in_order(metrics)
     amount, unit = axis_of(checkpoints)
     grouped = metrics.groupby(_SERIES, dropna=False, observed=True, sort=True)
@@ -173,6 +176,7 @@ def _nearest(positions: Any, position: int) -> int:
 
 
 def _check_one_probe(rows: pd.DataFrame) -> None:
+    refuse_two_forms(rows)
     probes = sorted(map(str, rows.loc[:, "probe"].unique()))
     if len(probes) > 1:
         raise WorkbenchError(f"these are metrics of {', '.join(probes)}: pass one of them as probe=")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from workbench.emergence.probe_forms import refuse_two_forms
 from workbench.heads import WorkbenchError
 
 FEWEST_HEADS = 4
@@ -95,6 +96,7 @@ def chosen_at(
     if len(pairs) > 1:
         named = ", ".join(f"{detector} on {probe}" for detector, probe in pairs.itertuples(index=False))
         raise WorkbenchError(f"these are scores of {named}: choose by one detector on one probe")
+    refuse_two_forms(scores.loc[scores["ckpt"] == ckpt])
     rows = scores.loc[(scores["ckpt"] == ckpt) & scores["score"].notna()]
     if rows.empty:
         known = ", ".join(map(str, scores.loc[:, "ckpt"].unique())) or "none"

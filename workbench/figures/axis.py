@@ -58,13 +58,13 @@ class TrainingAxis:
 
 
 def training_axis(series: Sequence[Sequence[Checkpoint]], unit: AxisUnit) -> TrainingAxis:
-    """The axis for the checkpoints of several runs; in steps where the tokens of some are not known.
+    """The axis for the checkpoints of several runs; in steps where tokens are not known or do not tell them apart.
 
     Raises:
         WorkbenchError: if some checkpoint's step is not known either.
     """
     checkpoints = [checkpoint for of_run in series for checkpoint in of_run]
-    if any(checkpoint.tokens is None for checkpoint in checkpoints):
+    if any(checkpoint.tokens is None for checkpoint in checkpoints) or any(map(_is_tied, series)):
         unit = "step"
     names, amounts = [c.name for c in checkpoints], [amount_of(c, unit) for c in checkpoints]
     unplaced = [name for name, amount in zip(names, amounts, strict=True) if math.isnan(amount)]
@@ -75,6 +75,12 @@ def training_axis(series: Sequence[Sequence[Checkpoint]], unit: AxisUnit) -> Tra
     if 0 not in amounts:
         return TrainingAxis(unit, first, last, zero=None)
     return TrainingAxis(unit, first, last, zero=first / max(1.6, (last / first) ** 0.08))
+
+
+def _is_tied(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether checkpoints of different steps have the same tokens."""
+    both = {(checkpoint.tokens, amount_of(checkpoint, "step")) for checkpoint in checkpoints}
+    return len({tokens for tokens, _ in both}) < len(both)
 
 
 def cell_edges(positions: Float[np.ndarray, " ckpts"]) -> Float[np.ndarray, " edges"]:

@@ -1,21 +1,23 @@
 """TransformerLens in both directions: a bridge of a model, and the plain model inside a bridge.
 
 A TransformerBridge replaces the attention of the model it is booted on, so that the recorder would not be called any
-more. It is therefore booted on a twin: other modules, the same parameters. In the other direction, the bridge's model
-is copied in the same way and the wrappers are removed from the copy; the bridge stays as it is.
+more. It is therefore booted on a twin: other modules, the same parameters; unmerged adapters are merged on the twin. In
+the other direction, the bridge's model is copied in the same way and the wrappers are removed from the copy; the bridge
+stays as it is.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from workbench.heads import WorkbenchError
+from workbench.hooks.effective_weights import check_weights, has_adapters, twin_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -33,17 +35,20 @@ def is_bridge(source: object) -> bool:
 
 
 def bridge_twin(model: PreTrainedModel, tokenizer: Any) -> TransformerBridge:
-    """A TransformerBridge on a twin of the model that shares its parameters.
+    """A TransformerBridge on a twin of the model that shares its parameters, those of merged adapters apart.
 
     A model without a tokenizer gets a placeholder, whose token i is the word `i`. In the bridge, a tokenizer that
     refuses unknown words encodes them as its first token.
 
     Raises:
-        WorkbenchError: if TransformerLens does not know the architecture.
+        WorkbenchError: if TransformerLens does not know the architecture, or a map's output is not that of its weight.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    twin = _twin(model)
+    twin = twin_of(model)
+    check_weights(twin)
+    if has_adapters(model):
+        _check_merged(model, twin)
     twin.config.architectures = [type(model).__name__]
     try:
         # TransformerLens looks up configuration and tokenizer by the model's name; a folder as name avoids the network.
@@ -72,11 +77,11 @@ def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
         WorkbenchError: if the copy does not compute what the bridge does, as after `enable_compatibility_mode`, which
             rewrites the weights.
     """
-    plain = _twin(bridge.original_model)
+    plain = twin_of(bridge.original_model)
     if not isinstance(plain, PreTrainedModel):
         raise WorkbenchError(f"the bridge holds a {type(plain).__name__}; expected a transformers model")
     _unwrap(plain)
-    tokens = torch.arange(5, device=plain.device)[None] % int(plain.config.get_text_config().vocab_size)
+    tokens = _some_tokens(plain)
     with torch.no_grad():
         of_bridge, of_plain = bridge(tokens), plain(input_ids=tokens, use_cache=False).logits
     if of_bridge.shape != of_plain.shape or float((of_bridge - of_plain).abs().max()) > _TOLERANCE:
@@ -87,10 +92,57 @@ def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
     return plain
 
 
-def _twin(model: Any) -> Any:
-    """A deep copy that shares every parameter and buffer."""
-    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+class BridgeOf:
+    """The bridge of a model, made when it is first asked for and again when the model has other weights.
+
+    Most weights are shared, so that a bridge follows them. Where it holds copies, of merged adapters or of parts of a
+    fused projection, it is made anew after they changed.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any):
+        self._model, self._tokenizer = model, tokenizer
+        self._bridge: TransformerBridge | None = None
+        self._copied: list[str] = []
+        self._state: tuple[Any, ...] = ()
+
+    def get(self) -> TransformerBridge:
+        """The bridge of the model as it is now.
+
+        Raises:
+            WorkbenchError: as `bridge_twin`.
+        """
+        if self._bridge is None or self._state != self._now():
+            self._bridge = bridge_twin(self._model, self._tokenizer)
+            held = {p.data_ptr() for p in self._bridge.original_model.parameters()}
+            self._copied = [n for n, p in self._model.named_parameters() if p.data_ptr() not in held]
+            self._state = self._now()
+        return self._bridge
+
+    def _now(self) -> tuple[Any, ...]:
+        parameters = dict(self._model.named_parameters())
+        versions = [parameters[n]._version for n in self._copied if n in parameters]  # pyright: ignore[reportPrivateUsage]
+        adapters = [
+            (name, str(getattr(m, "active_adapters", "")), str(m.merged_adapters), bool(m.disable_adapters))
+            for name, m in self._model.named_modules()
+            if hasattr(m, "merged_adapters") and hasattr(m, "disable_adapters")
+        ]
+        return [(n, id(p)) for n, p in parameters.items()], versions, adapters
+
+
+def _check_merged(model: PreTrainedModel, twin: PreTrainedModel) -> None:
+    tokens = _some_tokens(model)
+    with torch.no_grad():
+        own, merged = (x(input_ids=tokens, use_cache=False).logits.float() for x in (model, twin))
+    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else 5e-2
+    if not float((own - merged).abs().max()) <= tolerance * float(own.abs().max()):
+        raise WorkbenchError(
+            f"the adapters of this {type(model).__name__} cannot be merged without changing what it computes; scores "
+            "of weights need merged weights: merge them with merge_and_unload() and open the model again"
+        )
+
+
+def _some_tokens(model: PreTrainedModel) -> Int[Tensor, "1 t"]:
+    return torch.arange(5, device=model.device)[None] % int(model.config.get_text_config().vocab_size)
 
 
 def _unwrap(module: nn.Module) -> None:

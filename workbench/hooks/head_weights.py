@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.model import HookedModel
+from workbench.hooks.taps.finite_values import refuse_nonfinite_weights
 
 # Errors of a bridge without weights per head: latent attention, heads of unequal width, no attention.
 _NO_HEAD_WEIGHTS = (AttributeError, NotImplementedError, ValueError, IndexError)
@@ -53,8 +54,10 @@ def read_weights(m: HookedModel) -> Weights:
     """The weights of a model through its TransformerBridge, on the model's device; a copy, in float32.
 
     Raises:
-        WorkbenchError: if TransformerLens cannot open the model, or has no weights per head for one of its layers.
+        WorkbenchError: if TransformerLens cannot open the model, or has no weights per head for one of its layers; if
+            weights are NaN or infinite.
     """
+    refuse_nonfinite_weights(m.model)
     bridge: Any = m.bridge
     with torch.no_grad():
         return Weights(

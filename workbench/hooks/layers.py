@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall
-from workbench.hooks.taps.eager import blocks, handling
+from workbench.hooks.taps.eager import handling
+from workbench.hooks.taps.finite_values import watching
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear import linear_layers
 from workbench.hooks.taps.linear.lightning import warn_of_rounded_decay
 from workbench.hooks.taps.linear.linear_selfcheck import checking_linear
@@ -75,6 +77,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         ],
     }
     if any(faults.values()):
+        _refuse_nonfinite(model, tokens)  # whose faults are not those of its family
         raise WorkbenchError(_refusal(model, faults))
     warn_of_rounded_decay(model)
     infos = [_softmax_layer(config, i, call) for i, call in softmax.items()]
@@ -99,6 +102,13 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"{name} gives no logits; expected a causal language model with its head, a …ForCausalLM of the same family"
         )
+
+
+def _refuse_nonfinite(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
+    """Run a pass, and refuse it if its activations are NaN or infinite."""
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad(), handling(model, lambda call: call.output()), watching(model, valid):
+        _run(model, tokens)
 
 
 def _without_mixer(config: Any) -> set[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
-from workbench.hooks.bridge import bridge_twin
+from workbench.hooks.bridge import BridgeOf
 from workbench.hooks.interventions.ablation import Ablation, Patch, Replacement, check_how, mean_output
 from workbench.hooks.interventions.linear_attention import LinearAttention
 from workbench.hooks.interventions.targets import (
@@ -26,6 +25,7 @@ from workbench.hooks.interventions.targets import (
     heads_of,
     layer_of,
 )
+from workbench.hooks.interventions.user_passes import refusing_passes
 from workbench.hooks.interventions.windows import (
     Interventions,
     check_window,
@@ -67,9 +67,12 @@ class HookedModel:
     def __init__(self, model: PreTrainedModel, *, tokenizer: Any = None, name: str = ""):
         self.model = model
         self.tokenizer = tokenizer
+        # Why a folder's tokenizer could not be read; "" where there is one, or nothing to say.
+        self.no_tokenizer = ""
         self.name = name or type(model).__name__
         self._layers = survey(model)
         self._interventions = Interventions()
+        self._bridge = BridgeOf(model, tokenizer)
 
     def __repr__(self) -> str:
         kinds = "".join(layer.kind[0].upper() for layer in self._layers)
@@ -85,14 +88,16 @@ class HookedModel:
         """The interventions of `restrict`, `linearize`, `ablate` and `patch` that are in force now."""
         return self._interventions
 
-    @cached_property
+    @property
     def bridge(self) -> nn.Module:
         """A TransformerLens TransformerBridge on a twin that shares the weights; it does not change what is recorded.
 
+        Unmerged adapters are merged on the twin. It is one bridge until weights that it has copies of change.
+
         Raises:
-            WorkbenchError: if TransformerLens does not know the architecture.
+            WorkbenchError: if TransformerLens does not know the architecture, or a map's output is not its weight's.
         """
-        return bridge_twin(self.model, self.tokenizer)
+        return self._bridge.get()
 
     @property
     def config(self) -> Any:
@@ -257,7 +262,12 @@ class HookedModel:
     @contextmanager
     def in_force(self) -> Generator[None]:
         """Inside the block, the model's own forward runs under the interventions in force."""
-        with handling(self.model, self._attend):
+        interventions = self._interventions  # those of the block: a backward pass may come in another one
+
+        def attend(call: AttentionCall) -> Tensor:
+            return intervened_output(call, interventions)
+
+        with handling(self.model, attend):
             yield
 
     @contextmanager
@@ -409,7 +419,11 @@ class HookedModel:
         # The hooks of an outer block read self._interventions as well, so that a layer needs hooks only once.
         new = {h.layer for h in interventions.linear} - {h.layer for h in before.linear}
         try:
-            with self.in_force(), changing_linear(self.model, new, self._change_linear):
+            with (
+                self.in_force(),
+                changing_linear(self.model, new, self._change_linear),
+                refusing_passes(self.model, has_linear=bool(interventions.linear)),
+            ):
                 yield
         finally:
             self._interventions = before

@@ -8,33 +8,29 @@ unless allowed, and there is no network access and no prompt.
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import warnings
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-from transformers.models.auto.tokenization_auto import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weights
 from workbench.checkpoints.configs import read_config
 from workbench.checkpoints.own_files import refuse_foreign
-from workbench.heads import BadCheckpoint
+from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.loading.lightning_decay import restore_decay
 from workbench.loading.pickles import READABLE, pickled_info, read_pickled
+from workbench.loading.quiet_transformers import quiet
 from workbench.loading.refusals import why_no_language_model, why_unknown
+from workbench.loading.tokenizer_files import check_fit, load_tokenizer
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Buffers that older releases saved and no release reads back: causal masks, rotary frequencies, positions.
@@ -44,13 +40,6 @@ _ROTARY = "rotary_emb.inv_freq"
 _NO_MEMORY = ("DefaultCPUAllocator", os.strerror(errno.ENOMEM))
 # Buffers that are computed from the config, by `restore_decay`.
 _DECAY = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-)
 # Errors of transformers on a broken config or weight file; a config of odd numbers fails in a model's arithmetic.
 FAILURES = (
     OSError,
@@ -76,7 +65,7 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: Any
     no_tokenizer: str
     weights: WeightsInfo
 
@@ -86,12 +75,15 @@ def load_pretrained(
     *,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
     allow_pickle: bool = False,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Load a Hugging Face folder with safetensors weights.
 
     Args:
+        tokenizer: one that is open already, for a folder without; None: the folder's own, or that of the Trainer's
+            folder above it.
         dtype: None is float32 on the CPU and the weights' own elsewhere. The state and the decay of lightning
             attention are always float32: in bfloat16 slow heads would never forget.
         allow_pickle: where there are no safetensors, read tensors from pickled weights; see `loading.pickles`.
@@ -115,11 +107,23 @@ def load_pretrained(
             # On the meta device first, so that a config of enormous numbers is refused before it takes memory.
             _load(path, config, device=torch.device("meta"), dtype=dtype_or_auto, pickled=pickled)
         model = _load(path, config, device=device, dtype=dtype_or_auto, pickled=pickled)
-        tokenizer, no_tokenizer = load_tokenizer(path)
+        tokenizer, no_tokenizer = load_fitting(path, model.config) if tokenizer is None else (tokenizer, "")
     if not allow_nonfinite:
         _refuse_nonfinite(path, model)
     restore_decay(model)
     return LoadedModel(model.eval(), tokenizer, no_tokenizer, weights)
+
+
+def load_fitting(path: Path, config: PreTrainedConfig) -> tuple[Any, str]:
+    """The tokenizer of a checkpoint's folder if the model has its words; else None and the reason."""
+    tokenizer, reason = load_tokenizer(path)
+    if tokenizer is None:
+        return None, reason
+    try:
+        check_fit(tokenizer, int(config.get_text_config().vocab_size), name=path.name)
+    except WorkbenchError as error:
+        return None, str(error)
+    return tokenizer, ""
 
 
 def _dtype(weights: WeightsInfo, device: torch.device) -> torch.dtype | str:
@@ -269,32 +273,3 @@ def _some(names: Iterable[str], shown: int = 3) -> str:
     names = sorted(map(str, names))
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
-
-
-def load_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer, or None and the reason why there is none; attention can be scored without one."""
-    if not any((path / name).exists() for name in TOKENIZER_FILES):
-        return None, "there are no tokenizer files in the folder"
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False), ""
-    except Exception as error:  # the tokenizers library raises plain Exceptions; the reason is returned
-        return None, f"the tokenizer cannot be read: {_reason(error)}"
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Inside the block, transformers shows no progress bars, log lines or warnings; its settings are restored after."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    hub_bars = not are_progress_bars_disabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        (enable_progress_bars if hub_bars else disable_progress_bars)()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.checkpoints.own_files import refuse_foreign
-from workbench.loading.pretrained import TOKENIZER_FILES, load_config, load_tokenizer, quiet
+from workbench.loading.pretrained import load_config, load_fitting
+from workbench.loading.quiet_transformers import quiet
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWords:
-    """A checkpoint's configuration and tokenizer (None if it has none)."""
+    """A checkpoint's configuration and tokenizer; None if it has none, and `no_tokenizer` then says why."""
 
     config: Any
     tokenizer: Any
+    no_tokenizer: str = ""
 
 
 def model_words(path: Path) -> ModelWords:
@@ -27,15 +27,4 @@ def model_words(path: Path) -> ModelWords:
     """
     with quiet():
         config = load_config(path)
-        tokenizer, _ = load_tokenizer(path)
-    return ModelWords(config, tokenizer)
-
-
-def words_digest(path: Path) -> str:
-    """Digest of the files that `model_words` reads; equal digests make equal probes, without loading a tokenizer."""
-    refuse_foreign(path)
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("config.json", *TOKENIZER_FILES):
-        file = path / name
-        digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
-    return digest.hexdigest()
+    return ModelWords(config, *load_fitting(path, config))

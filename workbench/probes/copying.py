@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from workbench.heads import WorkbenchError
 from workbench.probes.known_answers import Probe, looked_up, make_probe
 from workbench.probes.registry import probe
 from workbench.probes.token_ids import (
+    BareTokens,
     HasVocabulary,
     Vocabulary,
     check_context,
@@ -22,6 +24,7 @@ from workbench.probes.token_ids import (
     draw,
     draw_one,
     vocabulary,
+    why_no_tokenizer,
     with_bos,
 )
 
@@ -158,9 +161,14 @@ def abfill(
 def default(source: HasVocabulary) -> list[Probe]:
     """Repeated random tokens, and needles copied over 16, 32 and 64 tokens, as far as vocabulary and context allow.
 
+    Warns:
+        BareTokens: where the tokenizer of a checkpoint's folder could not be read.
+
     Raises:
         WorkbenchError: if none of them fits.
     """
+    if source.tokenizer is None and (reason := why_no_tokenizer(source)):
+        warnings.warn(f"default probes are token ids drawn without words{reason}", BareTokens, stacklevel=2)
     words = vocabulary(source)
     longest = context(source) or 1 << 20
     n = min(50, len(words.ids), (longest - 1) // 2)

@@ -7,6 +7,7 @@ Reference:
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -26,6 +27,14 @@ NOISE = (
     "Then we turn and come home.",
 )
 _LONGEST_PIECE = 40  # words
+# Byte-order marks, those of UTF-32 first: that of UTF-16 is the beginning of one.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 class Hay(NamedTuple):
@@ -108,14 +117,32 @@ def plant(draft: Draft, hay: Hay, needles: Sequence[Ids], breaks: Sequence[int])
 def read_text(path: str | Path | None) -> str:
     """A text file, or for None the documentation that Python carries (it differs between Python versions).
 
+    The file is UTF-8, or what its byte-order mark says; the mark is left out, and every line ends with a newline alone.
+
     Raises:
-        WorkbenchError: if the file cannot be read as UTF-8.
+        WorkbenchError: if the file cannot be read, holds no text, or is in another encoding.
     """
     if path is None:
         from pydoc_data.topics import topics
 
         return " ".join(chain.from_iterable((topics[name], "\n") for name in sorted(topics)))
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"cannot read {path} as UTF-8 text: {error}") from error
+        raw = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"cannot read {path}: {error}; pass the path of a text file") from error
+    mark, encoding = next((each for each in _MARKS if raw.startswith(each[0])), (b"", "utf-8"))
+    try:
+        content = raw.removeprefix(mark).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(
+            f"{path} is not {encoding.upper()} text: {error}; convert it, as `iconv -f LATIN1 -t UTF-8 {path}` "
+            "does for Latin-1"
+        ) from error
+    if "\0" in content:
+        raise WorkbenchError(
+            f"{path} holds NUL characters, which are in no text: it is a binary file, or UTF-16 without a byte-order "
+            "mark; convert it to UTF-8"
+        )
+    if not content.strip():
+        raise WorkbenchError(f"{path} holds no text; pass a file with some")
+    return content.replace("\r\n", "\n").replace("\r", "\n")

@@ -60,11 +60,12 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
     is_paired: bool = False,
     documents: Int[Tensor, "n_documents 3"] | None = None,
 ) -> Probe:
-    """Check the fields of a Probe against each other, sort the answers, take each target cell once, add the digest.
+    """Check the fields of a Probe against each other, sort the answers, take each of them once, add the digest.
 
     Raises:
-        WorkbenchError: if an answer row has no next token, a target cell lies outside of the tokens, in the future, or
-            holds another token than the row's answer, or `class_name` is not a word of small letters.
+        WorkbenchError: if an answer row has no next token, or is given twice with other classes or needles; if a target
+            cell lies outside of the tokens, in the future, or holds another token than the row's answer; if
+            `class_name` is not a word of small letters.
     """
     if not re.fullmatch(r"[a-z]+", class_name):
         raise WorkbenchError(f"class_name is {class_name!r}; expected small letters, as in 'distance' or 'hops'")
@@ -73,6 +74,10 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
         answer_rows = answer_rows[order]
         classes = None if classes is None else classes[order]
         needles = None if needles is None else needles[order]
+        is_new = _is_new(name, answer_rows, classes=classes, needles=needles)
+        answer_rows = answer_rows[is_new]
+        classes = None if classes is None else classes[is_new]
+        needles = None if needles is None else needles[is_new]
         if len(answer_rows) and int(answer_rows[:, 1].max()) > tokens.shape[1] - 2:
             raise WorkbenchError(f"probe {name!r} has an answer row at the last token, which predicts nothing")
     if target_cells is not None:
@@ -191,6 +196,22 @@ def corrupted(source: HasVocabulary | Vocabulary | int, probe: Probe, *, seed: i
     is_same = ids[drawn] == tokens[sequence, key]
     tokens[sequence, key] = ids[torch.where(is_same, (drawn + 1) % len(ids), drawn)]
     return tokens
+
+
+def _is_new(name: str, rows: Int[Tensor, "n_rows 2"], **of_rows: Tensor | None) -> Bool[Tensor, " n_rows"]:
+    """False for sorted rows that repeat the one before: a row that is listed twice would weigh twice in the loss."""
+    is_new = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    is_new[1:] = (rows[1:] != rows[:-1]).any(-1)
+    for field, values in of_rows.items():
+        if values is None:
+            continue
+        is_other = values[1:] != values[:-1]
+        is_other = is_other if is_other.ndim == 1 else is_other.any(-1)
+        if bool((is_other & ~is_new[1:]).any()):
+            raise WorkbenchError(
+                f"probe {name!r} has an answer row twice, with other {field}; expected each row once: leave one out"
+            )
+    return is_new
 
 
 def _bytes(x: Tensor) -> bytes:

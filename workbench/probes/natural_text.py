@@ -17,7 +17,7 @@ from workbench.heads import WorkbenchError
 from workbench.probes.filler_text import read_text
 from workbench.probes.known_answers import Probe, make_probe, octave
 from workbench.probes.registry import probe
-from workbench.probes.token_ids import HasVocabulary, check_sizes
+from workbench.probes.token_ids import HasVocabulary, check_sizes, why_no_tokenizer
 
 
 def text(source: HasVocabulary, content: str, *, name: str = "text") -> Probe:
@@ -169,7 +169,10 @@ def _cut_windows(
 def _encode(source: HasVocabulary, content: str) -> Int[Tensor, " t"]:
     tokenizer = getattr(source, "tokenizer", None)  # a Vocabulary has none
     if tokenizer is None:
-        raise WorkbenchError("this model has no tokenizer; pass token ids to probes.token_sequences(tokens) instead")
+        raise WorkbenchError(
+            f"this model has no tokenizer{why_no_tokenizer(source)}; name one with tokenizer= of open_model "
+            "(--tokenizer), or pass token ids to probes.token_sequences(tokens)"
+        )
     ids = tokenizer(content, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
 

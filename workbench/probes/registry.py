@@ -9,7 +9,8 @@ A probe's maker is a function under `@probe("name")`. A package announces the mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from workbench.extensions import Registry
@@ -42,23 +43,63 @@ def probe(name: str) -> Callable[[Maker], Maker]:
 def build(source: HasVocabulary | Vocabulary | int, written: str) -> Probe:
     """Make the probe that `written` names: `repeats`, `needle:length=4096,depth=0+50+100`, `text:path=FILE`.
 
-    Values are numbers, lists of whole numbers joined by `+`, or text.
+    Values are numbers, lists of whole numbers joined by `+`, or text. Text in quotes may hold anything else, as in
+    `text:path="a, b.txt"`.
 
     Raises:
         WorkbenchError: for an unknown name, an unknown or missing argument, or arguments that the probe refuses.
     """
     name, _, arguments = written.partition(":")
     maker = PROBES.find(name)
+    parameters = signature(maker).parameters
     keywords: dict[str, Any] = {}
-    for argument in filter(None, arguments.split(",")):
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise WorkbenchError(f"probe {written!r}: {argument!r} is not of the form key=value")
-        keywords[key.strip()] = _parse_value(value.strip())
+    for key, value, is_quoted in _arguments(written, arguments):
+        if key not in parameters and not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+            raise _unknown(written, key, list(parameters)[1:])
+        is_text = is_quoted or (key in parameters and _takes_text(str(parameters[key].annotation)))
+        keywords[key] = value if is_text else _parse_value(value)
     try:
         return maker(source, **keywords)
     except TypeError as error:
         raise WorkbenchError(f"probe {written!r}: {error}") from error
+
+
+def _arguments(written: str, arguments: str) -> Iterator[tuple[str, str, bool]]:
+    """Each key with its value, and whether that was in quotes."""
+    rest = arguments
+    while rest.strip():
+        key, equals, rest = rest.partition("=")
+        if not equals or "," in key:
+            raise WorkbenchError(
+                f"probe {written!r}: {key.partition(',')[0]!r} is not of the form key=value; a value with commas is "
+                'written in quotes, as path="a, b.txt"'
+            )
+        quote = rest.lstrip()[:1]
+        if quote and quote in "\"'":
+            value, closing, rest = rest.lstrip()[1:].partition(quote)
+            behind, _, rest = rest.partition(",")
+            if not closing or behind.strip():
+                raise WorkbenchError(
+                    f"probe {written!r}: the value of {key.strip()} begins with {quote}, and no {quote} stands at its "
+                    "end; write text with one kind of quotes inside the other"
+                )
+            yield key.strip(), value, True
+        else:
+            value, _, rest = rest.partition(",")
+            yield key.strip(), value.strip(), False
+
+
+def _takes_text(annotation: str) -> bool:
+    """Whether an argument takes text and no number, so that `12` is a file's name."""
+    words = set(re.findall(r"\w+", annotation))
+    return bool(words & {"str", "Path"}) and not words & {"int", "float", "Sequence"}
+
+
+def _unknown(written: str, key: str, known: Sequence[str]) -> WorkbenchError:
+    return WorkbenchError(
+        f"probe {written!r}: there is no argument {key!r}; expected some of {', '.join(known)}. A value with commas is "
+        'written in quotes, as path="a, b.txt"'
+    )
 
 
 def _parse_value(written: str) -> int | float | list[int] | str:

@@ -24,7 +24,7 @@ from workbench.heads import WorkbenchError
 from workbench.probes.draft import Ids, Speller
 from workbench.probes.filler_text import Hay, documents, from_pieces, noise, random_tokens, repeated_tokens
 from workbench.probes.lexicon import N_COMPOUNDS, compound
-from workbench.probes.token_ids import HasVocabulary, Vocabulary, draw_one
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, draw_one, why_no_tokenizer
 
 TextMode = Literal["auto", "text", "tokens"]
 Kind = Literal["words", "numbers", "uuids"]
@@ -67,7 +67,10 @@ def speller_of(source: HasVocabulary | Vocabulary | int, text_mode: TextMode) ->
         raise WorkbenchError(f"form is {text_mode!r}; expected 'auto', 'text' or 'tokens'")
     tokenizer = None if isinstance(source, Vocabulary | int) else source.tokenizer
     if tokenizer is None and text_mode == "text":
-        raise WorkbenchError("form is 'text', and there is no tokenizer to write it with; pass form=tokens")
+        raise WorkbenchError(
+            f"form is 'text', and there is no tokenizer to write it with{why_no_tokenizer(source)}; pass form=tokens, "
+            "or name one with tokenizer= of open_model (--tokenizer)"
+        )
     return None if tokenizer is None or text_mode == "tokens" else Speller(tokenizer)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,6 +13,29 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
+
+# Settings of a configuration whose model rotates queries and keys.
+_ROTARY = (
+    *("rope_parameters", "rope_scaling", "rope_theta", "rotary_dim", "rotary_emb_base"),
+    *("partial_rotary_factor", "rotary_pct"),
+)
+# Models that look their rotations up in a table of max_position_embeddings rows.
+_TABLE_OF_ROTATIONS = frozenset({"gptj", "codegen"})
+# Models with max_position_embeddings that compute nothing from a position.
+_WITHOUT_TABLE = frozenset({"bloom", "jamba", "kimi_linear", "nemotron_h", "zamba", "rwkv", "xlnet"})
+
+
+# The configurations that a warning was given of, by id: Python's own record of warnings is cleared by any
+# `catch_warnings`, and a configuration has no hash.
+_SAID: dict[int, weakref.ref[Any]] = {}
+
+
+class BareTokens(UserWarning):
+    """Probes are token ids drawn without words, because a tokenizer could not be read."""
+
+
+class BeyondContext(UserWarning):
+    """Sequences are longer than what a model's configuration names, and it can take them all the same."""
 
 
 @runtime_checkable
@@ -37,7 +62,11 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
 
     Left out are special and added tokens, byte-fallback tokens, and ids that the tokenizer does not know; of a model
     without a tokenizer, its beginning, end and padding tokens. Tokenizers order ids by merge rank, so the first and
-    last hundredth, the most and least frequent tokens, are left out too.
+    last hundredth, the most and least frequent tokens, are left out too. A sequence begins with the tokenizer's
+    beginning-of-sequence token or, where it has none, with the configuration's.
+
+    Warns:
+        UserWarning: where configuration and tokenizer name different beginning-of-sequence tokens.
 
     Raises:
         WorkbenchError: if fewer than two ordinary tokens remain.
@@ -47,12 +76,9 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
     if isinstance(source, int):
         return _checked(list(range(source)), None)
     config = source.config.get_text_config()
-    vocab_size = int(config.vocab_size)
-    bos = getattr(config, "bos_token_id", None)
-    bos = bos[0] if isinstance(bos, list) else bos
-    bos = bos if isinstance(bos, int) and 0 <= bos < vocab_size else None
+    vocab_size, bos = int(config.vocab_size), _beginning(config, source.tokenizer)
     if source.tokenizer is None:
-        special = set()
+        special: set[Any] = set()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(config, name, None)
             special |= set(value) if isinstance(value, list) else {value}
@@ -64,35 +90,77 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
     return _checked(ids[cut : len(ids) - cut], bos)
 
 
+def why_no_tokenizer(source: Any) -> str:
+    """The reason, to be put behind a message, why a model of a folder has no tokenizer; "" where none is known."""
+    reason = getattr(source, "no_tokenizer", "")
+    return f" ({reason})" if reason else ""
+
+
 def check_sizes(source: HasVocabulary | Vocabulary | int, *, length: object, **sizes: object) -> None:
-    """Refuse sizes that are not whole numbers, and sequences longer than the model's context.
+    """Refuse sizes that are not whole numbers, and sequences that a model cannot take; see `check_context`.
 
     Raises:
-        WorkbenchError: if a size is not a whole number of at least 1, or `length` exceeds the model's positions.
+        WorkbenchError: if a size is not a whole number of at least 1, or `length` exceeds a model's table of positions.
     """
     for name, value in {"length": length, **sizes}.items():
         if not isinstance(value, int) or value < 1:
             raise WorkbenchError(f"{name} is {value!r}; expected a whole number of at least 1")
-    longest = context(source)
-    if longest is not None and isinstance(length, int) and length > longest:
-        raise WorkbenchError(f"length {length} exceeds the {longest} positions of this model; pass length={longest}")
+    if not isinstance(source, Vocabulary | int) and isinstance(length, int):
+        check_positions(source.config.get_text_config(), length, next_step=f"pass length={context(source)}")
 
 
 def check_context(source: HasVocabulary | Vocabulary | int, n_tokens: int, *, smaller: str) -> None:
-    """Refuse sequences longer than the model's context. `smaller` names the arguments that determine `n_tokens`.
+    """Refuse sequences that a model cannot take. `smaller` names the arguments that determine `n_tokens`.
+
+    Warns:
+        BeyondContext: where the model can take them, and its rotary positions are not meant for so many.
 
     Raises:
-        WorkbenchError: if the model has fewer positions than `n_tokens`.
+        WorkbenchError: if the model has a table of fewer positions than `n_tokens`.
     """
-    longest = context(source)
-    if longest is not None and n_tokens > longest:
-        raise WorkbenchError(
-            f"{n_tokens} tokens exceed the {longest} positions of this model; pass a smaller {smaller}"
-        )
+    if isinstance(source, Vocabulary | int):
+        return
+    check_positions(source.config.get_text_config(), n_tokens, next_step=f"pass a smaller {smaller}")
+
+
+def check_positions(config: Any, n_tokens: int, *, next_step: str) -> None:
+    """As `check_context`, from a text configuration."""
+    longest = getattr(config, "max_position_embeddings", None)
+    kind = positions_of(config)
+    if longest is None or n_tokens <= longest or kind == "relative":
+        return
+    if kind == "table":
+        raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; {next_step}")
+    if _is_said(config):
+        return
+    warnings.warn(
+        f"sequences of {n_tokens} tokens are longer than the {longest} positions that the model's configuration names: "
+        "its rotary positions go on, beyond what it was trained for",
+        BeyondContext,
+        stacklevel=3,
+    )
+
+
+def _is_said(config: Any) -> bool:
+    """Whether a warning of this configuration has been given; it counts as given from now on."""
+    known = _SAID.get(id(config))
+    if known is not None and known() is config:
+        return True
+    _SAID[id(config)] = weakref.ref(config)
+    return False
+
+
+def positions_of(config: Any) -> Literal["table", "rotary", "relative"]:
+    """How a model knows positions: from a table with an end, by rotation, or by distances alone or not at all."""
+    model_type = getattr(config, "model_type", "")
+    if getattr(config, "alibi", False) or model_type in _WITHOUT_TABLE:
+        return "relative"
+    is_rotary = any(getattr(config, name, None) is not None for name in _ROTARY)
+    return "rotary" if is_rotary and model_type not in _TABLE_OF_ROTATIONS else "table"
 
 
 def context(source: HasVocabulary | Vocabulary | int) -> int | None:
-    """The model's number of positions; None where it is unbounded or unknown."""
+    """The number of positions that the model's configuration names; None where it is unbounded or unknown."""
     if isinstance(source, Vocabulary | int):
         return None
     return getattr(source.config.get_text_config(), "max_position_embeddings", None)
@@ -146,6 +214,24 @@ def with_bos(words: Vocabulary, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b t2
     if words.bos is None:
         return tokens
     return torch.cat([torch.full((len(tokens), 1), words.bos), tokens], 1)
+
+
+def _beginning(config: Any, tokenizer: Any) -> int | None:
+    """The token that begins a sequence: the tokenizer's, else the configuration's; never one outside the vocabulary."""
+    vocab_size = int(config.vocab_size)
+    of_config, of_tokenizer = getattr(config, "bos_token_id", None), getattr(tokenizer, "bos_token_id", None)
+    of_config = of_config[0] if isinstance(of_config, list) and of_config else of_config
+    usable = [i for i in (of_tokenizer, of_config) if isinstance(i, int) and 0 <= i < vocab_size]
+    bos = usable[0] if usable else None
+    if tokenizer is not None and of_config is not None and of_config != of_tokenizer:
+        has_none = "the tokenizer has none" if of_tokenizer is None else f"the tokenizer's is {of_tokenizer}"
+        chosen = "none" if bos is None else str(bos)
+        warnings.warn(
+            f"bos_token_id of the configuration is {of_config}, {has_none} (vocabulary 0 … {vocab_size - 1}): "
+            f"sequences of probes begin with {chosen}",
+            stacklevel=4,
+        )
+    return bos
 
 
 def _is_byte(token: str) -> bool:

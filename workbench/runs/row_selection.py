@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import pandas as pd
 from workbench.heads import WorkbenchError
 from workbench.runs.newest_parts import NewestParts, Shown, current_parts
 from workbench.store import VARYING, Part, Reader, Store, Table, parse_settings
+from workbench.store.series_order import in_training_order
 
 Step = int | Literal["last"]
 Select = Literal["all", "newest"]
@@ -111,15 +111,13 @@ class Rows:
         return sorted(parts, key=lambda part: (ranks[part.label.ckpt], part.label.detector, part.label.probe))
 
     def series_ranks(self) -> dict[str, int]:
-        """Each checkpoint's position in the series; those the series does not know follow by step."""
-        names = [record["name"] for record in self._store.checkpoints()]
-        names += [part.label.ckpt for part in self.reader.parts()]
-        return {name: rank for rank, name in enumerate(dict.fromkeys(names))}
+        """Each checkpoint's position in training, also of those that the series does not know, or no longer."""
+        return {record["name"]: rank for rank, record in enumerate(self.series())}
 
-    def origins(self, *, without: set[str]) -> list[dict[str, Any]]:
-        """What the parts say about the checkpoints they come from."""
-        origins = {part.label.ckpt: asdict(part.label.origin) for part in self.newest_parts()}
-        return [origin for ckpt, origin in origins.items() if ckpt not in without]
+    def series(self) -> list[dict[str, Any]]:
+        """The checkpoints in the order of training; see `workbench.store.series_order`."""
+        parts = (*self.reader.parts(), *self.newest_parts())  # of two places of one name, that of now is the last
+        return in_training_order(self._store.checkpoints(), (part.label.origin for part in parts))
 
     def in_plan(self) -> list[Part]:
         """The parts that the scan's plan asks for, of the weights that checkpoints have now."""

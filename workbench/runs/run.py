@@ -156,15 +156,16 @@ class Run:
             return parts[0].label.settings
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """What scores there are beside those shown, of other settings, earlier weights or older forms: sentences."""
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader should know: sentences of the last scan on the series and its probes' words, and `left_out`."""
         with self._lock:
-            return self._rows.shown().remarks
+            return (*map(str, self._store.plan().get("remarks", ())), *self.left_out)
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a reader should know of the run: sentences."""
-        return self.left_out
+    def left_out(self) -> tuple[str, ...]:
+        """What scores there are beside those shown: of other settings, of earlier weights, of older forms."""
+        with self._lock:
+            return self._rows.shown().remarks
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -302,12 +303,12 @@ class Run:
     def checkpoints(self) -> pd.DataFrame:
         """The series in order: ckpt, stage, branch, step, step_total, tokens, committed parts, failed.
 
-        Whatever else the series says about a checkpoint follows in columns of its own.
+        Whatever else the series says about a checkpoint follows in columns of its own. `is_gone`: it has parts, and no
+        folder any more; it stands at its place in training all the same.
         """
         with self._lock:
             committed = Counter(part.label.ckpt for part in self._rows.newest_parts())
-            records = [{"ckpt": record["name"], **record} for record in self._store.checkpoints()]
-            records += self._rows.origins(without={record["ckpt"] for record in records})
+            records = [{"ckpt": record["name"], **record} for record in self._rows.series()]
         failed = {failure.ckpt for failure in self._store.failures()}
         table = pd.DataFrame(records).drop(columns="name", errors="ignore")
         for column, dtype in _CHECKPOINT_DTYPES.items():
@@ -357,6 +358,12 @@ class Run:
             self._rows.refresh()
             parts, maps = self._rows.in_plan(), [file.label for file in self._maps.files()]
             return status_of(self._store.plan(), parts, maps, self._store.failures())
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Where the tokenizer is that the last scan made its probes with; None without one."""
+        tokenizer = self._store.plan().get("tokenizer")
+        return None if tokenizer is None else str(tokenizer)
 
     def emergence(
         self, detector: str, *, probe: str | None = None, least: float = 0.2, past: bool = False
@@ -522,6 +529,8 @@ class Run:
             if self._cache is None:
                 return make()
             parts = self.fingerprint(table, detector=detector, probe=probe)
+            # The order of the same parts changes with the series.
+            key = (self._store.series_changed_ns(), *key)
             return self._cache.once((table, parts, detector, probe, *key), make)
 
     def _arrays(self, detector: str, probe: str | None) -> ScoreArrays:

@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.checkpoints import Checkpoint, find_checkpoints
+from workbench.checkpoints import Checkpoint, Series, find_checkpoints
 from workbench.checkpoints.formats import weights_size
-from workbench.detectors import find_detectors
+from workbench.detectors import Detector, find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
 from workbench.runs.status import UnitName, committed_names, planned_names
 from workbench.scanning.job import Job
 from workbench.scanning.same_series import require_same_series
 from workbench.scanning.units import Units
 from workbench.store import Maps, Store, request_of
+
+_FEW = 3  # changes of config.json that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,15 @@ class CheckpointOutlook:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan."""
+    """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan.
+
+    `remarks`: what the user should know of the series and of the probes' words.
+    """
 
     job: Job
     units: tuple[dict[str, Any], ...]
     checkpoints: tuple[CheckpointOutlook, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def units_to_do(self) -> int:
@@ -59,8 +66,9 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     """
     require_same_series(job)
     detectors = find_detectors(job.detectors)
-    checkpoints = shard_of(job, [c for c in find_checkpoints(job.checkpoints).checkpoints if c.alias_of is None])
-    units = Units(job, ready, detectors)
+    series = find_series(job)
+    checkpoints = shard_of(job, series.on_disk)
+    units = Units(job, ready, detectors, find_words(job, ready, series))
     planned = planned_units(units, checkpoints)
     names = planned_names(planned)
     committed = _committed(job, units, planned, checkpoints) if (job.out / "run.json").is_file() else {}
@@ -69,7 +77,57 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
         done = (names & committed.get(c.name, Counter())).total()
         n_bytes = 0 if done == names.total() else weights_size(c.path)
         outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
-    return Outlook(job, tuple(planned), tuple(outlooks))
+    return Outlook(job, tuple(planned), tuple(outlooks), (*remarks_on(series), *units.remarks()))
+
+
+def find_series(job: Job) -> Series:
+    """The checkpoints of a job's directory, and those of its run that are no longer there.
+
+    Raises:
+        NoCheckpoints, and WorkbenchError for a `series.toml` that cannot be used.
+    """
+    before: list[dict[str, Any]] = []
+    if (job.out / "run.json").is_file():
+        store = Store.open(job.out)
+        try:
+            before = store.series()
+        except WorkbenchError:  # a damaged part; whoever reads the scores refuses it
+            before = store.checkpoints()
+    return find_checkpoints(job.checkpoints, before=before)
+
+
+def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:
+    """The words that the checkpoints share.
+
+    Raises:
+        WorkbenchError: if they share none, or the run's tokenizer is gone, and the job makes probes of words.
+    """
+    try:
+        words = series_words([(c.name, c.path) for c in series.on_disk], series.root, job.tokenizer)
+        _refuse_lost_tokenizer(job, words)
+        return words
+    except WorkbenchError as error:
+        is_default = not ready and any(isinstance(d, Detector) for d in find_detectors(job.detectors))
+        if job.tokenizer is not None or job.probes is not None or is_default:
+            raise
+        return SeriesWords((), None, str(error), ())
+
+
+def _refuse_lost_tokenizer(job: Job, words: SeriesWords) -> None:
+    """Refuse to go on with bare token ids in a run whose probes were made with a tokenizer."""
+    plan = Store.open(job.out).plan() if (job.out / "run.json").is_file() else {}
+    if (before := plan.get("tokenizer")) is not None and words.tokenizer is None:
+        raise WorkbenchError(
+            f"the probes of {job.out} were made with the tokenizer of {before}, and there is none now: "
+            f"{words.no_tokenizer}. Name it with --tokenizer FOLDER (tokenizer=), or scan into another run"
+        )
+
+
+def remarks_on(series: Series) -> list[str]:
+    """What the user should know of a series: sentences."""
+    changes = [str(change) for change in series.config_changes if not change.is_fatal]
+    more = [f"config.json differs within the series in {len(changes) - _FEW} more cases"] if len(changes) > _FEW else []
+    return [*series.remarks, *changes[:_FEW], *more]
 
 
 def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:

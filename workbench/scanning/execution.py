@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from workbench.checkpoints import Checkpoint, Series, find_checkpoints
+from workbench.checkpoints import Checkpoint, Series
 from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
-from workbench.scanning.dry_run import planned_units, shard_of
+from workbench.scanning.dry_run import find_series, find_words, planned_units, remarks_on, shard_of
 from workbench.scanning.engines import Channel, Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
@@ -84,10 +84,11 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     job = job.model_copy(update={"checkpoints": job.checkpoints.absolute(), "out": job.out.absolute()})
     require_same_series(job)
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
-    setup = Setup(job, tuple(ready), job.detectors, modules)
+    series = find_series(job)
+    words = find_words(job, ready, series)
+    setup = Setup(job, tuple(ready), job.detectors, modules, words)
     worker = open_worker(setup)
-    series = find_checkpoints(job.checkpoints)
-    checkpoints = [c for c in series.checkpoints if c.alias_of is None]
+    checkpoints = series.on_disk
     selected = shard_of(job, checkpoints)
     versions = {name: version(name) for name in ("attention-workbench", "torch", "transformers")}
     store = Store.create(job.out, job=job.kept(), versions=versions)
@@ -100,7 +101,9 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.write_architectures(architectures)
         store.write_job(job.to_toml())
         store.write_checkpoints(series.records())
-        store.write_plan({"checkpoints": [c.name for c in checkpoints], "units": planned})
+        remarks = [*remarks_on(series), *worker.units.remarks()]
+        plan = {"checkpoints": [c.name for c in checkpoints], "units": planned, "remarks": remarks}
+        store.write_plan({**plan, "tokenizer": None if words.tokenizer is None else str(words.tokenizer)})
         written = worker.units.written([c.path for c in checkpoints])
         store.write_request(planned, written, checkpoints=job.checkpoints)
         store.begin_timing()

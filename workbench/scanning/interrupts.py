@@ -16,8 +16,8 @@ from typing import Any
 class Interrupts:
     """Inside the block, note the first SIGINT or SIGTERM; `check()` then raises KeyboardInterrupt between units.
 
-    A second signal raises KeyboardInterrupt at once. Outside the main thread signals cannot be caught, and the block
-    changes nothing.
+    A second signal raises KeyboardInterrupt at once. A signal that the process ignores, as under `nohup` or in a job's
+    background, stays ignored. Outside the main thread signals cannot be caught, and the block changes nothing.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -28,7 +28,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._note) for s in self._SIGNALS}
+            caught = [s for s in self._SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+            self._handlers = {s: signal.signal(s, self._note) for s in caught}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -39,6 +39,8 @@ class Job(BaseModel):
         checkpoints, out: the directory of checkpoints and the run's folder.
         detectors: names; None: those that `docs/detectors.md` calls default.
         probes: in the notation of `workbench.probes.build`; None: the default ones.
+        tokenizer: of all checkpoints: a folder, a tokenizer.json, or a model's name in the hub's cache; None: the one
+            that the checkpoints or their folder have.
         made_in_python: `name:digest` of probes that were made in Python; no file can hold them.
         engine: `inline` in this process, `local` in worker processes, `ray` on a cluster.
         workers: the largest number of checkpoints at a time; None: one inline, one per GPU or core locally, as many as
@@ -66,6 +68,7 @@ class Job(BaseModel):
     out: Path
     detectors: tuple[StrictStr, ...] | None = None
     probes: tuple[StrictStr, ...] | None = None
+    tokenizer: StrictStr | None = None
     made_in_python: tuple[StrictStr, ...] = ()
     engine: EngineName = "inline"
     workers: StrictInt | None = Field(default=None, ge=1)
@@ -109,6 +112,8 @@ class Job(BaseModel):
     def kept(self) -> dict[str, Any]:
         """The fields that determine the run, as plain values with absolute paths; without those that are None."""
         fields = self.model_dump(mode="json", exclude=set(_NOT_KEPT), exclude_none=True)
+        if self.tokenizer is not None and Path(self.tokenizer).exists():
+            fields["tokenizer"] = str(Path(self.tokenizer).resolve())
         return {**fields, **{name: str(getattr(self, name).resolve()) for name in _PATHS}}
 
     def to_toml(self) -> str:
@@ -151,6 +156,9 @@ def read_job(
     for name in _PATHS:
         if isinstance(job.get(name), str):
             job[name] = path.parent / job[name]
+    tokenizer = job.get("tokenizer")
+    if isinstance(tokenizer, str) and (path.parent / tokenizer).exists():  # else a model's name
+        job["tokenizer"] = str(path.parent / tokenizer)
     return make_job({**job, **overrides(settings=settings, environment=environment, **fields)})
 
 
@@ -215,6 +223,7 @@ _EXPECTED = {
     "out": "the path of the run folder to write",
     "detectors": 'a list of names, as ["induction", "sink"]',
     "probes": 'a list of probes, as ["repeats:n=64"]',
+    "tokenizer": "the folder of a tokenizer, or a model's name",
     "engine": " or ".join(repr(name) for name in ENGINES),
     "workers": "a whole number of at least 1",
     "address": "'auto' or host:port of a Ray cluster",

@@ -21,6 +21,7 @@ from workbench.hooks import HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.pattern_maps import PatternMaps, record_maps
 from workbench.probes import Probe
+from workbench.probes.token_text import pieces_of
 from workbench.store import MapArrays, Origin, QueriesKeys, Store
 from workbench.store.map_parts import map_unit
 from workbench.store.part_files import read_label, read_rows
@@ -47,7 +48,7 @@ class MapOptions:
 
 def probes_without_maps(store: Store, origin: Origin, probes: Sequence[Probe], options: MapOptions) -> list[Probe]:
     """The probes whose patterns of this checkpoint are not stored."""
-    return [p for p in probes if not store.has_maps(origin, map_key(origin, p, options))]
+    return [p for p in probes if not store.settle_maps(origin, map_key(origin, p, options))]
 
 
 def map_key(origin: Origin, probe: Probe, options: MapOptions) -> str:
@@ -168,16 +169,3 @@ def arrays_of(recorded: PatternMaps, tokenizer: Any) -> MapArrays:
             for (layer_slot, h), qk in recorded.qk.items()
         },
     )
-
-
-def pieces_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...] | None:
-    """The text of each token with its leading space; None without a tokenizer."""
-    if tokenizer is None:
-        return None
-    words = tokenizer.convert_ids_to_tokens(list(ids))
-    pieces: list[str] = []
-    for i, word in zip(ids, words, strict=True):
-        text = tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        has_lost_space = isinstance(word, str) and word.startswith("▁") and not text.startswith(" ")
-        pieces.append(" " + text if has_lost_space else text)
-    return tuple(pieces)

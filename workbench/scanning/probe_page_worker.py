@@ -25,6 +25,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.recording.pattern_maps import record_maps
 from workbench.probes import build, text, token_sequences
+from workbench.probes.token_ids import why_no_tokenizer
 from workbench.scanning.kept_patterns import arrays_of, first_document
 from workbench.store import Origin
 from workbench.store.map_parts import MapSource, write_maps
@@ -40,7 +41,7 @@ def main(folder: Path) -> int:
     try:
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         _print_stage("opening the checkpoint")
-        model = open_model(Path(request["checkpoint"]))
+        model = open_model(Path(request["checkpoint"]), tokenizer=request.get("tokenizer"))
         tokens = _tokens(model, request["text"], request["probe"])
         _print_stage(f"running {len(tokens):,} tokens through {len(model.layers)} layers")
         n_heads = sum(layer.n_heads for layer in model.layers)
@@ -73,8 +74,8 @@ def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
     pieces = re.split(r"[\s,]+", written.strip())
     if not all(piece.isdigit() for piece in pieces):
         raise WorkbenchError(
-            "this checkpoint has no tokenizer files, so a text cannot be read; write token ids, as 5 17 4, or pick a "
-            "standard probe"
+            f"this checkpoint has no tokenizer{why_no_tokenizer(model)}, so a text cannot be read; write token ids, as "
+            "5 17 4, or pick a standard probe"
         )
     return torch.tensor([int(piece) for piece in pieces])
 

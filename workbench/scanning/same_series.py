@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workbench.checkpoints import Checkpoint, Series, architecture, find_checkpoints, fingerprint
 from workbench.checkpoints.configs import CONFIG
-from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 from workbench.scanning.job import Job
 from workbench.store import Part, Store, read_requests, read_rows
 
@@ -25,13 +25,17 @@ def require_same_series(job: Job) -> None:
     """Compare a job's directory with its run, if that was begun.
 
     Raises:
-        NoCheckpoints: as `find_checkpoints`.
         WorkbenchError: if it is another series; it names both.
     """
-    if (job.out / "run.json").is_file():
-        store, series = Store.open(job.out), find_checkpoints(job.checkpoints)
-        shapes_with_run(store, job, series)
-        require_same_training(store, job, [c for c in series.checkpoints if c.alias_of is None])
+    if not (job.out / "run.json").is_file():
+        return
+    try:
+        series = find_checkpoints(job.checkpoints)
+    except NoCheckpoints:  # whoever orders them with those of the run says why, or can
+        return
+    store = Store.open(job.out)
+    shapes_with_run(store, job, series)
+    require_same_training(store, job, series.on_disk)
 
 
 def shapes_with_run(store: Store, job: Job, series: Series) -> list[dict[str, str]]:
@@ -44,7 +48,7 @@ def shapes_with_run(store: Store, job: Job, series: Series) -> list[dict[str, st
         WorkbenchError: if none has the shape of one in the run; it names both.
     """
     refused = {change.checkpoint for change in series.config_changes if change.is_fatal}
-    shapes = [shape for c in series.checkpoints if c.name not in refused and (shape := architecture(c.path))]
+    shapes = [shape for c in series.on_disk if c.name not in refused and (shape := architecture(c.path))]
     return _compared(store, job, shapes)
 
 

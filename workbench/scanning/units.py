@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.detectors import WEIGHTS, AnyDetector, Detector, WeightDetector
-from workbench.heads import WorkbenchError
-from workbench.loading.tokenizers import ModelWords, model_words, words_digest
+from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.loading.series_words import SeriesWords
+from workbench.loading.tokenizers import ModelWords, model_words
 from workbench.probes import Probe, build, default
+from workbench.probes.token_ids import BareTokens
 from workbench.scanning.job import Job
 from workbench.scanning.kept_patterns import MapOptions
 from workbench.scanning.machine import dtype_in_words
@@ -56,12 +59,16 @@ class Unit:
 
 
 class Units:
-    """The units of a job. Probes are made once for all checkpoints that share a vocabulary."""
+    """The units of a job. Probes are made once for all checkpoints, in the words that they share."""
 
-    def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
-        self._job, self._ready, self._detectors = job, ready, detectors
+    def __init__(
+        self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector], series_words: SeriesWords
+    ) -> None:
+        self._job, self._ready, self._detectors, self._series_words = job, ready, detectors, series_words
         self._dtype = dtype_in_words(job)
-        self._probes: dict[str, list[Probe]] = {}
+        self._probes: list[Probe] | None = None
+        self._words: ModelWords | None = None
+        self._remarks: list[str] = []
 
     @property
     def map_options(self) -> MapOptions:
@@ -69,16 +76,41 @@ class Units:
         return MapOptions(self._job.keep == "qk", self._dtype, self._job.far_window)
 
     def probes(self, checkpoint: Path) -> list[Probe]:
-        """The probes in a checkpoint's vocabulary.
+        """The probes of the series.
 
         Raises:
-            BadCheckpoint: if its config.json is missing or describes no known model.
+            BadCheckpoint: with the fault of `checkpoint` if no config.json of the series describes a known model.
             WorkbenchError: if a probe cannot be made, or two have the same name.
         """
-        digest = words_digest(checkpoint)
-        if digest not in self._probes:
-            self._probes[digest] = self._make_probes(model_words(checkpoint))
-        return self._probes[digest]
+        if self._probes is None:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self._probes = self._make_probes(checkpoint)
+            self._remarks = [str(each.message) for each in caught if not issubclass(each.category, BareTokens)]
+        return self._probes
+
+    def words(self, checkpoint: Path) -> ModelWords:
+        """The configuration and the tokenizer that the checkpoints share.
+
+        Raises:
+            BadCheckpoint: as `probes`.
+        """
+        if self._words is None:
+            try:
+                self._words = self._series_words.words()
+            except BadCheckpoint:
+                model_words(checkpoint)
+                raise
+        return self._words
+
+    def remarks(self) -> list[str]:
+        """What the user should know of the probes' words: sentences."""
+        words, bare = self._series_words, self._words is not None and self._words.tokenizer is None
+        reason = [
+            f"{words.no_tokenizer}: probes are token ids of the whole vocabulary, drawn without words; name a "
+            "tokenizer with --tokenizer FOLDER (tokenizer=)"
+        ]
+        return list(dict.fromkeys([*words.remarks, *(reason if bare else []), *self._remarks]))
 
     def of_probe(self, origin: Origin, probe: Probe | None) -> list[Unit]:
         """The units of a probe: the detectors defined on it, and its metrics if it has answers.
@@ -129,11 +161,12 @@ class Units:
         fitting: list[AnyDetector | None] = [d for d in self._detectors if isinstance(d, Detector) and d.fits(probe)]
         return fitting if probe.answer_rows is None else [*fitting, None]
 
-    def _make_probes(self, words: ModelWords) -> list[Probe]:
-        made = [build(words, written) for written in self._job.probes or ()]
+    def _make_probes(self, checkpoint: Path) -> list[Probe]:
+        made = [build(self.words(checkpoint), written) for written in self._job.probes or ()]
         probes = [*made, *self._ready]
         if self._job.probes is None and not self._ready:
-            probes = default(words) if any(isinstance(d, Detector) for d in self._detectors) else []
+            has_recordings = any(isinstance(d, Detector) for d in self._detectors)
+            probes = default(self.words(checkpoint)) if has_recordings else []
         names = [WEIGHTS, *(p.name for p in probes)]
         duplicates = sorted({n for n in names if names.count(n) > 1})
         if duplicates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+import warnings
 import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ from workbench.heads import BadCheckpoint, Row, StoreNotWritable
 from workbench.hooks import HookedModel, open_model
 from workbench.kernels import Far
 from workbench.loading.pretrained import is_out_of_memory, nonfinite_tensors
+from workbench.loading.series_words import SeriesWords
+from workbench.loading.tokenizer_files import open_tokenizer
 from workbench.probes import Probe
+from workbench.probes.token_ids import BeyondContext
 from workbench.scanning.engines.tasks import Channel
 from workbench.scanning.job import Job
 from workbench.scanning.kept_patterns import commit_map, flagged, make_map, map_key, probes_without_maps
@@ -53,6 +57,7 @@ class Setup:
     ready: tuple[Probe, ...]
     names: tuple[str, ...] | None
     modules: tuple[str, ...]
+    words: SeriesWords
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +125,18 @@ def open_worker(setup: Setup) -> ScanWorker:
     """
     for module in setup.modules:
         import_module(module)
-    return ScanWorker(setup.job, setup.ready, find_detectors(setup.names))
+    return ScanWorker(setup.job, setup.ready, find_detectors(setup.names), setup.words)
 
 
 class ScanWorker:
     """Computes the missing units of a checkpoint. Failures are stored, not raised."""
 
-    def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector]) -> None:
+    def __init__(self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector], words: SeriesWords) -> None:
         self._job, self._store = job, Store(job.out)
         self._dtype = dtype_of(job.dtype)
-        self.units = Units(job, ready, detectors)
+        self.units = Units(job, ready, detectors, words)
         self._map_options = self.units.map_options
+        self._tokenizer = None if words.tokenizer is None else open_tokenizer(words.tokenizer)
 
     def __call__(self, argument: CheckpointTask, channel: Channel) -> None:
         """Process one checkpoint. After a stop request, return when the current probe is done.
@@ -141,7 +147,9 @@ class ScanWorker:
         name = argument.checkpoint.name
         channel.send(Event(name))
         try:
-            self._process(argument, channel)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", BeyondContext)  # the scan says it once, where it makes the probes
+                self._process(argument, channel)
         except StoreNotWritable:
             raise
         except Exception as error:  # the failure of one checkpoint is stored and does not end the scan
@@ -193,7 +201,7 @@ class ScanWorker:
         missing: list[tuple[Probe | None, list[Unit]]] = []
         for probe in [*self.units.probes(path), None]:
             units = self.units.of_probe(origin, probe)
-            todo = [u for u in units if not self._store.has(u.table, origin, u.key)]
+            todo = [u for u in units if not self._store.settle(u.table, origin, u.key)]
             channel.send(Event(origin.ckpt, found=len(units) - len(todo)))
             if todo:
                 missing.append((probe, todo))
@@ -209,7 +217,12 @@ class ScanWorker:
         """Open a checkpoint. Where non-finite weights are allowed, its flags give the number of such tensors."""
         job = self._job
         model = open_model(
-            path, job.device, self._dtype, allow_pickle=job.allow_pickle, allow_nonfinite=job.allow_nonfinite
+            path,
+            job.device,
+            self._dtype,
+            tokenizer=self._tokenizer,
+            allow_pickle=job.allow_pickle,
+            allow_nonfinite=job.allow_nonfinite,
         )
         nonfinite = nonfinite_tensors(model.model) if job.allow_nonfinite else []
         if not nonfinite:

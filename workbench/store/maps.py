@@ -17,6 +17,8 @@ from safetensors import safe_open
 from workbench.heads import Head, WorkbenchError
 from workbench.store.map_codes import decode, decode_signed, encode
 from workbench.store.map_parts import MapLabel, map_files, read_map_label
+from workbench.store.run_folder import Store
+from workbench.store.series_order import in_training_order
 
 Step = int | Literal["last"]
 # Tokens. Wider exact crops take a CPU more than a tenth of a second.
@@ -316,7 +318,7 @@ class Maps:
         return tuple(sorted({f.label.probe for f in self.files()}))
 
     def files(self) -> tuple[PatternFile, ...]:
-        """Every part of patterns by folder, which is by step, then by probe.
+        """Every part of patterns in series order, then by probe.
 
         Raises:
             WorkbenchError: naming the first file that is not a whole part.
@@ -330,8 +332,11 @@ class Maps:
             except FileNotFoundError:
                 continue
         self._files = files
+        series = Store(self._root).checkpoints()
+        origins = [f.label.origin for f in files.values()]
+        ranks = {record["name"]: rank for rank, record in enumerate(in_training_order(series, origins))}
         chosen = list(files.values()) if self._choose is None else self._choose(list(files.values()))
-        return tuple(sorted(chosen, key=lambda f: (f.path.parent, f.label.probe)))
+        return tuple(sorted(chosen, key=lambda f: (ranks[f.label.origin.ckpt], f.path.parent, f.label.probe)))
 
     def find(self, *, ckpt: str | None = None, step: Step = "last", probe: str | None = None) -> PatternFile:
         """The patterns of one checkpoint and probe; of two parts the one with more heads stored finely.

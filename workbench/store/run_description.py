@@ -20,6 +20,7 @@ class JobDescription:
     out: str | None = None
     detectors: tuple[str, ...] | None = None
     probes: tuple[str, ...] | None = None
+    tokenizer: str | None = None
     made_in_python: tuple[str, ...] | None = None
     engine: str | None = None
     workers: int | None = None

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ from workbench.store.part_format import (
     labelled_table,
     part_table,
 )
+from workbench.store.refiling import refile_maps, refile_rows
 from workbench.store.run_description import PACKAGE, JobDescription, RunDescription, Versions
 from workbench.store.run_reader import Reader, plain_text
 from workbench.store.scan_requests import WrittenProbe, note_current, write_request
+from workbench.store.series_order import Record, in_training_order
 from workbench.store.timings import Timing, Timings, add_timing, begin, read_timings
 
 
@@ -138,16 +141,21 @@ class Store:
             if part.label.schema == SCHEMA:
                 continue
             first_schema = part.label.first_schema or part.label.schema
-            label = replace(part.label, schema=SCHEMA, first_schema=first_schema)
-            stat = part.path.stat()
-            with replacing_file(part.path, temporaries=self._temporaries) as stream:
-                stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
-                stream.flush()
-                os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            self._relabel(part, replace(part.label, schema=SCHEMA, first_schema=first_schema))
 
     def has(self, table: Table, origin: Origin, unit: str) -> bool:
         """Whether the unit is done."""
         return self._part_path(table, origin, unit).exists()
+
+    def settle(self, table: Table, origin: Origin, unit: str) -> bool:
+        """Whether the unit is done. Its part says this origin afterwards: a checkpoint may have been renamed.
+
+        A damaged part stays as it is, for `check` to name.
+
+        Raises:
+            StoreNotWritable: if the disk is full or refuses; the part is then as it was.
+        """
+        return refile_rows(self.path, table, origin, unit, relabel=self._relabel)
 
     def commit_scores(  # noqa: PLR0913  # what a part is labelled with
         self,
@@ -225,9 +233,9 @@ class Store:
         )
         return self._commit(metrics, label)
 
-    def has_maps(self, origin: Origin, unit: str) -> bool:
-        """Whether the patterns of a unit are in place."""
-        return map_path(self.path, origin, unit).exists()
+    def settle_maps(self, origin: Origin, unit: str) -> bool:
+        """Whether the patterns of a unit are in place; as `settle`."""
+        return refile_maps(self.path, origin, unit, put=partial(replace_file, temporaries=self._temporaries))
 
     def commit_maps(self, origin: Origin, unit: str, arrays: MapArrays, *, probe: str, probe_digest: str) -> int:
         """Put the patterns of one checkpoint and probe in place, whole or not at all; returns their size in bytes.
@@ -292,6 +300,15 @@ class Store:
         path = self.path / "checkpoints.json"
         return _load_json(path) if path.exists() else []
 
+    def series(self) -> list[Record]:
+        """The series in order with every other checkpoint that has parts at its place; see `series_order`."""
+        return in_training_order(self.checkpoints(), (part.label.origin for part in self.parts()))
+
+    def series_changed_ns(self) -> int:
+        """When the series was last written, in nanoseconds since 1970; 0 before the first."""
+        path = self.path / "checkpoints.json"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Replace the plan, what the scan will commit: each of `units` for each of `checkpoints` (names)."""
         self._put_json(self.path / "plan.json", dict(plan))
@@ -328,7 +345,7 @@ class Store:
         return _load_json(path) if path.exists() else {"checkpoints": [], "units": []}
 
     def parts(self) -> tuple[Part, ...]:
-        """Every committed unit, in series order."""
+        """Every committed unit, by folder."""
         return Reader(self.path).parts()
 
     def whole_parts(self) -> Iterator[Part]:
@@ -385,6 +402,16 @@ class Store:
         path = self._part_path(label.table, label.origin, label.unit)
         replace_file(path, _as_parquet(part_table(rows, label)), temporaries=self._temporaries)
         return path
+
+    def _relabel(self, part: Part, label: Label) -> None:
+        """Write a part's rows again under another label, with their time, where the label belongs."""
+        stat = part.path.stat()
+        with replacing_file(
+            self._part_path(label.table, label.origin, label.unit), temporaries=self._temporaries
+        ) as stream:
+            stream.write(_as_parquet(labelled_table(read_rows(self.path, part), label)))
+            stream.flush()
+            os.utime(stream.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def _put_json(self, path: Path, value: Any) -> None:
         replace_file(path, f"{json_text(value, indent=1)}\n".encode(), temporaries=self._temporaries)

@@ -72,7 +72,9 @@ def register(app: Dash, content: Content) -> None:
                 )
             folder = checkpoint_folder(runs[run].checkpoints().to_dict("records"), ckpt)
             probe = STANDARD_PROBES.get(str(request.get("standard")), "")
-            return flask.jsonify({"job": probings.start(folder, text=str(request.get("text", "")), probe=probe)})
+            tokenizer = runs[run].tokenizer
+            text = str(request.get("text", ""))
+            return flask.jsonify({"job": probings.start(folder, text=text, probe=probe, tokenizer=tokenizer)})
         except WorkbenchError as error:
             return flask.jsonify({"error": str(error)})
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.recording.cells import sequences
-from workbench.hooks.taps.eager import blocks
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.probes import Probe
 
 ABOVE = 100.0

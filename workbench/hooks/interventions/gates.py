@@ -24,7 +24,8 @@ from workbench.heads import KVHead, LayerInfo, WorkbenchError
 from workbench.hooks.interventions.windows import Conversion, Window, intervened_output
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.attention_call import AttentionCall
-from workbench.hooks.taps.eager import blocks, handling
+from workbench.hooks.taps.eager import handling
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.replaced_forward import another_forward
 
 

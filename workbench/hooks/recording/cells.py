@@ -53,6 +53,12 @@ class Sequences:
         is_start[:, 1:] = self.document.diff(dim=-1) != 0
         return position - torch.where(is_start, position, 0).cummax(-1).values
 
+    def lengths(self) -> Int[Tensor, "b t"]:
+        """The number of tokens of each token's document; on padding that of its sequence's first one."""
+        first = self.document.gather(1, self.valid.int().argmax(-1, keepdim=True))
+        document = torch.where(self.valid, self.document, first)
+        return torch.bincount(self.document[self.valid], minlength=self.n_documents)[document]
+
 
 CellRule = Callable[[Sequences], Int[Tensor, "n_cells 3"]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,10 +26,14 @@ from workbench.hooks.interventions.windows import Interventions
 from workbench.hooks.recording.cells import Sequences, counted_cells, sequences
 from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
-from workbench.hooks.taps.eager import blocks, handling, is_without_interface
+from workbench.hooks.taps.eager import handling, is_without_interface
+from workbench.hooks.taps.finite_values import watching
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
+from workbench.hooks.taps.rotary_lengths import extends_positions, rotates_by_length, rotating_for, uncontrolled_type
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
+from workbench.probes.token_ids import check_positions
 
 Rows = Literal["all"] | int | Tensor
 # Called with the queries that run next.
@@ -39,8 +44,9 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
     """Tokens or a probe on the model's device, checked against what the model takes.
 
     Raises:
-        WorkbenchError: for tokens outside the vocabulary or longer than the model takes, a mask that does not fit, or
-            padding on the left in a model that counts positions from the first column and takes no others.
+        WorkbenchError: for tokens outside the vocabulary or longer than the model takes (its table of positions, if it
+            has one; rotary positions go on, with a warning), a mask that does not fit, or padding on the left in a
+            model that counts positions from the first column and takes no others.
     """
     if isinstance(tokens, Probe):
         batch = sequences(tokens.tokens.to(model.device), tokens.attention_mask)
@@ -59,7 +65,7 @@ def batch_of(model: PreTrainedModel, tokens: Tensor | Probe, attention_mask: Ten
         ids = tokens if tokens.ndim == 2 else tokens[None]
         mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else attention_mask[None]
         batch = sequences(ids.to(model.device), mask)
-    _check(model.config.get_text_config(), batch.tokens)
+    _check(model, batch.tokens)
     _check_left_padding(model, batch)
     return batch
 
@@ -202,9 +208,20 @@ def check_prefill(
     _check_all_softmax(model, layers, "pieces through a cache", "leave prefill= out")
     if batch.is_packed:
         raise WorkbenchError("packed documents cannot be run piece by piece; leave prefill= out")
+    if (rope_type := uncontrolled_type(model)) is not None:
+        raise WorkbenchError(
+            f"rope type {rope_type!r} has frequencies that depend on the length, which {type(model).__name__} applies "
+            "in a way of its own; pieces through a cache may be rotated with others than one pass: leave prefill= out"
+        )
     replacements = interventions.replacements.values()
     if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
         raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
+
+
+def most_tokens(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have; None where positions have no end, as with dynamic NTK."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if longest is None or extends_positions(model) else int(longest)
 
 
 def has_convolutions(model: PreTrainedModel) -> bool:
@@ -213,6 +230,17 @@ def has_convolutions(model: PreTrainedModel) -> bool:
 
 
 def _forward(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
+    with ExitStack() as stack:
+        if rotates_by_length(model):
+            stack.enter_context(rotating_for(batch.lengths()[:, queries]))
+        watch = stack.enter_context(watching(model, batch.valid[:, queries]))
+        out = _run(model, batch, rows, queries, **options)
+        if len(rows):  # else the logits are of the last row, which may be padding
+            watch.note("the logits", out.logits, batch.valid[:, rows])
+    return out
+
+
+def _run(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], queries: slice, **options: Any) -> Any:
     options["input_ids"] = batch.tokens[:, queries]
     if batch.is_packed:
         # transformers finds document boundaries where positions start anew, but only without an attention mask. So
@@ -251,7 +279,7 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
     padded = pad(text, (n_padding, 0))
     valid = pad(torch.ones_like(text), (n_padding, 0))
     # The plain handler keeps interventions that are in force out of the two passes.
-    with torch.no_grad(), handling(model, lambda call: call.output()):
+    with torch.no_grad(), handling(model, lambda call: call.output()), watching(model, valid.bool()):
         alone = model(input_ids=text, use_cache=False).logits.float()
         behind = model(input_ids=padded, attention_mask=valid, use_cache=False).logits[:, n_padding:].float()
     # Tiny RoFormer, relative by sines and cosines: 4e-7 in float32, 1.2e-2 in bfloat16; TrOCR, learned: 1.3.
@@ -263,7 +291,8 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
         )
 
 
-def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:
+def _check(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
+    config = model.config.get_text_config()
     if tokens.numel() == 0:
         raise WorkbenchError(f"tokens have shape {tuple(tokens.shape)}; expected at least one token")
     low, high = int(tokens.min()), int(tokens.max())
@@ -271,11 +300,8 @@ def _check(config: Any, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"token ids run from {low} to {high}; this model's vocabulary is 0 … {int(config.vocab_size) - 1}"
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and tokens.shape[1] > longest:
-        raise WorkbenchError(
-            f"{tokens.shape[1]} tokens exceed the {longest} positions of this model; pass shorter sequences"
-        )
+    if most_tokens(model) is not None:
+        check_positions(config, tokens.shape[1], next_step="pass shorter sequences")
 
 
 def _check_all_softmax(model: PreTrainedModel, layers: Sequence[LayerInfo], feature: str, instead: str) -> None:

@@ -39,7 +39,7 @@ class RowReading:
     `read` turns the rows of one head on one sequence into any number of numbers; those of several pieces of a sequence
     are added. Columns are keys from the start of the sequence; linear layers give A / Σ|A|.
     `of`: the probabilities, or what each key adds through the head to the logit of the row's next token, for softmax
-    layers only (see `Writing`).
+    layers only (see `Writing`) and rows that have a next token.
     """
 
     name: str
@@ -120,6 +120,9 @@ class Readings:
             need.name: counted_rows(need.rows(batch), batch, source=f"the RowReading {need.name!r}")
             for need in self._needs
         }
+        for need in self._needs:
+            if need.of == "logit":
+                _check_next_tokens(self._rows[need.name], batch, need.name)
         self._queries = slice(0, 0)
         self._values: dict[tuple[str, int, int, int], Tensor] = {}
         shape = (len(batch.tokens), len(layers), max(layer.n_heads for layer in layers))
@@ -183,6 +186,18 @@ class Readings:
         for key, values in by_head.items():
             padded[key][: len(values)] = values.float()
         return padded
+
+
+def _check_next_tokens(rows: Int[Tensor, "r 2"], batch: Sequences, name: str) -> None:
+    b, row = rows.unbind(-1)
+    n_tokens = batch.tokens.shape[1]
+    has_next = (row + 1 < n_tokens) & batch.valid[b, (row + 1).clamp(max=n_tokens - 1)]
+    if not bool(has_next.all()):
+        last = tuple(rows[~has_next][0].tolist())
+        raise WorkbenchError(
+            f"the RowReading {name!r} reads logits of the next token, and its row {last} is the last token of its "
+            "sequence; expected rows with a token behind them: leave it out"
+        )
 
 
 def _one_sequence(call: AttentionCall, b: int) -> AttentionCall:

@@ -39,6 +39,7 @@ class LazyMask:
     `window`: the local size that the model gives for the layer, a sliding window or a chunk, in tokens.
     `documents`: numbers of packed documents, which do not see each other whatever `function` returns. `earlier`: the
     number of valid keys before these, which a sliding layer's cache has dropped; None: `key_offset` of them.
+    `handler`: of the pass that the mask was made for, which computes the layers again in its backward pass too.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -50,6 +51,31 @@ class LazyMask:
     valid: Bool[Tensor, "b k"] | None
     documents: Int[Tensor, "b k"] | None = None
     earlier: Int[Tensor, " b"] | None = None
+    handler: Callable[[Any], Tensor] | None = None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, *_: Any) -> Any:
+        """Refuse to be taken for a tensor, by the model's own attention after the block ended.
+
+        Raises:
+            WorkbenchError: always.
+        """
+        raise WorkbenchError(
+            f"a pass that began under the workbench reached {getattr(func, '__name__', func)} of the model's own "
+            "attention, as the backward pass of gradient checkpointing does after the `with` block has ended; call "
+            "backward() inside the block"
+        )
+
+    def contiguous(self) -> LazyMask:
+        """Refuse the caches whose masks transformers makes before the pass.
+
+        Raises:
+            WorkbenchError: always.
+        """
+        raise WorkbenchError(
+            "a static cache takes a mask made before the pass, which interventions cannot follow; generate with the "
+            "default cache (leave cache_implementation= out), or with use_cache=False"
+        )
 
     def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
         ahead = self.query_offset - self.key_offset

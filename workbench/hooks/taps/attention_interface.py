@@ -22,6 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
+from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.scored_call import biased_call
 
 IMPLEMENTATION = "workbench"
@@ -105,8 +106,11 @@ def _attend(
             raise WorkbenchError(f"{name} has a bias or a sink for each row beside a softcap or a fixed sink")
         call = biased_call(call, bias=position_bias, sinks=sinks, name=name)
     call = replace(call, positions=_token_positions(others.get("position_ids")))
-    handler = _handler.get()
-    return (call.output() if handler is None else handler(call)).to(query.dtype), None
+    note_attention(call.layer, (query, key, value), None, attention_mask.valid)
+    handler = attention_mask.handler  # not the one in force: a backward pass computes layers again, anywhere
+    out = (call.output() if handler is None else handler(call)).to(query.dtype)
+    note_attention(call.layer, (), out, None)
+    return out, None
 
 
 def _token_positions(positions: Any) -> Int[Tensor, "#b q"] | None:
@@ -139,6 +143,7 @@ def _lazy_mask(
         window=local_size,
         valid=valid,
         earlier=earlier,
+        handler=_handler.get(),
     )
 
 

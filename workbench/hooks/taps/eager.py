@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -31,7 +31,10 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps import attention_interface
 from workbench.hooks.taps.attention_call import Handler, LazyMask
+from workbench.hooks.taps.finite_values import note_attention
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.replaced_forward import another_forward
+from workbench.hooks.taps.rotary_lengths import steady_rotation
 from workbench.hooks.taps.scored_call import MAX_TOKENS, grouped_scores, scored_call
 
 # Passes as short as the one that opens a model receive the true probabilities, and must pass them on unchanged.
@@ -50,7 +53,7 @@ def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
         WorkbenchError: inside, for more tokens than MAX_TOKENS where the family gives no other way than T × T scores.
     """
     own = _handling_scores if is_without_interface(model) else attention_interface.handling
-    with own(model, handler):
+    with steady_rotation(model), own(model, handler):
         yield
 
 
@@ -79,18 +82,6 @@ def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None
         for module in training:
             module.training = True
         _handler.reset(token)
-
-
-def blocks(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
-    """Layer number and module of every member of the outermost lists that have one for each layer."""
-    n_layers = int(model.config.get_text_config().num_hidden_layers)
-    waiting: list[nn.Module] = [model]
-    while waiting:
-        module = waiting.pop()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            yield from enumerate(module)
-        else:
-            waiting.extend(module.children())
 
 
 class _Inputs:
@@ -263,8 +254,11 @@ class _Tap(TorchFunctionMode):
             n_kv_heads=getattr(self._inputs.config, "num_kv_heads", None),
             name=self._name,
         )
+        note_attention(self._layer, (call.v,), None, call.mask.valid)
         handler = _handler.get()
-        return (call.output() if handler is None else handler(call)).to(v.dtype)
+        out = (call.output() if handler is None else handler(call)).to(v.dtype)
+        note_attention(self._layer, (), out, None)
+        return out
 
 
 def _are_probabilities(used: Float[Tensor, "b h q k"], scores: Float[Tensor, "b h q k"]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.hooks.taps.attention_call import AttentionCall
-from workbench.hooks.taps.eager import blocks
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.kernels import Request
 
 _TOLERANCE = 1e-4

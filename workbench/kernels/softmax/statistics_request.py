@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
+
+from workbench.heads import WorkbenchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,22 @@ class Request:
     query_tags: Integer[Tensor, "#b q_tags"] | None = None
     key_tags: Integer[Tensor, "#b k"] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises:
+        WorkbenchError: for cells, top rows or rows that are not sorted: the kernels look them up by halving.
+        """
+        pairs = {
+            "cells": None if self.cells is None else (self.cells.sequence, self.cells.row),
+            "top_rows": None if self.top_rows is None else self.top_rows.unbind(-1),
+            "rows": None if self.rows is None else (torch.zeros_like(self.rows), self.rows),
+        }
+        for name, pair in pairs.items():
+            if pair is not None and not _is_sorted(*pair):
+                order = "rows" if name == "rows" else "(sequence, row)"
+                raise WorkbenchError(
+                    f"the request's {name} are not sorted by {order}; expected them in order: sort them"
+                )
+
     @property
     def is_of_profile(self) -> bool:
         """True if a profile holds all of it."""
@@ -82,6 +101,11 @@ class Request:
     def is_of_rows(self) -> bool:
         """True if row statistics hold all of it."""
         return not self.top and self.query_tags is None and self.key_tags is None
+
+
+def _is_sorted(sequence: Int[Tensor, " n"], row: Int[Tensor, " n"]) -> bool:
+    later = sequence.diff()
+    return not bool(((later < 0) | ((later == 0) & (row.diff() < 0))).any())
 
 
 @dataclass(frozen=True, slots=True)

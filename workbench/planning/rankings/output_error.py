@@ -3,7 +3,7 @@
 The norm is that of the residual stream and not relative to the head's own output, which would rank heads with a small
 output first. Norms after attention (Gemma 2, OLMo 2) are not applied.
 
-W_O is the first linear map of the layer whose input equals the heads' outputs.
+W_O is the first map of the layer whose input equals the heads' outputs, adapters included.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from workbench.heads import KVHead, WorkbenchError
+from workbench.hooks.effective_weights import effective_weight, is_plain
 from workbench.hooks.interventions.windows import intervened_output
 from workbench.hooks.recording.forward_pass import answers_of, batch_of
 from workbench.hooks.taps.attention_call import AttentionCall
@@ -109,12 +110,21 @@ def _watching_projections(
     """Inside the block, call `add_norms` with the matrix of the linear map whose input is the pending output."""
 
     def check_input(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if pending and args and pending[-1].equals(args[0]):
+        if not (pending and args and isinstance(args[0], Tensor) and pending[-1].equals(args[0])):
+            return
+        if id(module) in plain:
             weight: Any = module.weight
             add_norms(weight if isinstance(module, Conv1D) else weight.T)
+            return
+        # The outermost module is the map: inside it, an adapter may be beside the weight.
+        w_o = effective_weight(module, args[0].shape[-1], args[0])
+        if w_o is None:
+            _check_projected(model, pending)
+        else:
+            add_norms(w_o)
 
-    maps = [x for x in model.modules() if isinstance(x, nn.Linear | Conv1D)]
-    handles = [x.register_forward_pre_hook(check_input) for x in maps]
+    plain = {id(x) for x in model.modules() if is_plain(x)}
+    handles = [x.register_forward_pre_hook(check_input) for x in model.modules()]
     try:
         yield
     finally:

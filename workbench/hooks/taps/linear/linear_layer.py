@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv1d
 from transformers.activations import ACT2FN
 
@@ -84,13 +84,12 @@ class LinearCall:
 def convolved(module: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
     """The module's short causal convolution of each channel (`module.conv1d`), then its activation."""
     convolution, n_tokens = module.conv1d, mixed.shape[1]
-    out = conv1d(
-        rearrange(mixed, "b t c -> b c t").to(convolution.weight.dtype),
-        convolution.weight,
-        convolution.bias,
-        padding=convolution.kernel_size[0] - 1,
-        groups=convolution.groups,
-    )
+    x = rearrange(mixed, "b t c -> b c t").to(convolution.weight.dtype)
+    if type(convolution) is nn.Conv1d:
+        padding = convolution.kernel_size[0] - 1
+        out = conv1d(x, convolution.weight, convolution.bias, padding=padding, groups=convolution.groups)
+    else:  # one with an adapter has another output than its weight's
+        out = convolution(x)
     active = ACT2FN[module.activation](out[..., :n_tokens]).to(mixed.dtype)
     return rearrange(active, "b c t -> b t c")
 
