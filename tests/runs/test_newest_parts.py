@@ -215,14 +215,19 @@ def test_a_probe_written_in_other_words_is_another_request(store):
     assert len(run.scores(detector="induction")) == N_HEADS * len(STEPS)
 
 
-def test_vocabularies_that_a_request_met_are_shown_together_also_when_the_last_of_one_is_gone(tmp_path):
+def test_the_vocabularies_of_a_request_are_shown_together_and_no_others(tmp_path):
     store = Store.create(tmp_path / "run", job={}, versions={})
-    for digests, steps in ((("p" * 32,), STEPS[:2]), (("q" * 32,), STEPS[2:])):
-        store.write_request(units_of(FIRST), {"repeats": WrittenProbe("repeats:n=64", digests)}, checkpoints=Path("/s"))
-        commit(store, FIRST, steps=steps, digest=digests[0][0])
+    both = {"repeats": WrittenProbe("repeats:n=64", ("p" * 32, "q" * 32))}
+    store.write_request(units_of(FIRST), both, checkpoints=Path("/s"))
+    commit(store, FIRST, steps=STEPS[:2], digest="p")
+    commit(store, FIRST, steps=STEPS[2:], digest="q")
     run = open_run(store.path)
     assert run.scores(detector="induction")["step"].unique().tolist() == list(STEPS)
     assert run.left_out == ()
+    store.write_request(units_of(FIRST), {"repeats": WrittenProbe("repeats:n=64", ("q" * 32,))}, checkpoints=Path("/s"))
+    run.refresh()
+    assert run.scores(detector="induction")["step"].unique().tolist() == list(STEPS[2:])
+    assert "another form of the probe are not shown" in run.left_out[0]
 
 
 def test_a_checkpoint_whose_vocabulary_changed_has_one_score_a_head(once):

@@ -1,8 +1,7 @@
-"""A scan and checkpoints that change: overwritten, put back, renamed, or overwritten while they are scanned."""
+"""A scan and checkpoints that change: overwritten, put back, or overwritten while they are scanned."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 
@@ -146,30 +145,3 @@ def test_failures_of_overwritten_weights_are_forgotten(series, tmp_path, monkeyp
     for step in (0, 2):
         overwrite(series / f"checkpoint-{step}")
     assert scan(series, tmp_path / "run", **FAST).failures().empty
-
-
-def test_a_renamed_checkpoint_has_its_new_name_without_computing(series, out):
-    before, _ = parts(out)
-    scores = open_run(out).scores()
-    (series / "checkpoint-2").rename(series / "step2")
-    shutil.rmtree(series / "checkpoint-0")
-    run = scan(series, out, **WITH_MAPS)
-    assert parts(out) == (before, [])
-    assert run.scores(step=2)["ckpt"].unique().tolist() == ["step2"]
-    assert run.maps.find(ckpt="step2").label.origin.step == 2
-    assert run.status().is_complete
-    assert run.status().done == N_UNITS
-    names = ["score", "layer", "head", "detector"]
-    pd.testing.assert_frame_equal(run.scores(step=2)[names], scores.query("step == 2")[names].reset_index(drop=True))
-
-
-def test_tokens_that_become_known_later_stand_beside_the_scores_that_were_there(series, out):
-    assert open_run(out).scores()["tokens"].max() == 2 * 2048
-    for step in (0, 2):
-        state = series / f"checkpoint-{step}" / "trainer_state.json"
-        state.write_text(json.dumps({**json.loads(state.read_text()), "num_input_tokens_seen": step * 4096}))
-    before, _ = parts(out)
-    run = scan(series, out, **WITH_MAPS)
-    assert parts(out) == (before, [])
-    assert (run.scores()["tokens"] == run.scores()["step"] * 4096).all()
-    assert run.maps.table()["tokens"].max() == 2 * 4096

@@ -222,7 +222,7 @@ def _register_refresh(app: Dash, runs: Runs) -> None:
             sum(status.failed for status in statuses),
             runs=len(chosen),
             checkpoints=sum(status.checkpoints for status in statuses),
-            remarks=[f"{run.name}: {remark}" for run in chosen for remark in run.remarks],
+            remarks=[f"{run.name}: {remark}" for run in chosen for remark in run.left_out],
         )
         names = ("scores", "metrics", "head", "names", "any")
         changed = [after[name] if after[name] != before[name] else no_update for name in names]

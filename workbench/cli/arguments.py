@@ -48,7 +48,7 @@ def open_runs(folders: Sequence[Path], setting: Sequence[str] | None) -> list[Ru
         settings[name.strip()] = value.strip()
     runs = [open_run(folder, settings=settings) for folder in folders]
     for run in runs:
-        for remark in run.remarks:
+        for remark in run.left_out:
             warn(f"{run.path}: {remark}")
     return runs
 

@@ -162,7 +162,7 @@ def early(
     folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
     m = open_model(folder, tokenizer=tokenizer)
     probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
-    remarks = [*opened.remarks, *_other_weights(folder, opened, detector)]
+    remarks = [*opened.left_out, *_other_weights(folder, opened, detector)]
     choices = early_choices(m, opened, probes, detector=detector, on=on, window=window, sink=sink, keep=keep, seed=seed)
     if figure is not None:
         draw(choices).write_html(figure, include_plotlyjs=True)

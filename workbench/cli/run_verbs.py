@@ -26,7 +26,7 @@ def top(
     if as_json:
         records = table.to_dict("records")
         settings = [opened.settings_of(record["detector"], record["probe"]).as_dict() for record in records]
-        beside = {"remarks": opened.remarks}
+        beside = {"remarks": opened.left_out}
         print_json([{**record, "settings": s, **beside} for record, s in zip(records, settings, strict=True)])
         return
     columns = ("detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "onset_step", "onset_tokens")
@@ -65,7 +65,7 @@ def emergence(
         titles["counts"] = "Heads of each class that are there by a time"
     if as_json:
         tables = {name: summary.tables[name].to_dict("records") for name in titles}
-        remarks = {run.name: run.remarks for run in opened}
+        remarks = {run.name: run.left_out for run in opened}
         print_json({**tables, "lock_in": summary.sentences, "remarks": remarks})
         return
     for i, (name, title) in enumerate(titles.items()):

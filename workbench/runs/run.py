@@ -77,7 +77,7 @@ class Run:
     Args:
         name: default the name of the folder.
         select: "newest": of each detector on each probe, what the newest request asks for that has scores (settings,
-            version, form of the probe), of the weights that checkpoints have now; `remarks` says what is not shown.
+            version, form of the probe), of the weights that checkpoints have now; `left_out` says what else there is.
             "all": `scores` and `metrics` have every row, with a column `is_newest`; the rest is of the newest.
         settings: of these settings the newest instead: `{"dtype": "bfloat16", "rows": 8}`; of dtype, rows (None: all),
             seed, far_window (None: the model's own), far_sink.

@@ -15,7 +15,7 @@ from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
 from workbench.runs.status import UnitName, committed_names, planned_names
 from workbench.scanning.job import Job
-from workbench.scanning.same_series import require_same_shape
+from workbench.scanning.same_series import require_same_series
 from workbench.scanning.units import Units
 from workbench.store import Maps, Store, request_of
 
@@ -54,7 +54,9 @@ class Outlook:
 
 
 def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
-    """Resolve a job and count its units. Configurations and tokenizers are read, weights are not.
+    """Resolve a job and count its units. Configurations and tokenizers are read, and no weights.
+
+    Only of a directory that the run was never scanned from, weights are compared with the run's.
 
     Units that the run folder has are counted by checkpoint, probe and detector. The scan itself also compares the
     digests of weights.
@@ -62,6 +64,7 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     Raises:
         NoCheckpoints, and WorkbenchError for a job that cannot be run.
     """
+    require_same_series(job)
     detectors = find_detectors(job.detectors)
     series = find_series(job)
     checkpoints = shard_of(job, series.on_disk)
@@ -159,7 +162,6 @@ def _committed(
 ) -> dict[str, Counter[UnitName]]:
     """The units in the run that this job would ask for."""
     store = Store.open(job.out)
-    require_same_shape(store, job, checkpoints)
     request = request_of(planned, units.written([c.path for c in checkpoints]))
     parts = [part for part in store.parts() if request.names(part.label)]
     return committed_names(parts, [file.label for file in Maps(job.out).files() if request.maps_are(file.label)])

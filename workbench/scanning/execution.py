@@ -19,7 +19,7 @@ from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
 from workbench.scanning.machine import n_workers, on_cuda, worker_environments
 from workbench.scanning.progress import OnProgress, ProgressCounter, default_progress
-from workbench.scanning.same_series import require_same_shape, require_same_training
+from workbench.scanning.same_series import require_same_series, shapes_with_run
 from workbench.scanning.worker import CheckpointTask, ScanWorker, Setup, open_worker
 from workbench.store import Failure, Store
 
@@ -82,6 +82,7 @@ def run_job(job: Job, *, ready: Sequence[Probe] = (), on_progress: OnProgress | 
 def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     # A worker on another machine has another working directory.
     job = job.model_copy(update={"checkpoints": job.checkpoints.absolute(), "out": job.out.absolute()})
+    require_same_series(job)
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
     series = find_series(job)
     words = find_words(job, ready, series)
@@ -93,9 +94,7 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     store = Store.create(job.out, job=job.kept(), versions=versions)
     is_one_of_several = job.join or job.shard is not None
     with store.locked(is_shared=is_one_of_several), Interrupts() as interrupts:
-        refused = {change.checkpoint for change in series.config_changes if change.is_fatal}
-        architectures = require_same_shape(store, job, [c for c in checkpoints if c.name not in refused])
-        require_same_training(store, job, checkpoints)
+        architectures = shapes_with_run(store, job, series)
         planned = planned_units(worker.units, checkpoints)
         store.sweep()
         store.renew()

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.checkpoints import Checkpoint, architecture, fingerprint
-from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.checkpoints import Checkpoint, Series, architecture, find_checkpoints, fingerprint
+from workbench.checkpoints.configs import CONFIG
+from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 from workbench.scanning.job import Job
 from workbench.store import Part, Store, read_requests, read_rows
 
@@ -20,7 +21,24 @@ from workbench.store import Part, Store, read_requests, read_rows
 _MOST_COMPARED = 8
 
 
-def require_same_shape(store: Store, job: Job, checkpoints: Sequence[Checkpoint]) -> list[dict[str, str]]:
+def require_same_series(job: Job) -> None:
+    """Compare a job's directory with its run, if that was begun.
+
+    Raises:
+        WorkbenchError: if it is another series; it names both.
+    """
+    if not (job.out / "run.json").is_file():
+        return
+    try:
+        series = find_checkpoints(job.checkpoints)
+    except NoCheckpoints:  # whoever orders them with those of the run says why, or can
+        return
+    store = Store.open(job.out)
+    shapes_with_run(store, job, series)
+    require_same_training(store, job, series.on_disk)
+
+
+def shapes_with_run(store: Store, job: Job, series: Series) -> list[dict[str, str]]:
     """Compare a directory's models with those of the run that it is to be scanned into. Weights are not read.
 
     Returns:
@@ -29,8 +47,13 @@ def require_same_shape(store: Store, job: Job, checkpoints: Sequence[Checkpoint]
     Raises:
         WorkbenchError: if none has the shape of one in the run; it names both.
     """
-    shapes = [shape for checkpoint in checkpoints if (shape := architecture(checkpoint.path))]
-    if not any(part.label.rows for part in store.parts()):
+    refused = {change.checkpoint for change in series.config_changes if change.is_fatal}
+    shapes = [shape for c in series.on_disk if c.name not in refused and (shape := architecture(c.path))]
+    return _compared(store, job, shapes)
+
+
+def _compared(store: Store, job: Job, shapes: list[dict[str, str]]) -> list[dict[str, str]]:
+    if not any(part.label.rows for part in store.whole_parts()):
         return _each_once(shapes)
     known = store.architectures() or _shapes_of_paths(store)
     if shapes and known and not any(_agree(a, b) for a in shapes for b in known):
@@ -47,19 +70,23 @@ def require_same_training(store: Store, job: Job, checkpoints: Sequence[Checkpoi
     Raises:
         WorkbenchError: if they have nothing in common; it names both.
     """
-    parts = [part for part in store.parts() if part.label.rows]
-    if parts and not job.same_series and not _is_known(store, job) and not _shares_weights(store, parts, checkpoints):
+    if job.same_series or _is_known(store, job):
+        return
+    parts = [part for part in store.whole_parts() if part.label.rows]
+    if parts and not _shares_weights(store, parts, checkpoints):
         raise _another(store, job, "no checkpoint has the weights of one in the run", _IF_THE_SAME)
 
 
 def _is_known(store: Store, job: Job) -> bool:
-    """Whether the run was scanned from this directory, or from one in it or around it."""
+    """Whether the run was scanned from this directory, or from one checkpoint in it, or this is one in such."""
     sources = {request.checkpoints for request in read_requests(store.path)}
     sources |= {store.description().job.checkpoints, store.last_job().checkpoints}
     sources |= {str(Path(str(record["path"])).parent) for record in store.checkpoints() if "path" in record}
     directories = {Path(source).resolve() for source in sources if source}
     here = job.checkpoints.resolve()
-    return here in directories or here.parent in directories or here in {each.parent for each in directories}
+    series = here.parent if (here / CONFIG).is_file() else here
+    directories |= {each.parent for each in directories if (each / CONFIG).is_file()}
+    return here in directories or series in directories
 
 
 def _shares_weights(store: Store, parts: Sequence[Part], checkpoints: Sequence[Checkpoint]) -> bool:
@@ -98,7 +125,7 @@ def _each_once(shapes: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def _lacking_layer(store: Store, shapes: Sequence[dict[str, str]]) -> str | None:
     """Where the run has scores of a layer that no model of the directory has: which. For runs that kept no shapes."""
     layers = [int(shape["n_layers"]) for shape in shapes if shape["n_layers"].isdecimal()]
-    part = next((part for part in reversed(store.parts()) if part.label.table == "scores" and part.label.rows), None)
+    part = next((part for part in store.whole_parts() if part.label.table == "scores" and part.label.rows), None)
     if part is None or not layers:
         return None
     last = max(read_rows(store.path, part, ["layer"])["layer"].to_pylist())

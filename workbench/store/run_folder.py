@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,8 +22,14 @@ import pyarrow.parquet as pq
 from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, replacing_file, sweep_temporaries
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
 from workbench.plain_json import json_text
-from workbench.store.map_parts import MapArrays, MapSource, check_maps, map_path, write_maps
-from workbench.store.part_files import Part, Problem, check_parts, read_rows
+from workbench.store.map_parts import (
+    MapArrays,
+    MapSource,
+    check_maps,
+    map_path,
+    write_maps,
+)
+from workbench.store.part_files import Part, Problem, check_parts, part_files, read_label, read_rows
 from workbench.store.part_format import (
     SCHEMA,
     Label,
@@ -131,7 +137,7 @@ class Store:
         Raises:
             StoreNotWritable: if the disk is full or refuses; each part is then as it was, or renewed.
         """
-        for part in self.parts():
+        for part in self.whole_parts():
             if part.label.schema == SCHEMA:
                 continue
             first_schema = part.label.first_schema or part.label.schema
@@ -341,6 +347,14 @@ class Store:
     def parts(self) -> tuple[Part, ...]:
         """Every committed unit, by folder."""
         return Reader(self.path).parts()
+
+    def whole_parts(self) -> Iterator[Part]:
+        """Every committed unit but those that are damaged, which `check` names."""
+        tables: tuple[Table, ...] = ("scores", "metrics")
+        for table in tables:
+            for path in part_files(self.path, table):
+                with contextlib.suppress(FileNotFoundError, WorkbenchError):
+                    yield read_label(self.path, path)
 
     def scores(self) -> pd.DataFrame:
         """All scores, exact duplicates dropped.

@@ -23,7 +23,7 @@ REQUESTS, CURRENT = "requests", "current"
 
 @dataclass(frozen=True, slots=True)
 class WrittenProbe:
-    """A probe as a scan was asked for it: its text, and the digests that it came to in the series' vocabularies."""
+    """A probe as a scan was asked for it: its text, and its digest in each vocabulary of the series."""
 
     written: str
     digests: tuple[str, ...]
@@ -94,32 +94,22 @@ def write_request(
         StoreNotWritable: if the disk is full or refuses.
     """
     earlier = read_requests(root)
+    described = {name: {"written": p.written, "digests": sorted(p.digests)} for name, p in probes.items()}
     written = {name: probe.written for name, probe in probes.items()}
-    digests = {name: {*probe.digests, *_digests_of(earlier, name, probe.written)} for name, probe in probes.items()}
     path = root / REQUESTS / f"{canonical_digest([list(map(dict, units)), written])}.json"
     document = {
         "at": max([time.time_ns(), *(request.at + 1 for request in earlier[:1])]),
         "checkpoints": str(checkpoints),
-        "probes": {name: {"written": written[name], "digests": sorted(digests[name])} for name in probes},
+        "probes": described,
         "units": [dict(unit) for unit in units],
     }
     replace_file(path, f"{json_text(document, indent=1)}\n".encode(), temporaries=temporaries)
 
 
 def read_requests(root: Path) -> tuple[Request, ...]:
-    """The requests of a run, the newest first; a file that another program damaged is none.
-
-    A probe has the digests that any request came to that wrote it in the same words: a checkpoint that is gone may
-    have been the last of its vocabulary.
-    """
+    """The requests of a run, the newest first; a file that another program damaged is none."""
     requests = [request for path in sorted((root / REQUESTS).glob("*.json")) if (request := _read(path)) is not None]
-    return tuple(
-        replace(
-            request,
-            probes={n: WrittenProbe(a.written, _digests_of(requests, n, a.written)) for n, a in request.probes.items()},
-        )
-        for request in sorted(requests, key=lambda request: request.at, reverse=True)
-    )
+    return tuple(sorted(requests, key=lambda request: request.at, reverse=True))
 
 
 def note_current(root: Path, origin: Origin, probes: Mapping[str, str], *, temporaries: Path) -> bool:
@@ -148,12 +138,6 @@ def accounts_stamp(root: Path) -> tuple[int, ...]:
     """A value that changes when a request or what a name stands for has been written."""
     folders = (root / REQUESTS, root / CURRENT)
     return tuple(folder.stat().st_mtime_ns if folder.is_dir() else 0 for folder in folders)
-
-
-def _digests_of(requests: Sequence[Request], name: str, written: str) -> tuple[str, ...]:
-    """The digests that a probe written in these words came to."""
-    probes = [request.probes[name] for request in requests if name in request.probes]
-    return tuple(sorted({digest for probe in probes if probe.written == written for digest in probe.digests}))
 
 
 def _read_current(path: Path) -> tuple[str, Current] | None:

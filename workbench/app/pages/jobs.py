@@ -151,7 +151,7 @@ def scan_card(run: Run) -> html.Div:
             ),
             html.Div(html.Span(style={"width": f"{100 * share:.2f}%"}), className="bar wide"),
             html.Div(line, className="command") if state != "complete" else None,
-            *(html.Div(remark, className="muted") for remark in run.remarks),
+            *(html.Div(remark, className="muted") for remark in run.left_out),
         ],
         className="scan",
     )
