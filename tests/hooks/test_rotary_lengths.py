@@ -11,7 +11,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.recording.greedy_decoding import greedy
 from workbench.hooks.taps.rotary_lengths import uncontrolled_type
 
-POSITIONS, SWITCH = 64, 24
+POSITIONS, SWITCH = 40, 16
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -72,13 +72,13 @@ def opened(family):
 @pytest.fixture(scope="module")
 def long_text(family):
     # Beyond the switch of longrope, and for dynamic NTK beyond the positions of training.
-    n_tokens = POSITIONS + 16 if "dynamic" in family else SWITCH + 20
+    n_tokens = POSITIONS + 8 if "dynamic" in family else SWITCH + 20
     return torch.randint(3, 97, (n_tokens,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def short_text():
-    return torch.randint(3, 97, (15,), generator=torch.Generator().manual_seed(2))
+    return torch.randint(3, 97, (12,), generator=torch.Generator().manual_seed(2))
 
 
 def fresh_pattern(m: wb.HookedModel, family: str, text: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_a_pattern_after_longer_and_shorter_texts_is_that_of_a_fresh_model(opene
 
 
 def test_pieces_through_a_cache_give_the_numbers_of_one_pass_on_both_sides_of_the_switch(opened, long_text, short_text):
-    for text, prefill in ((long_text, 16), (long_text, 40), (short_text, 4)):
+    for text, prefill in ((long_text, 14), (short_text, 5)):
         whole, pieces = opened.record(text, NEEDS), opened.record(text, NEEDS, prefill=prefill)
         for need in NEEDS:
             torch.testing.assert_close(pieces[need].total, whole[need].total, atol=2e-3, rtol=1e-5)
@@ -110,7 +110,7 @@ def test_a_short_text_in_a_batch_with_a_long_one_is_rotated_as_it_is_alone(opene
     tokens, mask = torch.zeros(2, n_tokens, dtype=torch.long), torch.zeros(2, n_tokens, dtype=torch.long)
     tokens[0], mask[0] = long_text, 1
     tokens[1, columns], mask[1, columns] = short_text, 1
-    for prefill in (None, 16):
+    for prefill in (None, 20):
         both = opened.record(tokens, NEEDS, mask, prefill=prefill)
         for b, text in enumerate((long_text, short_text)):
             alone = opened.record(text, NEEDS)
@@ -144,7 +144,7 @@ def test_greedy_decoding_across_the_switch_writes_what_passes_without_a_cache_wr
 def test_a_models_rotary_state_is_the_users_own_afterwards(opened, long_text):
     rotary = [m for m in opened.model.modules() if hasattr(m, "rope_type")]
     before = [({n: (b, b.clone()) for n, b in m.named_buffers()}, dict(vars(m))) for m in rotary]
-    opened.record(long_text, NEEDS, prefill=16)
+    opened.record(long_text, NEEDS, prefill=20)
     for module, (buffers, attributes) in zip(rotary, before, strict=True):
         assert {n: id(b) for n, b in module.named_buffers()} == {n: id(b) for n, (b, _) in buffers.items()}
         assert all(torch.equal(b, values) for b, values in buffers.values())
@@ -173,7 +173,7 @@ def test_a_pass_that_continues_keys_of_other_frequencies_is_refused_by_the_rope_
 
 def test_more_tokens_than_the_positions_are_refused_where_frequencies_do_not_follow():
     m = wb.open_model(made("phi3"))
-    with pytest.raises(WorkbenchError, match=r"exceed the 64 positions"):
+    with pytest.raises(WorkbenchError, match=r"exceed the 40 positions"):
         m.pattern(torch.arange(POSITIONS + 1) % 97, 0, 0)
 
 
@@ -185,4 +185,4 @@ def test_a_rotary_module_of_ones_own_that_follows_the_length_has_no_pieces():
             module.rope_type = "default"
     assert uncontrolled_type(m.model) == "longrope"
     with pytest.raises(WorkbenchError, match=r"rope type 'longrope' .* leave prefill= out"):
-        m.record(torch.arange(3, 40), NEEDS, prefill=16)
+        m.record(torch.arange(3, 40), NEEDS, prefill=20)

@@ -12,7 +12,11 @@ from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM, LlamaConfig,
 import workbench as wb
 from workbench.heads import WorkbenchError
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
 HEADS = [wb.KVHead(0, 0), wb.KVHead(1, 1)]
 TOKENS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(3))
 
@@ -64,7 +68,7 @@ class QuantizedKeys(DynamicCache):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cache_implementation": "static"}, "static cache .* leave cache_implementation"),
+        ({"cache_implementation": "static"}, "static cache .*leave cache_implementation"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "no attention weights .* pattern"),
         ({"past_key_values": QuantizedKeys()}, "quantized cache .* use_cache=False"),
     ],
@@ -161,3 +165,12 @@ def test_checkpointing_is_refused_in_families_that_are_read_around_their_layers(
         model.train()
         with pytest.raises(WorkbenchError, match=r"gradient_checkpointing_disable\(\)"):
             model(TOKENS, use_cache=False)
+
+
+def test_a_bridge_that_is_made_under_an_intervention_is_free_of_it_afterwards():
+    m = wb.open_model(llama())
+    with m.restrict(HEADS, window=4):
+        twin = m.bridge.original_model
+    with torch.no_grad():
+        expected = m.model(TOKENS, use_cache=False).logits
+        torch.testing.assert_close(twin(TOKENS, output_attentions=True).logits, expected, atol=1e-4, rtol=1e-4)

@@ -36,9 +36,11 @@ def refusing_passes(model: PreTrainedModel, *, has_linear: bool) -> Generator[No
 
 
 def _refusal(model: PreTrainedModel, *, loses_recomputing: bool) -> Callable[..., None]:
-    name = type(model).__name__
+    name, own = type(model).__name__, {id(module) for module in model.modules()}
 
-    def refuse(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def refuse(module: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if id(module) not in own:  # a copy made inside the block, such as a bridge's twin, has copies of the hooks
+            return
         if kwargs.get("output_attentions"):
             raise WorkbenchError(
                 f"{name} returns no attention weights under interventions; leave output_attentions= out and read them "
