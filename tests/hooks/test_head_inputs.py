@@ -12,6 +12,7 @@ import workbench as wb
 from tests.families import tiny
 from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
 from workbench.hooks.head_inputs import by_kv_head, kv_heads, query_head, query_heads
+from workbench.hooks.interventions.windows import check_window
 
 SIZES = {"kind": "full", "mixer": "softmax", "window": None, "has_sinks": False, "d_head": 8}
 GROUPED = tuple(LayerInfo(index=i, n_heads=4, n_kv_heads=2, **SIZES) for i in (0, 1))
@@ -214,3 +215,20 @@ def test_answers_and_effects_take_the_name_of_a_probe_and_refuse_tokens(m):
             refused()
     forms = wb.fit_linear_attention(m, probe, heads="L1KV0").forms
     assert list(forms) == [wb.KVHead(1, 0)]
+
+
+@pytest.mark.parametrize("window", [4.5, 4.0, "4", True, None, 0])
+def test_a_window_of_another_kind_is_refused(window):
+    with pytest.raises(WorkbenchError, match=r"expected a window of at least 1 token .* whole numbers"):
+        check_window(window, 0)
+
+
+def test_whole_numbers_of_numpy_are_numbers():
+    assert check_window(np.int64(4), np.int32(1)) == check_window(4, 1)
+
+
+def test_detectors_of_another_kind_and_none_at_all_are_refused(m):
+    with pytest.raises(WorkbenchError, match="no detector was named"):
+        wb.score(m, [])
+    with pytest.raises(WorkbenchError, match="detectors are a int"):
+        wb.score(m, 3)

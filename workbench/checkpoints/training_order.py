@@ -134,7 +134,7 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
             )
         entries.append(entry)
     entries = _set_bare_apart(entries)
-    remarks += _bare(entries)
+    remarks += _bare(entries, candidates.root)
     entries = _name_stages(entries, candidates.root)
     remarks += _doubts(entries, candidates.root)
     return _join_first_stage(entries, candidates.overrides), remarks
@@ -335,7 +335,7 @@ def _set_bare_apart(entries: list[Entry]) -> list[Entry]:
     ]
 
 
-def _bare(entries: list[Entry]) -> list[str]:
+def _bare(entries: list[Entry], root: Path) -> list[str]:
     """The remark on revisions without a name and a position."""
     names = [entry.name for entry in entries if entry.is_bare and entry.position is None]
     if not names:
@@ -344,7 +344,7 @@ def _bare(entries: list[Entry]) -> list[str]:
     apart = "each is a branch of its own, and they stand last, in the order of their commits"
     return [
         f"{', '.join(names[:_FEW])}{more}: known by the commit alone, which does not say where in training it stands"
-        f"{'; ' + apart if len(entries) > 1 else ''}. Give their steps in {SERIES_FILE}, or fetch them by name"
+        f"{'; ' + apart if len(entries) > 1 else ''}. Give their steps in {root / SERIES_FILE}, or fetch them by name"
     ]
 
 

@@ -98,7 +98,7 @@ def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict
 
 def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
     m: HookedModel | nn.Module | Any,
-    detectors: Iterable[str] | None = None,
+    detectors: Iterable[str] | Any | None = None,
     tokens: TokensLike | Probe | None = None,
     attention_mask: Any = None,
     probes: Probe | str | Iterable[Probe | str] | None = None,
@@ -126,6 +126,8 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
             or one of weights for a model that TransformerLens cannot open.
     """
     chosen = find_detectors(detectors)
+    if not chosen:
+        raise WorkbenchError("no detector was named; expected at least one, or None for those that run by default")
     of_sequences = [d for d in chosen if isinstance(d, Detector)]
     model = m if isinstance(m, HookedModel) else open_model(m)
     if tokens is not None and probes is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -177,7 +177,7 @@ def all_detectors() -> dict[str, AnyDetector]:
     return DETECTORS.all()
 
 
-def find_detectors(names: Iterable[str] | None) -> tuple[AnyDetector, ...]:
+def find_detectors(names: Iterable[str] | Any | None) -> tuple[AnyDetector, ...]:
     """The detectors of these names in this order; for None those that score recordings and run by default.
 
     Raises:
@@ -186,6 +186,8 @@ def find_detectors(names: Iterable[str] | None) -> tuple[AnyDetector, ...]:
     known = all_detectors()
     if names is None:
         return tuple(d for d in known.values() if isinstance(d, Detector) and d.by_default)
+    if not isinstance(names, Iterable):
+        raise WorkbenchError(f"detectors are a {type(names).__name__}; expected names, such as {next(iter(known))!r}")
     chosen = [names] if isinstance(names, str) else list(names)
     unknown = [name for name in chosen if name not in known]
     if unknown:

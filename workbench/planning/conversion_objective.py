@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +60,7 @@ class Game:
         probe = read_probe(m, probe)
         self.m, self.probe, self.seed = m, probe, seed
         self.to: Window | Forms = (
-            check_window(window, sink) if isinstance(window, int) else _checked_forms(m, window, sink)
+            check_window(window, sink) if isinstance(window, Integral) else _checked_forms(m, window, sink)
         )
         self.heads: tuple[KVHead, ...] = (
             windowed_heads(m.layers) if isinstance(self.to, Window) else tuple(sorted(self.to))
@@ -99,7 +101,7 @@ class Game:
         return self._outcomes[key]
 
 
-def _checked_forms(m: HookedModel, forms: Forms, sink: int) -> Forms:
+def _checked_forms(m: HookedModel, forms: Any, sink: int) -> Forms:
     forms = by_kv_head(m.layers, forms)
     if not forms or sink:
         raise WorkbenchError(f"{len(forms)} linear forms, sink {sink}: expected a form for a head or more, and no sink")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -324,14 +325,16 @@ def _replaced(
     return replaced(out, replacements, valid, start=call.mask.query_offset)
 
 
-def check_window(window: int, sink: int) -> Window:
+def check_window(window: Any, sink: Any) -> Window:
     """A window of these sizes, in tokens.
 
     Raises:
-        WorkbenchError: if the window is shorter than one token or the sink negative.
+        WorkbenchError: if the sizes are no whole numbers, the window is shorter than one token or the sink negative.
     """
-    if window < 1 or sink < 0:
+    sizes = [-1 if isinstance(size, bool) or not isinstance(size, Integral) else int(size) for size in (window, sink)]
+    if sizes[0] < 1 or sizes[1] < 0:
         raise WorkbenchError(
-            f"window {window}, sink {sink}: expected a window of at least 1 token and a sink of at least 0"
+            f"window {window!r}, sink {sink!r}: expected a window of at least 1 token and a sink of at least 0, whole "
+            "numbers"
         )
-    return Window(window, sink)
+    return Window(*sizes)

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -207,8 +208,8 @@ def check_prefill(
     Raises:
         WorkbenchError: naming the layer, packing or intervention that does not allow it.
     """
-    if prefill < 1:
-        raise WorkbenchError(f"prefill is {prefill}; expected at least 1 token")
+    if isinstance(prefill, bool) or not isinstance(prefill, Integral) or prefill < 1:
+        raise WorkbenchError(f"prefill is {prefill!r}; expected at least 1 token, a whole number")
     # transformers continues Mamba and lightning layers wrongly from a cache.
     _check_all_softmax(model, layers, "pieces through a cache", "leave prefill= out")
     if batch.is_packed:

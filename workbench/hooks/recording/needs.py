@@ -149,7 +149,7 @@ def check_needs(needs: Iterable[Need]) -> Needs:
         if isinstance(need, RowReading):
             if readings.setdefault(need.name, need) != need:
                 raise WorkbenchError(f"two needs are called {need.name!r}; rename the RowReading")
-        elif not isinstance(need, str):
+        elif isinstance(need, CellSum | FarSum | FeatureSum):
             if need.name in NEEDS or own.get(need.name, need) != need:
                 raise WorkbenchError(f"two needs are called {need.name!r}; rename the {type(need).__name__}")
             own[need.name] = need
