@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.series import write_series
@@ -46,8 +49,6 @@ def contents(folder):
 
 def other_seed(series, target, steps=(0, 2)):
     """A series of the same config and names with weights of its own."""
-    from safetensors.torch import load_file, save_file
-
     for step in steps:
         folder = shutil.copytree(series / f"checkpoint-{step}", target / f"checkpoint-{step}")
         tensors = load_file(folder / "model.safetensors")
@@ -95,6 +96,36 @@ def test_another_model_in_the_directory_of_the_run_is_refused_too(series, scanne
     write_series(copy, "llama", steps=(0, 2))
     with pytest.raises(WorkbenchError, match="model_type"):
         scan(copy, out, **FAST)
+
+
+def set_vocabulary(series, size):
+    """Resize the vocabulary of every checkpoint, as its config and its weights say."""
+    for folder in series.glob("checkpoint-*"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+        tensors = load_file(folder / "model.safetensors")
+        old = config["vocab_size"]
+        resized = {n: torch.randn(size, *t.shape[1:]) if t.shape[:1] == (old,) else t for n, t in tensors.items()}
+        save_file(resized, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_model_of_another_vocabulary_in_the_directory_of_the_run_is_refused_too(series, tmp_path):
+    copy = shutil.copytree(series, tmp_path / "series")
+    out = scan(copy, tmp_path / "run", **FAST).path
+    set_vocabulary(copy, 40)
+    with pytest.raises(WorkbenchError, match=r"vocab_size 40, and the run has \d+; no checkpoint has the weights"):
+        scan(copy, out, **FAST)
+
+
+def test_a_vocabulary_that_grew_with_the_series_goes_on(series, tmp_path):
+    copy = shutil.copytree(series, tmp_path / "series")
+    out = scan(copy, tmp_path / "run", **FAST).path
+    later = other_seed(series, tmp_path / "later", steps=(2,))
+    size = json.loads((later / "checkpoint-2" / "config.json").read_text())["vocab_size"]
+    set_vocabulary(later, size + 1)
+    (later / "checkpoint-2").rename(copy / "checkpoint-64")
+    run = scan(copy, out, **FAST)
+    assert sorted(run.scores(detector="sink")["step"].unique()) == [0, 2, 64]
 
 
 def grown(series, target):
@@ -165,8 +196,6 @@ def test_a_run_that_kept_no_shapes_refuses_a_model_without_its_layers(scanned, o
 
 
 def test_a_setting_that_a_config_leaves_to_the_default_contradicts_nothing(series, out):
-    import json
-
     shapes = json.loads((out / "architectures.json").read_text())
     (out / "architectures.json").write_text(json.dumps([{**shape, "n_kv_heads": "null"} for shape in shapes]))
     assert scan(series, out, **FAST).status().is_complete

@@ -28,6 +28,7 @@ _ARCHITECTURE = {
     "layer_types": ("layer_types",),
 }
 # What even stages with other windows or layer types have in common: with another value, no head has a counterpart.
+VOCABULARY = "vocab_size"
 _SHAPE = ("model_type", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model")
 # These may change during training, in a long-context stage or with a token that is added, so a change is reported and
 # the checkpoint is not refused. An embedding of another size than the config's does not load.
@@ -93,9 +94,12 @@ def read_config(checkpoint: Path) -> dict[str, object]:
 
 
 def architecture(checkpoint: Path) -> dict[str, str]:
-    """The settings in which all checkpoints of a training agree, as JSON; empty if config.json does not say them."""
+    """The settings in which checkpoints of a training agree, as JSON, and `vocab_size`, in which nearly all do.
+
+    Empty if config.json does not say them.
+    """
     settings = _settings(checkpoint)
-    return {name: settings[name] for name in _SHAPE} if settings else {}
+    return {name: settings[name] for name in (*_SHAPE, VOCABULARY)} if settings else {}
 
 
 def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChange]:

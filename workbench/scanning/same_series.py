@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.checkpoints import Checkpoint, Series, architecture, find_checkpoints, fingerprint
-from workbench.checkpoints.configs import CONFIG
+from workbench.checkpoints.configs import CONFIG, VOCABULARY
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 from workbench.scanning.job import Job
 from workbench.store import Part, Store, read_requests, read_rows
@@ -65,16 +65,27 @@ def _compared(store: Store, job: Job, shapes: list[dict[str, str]]) -> list[dict
 
 
 def require_same_training(store: Store, job: Job, checkpoints: Sequence[Checkpoint]) -> None:
-    """Compare a directory's weights with those of the run, unless the run was scanned from it.
+    """Compare a directory's weights with those of the run, unless the run was scanned from it in the same vocabulary.
 
     Raises:
         WorkbenchError: if they have nothing in common; it names both.
     """
-    if job.same_series or _is_known(store, job):
+    other_words = _other_vocabulary(store, checkpoints)
+    if job.same_series or (_is_known(store, job) and not other_words):
         return
     parts = [part for part in store.whole_parts() if part.label.rows]
     if parts and not _shares_weights(store, parts, checkpoints):
-        raise _another(store, job, "no checkpoint has the weights of one in the run", _IF_THE_SAME)
+        difference = f"{other_words}no checkpoint has the weights of one in the run"
+        raise _another(store, job, difference, _IF_THE_SAME)
+
+
+def _other_vocabulary(store: Store, checkpoints: Sequence[Checkpoint]) -> str:
+    """How the vocabulary differs from the run's, where no checkpoint has the size of one there; else ""."""
+    known = {shape.get(VOCABULARY, "null") for shape in store.architectures()} - {"null"}
+    sizes = {architecture(checkpoint.path).get(VOCABULARY, "null") for checkpoint in checkpoints} - {"null"}
+    if not known or not sizes or known & sizes:
+        return ""
+    return f"{VOCABULARY} {', '.join(sorted(sizes))}, and the run has {', '.join(sorted(known))}; "
 
 
 def _is_known(store: Store, job: Job) -> bool:
@@ -133,12 +144,17 @@ def _lacking_layer(store: Store, shapes: Sequence[dict[str, str]]) -> str | None
 
 
 def _agree(shape: dict[str, str], known: dict[str, str]) -> bool:
-    """Whether no setting contradicts; one that a config.json leaves to the model's default says nothing."""
-    return all("null" in {value, known.get(name, "null")} or value == known[name] for name, value in shape.items())
+    """Whether no setting contradicts; one that a config.json leaves to the model's default says nothing.
+
+    A vocabulary may grow by a token.
+    """
+    names = [name for name in shape if name != VOCABULARY]
+    return all("null" in {shape[name], known.get(name, "null")} or shape[name] == known[name] for name in names)
 
 
 def _difference(given_shape: dict[str, str], known: dict[str, str]) -> str:
-    names = [name for name in given_shape if not _agree({name: given_shape[name]}, known)]
+    names = [name for name in given_shape if "null" not in (known.get(name, "null"), given_shape[name])]
+    names = [name for name in names if given_shape[name] != known[name]]
     return ", ".join(f"{name} {given_shape[name]}, and the run has {known.get(name)}" for name in names)
 
 
