@@ -16,7 +16,7 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
 from workbench.app.exports import find_exports
 from workbench.app.pages.compare import settle as settle_compare
-from workbench.app.pages.jobs import resume_command, state_of
+from workbench.app.pages.jobs import checkpoint_strips, resume_command, scan_card, state_of
 from workbench.app.pages.overview import grouped
 from workbench.app.state.address import settled
 from workbench.app.state.content import Content
@@ -111,6 +111,18 @@ def test_jobs_show_state_reasons_and_the_command_that_resumes(tmp_path):
     written = run.last_written()
     assert state_of(run, written + 1) == "writing"
     assert state_of(run, written + 1000).startswith("quiet")
+
+
+def test_jobs_show_what_the_scan_said_and_which_checkpoints_are_gone(tmp_path):
+    path = write_run(tmp_path / "run", replace(DEMO["full"], **FEW))
+    store = Store.open(path)
+    store.write_plan({**store.plan(), "remarks": ["the tokenizer of step64 is used for all"]})
+    store.write_checkpoints([record for record in store.checkpoints() if record["name"] != "step64"])
+    (run,) = live_runs([path]).values()
+    assert "the tokenizer of step64 is used for all" in str(scan_card(run))
+    labels = str(checkpoint_strips([run]))
+    assert labels.count("no longer on disk") == 2  # as title and label of one box
+    assert run.checkpoints()["ckpt"].tolist() == ["step0", "step64", "step256", "step1024"]
 
 
 def test_the_command_names_what_the_job_was_given(tmp_path):

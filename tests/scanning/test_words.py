@@ -61,7 +61,7 @@ def test_a_series_that_shares_no_words_is_refused_before_anything_is_written(ser
     with pytest.raises(WorkbenchError, match=r"different tokenizers: checkpoint-10 .* and checkpoint-20"):
         scan(series, tmp_path / "run", **FEW)
     assert not (tmp_path / "run").exists()
-    run = scan(series, tmp_path / "run", tokenizer=str(series / "checkpoint-10"), **FEW)
+    run = scan(series, tmp_path / "run", tokenizer=series / "checkpoint-10", **FEW)
     assert digests(run) == [[10, 20]]
 
 
@@ -99,3 +99,8 @@ def test_what_names_leave_in_doubt_is_said_by_a_scan_as_by_series(series, tmp_pa
     (series / "checkpoint-20").rename(series / "best7")
     scan_command(series, out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"], maps=False)
     assert "best7" in capsys.readouterr().err
+
+
+def test_a_tokenizer_in_memory_is_refused_for_a_job_which_names_places(series, tmp_path):
+    with pytest.raises(WorkbenchError, match=r"(?s)tokenizer: given .*, expected the folder of a tokenizer"):
+        scan(series, tmp_path / "run", tokenizer=word_tokenizer(), **FEW)

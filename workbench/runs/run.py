@@ -301,10 +301,10 @@ class Run:
         return sorted((str(metric), str(probe)) for metric, probe in pairs.itertuples(index=False))
 
     def checkpoints(self) -> pd.DataFrame:
-        """The series in order: ckpt, stage, branch, step, step_total, tokens, committed parts, failed.
+        """The series in order: ckpt, stage, branch, step, step_total, tokens, committed parts, failed, is_gone.
 
-        Whatever else the series says about a checkpoint follows in columns of its own. `is_gone`: it has parts, and no
-        folder any more; it stands at its place in training all the same.
+        `is_gone`: it has parts, and no folder any more; it stands at its place in training all the same. Whatever else
+        the series says about a checkpoint follows in columns of its own.
         """
         with self._lock:
             committed = Counter(part.label.ckpt for part in self._rows.newest_parts())
@@ -315,7 +315,8 @@ class Run:
             table[column] = pd.array([record.get(column) for record in records], dtype=dtype)
         table["parts"] = np.array([committed[record["ckpt"]] for record in records], dtype=np.int64)
         table["failed"] = np.array([record["ckpt"] in failed for record in records], dtype=bool)
-        first = [*_CHECKPOINT_DTYPES, "parts", "failed"]
+        table["is_gone"] = np.array([record["is_gone"] for record in records], dtype=bool)
+        first = [*_CHECKPOINT_DTYPES, "parts", "failed", "is_gone"]
         return table.loc[:, [*first, *(column for column in table.columns if column not in first)]]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from workbench.checkpoints import Checkpoint, Series, find_checkpoints
@@ -103,7 +104,10 @@ def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:
         WorkbenchError: if they share none, or the run's tokenizer is gone, and the job makes probes of words.
     """
     try:
-        words = series_words([(c.name, c.path) for c in series.on_disk], series.root, job.tokenizer)
+        named = job.tokenizer
+        if named is not None and Path(named).exists():
+            named = str(Path(named).absolute())  # a worker may have another working directory
+        words = series_words([(c.name, c.path) for c in series.on_disk], series.root, named)
         _refuse_lost_tokenizer(job, words)
         return words
     except WorkbenchError as error:

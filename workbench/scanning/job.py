@@ -103,6 +103,11 @@ class Job(BaseModel):
             parse_shard(shard)
         return shard
 
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _tokenizer_is_a_place(cls, tokenizer: object) -> object:
+        return str(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+
     @model_validator(mode="after")
     def _one_process_is_one_worker(self) -> Job:
         if self.engine == "inline" and self.workers not in (None, 1):

@@ -36,7 +36,7 @@ _SECONDS = {
     "write": "write_s",
 }
 _TRACE_CHARACTERS = 6000
-_CHECKPOINT_COLUMNS = ("ckpt", "branch", "step", "step_total", "tokens", "parts", "failed")
+_CHECKPOINT_COLUMNS = ("ckpt", "branch", "step", "step_total", "tokens", "parts", "failed", "is_gone")
 
 
 def register(app: Dash, content: Content) -> None:
@@ -151,7 +151,7 @@ def scan_card(run: Run) -> html.Div:
             ),
             html.Div(html.Span(style={"width": f"{100 * share:.2f}%"}), className="bar wide"),
             html.Div(line, className="command") if state != "complete" else None,
-            *(html.Div(remark, className="muted") for remark in run.left_out),
+            *(html.Div(remark, className="muted") for remark in run.remarks),
         ],
         className="scan",
     )
@@ -217,6 +217,7 @@ def timings_table(runs: list[Run]) -> pd.DataFrame:
 
 def _checkpoint_box(row: dict[str, Any], most: int) -> html.Span:
     label = f"{checkpoint_of(row)}: {row['parts']} units done" + (", some failed" if row["failed"] else "")
+    label += ", no longer on disk" if row["is_gone"] else ""
     level = "cell-failed" if row["failed"] else "done" if row["parts"] >= most else "part" if row["parts"] else "none"
     return html.Span(className=f"cell {level}", title=label, role="img", **attributes(aria_label=label))
 
