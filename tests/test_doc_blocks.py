@@ -68,6 +68,7 @@ _CASES = {
         before=_MODEL + "needles = wb.probes.copy_needle(m, [16], length=48)",
         checkpoint="checkpoint_of_the_run",
     ),
+    "docs/jobs.md": Case({'{"dtype": "bfloat16", "rows": 512}': '{"dtype": "float32", "rows": "all"}'}),
     "docs/kernels.md": Case(
         {"tokens=4096": "tokens=64"},
         before="""
