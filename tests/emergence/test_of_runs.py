@@ -111,7 +111,7 @@ def test_the_verb_tells_classes_heads_changes_and_lock_in(path):
     assert "Heads of each class" in told.stdout
     assert "full, induction on repeats: within layers" in told.stdout
     document = json.loads(workbench("emergence", path, "--detector", "induction", "--json").stdout)
-    assert set(document) == {"classes", "heads", "phase_changes", "lock_in"}
+    assert set(document) == {"classes", "heads", "phase_changes", "lock_in", "remarks"}
     run = open_run(path)
     first = run.emergence("induction").n50.min()
     assert document["heads"][0]["n50"] == pytest.approx(first)

@@ -13,6 +13,7 @@ import pytest
 from tests.series import write_series
 from workbench import scan
 from workbench.store import Store, canonical_digest
+from workbench.store.score_settings import SETTING_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +119,9 @@ CHANGES = {
     another_step_throughout: "other rows than were written",
     other_tokens_throughout: "other rows than were written",
     another_probe_throughout: "other rows than were written",
-    another_seed: "other rows than were written",
-    another_type: "other columns than schema 1",
-    a_column_less: "other columns than schema 1",
+    another_seed: "says seed 1 and has rows of [0]",
+    another_type: "other columns than schema 2",
+    a_column_less: "other columns than schema 2",
     a_newer_schema: "has schema 99",
 }
 
@@ -144,7 +145,7 @@ def test_metrics_are_looked_over_as_scores_are(run):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"seed": 1}, "is named unit"),
+        ({"seed": 1}, "says seed 1 and has rows of [0]"),
         ({"weights": "f" * 32}, "is named unit"),
         ({"detector": ["sink", 9]}, "is named unit"),
     ],
@@ -186,7 +187,8 @@ def test_a_part_that_says_it_is_of_other_weights_than_its_numbers_is_found(run):
 
 def test_parts_of_before_digests_were_kept_are_read_and_looked_over_as_far_as_they_go(run):
     def older(rows, metadata):
-        return rows, {k: v for k, v in metadata.items() if k not in (b"wb.digest", b"wb.determined")}
+        metadata = {k: v for k, v in metadata.items() if k not in (b"wb.digest", b"wb.determined")}
+        return rows.drop_columns(list(SETTING_NAMES)), metadata | {b"wb.schema": b"1"}
 
     rewritten(run, older)
     assert run.check() == []

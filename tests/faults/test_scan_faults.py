@@ -255,6 +255,15 @@ def test_a_checkpoint_too_large_for_the_address_space_is_oom_and_the_others_go_o
 # 27: signals
 
 
+@pytest.fixture
+def usual_interrupts():
+    """Ctrl-C as on a terminal, whatever the tests were started under."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_signal_finishes_the_unit_at_hand_and_a_second_drops_it(series, whole, tmp_path, number, times):

@@ -10,6 +10,7 @@ import workbench as wb
 from workbench.heads import WorkbenchError
 from workbench.hooks.recording.greedy_decoding import greedy
 from workbench.hooks.taps.rotary_lengths import uncontrolled_type
+from workbench.probes.token_ids import BeyondContext
 
 POSITIONS, SWITCH = 40, 16
 LONGROPE = {
@@ -171,10 +172,15 @@ def test_a_pass_that_continues_keys_of_other_frequencies_is_refused_by_the_rope_
             opened.model(long_text[None, n_before : n_before + 1], past_key_values=cache, use_cache=True)
 
 
-def test_more_tokens_than_the_positions_are_refused_where_frequencies_do_not_follow():
-    m = wb.open_model(made("phi3"))
-    with pytest.raises(WorkbenchError, match=r"exceed the 40 positions"):
-        m.pattern(torch.arange(POSITIONS + 1) % 97, 0, 0)
+def test_more_tokens_than_the_positions_are_warned_of_where_frequencies_do_not_follow():
+    model = made("phi3")
+    tokens = torch.arange(POSITIONS + 1) % 97
+    with pytest.warns(BeyondContext, match=r"longer than the 40 positions"):
+        pattern = wb.open_model(model).pattern(tokens, 0, 0)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(tokens[None], output_attentions=True, use_cache=False).attentions[0][0, 0]
+    torch.testing.assert_close(pattern, expected, atol=5e-6, rtol=0)
 
 
 def test_a_rotary_module_of_ones_own_that_follows_the_length_has_no_pieces():

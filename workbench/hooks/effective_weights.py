@@ -126,8 +126,8 @@ def _merge(module: nn.Module) -> None:
 
 def _may_differ(module: Any) -> bool:
     """True for a map with a weight matrix that is more than a plain `nn.Linear` or `Conv1D`."""
-    weight = getattr(module, "weight", None)
-    is_map = isinstance(module, _PLAIN) or ("linear" in type(module).__name__.lower() and weight is not None)
+    weight, kind = getattr(module, "weight", None), type(module).__name__.lower()
+    is_map = isinstance(module, _PLAIN) or ("linear" in kind and "norm" not in kind and weight is not None)
     if not is_map or isinstance(module, nn.Embedding) or _is_adapter(module):
         return _is_adapter(module)
     has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
