@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from tests.browser import chromium, tab, window
 from tests.quick_demo import HISTORY, make_interrupted_demo
@@ -15,6 +16,11 @@ __all__ = ["chromium", "demo", "demo_runs", "tab", "window"]
 
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"
+
+
+# A busy machine is slow; no test is about time.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser):

@@ -50,8 +50,8 @@ def test_a_dry_run_tells_the_job_its_units_and_bytes_and_does_nothing(series, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_scan_of_the_job_that_a_run_keeps_is_the_run_again_in_worker_processes(run, tmp_path):
-    again = workbench("scan", run / "job.toml", "--out", tmp_path / "again", "--engine", "local", "--workers", 2)
+def test_a_scan_of_the_job_that_a_run_keeps_is_the_run_again(run, tmp_path):
+    again = workbench("scan", run / "job.toml", "--out", tmp_path / "again")
     assert again.returncode == 0, again.stderr
     names = [sorted(p.name for p in folder.glob("scores/*/*.parquet")) for folder in (run, tmp_path / "again")]
     assert names[0] == names[1]

@@ -50,7 +50,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cells=st.lists(CELL, max_size=40), data=st.data())
 def test_order_and_repeats_of_cells_change_nothing(way, cells, data):
     m = opened("llama")
@@ -59,7 +59,7 @@ def test_order_and_repeats_of_cells_change_nothing(way, cells, data):
     assert_equal(recorded(m, shuffled, **WAYS[way]), recorded(m, sorted(set(cells)), **WAYS[way]))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(cells=st.lists(CELL, min_size=1, max_size=40), data=st.data())
 def test_order_and_repeats_change_nothing_in_linear_layers(cells, data):
     m = opened("minimax")
@@ -123,7 +123,7 @@ def test_lists_of_another_shape_or_type_are_refused(made):
         m.record(TOKENS, {CellSum("mine", lambda _: made)})
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows=st.lists(st.tuples(st.integers(0, 1), st.integers(0, N_TOKENS - 1)), max_size=12), data=st.data())
 def test_order_and_repeats_of_rows_change_no_reading(rows, data):
     m = opened("llama")
@@ -146,7 +146,7 @@ def test_rows_of_a_reading_outside_the_sequences_are_refused():
 
 
 @pytest.mark.parametrize("how", ["made", "built"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_order_and_repeats_of_target_cells_change_nothing(how, data):
     m = opened("llama")

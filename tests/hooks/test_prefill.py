@@ -15,11 +15,14 @@ from workbench.kernels import Far
 THROUGH_A_CACHE = [f for f in (*SOFTMAX, *MORE_CONFIGS, *OLDER_CONFIGS) if f not in ("openai_gpt", *WITH_CONVOLUTIONS)]
 
 
-@pytest.mark.parametrize("prefill", [1, 7, 48])
-@pytest.mark.parametrize("family", THROUGH_A_CACHE)
+@pytest.mark.parametrize(
+    ("family", "prefill"),
+    [
+        *((family, 7) for family in THROUGH_A_CACHE),
+        *((family, n) for family in ("llama", "cwm", "gpt_oss", "gemma2") for n in (1, 16, 48)),
+    ],
+)
 def test_pieces_give_the_numbers_of_one_pass(family, prefill):
-    if prefill == 1 and family not in ("llama", "cwm", "gpt_oss", "gemma2"):
-        prefill = 16
     m = open_model(tiny(family))
     probe = probes.copy_needle(97, 16, length=48, n_sequences=2)
     whole = m.record(probe, NEEDS, far=Far(5))

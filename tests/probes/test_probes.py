@@ -108,7 +108,7 @@ def test_a_key_is_answered_by_the_value_that_followed_it():
     assert all(len(torch.unique(k)) == 10 for k in keys)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(2, 30), copies=st.integers(2, 4), size=st.integers(30, 200), seed=st.integers(0, 99))
 def test_repeats_work_for_any_bare_vocabulary(n, copies, size, seed):
     probe = probes.repeats(size, n=n, copies=copies, n_sequences=2, seed=seed)

@@ -102,7 +102,7 @@ def test_digest_is_the_same_on_every_machine():
     assert canonical_digest({"step": 100, "name": "é"}) == "11ba52cf6e6a515487d996f20fcd5add"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(origin=origins, rows=rows_of_one_unit)
 def test_scores_come_back_as_they_were_written(store, origin, rows):
     path = commit(store, origin=origin, rows=rows)
