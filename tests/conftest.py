@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, settings
 
 from tests.browser import chromium, tab, window
 from tests.quick_demo import HISTORY, make_interrupted_demo
+from tests.type_checks import sample_calls
 
 __all__ = ["chromium", "demo", "demo_runs", "tab", "window"]
 
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"
 
+sample_calls()  # before any module of the workbench is imported
 
 # A busy machine is slow; no test is about time.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
