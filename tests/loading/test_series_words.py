@@ -116,6 +116,13 @@ def test_where_no_tokenizer_can_be_read_the_reason_is_kept_and_told_where_text_i
         probes.text(words.words(), "w1 w2")
 
 
+def test_a_single_checkpoint_says_its_reason_once(tmp_path):
+    ((_, path),) = series(tmp_path, {10: word_tokenizer()})[:1]
+    (path / "tokenizer.json").write_text("{}")
+    words = series_words([(path.name, path)], path, None)
+    assert words.no_tokenizer.count("cannot be read") == 1
+
+
 def test_a_tokenizer_with_more_words_than_the_model_is_not_used_or_refused_if_named(tmp_path):
     large = word_tokenizer(60)
     words = series_words(series(tmp_path / "a", {40: large}), tmp_path / "a", None)

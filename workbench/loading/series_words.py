@@ -80,7 +80,8 @@ def series_words(checkpoints: Sequence[Named], root: Path, tokenizer: Path | str
         return SeriesWords(folders, tokenizer, "", (f"the tokenizer of {tokenizer} is used for all checkpoints",))
     own = [(name, path) for name, path in checkpoints if tokenizer_folder(path) == path]
     readable, reasons = _readable(own)
-    if not readable and (above := _folder_above(checkpoints, root)) is not None:
+    above = _folder_above(checkpoints, root)
+    if not readable and above is not None and above not in [path for _, path in own]:
         readable, of_root = _readable([(str(above), above)])
         reasons, own = [*reasons, *of_root], [] if readable else own
     fitting, misfits = _fitting(readable, vocab_size)
