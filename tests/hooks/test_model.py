@@ -1,5 +1,6 @@
 """Open models: their layers as they are, exact crops, models left as they came, refusals that say why."""
 
+import pickle
 from contextlib import nullcontext
 
 import pytest
@@ -205,6 +206,13 @@ def test_answers_are_the_models_own_loss_on_the_answer_rows():
 def test_what_cannot_be_recorded_is_refused_with_what_was_given(call, message):
     with pytest.raises(WorkbenchError, match=message):
         call(open_model(tiny("gpt2")))
+
+
+def test_a_statistic_read_as_an_attribute_says_how_it_is_read():
+    recording = open_model(tiny("llama")).record(random_tokens(1, 9), {"entropy"})
+    with pytest.raises(AttributeError, match=r"read by name: recording\['entropy'\]"):
+        _ = recording.entropy
+    assert torch.equal(pickle.loads(pickle.dumps(recording))["entropy"].total, recording["entropy"].total)
 
 
 def test_device_and_dtype_are_for_checkpoints():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -118,6 +119,9 @@ class Recording:
         if need not in self.sums:
             raise WorkbenchError(f"{need!r} was not recorded; recorded: {sorted(self.sums)}. Pass it in needs=")
         return self.sums[need]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a Recording has no attribute {name!r}; statistics are read by name: recording[{name!r}]")
 
 
 @dataclass(frozen=True, slots=True)
