@@ -11,7 +11,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_type_hints
 
 import pandas as pd
 
@@ -140,6 +141,8 @@ class Plan:
             raise WorkbenchError(f"{path}: was written by a newer workbench; upgrade it to read the plan")
         try:
             plan = cls(**{**document, **_typed_fields(document)})
+            for record in (plan, *plan.layers, *plan.ranking, *plan.curve):
+                _require_types(record)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
         problem = _inconsistency(plan)
@@ -289,6 +292,17 @@ def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
         "curve": tuple(CurvePoint(**_numbers(p)) for p in document["curve"]),
         "evidence": _numbers(document["evidence"]),
     }
+
+
+def _require_types(record: Any) -> None:
+    """Raise TypeError where a text, number or missing value is of another type than its field's."""
+    hints = get_type_hints(type(record))
+    for field in fields(record):
+        value, hint = getattr(record, field.name), hints[field.name]
+        expected = int | float if hint is float else hint
+        is_plain = isinstance(expected, UnionType) or (isinstance(expected, type) and not get_args(expected))
+        if is_plain and not isinstance(value, expected):
+            raise TypeError(f"{field.name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
