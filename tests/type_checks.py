@@ -17,7 +17,7 @@ import jaxtyping
 from jaxtyping import _decorator  # its own recursion into classes, properties and static methods
 
 # A function's calls that are checked: the first in a process, then one of so many.
-FIRST, EVERY = 50, 37
+FIRST, EVERY = 16, 101
 EVERY_CALL = "WORKBENCH_CHECK_EVERY_CALL"
 
 _checked = _decorator.jaxtyped
