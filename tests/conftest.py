@@ -69,3 +69,9 @@ def demo(tmp_path_factory):
 def demo_runs(demo):
     """The run folders of the quick demo."""
     return sorted((demo / "runs").iterdir())
+
+
+@pytest.fixture
+def without_waiting_for_the_disk(monkeypatch):
+    """Files are put in place as ever, and not synced: no test of what is computed loses power."""
+    monkeypatch.setattr("workbench.atomic.os.fsync", lambda _: None)

@@ -29,10 +29,7 @@ from workbench.heads import Row, WorkbenchError
 from workbench.runs import open_run
 from workbench.store import Store, WrittenProbe, canonical_digest, read_rows
 
-
-@pytest.fixture(autouse=True)
-def _without_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr("workbench.atomic.os.fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 @pytest.fixture(scope="module")
