@@ -275,14 +275,17 @@ class HookedModel:
         return tuple(reaches[i] for i in sorted(reaches))
 
     @contextmanager
-    def in_force(self) -> Generator[None]:
-        """Inside the block, the model's own forward runs under the interventions in force."""
+    def in_force(self, *, leaves_mode: bool = False) -> Generator[None]:
+        """Inside the block, the model's own forward runs under the interventions in force.
+
+        `leaves_mode`: a model that is training goes on to; else it is in evaluation mode inside the block.
+        """
         interventions = self._interventions  # those of the block: a backward pass may come in another one
 
         def attend(call: AttentionCall) -> Tensor:
             return intervened_output(call, interventions)
 
-        with handling(self.model, attend):
+        with handling(self.model, attend, leaves_mode=leaves_mode):
             yield
 
     @contextmanager
@@ -437,7 +440,7 @@ class HookedModel:
         new = {h.layer for h in interventions.linear} - {h.layer for h in before.linear}
         try:
             with (
-                self.in_force(),
+                self.in_force(leaves_mode=True),
                 changing_linear(self.model, new, self._change_linear),
                 refusing_passes(self.model, has_linear=bool(interventions.linear)),
             ):

@@ -6,8 +6,6 @@ how to get a model out of it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.bridge import is_bridge, unbridged
+from workbench.hooks.taps.evaluation_mode import evaluating
 
 # Wrappers that hand their input on to the model in this attribute, unchanged: torch.compile, torch's data parallelism
 # and averaging, DeepSpeed's engine.
@@ -115,21 +114,9 @@ def _computes_the_same(wrapper: Any, base: Any) -> bool:
     if any(tensor.is_meta for tensor in base.parameters()):
         return True
     tokens = torch.arange(5, device=base.device)[None] % int(base.config.get_text_config().vocab_size)
-    with _evaluating(wrapper):
+    with evaluating(wrapper):
         logits: tuple[Tensor, ...] = tuple(m(input_ids=tokens, use_cache=False).logits for m in (wrapper, base))
     return torch.equal(*logits)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    """Inside the block, all modules are in evaluation mode; afterwards each is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
 
 
 def _refuse_absent_weights(model: PreTrainedModel, source: object) -> None:

@@ -134,7 +134,7 @@ def linear_heads(model: PreTrainedModel, forms: Forms, *, length: int) -> Genera
         order = torch.tensor([*full, *linear]).argsort()
         return rearrange(torch.cat(outputs, 1)[:, order], "b h t d -> b t h d")
 
-    with handling(model, attend):
+    with handling(model, attend, leaves_mode=True):
         yield
 
 

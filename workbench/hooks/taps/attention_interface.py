@@ -22,35 +22,35 @@ from transformers.modeling_utils import AttentionInterface
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
+from workbench.hooks.taps.evaluation_mode import warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.scored_call import biased_call
 
 IMPLEMENTATION = "workbench"
-# Tensors besides q, k and v that families pass and that change no probability. Any other tensor may select keys.
-_HARMLESS_TENSORS = {"position_ids", "cache_position", "position_embeddings", "logits_to_keep"}
+# Tensors besides q, k and v that change no probability: those that families pass to their layers, and arguments of the
+# loss, which families hand on to all that is below (Trainer, accelerate and TRL pass them). Any other may select keys.
+_OF_THE_LAYERS = {"position_ids", "cache_position", "position_embeddings", "logits_to_keep"}
+_OF_THE_LOSS = {"num_items_in_batch", "labels", "shift_labels", "weight", "label_smoothing", "class_weight"}
+_HARMLESS_TENSORS = _OF_THE_LAYERS | _OF_THE_LOSS
 
 _handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
 
 
 @contextmanager
 def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
-    """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included."""
+    """Send every softmax layer of `model` to `handler`; afterwards the model has its own implementation again."""
     # transformers looks the implementation's name up in the configuration at every call. The public setter would also
     # change later from_pretrained calls, and warn of families that ignore it.
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {k: c._attn_implementation for k, c in configs.items()}  # pyright: ignore[reportPrivateUsage]
-    training = [m for m in model.modules() if m.training]
     token = _handler.set(handler)
     try:
-        model.eval()
         for config in configs.values():
             config._attn_implementation_internal = IMPLEMENTATION  # pyright: ignore[reportPrivateUsage]
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]  # pyright: ignore[reportPrivateUsage]
-        for module in training:
-            module.training = True
         _handler.reset(token)
 
 
@@ -63,7 +63,7 @@ def _attend(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    dropout: float = 0.0,
+    dropout: float | int = 0.0,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
@@ -107,6 +107,8 @@ def _attend(
         call = biased_call(call, bias=position_bias, sinks=sinks, name=name)
     call = replace(call, positions=_token_positions(others.get("position_ids")))
     note_attention(call.layer, (query, key, value), None, attention_mask.valid)
+    if dropout > 0:
+        warn_of_dropout(name, dropout)
     handler = attention_mask.handler  # not the one in force: a backward pass computes layers again, anywhere
     out = (call.output() if handler is None else handler(call)).to(query.dtype)
     note_attention(call.layer, (), out, None)

@@ -14,7 +14,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, softmax
+from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
@@ -31,6 +31,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps import attention_interface
 from workbench.hooks.taps.attention_call import Handler, LazyMask
+from workbench.hooks.taps.evaluation_mode import evaluating, warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.replaced_forward import another_forward
@@ -46,14 +47,18 @@ _handler: ContextVar[Handler | None] = ContextVar("workbench_eager_handler", def
 
 
 @contextmanager
-def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
-    """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, dropout included.
+def handling(model: PreTrainedModel, handler: Handler, *, leaves_mode: bool = False) -> Generator[None]:
+    """Send every softmax layer of `model` to `handler`; afterwards the model is as it was, mode and all.
+
+    `leaves_mode`: a model that is training goes on to, with its dropout and gradient checkpointing; else it is in
+    evaluation mode inside the block.
 
     Raises:
         WorkbenchError: inside, for more tokens than MAX_TOKENS where the family gives no other way than T × T scores.
     """
     own = _handling_scores if is_without_interface(model) else attention_interface.handling
-    with steady_rotation(model), own(model, handler):
+    mode = nullcontext() if leaves_mode else evaluating(model)
+    with mode, steady_rotation(model), own(model, handler):
         yield
 
 
@@ -65,10 +70,8 @@ def is_without_interface(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None]:
-    training = [m for m in model.modules() if m.training]
     token = _handler.set(handler)
     try:
-        model.eval()
         with ExitStack() as stack:
             tapped = list(blocks(model))
             # A block inside another `handling` has its taps already; they call the inner handler.
@@ -79,8 +82,6 @@ def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None
                     stack.enter_context(another_forward(block, _TappedForward(layer, block, inputs)))
             yield
     finally:
-        for module in training:
-            module.training = True
         _handler.reset(token)
 
 
@@ -187,6 +188,8 @@ class _Tap(TorchFunctionMode):
             return self._on_softmax(scores, args[0].shape, lambda: func(*args, **kwargs))
         if func in _PRODUCT and self._scores is not None and args[0].shape[-2:] == self._scores.shape[-2:]:
             return self._on_product(args[0], args[1])
+        if func is dropout and self._scores is not None and args[0].shape[-2:] == self._scores.shape[-2:]:
+            return self._on_dropout(*args, **kwargs)
         if func is scaled_dot_product_attention:
             return self._on_sdpa(*args, **kwargs)
         return func(*args, **kwargs)
@@ -223,17 +226,26 @@ class _Tap(TorchFunctionMode):
         out = self._handled(scores, rearrange(v, "(b h) k d -> b h k d", b=len(scores)) if is_flat else v)
         return rearrange(out, "b q h d -> (b h) q d" if is_flat else "b q h d -> b h q d").contiguous()
 
-    def _on_sdpa(
+    def _on_dropout(
+        self, probabilities: Float[Tensor, "*bh q k"], p: float | int = 0.5, training: bool = True, **_: Any
+    ) -> Float[Tensor, "*bh q k"]:
+        if training and p > 0:
+            warn_of_dropout(self._name, p)
+        return probabilities
+
+    def _on_sdpa(  # noqa: PLR0913, PLR0917  # the arguments of torch's function
         self,
         query: Float[Tensor, "b h q d"],
         key: Float[Tensor, "b kv k d"],
         value: Float[Tensor, "b kv k d_v"],
         attn_mask: Shaped[Tensor, "#b #h q k"] | None = None,
-        *_: Any,
+        dropout_p: float | int = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
-        **__: Any,
+        **_: Any,
     ) -> Float[Tensor, "b h q d_v"]:
+        if dropout_p > 0:
+            warn_of_dropout(self._name, dropout_p)
         scores = grouped_scores(query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
