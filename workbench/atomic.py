@@ -53,7 +53,7 @@ def replacing_file(path: Path, *, temporaries: Path | None = None) -> Generator[
         StoreNotWritable: if the disk is full or cannot be written.
     """
     folder, prefix = (path.parent, ".") if temporaries is None else (temporaries, "")
-    with _refusals_named(path):
+    with refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{prefix}{path.stem}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
@@ -82,7 +82,7 @@ def replacing_folder(path: Path) -> Generator[Path]:
         StoreNotWritable: if the disk is full or cannot be written.
     """
     partial = path.with_name(_PARTIAL + path.name)
-    with _refusals_named(path):
+    with refusals_named(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
@@ -100,7 +100,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         StoreNotWritable: if the disk is full or cannot be written.
     """
-    with _refusals_named(path):
+    with refusals_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -116,10 +116,10 @@ def prove_writable(folder: Path, *, temporaries: Path) -> None:
         StoreNotWritable: if one of these operations fails.
     """
     probe = folder / f"writable-{secrets.token_hex(4)}"
-    with _refusals_named(folder):
+    with refusals_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace_file(probe, b"written to see whether this folder can be\n", temporaries=temporaries)
-    with _refusals_named(folder):
+    with refusals_named(folder):
         probe.unlink()
 
 
@@ -153,7 +153,7 @@ def advisory_lock(path: Path, *, is_shared: bool) -> Generator[None]:
     """
     import fcntl  # imported here because Windows lacks it and reading runs needs no lock
 
-    with _refusals_named(path):
+    with refusals_named(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -218,7 +218,7 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _refusals_named(path: Path) -> Generator[None]:
+def refusals_named(path: Path) -> Generator[None]:
     """Turn the system's write errors into `StoreNotWritable` with the next step."""
     try:
         yield
