@@ -124,16 +124,19 @@ def prove_writable(folder: Path, *, temporaries: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> list[Path]:
-    """Remove temporary files of dead processes of this machine, and partial folders; return their paths.
+    """Remove temporary files and folders of dead processes of this machine, and partial folders; return their paths.
 
-    Temporary files of live processes and of other machines stay. Two processes must not make the same folder at once.
+    Temporaries of live processes and of other machines stay. Two processes must not make the same folder at once.
     """
     removed: list[Path] = []
     of_this_machine = re.compile(rf".*\.{re.escape(socket.gethostname())}\.(\d+)\.[^.]+")
     for path in sorted(folder.glob("*.*.*.*")):
         match = of_this_machine.fullmatch(path.name)
-        if match is not None and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
+        if match is not None and not is_alive(int(match[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             removed.append(path)
     for path in sorted(folder.glob(f"{_PARTIAL}*")):
         shutil.rmtree(path)
@@ -207,7 +210,8 @@ def _sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
