@@ -14,9 +14,9 @@ from typing import Any
 from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.names import parse_name
 from workbench.checkpoints.training_order import Entry
+from workbench.heads import some_of
 
 Record = Mapping[str, Any]
-_FEW = 5  # names that a remark lists
 
 
 def with_gone(candidates: Candidates, before: Iterable[Record]) -> Candidates:
@@ -66,9 +66,8 @@ def slot_of(loose: Entry, names: Sequence[str], before: Sequence[Record]) -> int
 
 def remark_on_gone(names: Sequence[str], root: Path) -> str:
     """One sentence for the user on the checkpoints that are gone."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
     verb = "is" if len(names) == 1 else "are"
-    return f"{', '.join(names[:_FEW])}{more} {verb} no longer in {root}: the scores stay, at their place in training"
+    return f"{some_of(names)} {verb} no longer in {root}: the scores stay, at their place in training"
 
 
 def _place(entry: Entry) -> tuple[str | None, str | None, str | None]:

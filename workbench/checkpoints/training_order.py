@@ -16,12 +16,10 @@ from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
 from workbench.checkpoints.names import Doubt, stage_of_words
 from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
-from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
+from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError, some_of
 
 _NUMBERED = re.compile(r"(?:stage|phase)(\d+)", re.ASCII)
 TRAINER_STATE = "trainer_state.json"
-# Names that a remark lists.
-_FEW = 5
 # Digits of a commit that name its branch, as git shortens it.
 _SHORT_COMMIT = 12
 # A stage, and the branch of a revision without a name.
@@ -62,7 +60,8 @@ class Entry:
     from the start of the stage. `tokens_given` is the user's, from the beginning of training. `prefix`, `doubts`
     and `is_weak` are those of the name. `prefix` is None where the position is not the name's, or where the user gave
     a stage or a branch. `recorded`: what an earlier look noted of a checkpoint that is gone; None for one that is here.
-    `is_bare`: a revision in a cache that is known by its commit alone.
+    `is_bare`: a revision that is known by its commit alone. `blobs`: the digests of the weights of one at a hub; None
+    for one on disk.
     """
 
     name: str
@@ -82,6 +81,7 @@ class Entry:
     is_weak: bool = False
     recorded: Mapping[str, Any] | None = None
     is_bare: bool = False
+    blobs: tuple[str, ...] | None = None
 
     @property
     def doubts_in_words(self) -> str:
@@ -122,7 +122,8 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
         # A Trainer writes its last state beside its checkpoints, and perhaps the weights of the best one.
         is_of_the_run = candidate.path == candidates.root and len(candidates.checkpoints) > 1
         try:
-            state = None if is_of_the_run else _state_of(candidate)
+            is_elsewhere = is_of_the_run or candidate.remote is not None
+            state = None if is_elsewhere else _state_of(candidate)
         except BadCheckpoint as error:
             # The weights may be good; they are checked when they are opened.
             remarks.append(f"{error}; its tokens and learning rate are not used")
@@ -214,7 +215,7 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
             continue
         if entry.format == "none" != holder.format:
             outputs[entry.name] = f"no weights in it, and {holder.name} is the checkpoint of {entry.position}"
-        elif same_weights(holder.path, entry.path):
+        elif _have_same_weights(holder, entry):
             aliases[entry.name] = holder.name
         else:
             where = "".join(f" of {part}" for part in (entry.branch, entry.stage) if part)
@@ -230,12 +231,19 @@ def _precedence(entry: Entry) -> tuple[bool, bool, bool, str]:
     return entry.position is None, entry.format == "none", entry.is_bare, entry.name
 
 
+def _have_same_weights(a: Entry, b: Entry) -> bool:
+    """Whether two hold the same weights: by their files, or by the digests that a hub has of them."""
+    if a.blobs is None and b.blobs is None:
+        return same_weights(a.path, b.path)
+    return a.blobs == b.blobs and bool(a.blobs)
+
+
 def _without_weak_positions(entries: list[Entry]) -> list[Entry]:
     """Take the epoch or the count from a checkpoint whose weights are those of one with a step."""
     firm = [entry for entry in entries if entry.position is not None and not entry.is_weak]
     return [
         replace(entry, index=None, label=None)
-        if entry.is_weak and any(same_weights(other.path, entry.path) for other in firm)
+        if entry.is_weak and any(_have_same_weights(other, entry) for other in firm)
         else entry
         for entry in entries
     ]
@@ -247,7 +255,7 @@ def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], l
         is_original = other.name not in aliases and (
             other.position is not None or any(other is end for end in loose.values())
         )
-        if is_original and other is not entry and same_weights(other.path, entry.path):
+        if is_original and other is not entry and _have_same_weights(other, entry):
             aliases[entry.name] = other.name
             return
     last = loose.setdefault((entry.stage, entry.branch if entry.is_bare else None), entry)
@@ -320,6 +328,7 @@ def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> 
         is_weak=name.is_weak and step is None and row.tokens is None,
         recorded=recorded,
         is_bare=candidate.is_bare,
+        blobs=None if candidate.remote is None else candidate.remote.blobs,
     )
 
 
@@ -340,10 +349,9 @@ def _bare(entries: list[Entry], root: Path) -> list[str]:
     names = [entry.name for entry in entries if entry.is_bare and entry.position is None]
     if not names:
         return []
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
     apart = "each is a branch of its own, and they stand last, in the order of their commits"
     return [
-        f"{', '.join(names[:_FEW])}{more}: known by the commit alone, which does not say where in training it stands"
+        f"{some_of(names)}: known by the commit alone, which does not say where in training it stands"
         f"{'; ' + apart if len(entries) > 1 else ''}. Give their steps in {root / SERIES_FILE}, or fetch them by name"
     ]
 
@@ -396,10 +404,7 @@ def _doubts(entries: list[Entry], root: Path) -> list[str]:
             named.setdefault(f"no number in the name is a position in training{last}", []).append(entry.name)
     remarks: list[str] = []
     for reason, names in named.items():
-        more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-        remarks.append(
-            f"{', '.join(names[:_FEW])}{more}: {reason}. If that is wrong, give the step or the tokens in {SERIES_FILE}"
-        )
+        remarks.append(f"{some_of(names)}: {reason}. If that is wrong, give the step or the tokens in {SERIES_FILE}")
     return remarks
 
 
