@@ -277,6 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = repository.commits[commit]
         if what == "revision":
             siblings = [{"rfilename": name} for name in files]
+            if query.get("blobs"):
+                siblings = [_sibling(name, body) for name, body in files.items()]
             return self._json(
                 {"_id": commit, "id": repository.name, "modelId": repository.name, "sha": commit, "siblings": siblings}
                 | {"tags": [], "private": False, "gated": False, "downloads": 0, "likes": 0}
@@ -406,3 +408,13 @@ def _entry(name: str, body: bytes) -> dict[str, Any]:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(body)}\n".encode()
     lfs = {"oid": sha256, "size": len(body), "pointerSize": len(pointer)}
     return {"type": "file", "path": name, "size": len(body), "oid": blob_of("pointer", pointer), "lfs": lfs}
+
+
+def _sibling(name: str, body: bytes) -> dict[str, Any]:
+    """A file as the hub lists it with its revision, where blobs are asked for."""
+    entry = _entry(name, body)
+    sibling = {"rfilename": name, "size": entry["size"], "blobId": entry["oid"]}
+    if "lfs" in entry:
+        lfs = entry["lfs"]
+        sibling["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": lfs["pointerSize"]}
+    return sibling
