@@ -10,7 +10,7 @@ from typing import Any
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import Format, checkpoint_format
 from workbench.checkpoints.hub_references import locate_series, why_missing
-from workbench.checkpoints.names import CheckpointName, parse_name
+from workbench.checkpoints.names import CheckpointName, parse_name, parse_revision
 from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import NoCheckpoints
@@ -174,7 +174,7 @@ def _search_hub_cache(directory: Path, overrides: Overrides) -> Candidates:
     for revision in present:
         kind = checkpoint_format(revision.folder)
         # The digits of a commit say nothing, whatever they look like.
-        parsed = CheckpointName() if revision.is_bare else parse_name(revision.name)
+        parsed = CheckpointName() if revision.is_bare else parse_revision(revision.name)
         if kind == "none":
             ignored[revision.name] = "no weights of this revision are in the cache"
         else:

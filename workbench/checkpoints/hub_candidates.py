@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workbench.checkpoints.candidates import Candidate, Candidates, RemoteCheckpoint
 from workbench.checkpoints.formats import Format, checkpoint_format
-from workbench.checkpoints.names import CheckpointName, parse_name
+from workbench.checkpoints.names import CheckpointName, parse_revision
 from workbench.checkpoints.series_overrides import read_overrides
 from workbench.console import watched_bar
 from workbench.heads import NoCheckpoints, some_of
@@ -120,7 +120,7 @@ def format_of(files: Sequence[RemoteFile]) -> Format:
 
 def _parsed(name: str, is_bare: bool) -> CheckpointName:
     # The digits of a commit say nothing, whatever they look like.
-    return CheckpointName() if is_bare else parse_name(name)
+    return CheckpointName() if is_bare else parse_revision(name)
 
 
 def _files(revisions: Sequence[RemoteRevision]) -> list[tuple[RemoteFile, ...]]:

@@ -14,32 +14,37 @@ from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
-from workbench.checkpoints.names import Doubt, stage_of_words
+from workbench.checkpoints.names import AFTER_STEP_UNREAD, Doubt, stage_of_words
 from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError, some_of
 
 _NUMBERED = re.compile(r"(?:stage|phase)(\d+)", re.ASCII)
+_LENGTHS = re.compile(r"lc-(\d+)k-to-\d+k", re.ASCII)
 TRAINER_STATE = "trainer_state.json"
 # Digits of a commit that name its branch, as git shortens it.
 _SHORT_COMMIT = 12
 # A stage, and the branch of a revision without a name.
 _Line = tuple[str | None, str | None]
+_LONGER = {"extension", "long-context"}
 _FIRST_STAGES = ("pretrain", "stage1", "phase1")
 # Stages with other names, and several stages of one rank, need a stage_order.
 _RANKS = {
-    "pretrain": 0,
-    "midtrain": 2,
-    "anneal": 3,
-    "decay": 3,
-    "cooldown": 3,
-    "long-context": 4,
-    "extension": 4,
-    "sft": 5,
-    "dpo": 6,
-    "rlvr": 7,
-    "rlhf": 7,
-    "ppo": 7,
-    "grpo": 7,
+    "pretrain": (0, 0),
+    "midtrain": (2, 0),
+    "extension": (2, 1),  # Lucie and Ettin extend the context before they decay the learning rate
+    "anneal": (3, 0),
+    "decay": (3, 0),
+    "cooldown": (3, 0),
+    "long-context": (4, 0),
+    "it-mid-training": (5, 0),  # SmolLM3's, on the way to its instruction-tuned model
+    "sft": (5, 1),
+    "it-sft": (5, 1),
+    "dpo": (6, 0),
+    "it-soup-apo": (6, 0),
+    "rlvr": (7, 0),
+    "rlhf": (7, 0),
+    "ppo": (7, 0),
+    "grpo": (7, 0),
 }
 
 
@@ -134,6 +139,7 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
                 f"{candidate.name}: {TRAINER_STATE} is of step {state.step}, not {entry.step}; it is not used"
             )
         entries.append(entry)
+    entries = _with_loose_counts(entries, {each.name: each.parsed.loose_count for each in candidates.checkpoints})
     entries = _set_bare_apart(entries)
     remarks += _bare(entries, candidates.root)
     entries = _name_stages(entries, candidates.root)
@@ -165,6 +171,8 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
         order = [stage or None for stage in user_order if stage in present or (stage == "" and unstaged)]
         return order if None in order else [*unstaged, *order]
     ranks = {stage: stage_rank(stage) for stage in present}
+    if present >= _LONGER:  # two words for one thing
+        ranks["extension"] = ranks["long-context"]
     if unknown or (len(present) > 1 and len(set(ranks.values()) - {None}) < len(present)):
         by_rank = sorted(present, key=lambda stage: (ranks[stage] or (math.inf, 0), stage))
         examples = {stage: next(entry.name for entry in entries if entry.stage == stage) for stage in by_rank}
@@ -188,7 +196,9 @@ def stage_rank(stage: str) -> tuple[int, int] | None:
     """Where a stage of this name stands among others; None for a name that says nothing."""
     if match := _NUMBERED.fullmatch(stage):
         return 1, int(match[1])
-    return (_RANKS[stage], 0) if stage in _RANKS else None
+    if match := _LENGTHS.fullmatch(stage):
+        return 4, int(match[1])
+    return _RANKS.get(stage)
 
 
 def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str], dict[str, str]]:
@@ -330,6 +340,33 @@ def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> 
         is_bare=candidate.is_bare,
         blobs=None if candidate.remote is None else candidate.remote.blobs,
     )
+
+
+def _with_loose_counts(entries: list[Entry], counts: Mapping[str, tuple[int, int, int] | None]) -> list[Entry]:
+    """Read a number with a unit as tokens where it cannot be the size of the model.
+
+    Behind the steps it is tokens if it grows with them: `step-50K-105b`, `step-480k-1T`. At the end of a name it is if
+    a name that is the same elsewhere has trillions there: `base-500B`, `base-1T`.
+    """
+    labelled = [(entry.step, count) for entry in entries if (count := counts[entry.name]) and entry.step is not None]
+    tokens = [count[0] for _, count in sorted(labelled)]
+    grows = len(tokens) > 1 and tokens == sorted(tokens) and tokens[0] < tokens[-1]
+    stems = {_stem(entry.name) for entry in entries if entry.is_weak and entry.label is not None}
+    read: list[Entry] = []
+    for entry in entries:
+        if entry.label is None and (label := counts[entry.name]):
+            if entry.step is not None and grows:
+                doubts = tuple(doubt for doubt in entry.doubts if doubt.reason != AFTER_STEP_UNREAD)
+                entry = replace(entry, label=label, doubts=doubts)
+            elif entry.position is None and _stem(entry.name) in stems:
+                entry = replace(entry, label=label, is_weak=True)
+        read.append(entry)
+    return read
+
+
+def _stem(name: str) -> str:
+    """A name without the number with a unit at its end."""
+    return re.sub(r"[\d.,]+[bt]b?$", "", name, flags=re.IGNORECASE)
 
 
 def _set_bare_apart(entries: list[Entry]) -> list[Entry]:
