@@ -18,6 +18,8 @@ __all__ = ["chromium", "demo", "demo_runs", "hub", "tab", "window"]
 
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"
+# No test asks a hub but its own (`hub`), whatever ids it names.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 sample_calls()  # before any module of the workbench is imported
 

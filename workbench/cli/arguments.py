@@ -26,6 +26,13 @@ SettingOption = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Revisions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Branches and tags of a model at a hub: 'step*', 'step0,step1?000,main', or '/regular expression/'.",
+    ),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(help="A tokenizer's folder, or a model's name in the cache. Default: the checkpoint's own."),

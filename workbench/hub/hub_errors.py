@@ -80,16 +80,17 @@ def hub_api() -> Any:
     return HfApi(endpoint=endpoint())
 
 
-def ask(call: Callable[[Any], _T], repo: str, revision: str | None = None) -> _T:
+def ask(call: Callable[[Any], _T], repo: str, revision: str | None = None, *, tries_again: bool = True) -> _T:
     """Ask the hub about a model; `call` is handed huggingface_hub's HfApi.
 
-    A rate limit and a fault of the server are waited for and asked again, which stderr says.
+    A rate limit and a fault of the server are waited for and asked again, which stderr says. `tries_again` False: not
+    here, because huggingface_hub does so itself, as for whatever comes in pages.
 
     Raises:
         HubError: as `as_hub_error`.
     """
     api = hub_api()
-    for wait_s in (*_WAITS, None):
+    for wait_s in (*(_WAITS if tries_again else ()), None):
         try:
             with as_hub_error(repo, revision), _a_listing(repo):
                 return call(api)
@@ -122,10 +123,7 @@ def as_hub_error(repo: str, revision: str | None = None) -> Generator[None]:
     except errors.RevisionNotFoundError as error:
         raise NotAtHub(f"{what}: {endpoint()} has the model, and no revision {revision}") from error
     except errors.RepositoryNotFoundError as error:
-        raise NotAtHub(
-            f"{what}: {endpoint()} has no such model, or does not show it to you. Check the name; if it is private, log"
-            " in with `hf auth login`"
-        ) from error
+        raise NotAtHub(_missing(what)) from error
     except errors.RemoteEntryNotFoundError as error:
         raise NotAtHub(f"{what}: {endpoint()} has the model, and not this file: {error.response.url}") from error
     except errors.OfflineModeIsEnabled as error:
@@ -155,6 +153,13 @@ def _a_listing(repo: str) -> Generator[None]:
         ) from error
 
 
+def _missing(what: str) -> str:
+    return (
+        f"{what}: {endpoint()} has no such model, or does not show it to you. Check the name; if it is private, log in "
+        "with `hf auth login`"
+    )
+
+
 def _of_status(error: Any, what: str) -> HubError:
     status, message = error.response.status_code, (error.server_message or "").strip()
     said_by_hub = f": {message}" if message else ""
@@ -168,11 +173,13 @@ def _of_status(error: Any, what: str) -> HubError:
         )
     if status >= 500:
         return HubFault(f"{what}: {endpoint()} fails ({status}){said_by_hub}; try again later")
-    if status == 401:
+    if status == 401 and "invalid credentials" in message.lower():
         return NotAtHub(
             f"{what}: {endpoint()} does not accept your token (401){said_by_hub}; log in with `hf auth login`, or unset"
             " HF_TOKEN"
         )
+    if status == 401:  # as the hub answers for what is missing, to whoever is not logged in
+        return NotAtHub(_missing(what))
     if status == 404:
         return NotAtHub(f"{what}: {endpoint()} has no such model (404){said_by_hub}; check the name")
     if status == 403:

@@ -42,20 +42,28 @@ class HubReference:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def parse_reference(text: str | os.PathLike[str]) -> HubReference | None:
+def parse_reference(text: str | os.PathLike[str], *, exists: bool | None = None) -> HubReference | None:
     """The model at a hub that a text names; None for a path that exists and for what cannot be a model's id.
 
     `org/name`, `org/name@revision`, `https://huggingface.co/org/name/tree/revision`, `hf://org/name`. Whether there is
-    such a model is not asked.
+    such a model is not asked. `exists`: whether there is such a path; None: looked up from the working directory.
     """
     written = os.fspath(text)
-    if _exists(written):
+    if _exists(written) if exists is None else exists:
         return None
     match = _REFERENCE.fullmatch(written)
     if match is None:
         return None
     revision = match["revision"]
     return HubReference(match["repo"], None if revision is None else unquote(revision))
+
+
+def parse_references(text: str, *, exists: bool | None = None) -> list[HubReference] | None:
+    """The models at a hub that a text with commas between names; None if a part cannot be one, or is on this disk."""
+    if "," in text and exists is None and _exists(text):
+        return None
+    parsed = [parse_reference(part.strip(), exists=exists) for part in text.split(",")]
+    return None if None in parsed else [reference for reference in parsed if reference is not None]
 
 
 def _exists(text: str) -> bool:

@@ -80,10 +80,13 @@ def remote_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
     Raises:
         HubError: if the hub cannot be reached, or has no such revision.
     """
-    info = ask(lambda api: api.model_info(repo, revision=commit, files_metadata=True, timeout=_TIMEOUT_S), repo, commit)
+    tree = ask(
+        lambda api: list(api.list_repo_tree(repo, revision=commit, recursive=True)), repo, commit, tries_again=False
+    )
     files = [
-        RemoteFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id or "")
-        for each in info.siblings or ()
+        RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        for entry in tree
+        if hasattr(entry, "size")  # else a folder
     ]
     return tuple(sorted(files, key=lambda file: file.name))
 
@@ -148,7 +151,11 @@ def _fitting(glob: str, repos: Iterable[str]) -> list[str]:
 
 def _listed(author: str, search: str | None = None, limit: int | None = None) -> list[str]:
     """The models of an organization."""
-    return ask(lambda api: [info.id for info in api.list_models(author=author, search=search, limit=limit)], author)
+    return ask(
+        lambda api: [info.id for info in api.list_models(author=author, search=search, limit=limit)],
+        author,
+        tries_again=False,
+    )
 
 
 def _one(reference: HubReference) -> RemoteRevisions:
