@@ -38,7 +38,7 @@ def used(ahead, use=lambda fetched: None):
     while ahead.remaining():
         fetched = ahead.take()
         if fetched is None:
-            ahead.wait(1)
+            ahead.wait(1.0)
             continue
         use(fetched)
         results[fetched.name] = fetched
@@ -59,7 +59,7 @@ def test_all_are_there_once_in_order_and_gone_in_the_end(wanted, tmp_path):
 def test_the_next_is_fetched_while_one_is_used_and_no_more(hub, wanted, tmp_path):
     with FetchAhead(wanted, HeldFiles(tmp_path), Bound(None, 2, 0)) as ahead:
         while (first := ahead.take()) is None:
-            ahead.wait(1)
+            ahead.wait(1.0)
         while len(list(tmp_path.glob("*/model-00002*"))) < 2:
             time.sleep(0.01)
         assert len(hub.gets("model-00002*")) == 2
@@ -152,7 +152,7 @@ def test_two_names_of_one_commit_are_fetched_once_and_removed_after_both(hub, wa
 
 
 def test_to_stop_ends_a_download_in_the_middle(hub, wanted, tmp_path):
-    hub.pace = 1000
+    hub.pace = 1000.0
     began = time.monotonic()
     with FetchAhead(wanted, HeldFiles(tmp_path), Bound(None, 2, 0)) as ahead:
         while not hub.gets("*.safetensors"):

@@ -83,6 +83,13 @@ def scan(
         typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),
     ] = None,
     revisions: Revisions = None,
+    keep_downloads: Annotated[
+        bool, typer.Option("--keep-downloads", help="Leave what is fetched from a hub in the Hugging Face cache.")
+    ] = False,
+    disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most to hold of what is fetched, as 50GB. Default: what is free."),
+    ] = None,
     tokenizer: Tokenizer = None,
     engine: Annotated[str | None, typer.Option(help="inline, local (worker processes) or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Checkpoints at a time. Default: one per GPU or core.")] = None,
@@ -122,6 +129,8 @@ def scan(
         "detectors": tuple(detector) if detector else None,
         "probes": tuple(probe) if probe else None,
         "revisions": revisions,
+        "keep_downloads": keep_downloads or None,
+        "disk": disk,
         "tokenizer": tokenizer,
         "engine": engine,
         "workers": workers,
