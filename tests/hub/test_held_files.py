@@ -61,7 +61,7 @@ def test_equal_files_of_two_revisions_are_fetched_and_counted_once(hub, series, 
     held = HeldFiles(tmp_path / "own")
     (one, files), (two, others), _ = series.items()
     held.fetch(one, files, watch=Watch())
-    assert held.bytes_for(others) == pytest.approx(9000, abs=5 * 4096)
+    assert held.bytes_for(two, others) == pytest.approx(9000, abs=5 * 4096)
     held.fetch(two, others, watch=Watch())
     assert hub.bytes_sent == sum(f.size for f in files) + 9000
     assert on_disk(tmp_path / "own") <= held.n_bytes()

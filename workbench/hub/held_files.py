@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import replace_file
-from workbench.heads import WorkbenchError
 from workbench.hub.downloads import RECORDS, Watch, check_file, download, forget_records
 from workbench.hub.hub_errors import HubError
 from workbench.hub.needed_files import RemoteFile
@@ -27,10 +26,6 @@ from workbench.hub.small_files import place
 LEDGER = "ledger.json"
 # What a file costs beside its bytes: huggingface_hub's record of it and its lock.
 _BESIDE_A_FILE = 4096
-
-
-class DiskBound(WorkbenchError):
-    """A revision that does not fit into the disk that a scan may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +58,15 @@ class HeldFiles:
         with self._lock:
             return dict(self._held)
 
-    def n_bytes(self, *, but: str = "") -> int:
-        """The most that the revisions take, all but the commit `but`."""
-        with self._lock:
-            others = [held for commit, held in self._held.items() if commit != but]
-        return bytes_to_hold([file for held in others for file in held.files], has_links=self._has_links)
+    def n_bytes(self) -> int:
+        """The most that the revisions take."""
+        return bytes_to_hold([f for held in self.held.values() for f in held.files], has_links=self._has_links)
 
-    def bytes_for(self, files: Sequence[RemoteFile]) -> int:
-        """The most that a further revision takes beside those that are there."""
+    def bytes_for(self, revision: RemoteRevision, files: Sequence[RemoteFile]) -> int:
+        """The most that a revision takes beside those that are there; 0 for one of them."""
         with self._lock:
+            if revision.commit in self._held:
+                return 0
             present = [file for held in self._held.values() for file in held.files]
         both, now = (bytes_to_hold(each, has_links=self._has_links) for each in ([*present, *files], present))
         return both - now
