@@ -40,7 +40,8 @@ def remote_candidates(references: Sequence[HubReference], listed: RemoteRevision
         name = names[revision.repo, revision.name]
         kind = format_of(own)
         if kind == "none":
-            ignored[name] = f"no weights at the hub, {some_of([file.name for file in own]) or 'no files'} alone"
+            alone = f", {some_of([file.name for file in own])} alone" if own else ""
+            ignored[name] = f"no weights at the hub{alone}"
             continue
         is_bare = revision.name == revision.commit
         folder = snapshot_folder(revision.repo, revision.commit)

@@ -78,11 +78,16 @@ def locate_checkpoint(reference: str | os.PathLike[str]) -> Located:
 
 def cached_checkpoint(reference: HubReference) -> Path | None:
     """The whole checkpoint that the cache has of a reference; None if it lacks the model, the revision or a file."""
+    folder = cached_files(reference)
+    return folder if folder is not None and is_whole(folder) else None
+
+
+def cached_files(reference: HubReference) -> Path | None:
+    """The folder with what the cache has of a revision, `main` where none is named; None if it has nothing of it."""
     repository = repository_folder(reference.repo)
     if not is_repository(repository):
         return None
-    fitting = with_name(repository, reference.revision or "main")
-    folders = {revision.folder for revision in fitting if is_whole(revision.folder)}
+    folders = {revision.folder for revision in with_name(repository, reference.revision or "main")}
     return folders.pop() if len(folders) == 1 else None
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Revisions, RunFolder, Tokenizer
-from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
+from workbench.console import STDERR, bytes_in_words, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
 _WATCH_S = 2.0
@@ -63,10 +63,10 @@ def _place(series: Any, name: str) -> dict[str, object]:
 def _download_in_words(series: Any, names: list[str]) -> str:
     """What a scan of the checkpoints at a hub would fetch."""
     places = [_place(series, name) for name in names]
-    missing = [int(str(place["bytes"])) for place in places if not place["is_cached"]]
+    n, missing = len(names), [int(str(place["bytes"])) for place in places if not place["is_cached"]]
     return (
-        f"{len(names)} checkpoints with weights of their own at the hub, {len(names) - len(missing)} of them in the "
-        f"Hugging Face cache; a scan fetches {sum(missing) / 1e9:.3g} GB"
+        f"{n} checkpoint{'s' * (n != 1)} at the hub, aliases left out, {n - len(missing)} in the Hugging Face cache; a "
+        f"scan fetches {bytes_in_words(sum(missing))}"
     )
 
 
