@@ -134,7 +134,7 @@ def plan_downloads(job: Job, series: Series, names: Sequence[str], *, workers: i
     remote = {name: series.remote[name] for name in names if name in series.remote}
     cached = tuple(name for name, each in remote.items() if _cached(each) is not None)
     wanted = {name: each for name, each in remote.items() if name not in cached}
-    small = bytes_to_hold([file for each in series.remote.values() for file in small_files(each.files)])
+    small = sum({f.blob: f.size for each in series.remote.values() for f in small_files(each.files)}.values())
     blobs = {file.blob: file.size for each in wanted.values() for file in each.files if file.is_weights}
     sizes = sorted((bytes_to_hold(each.files) for each in wanted.values()), reverse=True)
     total = sum(blobs.values())
