@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import signal
 import threading
 import time
 
 import pytest
 
-from tests.hub.hub_client import user_cache
+from tests.command_process import workbench
+from tests.hub.hub_client import environment, user_cache
 from tests.hub.tiny_checkpoints import REPO, copy_of, serve, write_checkpoints
 from tests.hub.watched_folder import Watched
 from workbench import open_run, scan
@@ -292,9 +296,6 @@ def test_what_a_stopped_scan_held_is_used_by_the_next(hub, few, tmp_path):
 
 
 def test_an_interrupt_during_a_download_ends_the_scan_soon_and_it_goes_on(hub, few, from_folders, tmp_path):
-    import os
-    import signal
-
     hub.pace = 20_000.0
     raised = threading.Event()
 
@@ -316,3 +317,74 @@ def test_an_interrupt_during_a_download_ends_the_scan_soon_and_it_goes_on(hub, f
     others = [name for name in map("step{}".format, STEPS) if name not in few]
     assert rows(run).equals(rows(from_folders, but=others))
     assert Store.open(tmp_path / "run").failures() == []
+
+
+def killed_scans(hub, folders, tmp_path, *, kills, seed):
+    """Scan three revisions in processes that are killed at random moments, then to the end; the run.
+
+    A cache of the user's with another model and one of the revisions, and foreign files in the scan's own folders, are
+    the same afterwards.
+    """
+    commits = serve(hub, copy_of(folders, tmp_path / "few", ["step0", "step1", "step2", "step3"]))
+    other = hub.put("org/other", "main", folders / "step9")
+    download(RemoteRevision("org/other", "main", other), needed_files(remote_files("org/other", other)))
+    revision = RemoteRevision(REPO, "step3", commits["step3"])
+    download(revision, needed_files(remote_files(REPO, revision.commit)))
+    out = tmp_path / "run"
+    foreign = {
+        out / "downloads" / "weights" / "scan" / "mine.safetensors": "of the user",
+        out / "downloads" / "weights" / "scan" / commits["step1"] / "notes.txt": "of the user",
+        out / "downloads" / "series" / commits["step0"] / "more.bin": "of the user",
+        out / "downloads" / "notes.txt": "of the user",
+    }
+    for path, text in foreign.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    cache = contents_of(user_cache(tmp_path))
+    disk = int(2.5 * size_of_one(folders))
+    command = ["scan", REPO, "--revisions", "step*", "--out", out, "--disk", disk, "--no-maps"]
+    command += [word for name in FAST["detectors"] for word in ("--detector", name)]
+    command += ["--probe", *FAST["probes"]]
+    moments, hub.pace = random.Random(seed), 600_000.0
+    exits, held = [], []
+    with Watched(out / "downloads") as watched:
+        for _ in range(kills):
+            ended = workbench(*command, environment=environment(hub, tmp_path), killed_after=moments.uniform(0.02, 2.5))
+            exits.append(ended.returncode)
+            held.append(len(weights_in(out)) - 1)
+            assert {path: path.read_text() for path in foreign} == foreign
+            assert contents_of(user_cache(tmp_path)) == cache
+            if (out / "run.json").exists():
+                assert Store.open(out).check() == []
+        hub.pace = None
+        ended = workbench(*command, environment=environment(hub, tmp_path))
+    assert (ended.returncode, ended.stderr.count("Traceback")) == (0, 0), ended.stderr
+    assert set(exits) <= {-9, 0}, exits
+    assert {path: path.read_text() for path in foreign} == foreign
+    assert contents_of(user_cache(tmp_path)) == cache
+    assert watched.most <= disk
+    assert list(out.rglob("*.safetensors")) == [next(iter(foreign))]
+    assert not list(out.rglob("*.incomplete"))
+    assert not list((out / ".tmp").iterdir())
+    return open_run(out), exits, held
+
+
+def contents_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_killed_scans_of_a_hub_lose_nothing_and_remove_only_what_they_fetched(hub, folders, from_folders, tmp_path):
+    run, exits, _ = killed_scans(hub, folders, tmp_path, kills=2, seed=1)
+    assert -9 in exits
+    others = [f"step{i}" for i in STEPS if i > 3]
+    assert rows(run).equals(rows(from_folders, but=others))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_twenty_kills_at_random_moments_lose_nothing(hub, folders, from_folders, tmp_path, seed):
+    run, exits, held = killed_scans(hub, folders, tmp_path, kills=20, seed=seed)
+    print(f"killed {exits.count(-9)} of 20 scans; weights held after each: {held}")
+    assert exits.count(-9) >= 3
+    others = [f"step{i}" for i in STEPS if i > 3]
+    assert rows(run).equals(rows(from_folders, but=others))
