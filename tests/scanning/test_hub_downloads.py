@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,9 @@ from tests.hub.hub_client import environment, user_cache
 from tests.hub.tiny_checkpoints import REPO, copy_of, serve, write_checkpoints
 from tests.hub.watched_folder import Watched
 from workbench import open_run, scan
+from workbench.checkpoints import inspect_weights
 from workbench.cli.scan_verbs import scan as scan_command
-from workbench.heads import WorkbenchError
+from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.hub import GatedModel, RemoteRevision, downloads, needed_files, remote_files
 from workbench.hub.downloads import download
 from workbench.scanning import look_ahead, make_job
@@ -91,6 +93,8 @@ def test_twelve_revisions_of_which_four_fail_have_the_rows_of_their_folders_with
     assert all("same command" in m or "accept it" in m or "no revision" in m for m in failures["message"])
     assert rows(run).equals(rows(from_folders, but=FAILING))
     assert weights_in(out) == []
+    with pytest.raises(BadCheckpoint, match=r"the weights of org/name@step0 are at the hub.*--keep-downloads"):
+        inspect_weights(Path(run.checkpoints()["path"].iloc[0]))
     table = run.checkpoints().set_index("ckpt")
     assert not table["is_gone"].any()
     assert dict(table["commit"]) == commits
@@ -212,7 +216,7 @@ def test_a_model_that_hands_out_nothing_is_refused_at_once_with_the_reason(hub, 
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_dry_run_says_what_is_fetched_how_much_lies_on_disk_and_what_is_cached(hub, few, folders, tmp_path):
+def test_a_dry_run_says_what_is_fetched_how_much_lies_on_disk_and_what_is_cached(hub, few, folders, tmp_path, capsys):
     download(RemoteRevision(REPO, "step1", few["step1"]), needed_files(remote_files(REPO, few["step1"])))
     fields = {"checkpoints": REPO, "out": tmp_path / "run", "revisions": "step*", **FAST}
     weights = (folders / "step0" / "model.safetensors").stat().st_size
@@ -221,6 +225,12 @@ def test_a_dry_run_says_what_is_fetched_how_much_lies_on_disk_and_what_is_cached
     assert plan.to_fetch == 2 * weights
     assert 2 * weights < plan.most_on_disk < 3 * weights
     assert look_ahead(make_job({**fields, "disk": "150kB"})).downloads.most_on_disk == 150_000
+    scan_command(REPO, out=tmp_path / "run", revisions="step*", disk="150kB", dry_run=True)
+    message = capsys.readouterr().err
+    assert "2 checkpoints to fetch, 227 kB of weights; 1 more are in the Hugging Face cache" in message
+    assert "at most 150 kB of it on disk at a time, each removed when it was scored" in message
+    scan_command(REPO, out=tmp_path / "run", revisions="step*", dry_run=True, as_json=True)
+    assert json.loads(capsys.readouterr().out)["downloads"]["to_fetch"] == 2 * weights
     assert not (tmp_path / "run").exists()
     assert hub.gets("*.safetensors")[1:] == []
 

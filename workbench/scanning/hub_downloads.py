@@ -31,7 +31,7 @@ from workbench.hub.fetch_ahead import Bound, FetchAhead, Fetched, Wanted
 from workbench.hub.held_files import HeldFiles, bytes_to_hold, free_bytes
 from workbench.hub.kept_files import KeptFiles
 from workbench.hub.repositories import remote_revisions
-from workbench.hub.small_files import fetch_small_files, small_files
+from workbench.hub.small_files import fetch_small_files, list_revisions, small_files
 from workbench.hub.user_cache import cached_snapshot
 from workbench.scanning.engines import Channel, Task
 from workbench.scanning.job import Job
@@ -65,6 +65,8 @@ def find_candidates(job: Job, folder: Path | None = None) -> Candidates:
         revisions = {each.remote.revision: each.remote.files for each in remote if each.remote is not None}
         with refusals_named(folder), watched_bar("file") as show:
             errors = fetch_small_files(revisions, folder, staging=staging, show=show)
+            if len(errors) < len(revisions):
+                list_revisions(folder, revisions.keys())
     if len(errors) == len(revisions):
         raise next(iter(errors.values()))
     at_hub = {each.name: folder / each.remote.revision.commit for each in remote if each.remote is not None}
