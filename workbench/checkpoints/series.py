@@ -77,8 +77,15 @@ class Series:
         return [c for c in self.checkpoints if c.alias_of is None and not c.is_gone]
 
     def records(self) -> list[dict[str, object]]:
-        """The checkpoints as plain dictionaries in order, ready for JSON."""
-        return [{**asdict(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints]
+        """The checkpoints as plain dictionaries in order, ready for JSON. Of one at a hub, also where it is there."""
+        places = {
+            name: {"repo": each.revision.repo, "revision": each.revision.name, "commit": each.revision.commit}
+            for name, each in self.remote.items()
+        }
+        return [
+            {**asdict(checkpoint), "path": str(checkpoint.path), **places.get(checkpoint.name, {})}
+            for checkpoint in self.checkpoints
+        ]
 
 
 def find_checkpoints(
