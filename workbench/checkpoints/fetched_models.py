@@ -16,8 +16,9 @@ from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import HINTS, UNREAD, Format
 from workbench.checkpoints.hub_candidates import format_of
 from workbench.checkpoints.hub_references import Located, cached_checkpoint, cached_files, locate_checkpoint
-from workbench.console import bytes_in_words, showing_phases, warn
+from workbench.console import showing_phases, warn
 from workbench.heads import BadCheckpoint, StoreNotWritable, some_of
+from workbench.hub.byte_sizes import bytes_in_words
 from workbench.hub.downloads import Watch, download, quiet_hub
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
@@ -48,7 +49,7 @@ class Download:
 
 
 def obtain_checkpoint(
-    reference: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | HubReference,
     *,
     allow_pickle: bool = False,
     check: Check | None = None,
@@ -67,7 +68,7 @@ def obtain_checkpoint(
         StoreNotWritable: if the cache has no room.
         DownloadStopped: if `watch` asks for it.
     """
-    parsed = parse_reference(reference)
+    parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
     if parsed is None or is_offline() or cached_checkpoint(parsed) is not None:
         return locate_checkpoint(reference)
     try:
@@ -75,7 +76,7 @@ def obtain_checkpoint(
     except Unreachable as error:
         return _cached_after_all(parsed, error)
     except NotAtHub as error:
-        raise NotAtHub(f"{error}. On this disk, there is no folder {os.fspath(reference)} either") from error
+        raise NotAtHub(f"{error}. On this disk, there is no folder {reference} either") from error
     for remark in planned.remarks:
         warn(remark)
     folder = fetch(planned, check=check, watch=watch)
@@ -185,7 +186,7 @@ def _cached_after_all(reference: HubReference, error: Unreachable) -> Located:
     if reference.is_glob:
         raise error
     try:
-        located = locate_checkpoint(str(reference))
+        located = locate_checkpoint(reference)
     except BadCheckpoint as missing:
         raise Unreachable(f"{error}; {missing}") from error
     warn(f"{error}. {located.folder} in the Hugging Face cache is taken")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Revisions, RunFolder, Tokenizer
-from workbench.console import STDERR, bytes_in_words, duration, print_json, print_table, showing_progress, warn
+from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
 _WATCH_S = 2.0
@@ -48,21 +48,21 @@ def series(
 
 
 def _place(series: Any, name: str) -> dict[str, object]:
-    """The size of a checkpoint's files and, of one at a hub, where it is and whether the cache has it."""
+    """The size of a checkpoint's files and, of one at a hub, whether the cache has it."""
     from workbench.checkpoints.formats import weights_size
     from workbench.checkpoints.hub_references import is_whole
 
     checkpoint = next(c for c in series.checkpoints if c.name == name)
     if name not in series.remote:
         return {"bytes": None if checkpoint.is_gone else weights_size(checkpoint.path)}
-    remote = series.remote[name]
-    revision = remote.revision
-    place = {"repo": revision.repo, "revision": revision.name, "commit": revision.commit}
-    return {"bytes": remote.n_bytes, **place, "is_cached": checkpoint.path.is_dir() and is_whole(checkpoint.path)}
+    is_cached = checkpoint.path.is_dir() and is_whole(checkpoint.path)
+    return {"bytes": series.remote[name].n_bytes, "is_cached": is_cached}
 
 
 def _download_in_words(series: Any, names: list[str]) -> str:
     """What a scan of the checkpoints at a hub would fetch."""
+    from workbench.hub.byte_sizes import bytes_in_words
+
     places = [_place(series, name) for name in names]
     n, missing = len(names), [int(str(place["bytes"])) for place in places if not place["is_cached"]]
     return (
