@@ -221,6 +221,7 @@ def _serve(hub: HubServer) -> ThreadingHTTPServer:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the client's word on the headers
 
     def log_message(self, format: str, *args: object) -> None:
         """Write nothing."""
