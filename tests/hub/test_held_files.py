@@ -87,10 +87,11 @@ def test_another_process_goes_on_where_one_was_stopped_and_reads_what_is_there_a
     again = HeldFiles(tmp_path / "own")
     assert again.remove_all_but([one.commit]) == []
     assert not partial.exists()
+    present = {file.name for file in first.parent.iterdir()}
     sent = hub.bytes_sent
     folder = again.fetch(one, files, watch=Watch())
     assert first.read_bytes() == b"frozen" * 1000
-    assert hub.bytes_sent - sent == 6000 + 9000 + len(TOKENIZER)
+    assert hub.bytes_sent - sent == 6000 + sum(file.size for file in files if file.name not in present)
     assert {f.name for f in folder.iterdir()} == {f.name for f in files}
 
 
@@ -164,3 +165,13 @@ def test_a_file_in_the_users_cache_is_copied_and_stays(hub, series, tmp_path):
     assert hub.bytes_sent == sent
     held.remove(one.commit)
     assert len([f for f in user_cache(tmp_path).rglob("*.safetensors") if os.path.exists(f)]) == 2
+
+
+def test_two_equal_files_of_a_revision_are_fetched_once(hub, series, tmp_path):
+    twins = {"model-00001-of-00002.safetensors": bytes(5000), "model-00002-of-00002.safetensors": bytes(5000)}
+    revision = RemoteRevision("org/name", "twins", hub.put("org/name", "twins", twins))
+    files = needed_files(remote_files(revision.repo, revision.commit))
+    sent = hub.bytes_sent
+    folder = HeldFiles(tmp_path / "own").fetch(revision, files, watch=Watch())
+    assert hub.bytes_sent - sent == 5000
+    assert [(folder / name).read_bytes() for name in twins] == [bytes(5000)] * 2

@@ -203,6 +203,37 @@ def test_one_larger_than_the_disk_is_a_failure_that_says_so(hub, few, folders, t
     assert "raise --disk" in failure["message"]
 
 
+def test_weights_that_would_be_refused_are_not_fetched(hub, few, folders, tmp_path):
+    step = {f.name: f.read_bytes() for f in (folders / "step3").iterdir()}
+    pickled = {"pytorch_model.bin" if name == "model.safetensors" else name: body for name, body in step.items()}
+    hub.put(REPO, "step3", pickled)
+    hub.put(REPO, "step4", {**step, "config.json": b'{"model_type": "t5", "vocab_size": 97}'})
+    run = scan(REPO, tmp_path / "run", revisions="step*", **FAST)
+    messages = run.failures().set_index("ckpt")["message"]
+    assert set(messages.index) == {"step3", "step4"}
+    assert (
+        "its weights are bin files, which are not read and were not fetched; pass --allow-pickle" in messages["step3"]
+    )
+    assert {r.revision for r in [*hub.gets("*.safetensors"), *hub.gets("*.bin")]} == set(few.values())
+
+
+def test_kept_revisions_are_scanned_again_without_a_network(hub, few, tmp_path, monkeypatch):
+    first = scan(REPO, tmp_path / "run", revisions="step*", keep_downloads=True, **FAST)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again = scan(REPO, tmp_path / "run", revisions="step*", keep_downloads=True, **FAST)
+    assert again.status().done == again.status().planned == first.status().planned
+    assert rows(again).equals(rows(first))
+    assert hub.requests == []
+
+
+def test_a_narrower_pattern_leaves_the_scores_of_the_others(hub, few, tmp_path):
+    scan(REPO, tmp_path / "run", revisions="step*", **FAST)
+    run = scan(REPO, tmp_path / "run", revisions="step0", **FAST)
+    assert set(run.scores()["ckpt"]) == {"step0", "step1"}
+    assert any("step1 is no longer among the revisions that were asked for: the scores stay" in r for r in run.remarks)
+
+
 def test_what_is_to_be_kept_and_does_not_fit_is_refused_before_it_is_fetched(hub, few, tmp_path):
     with pytest.raises(WorkbenchError, match="leave --keep-downloads out"):
         scan(REPO, tmp_path / "run", revisions="step*", keep_downloads=True, disk="100kB", **FAST)

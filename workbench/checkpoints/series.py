@@ -157,7 +157,8 @@ def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Seri
         counted.insert(slot, Counted(entry, None, None, None, None, "unknown"))
     stages = [[(each.entry.name, each.entry.path) for each in counted if each.entry.stage == stage] for stage in order]
     if gone := [each.entry.name for each in counted if each.entry.recorded is not None]:
-        remarks.append(remark_on_gone(gone, candidates.root))
+        is_at_hub = any(each.remote is not None for each in candidates.checkpoints)
+        remarks.append(remark_on_gone(gone, None if is_at_hub else candidates.root))
     return Series(
         root=candidates.root,
         checkpoints=tuple(_checkpoint(each, aliases.get(each.entry.name)) for each in counted),

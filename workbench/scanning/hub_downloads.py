@@ -21,7 +21,9 @@ from pathlib import Path
 from workbench.atomic import advisory_lock, is_alive, refusals_named
 from workbench.checkpoints import Checkpoint, Fingerprint, Series
 from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
+from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.digests import FINGERPRINTS, fingerprint_at_hub
+from workbench.checkpoints.formats import HINTS, UNREAD
 from workbench.checkpoints.series_sources import candidates_of
 from workbench.console import is_watched, watched_bar
 from workbench.heads import BadCheckpoint, WorkbenchError, some_of
@@ -33,6 +35,8 @@ from workbench.hub.kept_files import KeptFiles
 from workbench.hub.repositories import remote_revisions
 from workbench.hub.small_files import fetch_small_files, list_revisions, small_files
 from workbench.hub.user_cache import cached_snapshot
+from workbench.loading.pretrained import load_config
+from workbench.loading.quiet_transformers import quiet
 from workbench.scanning.engines import Channel, Task
 from workbench.scanning.job import Job
 from workbench.scanning.progress import Event
@@ -216,13 +220,16 @@ def hub_tasks(
         WorkbenchError: if what is to be kept does not fit on the disk.
         RunLocked: if another process fetches for the same part of this scan.
     """
-    cache = job.out / FINGERPRINTS
+    cache, refusals = job.out / FINGERPRINTS, _Refusals(job, worker)
     ready: list[Task] = []
     waiting: dict[str, CheckpointTask] = {}
     for task in tasks:
         remote = series.remote.get(task.checkpoint.name)
         known = None if remote is None else _known(task.checkpoint, remote, cache)
-        if remote is None or task.mismatch is not None or (known and worker.is_done(task.checkpoint, known)):
+        refusal = None if remote is None or task.mismatch else refusals.of(task.checkpoint, remote)
+        if refusal is not None:
+            ready.append(Task(task.checkpoint.name, replace(task, unfetched=refusal)))
+        elif remote is None or task.mismatch is not None or (known and worker.is_done(task.checkpoint, known)):
             ready.append(Task(task.checkpoint.name, replace(task, known=known)))
         else:
             waiting[task.checkpoint.name] = replace(task, known=known, blobs=remote.blobs_by_name)
@@ -240,6 +247,40 @@ def hub_tasks(
         if not ahead.remaining():
             holder.remove_all_but(())
         holder.close()
+
+
+class _Refusals:
+    """Why checkpoints cannot be scored, as far as it is known without their weights, which are then not fetched."""
+
+    def __init__(self, job: Job, worker: ScanWorker) -> None:
+        self._job, self._worker = job, worker
+        self._of_configs: dict[bytes, str | None] = {}
+
+    def of(self, checkpoint: Checkpoint, remote: RemoteCheckpoint) -> BadCheckpoint | None:
+        """Why one is refused; None if its weights are to be fetched."""
+        kind = checkpoint.format
+        if kind in UNREAD or (kind != "safetensors" and not self._job.allow_pickle):
+            return BadCheckpoint(
+                f"{remote.revision}: its weights are {kind} files, which are not read and were not fetched; "
+                f"{HINTS[kind]}"
+            )
+        try:
+            config = (checkpoint.path / CONFIG).read_bytes()
+        except OSError:  # why it is not here is said when it is fetched again
+            return None
+        if config not in self._of_configs:
+            self._of_configs[config] = self._fault(checkpoint)
+        fault = self._of_configs[config]
+        return None if fault is None else BadCheckpoint(f"{fault}; its weights were not fetched")
+
+    def _fault(self, checkpoint: Checkpoint) -> str | None:
+        try:
+            with quiet():
+                load_config(checkpoint.path)
+            self._worker.units.probes(checkpoint.path)
+        except BadCheckpoint as error:
+            return str(error)
+        return None
 
 
 def _errand(remote: RemoteCheckpoint, checkpoint: Checkpoint) -> Errand:
