@@ -24,7 +24,13 @@ REVISIONS = {
         *("stage2-ingredient1-step1000-tokens5B", "stage2-ingredient3-step11931-tokens50B"),
         *("stage2-ingredient1-step23852-tokens101B", "stage2-ingredient2-step23852-tokens101B"),
     ],
-    "OLMo 3": ["stage1-step0", "stage1-step1413814", "stage2-ingredient1-step23842", "stage2-step47684", "stage3-step7"],
+    "OLMo 3": [
+        "stage1-step0",
+        "stage1-step1413814",
+        "stage2-ingredient1-step23842",
+        "stage2-step47684",
+        "stage3-step7",
+    ],
     "SmolLM3": [
         *("stage1-step-40000", "stage1-step-3440000", "stage2-step-3480000", "stage3-step-4720000"),
         *("lc-4k-to-32k-step-4000", "lc-4k-to-32k-step-20000", "lc-32k-to-64k-step-4000", "lc-32k-to-64k-step-20000"),

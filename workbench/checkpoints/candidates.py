@@ -42,7 +42,12 @@ class RemoteCheckpoint:
     @property
     def blobs(self) -> tuple[str, ...]:
         """The digests of its weights: equal for equal weights."""
-        return tuple(file.blob for file in self.files if file.is_weights)
+        return tuple(self.blobs_by_name.values())
+
+    @property
+    def blobs_by_name(self) -> dict[str, str]:
+        """The digests of its weight files by their names."""
+        return {file.name: file.blob for file in self.files if file.is_weights}
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,7 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
         # A Trainer writes its last state beside its checkpoints, and perhaps the weights of the best one.
         is_of_the_run = candidate.path == candidates.root and len(candidates.checkpoints) > 1
         try:
-            is_elsewhere = is_of_the_run or candidate.remote is not None
-            state = None if is_elsewhere else _state_of(candidate)
+            state = None if is_of_the_run else _state_of(candidate)
         except BadCheckpoint as error:
             # The weights may be good; they are checked when they are opened.
             remarks.append(f"{error}; its tokens and learning rate are not used")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +84,13 @@ def scan(
         typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),
     ] = None,
     revisions: Revisions = None,
+    keep_downloads: Annotated[
+        bool, typer.Option("--keep-downloads", help="Leave what is fetched from a hub in the Hugging Face cache.")
+    ] = False,
+    disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most to hold of what is fetched, as 50GB. Default: what is free."),
+    ] = None,
     tokenizer: Tokenizer = None,
     engine: Annotated[str | None, typer.Option(help="inline, local (worker processes) or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Checkpoints at a time. Default: one per GPU or core.")] = None,
@@ -122,6 +130,8 @@ def scan(
         "detectors": tuple(detector) if detector else None,
         "probes": tuple(probe) if probe else None,
         "revisions": revisions,
+        "keep_downloads": keep_downloads or None,
+        "disk": disk,
         "tokenizer": tokenizer,
         "engine": engine,
         "workers": workers,
@@ -244,6 +254,18 @@ def _print_status(run: Any, as_json: bool) -> None:
         warn(remark)
 
 
+def _downloads_in_words(plan: Any, job: Any) -> str:
+    from workbench.hub.byte_sizes import bytes_in_words
+
+    cached = f"{len(plan.cached)} more are in the Hugging Face cache; " if plan.cached else ""
+    stay = (
+        "what is fetched stays there"
+        if job.keep_downloads
+        else f"at most {bytes_in_words(plan.most_on_disk)} of it on disk at a time, each removed when it was scored"
+    )
+    return f"{len(plan.wanted)} checkpoints to fetch, {bytes_in_words(plan.to_fetch)} of weights; {cached}{stay}"
+
+
 def _print_outlook(job: Any, as_json: bool) -> None:
     from workbench.scanning import look_ahead
 
@@ -258,6 +280,7 @@ def _print_outlook(job: Any, as_json: bool) -> None:
                 "units_to_do": outlook.units_to_do,
                 "bytes_to_read": outlook.bytes_to_read,
                 "checkpoints": [dict(zip(columns, row, strict=True)) for row in rows],
+                "downloads": None if outlook.downloads is None else asdict(outlook.downloads),
                 "remarks": outlook.remarks,
             }
         )
@@ -268,5 +291,7 @@ def _print_outlook(job: Any, as_json: bool) -> None:
         f"{outlook.units_to_do} units to do on {len(rows)} checkpoints, {outlook.bytes_to_read / 1e9:.3g} GB of "
         "weights to read; nothing was done"
     )
+    if outlook.downloads is not None:
+        warn(_downloads_in_words(outlook.downloads, job))
     for remark in outlook.remarks:
         warn(remark)

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.hub.byte_sizes import bytes_in_words
-from workbench.hub.downloads import DownloadStopped, Watch
+from workbench.hub.downloads import BadDownload, DownloadStopped, Watch, check_file
 from workbench.hub.held_files import free_bytes
 from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
@@ -164,7 +164,7 @@ class FetchAhead:
 
     def _fetch(self, wanted: Wanted) -> Fetched:
         if folder := cached_snapshot(wanted.revision.repo, wanted.revision.commit, wanted.files):
-            return Fetched(wanted.name, folder)
+            return _proven(wanted, folder)
         try:
             self._wait_for_room(wanted)
             folder = self._holder.fetch(
@@ -222,3 +222,17 @@ class FetchAhead:
             before = self._fetching
             if before is not None:
                 self._fetching = Fetching(wanted.name, before.n_bytes + n_bytes, before.of)
+
+
+def _proven(wanted: Wanted, folder: Path) -> Fetched:
+    """A revision in the user's cache, whose files are compared with what the hub lists."""
+    try:
+        for file in wanted.files:
+            check_file(folder / file.name, file)
+    except BadDownload as error:
+        step = "remove it there, and the same command fetches it anew"
+        bad = BadDownload(f"{wanted.revision}: in the Hugging Face cache, {folder}, {error}; {step}")
+        return Fetched(wanted.name, None, bad)
+    except OSError as error:
+        return Fetched(wanted.name, None, error)
+    return Fetched(wanted.name, folder)

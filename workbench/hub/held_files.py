@@ -25,7 +25,7 @@ from workbench.hub.small_files import place
 
 LEDGER = "ledger.json"
 # What a file costs beside its bytes: huggingface_hub's record of it and its lock.
-_BESIDE_A_FILE = 4096
+_BESIDE_A_FILE = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,13 @@ class KeptFiles:
         return sum(file.size for file in files if not _is_cached(revision, file))
 
     def fetch(
-        self, revision: RemoteRevision, files: Sequence[RemoteFile], *, small: Path | None = None, watch: Watch
-    ) -> Path:  # noqa: ARG002  # as HeldFiles
+        self,
+        revision: RemoteRevision,
+        files: Sequence[RemoteFile],
+        *,
+        small: Path | None = None,  # noqa: ARG002  # as in `HeldFiles`
+        watch: Watch,
+    ) -> Path:
         """Fetch a revision into the cache and return its folder there.
 
         Raises:
@@ -54,7 +59,7 @@ class KeptFiles:
     def remove(self, commit: str) -> None:
         """Keep the revision."""
 
-    def remove_all_but(self, needed: Collection[str]) -> list[str]:
+    def remove_all_but(self, needed: Collection[str]) -> list[str]:  # noqa: ARG002  # as in `HeldFiles`
         """Keep every revision."""
         return []
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from workbench.checkpoints.series_sources import ids_in, settled_source
 from workbench.heads import WorkbenchError
+from workbench.hub.byte_sizes import parse_bytes
 from workbench.hub.references import HubReference, parse_references
 from workbench.hub.repositories import revision_pattern
 
@@ -44,6 +45,9 @@ class Job(BaseModel):
             between. The id of a model in the Hugging Face cache is kept as its folder there.
         revisions: which branches and tags of the model at the hub are checkpoints: a glob (`step*`), several with
             commas between, or `/regular expression/`. None: those in the cache, else `main`.
+        keep_downloads: leave what is fetched from a hub in the Hugging Face cache; else each checkpoint is removed when
+            it was scored.
+        disk: the most that a scan may hold of what it fetches (`50GB`); None: what is free, less a reserve.
         detectors: names; None: those that `docs/detectors.md` calls default.
         probes: in the notation of `workbench.probes.build`; None: the default ones.
         tokenizer: of all checkpoints: a folder, a tokenizer.json, or a model's name in the hub's cache; None: the one
@@ -74,6 +78,8 @@ class Job(BaseModel):
     checkpoints: Path | str
     out: Path
     revisions: StrictStr | None = None
+    keep_downloads: StrictBool = False
+    disk: StrictStr | None = None
     detectors: tuple[StrictStr, ...] | None = None
     probes: tuple[StrictStr, ...] | None = None
     tokenizer: StrictStr | None = None
@@ -117,6 +123,13 @@ class Job(BaseModel):
         if shard is not None:
             parse_shard(shard)
         return shard
+
+    @field_validator("disk")
+    @classmethod
+    def _disk_is_a_size(cls, disk: str | None) -> str | None:
+        if disk is not None:
+            parse_bytes(disk)
+        return disk
 
     @field_validator("tokenizer", mode="before")
     @classmethod
@@ -269,6 +282,8 @@ def _message(error: Any) -> str:
 _EXPECTED = {
     "checkpoints": "the path of a directory of checkpoints, or ids of models at a hub, as org/name",
     "revisions": "a glob of branches and tags, as 'step*', or '/regular expression/'",
+    "keep_downloads": "true or false",
+    "disk": "a size, as '50GB' or '1.5TB'",
     "out": "the path of the run folder to write",
     "detectors": 'a list of names, as ["induction", "sink"]',
     "probes": 'a list of probes, as ["repeats:n=64"]',
