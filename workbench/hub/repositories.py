@@ -101,7 +101,10 @@ def remark_on_others(revision: RemoteRevision) -> str:
     others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != revision.name]
     if not others:
         return ""
-    return f"{revision} alone; of its branches and tags, the hub has {len(others)} more ({some_of(others)}): --revisions PATTERN (revisions=) makes a series of them"
+    return (
+        f"{revision} alone; of its branches and tags, the hub has {len(others)} more ({some_of(others)}): --revisions "
+        "PATTERN (revisions=) makes a series of them"
+    )
 
 
 def revision_pattern(pattern: str) -> Callable[[str], bool]:
