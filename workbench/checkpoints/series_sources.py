@@ -147,6 +147,8 @@ def _references(source: Source) -> list[HubReference] | None:
     else:
         parts = list(source)
     parsed = [part if isinstance(part, HubReference) else parse_reference(part) for part in parts]
+    if not parsed:
+        raise WorkbenchError("no checkpoints are named; pass a folder or the id of a model")
     if parsed == [None]:
         return None
     for part, reference in zip(parts, parsed, strict=True):
@@ -160,8 +162,4 @@ def _references(source: Source) -> list[HubReference] | None:
 
 
 def _only(source: Source) -> str | os.PathLike[str]:
-    if isinstance(source, str | os.PathLike):
-        return source
-    if len(source) != 1:
-        raise WorkbenchError("no checkpoints are named; pass a folder or the id of a model")
-    return str(source[0])
+    return source if isinstance(source, str | os.PathLike) else str(source[0])
