@@ -221,7 +221,7 @@ def test_a_dry_run_says_what_is_fetched_how_much_lies_on_disk_and_what_is_cached
     fields = {"checkpoints": REPO, "out": tmp_path / "run", "revisions": "step*", **FAST}
     weights = (folders / "step0" / "model.safetensors").stat().st_size
     plan = look_ahead(make_job(fields)).downloads
-    assert (plan.wanted, plan.cached) == (("step0", "step2"), ("step1",))
+    assert (plan.missing, plan.cached) == (("step0", "step2"), ("step1",))
     assert plan.to_fetch == 2 * weights
     assert 2 * weights < plan.most_on_disk < 3 * weights
     assert look_ahead(make_job({**fields, "disk": "150kB"})).downloads.most_on_disk == 150_000

@@ -77,14 +77,15 @@ class Series:
         return [c for c in self.checkpoints if c.alias_of is None and not c.is_gone]
 
     def records(self) -> list[dict[str, object]]:
-        """The checkpoints as plain dictionaries in order, ready for JSON; of one at a hub also where it is there."""
-        return [{**asdict(c), "path": str(c.path), **self._at_hub(c.name)} for c in self.checkpoints]
-
-    def _at_hub(self, name: str) -> dict[str, object]:
-        if name not in self.remote:
-            return {}
-        revision = self.remote[name].revision
-        return {"repo": revision.repo, "revision": revision.name, "commit": revision.commit}
+        """The checkpoints as plain dictionaries in order, ready for JSON. Of one at a hub, also where it is there."""
+        places = {
+            name: {"repo": each.revision.repo, "revision": each.revision.name, "commit": each.revision.commit}
+            for name, each in self.remote.items()
+        }
+        return [
+            {**asdict(checkpoint), "path": str(checkpoint.path), **places.get(checkpoint.name, {})}
+            for checkpoint in self.checkpoints
+        ]
 
 
 def find_checkpoints(

@@ -263,7 +263,7 @@ def _downloads_in_words(plan: Any, job: Any) -> str:
         if job.keep_downloads
         else f"at most {bytes_in_words(plan.most_on_disk)} of it on disk at a time, each removed when it was scored"
     )
-    return f"{len(plan.wanted)} checkpoints to fetch, {bytes_in_words(plan.to_fetch)} of weights; {cached}{stay}"
+    return f"{len(plan.missing)} checkpoints to fetch, {bytes_in_words(plan.to_fetch)} of weights; {cached}{stay}"
 
 
 def _print_outlook(job: Any, as_json: bool) -> None:

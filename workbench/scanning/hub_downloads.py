@@ -27,7 +27,7 @@ from workbench.console import is_watched, watched_bar
 from workbench.heads import BadCheckpoint, WorkbenchError, some_of
 from workbench.hub.byte_sizes import bytes_in_words, parse_bytes
 from workbench.hub.downloads import quiet_hub
-from workbench.hub.fetch_ahead import Bound, FetchAhead, Fetched, Wanted
+from workbench.hub.fetch_ahead import Bound, Errand, FetchAhead, Fetched
 from workbench.hub.held_files import HeldFiles, bytes_to_hold, free_bytes
 from workbench.hub.kept_files import KeptFiles
 from workbench.hub.repositories import remote_revisions
@@ -117,10 +117,10 @@ def _moves(names: Sequence[str], before: Mapping[str, str], now: Mapping[str, st
 class DownloadPlan:
     """What a scan fetches. In bytes: `to_fetch` in all, `small` of configurations and tokenizers that stay.
 
-    `wanted` are the checkpoints to fetch, by name; `cached` those that the user's cache has whole.
+    `missing` are the checkpoints to fetch, by name; `cached` those that the user's cache has whole.
     """
 
-    wanted: tuple[str, ...]
+    missing: tuple[str, ...]
     cached: tuple[str, ...]
     to_fetch: int
     small: int
@@ -135,30 +135,30 @@ def plan_downloads(job: Job, series: Series, names: Sequence[str], *, workers: i
     """
     remote = {name: series.remote[name] for name in names if name in series.remote}
     cached = tuple(name for name, each in remote.items() if _cached(each) is not None)
-    wanted = {name: each for name, each in remote.items() if name not in cached}
+    missing = {name: each for name, each in remote.items() if name not in cached}
     small = sum({f.blob: f.size for each in series.remote.values() for f in small_files(each.files)}.values())
-    blobs = {file.blob: file.size for each in wanted.values() for file in each.files if file.is_weights}
-    sizes = sorted((bytes_to_hold(each.files) for each in wanted.values()), reverse=True)
+    blobs = {file.blob: file.size for each in missing.values() for file in each.files if file.is_weights}
+    sizes = sorted((bytes_to_hold(each.files) for each in missing.values()), reverse=True)
     total = sum(blobs.values())
     disk = None if job.disk is None else parse_bytes(job.disk)
     if job.keep_downloads:
         at_once, free = total, free_bytes(job.out)
         room = free - reserve(job.out) if disk is None else disk
-        if wanted and total > room:
+        if missing and total > room:
             limit = f"{bytes_in_words(free)} are free" if disk is None else f"--disk allows {bytes_in_words(disk)}"
             raise WorkbenchError(
-                f"the {len(wanted)} checkpoints to fetch take {bytes_in_words(total)}, and {limit}; leave "
+                f"the {len(missing)} checkpoints to fetch take {bytes_in_words(total)}, and {limit}; leave "
                 "--keep-downloads out, so that each is removed when it was scored, or make room"
             )
     else:
         at_once = sum(sizes[: workers + 1])
-    if disk is not None and wanted and small >= disk:
+    if disk is not None and missing and small >= disk:
         raise WorkbenchError(
             f"configurations and tokenizers alone take {bytes_in_words(small)}, and --disk allows "
             f"{bytes_in_words(disk)}; raise it"
         )
     most = at_once + small
-    return DownloadPlan(tuple(wanted), cached, total, small, most if disk is None else min(most, disk))
+    return DownloadPlan(tuple(missing), cached, total, small, most if disk is None else min(most, disk))
 
 
 def reserve(folder: Path) -> int:
@@ -231,19 +231,19 @@ def hub_tasks(
     bound = Bound(n_bytes, workers + 1, reserve(job.out))
     with _own_folder(job) as own, quiet_hub():
         holder = KeptFiles(own) if job.keep_downloads else HeldFiles(own)
-        wanted = [_wanted(series.remote[name], task.checkpoint) for name, task in waiting.items()]
-        holder.remove_all_but({each.revision.commit for each in wanted})
+        errands = [_errand(series.remote[name], task.checkpoint) for name, task in waiting.items()]
+        holder.remove_all_but({each.revision.commit for each in errands})
         held = set() if isinstance(holder, KeptFiles) else set(holder.held)
-        wanted.sort(key=lambda each: each.revision.commit not in held)  # what is here already comes first
-        with FetchAhead(wanted, holder, bound) as ahead:
+        errands.sort(key=lambda each: each.revision.commit not in held)  # what is here already comes first
+        with FetchAhead(errands, holder, bound) as ahead:
             yield HubTasks(ready, waiting, ahead)
         if not ahead.remaining():
             holder.remove_all_but(())
         holder.close()
 
 
-def _wanted(remote: RemoteCheckpoint, checkpoint: Checkpoint) -> Wanted:
-    return Wanted(checkpoint.name, remote.revision, remote.files, checkpoint.path)
+def _errand(remote: RemoteCheckpoint, checkpoint: Checkpoint) -> Errand:
+    return Errand(checkpoint.name, remote.revision, remote.files, checkpoint.path)
 
 
 def _known(checkpoint: Checkpoint, remote: RemoteCheckpoint, cache: Path) -> Fingerprint | None:
