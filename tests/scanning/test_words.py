@@ -89,7 +89,9 @@ def test_a_job_file_names_a_tokenizer_beside_it(series, tmp_path, capsys):
 
 def test_what_warnings_say_of_probes_is_said_once(series, tmp_path, capsys):
     word_tokenizer(bos="w0").save_pretrained(series)
-    scan_command(str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=36,n_sequences=2"], maps=False)
+    scan_command(
+        str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=36,n_sequences=2"], maps=False
+    )
     said = capsys.readouterr().err
     assert said.count("sequences of 73 tokens are longer than the 64 positions") == 1
     assert said.count("bos_token_id of the configuration is 0, the tokenizer's is 3") == 1
@@ -97,7 +99,9 @@ def test_what_warnings_say_of_probes_is_said_once(series, tmp_path, capsys):
 
 def test_what_names_leave_in_doubt_is_said_by_a_scan_as_by_series(series, tmp_path, capsys):
     (series / "checkpoint-20").rename(series / "best7")
-    scan_command(str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"], maps=False)
+    scan_command(
+        str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"], maps=False
+    )
     assert "best7" in capsys.readouterr().err
 
 
