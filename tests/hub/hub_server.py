@@ -246,7 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
             names = self.hub.search(query.get("author", ""), query.get("search", ""))
             self._json([{"id": name, "modelId": name, "tags": [], "private": False} for name in names])
         elif at := re.fullmatch(
-            r"/api/models/((?:[^/]+/)?[^/]+?)(?:/(refs|revision|tree)(?:/([^/]+)(?:/(.*))?)?)?", url.path
+            r"/api/models/((?:[^/]+/(?!(?:refs|revision|tree)(?:/|$)))?[^/]+?)(?:/(refs|revision|tree)(?:/([^/]+)(?:/(.*))?)?)?",
+            url.path,
         ):
             repo, what, revision, under = (None if part is None else unquote(part) for part in at.groups())
             self._api(str(repo), what or "revision", revision or "main", {**query, "under": under or ""})

@@ -121,7 +121,7 @@ def as_hub_error(repo: str, revision: str | None = None) -> Generator[None]:
             f"{endpoint()}/{repo}, and try again"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise NotAtHub(f"{what}: {endpoint()} has the model, and no revision {revision}") from error
+        raise NotAtHub(f"{what}: {endpoint()} has the model, and no revision {revision or 'main'}") from error
     except errors.RepositoryNotFoundError as error:
         raise NotAtHub(_missing(what)) from error
     except errors.RemoteEntryNotFoundError as error:

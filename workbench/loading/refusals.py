@@ -31,7 +31,7 @@ def refuse_other_models(config: Any, name: str) -> None:
     """Refuse configurations of models that are no causal language models.
 
     Raises:
-        WorkbenchError: for an encoder, an encoder-decoder, a prefix language model, or a model without vocabulary or layers.
+        WorkbenchError: for an encoder, an encoder-decoder, a prefix language model, or a model without vocabulary.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise WorkbenchError(

@@ -267,6 +267,8 @@ def _value(text: str) -> Any:
 def _message(error: Any) -> str:
     """The message for one wrong key, with what was given and expected."""
     key, value = ".".join(map(str, error["loc"])), error["input"]
+    if key.startswith("checkpoints."):  # the rest names the kinds of value that it may be
+        key = "checkpoints"
     if not key:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
