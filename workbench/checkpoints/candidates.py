@@ -9,17 +9,14 @@ from typing import Any
 
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import Format, checkpoint_format
-from workbench.checkpoints.hub_references import (
-    cached_models,
-    is_repository,
-    locate_series,
-    revisions,
-    why_missing,
-)
-from workbench.checkpoints.names import CheckpointName, parse_name
+from workbench.checkpoints.hub_references import locate_series, why_missing
+from workbench.checkpoints.names import CheckpointName, parse_name, parse_revision
 from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import NoCheckpoints
+from workbench.hub.local_cache import cached_models, is_repository, revisions
+from workbench.hub.needed_files import RemoteFile
+from workbench.hub.repositories import RemoteRevision
 
 _LOADABLE = ("safetensors", "bin")
 _FILES = (".ckpt", ".pt", ".pth")
@@ -31,11 +28,34 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteCheckpoint:
+    """A checkpoint at a hub: its revision, and the files that it is read from."""
+
+    revision: RemoteRevision
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes to download, where none of the files is here."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of its weights: equal for equal weights."""
+        return tuple(self.blobs_by_name.values())
+
+    @property
+    def blobs_by_name(self) -> dict[str, str]:
+        """The digests of its weight files by their names."""
+        return {file.name: file.blob for file in self.files if file.is_weights}
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint on disk, or one that is gone. `parsed`: the fields of its name.
+    """A checkpoint on disk or at a hub, or one that is gone. `parsed`: the fields of its name.
 
     `recorded`: what an earlier look noted of one that is gone; None for one on disk. `is_bare`: a revision of a model
-    in a cache that is known by its commit alone.
+    that is known by its commit alone. `remote`: of one at a hub, whose `path` is where the cache has it or would.
     """
 
     name: str
@@ -44,16 +64,21 @@ class Candidate:
     parsed: CheckpointName
     recorded: Mapping[str, Any] | None = None
     is_bare: bool = False
+    remote: RemoteCheckpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The checkpoints of a directory, unordered; the reason for each ignored entry; the overrides of `series.toml`."""
+    """The checkpoints of a directory, unordered; the reason for each ignored entry; the overrides of `series.toml`.
+
+    `remarks`: sentences for the user.
+    """
 
     root: Path
     checkpoints: list[Candidate]
     ignored: dict[str, str]
     overrides: Overrides
+    remarks: tuple[str, ...] = ()
 
 
 def find_candidates(directory: Path) -> Candidates:
@@ -154,7 +179,7 @@ def _search_hub_cache(directory: Path, overrides: Overrides) -> Candidates:
     for revision in present:
         kind = checkpoint_format(revision.folder)
         # The digits of a commit say nothing, whatever they look like.
-        parsed = CheckpointName() if revision.is_bare else parse_name(revision.name)
+        parsed = CheckpointName() if revision.is_bare else parse_revision(revision.name)
         if kind == "none":
             ignored[revision.name] = "no weights of this revision are in the cache"
         else:

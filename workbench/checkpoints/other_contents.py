@@ -20,6 +20,8 @@ from workbench.checkpoints.formats import (
     weight_files,
 )
 from workbench.checkpoints.hub_references import why_missing
+from workbench.heads import some_of
+from workbench.hub.small_files import revision_of
 
 _RUN = "run.json"
 _FEW = 3
@@ -61,6 +63,11 @@ def _of_folder(path: Path) -> str:
     kind = checkpoint_format(path)
     if kind == "adapter":
         return f"{path}: {_adapter(path)}"
+    if kind == "none" and (revision := revision_of(path)) is not None:
+        return (
+            f"{path}: the weights of {revision} are at the hub; a scan removes them when it has scored them. Fetch "
+            f"them: `hf download {revision.repo} --revision {revision.commit}`, or scan with --keep-downloads"
+        )
     files = weight_files(path)
     if kind != "none" and files:
         name = files[0].relative_to(path)
@@ -72,8 +79,7 @@ def _of_folder(path: Path) -> str:
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     below = [entry.name for entry in entries if entry.is_dir() and checkpoint_format(entry) != "none"]
     if below:
-        more = f" and {len(below) - _FEW} more" if len(below) > _FEW else ""
-        return f"{missing}. There are weights in folders below: pass one of them ({', '.join(below[:_FEW])}{more})"
+        return f"{missing}. There are weights in folders below: pass one of them ({some_of(below, _FEW)})"
     for entry in entries:
         if entry.is_file() and entry.suffix in _OTHER_FRAMEWORKS:
             return f"{missing}; {entry.name} is of {_OTHER_FRAMEWORKS[entry.suffix]}, which is not read: {_CONVERT}"

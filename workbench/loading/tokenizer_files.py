@@ -1,6 +1,6 @@
 """Read a tokenizer: a checkpoint's own, that of the Trainer's folder above it, or one that the user names.
 
-Nothing is fetched and no code of a folder is run.
+No code of a folder is run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from workbench.checkpoints import parse_name
+from workbench.checkpoints.fetched_models import obtain_small_files
+from workbench.checkpoints.hub_references import cached_files
 from workbench.heads import WorkbenchError
+from workbench.hub.hub_errors import is_offline
+from workbench.hub.references import parse_reference
 from workbench.loading.quiet_transformers import quiet
 
 TOKENIZER_FILES = (
@@ -60,13 +64,18 @@ def load_tokenizer(checkpoint: Path) -> tuple[Any, str]:
 
 
 def open_tokenizer(source: Any) -> Any:
-    """A tokenizer that the user names: a folder, a tokenizer.json, a model's name in the hub's cache, or an object.
+    """A tokenizer that the user names: a folder, a tokenizer.json, the id of a model at a hub, or an object.
+
+    That of a model which is not in the Hugging Face cache is fetched into it, without the model's weights.
 
     Raises:
+        HubError: if the hub has no such model, does not show it, or cannot be reached.
         WorkbenchError: if it cannot be read, or is none.
     """
     if not isinstance(source, str | Path):
         return _checked_object(source)
+    if (fetched := _at_hub(source)) is not None:
+        source = fetched
     path = Path(source).expanduser()
     if path.is_dir() and not has_tokenizer_files(path):
         raise WorkbenchError(
@@ -92,6 +101,17 @@ def open_tokenizer(source: Any) -> Any:
             f"the tokenizer {source}{place} cannot be read: {_reason(error)}; pass the folder of one, with a "
             "tokenizer.json"
         ) from error
+
+
+def _at_hub(source: str | Path) -> Path | None:
+    """The folder of a tokenizer that the id of a model names; None for a path, and where no hub may be asked."""
+    reference = parse_reference(source)
+    if reference is None or reference.is_glob:
+        return None
+    folder = cached_files(reference)
+    if folder is not None and has_tokenizer_files(folder):
+        return folder
+    return None if is_offline() else obtain_small_files(reference)
 
 
 def check_fit(tokenizer: Any, vocab_size: int, *, name: str) -> None:
