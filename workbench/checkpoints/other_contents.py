@@ -64,8 +64,7 @@ def _of_folder(path: Path) -> str:
     files = weight_files(path)
     if kind != "none" and files:
         name = files[0].relative_to(path)
-        are = "are" if kind == "gguf" else "are pickle files and"
-        return f"{path / name}: no safetensors; {kind} weights {are} not read; {HINTS[kind]}"
+        return f"{path / name}: no safetensors; {kind} weights are pickle files and not read; {HINTS[kind]}"
     missing = f"{path}: holds no weights, expected {SAFETENSORS} or {SAFETENSORS_INDEX}"
     if run := run_at(path):
         return f"{path}: is {run}"
@@ -87,8 +86,6 @@ def _of_file(path: Path) -> str:
     folder, has_config = path.parent, (path.parent / CONFIG).exists()
     if (folder / ADAPTER_CONFIG).exists() and path.name.startswith("adapter"):
         return f"{path}: is a file of an adapter; {folder} {_adapter(folder)}"
-    if path.suffix == ".gguf":
-        return f"{path}: is a GGUF file, and GGUF weights are not read; {HINTS['gguf']}"
     if path.suffix == ".toml":
         return f"{path}: is a file, expected a checkpoint folder; a job file is run with `workbench scan {path}`"
     is_of_folder = path.suffix == ".safetensors" or path.name == CONFIG or path.name.endswith(".index.json")

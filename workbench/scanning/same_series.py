@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.checkpoints import Checkpoint, Series, architecture, find_checkpoints, fingerprint
-from workbench.checkpoints.configs import CONFIG, VOCABULARY
+from workbench.checkpoints.configs import VOCABULARY, has_config
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
 from workbench.scanning.job import Job
 from workbench.store import Part, Store, read_requests, read_rows
@@ -95,8 +95,8 @@ def _is_known(store: Store, job: Job) -> bool:
     sources |= {str(Path(str(record["path"])).parent) for record in store.checkpoints() if "path" in record}
     directories = {Path(source).resolve() for source in sources if source}
     here = job.checkpoints.resolve()
-    series = here.parent if (here / CONFIG).is_file() else here
-    directories |= {each.parent for each in directories if (each / CONFIG).is_file()}
+    series = here.parent if has_config(here) else here
+    directories |= {each.parent for each in directories if has_config(each)}
     return here in directories or series in directories
 
 
