@@ -106,7 +106,7 @@ def has_config(checkpoint: Path) -> bool:
 
 
 def quantisation(checkpoint: Path) -> str:
-    """The quantisation that a checkpoint's weights come from, as Q4_K_M; "" for plain floats or where it is unreadable."""
+    """The quantisation that a checkpoint's weights come from, as Q4_K_M; "" for plain floats or an unreadable one."""
     try:
         return str(read_config(checkpoint).get(DEQUANTISED_FROM) or "")
     except BadCheckpoint:

@@ -44,7 +44,7 @@ HINTS: dict[Format, str] = {
     "megatron": "convert to safetensors with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge",
     "adapter": "merge it into its model: "
     "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)",
-    "gguf": "convert: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=NAME).save_pretrained(OUT), and pass OUT",
+    "gguf": "",
     "none": "",
 }
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.checkpoints.formats import gguf_sets, gguf_split, weight_files
+from workbench.checkpoints.formats import gguf_sets, weight_files
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
 
@@ -210,8 +210,11 @@ def _check_part(file: Path, settings: Mapping[str, Any], index: int, n_files: in
             "set was published with, as name-00001-of-00003.gguf"
         )
     if n_files > 1 and number != index:
-        split = gguf_split(file.name)
-        raise BadCheckpoint(f"{file}: is part {number + 1} by its header, {split and split[1]} by its name; rename it")
+        raise BadCheckpoint(f"{file}: is part {number + 1} by its header, {index + 1} by its name; rename it")
+
+
+def _aligned(at: int, alignment: int) -> int:
+    return -(-at // alignment) * alignment
 
 
 class _Part(NamedTuple):
@@ -271,22 +274,27 @@ class _Reader:
         alignment = settings.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._bad(f"its alignment is {alignment!r}, expected a power of two")
-        return _Part(settings, self._placed(table, -(-self._at // alignment) * alignment), self._words.hexdigest())
+        return _Part(settings, self._placed(table, alignment), self._words.hexdigest())
 
-    def _placed(self, table: list[tuple[str, str, tuple[int, ...], int, int]], start: int) -> dict[str, GgufTensor]:
+    def _placed(self, table: list[tuple[str, str, tuple[int, ...], int, int]], alignment: int) -> dict[str, GgufTensor]:
+        """The tensors by name, after checking that they fill the rest of the file, each at the next aligned byte."""
         tensors: dict[str, GgufTensor] = {}
-        end = 0
+        start, end = _aligned(self._at, alignment), 0
         for name, kind, shape, offset, n_bytes in sorted(table, key=lambda row: row[3]):
             if name in tensors:
                 raise self._bad(f"it has tensor {name} twice")
-            if offset < end:
-                raise self._bad(f"tensor {name} begins at byte {offset} of the data, within the one before it")
+            if offset != _aligned(end, alignment):
+                raise self._bad(
+                    f"tensor {name} begins at byte {offset} of the data, expected {_aligned(end, alignment)}"
+                )
             end = offset + n_bytes
             tensors[name] = GgufTensor(kind, shape, self._file, start + offset, n_bytes)
         if start + end > self._size:
             raise BadCheckpoint(
                 f"{self._file}: has {self._size} bytes, its header says {start + end}; truncated, fetch the file again"
             )
+        if self._size - (start + end) >= alignment:
+            raise self._bad(f"it has {self._size} bytes, its header says {start + end}")
         return {name: tensors[name] for name, *_ in table}
 
     def _tensor(self) -> tuple[str, str, tuple[int, ...], int, int]:

@@ -61,6 +61,8 @@ def _of_folder(path: Path) -> str:
     kind = checkpoint_format(path)
     if kind == "adapter":
         return f"{path}: {_adapter(path)}"
+    if kind == "gguf":
+        return f"{path}: {_GGUF}"
     files = weight_files(path)
     if kind != "none" and files:
         name = files[0].relative_to(path)
@@ -97,6 +99,8 @@ def _of_file(path: Path) -> str:
             f"its {CONFIG}"
         )
     kind: Format = checkpoint_format(path)
+    if kind == "gguf":
+        return f"{path}: {_GGUF}"
     if kind == "none":
         other = _OTHER_FRAMEWORKS.get(path.suffix)
         what = "no weights" if other is None else f"of {other}, which is not read"
@@ -105,6 +109,7 @@ def _of_file(path: Path) -> str:
     return f"{path}: is a file (pickle weights are not read), expected a checkpoint folder; {step}"
 
 
+_GGUF = "is a GGUF model and has no safetensors; open_model and `workbench scan` read it, read_gguf_header its header"
 _CONVERT = "save the model with save_pretrained, and pass that folder"
 
 

@@ -2,8 +2,8 @@
 
 transformers' reader passes some settings on and leaves the rest at the defaults of the model's class: the rotary base
 of StarCoder2, the windows of Phi-3, scaled rotary frequencies, factors that only the code of llama.cpp knows. Such a
-model loads and computes something else, without a word. Every setting of the architecture is therefore compared, and one
-that is unknown here is refused.
+model loads and computes something else, without a word. Every setting of the architecture is therefore compared, and
+one that is unknown here is refused.
 """
 
 from __future__ import annotations
@@ -120,7 +120,11 @@ def _rotary_dim(config: Any) -> int:
 def _kv_heads(config: Any) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # Falcon-7B
-    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or config.num_attention_heads
+    return (
+        getattr(config, "num_key_value_heads", None)
+        or getattr(config, "num_kv_heads", None)
+        or config.num_attention_heads
+    )
 
 
 def _attention_scale(config: Any) -> float:

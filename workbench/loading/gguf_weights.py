@@ -34,7 +34,7 @@ from workbench.loading.refusals import language_model_class
 
 # GGUF's names of the architectures that transformers' reader knows and that are language models of its own.
 ARCHITECTURES = (
-    "bloom", "falcon", "gemma2", "gemma3", "gpt2", "gpt-oss", "llama", "minimax-m2", "mistral", "nemotron", "phi3",
+    "bloom", "falcon", "gemma2", "gemma3", "gpt2", "gpt-oss", "llama", "minimax-m2", "nemotron", "phi3",
     "qwen2", "qwen2moe", "qwen3", "qwen3moe", "stablelm", "starcoder2",
 )  # fmt: skip
 # The quantised types of each layer, in the model's configuration beside `DEQUANTISED_FROM`.
@@ -57,7 +57,9 @@ def require_gguf() -> None:
     try:
         import gguf  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
-        raise WorkbenchError(f"GGUF weights are dequantised by the package gguf, which is missing: {_INSTALL}") from error
+        raise WorkbenchError(
+            f"GGUF weights are dequantised by the package gguf, which is missing: {_INSTALL}"
+        ) from error
 
 
 def gguf_weights_info(path: Path) -> WeightsInfo:
@@ -108,14 +110,14 @@ def read_gguf_tensors(path: Path, config: PreTrainedConfig, dtype: torch.dtype) 
         BadCheckpoint: naming the tensors that have no place in the model, and the parameters that have no tensor.
     """
     header = read_gguf_header(path)
-    places = _Places(path, header, config)
+    places = Places(path, header, config)
     places.require_complete()
     state: dict[str, Tensor] = {}
     maps = {file: np.memmap(file, dtype=np.uint8, mode="r") for file in header.files}
     for name, tensor in header.tensors.items():
-        for own_name, values in places.of(name, _dequantised(maps[tensor.file], tensor)).items():
-            state[own_name] = values.to(dtype)
-    return state
+        if (placed := places.of(name, _dequantised(maps[tensor.file], tensor))) is not None:
+            state[placed[0]] = placed[1].to(dtype)
+    return state | {name: values.to(dtype) for name, values in places.of_several().items()}
 
 
 def _refuse_unknown_architecture(path: Path, header: GgufHeader) -> None:
@@ -143,9 +145,13 @@ def _transformers_settings(path: Path, header: GgufHeader) -> dict[str, Any]:
         writer.write_tensors_to_file()
         writer.close()
         try:
-            return dict(load_gguf_checkpoint(str(file), return_tensors=False)["config"])
+            read = dict(load_gguf_checkpoint(str(file), return_tensors=False)["config"])
         except Exception as error:  # its errors have no common class
-            raise BadCheckpoint(f"{path}: transformers does not read its settings: {type(error).__name__}: {error}") from error
+            raise BadCheckpoint(
+                f"{path}: transformers does not read its settings: {type(error).__name__}: {error}"
+            ) from error
+    vocab_size = header.settings.get("tokenizer.ggml.tokens", header.settings.get(f"{header.architecture}.vocab_size"))
+    return {"vocab_size": vocab_size, **read} if vocab_size is not None else read
 
 
 def _plain_settings(header: GgufHeader) -> dict[str, Any]:
@@ -186,7 +192,7 @@ def _dequantised(file: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[np.floa
     return values.reshape(tensor.shape)
 
 
-class _Places:
+class Places:
     """Where the tensors of a file belong in the model, by transformers' tables of names and its processors."""
 
     def __init__(self, path: Path, header: GgufHeader, config: PreTrainedConfig) -> None:
@@ -198,36 +204,41 @@ class _Places:
 
         self._path, self._header = path, header
         with torch.device("meta"):
-            self._model: PreTrainedModel = language_model_class(config)(config)
+            self.model: PreTrainedModel = language_model_class(config)(config)
         kind = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
         self._processor = kind(config=config.to_dict() | {"n_head": getattr(config, "n_head", None)})
-        self._names: Mapping[str, str] = get_gguf_hf_weights_map(_Outer(self._model, self._model.config), self._processor)
+        self.names: Mapping[str, str] = get_gguf_hf_weights_map(_Outer(self.model, self.model.config), self._processor)
         # Tensors that a processor puts into place itself.
         self._placed: dict[str, dict[str, Tensor]] = {"tensors": {}}
 
     def require_complete(self) -> None:
         """Refuse names without a counterpart, on either side."""
-        own = {name for name, _ in self._model.named_parameters()}
-        own |= {name for name in self._model.state_dict() if name not in own}
-        tied = {name for name in getattr(self._model, "all_tied_weights_keys", None) or {}}
-        without_place = [name for name in self._header.tensors if name not in self._names and not self._is_own(name)]
-        filled = {self._names[name] for name in self._header.tensors if name in self._names}
-        filled |= {"lm_head.weight" for name in self._header.tensors if self._is_own(name)}
-        missing = [name for name in own if name not in filled and name not in tied]
+        own = self.model.state_dict()
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        # The tables have names of experts without their ending.
+        present = {name: name if name in self.names else name.removesuffix(".weight") for name in self._header.tensors}
+        keys = set(present.values())
+        without_place = [name for name, key in present.items() if key not in self.names and not self._is_own(name)]
+        filled = {self.names[key] for key in present.values() if key in self.names}
+        filled |= {"lm_head.weight" for name in present if self._is_own(name)}
+        # Matrices of experts are made of two tensors.
+        halves = {own_name for key, own_name in self.names.items() if key not in keys} & filled
+        missing = [name for name in own if (name not in filled or name in halves) and name not in tied]
         faults = {"tensors that the model has no place for": without_place, "parameters without a tensor": missing}
         message = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
         if message:
             raise BadCheckpoint(f"{self._path}: {message}. Fetch the file again; {_CONVERT[0].lower()}{_CONVERT[1:]}")
 
-    def of(self, name: str, values: NDArray[np.float32]) -> dict[str, Tensor]:
-        """The model's tensors that a tensor of the file makes; those of experts come when the last part is there."""
-        processed = self._processor.process(
-            weights=values, name=name, tensor_key_mapping=self._names, parsed_parameters=self._placed
+    def of(self, name: str, values: NDArray[np.float32]) -> tuple[str, Tensor] | None:
+        """The model's name and tensor of a tensor of the file; None for a part of one, see `of_several`."""
+        processed: Any = self._processor.process(
+            weights=values, name=name, tensor_key_mapping=self.names, parsed_parameters=self._placed
         )
-        if processed.name is None:
-            placed, self._placed["tensors"] = self._placed["tensors"], {}
-            return placed
-        return {self._names[processed.name]: _tensor(processed.weights)}
+        return None if processed.name is None else (self.names[processed.name], _tensor(processed.weights))
+
+    def of_several(self) -> dict[str, Tensor]:
+        """The tensors that processors made of several, as of experts, once all of them were given to `of`."""
+        return self._placed["tensors"]
 
     def _is_own(self, name: str) -> bool:
         """Whether a processor places this tensor under a name of its own."""
