@@ -10,13 +10,16 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from tests.browser import chromium, tab, window
+from tests.hub.hub_client import hub
 from tests.quick_demo import HISTORY, make_interrupted_demo
 from tests.type_checks import sample_calls
 
-__all__ = ["chromium", "demo", "demo_runs", "tab", "window"]
+__all__ = ["chromium", "demo", "demo_runs", "hub", "tab", "window"]
 
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"
+# No test asks a hub but its own (`hub`), whatever ids it names.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 sample_calls()  # before any module of the workbench is imported
 

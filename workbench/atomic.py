@@ -53,7 +53,7 @@ def replacing_file(path: Path, *, temporaries: Path | None = None) -> Generator[
         StoreNotWritable: if the disk is full or cannot be written.
     """
     folder, prefix = (path.parent, ".") if temporaries is None else (temporaries, "")
-    with _refusals_named(path):
+    with refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{prefix}{path.stem}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
@@ -82,7 +82,7 @@ def replacing_folder(path: Path) -> Generator[Path]:
         StoreNotWritable: if the disk is full or cannot be written.
     """
     partial = path.with_name(_PARTIAL + path.name)
-    with _refusals_named(path):
+    with refusals_named(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
@@ -100,7 +100,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         StoreNotWritable: if the disk is full or cannot be written.
     """
-    with _refusals_named(path):
+    with refusals_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -116,24 +116,27 @@ def prove_writable(folder: Path, *, temporaries: Path) -> None:
         StoreNotWritable: if one of these operations fails.
     """
     probe = folder / f"writable-{secrets.token_hex(4)}"
-    with _refusals_named(folder):
+    with refusals_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace_file(probe, b"written to see whether this folder can be\n", temporaries=temporaries)
-    with _refusals_named(folder):
+    with refusals_named(folder):
         probe.unlink()
 
 
 def sweep_temporaries(folder: Path) -> list[Path]:
-    """Remove temporary files of dead processes of this machine, and partial folders; return their paths.
+    """Remove temporary files and folders of dead processes of this machine, and partial folders; return their paths.
 
-    Temporary files of live processes and of other machines stay. Two processes must not make the same folder at once.
+    Temporaries of live processes and of other machines stay. Two processes must not make the same folder at once.
     """
     removed: list[Path] = []
     of_this_machine = re.compile(rf".*\.{re.escape(socket.gethostname())}\.(\d+)\.[^.]+")
     for path in sorted(folder.glob("*.*.*.*")):
         match = of_this_machine.fullmatch(path.name)
-        if match is not None and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
+        if match is not None and not is_alive(int(match[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             removed.append(path)
     for path in sorted(folder.glob(f"{_PARTIAL}*")):
         shutil.rmtree(path)
@@ -153,7 +156,7 @@ def advisory_lock(path: Path, *, is_shared: bool) -> Generator[None]:
     """
     import fcntl  # imported here because Windows lacks it and reading runs needs no lock
 
-    with _refusals_named(path):
+    with refusals_named(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -207,7 +210,8 @@ def _sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -218,7 +222,7 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _refusals_named(path: Path) -> Generator[None]:
+def refusals_named(path: Path) -> Generator[None]:
     """Turn the system's write errors into `StoreNotWritable` with the next step."""
     try:
         yield

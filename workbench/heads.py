@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -10,6 +11,12 @@ Kind = Literal["full", "sliding", "chunked", "linear", "none"]
 # "softmax", "lightning", "gdn", "kda", "ssm", or the name of a mixer that another package registers.
 Mixer = str
 KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message: the first ones, and how many others there are, as `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class WorkbenchError(Exception):

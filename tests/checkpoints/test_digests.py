@@ -10,6 +10,7 @@ import pytest
 
 from tests.checkpoints.folders import CONFIG, checkpoint
 from workbench.checkpoints import fingerprint, same_weights, verify_digests
+from workbench.checkpoints.digests import fingerprint_at_hub, note_at_hub
 from workbench.heads import BadCheckpoint, StoreNotWritable
 
 
@@ -138,3 +139,17 @@ def test_a_blob_of_a_hub_cache_is_compared_with_its_name(tmp_path):
 def test_weights_without_a_written_digest_are_not_called_verified(tmp_path):
     with pytest.raises(BadCheckpoint, match=r"no digest is written.*SHA256SUMS.*without --verify"):
         verify_digests(checkpoint(tmp_path / "step1"))
+
+
+def test_weights_at_a_hub_are_known_by_its_digests_once_they_were_here(tmp_path):
+    a, cache = checkpoint(tmp_path / "a"), tmp_path / "fingerprints.json"
+    blobs = {"model.safetensors": "f" * 64}
+    assert fingerprint_at_hub(a, blobs, cache) is None
+    first = fingerprint(a, cache)
+    note_at_hub(blobs, first.weights, cache)
+    (a / "model.safetensors").unlink()
+    assert fingerprint_at_hub(a, blobs, cache) == first
+    assert fingerprint_at_hub(a, {"model.safetensors": "e" * 64}, cache) is None
+    (a / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": 8}))
+    assert fingerprint_at_hub(a, blobs, cache).weights == first.weights
+    assert fingerprint_at_hub(a, blobs, cache).config != first.config

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
+from tests.checkpoints.folders import checkpoint
 from workbench.heads import WorkbenchError
 from workbench.scanning.job import Job, make_job, overrides, read_job
 
@@ -102,7 +103,7 @@ def test_the_kept_file_makes_the_same_job_without_what_was_of_the_call(tmp_path,
 
 def test_the_id_of_a_cached_model_is_kept_as_its_folder(tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--org--name"
-    (cached / "snapshots" / "c0ffee1").mkdir(parents=True)
+    checkpoint(cached / "snapshots" / "c0ffee1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "job.toml").write_text('checkpoints = "org/name"\nout = "run"\n')
     for job in (read_job(tmp_path / "job.toml"), make_job({"checkpoints": "org/name", "out": "run"})):

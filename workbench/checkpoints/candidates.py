@@ -10,17 +10,14 @@ from typing import Any
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import Format, checkpoint_format, gguf_sets, gguf_split
 from workbench.checkpoints.gguf_headers import gguf_files
-from workbench.checkpoints.hub_references import (
-    cached_models,
-    is_repository,
-    locate_series,
-    revisions,
-    why_missing,
-)
-from workbench.checkpoints.names import CheckpointName, parse_name
+from workbench.checkpoints.hub_references import locate_series, why_missing
+from workbench.checkpoints.names import CheckpointName, parse_name, parse_revision
 from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import BadCheckpoint, NoCheckpoints
+from workbench.hub.local_cache import cached_models, is_repository, revisions
+from workbench.hub.needed_files import RemoteFile
+from workbench.hub.repositories import RemoteRevision
 
 _LOADABLE = ("safetensors", "bin", "gguf")
 _FILES = (".ckpt", ".pt", ".pth")
@@ -32,11 +29,29 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteCheckpoint:
+    """A checkpoint at a hub: its revision, and the files that it is read from."""
+
+    revision: RemoteRevision
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes to download, where none of the files is here."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of its weights: equal for equal weights."""
+        return tuple(file.blob for file in self.files if file.is_weights)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint on disk, or one that is gone. `parsed`: the fields of its name.
+    """A checkpoint on disk or at a hub, or one that is gone. `parsed`: the fields of its name.
 
     `recorded`: what an earlier look noted of one that is gone; None for one on disk. `is_bare`: a revision of a model
-    in a cache that is known by its commit alone.
+    that is known by its commit alone. `remote`: of one at a hub, whose `path` is where the cache has it or would.
     """
 
     name: str
@@ -45,16 +60,21 @@ class Candidate:
     parsed: CheckpointName
     recorded: Mapping[str, Any] | None = None
     is_bare: bool = False
+    remote: RemoteCheckpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The checkpoints of a directory, unordered; the reason for each ignored entry; the overrides of `series.toml`."""
+    """The checkpoints of a directory, unordered; the reason for each ignored entry; the overrides of `series.toml`.
+
+    `remarks`: sentences for the user.
+    """
 
     root: Path
     checkpoints: list[Candidate]
     ignored: dict[str, str]
     overrides: Overrides
+    remarks: tuple[str, ...] = ()
 
 
 def find_candidates(directory: Path) -> Candidates:
@@ -181,7 +201,7 @@ def _search_hub_cache(directory: Path, overrides: Overrides) -> Candidates:
     for revision in present:
         kind = checkpoint_format(revision.folder)
         # The digits of a commit say nothing, whatever they look like.
-        parsed = CheckpointName() if revision.is_bare else parse_name(revision.name)
+        parsed = CheckpointName() if revision.is_bare else parse_revision(revision.name)
         if kind == "none":
             ignored[revision.name] = "no weights of this revision are in the cache"
         else:

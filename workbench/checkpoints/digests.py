@@ -5,6 +5,8 @@ checkpoint takes about 20 s, so a cache keeps each file's digest while its size,
 same. The time of the last change of the inode is among them: a copy can set a modification time back, and not this one.
 Times are part of the cache key only.
 
+Weights at a hub have digests there. Once they were here, the cache knows their fingerprint by those.
+
 Written digests are sha256, from lists in the form of `sha256sum` (SHA256SUMS, checksums.sha256, FILE.sha256) and from
 the names of blobs in a Hugging Face cache. Only they can show that a bit flipped in transit.
 """
@@ -15,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -62,14 +64,36 @@ def fingerprint(checkpoint_path: Path, cache: Path | None = None) -> Fingerprint
     files = [own_file(_folder(checkpoint_path), file) for file in weight_files(checkpoint_path) if file.exists()]
     if not files or checkpoint_format(checkpoint_path) in UNREAD:
         raise BadCheckpoint(why_no_weights(checkpoint_path))
-    config = {key: value for key, value in read_config(checkpoint_path).items() if key not in _NOT_OF_THE_MODEL}
+    config = _config_digest(checkpoint_path)
     cached = {} if cache is None else _read_cache(cache)
     keys = {file: _cache_key(file) for file in files}
     digests = {key: cached.get(key) or _file_digest(file) for file, key in keys.items()}
     if cache is not None and not digests.items() <= cached.items():
         _write_cache(cache, digests)
     weights = _blake2b("".join(digests[keys[file]] for file in files).encode())
-    return Fingerprint(weights=weights, config=_blake2b(_canonical(config)))
+    return Fingerprint(weights=weights, config=config)
+
+
+def fingerprint_at_hub(checkpoint_path: Path, blobs: Mapping[str, str], cache: Path) -> Fingerprint | None:
+    """The fingerprint of a checkpoint whose weights are at a hub, if they were here before; else None.
+
+    `blobs`: the hub's digests of the weight files, by name. Of the checkpoint, config.json is read.
+
+    Raises:
+        BadCheckpoint: if there is no config.json, or it is a link out of the folder.
+    """
+    weights = _read_cache(cache).get(_blobs_key(blobs))
+    return None if weights is None else Fingerprint(weights, _config_digest(checkpoint_path))
+
+
+def note_at_hub(blobs: Mapping[str, str], weights: str, cache: Path) -> None:
+    """Keep the digest of weights in the cache by the hub's digests of their files.
+
+    Raises:
+        StoreNotWritable: if the cache cannot be written.
+    """
+    if _read_cache(cache).get(_blobs_key(blobs)) != weights:
+        _write_cache(cache, {_blobs_key(blobs): weights})
 
 
 def files_stamp(checkpoint_path: Path) -> dict[str, tuple[int, int, int]]:
@@ -133,6 +157,15 @@ def _is_own(folder: Path, file: Path) -> bool:
     except BadCheckpoint:
         return False
     return True
+
+
+def _config_digest(checkpoint: Path) -> str:
+    config = {key: value for key, value in read_config(checkpoint).items() if key not in _NOT_OF_THE_MODEL}
+    return _blake2b(_canonical(config))
+
+
+def _blobs_key(blobs: Mapping[str, str]) -> str:
+    return f"hub-{_blake2b(json.dumps(sorted(blobs.items())).encode())}"
 
 
 def _blake2b(content: bytes) -> str:

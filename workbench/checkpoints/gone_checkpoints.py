@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.checkpoints.candidates import Candidate, Candidates
-from workbench.checkpoints.names import parse_name
+from workbench.checkpoints.names import CheckpointName, parse_name, parse_revision
 from workbench.checkpoints.training_order import Entry
+from workbench.heads import some_of
 
 Record = Mapping[str, Any]
-_FEW = 5  # names that a remark lists
 
 
 def with_gone(candidates: Candidates, before: Iterable[Record]) -> Candidates:
@@ -27,7 +27,7 @@ def with_gone(candidates: Candidates, before: Iterable[Record]) -> Candidates:
             name=record["name"],
             path=Path(record.get("path") or candidates.root / record["name"]),
             format=record.get("format", "safetensors"),
-            parsed=parse_name(record["name"]),
+            parsed=_parsed(record),
             recorded=record,
         )
         for record in before
@@ -66,9 +66,13 @@ def slot_of(loose: Entry, names: Sequence[str], before: Sequence[Record]) -> int
 
 def remark_on_gone(names: Sequence[str], root: Path) -> str:
     """One sentence for the user on the checkpoints that are gone."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
     verb = "is" if len(names) == 1 else "are"
-    return f"{', '.join(names[:_FEW])}{more} {verb} no longer in {root}: the scores stay, at their place in training"
+    return f"{some_of(names)} {verb} no longer in {root}: the scores stay, at their place in training"
+
+
+def _parsed(record: Record) -> CheckpointName:
+    is_revision = Path(record.get("path") or "").parent.name == "snapshots"
+    return parse_revision(record["name"]) if is_revision else parse_name(record["name"])
 
 
 def _place(entry: Entry) -> tuple[str | None, str | None, str | None]:

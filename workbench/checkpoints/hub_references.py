@@ -1,37 +1,32 @@
-"""Turn what names checkpoints into folders: a path, a model's id, or a folder of a Hugging Face cache.
+"""Turn what names checkpoints into folders on this disk: a path, a model's id, or a folder of a Hugging Face cache.
 
-Nothing is downloaded: an id is looked up in the cache on this disk. A cache holds one folder per model,
-`models--org--name`. In it, `snapshots` has a folder for each revision, named by its commit, and `refs` a file for each
-revision that was fetched by a name (`main`, `step1000`), which holds the commit.
+Nothing is downloaded: an id is looked up in the cache. `fetched_models` downloads one that is not there.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.heads import BadCheckpoint, NoCheckpoints
-
-_ID = re.compile(
-    r"(?:(?:https?:/{1,2})?huggingface\.co/|hf:/{1,2})?"
-    r"(?P<repo>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:(?:@|/tree/)(?P<revision>[\w./-]+))?/?",
-    re.ASCII,
+from workbench.checkpoints.formats import SAFETENSORS_INDEX, checkpoint_format, weight_files
+from workbench.heads import BadCheckpoint, NoCheckpoints, some_of
+from workbench.hub.hub_errors import is_offline
+from workbench.hub.local_cache import (
+    Revision,
+    cache_folder,
+    cached_models,
+    is_repository,
+    model_id,
+    repository_folder,
+    revisions,
+    with_name,
 )
-_COMMIT = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
-_MODEL, _OTHERS = "models--", ("datasets--", "spaces--")
-_PULL_REQUEST = "pr/"
-_FEW = 5
+from workbench.hub.references import HubReference, parse_reference
 
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """A revision of a model in a cache. `is_bare`: it has no name, so that nothing says where in training it stands."""
-
-    name: str
-    folder: Path
-    is_bare: bool
+_OTHERS = ("datasets--", "spaces--")
+_INDICES = (SAFETENSORS_INDEX, "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,96 +70,78 @@ def locate_checkpoint(reference: str | os.PathLike[str]) -> Located:
     if is_repository(repository):
         return Located(_main(repository).folder, model_id(repository).rpartition("/")[2])
     if models := cached_models(path):
-        raise BadCheckpoint(f"{path}: is a Hugging Face cache with {_listed(models)}; pass one of them")
+        raise BadCheckpoint(f"{path}: is a Hugging Face cache with {_listed(list(models), 'model')}; pass one of them")
     if not path.exists():
         raise BadCheckpoint(why_missing(reference))
     return Located(path, path.name)
 
 
-def is_repository(path: Path) -> bool:
-    """Whether a folder is that of one model in a Hugging Face cache."""
-    is_named = path.name.startswith(_MODEL) or (path / "refs").is_dir() or (path / "blobs").is_dir()
-    return is_named and (path / "snapshots").is_dir()
+def cached_checkpoint(reference: HubReference) -> Path | None:
+    """The whole checkpoint that the cache has of a reference; None if it lacks the model, the revision or a file."""
+    folder = cached_files(reference)
+    return folder if folder is not None and is_whole(folder) else None
 
 
-def model_id(repository: Path) -> str:
-    """`org/name` of a model's folder in a cache."""
-    return repository.resolve().name.removeprefix(_MODEL).replace("--", "/")
+def cached_files(reference: HubReference) -> Path | None:
+    """The folder with what the cache has of a revision, `main` where none is named; None if it has nothing of it."""
+    repository = repository_folder(reference.repo)
+    if not is_repository(repository):
+        return None
+    folders = {revision.folder for revision in with_name(repository, reference.revision or "main")}
+    return folders.pop() if len(folders) == 1 else None
 
 
-def revisions(repository: Path) -> tuple[list[Revision], dict[str, str]]:
-    """The revisions of a model in a cache, and the reason for each that is left out.
-
-    Those with a name come first, by name; then those that are known by their commit alone, by commit.
-    """
-    refs, snapshots = repository / "refs", repository / "snapshots"
-    present = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
-    named: list[Revision] = []
-    ignored: dict[str, str] = {}
-    has_name: set[str] = set()
-    for file in sorted(file for file in refs.rglob("*") if file.is_file()):
-        name = file.relative_to(refs).as_posix()
-        commit = file.read_text(encoding="utf-8", errors="replace").strip()
-        # A revision that was fetched by the first digits of its commit has a file of that name.
-        if _COMMIT.fullmatch(name) and commit.startswith(name):
-            continue
-        has_name.add(commit)
-        if name.startswith(_PULL_REQUEST):
-            ignored[name] = "a pull request"
-        elif commit not in present:
-            ignored[name] = "no files of this revision are in the cache"
-        else:
-            named.append(Revision(name, snapshots / commit, is_bare=False))
-    bare = [Revision(commit, snapshots / commit, is_bare=True) for commit in present if commit not in has_name]
-    return [*named, *bare], ignored
-
-
-def cached_models(path: Path) -> dict[str, Path]:
-    """The models in a Hugging Face cache, by id; none if the folder is no cache."""
-    for folder in (path, path / "hub"):  # the cache is the folder `hub` of HF_HOME
-        if folder.is_dir():
-            entries = sorted(entry for entry in folder.iterdir() if entry.name.startswith(_MODEL))
-            models = {model_id(entry): entry for entry in entries if is_repository(entry)}
-            if models:
-                return models
-    return {}
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint has weights, with every shard that its index names. A download may have been interrupted."""
+    if checkpoint_format(folder) == "none":
+        return False
+    for index in (folder / name for name in _INDICES):
+        if index.is_file() and index.name.startswith(_form(folder)):
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return True  # whoever opens it says what is wrong
+            return all((folder / str(shard)).exists() for shard in shards)
+    return all(file.exists() for file in weight_files(folder))
 
 
 def why_missing(reference: str | os.PathLike[str], noun: str = "folder") -> str:
     """Why a reference that is neither a path nor a cached model's id leads nowhere, and what to do."""
     text = os.fspath(reference)
-    match = _ID.fullmatch(text)
+    parsed = parse_reference(reference)
     if text.rpartition("/")[2].startswith(_OTHERS):
         return f"{text}: is no model of a Hugging Face cache; pass a model's id, as org/name"
-    if match is None:
+    if parsed is None:
         return f"{text}: no such {noun}; check the path"
-    revision = match["revision"]
-    flag = "" if revision is None else f" --revision {revision}"
+    offline = " HF_HUB_OFFLINE is set, so that no hub is asked; unset it, or" if is_offline() else ""
+    if "/" not in text:
+        offline += f" pass hf://{text}, or" if noun == "directory" else ""
     return (
         f"{text}: no such {noun}, and no model of that name in the Hugging Face cache {cache_folder()}. Check the path;"
-        f" if it is a model's id, download it: `hf download {match['repo']}{flag}`"
+        f" if it is a model's id,{offline} download it: `{download_command(parsed)}`"
     )
 
 
-def cache_folder() -> Path:
-    """The Hugging Face cache of this process, as the environment says now, else as huggingface_hub found it."""
-    from huggingface_hub import constants
+def download_command(reference: HubReference) -> str:
+    """The command that puts a model into the cache."""
+    flag = "" if reference.revision is None else f" --revision {reference.revision}"
+    return f"hf download {reference.repo}{flag}"
 
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
-    home = os.environ.get("HF_HOME")
-    return Path(home).expanduser() / "hub" if home else Path(constants.HF_HUB_CACHE)
+
+def _form(folder: Path) -> str:
+    """How the index of the weights that are read begins."""
+    if checkpoint_format(folder) == "bin":
+        return "pytorch_model"
+    return "none: one file" if (folder / "model.safetensors").exists() else "model"
 
 
 def _cached(reference: str | os.PathLike[str]) -> tuple[Path, str | None] | None:
     """The folder of a cached model's id, and the revision it names; None for a path and for models not in the cache."""
-    from huggingface_hub.file_download import repo_folder_name
-
-    match = None if Path(reference).exists() else _ID.fullmatch(os.fspath(reference))
-    if match is None:
+    parsed = parse_reference(reference)
+    if parsed is None or parsed.is_glob:
         return None
-    repository = cache_folder() / repo_folder_name(repo_id=match["repo"], repo_type="model")
-    return (repository, match["revision"]) if is_repository(repository) else None
+    repository = repository_folder(parsed.repo)
+    return (repository, parsed.revision) if is_repository(repository) else None
 
 
 def _main(repository: Path) -> Revision:
@@ -176,7 +153,7 @@ def _main(repository: Path) -> Revision:
     if not present:
         raise BadCheckpoint(f"{repository}: holds no revision of {repo}; download it: `hf download {repo}`")
     raise BadCheckpoint(
-        f"{repository}: holds {_listed([r.name for r in present], 'revisions')} of {repo}, and none is main; pass one, "
+        f"{repository}: holds {_listed([r.name for r in present], 'revision')} of {repo}, and none is main; pass one, "
         f"as {repo}@{present[0].name}, or its folder {present[0].folder}"
     )
 
@@ -187,21 +164,17 @@ def _revision(repository: Path, name: str, error: type[BadCheckpoint | NoCheckpo
     Raises:
         BadCheckpoint or NoCheckpoints: whichever is `error`, if there is none, or several commits begin so.
     """
-    present, _ = revisions(repository)
-    is_commit = _COMMIT.fullmatch(name) is not None
-    fitting = [r for r in present if r.name == name] or [r for r in present if is_commit and r.folder.name == name]
-    fitting = fitting or [r for r in present if is_commit and r.folder.name.startswith(name)]
+    fitting = with_name(repository, name)
     if len({r.folder for r in fitting}) == 1:
         return fitting[0]
+    present, _ = revisions(repository)
     repo = model_id(repository)
-    there = _listed([r.name for r in present], "revisions") if present else "no revision"
+    there = _listed([r.name for r in present], "revision") if present else "no revision"
     raise error(
         f"{repo}@{name}: {'several commits begin so' if fitting else 'no such revision is in the cache'}; {repository} "
         f"holds {there}. Pass one of them, or download it: `hf download {repo} --revision {name}`"
     )
 
 
-def _listed(names: dict[str, Path] | list[str], noun: str = "models") -> str:
-    every = list(names)
-    more = f" and {len(every) - _FEW} more" if len(every) > _FEW else ""
-    return f"{len(every)} {noun if len(every) > 1 else noun.removesuffix('s')} ({', '.join(every[:_FEW])}{more})"
+def _listed(names: list[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'s' * (len(names) > 1)} ({some_of(names)})"

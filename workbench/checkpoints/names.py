@@ -38,6 +38,13 @@ _COUNTS = re.compile(
     rf"|(?<![\da-z.,])(?P<count2>{_PLAIN})(?P<unit2>[kmbt])[-_]?words?{_END}",
     _FLAGS,
 )
+# A count without any word: of a revision, as all revisions of a repository are of one model, and at the end of a name
+# in trillions, because models are no larger.
+_BARE_COUNT = re.compile(rf"(?P<count>{_PLAIN})(?P<unit>[bt])b?", _FLAGS)
+_TRILLIONS_AT_END = re.compile(rf"(?<![\da-z.,])(?P<count>{_PLAIN})(?P<unit>t)b?$", _FLAGS)
+# What follows a step may be the tokens, as in `step-50K-105b`, or the size of the model.
+_AFTER_STEP = re.compile(rf"[-_](?P<count>{_PLAIN})(?P<unit>[bt])(?=[-_]|$)", _FLAGS)
+_AT_END = re.compile(rf"(?<![\da-z.,])(?P<count>{_PLAIN})(?P<unit>b)$", _FLAGS)
 _EPOCH = re.compile(rf"(?<![a-z])ep(?:och)?s?[-_=]*(\d{{1,9}}){_END}", _FLAGS)
 # The first pattern that matches wins: `checkpoint_10-step500` is at step 500, `ep0-ba1000-rank0` at batch 1000.
 _STEPS = tuple(
@@ -57,6 +64,7 @@ _STEPS = tuple(
         rf"(?<![\da-z])iter(?:ation)?s?[-_=]?(?P<step>{_PLAIN})(?P<unit>[mbt]){_END}",
         r"^(?P<step>\d{1,15})$",
         r"^(?P<step>\d{1,15}(?:\.\d{1,9})?)(?P<unit>k)$",
+        r"^(?:ext|decay)(?P<step>\d{1,15})$",
     )
 )
 _NUMBER_LEFT = re.compile(r"[-_]+\d[\d.]*[kmbt]?(?=[-_]|$)", _FLAGS)
@@ -67,7 +75,9 @@ _UNREAD = re.compile(
 )
 # These are passed over where the name gives a better position; where it gives none, they are named too.
 _UNREAD_ALONE = re.compile(
-    r"(?:step|iter|epoch|ep|ckpt|chck|checkpoint|batch|ba|train)[a-z]*[-_=]*\d[\da-z]*(?:[.,]\d[\da-z]*)*", _FLAGS
+    r"(?:step|iter|epoch|ckpt|chck|checkpoint|batch|train|(?<![a-z])(?:ep|ba(?!se)))[a-z]*"
+    r"[-_=]*\d[\da-z]*(?:[.,]\d[\da-z]*)*",
+    _FLAGS,
 )
 _STAGE = re.compile(r"(?<![a-z])(?P<word>stage|phase)[-_]?(?P<number>\d{1,4})(?!\d)", _FLAGS)
 _PHASE_WORDS = (
@@ -76,6 +86,10 @@ _PHASE_WORDS = (
 )
 _PHASE = re.compile(rf"{_PHASE_WORDS}[-_]", _FLAGS)
 _ONLY_PHASE = re.compile(_PHASE_WORDS, _FLAGS)
+# SmolLM3's long-context stages and what it saved after pretraining.
+_LENGTHS = re.compile(r"lc[-_](?P<short>\d{1,5})k[-_]to[-_](?P<long>\d{1,5})k(?![\da-z])", _FLAGS)
+_INSTRUCTION_TUNED = re.compile(r"it[-_](?P<words>[a-z]+(?:[-_][a-z]+)*)", _FLAGS)
+_NUMBERED_PHASE = re.compile(r"(?P<phase>ext|decay)\d{1,15}", _FLAGS)
 _INGREDIENT = re.compile(r"(?<![a-z])ingredient[-_]?(\d{1,4})(?!\d)", _FLAGS)
 _FILE_ENDING = re.compile(r"\.(?:ckpt|pt|pth|bin|safetensors)$", _FLAGS)
 # The quantisation and the number of the part belong to the file: `step1000-Q4_K_M-00001-of-00003.gguf`.
@@ -109,6 +123,7 @@ _NO_STAGE = re.compile(
     _FLAGS,
 )
 
+AFTER_STEP_UNREAD = "the number after the step is not read"
 # An interval wider than this share of its middle is not used as a token count.
 _PRECISE = Fraction(1, 100)
 _SMALLEST_GRAIN = 1024
@@ -132,8 +147,10 @@ class CheckpointName:
     is no step. `tokens` is the label's own number. The label is rounded by an unknown rule, so it allows one unit each
     way: `tokens3B` has `tokens_lo` 2 billion and `tokens_hi` 4 billion.
 
-    `index_of` says what the index numbers. `prefix` are the words before the position that may name a stage: whether
-    they do is known only beside other names. `doubts` are the parts that were not understood, or not surely.
+    `loose_count` is a number with a unit behind the step, or at the end: tokens where it grows along a series, else the
+    size of the model. `index_of` says what the index numbers. `prefix` are the words before the position that may name
+    a stage: whether they do is known only beside other names. `doubts` are the parts that were not understood, or not
+    surely.
     `is_weak`: the position is one only if there are weights, because other folders have such names too.
     """
 
@@ -144,6 +161,7 @@ class CheckpointName:
     tokens: int | None = None
     tokens_lo: int | None = None
     tokens_hi: int | None = None
+    loose_count: tuple[int, int, int] | None = field(default=None, compare=False)
     index_of: Literal["checkpoint", "epoch"] = field(default="checkpoint", compare=False)
     prefix: tuple[str, ...] = field(default=(), compare=False)
     doubts: tuple[Doubt, ...] = field(default=(), compare=False)
@@ -182,6 +200,15 @@ class _TokenLabel(NamedTuple):
     end: int
 
 
+def parse_revision(name: str) -> CheckpointName:
+    """Read the name of a branch or tag as `parse_name`. `200B` and `0.5T` count tokens: all revisions are one model."""
+    count = _label_of(_BARE_COUNT.fullmatch(name.strip()))
+    if count is None:
+        return parse_name(name)
+    doubt = Doubt(name.strip(), _NO_WORD_FOR_UNIT)
+    return CheckpointName(tokens=count.tokens, tokens_lo=count.lo, tokens_hi=count.hi, doubts=(doubt,), is_weak=True)
+
+
 def parse_name(name: str) -> CheckpointName:
     """Read the last component of a directory, file or revision name. Any text is accepted.
 
@@ -203,7 +230,7 @@ def parse_name(name: str) -> CheckpointName:
     is_weak = False
     before = text[: label.start] if label is not None and match is None else rest[: match.start()] if match else ""
     if match is None and label is None:
-        if count := _label_of(_COUNTS.search(text)):
+        if count := _label_of(_COUNTS.search(text)) or _label_of(_TRILLIONS_AT_END.search(text)):
             label, is_weak, before = count, True, text[: count.start]
             rest = text[: count.start] + "-" + text[count.end :]
             doubts.append(Doubt(text[count.start : count.end], _NO_WORD_FOR_UNIT))
@@ -219,6 +246,7 @@ def parse_name(name: str) -> CheckpointName:
         tokens=None if label is None else label.tokens,
         tokens_lo=None if label is None else label.lo,
         tokens_hi=None if label is None else label.hi,
+        loose_count=None if label is not None else _loose_count(rest, match),
         index_of="checkpoint" if index is None else "epoch",
         prefix=_prefix(before),
         doubts=tuple(doubts),
@@ -308,6 +336,12 @@ def _step(pattern: re.Pattern[str], text: str) -> tuple[int, re.Match[str]] | No
     return (int(step), match) if step.denominator == 1 and step < 2**62 else None
 
 
+def _loose_count(rest: str, step: re.Match[str] | None) -> tuple[int, int, int] | None:
+    """The number with a unit behind a step, or without one at the end, with the bounds that its rounding allows."""
+    count = _label_of(_AT_END.search(rest) if step is None else _AFTER_STEP.match(rest, step.end()))
+    return None if count is None else (count.tokens, count.lo, count.hi)
+
+
 def _doubts(rest: str, match: re.Match[str] | None, *, is_placed: bool) -> list[Doubt]:
     """What looks like a position in the rest of a name and was not read as one, and a separator that may be none."""
     doubts: list[Doubt] = []
@@ -315,7 +349,7 @@ def _doubts(rest: str, match: re.Match[str] | None, *, is_placed: bool) -> list[
         if "_" in match["step"]:
             doubts.append(Doubt(match["step"], "the underscore is read as a separator of thousands"))
         if left := _NUMBER_LEFT.match(rest, match.end()):
-            doubts.append(Doubt(left[0], "the number after the step is not read"))
+            doubts.append(Doubt(left[0], AFTER_STEP_UNREAD))
         rest = rest[: match.start()] + "-" + rest[match.end() :]
     unread = [hit[0] for hit in _UNREAD.finditer(rest)]
     if not is_placed:
@@ -325,7 +359,9 @@ def _doubts(rest: str, match: re.Match[str] | None, *, is_placed: bool) -> list[
 
 def _prefix(before: str) -> tuple[str, ...]:
     """The words before a position, without those that name its stage, its branch, a score or the file."""
-    if _STAGE.search(before):
+    if match := _LENGTHS.match(before):
+        before = before[match.end() :]
+    elif _STAGE.search(before):
         before = _STAGE.sub("-", before, count=1)
     elif match := _PHASE.match(before):
         before = before[match.end() :]
@@ -342,6 +378,12 @@ def _phase(match: re.Match[str]) -> str:
 
 
 def _stage(text: str) -> str | None:
+    if match := _LENGTHS.match(text):
+        return f"lc-{int(match['short'])}k-to-{int(match['long'])}k"
+    if match := _INSTRUCTION_TUNED.fullmatch(text):
+        return f"it-{match['words'].lower().replace('_', '-')}"
+    if match := _NUMBERED_PHASE.fullmatch(text):
+        return "extension" if match["phase"].lower() == "ext" else "decay"
     if match := _STAGE.search(text):
         return f"{match['word'].lower()}{int(match['number'])}"
     if match := _PHASE.match(text):

@@ -20,6 +20,7 @@ from workbench.checkpoints.formats import (
     weight_files,
 )
 from workbench.checkpoints.hub_references import why_missing
+from workbench.heads import some_of
 
 _RUN = "run.json"
 _FEW = 3
@@ -73,8 +74,7 @@ def _of_folder(path: Path) -> str:
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     below = [entry.name for entry in entries if entry.is_dir() and checkpoint_format(entry) != "none"]
     if below:
-        more = f" and {len(below) - _FEW} more" if len(below) > _FEW else ""
-        return f"{missing}. There are weights in folders below: pass one of them ({', '.join(below[:_FEW])}{more})"
+        return f"{missing}. There are weights in folders below: pass one of them ({some_of(below, _FEW)})"
     for entry in entries:
         if entry.is_file() and entry.suffix in _OTHER_FRAMEWORKS:
             return f"{missing}; {entry.name} is of {_OTHER_FRAMEWORKS[entry.suffix]}, which is not read: {_CONVERT}"

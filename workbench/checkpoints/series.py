@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench.checkpoints.candidates import Candidates, find_candidates
+from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
 from workbench.checkpoints.configs import ConfigChange, config_changes
 from workbench.checkpoints.formats import UNREAD, Format
 from workbench.checkpoints.gone_checkpoints import remark_on_gone, slot_of, with_gone, without_successors
 from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.series_overrides import SERIES_FILE
+from workbench.checkpoints.series_sources import candidates_of
 from workbench.checkpoints.steps_and_tokens import Counted, TokensSource, count_from_start
 from workbench.checkpoints.training_order import read_entries, settle_duplicates, stage_order
 from workbench.heads import NoCheckpoints, WorkbenchError
+from workbench.hub.references import HubReference
 
 LrSource = Literal["trainer_state", "unknown"]
 
@@ -57,7 +59,8 @@ class Series:
     """The checkpoints in order.
 
     `stages` are the named ones, in order. `ignored` maps each other entry to the reason. `remarks` are sentences for
-    the user. `config_changes` within a stage: after a fatal one the checkpoint must not be scored.
+    the user. `config_changes` within a stage: after a fatal one the checkpoint must not be scored. `remote`: the
+    checkpoints that are at a hub, by name; their `path` is where the Hugging Face cache has them, or would.
     """
 
     root: Path
@@ -66,10 +69,11 @@ class Series:
     ignored: Mapping[str, str]
     remarks: tuple[str, ...]
     config_changes: tuple[ConfigChange, ...]
+    remote: Mapping[str, RemoteCheckpoint] = field(default_factory=dict[str, RemoteCheckpoint])
 
     @property
     def on_disk(self) -> list[Checkpoint]:
-        """The checkpoints to read: those that are on disk, without aliases of others."""
+        """The checkpoints to read: those that are on disk or at the hub, without aliases of others."""
         return [c for c in self.checkpoints if c.alias_of is None and not c.is_gone]
 
     def records(self) -> list[dict[str, object]]:
@@ -77,11 +81,17 @@ class Series:
         return [{**asdict(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints]
 
 
-def find_checkpoints(directory: str | Path, *, before: Sequence[Mapping[str, Any]] = ()) -> Series:
-    """Order the checkpoints of a directory. The directory of a single checkpoint is a series of one.
+def find_checkpoints(
+    source: str | Path | Sequence[str | HubReference],
+    *,
+    revisions: str | None = None,
+    before: Sequence[Mapping[str, Any]] = (),
+) -> Series:
+    """Order the checkpoints of a directory or of a hub. The directory of a single checkpoint is a series of one.
 
-    The id of a model in the Hugging Face cache (`org/name`, `org/name@revision`) stands for its folder there. A
-    revision that only its commit names is a branch of its own, and stands last.
+    The id of a model in the Hugging Face cache (`org/name`, `org/name@revision`) stands for its folder there; of one
+    that is not there, and with `revisions`, the hub is asked. Several ids, or a glob of them (`org/name-step-*`), are
+    one series. No weights are fetched. A revision that only its commit names is a branch of its own, and stands last.
 
     Order is by stage, then by tokens or steps, branch and name, never by modification time or alphabet alone. A
     checkpoint whose name gives no position (`main`, `final`) is the last. One without a stage belongs to the first
@@ -93,15 +103,18 @@ def find_checkpoints(directory: str | Path, *, before: Sequence[Mapping[str, Any
     `[checkpoints."NAME"]` with `step`, `tokens`, `stage`, `branch` or `skip`.
 
     Args:
+        source: a directory, an id, or several ids: a list, or a text with commas between.
+        revisions: of branches and tags at the hub: a glob, several with commas between, or `/regular expression/`.
         before: the records of an earlier look at the directory (`Series.records`). What is no longer there stays in the
             series at its place, as `is_gone`; steps and tokens of later stages go on from it.
 
     Raises:
         NoCheckpoints: if there are none, all are adapters or GGUF, or they cannot be put in one order (two of one step
             with different weights, steps beside token labels, stages of unknown order); the message names them.
+        HubError: if the hub has no such model or revision, does not show it, or cannot be reached.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
-    candidates = find_candidates(Path(directory))
+    candidates = candidates_of(source, revisions)
     both = with_gone(candidates, before)
     if len(both.checkpoints) == len(candidates.checkpoints):
         return _series(candidates, before)
@@ -117,6 +130,7 @@ def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Seri
     overrides = candidates.overrides
     skipped = {name: f"skip = true in {SERIES_FILE}" for name, row in overrides.checkpoints.items() if row.skip}
     entries, remarks = read_entries(candidates)
+    remarks = [*candidates.remarks, *remarks]
     on_disk = [entry for entry in entries if entry.recorded is None]
     if not on_disk:
         raise NoCheckpoints(f"{candidates.root}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
@@ -140,6 +154,7 @@ def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Seri
         ignored=candidates.ignored | outputs | skipped,
         remarks=tuple(remarks),
         config_changes=tuple(config_changes(stages)),
+        remote={each.name: each.remote for each in candidates.checkpoints if each.remote is not None},
     )
 
 

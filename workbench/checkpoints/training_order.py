@@ -14,34 +14,37 @@ from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
-from workbench.checkpoints.names import Doubt, stage_of_words
+from workbench.checkpoints.names import AFTER_STEP_UNREAD, Doubt, stage_of_words
 from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
-from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
+from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError, some_of
 
 _NUMBERED = re.compile(r"(?:stage|phase)(\d+)", re.ASCII)
+_LENGTHS = re.compile(r"lc-(\d+)k-to-\d+k", re.ASCII)
 TRAINER_STATE = "trainer_state.json"
-# Names that a remark lists.
-_FEW = 5
 # Digits of a commit that name its branch, as git shortens it.
 _SHORT_COMMIT = 12
 # A stage, and the branch of a revision without a name.
 _Line = tuple[str | None, str | None]
+_LONGER = {"extension", "long-context"}
 _FIRST_STAGES = ("pretrain", "stage1", "phase1")
 # Stages with other names, and several stages of one rank, need a stage_order.
 _RANKS = {
-    "pretrain": 0,
-    "midtrain": 2,
-    "anneal": 3,
-    "decay": 3,
-    "cooldown": 3,
-    "long-context": 4,
-    "extension": 4,
-    "sft": 5,
-    "dpo": 6,
-    "rlvr": 7,
-    "rlhf": 7,
-    "ppo": 7,
-    "grpo": 7,
+    "pretrain": (0, 0),
+    "midtrain": (2, 0),
+    "extension": (2, 1),  # Lucie and Ettin extend the context before they decay the learning rate
+    "anneal": (3, 0),
+    "decay": (3, 0),
+    "cooldown": (3, 0),
+    "long-context": (4, 0),
+    "it-mid-training": (5, 0),  # SmolLM3's, on the way to its instruction-tuned model
+    "sft": (5, 1),
+    "it-sft": (5, 1),
+    "dpo": (6, 0),
+    "it-soup-apo": (6, 0),
+    "rlvr": (7, 0),
+    "rlhf": (7, 0),
+    "ppo": (7, 0),
+    "grpo": (7, 0),
 }
 
 
@@ -62,7 +65,8 @@ class Entry:
     from the start of the stage. `tokens_given` is the user's, from the beginning of training. `prefix`, `doubts`
     and `is_weak` are those of the name. `prefix` is None where the position is not the name's, or where the user gave
     a stage or a branch. `recorded`: what an earlier look noted of a checkpoint that is gone; None for one that is here.
-    `is_bare`: a revision in a cache that is known by its commit alone.
+    `is_bare`: a revision that is known by its commit alone. `blobs`: the digests of the weights of one at a hub; None
+    for one on disk.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Entry:
     is_weak: bool = False
     recorded: Mapping[str, Any] | None = None
     is_bare: bool = False
+    blobs: tuple[str, ...] | None = None
 
     @property
     def doubts_in_words(self) -> str:
@@ -122,7 +127,8 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
         # A Trainer writes its last state beside its checkpoints, and perhaps the weights of the best one.
         is_of_the_run = candidate.path == candidates.root and len(candidates.checkpoints) > 1
         try:
-            state = None if is_of_the_run else _state_of(candidate)
+            is_elsewhere = is_of_the_run or candidate.remote is not None
+            state = None if is_elsewhere else _state_of(candidate)
         except BadCheckpoint as error:
             # The weights may be good; they are checked when they are opened.
             remarks.append(f"{error}; its tokens and learning rate are not used")
@@ -133,6 +139,7 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
                 f"{candidate.name}: {TRAINER_STATE} is of step {state.step}, not {entry.step}; it is not used"
             )
         entries.append(entry)
+    entries = _with_loose_counts(entries, {each.name: each.parsed.loose_count for each in candidates.checkpoints})
     entries = _set_bare_apart(entries)
     remarks += _bare(entries, candidates.root)
     entries = _name_stages(entries, candidates.root)
@@ -164,6 +171,8 @@ def stage_order(entries: list[Entry], overrides: Overrides) -> list[str | None]:
         order = [stage or None for stage in user_order if stage in present or (stage == "" and unstaged)]
         return order if None in order else [*unstaged, *order]
     ranks = {stage: stage_rank(stage) for stage in present}
+    if present >= _LONGER:  # two words for one thing
+        ranks["extension"] = ranks["long-context"]
     if unknown or (len(present) > 1 and len(set(ranks.values()) - {None}) < len(present)):
         by_rank = sorted(present, key=lambda stage: (ranks[stage] or (math.inf, 0), stage))
         examples = {stage: next(entry.name for entry in entries if entry.stage == stage) for stage in by_rank}
@@ -187,7 +196,9 @@ def stage_rank(stage: str) -> tuple[int, int] | None:
     """Where a stage of this name stands among others; None for a name that says nothing."""
     if match := _NUMBERED.fullmatch(stage):
         return 1, int(match[1])
-    return (_RANKS[stage], 0) if stage in _RANKS else None
+    if match := _LENGTHS.fullmatch(stage):
+        return 4, int(match[1])
+    return _RANKS.get(stage)
 
 
 def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str], dict[str, str]]:
@@ -214,7 +225,7 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
             continue
         if entry.format == "none" != holder.format:
             outputs[entry.name] = f"no weights in it, and {holder.name} is the checkpoint of {entry.position}"
-        elif same_weights(holder.path, entry.path):
+        elif _have_same_weights(holder, entry):
             aliases[entry.name] = holder.name
         else:
             where = "".join(f" of {part}" for part in (entry.branch, entry.stage) if part)
@@ -230,12 +241,19 @@ def _precedence(entry: Entry) -> tuple[bool, bool, bool, str]:
     return entry.position is None, entry.format == "none", entry.is_bare, entry.name
 
 
+def _have_same_weights(a: Entry, b: Entry) -> bool:
+    """Whether two hold the same weights: by their files, or by the digests that a hub has of them."""
+    if a.blobs is None and b.blobs is None:
+        return same_weights(a.path, b.path)
+    return a.blobs == b.blobs and bool(a.blobs)
+
+
 def _without_weak_positions(entries: list[Entry]) -> list[Entry]:
     """Take the epoch or the count from a checkpoint whose weights are those of one with a step."""
     firm = [entry for entry in entries if entry.position is not None and not entry.is_weak]
     return [
         replace(entry, index=None, label=None)
-        if entry.is_weak and any(same_weights(other.path, entry.path) for other in firm)
+        if entry.is_weak and any(_have_same_weights(other, entry) for other in firm)
         else entry
         for entry in entries
     ]
@@ -247,7 +265,7 @@ def _settle_loose(entry: Entry, entries: list[Entry], aliases: dict[str, str], l
         is_original = other.name not in aliases and (
             other.position is not None or any(other is end for end in loose.values())
         )
-        if is_original and other is not entry and same_weights(other.path, entry.path):
+        if is_original and other is not entry and _have_same_weights(other, entry):
             aliases[entry.name] = other.name
             return
     last = loose.setdefault((entry.stage, entry.branch if entry.is_bare else None), entry)
@@ -320,7 +338,35 @@ def _entry(candidate: Candidate, row: Placement, state: TrainerState | None) -> 
         is_weak=name.is_weak and step is None and row.tokens is None,
         recorded=recorded,
         is_bare=candidate.is_bare,
+        blobs=None if candidate.remote is None else candidate.remote.blobs,
     )
+
+
+def _with_loose_counts(entries: list[Entry], counts: Mapping[str, tuple[int, int, int] | None]) -> list[Entry]:
+    """Read a number with a unit as tokens where it cannot be the size of the model.
+
+    Behind the steps it is tokens if it grows with them: `step-50K-105b`, `step-480k-1T`. At the end of a name it is if
+    a name that is the same elsewhere has trillions there: `base-500B`, `base-1T`.
+    """
+    labelled = [(entry.step, count) for entry in entries if (count := counts[entry.name]) and entry.step is not None]
+    tokens = [count[0] for _, count in sorted(labelled)]
+    grows = len(tokens) > 1 and tokens == sorted(tokens) and tokens[0] < tokens[-1]
+    stems = {_stem(entry.name) for entry in entries if entry.is_weak and entry.label is not None}
+    read: list[Entry] = []
+    for entry in entries:
+        if entry.label is None and (label := counts[entry.name]):
+            if entry.step is not None and grows:
+                doubts = tuple(doubt for doubt in entry.doubts if doubt.reason != AFTER_STEP_UNREAD)
+                entry = replace(entry, label=label, doubts=doubts)
+            elif entry.position is None and _stem(entry.name) in stems:
+                entry = replace(entry, label=label, is_weak=True)
+        read.append(entry)
+    return read
+
+
+def _stem(name: str) -> str:
+    """A name without the number with a unit at its end."""
+    return re.sub(r"[\d.,]+[bt]b?$", "", name, flags=re.IGNORECASE)
 
 
 def _set_bare_apart(entries: list[Entry]) -> list[Entry]:
@@ -340,10 +386,9 @@ def _bare(entries: list[Entry], root: Path) -> list[str]:
     names = [entry.name for entry in entries if entry.is_bare and entry.position is None]
     if not names:
         return []
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
     apart = "each is a branch of its own, and they stand last, in the order of their commits"
     return [
-        f"{', '.join(names[:_FEW])}{more}: known by the commit alone, which does not say where in training it stands"
+        f"{some_of(names)}: known by the commit alone, which does not say where in training it stands"
         f"{'; ' + apart if len(entries) > 1 else ''}. Give their steps in {root / SERIES_FILE}, or fetch them by name"
     ]
 
@@ -396,10 +441,7 @@ def _doubts(entries: list[Entry], root: Path) -> list[str]:
             named.setdefault(f"no number in the name is a position in training{last}", []).append(entry.name)
     remarks: list[str] = []
     for reason, names in named.items():
-        more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-        remarks.append(
-            f"{', '.join(names[:_FEW])}{more}: {reason}. If that is wrong, give the step or the tokens in {SERIES_FILE}"
-        )
+        remarks.append(f"{some_of(names)}: {reason}. If that is wrong, give the step or the tokens in {SERIES_FILE}")
     return remarks
 
 

@@ -26,9 +26,16 @@ SettingOption = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Revisions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Branches and tags of a model at a hub: 'step*', 'step0,step1?000,main', or '/regular expression/'.",
+    ),
+]
 Tokenizer = Annotated[
     str | None,
-    typer.Option(help="A tokenizer's folder, or a model's name in the cache. Default: the checkpoint's own."),
+    typer.Option(help="A tokenizer's folder, or a model's id. Default: the checkpoint's own."),
 ]
 
 
@@ -53,7 +60,7 @@ def open_runs(folders: Sequence[Path], setting: Sequence[str] | None) -> list[Ru
     return runs
 
 
-def open_named_model(folder: Path, device: str | None = None, tokenizer: str | None = None) -> HookedModel:
+def open_named_model(folder: str, device: str | None = None, tokenizer: str | None = None) -> HookedModel:
     """Open the model that an argument names.
 
     Raises:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from workbench.analysis.state_precision import lost_decay_table, slopes_of_config, state_precision_table
+from workbench.checkpoints.fetched_models import obtain_configuration
 from workbench.kernels.dispatch import SETTING, explain, explain_routes, setting
 
 _PACKAGES = ("attention-workbench", "torch", "transformers", "transformer-lens", "triton", "pyarrow", "dash", "plotly")
@@ -50,13 +51,14 @@ def _kernels() -> dict[str, str]:
     return {SETTING: setting(), **explain(), **explain_routes()}
 
 
-def examine_states(source: Path, *, tokens: int = 4096) -> StateReport:
+def examine_states(source: str | Path, *, tokens: int = 4096) -> StateReport:
     """Compute what the linear layers of a model lose with a state of fewer bits, from the configuration alone.
 
     Raises:
+        HubError: if the source is an id, and the hub has no such model or cannot be reached.
         WorkbenchError: if the model has no layer whose decay is known without data.
     """
-    slopes = slopes_of_config(source)
+    slopes = slopes_of_config(obtain_configuration(source))
     return StateReport(lost_decay_table(slopes), state_precision_table(slopes, tokens=tokens))
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.arguments import Device, Json, SettingOption, Tokenizer, open_named_model, open_runs
+from workbench.cli.arguments import Device, Json, Revisions, SettingOption, Tokenizer, open_named_model, open_runs
 from workbench.console import duration, print_json, print_table, warn
 from workbench.heads import BadCheckpoint, WorkbenchError
 
 if TYPE_CHECKING:
+    from workbench.checkpoints import Series
     from workbench.runs import Run
 
 experiment = typer.Typer(
@@ -85,7 +86,7 @@ def conversion(
 
 @experiment.command()
 def parity(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="The folder of a published model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A published model: its folder, or its id.")],
     against: Annotated[
         str | None,
         typer.Option(
@@ -105,9 +106,10 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Do our detectors find the heads published for this model? Rank correlation and overlap, beside their limit."""
+    from workbench.checkpoints.fetched_models import obtain_configuration
     from workbench.experiments.parity.published import choose, published_models, read_published, shape_of
 
-    shape = shape_of(model)
+    shape = shape_of(obtain_configuration(model))
     is_file = against is not None and Path(against).suffix == ".json"
     known = read_published(Path(against)) if against is not None and is_file else published_models()
     published = choose(shape, known, None if is_file else against)
@@ -134,7 +136,7 @@ def parity(
 
 @experiment.command()
 def early(
-    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT_DIR", help="The checkpoints of the run, or its last.")],
+    model: Annotated[str, typer.Argument(metavar="CHECKPOINT_DIR", help="The checkpoints of the run, or its last.")],
     run: Annotated[Path, typer.Option(help="A scan of these checkpoints.")],
     window: Annotated[int, typer.Option(help="Last tokens that a windowed head sees, its own included.")],
     sink: Annotated[int, typer.Option(help="First tokens that it sees as well.")] = 0,
@@ -148,6 +150,7 @@ def early(
     figure: Annotated[Path | None, typer.Option(help="Write the figure here as HTML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of probes, random choices and bootstrap.")] = 0,
     setting: SettingOption = None,
+    revisions: Revisions = None,
     tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +162,8 @@ def early(
     from workbench.planning import evaluation_on
 
     (opened,) = open_runs([run], setting)
-    folder = model if (model / "config.json").exists() else find_checkpoints(model).checkpoints[-1].path
+    is_one = (Path(model) / "config.json").exists()
+    folder = Path(model) if is_one else _last_of(find_checkpoints(model, revisions=revisions))
     m = open_model(folder, tokenizer=tokenizer)
     probes = evaluation_on(m, window, sink, held_out=probe or (), seed=seed).held_out
     remarks = [*opened.left_out, *_other_weights(folder, opened, detector)]
@@ -185,6 +189,16 @@ def early(
     print_table(list(choices.references.columns), choices.references.to_numpy(object).tolist(), title="For comparison")
     for sentence in choices.sentences(tolerance):
         print(f"\n{sentence}")
+
+
+def _last_of(series: Series) -> Path:
+    """The folder of the last checkpoint of a series; one at a hub is fetched."""
+    from workbench.checkpoints.fetched_models import obtain_checkpoint
+
+    last = series.checkpoints[-1]
+    if last.name not in series.remote:
+        return last.path
+    return obtain_checkpoint(str(series.remote[last.name].revision)).folder
 
 
 def _other_weights(folder: Path, run: Run, detector: str) -> list[str]:

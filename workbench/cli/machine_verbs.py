@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +24,7 @@ def detectors(as_json: Json = False) -> None:
 
 def doctor(
     state_precision: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="MODEL", help="Instead: what this model's linear layers lose with a state of fewer bits."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens decoded for --state-precision.")] = 4096,
@@ -45,7 +44,7 @@ def doctor(
         print_table(("", ""), list(facts.items()), title=heading)
 
 
-def _print_states(model: Path, tokens: int, *, as_json: bool) -> None:
+def _print_states(model: str, tokens: int, *, as_json: bool) -> None:
     from workbench.cli.doctor import examine_states
 
     report = examine_states(model, tokens=tokens)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint's folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint's folder, or a model's id at a hub.")],
     window: Annotated[int, typer.Option(help="Last tokens that a windowed head sees, its own included.")],
     sink: Annotated[int, typer.Option(help="First tokens that it sees as well.")] = 0,
     keep: Annotated[float | None, typer.Option(help="Share of the key/value heads to keep. Default: 0.25.")] = None,

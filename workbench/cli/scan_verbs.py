@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.arguments import Device, Json, RunFolder, Tokenizer
-from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
+from workbench.cli.arguments import Device, Json, Revisions, RunFolder, Tokenizer
+from workbench.console import STDERR, bytes_in_words, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
 _WATCH_S = 2.0
@@ -18,30 +18,62 @@ _SLOWEST = 3
 
 
 def series(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of checkpoints.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A directory of checkpoints, or a model's id.")],
+    revisions: Revisions = None,
     as_json: Json = False,
 ) -> None:
-    """Show the checkpoints of a directory in training order, and how their steps and tokens are known."""
+    """Show the checkpoints of a directory or a hub in training order, and how their steps and tokens are known.
+
+    No weights are fetched: of checkpoints at a hub their names and sizes are asked for.
+    """
     from workbench.checkpoints import find_checkpoints
 
-    checkpoints = find_checkpoints(directory)
-    records = checkpoints.records()
+    checkpoints = find_checkpoints(directory, revisions=revisions)
+    records = [{**record, **_place(checkpoints, str(record["name"]))} for record in checkpoints.records()]
     if as_json:
         print_json({"checkpoints": records, "ignored": checkpoints.ignored, "remarks": checkpoints.remarks})
         return
     columns = (
         *("name", "stage", "branch", "step", "step_total", "tokens", "tokens_source"),
-        *("lr", "format", "alias_of"),
+        *("lr", "format", "bytes", "alias_of"),
     )
     print_table(columns, [[r.get(c) for c in columns] for r in records])
     for name, reason in dict(checkpoints.ignored).items():
         warn(f"ignored {name}: {reason}")
     for remark in checkpoints.remarks:
         warn(remark)
+    if remote := checkpoints.remote:
+        warn(_download_in_words(checkpoints, [c.name for c in checkpoints.on_disk if c.name in remote]))
+
+
+def _place(series: Any, name: str) -> dict[str, object]:
+    """The size of a checkpoint's files and, of one at a hub, where it is and whether the cache has it."""
+    from workbench.checkpoints.formats import weights_size
+    from workbench.checkpoints.hub_references import is_whole
+
+    checkpoint = next(c for c in series.checkpoints if c.name == name)
+    if name not in series.remote:
+        return {"bytes": None if checkpoint.is_gone else weights_size(checkpoint.path)}
+    remote = series.remote[name]
+    revision = remote.revision
+    place = {"repo": revision.repo, "revision": revision.name, "commit": revision.commit}
+    return {"bytes": remote.n_bytes, **place, "is_cached": checkpoint.path.is_dir() and is_whole(checkpoint.path)}
+
+
+def _download_in_words(series: Any, names: list[str]) -> str:
+    """What a scan of the checkpoints at a hub would fetch."""
+    places = [_place(series, name) for name in names]
+    n, missing = len(names), [int(str(place["bytes"])) for place in places if not place["is_cached"]]
+    return (
+        f"{n} checkpoint{'s' * (n != 1)} at the hub, aliases left out, {n - len(missing)} in the Hugging Face cache; a "
+        f"scan fetches {bytes_in_words(sum(missing))}"
+    )
 
 
 def scan(
-    source: Annotated[Path, typer.Argument(metavar="DIR|job.toml", help="Checkpoints, or a job file.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIR|job.toml", help="Checkpoints, the id of a model at a hub, or a job file.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The run folder to write; made if missing.")] = None,
     detector: Annotated[
         list[str] | None, typer.Option(help="A detector; repeat for more. Default: all that read recordings.")
@@ -50,6 +82,7 @@ def scan(
         list[str] | None,
         typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),
     ] = None,
+    revisions: Revisions = None,
     tokenizer: Tokenizer = None,
     engine: Annotated[str | None, typer.Option(help="inline, local (worker processes) or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Checkpoints at a time. Default: one per GPU or core.")] = None,
@@ -88,6 +121,7 @@ def scan(
         "out": out,
         "detectors": tuple(detector) if detector else None,
         "probes": tuple(probe) if probe else None,
+        "revisions": revisions,
         "tokenizer": tokenizer,
         "engine": engine,
         "workers": workers,
@@ -107,8 +141,8 @@ def scan(
         "maps": maps,
         "keep": keep,
     }
-    if source.suffix == ".toml":
-        job = read_job(source, settings=settings or (), environment=os.environ, **flags)
+    if source.endswith(".toml"):
+        job = read_job(Path(source), settings=settings or (), environment=os.environ, **flags)
     else:
         fields = {"checkpoints": source, **overrides(settings=settings or (), environment=os.environ, **flags)}
         if "out" not in fields:

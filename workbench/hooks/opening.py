@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.checkpoints.hub_references import locate_checkpoint
+from workbench.checkpoints.fetched_models import obtain_checkpoint
 from workbench.heads import WorkbenchError
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.finite_values import allow_nonfinite_passes
 from workbench.hooks.unwrapping import is_model_like, plain_model
-from workbench.loading.pretrained import load_pretrained
+from workbench.loading.pretrained import load_config, load_pretrained
 from workbench.loading.tokenizer_files import check_fit, open_tokenizer
 
 _KEEPS_ITS_OWN = "device and dtype are for checkpoints; a model in memory keeps its own: call .to() on it"
@@ -28,24 +28,25 @@ def open_model(
     allow_pickle: bool = False,
     allow_nonfinite: bool = False,
 ) -> HookedModel:
-    """Open a model for recording: a Hugging Face directory (strictly checked, offline), or a model already in memory.
+    """Open a model for recording: a Hugging Face directory (strictly checked), or a model already in memory.
 
-    A directory may also be named by the id of a model in the Hugging Face cache: `org/name`, `org/name@revision`.
-    In memory: a transformers model, also inside of torch.compile, data parallelism, PEFT (LoRA and other adapters in
-    the layers), a pipeline or an nnsight LanguageModel; or a TransformerBridge of TransformerLens, of which a copy is
-    opened that shares its weights.
+    A directory may also be named by the id of a model at a hub: `org/name`, `org/name@revision`. One that is not in the
+    Hugging Face cache is fetched into it; stderr says beforehand how large it is. In memory: a transformers model, also
+    inside of torch.compile, data parallelism, PEFT (LoRA and other adapters in the layers), a pipeline or an nnsight
+    LanguageModel; or a TransformerBridge of TransformerLens, of which a copy is opened that shares its weights.
 
     Args:
         device: default CUDA where there is one, else the CPU. A model in memory stays where it is.
         dtype: default float32 on the CPU, the checkpoint's own on CUDA. A model in memory keeps its own.
-        tokenizer: for a model that has none with it: the folder of one, a tokenizer.json, a model's name in the hub's
-            cache, or a tokenizer in memory. Default: the folder's own, or for a checkpoint without one that of the
+        tokenizer: for a model that has none with it: the folder of one, a tokenizer.json, the id of a model at a hub,
+            or a tokenizer in memory. Default: the folder's own, or for a checkpoint without one that of the
             Trainer's folder above it.
         allow_pickle: also read `.bin`, `.pt` and distributed checkpoints: only tensors, without running code in them.
         allow_nonfinite: also open a checkpoint with NaN or infinity in its weights.
 
     Raises:
         BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
+        HubError: if the hub has no such model, does not show it, or cannot be reached.
         WorkbenchError: if a layer's attention cannot be recorded exactly, a model in memory came with a device or
             dtype, has weights elsewhere, or computes something else than the model inside it, or the tokenizer cannot
             be read or has words that the model does not have.
@@ -73,7 +74,7 @@ def _from_disk(
     allow_nonfinite: bool,
 ) -> HookedModel:
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    located = locate_checkpoint(reference)
+    located = obtain_checkpoint(reference, allow_pickle=allow_pickle, check=load_config)
     loaded = load_pretrained(
         located.folder,
         device=target,

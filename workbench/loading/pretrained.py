@@ -25,7 +25,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weights
 from workbench.checkpoints.configs import read_config
 from workbench.checkpoints.own_files import refuse_foreign
-from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.heads import BadCheckpoint, WorkbenchError, some_of
 from workbench.loading.gguf_weights import gguf_weights_info, read_gguf_config, read_gguf_tensors
 from workbench.loading.lightning_decay import restore_decay
 from workbench.loading.pickles import READABLE, pickled_info, read_pickled
@@ -311,6 +311,4 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _some(names: Iterable[str], shown: int = 3) -> str:
     """A few of the names, and how many more there are."""
-    names = sorted(map(str, names))
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest
+    return some_of(sorted(map(str, names)), shown)

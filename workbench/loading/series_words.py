@@ -17,7 +17,7 @@ from workbench.checkpoints import checkpoint_format
 from workbench.checkpoints.configs import CONFIG, read_config
 from workbench.checkpoints.gguf_headers import read_gguf_header
 from workbench.checkpoints.own_files import refuse_foreign
-from workbench.heads import BadCheckpoint, WorkbenchError
+from workbench.heads import BadCheckpoint, WorkbenchError, some_of
 from workbench.loading.pretrained import load_config
 from workbench.loading.quiet_transformers import quiet
 from workbench.loading.tokenizer_files import (
@@ -31,7 +31,6 @@ from workbench.loading.tokenizer_files import (
 )
 from workbench.loading.tokenizers import ModelWords
 
-_FEW = 3  # names that a message lists
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 Named = tuple[str, Path]
@@ -121,7 +120,7 @@ def _readable(own: Sequence[Named]) -> tuple[list[_Tokenizer], list[str]]:
     for folder, names in _representatives(own, (*TOKENIZER_FILES, *BESIDE_THEM)):
         tokenizer, reason = load_tokenizer(folder)
         if tokenizer is None:
-            more = f" (also {_listed(names[1:])})" if len(names) > 1 else ""
+            more = f" (also {_some(names[1:])})" if len(names) > 1 else ""
             reasons.append(reason + more)
         else:
             tokenizers.append(_Tokenizer(tokenizer, folder, names))
@@ -140,7 +139,7 @@ def _fitting(tokenizers: Sequence[_Tokenizer], vocab_size: int | None) -> tuple[
                 check_fit(each.tokenizer, size, name="the model")
             fitting.append(each)
         except WorkbenchError as error:
-            reasons.append(f"{_listed(each.names)}: {error}")
+            reasons.append(f"{_some(each.names)}: {error}")
     return fitting, reasons
 
 
@@ -155,7 +154,7 @@ def _smallest(tokenizers: Sequence[_Tokenizer]) -> _Tokenizer:
         groups.setdefault(_spelling(each.tokenizer), []).append(each)
     if len(groups) > 1:
         parts = [
-            f"{_listed([name for each in group for name in each.names])} ({len(group[0].tokenizer.get_vocab())} tokens)"
+            f"{_some([name for each in group for name in each.names])} ({len(group[0].tokenizer.get_vocab())} tokens)"
             for group in groups.values()
         ]
         raise WorkbenchError(
@@ -188,11 +187,11 @@ def _remarks(
     without = [name for name, _ in checkpoints if name not in {name for name, _ in own}]
     remarks: list[str] = []
     if without:
-        remarks.append(f"{_listed(without)}: no tokenizer files; the tokenizer of {chosen.names[0]} is used for all")
+        remarks.append(f"{_some(without)}: no tokenizer files; the tokenizer of {chosen.names[0]} is used for all")
     if len(fitting) > 1:
         others = [name for each in fitting if each is not chosen for name in each.names]
         remarks.append(
-            f"{_listed(others)}: the tokenizer has other special tokens or settings than that of {chosen.names[0]}, "
+            f"{_some(others)}: the tokenizer has other special tokens or settings than that of {chosen.names[0]}, "
             "which is used for all; ordinary words are the same"
         )
     return remarks
@@ -271,6 +270,5 @@ class _SharedConfig:
         return self
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return ", ".join(names[:_FEW]) + more
+def _some(names: Sequence[str]) -> str:
+    return some_of(names, 3)

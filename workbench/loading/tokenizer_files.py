@@ -1,8 +1,6 @@
 """Read a tokenizer: a checkpoint's own, that of the Trainer's folder above it, or one that the user names.
 
-A GGUF model's own is the one in its file.
-
-Nothing is fetched and no code of a folder is run.
+A GGUF model's own is the one in its file. No code of a folder is run.
 """
 
 from __future__ import annotations
@@ -14,7 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from workbench.checkpoints import checkpoint_format, parse_name
+from workbench.checkpoints.fetched_models import obtain_small_files
+from workbench.checkpoints.hub_references import cached_files
 from workbench.heads import WorkbenchError
+from workbench.hub.hub_errors import is_offline
+from workbench.hub.references import parse_reference
 from workbench.loading.gguf_words import gguf_tokenizer, has_gguf_words
 from workbench.loading.quiet_transformers import quiet
 
@@ -68,13 +70,18 @@ def load_tokenizer(checkpoint: Path) -> tuple[Any, str]:
 
 
 def open_tokenizer(source: Any) -> Any:
-    """A tokenizer that the user names: a folder, a tokenizer.json, a model's name in the hub's cache, or an object.
+    """A tokenizer that the user names: a folder, a tokenizer.json, the id of a model at a hub, or an object.
+
+    That of a model which is not in the Hugging Face cache is fetched into it, without the model's weights.
 
     Raises:
+        HubError: if the hub has no such model, does not show it, or cannot be reached.
         WorkbenchError: if it cannot be read, or is none.
     """
     if not isinstance(source, str | Path):
         return _checked_object(source)
+    if (fetched := _at_hub(source)) is not None:
+        source = fetched
     path = Path(source).expanduser()
     is_gguf = path.exists() and checkpoint_format(path) == "gguf"
     if path.is_dir() and not is_gguf and not has_tokenizer_files(path):
@@ -102,6 +109,17 @@ def open_tokenizer(source: Any) -> Any:
             f"the tokenizer {source}{place} cannot be read: {_reason(error)}; pass the folder of one, with a "
             "tokenizer.json"
         ) from error
+
+
+def _at_hub(source: str | Path) -> Path | None:
+    """The folder of a tokenizer that the id of a model names; None for a path, and where no hub may be asked."""
+    reference = parse_reference(source)
+    if reference is None or reference.is_glob:
+        return None
+    folder = cached_files(reference)
+    if folder is not None and has_tokenizer_files(folder):
+        return folder
+    return None if is_offline() else obtain_small_files(reference)
 
 
 def check_fit(tokenizer: Any, vocab_size: int, *, name: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.heads import WorkbenchError
+from workbench.heads import WorkbenchError, some_of
 from workbench.store import (
     Current,
     Part,
@@ -257,9 +257,7 @@ def _remedy(settings: Mapping[str, str]) -> str:
 def _listed(names: Iterable[str], noun: str = "") -> str:
     """Names in one order; many by number."""
     every = sorted(names)
-    if len(every) > _FEW:
-        return f"{len(every)} {noun}s" if noun else f"{', '.join(every[:_FEW])} and {len(every) - _FEW} more"
-    return ", ".join(every)
+    return f"{len(every)} {noun}s" if noun and len(every) > _FEW else some_of(every, _FEW)
 
 
 def _require_settings(

@@ -95,7 +95,7 @@ def find_series(job: Job) -> Series:
             before = store.series()
         except WorkbenchError:  # a damaged part; whoever reads the scores refuses it
             before = store.checkpoints()
-    return find_checkpoints(job.checkpoints, before=before)
+    return find_checkpoints(job.source, revisions=job.revisions, before=before)
 
 
 def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:

@@ -27,7 +27,7 @@ WORKER_DIED = "worker_died"
 
 
 def scan(  # noqa: PLR0913, PLR0917  # public keywords
-    checkpoint_dir: str | Path | Job,
+    checkpoint_dir: str | Path | Sequence[str] | Job,
     out: str | Path | None = None,
     detectors: Iterable[str] | None = None,
     probes: Iterable[str | Probe] | str | Probe | None = None,
@@ -42,7 +42,8 @@ def scan(  # noqa: PLR0913, PLR0917  # public keywords
     A checkpoint that must not be scored becomes a stored failure, and the scan continues.
 
     Args:
-        checkpoint_dir: a directory, or a whole `Job` instead of all that follows.
+        checkpoint_dir: a directory, the id of a model at a hub or several ids, or a whole `Job` instead of all that
+            follows.
         probes: written probes (`"repeats:n=64"`) or Probe objects; default `probes.default` of each model.
         engine: `inline` runs in this process, `local` in worker processes, `ray` on a cluster: the same rows.
         on_progress: called after every change; None: a progress bar on a terminal or in a notebook.
@@ -81,7 +82,7 @@ def run_job(job: Job, *, ready: Sequence[Probe] = (), on_progress: OnProgress | 
 
 def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     # A worker on another machine has another working directory.
-    job = job.model_copy(update={"checkpoints": job.checkpoints.absolute(), "out": job.out.absolute()})
+    job = job.absolute()
     require_same_series(job)
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
     series = find_series(job)

@@ -21,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from workbench.checkpoints.hub_references import locate_series
+from workbench.checkpoints.series_sources import ids_in, settled_source
 from workbench.heads import WorkbenchError
+from workbench.hub.references import HubReference, parse_references
+from workbench.hub.repositories import revision_pattern
 
 EngineName = Literal["inline", "local", "ray"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -37,8 +39,11 @@ class Job(BaseModel):
     """What to scan and how.
 
     Args:
-        checkpoints, out: the directory of checkpoints and the run's folder. The id of a model in the Hugging Face cache
-            is kept as its folder there.
+        checkpoints, out: the directory of checkpoints and the run's folder. Checkpoints may also be the id of a model
+            at a hub (`org/name`, `org/name@revision`), a glob of ids, or several: a list, or a text with commas
+            between. The id of a model in the Hugging Face cache is kept as its folder there.
+        revisions: which branches and tags of the model at the hub are checkpoints: a glob (`step*`), several with
+            commas between, or `/regular expression/`. None: those in the cache, else `main`.
         detectors: names; None: those that `docs/detectors.md` calls default.
         probes: in the notation of `workbench.probes.build`; None: the default ones.
         tokenizer: of all checkpoints: a folder, a tokenizer.json, or a model's name in the hub's cache; None: the one
@@ -66,8 +71,9 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoints: Path
+    checkpoints: Path | str
     out: Path
+    revisions: StrictStr | None = None
     detectors: tuple[StrictStr, ...] | None = None
     probes: tuple[StrictStr, ...] | None = None
     tokenizer: StrictStr | None = None
@@ -91,10 +97,19 @@ class Job(BaseModel):
     maps: StrictBool = True
     keep: Literal["qk"] | None = None
 
-    @field_validator("checkpoints")
+    @model_validator(mode="before")
     @classmethod
-    def _id_is_its_folder(cls, checkpoints: Path) -> Path:
-        return locate_series(checkpoints)
+    def _checkpoints_are_a_folder_or_ids(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        source: Any = fields.get("checkpoints")
+        revisions: Any = fields.get("revisions")
+        is_list = isinstance(source, list | tuple) and source and all(isinstance(r, str | HubReference) for r in source)
+        if not (is_list or isinstance(source, str | Path)) or not isinstance(revisions, str | None):
+            return fields  # the fields' own validators say what is wrong
+        if revisions is not None:
+            revision_pattern(revisions)
+        return {**fields, "checkpoints": settled_source(source, revisions)}
 
     @field_validator("shard")
     @classmethod
@@ -121,12 +136,30 @@ class Job(BaseModel):
         """Index and number of shards; (0, 1) for all checkpoints."""
         return (0, 1) if self.shard is None else parse_shard(self.shard)
 
+    @property
+    def references(self) -> tuple[HubReference, ...]:
+        """The references to a hub that name the checkpoints; none where a folder does."""
+        if isinstance(self.checkpoints, Path):
+            return ()
+        return tuple(parse_references(self.checkpoints, exists=False) or ())
+
+    @property
+    def source(self) -> Path | tuple[HubReference, ...]:
+        """The checkpoints, as `find_checkpoints` takes them: a folder, or references to a hub."""
+        return self.checkpoints if isinstance(self.checkpoints, Path) else self.references
+
+    def absolute(self) -> Job:
+        """The same job with absolute paths, for a process with another working directory."""
+        paths = {name: path.absolute() for name in _PATHS if isinstance(path := getattr(self, name), Path)}
+        return self.model_copy(update=paths)
+
     def kept(self) -> dict[str, Any]:
         """The fields that determine the run, as plain values with absolute paths; without those that are None."""
         fields = self.model_dump(mode="json", exclude=set(_NOT_KEPT), exclude_none=True)
         if self.tokenizer is not None and Path(self.tokenizer).exists():
             fields["tokenizer"] = str(Path(self.tokenizer).resolve())
-        return {**fields, **{name: str(getattr(self, name).resolve()) for name in _PATHS}}
+        paths = {name: path.resolve() for name in _PATHS if isinstance(path := getattr(self, name), Path)}
+        return {**fields, **{name: str(path) for name, path in paths.items()}}
 
     def to_toml(self) -> str:
         """A job file that makes the same run from anywhere on this machine."""
@@ -168,8 +201,9 @@ def read_job(
     for name in _PATHS:
         if isinstance(job.get(name), str):
             beside = path.parent / job[name]
-            is_id = name == "checkpoints" and not beside.exists() and locate_series(job[name]) != Path(job[name])
-            job[name] = locate_series(job[name]) if is_id else beside
+            # A folder goes before a model of its name.
+            references = None if name == "out" or beside.exists() else ids_in(job[name], job.get("revisions"))
+            job[name] = references or beside
     tokenizer = job.get("tokenizer")
     if isinstance(tokenizer, str) and (path.parent / tokenizer).exists():  # else a model's name
         job["tokenizer"] = str(path.parent / tokenizer)
@@ -233,7 +267,8 @@ def _message(error: Any) -> str:
 
 
 _EXPECTED = {
-    "checkpoints": "the path of a directory of checkpoints",
+    "checkpoints": "the path of a directory of checkpoints, or ids of models at a hub, as org/name",
+    "revisions": "a glob of branches and tags, as 'step*', or '/regular expression/'",
     "out": "the path of the run folder to write",
     "detectors": 'a list of names, as ["induction", "sink"]',
     "probes": 'a list of probes, as ["repeats:n=64"]',

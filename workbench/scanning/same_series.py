@@ -30,7 +30,7 @@ def require_same_series(job: Job) -> None:
     if not (job.out / "run.json").is_file():
         return
     try:
-        series = find_checkpoints(job.checkpoints)
+        series = find_checkpoints(job.source, revisions=job.revisions)
     except NoCheckpoints:  # whoever orders them with those of the run says why, or can
         return
     store = Store.open(job.out)
@@ -93,6 +93,9 @@ def _is_known(store: Store, job: Job) -> bool:
     sources = {request.checkpoints for request in read_requests(store.path)}
     sources |= {store.description().job.checkpoints, store.last_job().checkpoints}
     sources |= {str(Path(str(record["path"])).parent) for record in store.checkpoints() if "path" in record}
+    if isinstance(job.checkpoints, str):
+        known = {part for source in sources if source for part in source.split(",")}
+        return any(str(reference) in known for reference in job.references)
     directories = {Path(source).resolve() for source in sources if source}
     here = job.checkpoints.resolve()
     series = here.parent if has_config(here) else here

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 
-from workbench.heads import Head, WorkbenchError
+from workbench.heads import Head, WorkbenchError, some_of
 from workbench.store.map_codes import decode, decode_signed, encode
 from workbench.store.map_parts import MapLabel, map_files, read_map_label
 from workbench.store.run_folder import Store
@@ -371,8 +371,7 @@ class Maps:
 
 
 def _listed(names: Sequence[str] | set[str]) -> str:
-    every = sorted(names)
-    return ", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")
+    return some_of(sorted(names), 8)
 
 
 def _span(x: slice, n: int) -> tuple[int, int]:

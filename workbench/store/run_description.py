@@ -17,6 +17,7 @@ class JobDescription:
     """
 
     checkpoints: str | None = None
+    revisions: str | None = None
     out: str | None = None
     detectors: tuple[str, ...] | None = None
     probes: tuple[str, ...] | None = None

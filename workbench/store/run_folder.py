@@ -314,7 +314,7 @@ class Store:
         self._put_json(self.path / "plan.json", dict(plan))
 
     def write_request(
-        self, units: Sequence[Mapping[str, Any]], probes: Mapping[str, WrittenProbe], *, checkpoints: Path
+        self, units: Sequence[Mapping[str, Any]], probes: Mapping[str, WrittenProbe], *, checkpoints: Path | str
     ) -> None:
         """Make what a scan asks for the newest request: what readers show. `units`: as in the plan, with settings."""
         write_request(self.path, units, probes, checkpoints=checkpoints, temporaries=self._temporaries)

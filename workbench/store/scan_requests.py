@@ -85,7 +85,7 @@ def write_request(
     units: Sequence[Mapping[str, Any]],
     probes: Mapping[str, WrittenProbe],
     *,
-    checkpoints: Path,
+    checkpoints: Path | str,
     temporaries: Path,
 ) -> None:
     """Make this the newest request of a run. `units`: as in the store's plan.

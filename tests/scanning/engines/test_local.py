@@ -10,7 +10,7 @@ import pytest
 from tests.children import child, is_running, until
 from tests.scanning.engines.workers import open_badly, open_nothing, open_worker
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.scanning.engines import Channel, Task, run_local
+from workbench.scanning.engines import Channel, Task, run_inline, run_local
 
 TWO = [{"CUDA_VISIBLE_DEVICES": str(i), "OMP_NUM_THREADS": "1"} for i in range(2)]
 
@@ -36,6 +36,33 @@ def test_every_task_is_done_once_in_processes_that_see_their_own_gpu(tmp_path):
     assert {seen["CUDA_VISIBLE_DEVICES"] for _, seen in events} <= {"0", "1"}
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert all(len((tmp_path / f"{n}.tries").read_text().split()) == 1 for n in names)
+
+
+class Trickle:
+    """A supply that has a task at every third look."""
+
+    def __init__(self, listed):
+        self.listed, self.looks, self.waits = list(listed), 0, 0
+
+    def take(self):
+        self.looks += 1
+        return self.listed.pop(0) if self.listed and self.looks % 3 == 0 else None
+
+    def remaining(self):
+        return len(self.listed)
+
+    def wait(self, seconds):
+        self.waits += 1
+
+
+def test_tasks_that_cannot_be_begun_yet_are_waited_for(tmp_path):
+    supply = Trickle(tasks(a="do", b="do"))
+    outcomes, _ = run(tmp_path, supply, environments=TWO[:1])
+    assert sorted(outcomes) == ["a", "b"]
+    supply = Trickle(tasks(a="do", b="do"))
+    done = run_inline(lambda: lambda *_: None, supply, Channel(lambda _: None, lambda: False))
+    assert [o.task.name for o in done] == ["a", "b"]
+    assert supply.waits == 4
 
 
 def test_a_task_whose_process_is_killed_is_done_by_another_and_only_it_is_done_again(tmp_path):

@@ -12,7 +12,7 @@ from workbench.app.registry import pages
 from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import is_mask_of
 from workbench.app.state.view import View, choices_of_detector, choices_of_probe, heads_of
-from workbench.heads import Head, WorkbenchError
+from workbench.heads import Head, WorkbenchError, some_of
 from workbench.store.plan_file import Plan
 
 # `v` is the version of the scores that a permalink was copied at.
@@ -99,5 +99,4 @@ def _check_mask(value: str | None, view: View, content: Content) -> None:
 
 
 def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_FEW]) + (f" and {len(listed) - _FEW} more" if len(listed) > _FEW else "")
+    return some_of(list(names), _FEW)

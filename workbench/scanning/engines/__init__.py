@@ -7,7 +7,7 @@ writes its own results, so an engine returns only outcomes, and results survive 
 from workbench.scanning.engines.inline import run_inline
 from workbench.scanning.engines.local import run_local
 from workbench.scanning.engines.ray import run_ray
-from workbench.scanning.engines.tasks import RETRIES, Channel, Engine, Opener, Outcome, Task, Worker
+from workbench.scanning.engines.tasks import RETRIES, Channel, Engine, Opener, Outcome, Supply, Task, Tasks, Worker
 
 __all__ = [
     "RETRIES",
@@ -15,7 +15,9 @@ __all__ = [
     "Engine",
     "Opener",
     "Outcome",
+    "Supply",
     "Task",
+    "Tasks",
     "Worker",
     "run_inline",
     "run_local",

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from workbench.heads import WorkbenchError
-from workbench.scanning.engines.tasks import RETRIES, Channel, Opener, Outcome, Task, environment
+from workbench.scanning.engines.tasks import RETRIES, Channel, Opener, Outcome, Task, Tasks, environment, supply_of
 
 _POLL_S = 0.2
 _STOP = "stop"
@@ -37,7 +37,7 @@ class _Process:
 
 
 def run_local(
-    opener: Opener, tasks: Sequence[Task], channel: Channel, *, environments: Sequence[Mapping[str, str]]
+    opener: Opener, tasks: Tasks, channel: Channel, *, environments: Sequence[Mapping[str, str]]
 ) -> Iterator[Outcome]:
     """See `Engine`: one process for each of `environments`, which is set before the process starts.
 
@@ -52,13 +52,14 @@ def run_local(
 
 
 class _Supervisor:
-    """The queue of tasks, the processes, and the task of each."""
+    """The tasks, the processes, and the task of each."""
 
     def __init__(
-        self, opener: Opener, tasks: Sequence[Task], channel: Channel, environments: Sequence[Mapping[str, str]]
+        self, opener: Opener, tasks: Tasks, channel: Channel, environments: Sequence[Mapping[str, str]]
     ) -> None:
         self._opener, self._channel, self._environments = opener, channel, environments
-        self._queue = deque(tasks)
+        self._supply = supply_of(tasks)
+        self._again = deque[Task]()  # tasks that a process died of
         self._deaths: Counter[str] = Counter()
         self._failed_starts = 0
         self._processes: dict[Connection, _Process] = {}
@@ -71,8 +72,13 @@ class _Supervisor:
             if not self._is_stopping:
                 self._hand_out_tasks()
             busy = [p.pipe for p in self._processes.values() if p.task is not None or not p.is_ready]
-            if not busy or (self._is_stopping and not any(p.task for p in self._processes.values())):
+            if self._is_stopping and not any(p.task for p in self._processes.values()):
                 return
+            if not busy:
+                if self._is_stopping or not self._n_waiting:
+                    return
+                self._supply.wait(_POLL_S)
+                continue
             for pipe in wait(busy, timeout=_POLL_S):
                 outcome = self._receive(self._processes[pipe])  # type: ignore[index]
                 if outcome is not None:
@@ -95,13 +101,18 @@ class _Supervisor:
         free = [slot for slot in range(len(self._environments)) if slot not in taken]
         idle = [each for each in self._processes.values() if each.is_ready and each.task is None]
         n_starting = sum(not each.is_ready for each in self._processes.values())
-        for slot in free[: max(0, len(self._queue) - len(idle) - n_starting)]:
+        for slot in free[: max(0, self._n_waiting - len(idle) - n_starting)]:
             self._start(slot)
         for each in idle:
-            if self._queue:
-                each.task = self._queue.popleft()
+            each.task = self._again.popleft() if self._again else self._supply.take()
+            if each.task is not None:
                 with contextlib.suppress(OSError):  # the process died meanwhile; `_receive` will handle it
                     each.pipe.send(each.task.argument)
+
+    @property
+    def _n_waiting(self) -> int:
+        """Tasks that no process has, whether they can be begun or not yet."""
+        return len(self._again) + self._supply.remaining()
 
     def _start(self, slot: int) -> None:
         context = get_context("spawn")
@@ -149,12 +160,12 @@ class _Supervisor:
         self._deaths[each.task.name] += 1
         if self._deaths[each.task.name] > RETRIES:
             return Outcome(each.task, is_done=False, deaths=self._deaths[each.task.name])
-        self._queue.append(each.task)
+        self._again.append(each.task)
         return None
 
     def _stop(self) -> None:
         self._is_stopping = True
-        self._queue.clear()
+        self._again.clear()
         for each in self._processes.values():
             if each.task is not None:
                 with contextlib.suppress(OSError):

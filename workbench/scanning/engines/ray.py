@@ -12,20 +12,30 @@ import os
 import pickle
 import secrets
 import socket
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from workbench.heads import WorkbenchError
-from workbench.scanning.engines.tasks import RETRIES, Channel, Opener, Outcome, Task, Worker, environment
+from workbench.scanning.engines.tasks import (
+    RETRIES,
+    Channel,
+    Opener,
+    Outcome,
+    Task,
+    Tasks,
+    Worker,
+    environment,
+    supply_of,
+)
 
 _POLL_S = 0.5
 
 
 def run_ray(
     opener: Opener,
-    tasks: Sequence[Task],
+    tasks: Tasks,
     channel: Channel,
     *,
     address: str | None = None,
@@ -46,14 +56,16 @@ def run_ray(
         events = _EventQueue.on_this_node(ray)
         remote = ray.remote(num_cpus=1, num_gpus=gpus_per_task, max_retries=RETRIES, retry_exceptions=False)(_work)
         packed = ray.put(pickle.dumps(opener))
-        waiting, running = list(reversed(tasks)), dict[Any, Task]()
+        supply, running = supply_of(tasks), dict[Any, Task]()
         try:
-            while waiting or running:
+            while supply.remaining() or running:
                 if channel.should_stop():
                     return
-                while waiting and (workers is None or len(running) < workers):
-                    task = waiting.pop()
+                while (workers is None or len(running) < workers) and (task := supply.take()) is not None:
                     running[remote.options(name=task.name).remote(packed, task.argument, events.actor)] = task
+                if not running:
+                    supply.wait(_POLL_S)
+                    continue
                 ended, _ = ray.wait(list(running), timeout=_POLL_S)
                 events.forward(channel)
                 for reference in ended:

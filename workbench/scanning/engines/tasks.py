@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +19,26 @@ class Task:
 
     name: str
     argument: Any
+
+
+@runtime_checkable
+class Supply(Protocol):
+    """Tasks that are handed out when they can be begun, in any order."""
+
+    def take(self) -> Task | None:
+        """A task that can be begun now; None if there is none at the moment."""
+        ...
+
+    def remaining(self) -> int:
+        """How many tasks are still to be handed out."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Return when a task can be begun, at the latest after some seconds."""
+        ...
+
+
+Tasks = Sequence[Task] | Supply
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +80,30 @@ class Engine(Protocol):
     An exception of a worker ends the engine and is raised here.
     """
 
-    def __call__(self, opener: Opener, tasks: Sequence[Task], channel: Channel) -> Iterator[Outcome]: ...
+    def __call__(self, opener: Opener, tasks: Tasks, channel: Channel) -> Iterator[Outcome]: ...
+
+
+class ListSupply:
+    """Tasks that can all be begun, in their order."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = deque(tasks)
+
+    def take(self) -> Task | None:
+        """The next task."""
+        return self._tasks.popleft() if self._tasks else None
+
+    def remaining(self) -> int:
+        """How many tasks are still to be handed out."""
+        return len(self._tasks)
+
+    def wait(self, seconds: float) -> None:
+        """Return at once."""
+
+
+def supply_of(tasks: Tasks) -> Supply:
+    """The supply of tasks that are listed; a supply as it is."""
+    return ListSupply(tasks) if isinstance(tasks, Sequence) else tasks
 
 
 @contextlib.contextmanager

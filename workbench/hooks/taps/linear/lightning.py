@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.heads import RoundedDecayWarning
+from workbench.heads import RoundedDecayWarning, some_of
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import mixer
 from workbench.kernels import DecayRows
@@ -36,11 +36,10 @@ def warn_of_rounded_decay(model: PreTrainedModel) -> None:
     if not frozen:
         return
     names = [f"L{i}H{h}" for i, heads in frozen.items() for h in heads]
-    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     warnings.warn(
         f"{type(model).__name__} holds its decay rates in a dtype in which {len(names)} heads never forget "
-        f"(exp(−slope) is exactly 1): {listed}. Their patterns are recorded with float32 rates, which the model in "
-        "memory does not use; open the checkpoint with open_model(path), which restores them",
+        f"(exp(−slope) is exactly 1): {some_of(names, 8)}. Their patterns are recorded with float32 rates, which the "
+        "model in memory does not use; open the checkpoint with open_model(path), which restores them",
         RoundedDecayWarning,
         stacklevel=3,
     )
