@@ -16,6 +16,7 @@ from workbench.checkpoints.fetched_models import obtain_small_files
 from workbench.checkpoints.hub_references import cached_files
 from workbench.heads import WorkbenchError
 from workbench.hub.hub_errors import is_offline
+from workbench.hub.published_models import published_folder
 from workbench.hub.references import parse_reference
 from workbench.loading.gguf_words import gguf_tokenizer, has_gguf_words
 from workbench.loading.quiet_transformers import quiet
@@ -80,7 +81,7 @@ def open_tokenizer(source: Any) -> Any:
     """
     if not isinstance(source, str | Path):
         return _checked_object(source)
-    if (fetched := _at_hub(source)) is not None:
+    if (fetched := published_folder(source) or _at_hub(source)) is not None:
         source = fetched
     path = Path(source).expanduser()
     is_gguf = path.exists() and checkpoint_format(path) == "gguf"
