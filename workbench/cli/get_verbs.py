@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.arguments import Json
-from workbench.console import bytes_in_words, print_json, print_table, warn
+from workbench.console import print_json, print_table, warn
+from workbench.hub.byte_sizes import bytes_in_words
 
 if TYPE_CHECKING:
     from workbench.hub.published_models import PublishedModel
