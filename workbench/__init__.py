@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
     from workbench.hooks import HookedModel, LinearAttention, Recording, open_model, patch_effects
     from workbench.kernels import Far
+    from workbench.loading.published_folders import get
     from workbench.planning import fit_linear_attention, plan, window_gates
     from workbench.runs import Run, open_run
     from workbench.scanning import scan
@@ -36,6 +37,7 @@ _HOMES = {
     "detector": "workbench.detectors",
     "figures": "workbench.figures",
     "fit_linear_attention": "workbench.planning",
+    "get": "workbench.loading.published_folders",
     "open_model": "workbench.hooks",
     "open_run": "workbench.runs",
     "patch_effects": "workbench.hooks",
@@ -64,6 +66,7 @@ __all__ = [
     "detector",
     "figures",
     "fit_linear_attention",
+    "get",
     "open_model",
     "open_run",
     "patch_effects",

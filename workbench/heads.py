@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 Kind = Literal["full", "sliding", "chunked", "linear", "none"]
@@ -110,6 +110,7 @@ class LayerInfo:
     n_heads: int
     n_kv_heads: int
     d_head: int
+    quantisation: str = field(default="", compare=False)
 
     @property
     def hook_name(self) -> str | None:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from workbench.checkpoints.configs import CONFIG
-from workbench.checkpoints.formats import Format, checkpoint_format
+from workbench.checkpoints.formats import Format, checkpoint_format, gguf_sets, gguf_split
+from workbench.checkpoints.gguf_headers import gguf_files
 from workbench.checkpoints.hub_references import locate_series, why_missing
 from workbench.checkpoints.names import CheckpointName, parse_name, parse_revision
 from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
-from workbench.heads import NoCheckpoints
+from workbench.heads import BadCheckpoint, NoCheckpoints
 from workbench.hub.local_cache import cached_models, is_repository, revisions
 from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
-_LOADABLE = ("safetensors", "bin")
+_LOADABLE = ("safetensors", "bin", "gguf")
 _FILES = (".ckpt", ".pt", ".pth")
 _END_NAMES = ("main", "final", "release", "last", "latest", "best")
 _EXPECTED = (
@@ -91,6 +92,8 @@ def find_candidates(directory: Path) -> Candidates:
         WorkbenchError: if `series.toml` is malformed.
     """
     reference, directory = directory, locate_series(directory)
+    if directory.is_file() and checkpoint_format(directory) == "gguf":
+        return Candidates(directory.parent, [_candidate(directory, directory.name)], {}, Overrides())
     if not directory.is_dir():
         missing = why_no_weights(directory) if directory.exists() else why_missing(reference, "directory")
         raise NoCheckpoints(f"{missing}. Expected a directory with {_EXPECTED}")
@@ -135,7 +138,11 @@ def _search(directory: Path) -> Candidates:
         elif reason:
             ignored[entry.name] = reason
     own = _candidate(directory, directory.resolve().name)
-    if own.format in _LOADABLE:
+    if own.format == "gguf":
+        if not checkpoints:
+            _require_one_model(directory)
+            return Candidates(directory, [own], {}, overrides)
+    elif own.format in _LOADABLE:
         # A Trainer's output folder holds weights beside its checkpoints. A single checkpoint holds at most folders of
         # optimizer states.
         if not any(each.format in _LOADABLE or (each.path / CONFIG).exists() for each in checkpoints):
@@ -146,6 +153,14 @@ def _search(directory: Path) -> Candidates:
     return Candidates(directory, checkpoints, ignored, overrides)
 
 
+def _require_one_model(directory: Path) -> None:
+    try:
+        gguf_files(directory)
+    except BadCheckpoint as error:
+        if len(gguf_sets(directory)) > 1:  # other faults are stored as those of the checkpoint
+            raise NoCheckpoints(f"{error}. A series of them needs names with steps, as step1000.gguf") from error
+
+
 def _candidate(path: Path, name: str) -> Candidate:
     return Candidate(name, path, checkpoint_format(path), parse_name(name))
 
@@ -154,6 +169,8 @@ def _reason_to_ignore(candidate: Candidate) -> str | None:
     """Why an entry is no checkpoint; None if it is one, "" for an entry that is not worth a message."""
     name, path, kind = candidate.parsed, candidate.path, candidate.format
     if path.is_file():
+        if kind == "gguf":
+            return _reason_to_ignore_gguf(path, name)
         if path.suffix in (".safetensors", *_FILES) and name.is_weak:
             return "a bare file, and its name gives no step; put it into a folder with its config.json"
         if path.suffix == ".safetensors" and name.gives_position:
@@ -170,6 +187,16 @@ def _reason_to_ignore(candidate: Candidate) -> str | None:
     weights = "no weights" if kind == "none" else f"{kind} files"
     config = f", {CONFIG}" if (path / CONFIG).exists() else ""
     return f"{weights}{config} in it, and its name gives no step"
+
+
+def _reason_to_ignore_gguf(path: Path, name: CheckpointName) -> str | None:
+    """As `_reason_to_ignore`, for a GGUF file. Of a set of files the first stands for all."""
+    split = gguf_split(path.name)
+    if split is not None and split[1] > 1:
+        return "" if path.name.replace(f"-{split[1]:05d}-of-", "-00001-of-") in gguf_sets(path.parent) else None
+    if name.gives_position and not name.is_weak:
+        return None
+    return "a bare GGUF file, and its name gives no step; pass the file itself"
 
 
 def _search_hub_cache(directory: Path, overrides: Overrides) -> Candidates:

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from workbench.checkpoints.formats import checkpoint_format
+from workbench.checkpoints.gguf_headers import gguf_config
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
 
 CONFIG = "config.json"
+# The name of a quantisation, in the configuration of a model whose weights are of dequantised blocks.
+DEQUANTISED_FROM = "dequantised_from"
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 # Each setting's names in config.json, the most common first. A wrong value often loads without an error, because the
@@ -37,6 +41,7 @@ _RECORDED = {
     "rope": ("rope_parameters", "rope_scaling"),
     "rope_theta": ("rope_theta", "rotary_emb_base"),
     "max_positions": ("max_position_embeddings", "n_positions"),
+    "quantisation": (DEQUANTISED_FROM,),
 }
 
 
@@ -82,24 +87,42 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 
 def read_config(checkpoint: Path) -> dict[str, object]:
-    """The checkpoint's config.json.
+    """The checkpoint's config.json; of a GGUF model its settings, under the same names.
 
     Raises:
-        BadCheckpoint: if it is missing or no JSON object.
+        BadCheckpoint: if it is missing or no JSON object, or if the GGUF file is damaged.
     """
+    if checkpoint_format(checkpoint) == "gguf":
+        return gguf_config(checkpoint)
     path = checkpoint / CONFIG
     if not path.exists():
         raise BadCheckpoint(f"{path}: is missing, expected a Hugging Face checkpoint with a config.json")
     return read_json_object(path)
 
 
+def has_config(checkpoint: Path) -> bool:
+    """Whether a path is a checkpoint that says what model it is, readable or not."""
+    return (checkpoint / CONFIG).is_file() or checkpoint_format(checkpoint) == "gguf"
+
+
+def quantisation(checkpoint: Path) -> str:
+    """The quantisation that a checkpoint's weights come from, as Q4_K_M; "" for plain floats or an unreadable one."""
+    try:
+        return str(read_config(checkpoint).get(DEQUANTISED_FROM) or "")
+    except BadCheckpoint:
+        return ""
+
+
 def architecture(checkpoint: Path) -> dict[str, str]:
     """The settings in which checkpoints of a training agree, as JSON, and `vocab_size`, in which nearly all do.
 
-    Empty if config.json does not say them.
+    Empty if config.json does not say them. `quantisation` is among them where the weights are of dequantised blocks.
     """
     settings = _settings(checkpoint)
-    return {name: settings[name] for name in (*_SHAPE, VOCABULARY)} if settings else {}
+    if not settings:
+        return {}
+    shape = {name: settings[name] for name in (*_SHAPE, VOCABULARY)}
+    return shape if settings["quantisation"] == "null" else {**shape, "quantisation": settings["quantisation"]}
 
 
 def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChange]:
@@ -112,7 +135,7 @@ def config_changes(stages: Iterable[list[tuple[str, Path]]]) -> list[ConfigChang
 
 
 def _stage_changes(checkpoints: list[tuple[str, Path]]) -> list[ConfigChange]:
-    settings = {name: _settings(path) for name, path in checkpoints if (path / CONFIG).exists()}
+    settings = {name: _settings(path) for name, path in checkpoints if has_config(path)}
     settings = {name: values for name, values in settings.items() if values}
     changes: list[ConfigChange] = []
     for setting in _ARCHITECTURE | _RECORDED:

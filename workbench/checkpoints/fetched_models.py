@@ -23,6 +23,7 @@ from workbench.hub.downloads import Watch, download, quiet_hub
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
 from workbench.hub.needed_files import RemoteFile, needed_files
+from workbench.hub.published_models import PUBLISHED, published_folder
 from workbench.hub.references import HubReference, parse_reference
 from workbench.hub.repositories import RemoteRevision, remote_files, remote_revisions
 from workbench.hub.small_files import small_files
@@ -68,7 +69,10 @@ def obtain_checkpoint(
         StoreNotWritable: if the cache has no room.
         DownloadStopped: if `watch` asks for it.
     """
-    parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
+    if isinstance(reference, HubReference):
+        parsed = reference
+    else:
+        parsed = None if os.fspath(reference) in PUBLISHED else parse_reference(reference)
     if parsed is None or is_offline() or cached_checkpoint(parsed) is not None:
         return locate_checkpoint(reference)
     try:
@@ -101,6 +105,8 @@ def obtain_configuration(reference: str | os.PathLike[str]) -> Path:
     Raises:
         HubError: as `obtain_small_files`.
     """
+    if (published := published_folder(reference)) is not None:
+        return published
     parsed = parse_reference(reference)
     if parsed is None or parsed.is_glob:
         return Path(reference)
@@ -161,6 +167,12 @@ def _refuse(revision: RemoteRevision, files: tuple[RemoteFile, ...], kind: Forma
     if kind == "none":
         there = some_of([file.name for file in files]) or "no files"
         raise BadCheckpoint(f"{revision}: has no weights at {endpoint()}, there are {there}; pass another revision")
+    if kind == "gguf":
+        names = [file.name for file in files if file.name.endswith(".gguf")]
+        raise BadCheckpoint(
+            f"{revision}: has GGUF weights alone ({some_of(names)}); nothing was fetched. Download one of them, "
+            f"`hf download {revision.repo} {names[0]} --local-dir DIR`, and pass DIR"
+        )
     if kind in UNREAD:
         raise BadCheckpoint(f"{revision}: has {kind} weights alone, which are not read; {HINTS[kind]}")
     if kind != "safetensors" and not allow_pickle:

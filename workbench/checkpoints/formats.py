@@ -14,9 +14,12 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 DCP_INDEX = ".metadata"
 ADAPTER_CONFIG = "adapter_config.json"
 # Weights of no model, or in no form that is read, with --allow-pickle or without.
-UNREAD: tuple[Format, ...] = ("adapter", "gguf", "none")
+UNREAD: tuple[Format, ...] = ("adapter", "none")
 
 _GGUF = ".gguf"
+_GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+# The image encoder of a multimodal model, which llama.cpp keeps in a file of its own.
+_GGUF_ENCODER = "mmproj"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)|adapter.*\.safetensors")
@@ -41,7 +44,7 @@ HINTS: dict[Format, str] = {
     "megatron": "convert to safetensors with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge",
     "adapter": "merge it into its model: "
     "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)",
-    "gguf": "convert: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=NAME).save_pretrained(OUT), and pass OUT",
+    "gguf": "",
     "none": "",
 }
 
@@ -75,13 +78,13 @@ def checkpoint_format(path: Path) -> Format:
         return "dcp"
     if any(_is_pickled_weights(name) for name in files):
         return "pt"
-    return "gguf" if any(name.endswith(_GGUF) for name in files) else "none"
+    return "gguf" if any(map(_is_gguf, files)) else "none"
 
 
 def weight_files(path: Path) -> list[Path]:
     """Every file that holds weights, in a stable order. The fingerprint covers these files."""
     if not path.is_dir():
-        return [path]
+        return _set_of(path)
     kind = checkpoint_format(path)
     names = sorted(_listing(path)[0])
     if kind == "safetensors":
@@ -96,11 +99,26 @@ def weight_files(path: Path) -> list[Path]:
     if kind == "adapter":
         return [path / name for name in names if _ADAPTER.fullmatch(name)]
     if kind == "gguf":
-        return [path / name for name in names if name.endswith(_GGUF)]
+        return [file for name in gguf_sets(path) for file in _set_of(path / name)]
     if kind == "none":
         return []
     endings = (*_PICKLES, ".distcp")
     return sorted(f for f in path.rglob("*") if (f.suffix in endings or f.name == DCP_INDEX) and f.is_file())
+
+
+def gguf_split(name: str) -> tuple[str, int, int] | None:
+    """Stem, number from 1, and how many there are, of one of a set of GGUF files; None for another file."""
+    match = _GGUF_PART.fullmatch(name)
+    return None if match is None else (match[1], int(match[2]), int(match[3]))
+
+
+def gguf_sets(folder: Path) -> list[str]:
+    """The GGUF models in a folder: the names of their files, of a set of files that of the first."""
+    names: dict[str, None] = {}
+    for name in sorted(filter(_is_gguf, _listing(folder)[0])):
+        split = gguf_split(name)
+        names[name if split is None else f"{split[0]}-00001-of-{split[2]:05d}{_GGUF}"] = None
+    return list(names)
 
 
 def weights_size(path: Path) -> int:
@@ -119,6 +137,19 @@ def _listing(path: Path) -> tuple[set[str], set[str]]:
     except PermissionError:
         return set(), set()
     return files, folders
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(_GGUF) and not name.startswith(_GGUF_ENCODER)
+
+
+def _set_of(file: Path) -> list[Path]:
+    """The files that hold one model: of a set of GGUF files all, whether they exist or not; else the file itself."""
+    split = gguf_split(file.name)
+    if split is None:
+        return [file]
+    stem, _, n = split
+    return [file.parent / f"{stem}-{i:05d}-of-{n:05d}{_GGUF}" for i in range(1, n + 1)]
 
 
 def _is_dcp(files: set[str]) -> bool:

@@ -43,6 +43,10 @@ def remote_candidates(references: Sequence[HubReference], listed: RemoteRevision
             alone = f", {some_of([file.name for file in own])} alone" if own else ""
             ignored[name] = f"no weights at the hub{alone}"
             continue
+        if kind == "gguf":
+            names_there = some_of([file.name for file in own if file.is_weights])
+            ignored[name] = f"GGUF weights alone at the hub ({names_there}); download one, and pass its folder"
+            continue
         is_bare = revision.name == revision.commit
         folder = snapshot_folder(revision.repo, revision.commit)
         remote = RemoteCheckpoint(revision, own)

@@ -23,6 +23,7 @@ from workbench.hub.local_cache import (
     revisions,
     with_name,
 )
+from workbench.hub.published_models import published_folder
 from workbench.hub.references import HubReference, parse_reference
 
 _OTHERS = ("datasets--", "spaces--")
@@ -40,11 +41,15 @@ class Located:
 def locate_series(reference: str | os.PathLike[str]) -> Path:
     """The folder of checkpoints that a path or a cached model's id names; an unknown name is returned as a path.
 
-    `org/name` is the model's folder in the cache, with all its revisions; `org/name@revision` is one of them.
+    `org/name` is the model's folder in the cache, with all its revisions; `org/name@revision` is one of them. So is the
+    short name of a published model, as `smollm2`.
 
     Raises:
         NoCheckpoints: if the cache holds the model, but not the revision.
+        WorkbenchError: for a published model that was not fetched.
     """
+    if (published := published_folder(reference)) is not None:
+        return published
     path, named = Path(reference), _cached(reference)
     if named is None:
         is_inside = path.name == "snapshots" and is_repository(path.parent)
@@ -56,11 +61,15 @@ def locate_series(reference: str | os.PathLike[str]) -> Path:
 def locate_checkpoint(reference: str | os.PathLike[str] | HubReference) -> Located:
     """The folder of the checkpoint that a path or a cached model's id names. A HubReference is no path.
 
-    Of a model's folder in a cache it is the revision `main`, else the only one.
+    Of a model's folder in a cache it is the revision `main`, else the only one. So for the short name of a published
+    model, as `smollm2`.
 
     Raises:
         BadCheckpoint: if the cache does not hold the model or the revision, or several of which none is `main`.
+        WorkbenchError: for a published model that was not fetched.
     """
+    if not isinstance(reference, HubReference) and (published := published_folder(reference)) is not None:
+        return Located(published, published.name)
     path, named = Path(str(reference)), _cached(reference)
     if named is not None:
         repository, revision = named

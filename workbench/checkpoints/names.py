@@ -92,6 +92,12 @@ _INSTRUCTION_TUNED = re.compile(r"it[-_](?P<words>[a-z]+(?:[-_][a-z]+)*)", _FLAG
 _NUMBERED_PHASE = re.compile(r"(?P<phase>ext|decay)\d{1,15}", _FLAGS)
 _INGREDIENT = re.compile(r"(?<![a-z])ingredient[-_]?(\d{1,4})(?!\d)", _FLAGS)
 _FILE_ENDING = re.compile(r"\.(?:ckpt|pt|pth|bin|safetensors)$", _FLAGS)
+# The quantisation and the number of the part belong to the file: `step1000-Q4_K_M-00001-of-00003.gguf`.
+_GGUF_ENDING = re.compile(
+    r"(?:[-_.](?:ud-)?(?:i?q\d(?:_[a-z0-9]+)*|tq\d_\d|mxfp4(?:_moe)?|nvfp4|bf16|f16|fp16|f32|fp32))?"
+    r"(?:-\d{5}-of-\d{5})?\.gguf$",
+    _FLAGS,
+)
 _BRANCH = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*", _FLAGS)
 # Words after a step that describe the file or its score, not a branch of the training.
 _NO_BRANCH = re.compile(
@@ -210,7 +216,8 @@ def parse_name(name: str) -> CheckpointName:
     `stage2-step47684-mix-round5-from-2T-ckpt` is branch `mix-round5-from-2T-ckpt` and names no token count;
     `main`, `final` and `release` give no field.
     """
-    text = _FILE_ENDING.sub("", name.strip().strip("/").rsplit("/", 1)[-1])
+    text = _GGUF_ENDING.sub("", name.strip().strip("/").rsplit("/", 1)[-1])
+    text = _FILE_ENDING.sub("", text)
     if match := _INDEX.fullmatch(text):
         return CheckpointName(index=int(match[1]))
     label = _token_label(text)

@@ -68,11 +68,12 @@ def _of_folder(path: Path) -> str:
             f"{path}: the weights of {revision} are at the hub; a scan removes them when it has scored them. Fetch "
             f"them: `hf download {revision.repo} --revision {revision.commit}`, or scan with --keep-downloads"
         )
+    if kind == "gguf":
+        return f"{path}: {_GGUF}"
     files = weight_files(path)
     if kind != "none" and files:
         name = files[0].relative_to(path)
-        are = "are" if kind == "gguf" else "are pickle files and"
-        return f"{path / name}: no safetensors; {kind} weights {are} not read; {HINTS[kind]}"
+        return f"{path / name}: no safetensors; {kind} weights are pickle files and not read; {HINTS[kind]}"
     missing = f"{path}: holds no weights, expected {SAFETENSORS} or {SAFETENSORS_INDEX}"
     if run := run_at(path):
         return f"{path}: is {run}"
@@ -93,8 +94,6 @@ def _of_file(path: Path) -> str:
     folder, has_config = path.parent, (path.parent / CONFIG).exists()
     if (folder / ADAPTER_CONFIG).exists() and path.name.startswith("adapter"):
         return f"{path}: is a file of an adapter; {folder} {_adapter(folder)}"
-    if path.suffix == ".gguf":
-        return f"{path}: is a GGUF file, and GGUF weights are not read; {HINTS['gguf']}"
     if path.suffix == ".toml":
         return f"{path}: is a file, expected a checkpoint folder; a job file is run with `workbench scan {path}`"
     is_of_folder = path.suffix == ".safetensors" or path.name == CONFIG or path.name.endswith(".index.json")
@@ -106,6 +105,8 @@ def _of_file(path: Path) -> str:
             f"its {CONFIG}"
         )
     kind: Format = checkpoint_format(path)
+    if kind == "gguf":
+        return f"{path}: {_GGUF}"
     if kind == "none":
         other = _OTHER_FRAMEWORKS.get(path.suffix)
         what = "no weights" if other is None else f"of {other}, which is not read"
@@ -114,6 +115,7 @@ def _of_file(path: Path) -> str:
     return f"{path}: is a file (pickle weights are not read), expected a checkpoint folder; {step}"
 
 
+_GGUF = "is a GGUF model and has no safetensors; open_model and `workbench scan` read it, read_gguf_header its header"
 _CONVERT = "save the model with save_pretrained, and pass that folder"
 
 

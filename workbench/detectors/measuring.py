@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,8 @@ def measure(  # noqa: PLR0913  (keywords that callers pass)
     for d in detectors:
         totals, flags = measured[d.name]
         label = ScoreLabel(d.name, d.version, probe.name)
-        scores[d.name] = score_rows(totals, model.layers, label, seed=seed, flags=flags)
+        rows_of_heads = score_rows(totals, model.layers, label, seed=seed, flags=flags)
+        scores[d.name] = _flagged(rows_of_heads, model)
     return Measured(scores, _metrics(probe, batches, recordings, seed=seed), forward_s)
 
 
@@ -93,7 +94,7 @@ def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict
     if not detectors:
         return {}
     weights = read_weights(m)
-    return {d.name: _weight_rows(d, d.function(weights), m.layers) for d in detectors}
+    return {d.name: _flagged(_weight_rows(d, d.function(weights), m.layers), m) for d in detectors}
 
 
 def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
@@ -161,6 +162,14 @@ def series_far(model: HookedModel, probe: Probe) -> Far:
     """The window of `far_mass` in a scan: the model's smallest, else 256 or a quarter of the probe, at least 1."""
     windows = [info.window for info in model.layers if info.window is not None]
     return Far(window=min(windows) if windows else max(1, min(256, probe.tokens.shape[1] // 4)))
+
+
+def _flagged(rows: list[Row], model: HookedModel) -> list[Row]:
+    """The rows with the quantisation that the model's weights come from among their flags."""
+    if not model.quantisation:
+        return rows
+    flag = f"quantised={model.quantisation}"
+    return [replace(row, flags=f"{row.flags};{flag}" if row.flags else flag) for row in rows]
 
 
 def _check_fit(detectors: Sequence[Detector], probes: Sequence[Probe]) -> None:

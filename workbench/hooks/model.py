@@ -34,6 +34,7 @@ from workbench.hooks.interventions.windows import (
     one_head,
 )
 from workbench.hooks.layers import layer_slots, survey
+from workbench.hooks.quantised_weights import quantisation_of, with_quantisation
 from workbench.hooks.recording.cells import Sequences
 from workbench.hooks.recording.forward_pass import (
     Rows,
@@ -72,18 +73,27 @@ class HookedModel:
         # Why a folder's tokenizer could not be read; "" where there is one, or nothing to say.
         self.no_tokenizer = ""
         self.name = name or type(model).__name__
-        self._layers = survey(model)
+        self._layers = with_quantisation(survey(model), model.config)
         self._interventions = Interventions()
         self._bridge = BridgeOf(model, tokenizer)
 
     def __repr__(self) -> str:
         kinds = "".join(layer.kind[0].upper() for layer in self._layers)
-        return f"HookedModel({self.name}: {len(self._layers)} layers {kinds}, {self._layers[0].n_heads} heads)"
+        weights = f", weights of {self.quantisation}" if self.quantisation else ""
+        return f"HookedModel({self.name}: {len(self._layers)} layers {kinds}, {self._layers[0].n_heads} heads{weights})"
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """The token mixers of the model in order."""
         return self._layers
+
+    @property
+    def quantisation(self) -> str:
+        """The quantisation that the weights were dequantised from, as Q4_K_M; "" for weights that were plain floats.
+
+        Scores of such a model have the flag `quantised=Q4_K_M`.
+        """
+        return quantisation_of(self.model.config)
 
     @property
     def interventions(self) -> Interventions:

@@ -26,6 +26,7 @@ from workbench.checkpoints import WeightsInfo, checkpoint_format, inspect_weight
 from workbench.checkpoints.configs import read_config
 from workbench.checkpoints.own_files import refuse_foreign
 from workbench.heads import BadCheckpoint, WorkbenchError, some_of
+from workbench.loading.gguf_weights import gguf_weights_info, read_gguf_config, read_gguf_tensors
 from workbench.loading.lightning_decay import restore_decay
 from workbench.loading.pickles import READABLE, pickled_info, read_pickled
 from workbench.loading.quiet_transformers import quiet
@@ -80,12 +81,13 @@ def load_pretrained(
     allow_pickle: bool = False,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
-    """Load a Hugging Face folder with safetensors weights.
+    """Load a Hugging Face folder with safetensors weights, or a GGUF file or folder.
 
     Args:
         tokenizer: one that is open already, for a folder without; None: the folder's own, or that of the Trainer's
             folder above it.
-        dtype: None is float32 on the CPU and the weights' own elsewhere. The state and the decay of lightning
+        dtype: None is float32 on the CPU and the weights' own elsewhere; quantised weights of GGUF are float32 once
+            they are numbers. The state and the decay of lightning
             attention are always float32: in bfloat16 slow heads would never forget.
         allow_pickle: where there are no safetensors, read tensors from pickled weights; see `loading.pickles`.
         allow_nonfinite: also load weights with NaN or infinity in them; `nonfinite_tensors` names the tensors.
@@ -95,7 +97,10 @@ def load_pretrained(
     """
     path, device = Path(path), torch.device(device)
     state: dict[str, Tensor] | None = None
-    if allow_pickle and checkpoint_format(path) in READABLE:
+    is_gguf = checkpoint_format(path) == "gguf"
+    if is_gguf:
+        weights = gguf_weights_info(path)
+    elif allow_pickle and checkpoint_format(path) in READABLE:
         with quiet():
             load_config(path)
             state = read_pickled(path)
@@ -105,7 +110,9 @@ def load_pretrained(
     target = _Target(device, _dtype(weights, device) if dtype is None else dtype)
     with quiet():
         config = load_config(path)
-        if getattr(config, "quantization_config", None) is None:
+        if is_gguf:
+            state = read_gguf_tensors(path, config, _float_dtype(target.dtype))
+        elif getattr(config, "quantization_config", None) is None:
             # On the meta device first, so that a config of enormous numbers is refused before it takes memory.
             state = _fitting_state(path, config, weights, state, target=replace(target, device=torch.device("meta")))
         model = _load(path, config, state, target=target)
@@ -126,6 +133,10 @@ def load_fitting(path: Path, config: PreTrainedConfig) -> tuple[Any, str]:
     except WorkbenchError as error:
         return None, str(error)
     return tokenizer, ""
+
+
+def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _dtype(weights: WeightsInfo, device: torch.device) -> torch.dtype | str:
@@ -217,14 +228,20 @@ def load_config(path: Path) -> PreTrainedConfig:
             file of the folder is a link to elsewhere.
     """
     refuse_foreign(path)
+    if checkpoint_format(path) == "gguf":
+        return _checked_config(path, read_gguf_config(path))
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except FAILURES as error:
         fault = why_unknown(read_config(path)) or f"describes no known model: {_reason(error)}"
         raise BadCheckpoint(f"{path / 'config.json'}: {fault}") from error
+    return _checked_config(path / "config.json", config)
+
+
+def _checked_config(source: Path, config: PreTrainedConfig) -> PreTrainedConfig:
     fault = why_no_language_model(config)
     if fault:
-        raise BadCheckpoint(f"{path / 'config.json'}: {fault}")
+        raise BadCheckpoint(f"{source}: {fault}")
     return config
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.checkpoints.configs import CONFIG
+from workbench.checkpoints import checkpoint_format
+from workbench.checkpoints.configs import CONFIG, read_config
+from workbench.checkpoints.gguf_headers import read_gguf_header
 from workbench.checkpoints.own_files import refuse_foreign
 from workbench.heads import BadCheckpoint, WorkbenchError, some_of
 from workbench.loading.pretrained import load_config
@@ -201,13 +203,20 @@ def _representatives(checkpoints: Sequence[Named], files: Sequence[str]) -> list
     for name, path in checkpoints:
         try:
             refuse_foreign(path)
-            digest = hashlib.blake2b(digest_size=16)
+            digest = hashlib.blake2b(_of_gguf(path, files), digest_size=16)
             for file in (path / file for file in files):
                 digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
         except (BadCheckpoint, OSError):  # the scan refuses such a checkpoint when it comes to it
             continue
         groups.setdefault(digest.hexdigest(), []).append((name, path))
     return [(group[0][1], tuple(name for name, _ in group)) for group in groups.values()]
+
+
+def _of_gguf(path: Path, files: Sequence[str]) -> bytes:
+    """What a GGUF model has in place of these files, its settings or its words; nothing for another checkpoint."""
+    if checkpoint_format(path) != "gguf":
+        return b""
+    return repr(read_config(path)).encode() if CONFIG in files else read_gguf_header(path).words.encode()
 
 
 def _configs(folders: Sequence[Path]) -> list[Any]:

@@ -1,6 +1,6 @@
 """Read a tokenizer: a checkpoint's own, that of the Trainer's folder above it, or one that the user names.
 
-No code of a folder is run.
+A GGUF model's own is the one in its file. No code of a folder is run.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from workbench.checkpoints import parse_name
+from workbench.checkpoints import checkpoint_format, parse_name
 from workbench.checkpoints.fetched_models import obtain_small_files
 from workbench.checkpoints.hub_references import cached_files
 from workbench.heads import WorkbenchError
 from workbench.hub.hub_errors import is_offline
+from workbench.hub.published_models import published_folder
 from workbench.hub.references import parse_reference
+from workbench.loading.gguf_words import gguf_tokenizer, has_gguf_words
 from workbench.loading.quiet_transformers import quiet
 
 TOKENIZER_FILES = (
@@ -38,7 +40,12 @@ def has_tokenizer_files(folder: Path) -> bool:
 
 
 def tokenizer_folder(checkpoint: Path) -> Path | None:
-    """The folder of a checkpoint's tokenizer: its own, else the one above, where a Trainer writes it; None without."""
+    """The folder of a checkpoint's tokenizer: its own, else the one above, where a Trainer writes it; None without.
+
+    Of a GGUF model with words in it, the model itself.
+    """
+    if checkpoint_format(checkpoint) == "gguf":
+        return checkpoint if has_gguf_words(checkpoint) else None
     if has_tokenizer_files(checkpoint):
         return checkpoint
     above = checkpoint.absolute().parent
@@ -74,10 +81,11 @@ def open_tokenizer(source: Any) -> Any:
     """
     if not isinstance(source, str | Path):
         return _checked_object(source)
-    if (fetched := _at_hub(source)) is not None:
+    if (fetched := published_folder(source) or _at_hub(source)) is not None:
         source = fetched
     path = Path(source).expanduser()
-    if path.is_dir() and not has_tokenizer_files(path):
+    is_gguf = path.exists() and checkpoint_format(path) == "gguf"
+    if path.is_dir() and not is_gguf and not has_tokenizer_files(path):
         raise WorkbenchError(
             f"the tokenizer {path}: there are no tokenizer files in it; expected e.g. {', '.join(TOKENIZER_FILES[:3])}"
         )
@@ -91,7 +99,8 @@ def open_tokenizer(source: Any) -> Any:
                 return PreTrainedTokenizerFast(tokenizer_file=str(path))
             if path.is_file() and path.suffix == ".json" and path.name not in TOKENIZER_FILES:
                 return PreTrainedTokenizerFast(tokenizer_file=str(path))
-            tokenizer = _from_folder(path.parent if path.is_file() else path if path.is_dir() else str(source))
+            is_file_of_folder = path.is_file() and not is_gguf
+            tokenizer = _from_folder(path.parent if is_file_of_folder else path if path.exists() else str(source))
             if highest_word(tokenizer) < 0:
                 raise ValueError(f"it has no words; {_NO_WORDS}")
             return tokenizer
@@ -136,6 +145,8 @@ def highest_word(tokenizer: Any) -> int:
 
 def _from_folder(source: Path | str) -> Any:
     with quiet():
+        if isinstance(source, Path) and checkpoint_format(source) == "gguf":
+            return gguf_tokenizer(source)
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.checkpoints import Checkpoint, Series
 from workbench.checkpoints.candidates import Candidates
+from workbench.checkpoints.configs import quantisation
 from workbench.checkpoints.formats import weights_size
 from workbench.checkpoints.series import order_checkpoints
 from workbench.detectors import Detector, find_detectors
@@ -155,7 +156,20 @@ def remarks_on(series: Series) -> list[str]:
     """What the user should know of a series: sentences."""
     changes = [str(change) for change in series.config_changes if not change.is_fatal]
     more = [f"config.json differs within the series in {len(changes) - _FEW} more cases"] if len(changes) > _FEW else []
-    return [*series.remarks, *changes[:_FEW], *more]
+    return [*series.remarks, *_quantised(series), *changes[:_FEW], *more]
+
+
+def _quantised(series: Series) -> list[str]:
+    """Which checkpoints hold weights of dequantised blocks."""
+    names: dict[str, list[str]] = {}
+    for checkpoint in series.on_disk:
+        if kind := quantisation(checkpoint.path):
+            names.setdefault(kind, []).append(checkpoint.name)
+    return [
+        f"{', '.join(of_kind[:_FEW])}{f' and {len(of_kind) - _FEW} more' if len(of_kind) > _FEW else ''}: the weights "
+        f"were quantised ({kind}), and scores are those of the dequantised model, flagged quantised={kind}"
+        for kind, of_kind in names.items()
+    ]
 
 
 def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:

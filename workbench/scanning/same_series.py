@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workbench.checkpoints import Checkpoint, Series, architecture, fingerprint
 from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
-from workbench.checkpoints.configs import CONFIG, VOCABULARY
+from workbench.checkpoints.configs import VOCABULARY, has_config
 from workbench.checkpoints.digests import FINGERPRINTS, fingerprint_at_hub
 from workbench.checkpoints.series import order_checkpoints
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
@@ -106,8 +106,8 @@ def _is_known(store: Store, job: Job) -> bool:
         return bool(folders & known) or any(str(reference) in known for reference in job.references)
     directories = {Path(source).resolve() for source in sources if source}
     here = job.checkpoints.resolve()
-    series = here.parent if (here / CONFIG).is_file() else here
-    directories |= {each.parent for each in directories if (each / CONFIG).is_file()}
+    series = here.parent if has_config(here) else here
+    directories |= {each.parent for each in directories if has_config(each)}
     return here in directories or series in directories
 
 
