@@ -15,6 +15,7 @@ from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
 from workbench.runs.status import UnitName, committed_names, planned_names
+from workbench.scanning.default_probes import with_default_probes
 from workbench.scanning.job import Job
 from workbench.scanning.same_series import require_same_series
 from workbench.scanning.units import Units
@@ -37,13 +38,15 @@ class CheckpointOutlook:
 class Outlook:
     """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan.
 
-    `remarks`: what the user should know of the series and of the probes' words.
+    `remarks`: what the user should know of the series and of the probes' words. `tokens`: those that each checkpoint's
+    model runs over.
     """
 
     job: Job
     units: tuple[dict[str, Any], ...]
     checkpoints: tuple[CheckpointOutlook, ...]
     remarks: tuple[str, ...] = ()
+    tokens: int = 0
 
     @property
     def units_to_do(self) -> int:
@@ -69,8 +72,11 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     detectors = find_detectors(job.detectors)
     series = find_series(job)
     checkpoints = shard_of(job, series.on_disk)
-    units = Units(job, ready, detectors, find_words(job, ready, series))
+    words = find_words(job, ready, series)
+    job, remarks_on_probes = with_default_probes(job, ready, series, words)
+    units = Units(job, ready, detectors, words)
     planned = planned_units(units, checkpoints)
+    tokens = units.tokens(planned_probes(units, checkpoints))
     names = planned_names(planned)
     committed = _committed(job, units, planned, checkpoints) if (job.out / "run.json").is_file() else {}
     outlooks: list[CheckpointOutlook] = []
@@ -78,7 +84,9 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
         done = (names & committed.get(c.name, Counter())).total()
         n_bytes = 0 if done == names.total() else weights_size(c.path)
         outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
-    return Outlook(job, tuple(planned), tuple(outlooks), (*remarks_on(series), *units.remarks()))
+    return Outlook(
+        job, tuple(planned), tuple(outlooks), (*remarks_on(series), *units.remarks(), *remarks_on_probes), tokens
+    )
 
 
 def find_series(job: Job) -> Series:
@@ -140,12 +148,21 @@ def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[
     Raises:
         WorkbenchError: if a probe cannot be made.
     """
+    return units.planned(planned_probes(units, checkpoints))
+
+
+def planned_probes(units: Units, checkpoints: Sequence[Checkpoint]) -> list[Probe]:
+    """The probes of the first readable checkpoint; none without one.
+
+    Raises:
+        WorkbenchError: if a probe cannot be made.
+    """
     for checkpoint in checkpoints:
         try:
-            return units.planned(units.probes(checkpoint.path))
+            return units.probes(checkpoint.path)
         except BadCheckpoint:
             continue
-    return units.planned([])
+    return []
 
 
 def shard_of(job: Job, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -13,7 +13,8 @@ from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
-from workbench.scanning.dry_run import find_series, find_words, planned_units, remarks_on, shard_of
+from workbench.scanning.default_probes import with_default_probes
+from workbench.scanning.dry_run import find_series, find_words, planned_probes, planned_units, remarks_on, shard_of
 from workbench.scanning.engines import Channel, Engine, Outcome, Task, run_inline, run_local, run_ray
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
@@ -86,6 +87,7 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
     series = find_series(job)
     words = find_words(job, ready, series)
+    job, remarks_on_probes = with_default_probes(job, ready, series, words)
     setup = Setup(job, tuple(ready), job.detectors, modules, words)
     worker = open_worker(setup)
     checkpoints = series.on_disk
@@ -101,7 +103,7 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.write_architectures(architectures)
         store.write_job(job.to_toml())
         store.write_checkpoints(series.records())
-        remarks = [*remarks_on(series), *worker.units.remarks()]
+        remarks = [*remarks_on(series), *worker.units.remarks(), *remarks_on_probes]
         plan = {"checkpoints": [c.name for c in checkpoints], "units": planned, "remarks": remarks}
         store.write_plan({**plan, "tokenizer": None if words.tokenizer is None else str(words.tokenizer)})
         written = worker.units.written([c.path for c in checkpoints])
@@ -109,7 +111,8 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.begin_timing()
         workers = n_workers(job, [c.path for c in selected])
         tasks = _tasks(selected, series, given_up=set() if job.retry else _given_up(store), n_ahead=workers)
-        counter = ProgressCounter(len(planned), len(selected), on_progress)
+        tokens = worker.units.tokens(planned_probes(worker.units, checkpoints))
+        counter = ProgressCounter(len(planned), len(selected), on_progress, tokens_per_checkpoint=tokens)
         channel = Channel(counter.add, lambda: interrupts.is_noted)
         for outcome in _engine(job, workers, worker)(partial(open_worker, setup), tasks, channel):
             if not outcome.is_done:
