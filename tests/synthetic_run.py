@@ -30,13 +30,16 @@ PROBE_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of a made-up run and what its layers are: one kind a layer, repeated as often as needed."""
+    """The size of a made-up run and what its layers are: one kind a layer, repeated as often as needed.
+
+    A step that is None is of a checkpoint whose name, `main`, gives none.
+    """
 
     kinds: tuple[Kind, ...] = ("full",)
     n_layers: int = 3
     n_heads: int = 4
     n_kv_heads: int = 2
-    steps: tuple[int, ...] = STEPS
+    steps: tuple[int | None, ...] = STEPS
     tokens_per_step: int | None = 8192
     seed: int = 0
     detectors: tuple[str, ...] = tuple(PROBE_OF)
@@ -56,7 +59,7 @@ DEMO = {
 def write_run(path: Path, shape: Shape, *, upto: int | None = None) -> Path:
     """Write a run, or only its first `upto` checkpoints; the plan always names all of them."""
     store = Store.create(path, job={"checkpoints": "synthetic"}, versions={"workbench": "0.1.0"})
-    names = [f"step{step}" for step in shape.steps]
+    names = [_name(step) for step in shape.steps]
     units = [{"probe": PROBE_OF[d], "detector": d, "version": 1, "table": "scores"} for d in shape.detectors]
     units += [{"probe": p, "detector": m, "version": 1, "table": "metrics"} for p, m in _METRICS]
     store.write_plan({"checkpoints": names, "units": units})
@@ -92,10 +95,19 @@ def write_checkpoint(store: Store, shape: Shape, origin: Origin, *, index: int) 
         store.commit_metrics(origin, unit, metrics, **options)
 
 
-def _origin(path: Path, shape: Shape, step: int) -> Origin:
-    tokens = None if shape.tokens_per_step is None else step * shape.tokens_per_step
+def _name(step: int | None) -> str:
+    return "main" if step is None else f"step{step}"
+
+
+def _late(step: int | None) -> float:
+    """How far training is; a checkpoint without a step is the trained model."""
+    return math.log(1 + (STEPS[-1] if step is None else step))
+
+
+def _origin(path: Path, shape: Shape, step: int | None) -> Origin:
+    tokens = None if shape.tokens_per_step is None or step is None else step * shape.tokens_per_step
     weights = canonical_digest([path.name, shape.seed, step])
-    return Origin(path.name, f"step{step}", weights, "c" * 32, None, None, step, step, tokens)
+    return Origin(path.name, _name(step), weights, "c" * 32, None, None, step, step, tokens)
 
 
 _METRICS = (("text", "loss_nats"), ("copy_needle", "copy_accuracy"))
@@ -107,7 +119,7 @@ def _rows(shape: Shape, detector: str, index: int) -> list[Row]:
     strong = rng.random(size) < (0.5 if shape.n_layers < 8 else 0.08)
     final = np.where(strong, rng.uniform(0.4, 0.97, size), rng.beta(1, 16, size))
     onset, slope = rng.normal(5.6, 0.5, size), rng.uniform(2, 6, size)
-    late = math.log(1 + shape.steps[index])
+    late = _late(shape.steps[index])
     score = final / (1 + np.exp(-slope * (late - onset)))
     score += rng.normal(0, 0.006, (len(shape.steps), *size))[index]
     rows: list[Row] = []
@@ -154,7 +166,7 @@ def _in_its_range(detector: str, kind: Kind, score: float) -> float:
 
 
 def _metrics(shape: Shape, name: str, index: int) -> list[Metric]:
-    late = math.log(1 + shape.steps[index])
+    late = _late(shape.steps[index])
     rise = 1 / (1 + math.exp(-3 * (late - 5.2 - 0.25 * shape.seed)))
     if name == "loss_nats":
         value = 5.2 - (2.2 if "full" in shape.kinds else 1.7) * rise - 0.12 * late

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench import figures, probes
     from workbench.app import show
-    from workbench.detectors import detector, score
+    from workbench.detectors import describe, detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
     from workbench.hooks import HookedModel, LinearAttention, Recording, open_model, patch_effects
     from workbench.kernels import Far
@@ -34,6 +34,7 @@ _HOMES = {
     "Recording": "workbench.hooks",
     "Run": "workbench.runs",
     "WorkbenchError": "workbench.heads",
+    "describe": "workbench.detectors",
     "detector": "workbench.detectors",
     "figures": "workbench.figures",
     "fit_linear_attention": "workbench.planning",
@@ -63,6 +64,7 @@ __all__ = [
     "Recording",
     "Run",
     "WorkbenchError",
+    "describe",
     "detector",
     "figures",
     "fit_linear_attention",

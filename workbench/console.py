@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class ScanProgress(Protocol):
     def probe(self) -> str: ...
     @property
     def eta_s(self) -> float | None: ...
+    @property
+    def tokens(self) -> int: ...
 
 
 def print_json(document: object) -> None:
@@ -158,6 +161,20 @@ def is_watched() -> bool:
     return is_notebook or sys.stderr.isatty()
 
 
+class TokenPace:
+    """A line per probe: tokens done, and from the pace so far the time to go; the first line says what it costs."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, probe: str, done: int, total: int) -> None:
+        if not done:
+            warn(f"{total:,} tokens to score")
+        passed = time.monotonic() - self._started
+        to_go = f", {duration(passed / done * (total - done))} to go" if done and probe else ""
+        warn(f"{probe or 'done'}: {done:,}/{total:,} tokens{to_go}")
+
+
 class _Quarters:
     """One line when a phase starts and at each quarter of it."""
 
@@ -172,12 +189,16 @@ class _Quarters:
 
 
 class _Lines:
-    """One line when a checkpoint's probe starts or a failure is stored."""
+    """First what the scan costs; then one line when a checkpoint's probe starts or a failure is stored."""
 
     def __init__(self) -> None:
         self._last: tuple[str, str, int] | None = None
+        self._has_cost = False
 
     def __call__(self, progress: ScanProgress) -> None:
+        if progress.tokens and not self._has_cost:
+            self._has_cost = True
+            warn(f"{progress.planned} units, {progress.tokens:,} tokens in all")
         key = (progress.checkpoint, progress.probe, progress.failed)
         if key == self._last or (not progress.probe and progress.failed == (self._last or key)[2]):
             return

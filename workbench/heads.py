@@ -11,6 +11,8 @@ Kind = Literal["full", "sliding", "chunked", "linear", "none"]
 # "softmax", "lightning", "gdn", "kda", "ssm", or the name of a mixer that another package registers.
 Mixer = str
 KINDS: tuple[str, ...] = get_args(Kind)
+# Behind the name of a probe: its control, the same tokens with the answers gone from the context.
+WITHOUT_ANSWERS = "_without_answers"
 
 
 def some_of(names: Sequence[str], most: int = 5) -> str:

@@ -251,3 +251,15 @@ def test_metrics_of_hops_and_depths_are_one_group_in_order():
         ("recall by hops · hops", ["recall_hops_2 on hops", "recall_hops_10 on hops"]),
         ("recall", ["recall on hops"]),
     ]
+
+
+def test_every_table_of_one_model_is_exported_or_refused_with_a_sentence(tmp_path):
+    alone = build_app([write_run(tmp_path / "alone", replace(DEMO["full"], steps=(None,)))]).server.test_client()
+    answers = {
+        name: alone.get(f"/export/{name}.csv?page=head&detector=induction", headers=HERE)
+        for name in set(find_exports()) - {"plan.json"}
+    }
+    refused = {name: answer.get_data(as_text=True) for name, answer in answers.items() if answer.status_code != 200}
+    assert {"scores", "emergence", "metrics", "head", "moved"}.isdisjoint(refused)
+    assert refused.pop("lock_in") == "lock-in compares at least two checkpoints; there are scores of 1\n"
+    assert all("make one with" in sentence for sentence in refused.values()), refused  # there is no plan

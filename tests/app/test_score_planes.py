@@ -114,3 +114,13 @@ def test_each_stop_shows_the_furthest_checkpoint_up_to_it_whatever_the_order_of_
     sent = planes([Branches()], "induction", "repeats", x="step")
     assert [stop["label"] for stop in sent["stops"]] == ["step 0", "step 8", "step 64", "step 1,024"]
     assert sent["runs"]["branches"]["columns"] == [0, 1, 3, 2]
+
+
+def test_a_model_without_a_step_is_shown_at_every_stop_of_the_others(runs, tmp_path):
+    alone = open_run(write_run(tmp_path / "alone", replace(DEMO["full"], steps=(None,))))
+    sent = planes([alone, *runs], "induction", "repeats")
+    assert sent["stops"][-1]["label"] == "main"
+    assert sent["runs"]["alone"]["columns"] == [0] * len(sent["stops"])
+    assert sent["runs"]["linear"]["columns"][-1] == 3
+    assert (sent["runs"]["alone"]["steps"], sent["runs"]["alone"]["first_onset"]) == ([None], "")
+    assert stop_of(sent, 64) == len(sent["stops"]) - 1  # the first run has no such step

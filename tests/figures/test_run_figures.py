@@ -11,8 +11,8 @@ import pytest
 
 from tests.synthetic_run import DEMO, Shape, write_run
 from workbench import figures
-from workbench.emergence.head_trajectories import Checkpoint, short_count
-from workbench.figures.axis import TrainingAxis, cell_edges, training_axis
+from workbench.emergence.head_trajectories import short_count
+from workbench.figures.axis import TrainingAxis, cell_edges
 from workbench.figures.style import Scale, colour_scale
 from workbench.figures.trajectories import score_scale, trajectories
 from workbench.heads import Head, KVHead, Metric, Row, WorkbenchError
@@ -221,12 +221,6 @@ def test_the_axis_falls_back_to_steps_where_a_run_does_not_know_its_tokens(runs,
 
 def test_steps_can_be_asked_for(runs):
     assert figures.strips(runs["full"], detector="sink", x="step").layout.xaxis.title.text == "training step (log)"
-
-
-def test_a_checkpoint_whose_step_nobody_knows_is_named():
-    known, unknown = Checkpoint("step1", None, 1, 1, 8), Checkpoint("main", None, None, None, None)
-    with pytest.raises(WorkbenchError, match=r"no step is known of main.*series\.toml"):
-        training_axis([[known, unknown]], "tokens")
 
 
 def test_cells_meet_half_way_between_checkpoints():

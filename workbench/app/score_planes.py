@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from workbench.emergence.head_trajectories import Trajectories, short_count
-from workbench.figures.axis import AxisUnit, TrainingAxis, amount_of, training_axis
+from workbench.emergence.head_trajectories import Trajectories
+from workbench.figures.axis import AxisUnit, TrainingAxis, training_axis
 from workbench.figures.style import LETTERS
 from workbench.figures.trajectories import RunLike, score_scale, trajectories
 
@@ -30,7 +30,7 @@ def planes(runs: Sequence[RunLike], detector: str, probe: str, *, x: AxisUnit = 
     axis = training_axis([course.checkpoints for course in courses], x)
     scale = score_scale(detector, [course.score for course in courses])
     bits = 8 if sum(course.score.size for course in courses) > MANY else 16
-    stops = sorted({amount_of(checkpoint, axis.unit) for course in courses for checkpoint in course.checkpoints})
+    stops = sorted({amount for course in courses for amount in axis.amounts(course.checkpoints).tolist()})
     return {
         "detector": detector,
         "version": _version(runs, detector, probe),
@@ -51,7 +51,7 @@ def stop_of(scores: dict[str, Any], step: int | None) -> int:
     if first is None or step is None:
         return last
     for position, column in enumerate(first["columns"]):
-        if column >= 0 and first["steps"][column] >= step:
+        if column >= 0 and (first["steps"][column] or -1) >= step:
             return position
     return last
 
@@ -66,12 +66,8 @@ def _version(runs: Sequence[RunLike], detector: str, probe: str) -> str:
 def _stop(amount: float | int, axis: TrainingAxis) -> dict[str, Any]:
     return {
         "x": amount if amount > 0 else axis.zero,
-        "label": _amount(amount, axis),
+        "label": axis.name_of(amount),
     }
-
-
-def _amount(amount: float | int, axis: TrainingAxis) -> str:
-    return f"{short_count(amount)} tokens" if axis.unit == "tokens" else f"step {int(amount):,}"
 
 
 def _plane(
@@ -83,7 +79,7 @@ def _plane(
     onsets = run.onsets(course.detector, probe=course.probe).loc[
         :, "onset_tokens" if axis.unit == "tokens" else "onset_step"
     ]
-    amounts = np.array([amount_of(checkpoint, axis.unit) for checkpoint in course.checkpoints])
+    amounts = axis.amounts(course.checkpoints)
     return {
         "low": low,
         "high": high,
@@ -100,17 +96,21 @@ def _plane(
         "checkpoints": [str(checkpoint) for checkpoint in course.checkpoints],
         "names": [checkpoint.name for checkpoint in course.checkpoints],
         "steps": [point.step if point.step_total is None else point.step_total for point in course.checkpoints],
-        "columns": _columns(amounts, stops),
-        "first_onset": "" if onsets.isna().all() else _amount(float(onsets.min()), axis),
+        "columns": _columns(amounts, stops, is_placed=not np.isin(amounts, list(axis.unplaced.values())).all()),
+        "first_onset": "" if onsets.isna().all() else axis.name_of(float(onsets.min())),
     }
 
 
-def _columns(amounts: Float[np.ndarray, " ckpts"], stops: Sequence[float]) -> list[int]:
-    """The column of the checkpoint that is furthest up to each stop, of several the last; -1 before the first."""
+def _columns(amounts: Float[np.ndarray, " ckpts"], stops: Sequence[float], *, is_placed: bool) -> list[int]:
+    """The column of the checkpoint that is furthest up to each stop, of several the last; -1 before the first.
+
+    A run of which no step is known (`is_placed` false) shows its first checkpoint beside every step of the others.
+    """
     # Branches may be ordered by tokens and shown by steps, so that the amounts need not rise.
     by_amount = np.argsort(amounts, kind="stable")
     upto = np.searchsorted(amounts[by_amount], stops, side="right") - 1
-    return [int(by_amount[i]) if i >= 0 else -1 for i in upto]
+    before = -1 if is_placed else int(by_amount[0])
+    return [int(by_amount[i]) if i >= 0 else before for i in upto]
 
 
 def _packed(values: Float[np.ndarray, "heads ckpts"], low: float | int, high: float | int, *, bits: int) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench.cli.arguments import Json, RunFolder, SettingOption, open_runs
 from workbench.console import print_json, print_table, warn
-from workbench.heads import Head
+from workbench.heads import Head, WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.runs import Run
 
 
 def top(
@@ -21,12 +25,16 @@ def top(
     as_json: Json = False,
 ) -> None:
     """List the highest-scoring heads at the last checkpoint, with interval, n, and onset."""
+    from workbench.claims.abilities import in_words
+
     (opened,) = open_runs([run], setting)
     table = opened.top(detector, n, probe=probe)
+    on = set(table["probe"])
+    cannot = [f"{in_words(row)}: scores on it are where heads look" for row in opened.cannot() if row["probe"] in on]
     if as_json:
         records = table.to_dict("records")
         settings = [opened.settings_of(record["detector"], record["probe"]).as_dict() for record in records]
-        beside = {"remarks": opened.left_out}
+        beside = {"remarks": [*opened.left_out, *cannot]}
         print_json([{**record, "settings": s, **beside} for record, s in zip(records, settings, strict=True)])
         return
     columns = ("detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", "n", "onset_step", "onset_tokens")
@@ -35,6 +43,8 @@ def top(
         label = str(Head(record["layer"], record["head"])) if record["head"] == record["head"] else "–"
         rows.append([{**record, "head": label}[c] for c in columns])
     print_table(columns, rows)
+    for sentence in cannot:
+        warn(sentence)
 
 
 def emergence(
@@ -53,6 +63,7 @@ def emergence(
     from workbench.runs import summarise
 
     opened = open_runs(runs, setting)
+    _require_training(opened)
     summary = summarise(opened, detectors=detector, probe=probe, n=n)
     titles = {
         "classes": "Heads of each class, and when half of their rise was over",
@@ -74,6 +85,23 @@ def emergence(
         print_table(list(table.columns), table.to_numpy(object).tolist(), title=title)
     for sentence in summary.sentences:
         print(f"\n{sentence['run']}, {sentence['detector']} on {sentence['probe']}: {sentence['says']}")
+
+
+def _require_training(runs: Sequence[Run]) -> None:
+    """Refuse runs of one checkpoint each: nothing emerges in them. One beside others is named on stderr.
+
+    Raises:
+        WorkbenchError: if no run has scores of two checkpoints.
+    """
+    alone = [run for run in runs if run.n_scored < 2]
+    if len(alone) == len(runs):
+        each = "; ".join(f"{run.path} has scores of {run.n_scored}" for run in alone)
+        raise WorkbenchError(
+            f"what emerged takes two checkpoints or more, and {each}; see the heads of one with `workbench top "
+            f"{alone[0].path}` or `workbench report {alone[0].path}`, or scan a directory of checkpoints"
+        )
+    for run in alone:
+        warn(f"{run.path}: one checkpoint has scores; its heads count as there at first")
 
 
 def report(

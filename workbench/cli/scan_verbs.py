@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Revisions, RunFolder, Tokenizer
+from workbench.cli.score_verbs import print_summary
 from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
@@ -167,7 +168,7 @@ def scan(
     except KeyboardInterrupt:
         warn("interrupted; what is done is kept, and the same command goes on from there")
         raise
-    _print_status(run, as_json)
+    _print_status(run, as_json, with_model=True)
     if run.status().checkpoints_failed:
         raise typer.Exit(1)
 
@@ -227,7 +228,8 @@ def _format_time_to_go(run: Any, state: Any) -> str:
     return "time to go not known yet" if eta is None else f"{duration(eta)} to go"
 
 
-def _print_status(run: Any, as_json: bool) -> None:
+def _print_status(run: Any, as_json: bool, *, with_model: bool = False) -> None:
+    """Print the state of a scan; `with_model`: of one model also what it gets right and its heads."""
     state, failures, timings = run.status(), run.failures(), run.timings()
     eta = timings.eta_s(state.planned - state.done - state.failed)
     slowest = timings.slowest(_SLOWEST)
@@ -238,7 +240,8 @@ def _print_status(run: Any, as_json: bool) -> None:
         slow = [{name: getattr(t, name) for name in columns} for t in slowest]
         failed = failures.drop(columns="traceback").to_dict("records")
         rest = {"eta_s": eta, "slowest": slow, "failures": failed, "remarks": run.remarks}
-        print_json({"run": run.path, **document, **rest})
+        model = {"model": run.model_summary().document()} if with_model and _has_summary(run) else {}
+        print_json({"run": run.path, **document, **rest, **model})
         return
     to_go = "" if state.is_complete else f"; {_format_time_to_go(run, state)}"
     complete = f"; {state.checkpoints_done} of {state.checkpoints} checkpoints complete" if state.planned else ""
@@ -252,6 +255,13 @@ def _print_status(run: Any, as_json: bool) -> None:
         warn(_format_failure(failure))
     for remark in run.remarks:
         warn(remark)
+    if with_model and _has_summary(run):
+        print()
+        print_summary(run.model_summary())
+
+
+def _has_summary(run: Any) -> bool:
+    return run.is_one_model and bool(run.detectors)
 
 
 def _downloads_in_words(plan: Any, job: Any) -> str:
@@ -275,21 +285,22 @@ def _print_outlook(job: Any, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "job": job.model_dump(mode="json"),
+                "job": outlook.job.model_dump(mode="json"),
                 "units": outlook.units,
                 "units_to_do": outlook.units_to_do,
                 "bytes_to_read": outlook.bytes_to_read,
+                "tokens_per_checkpoint": outlook.tokens,
                 "checkpoints": [dict(zip(columns, row, strict=True)) for row in rows],
                 "downloads": None if outlook.downloads is None else asdict(outlook.downloads),
                 "remarks": outlook.remarks,
             }
         )
         return
-    print(job.to_toml())
+    print(outlook.job.to_toml())
     print_table(columns, rows)
     warn(
-        f"{outlook.units_to_do} units to do on {len(rows)} checkpoints, {outlook.bytes_to_read / 1e9:.3g} GB of "
-        "weights to read; nothing was done"
+        f"{outlook.units_to_do} units to do on {len(rows)} checkpoint{'s' * (len(rows) != 1)}, "
+        f"{outlook.tokens:,} tokens each, {outlook.bytes_to_read / 1e9:.3g} GB of weights to read; nothing was done"
     )
     if outlook.downloads is not None:
         warn(_downloads_in_words(outlook.downloads, job))

@@ -1,10 +1,12 @@
 """Head scores: registered functions of one Recording, and the framework that averages, counts and bootstraps them."""
 
+from workbench.claims.thresholds import THRESHOLDS, Threshold, claims
 from workbench.detectors.baselines import layer_matched, untrained, untrained_scores
 from workbench.detectors.builtin.massive_activations import massive_activations
 from workbench.detectors.builtin.sinks import gu_sink
 from workbench.detectors.builtin.weight_circuits import composition
 from workbench.detectors.decoded_probes import DecodedInstance, Decoding, decode, decoded
+from workbench.detectors.describing import Description, describe
 from workbench.detectors.measuring import WEIGHTS, Measured, measure, measure_weights, score, series_far
 from workbench.detectors.registry import (
     AnyDetector,
@@ -18,7 +20,6 @@ from workbench.detectors.registry import (
 )
 from workbench.detectors.sketches import token_sketch
 from workbench.detectors.split_half import reliability
-from workbench.detectors.thresholds import THRESHOLDS, Threshold, claims
 
 __all__ = [
     "THRESHOLDS",
@@ -26,6 +27,7 @@ __all__ = [
     "AnyDetector",
     "DecodedInstance",
     "Decoding",
+    "Description",
     "Detector",
     "Measured",
     "PerHead",
@@ -36,6 +38,7 @@ __all__ = [
     "composition",
     "decode",
     "decoded",
+    "describe",
     "detector",
     "find_detectors",
     "gu_sink",

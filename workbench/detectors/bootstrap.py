@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from workbench.claims.thresholds import MIN_SEQUENCES
+
 RESAMPLES = 1000
-MIN_SEQUENCES = 5
 _LEVELS = (2.5, 97.5)
 
 

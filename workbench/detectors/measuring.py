@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
+from workbench.claims.abilities import abilities
 from workbench.detectors.bootstrap import bootstrap
 from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
@@ -24,14 +25,17 @@ from workbench.hooks.model import DEFAULT_FAR
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.hooks.recording.needs import Need
 from workbench.kernels import Far
-from workbench.probes import Probe, default, make_probe, split
+from workbench.probes import Probe, make_probe, one_model, split
 from workbench.probes.token_inputs import TokensLike, read_probes, token_batch
 
+# Called with the name of the probe that comes next, the tokens that are done, and those of all probes.
+OnTokens = Callable[[str, int, int], None]
 # The probe name of scores of weights.
 WEIGHTS = "weights"
 # Tokens of a batch: enough to keep the matrix products busy, few enough to keep its activations in hundreds of MB.
 _BATCH_TOKENS = 4096
 _BATCH_LOGITS = 1 << 26
+_METRIC_COLUMNS = pd.Index([field.name for field in fields(Metric)])
 _FIRST_COLUMNS = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
 
 
@@ -111,12 +115,15 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
 ) -> pd.DataFrame:
     """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
 
+    Scores of answers on a default probe that the model cannot do have `cannot=` in their flags, the share of right
+    answers and that on the control: they say where the head looks, not that it retrieves.
+
     Args:
         m: an opened model, or anything that `open_model` takes, such as a TransformerBridge.
         detectors: names; default those that `docs/detectors.md` calls default. On `tokens`, detectors that need answers
             are refused if named, skipped if not. Those of weights have one row per head, under the probe `weights`.
         tokens: sequences to score on (ids, text or a tokenizer's output, as in `HookedModel.record`), with
-            `attention_mask`, which may number packed documents; else `probes`; else `probes.default(m)`.
+            `attention_mask`, which may number packed documents; else `probes`; else `probes.one_model(m)`.
         probes: probes, or their names and arguments as `probes.build` reads them.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
         far: window and sink of `far_mass`; default 256 and 0.
@@ -125,6 +132,30 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     Raises:
         WorkbenchError: for unknown detectors or probes, both tokens and probes, a named detector without its answers,
             or one of weights for a model that TransformerLens cannot open.
+    """
+    return score_and_measure(
+        m, detectors, tokens, attention_mask, probes, rows, seed, far=far, prefill=prefill, controls=False
+    )[0]
+
+
+def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
+    m: HookedModel | nn.Module | Any,
+    detectors: Iterable[str] | Any | None = None,
+    tokens: TokensLike | Probe | None = None,
+    attention_mask: Any = None,
+    probes: Probe | str | Iterable[Probe | str] | None = None,
+    rows: Rows = "all",
+    seed: int = 0,
+    *,
+    far: Far | None = None,
+    prefill: int | None = None,
+    controls: bool = True,
+    on_progress: OnTokens | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of `score`, and the model's own metrics on the probes: probe, metric, distance, position, value, ….
+
+    `controls`: measure those of the default probes even where no detector needs answers. `on_progress`: called before
+    each probe, and at the end. Other arguments and errors as in `score`.
     """
     chosen = find_detectors(detectors)
     if not chosen:
@@ -145,17 +176,22 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
         ids, mask = token_batch(tokens, attention_mask, tokenizer=model.tokenizer)
         chosen_probes = [make_probe("tokens", ids.cpu(), attention_mask=None if mask is None else mask.long().cpu())]
     elif probes is None:
-        chosen_probes = default(model) if of_sequences else []
+        chosen_probes = list(one_model(model).values()) if of_sequences else []
+        if not controls and not any(d.needs_answers for d in of_sequences):
+            chosen_probes = [probe for probe in chosen_probes if not probe.is_control]
     else:
         chosen_probes = read_probes(model, probes)
         _check_fit(of_sequences, chosen_probes)
-    measured = [
-        measure(model, probe, of_sequences, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill).rows
-        for probe in (chosen_probes if of_sequences else [])
-    ]
-    measured.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
-    frame = pd.DataFrame([asdict(row) for by_name in measured for scores in by_name.values() for row in scores])
-    return frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
+    measured: list[Measured] = []
+    for probe in _announced(chosen_probes if of_sequences else [], on_progress):
+        fitting = _fitting(of_sequences, probe)
+        measured.append(measure(model, probe, fitting, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill))
+    metrics = pd.DataFrame([asdict(metric) for each in measured for metric in each.metrics], columns=_METRIC_COLUMNS)
+    tables = [each.rows for each in measured]
+    tables.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
+    frame = pd.DataFrame([asdict(row) for by_name in tables for scores in by_name.values() for row in scores])
+    frame = frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
+    return _marked(frame, metrics, {d.name for d in of_sequences if d.needs_answers}), metrics
 
 
 def series_far(model: HookedModel, probe: Probe) -> Far:
@@ -170,6 +206,31 @@ def _flagged(rows: list[Row], model: HookedModel) -> list[Row]:
         return rows
     flag = f"quantised={model.quantisation}"
     return [replace(row, flags=f"{row.flags};{flag}" if row.flags else flag) for row in rows]
+def _announced(probes: Sequence[Probe], on_progress: OnTokens | None) -> Iterator[Probe]:
+    """The probes one after the other; before each, and after the last, how many tokens are done."""
+    total, done = sum(probe.tokens.numel() for probe in probes), 0
+    for probe in probes:
+        if on_progress is not None:
+            on_progress(probe.name, done, total)
+        yield probe
+        done += probe.tokens.numel()
+    if on_progress is not None and probes:
+        on_progress("", done, total)
+
+
+def _fitting(detectors: Sequence[Detector], probe: Probe) -> list[Detector]:
+    """The detectors to run on a probe: none on a control."""
+    return [] if probe.is_control else list(detectors)
+
+
+def _marked(frame: pd.DataFrame, metrics: pd.DataFrame, of_answers: set[str]) -> pd.DataFrame:
+    """The scores, those of answers flagged on probes that the model cannot do."""
+    for row in abilities(metrics).to_dict("records"):
+        if row["verdict"] == "cannot":
+            rows = (frame["probe"] == row["probe"]) & frame["detector"].isin(list(of_answers))
+            flag = f"cannot={row['right']:.2f}/{row['chance']:.2f}"
+            frame.loc[rows, "flags"] = [f"{flags};{flag}" if flags else flag for flags in frame.loc[rows, "flags"]]
+    return frame
 
 
 def _check_fit(detectors: Sequence[Detector], probes: Sequence[Probe]) -> None:

@@ -67,7 +67,9 @@ class Detector:
     needs_pairs: bool = False
 
     def fits(self, probe: Probe) -> bool:
-        """True if the probe has the answers or pairs that the score is defined on."""
+        """True if the probe has the answers or pairs that the score is defined on; no control of a probe has."""
+        if probe.is_control:
+            return False
         if self.needs_pairs:
             return probe.is_paired
         return probe.target_cells is not None or not (self.needs_answers or self.decoding)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.claims.thresholds import one_checkpoint
 from workbench.emergence.rank_statistics import spearman
-from workbench.heads import WorkbenchError
 
 
 def reliability(table: pd.DataFrame) -> pd.DataFrame:
@@ -38,17 +38,6 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
         rows.append((detector, probe, len(a), _stepped_up(_pearson(a, b), len(a)), _stepped_up(spearman(a, b), len(a))))
     columns = ["detector", "probe", "n_heads", "reliability", "rank_reliability"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
-
-
-def one_checkpoint(table: pd.DataFrame) -> None:
-    """Refuse a table of several checkpoints.
-
-    Raises:
-        WorkbenchError: if the table has several steps.
-    """
-    steps = set(table["step"]) if "step" in table.columns else set()
-    if len(steps) > 1:
-        raise WorkbenchError(f"the table has {len(steps)} steps; pass one checkpoint: run.scores(step=…)")
 
 
 def _pearson(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:

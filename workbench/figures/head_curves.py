@@ -138,7 +138,7 @@ def history(
             name=name,
             mode="lines+markers",
             line={"color": colours[i % len(colours)], "dash": DASHES[i // len(colours) % len(DASHES)]},
-            marker={"size": 4},
+            marker={"size": 4 if len(rows) > 1 else 9},
             text=text,
             hovertemplate="%{text}<extra></extra>",
             row=units.index(scale.unit) + 1,
@@ -228,7 +228,8 @@ def _add_line(
         figure.add_scatter(
             x=x[columns],
             y=[y[column] for column in columns],
-            mode="lines",
+            mode="lines" if len(columns) > 1 else "markers",  # a line of one point is not drawn
+            marker={"size": 4 + 2 * line["width"]},
             name=line["label"].format(name=name),
             opacity=line.get("opacity", 1),
             line={**style, "width": line["width"], **line.get("line", {}), **(_BRANCH if branch != first else {})},

@@ -67,7 +67,12 @@ def compare(tables: Mapping[str, pd.DataFrame], *, detector: str, theme: Theme =
     if not lines:
         raise WorkbenchError(f"none of {', '.join(tables) or 'no runs'} has heads traced under {detector}")
     units = sorted({str(group["unit"].iloc[0]) for *_, group in lines})
-    if len(units) > 1 or units == [""]:
+    if units == [""]:
+        raise WorkbenchError(
+            f"no steps are known of {', '.join(tables)}, so there is no training to count heads over; a series of "
+            "checkpoints has them in its names, or in series.toml"
+        )
+    if len(units) > 1:
         raise WorkbenchError(
             f"the runs count in {' and '.join(unit or 'nothing' for unit in units)}; expected one unit"
         )

@@ -12,6 +12,8 @@ from workbench.probes.multi_hop import variable_tracking
 from workbench.probes.aggregation import common_words, frequent_words, majority
 from workbench.probes.gold_documents import gold_document
 from workbench.probes.natural_text import repeated_ngrams, text, text_file, token_sequences
+from workbench.probes.controls import control, without_answers
+from workbench.probes.one_model import one_model
 
 # isort: on
 from workbench.probes.known_answers import Probe, corrupted, make_probe, part, split
@@ -26,6 +28,7 @@ __all__ = [
     "abfill",
     "build",
     "common_words",
+    "control",
     "copy_needle",
     "corrupted",
     "default",
@@ -38,6 +41,7 @@ __all__ = [
     "multi_passkey",
     "needle",
     "niah",
+    "one_model",
     "part",
     "passkey",
     "probe",
@@ -49,6 +53,7 @@ __all__ = [
     "token_sequences",
     "variable_tracking",
     "vocabulary",
+    "without_answers",
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.probes.known_answers import Probe, looked_up, make_probe
-from workbench.probes.registry import probe
+from workbench.probes.registry import build, probe
 from workbench.probes.token_ids import (
     BareTokens,
     HasVocabulary,
@@ -169,18 +169,27 @@ def default(source: HasVocabulary) -> list[Probe]:
     """
     if source.tokenizer is None and (reason := why_no_tokenizer(source)):
         warnings.warn(f"default probes are token ids drawn without words{reason}", BareTokens, stacklevel=2)
+    return [build(source, written) for written in written_default(source)]
+
+
+def written_default(source: HasVocabulary) -> list[str]:
+    """The probes of `default` in the notation of `build`.
+
+    Raises:
+        WorkbenchError: if none of them fits.
+    """
     words = vocabulary(source)
     longest = context(source) or 1 << 20
     n = min(50, len(words.ids), (longest - 1) // 2)
     distances = [d for d in (16, 32, 64) if d + NEEDLE + 2 <= longest]
-    probes = [repeats(source, n=n)] if n >= 2 else []
+    written = [f"repeats:n={n}"] if n >= 2 else []
     if distances and len(words.ids) >= NEEDLE:
-        probes.append(copy_needle(source, distances, length=min(longest, 96)))
-    if not probes:
+        written.append(f"copy_needle:distance={'+'.join(map(str, distances))},length={min(longest, 96)}")
+    if not written:
         raise WorkbenchError(
             f"no default probe fits {len(words.ids)} ordinary tokens and {longest} positions; pass probes="
         )
-    return probes
+    return written
 
 
 def _copying(name: str, tokens: Int[Tensor, "b t"], rows: Int[Tensor, "b r"], period: int | Tensor) -> Probe:

@@ -30,6 +30,7 @@ class Probe:
     `needles`: of each answer row, the first token of its needle and one past the last. None: not known.
     `is_paired`: sequences 2i and 2i + 1 are one text with its question and with an empty one.
     `documents`: (sequence, first token, one past the last) of the documents of a sequence. None: not known.
+    `is_control`: the answers are gone from the context. The model is measured on it, and no head is scored.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -44,6 +45,7 @@ class Probe:
     needles: Int[Tensor, "n_rows 2"] | None = None
     is_paired: bool = False
     documents: Int[Tensor, "n_documents 3"] | None = None
+    is_control: bool = False
 
 
 def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
@@ -59,6 +61,7 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
     needles: Int[Tensor, "n_rows 2"] | None = None,
     is_paired: bool = False,
     documents: Int[Tensor, "n_documents 3"] | None = None,
+    is_control: bool = False,
 ) -> Probe:
     """Check the fields of a Probe against each other, sort the answers, take each of them once, add the digest.
 
@@ -104,6 +107,8 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
         digest.update(_bytes(needles))
     if documents is not None:
         digest.update(b"documents" + _bytes(documents))
+    if is_control:
+        digest.update(b"control")
     return Probe(
         tokens=tokens,
         attention_mask=attention_mask,
@@ -117,6 +122,7 @@ def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
         needles=needles,
         is_paired=is_paired,
         documents=documents,
+        is_control=is_control,
     )
 
 
@@ -166,6 +172,7 @@ def part(probe: Probe, start: int, stop: int) -> Probe:
         needles=of_rows(probe.needles),
         is_paired=probe.is_paired,
         documents=renumbered(probe.documents),
+        is_control=probe.is_control,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.claims import ModelSummary
 from workbench.console import shown
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.runs import Run, Summary, summarise
@@ -23,6 +24,7 @@ class Contents:
 
     `facts`: per run its series, job, versions and progress. `claims`: sentences. `best`, `failures`: tables with a
     column `run`; `summary`: that of `workbench emergence`. `classes`: the (detector, probe) pairs of all runs.
+    `models`: by name, what is known of the runs of one checkpoint.
     """
 
     runs: tuple[Run, ...]
@@ -32,6 +34,7 @@ class Contents:
     summary: Summary
     failures: pd.DataFrame
     classes: tuple[tuple[str, str], ...]
+    models: dict[str, ModelSummary]
 
     def document(self) -> dict[str, Any]:
         """The contents as one JSON document."""
@@ -43,6 +46,7 @@ class Contents:
             **{name: table.to_dict("records") for name, table in lists.items()},
             **tables,
             "lock_in": self.summary.sentences,
+            "models": {name: model.document() for name, model in self.models.items()},
         }
 
 
@@ -62,16 +66,27 @@ def contents_of(
     summary = summarise(runs, detectors=detectors, probe=probe, n=n)
     classes = summary.tables["classes"]
     pairs = tuple(dict.fromkeys(classes.loc[:, ["detector", "probe"]].itertuples(index=False, name=None)))
+    of_training = {run.name for run in runs if run.n_scored > 1}
+    models = {run.name: run.model_summary() for run in runs if run.n_scored == 1}
     best = pd.concat([_best(run, detector, on, n) for detector, on in pairs for run in runs], ignore_index=True)
     failed = pd.concat([run.failures().drop(columns="traceback").assign(run=run.name) for run in runs])
     return Contents(
         tuple(runs),
         facts,
-        [*_claims(classes), *(f"{s['run']}, {s['detector']} on {s['probe']}: {s['says']}" for s in summary.sentences)],
+        [
+            *(f"{name}: {sentence}" for name, model in models.items() for sentence in model.sentences()),
+            *_claims(classes, of_training),
+            *(
+                f"{s['run']}, {s['detector']} on {s['probe']}: {s['says']}"
+                for s in summary.sentences
+                if s["run"] in of_training
+            ),
+        ],
         best,
         summary,
         failed.reset_index(drop=True),
         pairs,
+        models,
     )
 
 
@@ -82,7 +97,7 @@ def _facts(run: Run) -> dict[str, Any]:
     settings = {
         str(run.settings_of(detector, probe)) for detector in run.detectors for probe in run.probes_of(detector)
     }
-    tokens = series["tokens"].dropna()
+    tokens, steps = series["tokens"].dropna(), series["step"].dropna()
     layers: Any = run.layers()
     kinds = [
         f"{len(group)} {kind}" + (f" (window {window})" if pd.notna(window) else "")
@@ -92,7 +107,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "folder": str(run.path),
         "scanned": description.created,
         "checkpoints": len(series),
-        "steps": f"{series['step'].min()} to {series['step'].max()}",
+        "steps": None if steps.empty else f"{steps.min()} to {steps.max()}",
         "tokens": None if tokens.empty else f"{tokens.min():,} to {tokens.max():,}",
         "layers": ", ".join(kinds),
         "heads": int(layers["n_heads"].sum()),
@@ -107,9 +122,9 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _claims(classes: pd.DataFrame) -> list[str]:
-    """One sentence per class and run: how many heads there are, and when half of their rise was over."""
-    return [_claim(row) for row in classes.to_dict("records")]
+def _claims(classes: pd.DataFrame, names: set[str]) -> list[str]:
+    """One sentence per class and run of these names: how many heads there are, and when half of their rise was over."""
+    return [_claim(row) for row in classes.to_dict("records") if row["run"] in names]
 
 
 def _claim(row: dict[str, Any]) -> str:

@@ -61,8 +61,16 @@ def _sections(contents: Contents) -> Iterator[str]:
         '<p class="note">Intervals are 95&nbsp;% bootstraps over sequences, onsets of fits over checkpoints. '
         "Heads of different runs are compared by class, never by number.</p>"
     )
+    for name, model in contents.models.items():
+        yield f"<h2>{escape(name)}: what the model gets right</h2>"
+        yield _table(model.abilities)
+        yield f"<h2>{escape(name)}: its heads, with the threshold of each class</h2>"
+        yield _table(model.heads.drop(columns=["layer", "head", "kv_head"]))
     yield "<h2>Best heads at the end</h2>"
     yield _table(contents.best)
+    if len(contents.models) == len(contents.runs):
+        yield from _at_one_checkpoint(contents, numbers)
+        return
     yield "<h2>Classes, and when half of their rise was over</h2>"
     yield _table(contents.summary.tables["classes"])
     yield "<h2>The earliest heads of each class</h2>"
@@ -74,6 +82,15 @@ def _sections(contents: Contents) -> Iterator[str]:
     yield from _of_model(contents.runs, numbers)
     yield "<h3>Phase changes</h3>"
     yield _table(contents.summary.tables["phase_changes"])
+    yield "<h2>Failures</h2>"
+    yield _table(contents.failures) if len(contents.failures) else "<p>None.</p>"
+
+
+def _at_one_checkpoint(contents: Contents, numbers: Iterator[int]) -> Iterator[str]:
+    """What there is to draw where no run is over training: each detector's grid of heads."""
+    for detector, probe in contents.classes:
+        yield f"<h2>{escape(detector)} on {escape(probe)}</h2>"
+        yield _figure(figures.heads(contents.runs, detector=detector, probe=probe), numbers)
     yield "<h2>Failures</h2>"
     yield _table(contents.failures) if len(contents.failures) else "<p>None.</p>"
 

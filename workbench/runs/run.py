@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from workbench.claims import ModelSummary, abilities, summarise_model
 from workbench.emergence import (
     HEAD,
     LINEAGE,
@@ -482,6 +483,36 @@ class Run:
         if not tables:
             return self.scores().assign(onset_step=[], onset_tokens=[]).loc[:, list(_TOP)]
         return pd.concat(tables, ignore_index=True)
+
+    def model_summary(self, step: Step = "last") -> ModelSummary:
+        """What the model gets right at a checkpoint, and its heads of each class; see `claims.summarise_model`.
+
+        Raises:
+            WorkbenchError: if there is no such checkpoint.
+        """
+        with self._lock:
+            scores = self.scores(step=step)
+            if scores.empty:
+                raise WorkbenchError(f"{self.path} has no scores yet; see `workbench status`")
+            metrics = self.metrics()
+            return summarise_model(scores, metrics.loc[metrics["ckpt"] == scores["ckpt"].iloc[-1]])
+
+    def cannot(self) -> list[dict[str, Any]]:
+        """The probes that the model cannot do at the last checkpoint: rows of `claims.abilities`."""
+        metrics = self.metrics(step="last")
+        return [row for row in abilities(metrics).to_dict("records") if row["verdict"] == "cannot"]
+
+    @property
+    def n_scored(self) -> int:
+        """How many checkpoints have scores."""
+        with self._lock:
+            return len({part.label.ckpt for part in self._rows.newest_parts("scores") if part.label.rows})
+
+    @property
+    def is_one_model(self) -> bool:
+        """Whether the series is of one checkpoint, so that there is no training to show."""
+        with self._lock:
+            return len(self._rows.series()) == 1
 
     def layers(self) -> pd.DataFrame:
         """What each layer is at the last checkpoint that has scores: layer, kind, window, n_heads."""

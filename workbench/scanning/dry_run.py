@@ -19,6 +19,7 @@ from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
 from workbench.runs.status import UnitName, committed_names, planned_names
+from workbench.scanning.default_probes import with_default_probes
 from workbench.scanning.hub_downloads import DownloadPlan, find_candidates, plan_downloads
 from workbench.scanning.job import Job
 from workbench.scanning.machine import n_workers
@@ -43,14 +44,15 @@ class CheckpointOutlook:
 class Outlook:
     """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan.
 
-    `remarks`: what the user should know of the series and of the probes' words. `downloads`: what would be fetched of
-    checkpoints at a hub; None for a directory.
+    `remarks`: what the user should know of the series and of the probes' words. `tokens`: those that each checkpoint's
+    model runs over. `downloads`: what would be fetched of checkpoints at a hub; None for a directory.
     """
 
     job: Job
     units: tuple[dict[str, Any], ...]
     checkpoints: tuple[CheckpointOutlook, ...]
     remarks: tuple[str, ...] = ()
+    tokens: int = 0
     downloads: DownloadPlan | None = None
 
     @property
@@ -82,8 +84,11 @@ def _look_ahead(job: Job, ready: Sequence[Probe], candidates: Candidates) -> Out
     detectors = find_detectors(job.detectors)
     series = find_series(job, candidates)
     checkpoints = shard_of(job, series.on_disk)
-    units = Units(job, ready, detectors, find_words(job, ready, series))
+    words = find_words(job, ready, series)
+    job, remarks_on_probes = with_default_probes(job, ready, series, words)
+    units = Units(job, ready, detectors, words)
     planned = planned_units(units, checkpoints)
+    tokens = units.tokens(planned_probes(units, checkpoints))
     names = planned_names(planned)
     committed = _committed(job, units, planned, checkpoints) if (job.out / "run.json").is_file() else {}
     outlooks: list[CheckpointOutlook] = []
@@ -91,11 +96,11 @@ def _look_ahead(job: Job, ready: Sequence[Probe], candidates: Candidates) -> Out
         done = (names & committed.get(c.name, Counter())).total()
         n_bytes = 0 if done == names.total() else size_of(c, series)
         outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
-    remarks = (*remarks_on(series), *units.remarks())
+    remarks = (*remarks_on(series), *units.remarks(), *remarks_on_probes)
     to_fetch = [each.checkpoint for each in outlooks if each.done < each.units or not each.units]
     workers = n_workers(job, [size_of(c, series) for c in checkpoints])
     downloads = plan_downloads(job, series, to_fetch, workers=workers) if series.remote else None
-    return Outlook(job, tuple(planned), tuple(outlooks), remarks, downloads)
+    return Outlook(job, tuple(planned), tuple(outlooks), remarks, tokens=tokens, downloads=downloads)
 
 
 def size_of(checkpoint: Checkpoint, series: Series) -> int:
@@ -178,12 +183,21 @@ def planned_units(units: Units, checkpoints: Sequence[Checkpoint]) -> list[dict[
     Raises:
         WorkbenchError: if a probe cannot be made.
     """
+    return units.planned(planned_probes(units, checkpoints))
+
+
+def planned_probes(units: Units, checkpoints: Sequence[Checkpoint]) -> list[Probe]:
+    """The probes of the first readable checkpoint; none without one.
+
+    Raises:
+        WorkbenchError: if a probe cannot be made.
+    """
     for checkpoint in checkpoints:
         try:
-            return units.planned(units.probes(checkpoint.path))
+            return units.probes(checkpoint.path)
         except BadCheckpoint:
             continue
-    return units.planned([])
+    return []
 
 
 def shard_of(job: Job, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

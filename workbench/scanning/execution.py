@@ -14,7 +14,16 @@ from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
-from workbench.scanning.dry_run import find_series, find_words, planned_units, remarks_on, shard_of, size_of
+from workbench.scanning.default_probes import with_default_probes
+from workbench.scanning.dry_run import (
+    find_series,
+    find_words,
+    planned_probes,
+    planned_units,
+    remarks_on,
+    shard_of,
+    size_of,
+)
 from workbench.scanning.engines import Channel, Engine, Outcome, Task, Tasks, run_inline, run_local, run_ray
 from workbench.scanning.hub_downloads import find_candidates, hub_tasks, moved_meanwhile, moved_since
 from workbench.scanning.interrupts import Interrupts
@@ -90,6 +99,7 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
     series = find_series(job, candidates)
     words = find_words(job, ready, series)
+    job, remarks_on_probes = with_default_probes(job, ready, series, words)
     setup = Setup(job, tuple(ready), job.detectors, modules, words)
     worker = open_worker(setup)
     checkpoints = series.on_disk
@@ -106,7 +116,7 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.write_job(job.to_toml())
         moved = moved_since(store.checkpoints(), series)
         store.write_checkpoints(series.records())
-        remarks = [*remarks_on(series), *moved, *worker.units.remarks()]
+        remarks = [*remarks_on(series), *moved, *worker.units.remarks(), *remarks_on_probes]
         plan = {"checkpoints": [c.name for c in checkpoints], "units": planned, "remarks": remarks}
         plan |= {"tokenizer": None if words.tokenizer is None else str(words.tokenizer)}
         store.write_plan(plan)
@@ -115,7 +125,8 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.begin_timing()
         workers = n_workers(job, [size_of(c, series) for c in selected])
         tasks = _tasks(selected, series, given_up=set() if job.retry else _given_up(store), n_ahead=workers)
-        counter = ProgressCounter(len(planned), len(selected), on_progress)
+        tokens = worker.units.tokens(planned_probes(worker.units, checkpoints))
+        counter = ProgressCounter(len(planned), len(selected), on_progress, tokens_per_checkpoint=tokens)
         channel = Channel(counter.add, lambda: interrupts.is_noted)
         engine = _engine(job, workers, worker)
         with _supply(job, series, tasks, worker=worker, workers=workers, channel=channel) as (supply, release):

@@ -12,7 +12,10 @@ from workbench.console import watched_bar
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Units done and planned, failures stored, the checkpoint and probe being processed, and seconds remaining."""
+    """Units done and planned, failures stored, the checkpoint and probe being processed, and seconds remaining.
+
+    `tokens`: those that the model runs over for all planned units.
+    """
 
     done: int
     failed: int
@@ -20,13 +23,15 @@ class Progress:
     checkpoint: str
     probe: str
     eta_s: float | None
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """What changed at a checkpoint since its worker's last event.
 
-    `found`: units that an earlier scan had done; `committed`: units done now; `failed`: failures stored.
+    `found`: units that an earlier scan had done; `committed`: units done now; `failed`: failures stored. `tokens`:
+    those of the units found or committed.
     """
 
     checkpoint: str
@@ -34,6 +39,7 @@ class Event:
     found: int = 0
     committed: int = 0
     failed: int = 0
+    tokens: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -54,9 +60,13 @@ def default_progress() -> Generator[OnProgress]:
 class ProgressCounter:
     """The sum of all events of one scan; reports after each."""
 
-    def __init__(self, per_checkpoint: int, n_checkpoints: int, on_progress: OnProgress) -> None:
+    def __init__(
+        self, per_checkpoint: int, n_checkpoints: int, on_progress: OnProgress, *, tokens_per_checkpoint: int = 0
+    ) -> None:
         self._per_checkpoint, self._n_checkpoints, self._on_progress = per_checkpoint, n_checkpoints, on_progress
+        self._tokens_per_checkpoint = tokens_per_checkpoint
         self._done = self._failed = self._committed = self._ended = 0
+        self._tokens_done = self._tokens_committed = 0
         self._started = time.monotonic()
 
     def add(self, event: Event) -> None:
@@ -64,6 +74,8 @@ class ProgressCounter:
         self._done += event.found + event.committed
         self._committed += event.committed
         self._failed += event.failed
+        self._tokens_done += event.tokens
+        self._tokens_committed += event.tokens if event.committed else 0
         self._on_progress(self._progress(event.checkpoint, event.probe))
 
     def end_checkpoint(self, checkpoint: str) -> None:
@@ -73,8 +85,14 @@ class ProgressCounter:
 
     def _progress(self, checkpoint: str, probe: str) -> Progress:
         planned = self._per_checkpoint * self._n_checkpoints
-        remaining = max(0, planned - max(self._done, self._per_checkpoint * self._ended))
-        pace = (time.monotonic() - self._started) / self._committed if self._committed else None
+        tokens = self._tokens_per_checkpoint * self._n_checkpoints
+        seconds = time.monotonic() - self._started
+        if self._tokens_committed:  # probes differ in length: tokens tell more of the time than units do
+            remaining = max(0, tokens - max(self._tokens_done, self._tokens_per_checkpoint * self._ended))
+            pace = seconds / self._tokens_committed
+        else:
+            remaining = max(0, planned - max(self._done, self._per_checkpoint * self._ended))
+            pace = seconds / self._committed if self._committed else None
         return Progress(
             done=self._done,
             failed=self._failed,
@@ -82,4 +100,5 @@ class ProgressCounter:
             checkpoint=checkpoint,
             probe=probe,
             eta_s=None if pace is None else pace * remaining,
+            tokens=tokens,
         )

@@ -19,6 +19,7 @@ from workbench.scanning.kept_patterns import MapOptions
 from workbench.scanning.machine import dtype_in_words
 from workbench.store import (
     DEFAULT_DTYPE,
+    DEFAULT_PROBE,
     KEY_SCHEMA,
     MAPS_SCHEMA,
     Origin,
@@ -29,8 +30,6 @@ from workbench.store import (
 )
 
 METRICS_VERSION = 1
-# How a request writes the probes that nobody chose.
-_DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,16 @@ class Unit:
     @property
     def table(self) -> Table:
         return "metrics" if self.detector is None else "scores"
+
+
+def with_patterns(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes whose patterns a scan keeps: all but controls."""
+    return [probe for probe in probes if not probe.is_control]
+
+
+def tokens_of_pattern(probe: Probe) -> int:
+    """Tokens that the model runs over for the patterns of a probe: its first sequence."""
+    return probe.tokens.shape[1]
 
 
 class Units:
@@ -136,9 +145,14 @@ class Units:
         settings = Settings(dtype=options.dtype, far_window=options.far_window).as_dict()
         maps = [
             {"probe": p.name, "detector": "maps", "version": MAPS_SCHEMA, "table": "maps", "settings": settings}
-            for p in (probes if self._job.maps else ())
+            for p in (with_patterns(probes) if self._job.maps else ())
         ]
         return measured + maps
+
+    def tokens(self, probes: Sequence[Probe]) -> int:
+        """Tokens that the model of each checkpoint runs over, patterns included."""
+        of_patterns = map(tokens_of_pattern, with_patterns(probes) if self._job.maps else ())
+        return sum(probe.tokens.numel() for probe in probes) + sum(of_patterns)
 
     def written(self, checkpoints: Sequence[Path]) -> dict[str, WrittenProbe]:
         """The probes in the words of the job, with their digests in the vocabularies of these checkpoints."""
@@ -150,7 +164,7 @@ class Units:
             except Exception:  # the scan stores the reason as this checkpoint's failure
                 continue
             written = [*(self._job.probes or ()), *(f"{p.name}:{p.digest}" for p in self._ready)]
-            for probe, text in zip(probes, written or [_DEFAULT] * len(probes), strict=True):
+            for probe, text in zip(probes, written or [DEFAULT_PROBE] * len(probes), strict=True):
                 words[probe.name] = text
                 digests.setdefault(probe.name, set()).add(probe.digest)
         return {name: WrittenProbe(text, tuple(sorted(digests[name]))) for name, text in words.items()}
@@ -158,6 +172,8 @@ class Units:
     def _detectors_on(self, probe: Probe | None) -> list[AnyDetector | None]:
         if probe is None:
             return [d for d in self._detectors if isinstance(d, WeightDetector)]
+        if probe.is_control:
+            return [None]
         fitting: list[AnyDetector | None] = [d for d in self._detectors if isinstance(d, Detector) and d.fits(probe)]
         return fitting if probe.answer_rows is None else [*fitting, None]
 

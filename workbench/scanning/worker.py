@@ -40,7 +40,7 @@ from workbench.scanning.job import Job
 from workbench.scanning.kept_patterns import commit_map, flagged, make_map, map_key, probes_without_maps
 from workbench.scanning.machine import dtype_of, free_memory, read_ahead
 from workbench.scanning.progress import Event
-from workbench.scanning.units import Unit, Units
+from workbench.scanning.units import Unit, Units, tokens_of_pattern, with_patterns
 from workbench.store import Failure, Origin, Store, Timing, canonical_digest
 
 # The probe digest of scores of weights: the same in every run.
@@ -234,15 +234,18 @@ class ScanWorker:
         for probe in [*self.units.probes(path), None]:
             units = self.units.of_probe(origin, probe)
             todo = [u for u in units if not self._store.settle(u.table, origin, u.key)]
-            channel.send(Event(origin.ckpt, found=len(units) - len(todo)))
+            tokens = 0 if todo or probe is None else probe.tokens.numel()
+            channel.send(Event(origin.ckpt, found=len(units) - len(todo), tokens=tokens))
             if todo:
                 missing.append((probe, todo))
         return missing
 
     def _missing_maps(self, origin: Origin, path: Path, channel: Channel) -> list[Probe]:
-        probes = self.units.probes(path) if self._job.maps else []
+        probes = with_patterns(self.units.probes(path)) if self._job.maps else []
         todo = probes_without_maps(self._store, origin, probes, self._map_options)
-        channel.send(Event(origin.ckpt, found=len(probes) - len(todo)))
+        missing = {probe.name for probe in todo}
+        tokens = sum(tokens_of_pattern(probe) for probe in probes if probe.name not in missing)
+        channel.send(Event(origin.ckpt, found=len(probes) - len(todo), tokens=tokens))
         return todo
 
     def _open(self, origin: Origin, path: Path, stamp: Mapping[str, tuple[int, int, int]]) -> _OpenCheckpoint:
@@ -284,7 +287,7 @@ class ScanWorker:
         with stopwatch.during("write"):
             self._commit(opened, probe, units, measured)
         self._store.add_timing(_timing(ckpt, name, len(units), stopwatch, forward_s=measured.forward_s))
-        channel.send(Event(ckpt, name, committed=len(units)))
+        channel.send(Event(ckpt, name, committed=len(units), tokens=0 if probe is None else probe.tokens.numel()))
 
     def _measure(self, model: HookedModel, probe: Probe | None, units: Sequence[Unit]) -> Measured:
         if probe is None:
@@ -333,7 +336,7 @@ class ScanWorker:
                 commit_map(self._store, origin, probe, arrays, self._map_options)
             timing = _timing(origin.ckpt, probe.name, 1, stopwatch, forward_s=stopwatch.seconds["measure"])
             self._store.add_timing(replace(timing, what="maps"))
-            channel.send(Event(origin.ckpt, probe.name, committed=1))
+            channel.send(Event(origin.ckpt, probe.name, committed=1, tokens=tokens_of_pattern(probe)))
             stopwatch = _Stopwatch()
 
     def _fail(self, ckpt: str, units: Sequence[str | None], error: Exception, channel: Channel) -> None:

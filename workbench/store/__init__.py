@@ -18,6 +18,7 @@ from workbench.store.run_description import JobDescription, RunDescription, Vers
 from workbench.store.run_folder import Failure, Store
 from workbench.store.run_reader import Reader, plain_text
 from workbench.store.scan_requests import (
+    DEFAULT_PROBE,
     Current,
     Request,
     WrittenProbe,
@@ -32,6 +33,7 @@ from workbench.store.timings import Timing, Timings
 
 __all__ = [
     "DEFAULT_DTYPE",
+    "DEFAULT_PROBE",
     "KEY_SCHEMA",
     "MAPS_SCHEMA",
     "METRICS",

@@ -19,6 +19,8 @@ from workbench.store.part_format import Label, Origin, canonical_digest
 from workbench.store.score_settings import Settings
 
 REQUESTS, CURRENT = "requests", "current"
+# How a request writes the probes of a series that nobody chose.
+DEFAULT_PROBE = "default"
 
 
 @dataclass(frozen=True, slots=True)

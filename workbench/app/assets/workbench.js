@@ -312,7 +312,9 @@
     const ever = reached.filter((column) => column <= last).length;
     const now = last < 0 ? 0 : score.subarray(last * n, (last + 1) * n).filter((value) => value >= planes.threshold).length;
     const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
+    const isOne = run.checkpoints.length === 1;
     const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
+    if (isOne) return [[`${now}`, span("of", rule)], "one checkpoint: no onset to tell"];
     return [[`${now}`, span("of", rule)], `${ever} so far · ${ever - now} lost · ${onset}`];
   }
 
@@ -357,7 +359,8 @@
   function clicked(point) {
     const head = point.customdata;
     if (typeof head !== "string" || !head) return;
-    const run = [point.data.legendgroup, point.data.name].find((name) => name && name in shown.planes.runs);
+    const runs = shown.planes ? shown.planes.runs : {};
+    const run = [point.data.legendgroup, point.data.name].find((name) => name && name in runs);
     jump(run ? { page: "head", head, run } : { page: "head", head });
   }
 

@@ -34,6 +34,7 @@ MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, PAIRING, LOCK_IN, LOCK_IN_SENTEN
     "lock-in-said",
 )
 _MOVED_ROWS = 40
+_SAME = "A and B are the same checkpoint: choose another run or checkpoint above"
 _MATRICES_PX = 760
 
 
@@ -139,6 +140,8 @@ def register(app: Dash, content: Content) -> None:
             return no_update, no_update
         try:
             sides = sides_of(view, runs)
+            if sides.names[0] == sides.names[1]:
+                return message(_SAME, theme), []
             pairs = pairs_of(sides, view)
             figure = figures.scores_against(pairs, detector=view.detector, names=sides.names, theme=theme)
         except WorkbenchError as error:
@@ -194,8 +197,14 @@ def _draw_lock_in(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, str]
 def _draw_classes(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, Any]:
     try:
         tables = emerged(view, runs)
+        stepless = [name for name, table in tables.items() if set(table["unit"]) == {""}]
+        if len(stepless) < len(tables):
+            tables = {name: table for name, table in tables.items() if name not in stepless}
         figure = figures.compare(tables, detector=view.detector, theme=theme)
-        return figure, class_table(emergence.compare(tables))
+        counted = class_table(emergence.compare(tables))
+        if not stepless:
+            return figure, counted
+        return figure, [counted, html.P(f"not counted: no steps are known of {', '.join(stepless)}", className="muted")]
     except WorkbenchError as error:
         return message(str(error), theme), []
 

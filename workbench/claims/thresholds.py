@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from workbench.detectors.bootstrap import MIN_SEQUENCES
-from workbench.detectors.split_half import one_checkpoint
 from workbench.heads import WorkbenchError
 
 Rule = Literal["above", "top_share", "top_heads"]
+# Sequences that an interval and a claim take at least.
+MIN_SEQUENCES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +99,14 @@ def _claims(rows: pd.DataFrame, threshold: Threshold) -> np.ndarray:
         chosen = set(ranked[: round(threshold.value * len(ranked))])
         best = np.array([group in chosen for group in groups])
     return np.where(best, "yes", "no")
+
+
+def one_checkpoint(table: pd.DataFrame) -> None:
+    """Refuse a table of several checkpoints.
+
+    Raises:
+        WorkbenchError: if the table has several steps.
+    """
+    steps = set(table["step"]) if "step" in table.columns else set()
+    if len(steps) > 1:
+        raise WorkbenchError(f"the table has {len(steps)} steps; pass one checkpoint: run.scores(step=…)")

@@ -1,0 +1,113 @@
+"""What a model gets right on each probe, beside its control, and whether its scores there speak of retrieval.
+
+1. The share of answer tokens that are the model's arg-max, and the loss on them, with intervals over sequences.
+2. The same on the control: the answers gone from the context. Of `repeated_ngrams` it is the first occurrences.
+3. A verdict: `does`, the model gets at least half right, and more than on the control, interval against interval;
+   `partly`, more than on the control but less than half; `cannot`, no more than on the control; `not known`, less than
+   half, and there is no control.
+
+Reference:
+    Wu et al. 2024, Retrieval Head Mechanistically Explains Long-Context Factuality: a test counts towards a head's
+    score where more than half of the needle is recalled (ROUGE-1 recall above 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from workbench.heads import WITHOUT_ANSWERS
+
+HALF = 0.5
+LOSS = "loss_nats"
+COLUMNS = (
+    *("probe", "metric", "n", "right", "right_lo", "right_hi", "nats"),
+    *("chance", "chance_lo", "chance_hi", "chance_nats", "verdict"),
+)
+# The number of one class, such as `recall_hops_2`.
+_CLASSED = re.compile(r".+_[a-z]+_\d+")
+
+
+class _Share(NamedTuple):
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def abilities(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row per probe that has answers to get right.
+
+    Args:
+        metrics: rows of `Run.metrics` of one checkpoint.
+
+    Returns:
+        probe, metric; n answers, `right` the share of them that is right, with its 95 % interval, `nats` the loss on
+        them; `chance`, the share on the control, with its interval, and `chance_nats`, NaN where there is no control;
+        verdict.
+    """
+    rows = [row for probe in dict.fromkeys(metrics["probe"]) if (row := _row(metrics, str(probe))) is not None]
+    return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """A row of `abilities` as a sentence without its full stop."""
+    if row["verdict"] == "cannot":
+        return (
+            f"the model cannot do {row['probe']}: {row['right']:.2f} of its answers are right, {row['chance']:.2f} "
+            "where the answers are gone from the context"
+        )
+    control = "" if row["verdict"] == "not known" else f", {row['chance']:.2f} without them in the context"
+    control = "" if pd.isna(row["chance"]) else control
+    return f"the model gets {row['right']:.2f} of the answers of {row['probe']} right{control}"
+
+
+def _row(metrics: pd.DataFrame, probe: str) -> dict[str, Any] | None:
+    if probe.endswith(WITHOUT_ANSWERS):
+        return None
+    of_probe = metrics.loc[(metrics["probe"] == probe) & metrics["position"].isna()]
+    names = [name for name in dict.fromkeys(of_probe["metric"]) if name != LOSS and not _CLASSED.fullmatch(name)]
+    if not names:
+        return None
+    metric = names[0]
+    if bool((of_probe["distance"] == 0).fillna(False).any()):
+        behind = of_probe.loc[(of_probe["distance"] > 0).fillna(False)]
+        first = of_probe.loc[(of_probe["distance"] == 0).fillna(False)]
+        right, nats, chance, chance_nats = (_share(rows, name) for rows in (behind, first) for name in (metric, LOSS))
+    else:
+        pooled = of_probe.loc[of_probe["distance"].isna()]
+        without = metrics.loc[(metrics["probe"] == probe + WITHOUT_ANSWERS) & metrics["distance"].isna()]
+        right, nats, chance, chance_nats = (_share(rows, name) for rows in (pooled, without) for name in (metric, LOSS))
+    if right.n == 0:
+        return None
+    verdict = _verdict(right, chance)
+    values = (probe, metric, right.n, *right[:3], nats.value, *chance[:3], chance_nats.value, verdict)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _share(rows: pd.DataFrame, metric: str) -> _Share:
+    """The mean over classes, each weighed by its answers; so are the ends of the interval, which is never too narrow.
+
+    Were the classes independent, the interval of their mean would be narrower.
+    """
+    of_metric = rows.loc[(rows["metric"] == metric) & (rows["n"] > 0)]
+    weight, values = (of_metric.loc[:, names].to_numpy(np.float64) for names in (["n"], ["value", "ci_lo", "ci_hi"]))
+    if not len(weight):
+        return _Share(math.nan, math.nan, math.nan, 0)
+    value, low, high = ((weight * values).sum(0) / weight.sum()).tolist()
+    return _Share(value, low, high, int(weight.sum()))
+
+
+def _verdict(right: _Share, chance: _Share) -> str:
+    """Where fewer than five sequences give no interval, the share itself is compared."""
+    low = right.value if pd.isna(right.low) else right.low
+    if chance.n == 0:
+        return "does" if right.value >= HALF else "not known"
+    high = chance.value if pd.isna(chance.high) else chance.high
+    if low <= high:
+        return "cannot"
+    return "does" if right.value >= HALF else "partly"
