@@ -2,10 +2,11 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
-from workbench.atomic import replace_file, replacing_file, replacing_folder, sweep_temporaries
+from workbench.atomic import prove_writable, replace_file, replacing_file, replacing_folder, sweep_temporaries
 from workbench.heads import StoreNotWritable
 
 
@@ -51,6 +52,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreNotWritable, match=r"file/out cannot be written"), replacing_folder(tmp_path / "file/out"):
         pass
+
+
+def test_a_place_where_no_folder_can_be_is_named(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    for place in (Path("/proc/none/run"), tmp_path / "a" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(StoreNotWritable, match=r"cannot be (made|written) .*choose a place"):
+            prove_writable(place, temporaries=place)
 
 
 def test_temporaries_of_dead_processes_of_this_machine_and_partial_folders_are_swept(tmp_path):

@@ -27,6 +27,8 @@ _REFUSED = {
     errno.ENOTDIR: "not a folder",
     errno.EEXIST: "not a folder",
     errno.EIO: "input/output error",
+    errno.ENAMETOOLONG: "name too long",
+    errno.ELOOP: "links in a circle",
 }
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_DIRECTORY_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -116,8 +118,12 @@ def prove_writable(folder: Path, *, temporaries: Path) -> None:
         StoreNotWritable: if one of these operations fails.
     """
     probe = folder / f"writable-{secrets.token_hex(4)}"
-    with refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with refusals_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # whatever keeps a folder from being made, as that of a special file system
+        reason = error.strerror or type(error).__name__
+        raise StoreNotWritable(f"{folder} cannot be made ({reason}); choose a place (--out) that can be") from error
     replace_file(probe, b"written to see whether this folder can be\n", temporaries=temporaries)
     with refusals_named(folder):
         probe.unlink()

@@ -5,10 +5,11 @@ import torch
 
 from tests.families import random_tokens, tiny
 from tests.series import write_series
-from workbench import open_model, probes, scan
+from workbench import WorkbenchError, open_model, probes, scan, score
 from workbench.detectors.measuring import measure
 from workbench.detectors.registry import find_detectors
 from workbench.hooks.model import DEFAULT_FAR
+from workbench.kernels import Far
 from workbench.probes.draft import Draft, assemble
 
 
@@ -78,3 +79,15 @@ def test_a_scan_stores_hops_and_depths_under_their_names(tmp_path):
     assert run.metrics(metric="recall_hops_2").value.between(0, 1).all()
     assert run.metrics(metric="loss_nats_depth_50").probe.unique().tolist() == ["passkey"]
     assert set(run.scores().probe) == {"variable_tracking", "passkey"}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, True])
+def test_a_seed_that_the_bootstrap_cannot_take_is_refused_before_anything_runs(model, seed):
+    with pytest.raises(WorkbenchError, match="expected a whole number from 0"):
+        score(model, "sink", seed=seed)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (4, -1), (True, 0)])
+def test_a_far_window_that_is_no_number_of_tokens_is_refused(sizes):
+    with pytest.raises(WorkbenchError, match="a window of at least 1 token and a sink of at least 0"):
+        Far(*sizes)

@@ -9,7 +9,7 @@ from tests.families import random_tokens, tiny
 from tests.more_families import MORE_CONFIGS
 from workbench.detectors import score
 from workbench.hooks import open_model
-from workbench.hooks.taps.attention_interface import handling
+from workbench.hooks.taps.eager import handling
 from workbench.kernels import Far
 
 FAR = Far(5)

@@ -185,6 +185,15 @@ def test_a_handful_of_checkpoints_can_say_there_and_not_there(n):
     assert table.n50.isna().all()
 
 
+@pytest.mark.parametrize(
+    "values", [(0.01, 0.8, 0.94), (0.05, 0.14, 0.8, 0.94), (0.02, 0.3, 0.2, 0.5, 0.45, 0.5, 0.8, 0.65)]
+)
+def test_a_head_that_is_low_at_the_first_of_a_few_checkpoints_is_not_called_there_at_first(values):
+    found = one(*values)
+    assert found.verdict == "unconfirmed"
+    assert pd.isna(found.n50)
+
+
 def test_no_rows_give_an_empty_table_with_the_same_columns():
     full = rows([(0.1, 0.2, 0.3)], range(3))
     assert list(trace(full.iloc[:0]).columns) == list(trace(full).columns)

@@ -149,7 +149,7 @@ def test_what_the_kernels_do_not_hold_goes_row_by_row_with_the_reason(changes, w
 
 def masks_of(family, n_tokens=30, attention_mask=None):
     """The masks that a model's layers bring."""
-    from workbench.hooks.taps.attention_interface import handling
+    from workbench.hooks.taps.eager import handling
 
     seen = []
 

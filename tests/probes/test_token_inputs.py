@@ -103,6 +103,8 @@ def test_text_is_read_by_the_tokenizer():
         (torch.tensor([True]), "dtype bool; expected whole numbers"),
         (torch.tensor(5), r"shape \(\).*pass a list of the one token"),
         (5, r"shape \(\)"),
+        (torch.tensor([IDS], device="meta"), "without numbers to read"),
+        (torch.tensor([IDS]).to_sparse(), r"pass tokens.to_dense\(\)"),
         (torch.zeros(1, 1, 3, dtype=torch.long), r"shape \(1, 1, 3\)"),
         (torch.zeros(0, dtype=torch.long), r"shape \(0,\).*at least one token"),
         ([], "at least one token"),
@@ -159,6 +161,12 @@ def test_text_without_a_tokenizer_and_text_that_is_none_are_refused():
     with pytest.raises(WorkbenchError, match="decode it with errors='replace'"):
         encode(strict, "\ud800")
     assert encode(strict, "é") == [195, 169]
+
+    def of_known_words(text, verbose=True):  # as the tokenizers library does without a token for unknown words
+        raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
+
+    with pytest.raises(WorkbenchError, match=r"Missing .UNK.*a token for unknown ones"):
+        encode(of_known_words, "a b")
 
 
 # Probes

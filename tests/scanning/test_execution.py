@@ -233,6 +233,10 @@ def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, mo
     assert set(failures.message) == {"the kernel fell over"}
     assert failures.traceback.str.contains("RuntimeError").all()
     assert set(run.scores().probe) == {"repeats"}
+    # A scan that asks for other units leaves no failure of those behind.
+    run = scan(series, tmp_path / "run", ["entropy"], ["repeats:n=12"], maps=False)
+    assert run.failures().empty
+    assert run.status().failed == 0
 
 
 def test_a_failed_map_is_a_failed_unit_that_is_told_of_and_tried_again(series, tmp_path, monkeypatch):
@@ -292,6 +296,9 @@ def test_while_maps_are_made_a_scan_is_not_complete(series, tmp_path):
             "tokens: unknown key .given 3.; expected one of",
         ),
         (lambda s, o: scan(s, o, dtype="int7"), WorkbenchError, "'int7' is not a floating-point torch dtype"),
+        (lambda s, o: scan(s, o, device="gpu"), WorkbenchError, "'gpu' is none that torch knows; expected 'cpu'"),
+        (lambda s, o: scan(s, o, device="meta"), WorkbenchError, "'meta' holds no numbers"),
+        (lambda s, o: scan(s, o, device="cuda:99"), WorkbenchError, "'cuda:99' is not there"),
         (lambda s, o: scan(s, o, probes=["repeats:n=12", "repeats:n=13"]), WorkbenchError, "two probes are called"),
     ],
 )

@@ -55,6 +55,8 @@ def test_settings_are_toml_values_or_bare_words():
         ({"seeed": 3}, ["seeed", "given 3", "did you mean 'seed'"]),
         ({"tokens": 3}, ["tokens", "given 3", "expected one of checkpoints, out"]),
         ({"seed": "3"}, ["seed", "given '3'", "expected a whole number"]),
+        ({"seed": -1}, ["seed", "given -1", "from 0"]),
+        ({"seed": 2**63}, ["seed", "2**63 - 1"]),
         ({"seed": True}, ["seed", "given True", "expected a whole number"]),
         ({"rows": 0}, ["rows", "given 0", "at least 1"]),
         ({"workers": 0}, ["workers", "given 0", "at least 1"]),

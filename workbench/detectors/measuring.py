@@ -162,6 +162,8 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
         raise WorkbenchError("no detector was named; expected at least one, or None for those that run by default")
     of_sequences = [d for d in chosen if isinstance(d, Detector)]
     model = m if isinstance(m, HookedModel) else open_model(m)
+    if isinstance(seed, bool) or not 0 <= seed < 1 << 63:
+        raise WorkbenchError(f"seed is {seed!r}; expected a whole number from 0 to 2**63 - 1")
     if tokens is not None and probes is not None:
         raise WorkbenchError("both tokens and probes were given; pass one of them")
     if isinstance(tokens, Probe):

@@ -29,6 +29,8 @@ VERDICTS = ("at_first", "emerged", "transient", "unconfirmed", "never")
 TIE = 2.0  # of BIC: "not worth more than a bare mention" in Kass and Raftery 1995
 # n ln(variance / residual variance) that noise reaches in 2 to 5 of 1,000 curves, from 4 to 150 checkpoints
 _EVIDENCE, _BREAK_FEW, _LOGISTIC_FEW = 18.0, 24.0, 72.0
+_FEWEST = 6  # scores of which a clean rise passes these thresholds
+_CLIMBING = 2.58  # standard deviations of Kendall's sum, which noise exceeds in 5 of 1,000 curves
 _TINY = 1e-12  # no score is known to better than its square root
 _CONTEXT = ["branch", "detector", "version", "probe", "probe_digest"]
 
@@ -47,7 +49,8 @@ def trace(scores: pd.DataFrame, *, min_score: float = 0.1, least: float = 0.2, s
     Returns:
         The table of `onsets`, and for each lineage
         verdict: "at_first" (there at the first checkpoint), "emerged", "transient" (emerged, and below the lower mark
-            at the end), "unconfirmed" (above the mark only at the last checkpoints), "never".
+            at the end), "unconfirmed" (low at first, and there later, but of too few checkpoints to confirm when it
+            came), "never".
         floor, plateau, high: the levels of the hysteresis.
         crossing_ckpt, crossing_step, crossing_tokens; before_ckpt: the crossing and the scored checkpoint before it.
         unit: of the next, "tokens" or "step"; "" where neither is known, and they are NaN.
@@ -211,14 +214,26 @@ def _verdicts(
 ) -> np.ndarray:
     is_low_first = crossings.first < np.maximum(least, crossings.plateau / 2)
     has_risen = fits.is_a_rise & is_low_first & (crossings.before >= 0)
-    is_high = np.nanmedian(score, axis=1) >= least
+    is_high = (np.nanmedian(score, axis=1) >= least) & ~(is_low_first & _may_rise(score))
     was_high = _falls(score) & ~is_low_first
     was_high_first = np.where(fits.is_a_rise, (crossings.column >= 0) & ~is_low_first, is_high | was_high)
+    is_high_later = (np.nanmedian(score, axis=1) >= least) & ~was_high_first
+    unconfirmed = np.where(fits.is_a_rise, crossings.unconfirmed, is_high_later)
     return np.select(
-        [has_risen & is_lost, has_risen, was_high_first, fits.is_a_rise & crossings.unconfirmed],
+        [has_risen & is_lost, has_risen, was_high_first, unconfirmed],
         ["transient", "emerged", "at_first", "unconfirmed"],
         "never",
     ).astype(object)
+
+
+def _may_rise(score: Float[np.ndarray, "heads ckpts"]) -> Bool[np.ndarray, " heads"]:
+    """Whether the scores are too few to show a rise, or climb more often than those of noise do (Mann and Kendall)."""
+    n = (~np.isnan(score)).sum(1)
+    climbs = np.zeros(len(score))
+    for column in range(score.shape[1] - 1):
+        climbs += np.nansum(np.sign(score[:, column + 1 :] - score[:, column : column + 1]), axis=1)
+    spread = np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    return (n < _FEWEST) | (climbs > _CLIMBING * spread)
 
 
 def _onsets(curves: Curves, x: Any, fits: _Fits, moved: Bool[np.ndarray, " heads"], *, seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from workbench.hooks.bridge import BridgeOf
 from workbench.hooks.head_inputs import HeadsLike, by_kv_head, layer_of, query_head
 from workbench.hooks.head_inputs import kv_heads as read_kv_heads
 from workbench.hooks.interventions.ablation import Ablation, Patch, Replacement, check_how, mean_output
+from workbench.hooks.interventions.in_force import in_force_on
 from workbench.hooks.interventions.targets import (
     ChosenHeads,
     HeadKey,
@@ -25,7 +26,6 @@ from workbench.hooks.interventions.targets import (
     check_linearisable,
     choose_heads,
 )
-from workbench.hooks.interventions.user_passes import refusing_passes
 from workbench.hooks.interventions.windows import (
     Interventions,
     check_window,
@@ -51,7 +51,6 @@ from workbench.hooks.recording.row_readings import Readings, read_writing
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
-from workbench.hooks.taps.linear.linear_reading import changing_linear
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 from workbench.probes.token_inputs import PositionsLike, ProbeLike, TokensLike, positions, read_probe
@@ -74,7 +73,7 @@ class HookedModel:
         self.no_tokenizer = ""
         self.name = name or type(model).__name__
         self._layers = with_quantisation(survey(model), model.config)
-        self._interventions = Interventions()
+        self._in_force = in_force_on(model)
         self._bridge = BridgeOf(model, tokenizer)
 
     def __repr__(self) -> str:
@@ -98,7 +97,7 @@ class HookedModel:
     @property
     def interventions(self) -> Interventions:
         """The interventions of `restrict`, `linearize`, `ablate` and `patch` that are in force now."""
-        return self._interventions
+        return self._in_force.interventions
 
     @property
     def bridge(self) -> nn.Module:
@@ -156,7 +155,7 @@ class HookedModel:
         if batch.is_packed:
             check_packed(self.model, self._layers, far)
         if prefill is not None:
-            check_prefill(self.model, self._layers, batch, prefill=prefill, interventions=self._interventions)
+            check_prefill(self.model, self._layers, batch, prefill=prefill, interventions=self.interventions)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         slots = layer_slots(self._layers)
         readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
@@ -172,12 +171,12 @@ class HookedModel:
             if positions is not None:
                 call = call.of_documents(batch.document, positions)
             slot, request = slots[call.layer, False], row_request.request
-            readings.read_softmax(slot, call, self._interventions)
+            readings.read_softmax(slot, call, self.interventions)
             if len(row_request.picked) == 0:
-                return intervened_output(call, self._interventions)
-            out, statistics = intervened_statistics(call, self._interventions, request)
+                return intervened_output(call, self.interventions)
+            out, statistics = intervened_statistics(call, self.interventions, request)
             reduction.add(slot, statistics, row_request)
-            return out if request.rows is None else intervened_output(call, self._interventions)
+            return out if request.rows is None else intervened_output(call, self.interventions)
 
         def read(call: LinearCall) -> None:
             slot = slots[call.layer, True]
@@ -246,8 +245,8 @@ class HookedModel:
 
         def attend(call: AttentionCall) -> Tensor:
             if call.layer != layer or info.kind == "linear":
-                return intervened_output(call, self._interventions)
-            head_call, mask = one_head(call, self._interventions, head)
+                return intervened_output(call, self.interventions)
+            head_call, mask = one_head(call, self.interventions, head)
             raise _CropReached(head_call.crop(mask, *picked))
 
         def read(call: LinearCall) -> None:
@@ -285,12 +284,9 @@ class HookedModel:
         return tuple(reaches[i] for i in sorted(reaches))
 
     @contextmanager
-    def in_force(self, *, leaves_mode: bool = False) -> Generator[None]:
-        """Inside the block, the model's own forward runs under the interventions in force.
-
-        `leaves_mode`: a model that is training goes on to; else it is in evaluation mode inside the block.
-        """
-        interventions = self._interventions  # those of the block: a backward pass may come in another one
+    def in_force(self) -> Generator[None]:
+        """Inside the block, the model's own forward runs under the interventions in force."""
+        interventions = self.interventions  # those of the block: a backward pass may come in another one
 
         def attend(call: AttentionCall) -> Tensor:
             return intervened_output(call, interventions)
@@ -311,7 +307,8 @@ class HookedModel:
         heads = read_kv_heads(self._layers, kv_heads)
         for head in heads:
             check_kv_head(self._layers, head)
-        with self._intervening(self._interventions.converting(heads, check_window(window, sink))):
+        to = check_window(window, sink)
+        with self._in_force.block(self.model, lambda before: before.converting(heads, to)):
             yield self
 
     @contextmanager
@@ -329,7 +326,7 @@ class HookedModel:
         for head, form in forms.items():
             check_linearisable(self._layers, head)
             check_form(head, form)
-        with self._intervening(self._interventions.converting(forms.keys(), forms)):
+        with self._in_force.block(self.model, lambda before: before.converting(forms.keys(), forms)):
             yield self
 
     @contextmanager
@@ -440,29 +437,11 @@ class HookedModel:
     def _replacing(self, chosen: ChosenHeads, replacements: Mapping[HeadKey, Replacement]) -> Generator[None]:
         softmax = {head: replacements[head, False] for head in chosen.softmax}
         linear = {head: replacements[head, True] for head in chosen.linear}
-        with self._intervening(self._interventions.replacing(softmax, linear)):
+        with self._in_force.block(self.model, lambda before: before.replacing(softmax, linear)):
             yield
 
-    @contextmanager
-    def _intervening(self, interventions: Interventions) -> Generator[None]:
-        before, self._interventions = self._interventions, interventions
-        # The hooks of an outer block read self._interventions as well, so that a layer needs hooks only once.
-        new = {h.layer for h in interventions.linear} - {h.layer for h in before.linear}
-        try:
-            with (
-                self.in_force(leaves_mode=True),
-                changing_linear(self.model, new, self._change_linear),
-                refusing_passes(self.model, has_linear=bool(interventions.linear)),
-            ):
-                yield
-        finally:
-            self._interventions = before
-
     def _attend(self, call: AttentionCall) -> Tensor:
-        return intervened_output(call, self._interventions)
-
-    def _change_linear(self, layer: int, out: Tensor, valid: Tensor | None, start: int) -> Tensor:
-        return self._interventions.in_linear(layer, out, valid, start)
+        return intervened_output(call, self.interventions)
 
 
 class _CropReached(Exception):

@@ -13,6 +13,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.finite_values import allow_nonfinite_passes
 from workbench.hooks.unwrapping import is_model_like, plain_model
+from workbench.loading.devices import named_device
 from workbench.loading.pretrained import load_config, load_pretrained
 from workbench.loading.tokenizer_files import check_fit, open_tokenizer
 
@@ -47,9 +48,9 @@ def open_model(
     Raises:
         BadCheckpoint: if the directory is not a complete, finite, safe checkpoint.
         HubError: if the hub has no such model, does not show it, or cannot be reached.
-        WorkbenchError: if a layer's attention cannot be recorded exactly, a model in memory came with a device or
-            dtype, has weights elsewhere, or computes something else than the model inside it, or the tokenizer cannot
-            be read or has words that the model does not have.
+        WorkbenchError: if the device is not there, a layer's attention cannot be recorded exactly, a model in memory
+            came with a device or dtype, has weights elsewhere, or computes something else than the model inside it, or
+            the tokenizer cannot be read or has words that the model does not have.
     """
     named = None if tokenizer is None else open_tokenizer(tokenizer)
     if isinstance(source, str | os.PathLike):
@@ -73,7 +74,7 @@ def _from_disk(
     allow_pickle: bool,
     allow_nonfinite: bool,
 ) -> HookedModel:
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     located = obtain_checkpoint(reference, allow_pickle=allow_pickle, check=load_config)
     loaded = load_pretrained(
         located.folder,

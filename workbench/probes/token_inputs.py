@@ -97,6 +97,11 @@ def encode(tokenizer: Any, text: object) -> list[int]:
             f"the tokenizer cannot read the text ({str(error)[:80]}); expected characters that UTF-8 can write: decode "
             "it with errors='replace'"
         ) from error
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        raise WorkbenchError(
+            f"the tokenizer cannot read the text ({str(error)[:80]}); expected one whose vocabulary has the text's "
+            "words or a token for unknown ones: name it with tokenizer= of open_model (--tokenizer), or pass token ids"
+        ) from error
 
 
 def read_probe(source: HasVocabulary, handed_in: ProbeLike) -> Probe:
@@ -220,6 +225,11 @@ def _mask(handed_in: Any) -> Shaped[Tensor, "b t"]:
 def _numbers(handed_in: Any) -> tuple[Int[Tensor, "..."], Shaped[Tensor, "b t"] | None]:
     """Whole numbers as a tensor, and the mask of rows of different lengths."""
     if isinstance(handed_in, Tensor):
+        if handed_in.is_meta or handed_in.layout != torch.strided:
+            raise WorkbenchError(
+                f"tokens are a tensor without numbers to read ({handed_in.device}, {handed_in.layout}); expected a "
+                "dense one in memory: pass tokens.to_dense(), or make them on a device that holds numbers"
+            )
         _refuse_dtype(str(handed_in.dtype).removeprefix("torch."), is_whole=_is_whole_dtype(handed_in))
         return handed_in.long(), None
     array = _array(handed_in)

@@ -94,7 +94,7 @@ class Job(BaseModel):
     rows: StrictInt | None = Field(default=None, ge=1)
     far_window: StrictInt | None = Field(default=None, ge=1)
     far_sink: StrictInt = Field(default=0, ge=0)
-    seed: StrictInt = 0
+    seed: StrictInt = Field(default=0, ge=0, lt=2**63)
     device: StrictStr | None = None
     dtype: StrictStr | None = None
     allow_pickle: StrictBool = False
@@ -300,7 +300,7 @@ _EXPECTED = {
     "rows": "a whole number of at least 1",
     "far_window": "a whole number of tokens, at least 1",
     "far_sink": "a whole number of tokens, at least 0",
-    "seed": "a whole number",
+    "seed": "a whole number from 0 to 2**63 - 1",
     "device": "a device's name, as 'cpu' or 'cuda:1'",
     "dtype": "a dtype's name, as 'float32' or 'bfloat16'",
     "allow_pickle": "true or false",

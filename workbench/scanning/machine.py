@@ -10,6 +10,7 @@ import torch
 
 from workbench.checkpoints.formats import weight_files, weights_size
 from workbench.heads import WorkbenchError
+from workbench.loading.devices import named_device
 from workbench.scanning.job import Job
 from workbench.store import DEFAULT_DTYPE, OWN_DTYPE
 
@@ -48,6 +49,16 @@ def worker_environments(job: Job, workers: int) -> list[dict[str, str]]:
 def on_cuda(job: Job) -> bool:
     """Whether a job runs on a GPU."""
     return torch.cuda.is_available() if job.device is None else job.device.startswith("cuda")
+
+
+def check_device(job: Job) -> None:
+    """Refuse a device that is not there, but for a cluster, whose machines have others than this one.
+
+    Raises:
+        WorkbenchError: naming the device.
+    """
+    if job.device is not None and job.engine != "ray":
+        named_device(job.device)
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

@@ -16,7 +16,7 @@ from workbench.probes import Probe, build, default
 from workbench.probes.token_ids import BareTokens
 from workbench.scanning.job import Job
 from workbench.scanning.kept_patterns import MapOptions
-from workbench.scanning.machine import dtype_in_words
+from workbench.scanning.machine import check_device, dtype_in_words
 from workbench.store import (
     DEFAULT_DTYPE,
     DEFAULT_PROBE,
@@ -74,6 +74,7 @@ class Units:
         self, job: Job, ready: Sequence[Probe], detectors: Sequence[AnyDetector], series_words: SeriesWords
     ) -> None:
         self._job, self._ready, self._detectors, self._series_words = job, ready, detectors, series_words
+        check_device(job)
         self._dtype = dtype_in_words(job)
         self._probes: list[Probe] | None = None
         self._words: ModelWords | None = None

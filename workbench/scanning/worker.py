@@ -171,6 +171,7 @@ class ScanWorker:
             digests = self._digests(task)
         origin = _origin(self._store.path.name, checkpoint, digests.weights, digests.config)
         self._note_current(origin, checkpoint.path)
+        self._store.forgive_all_but(checkpoint.name, self._units_asked_for(origin, checkpoint.path))
         missing = self._missing_units(origin, checkpoint.path, channel)
         to_map = self._missing_maps(origin, checkpoint.path, channel)
         if not (missing or to_map):
@@ -228,6 +229,11 @@ class ScanWorker:
         except Exception:  # raised again, and stored, when its units are listed
             probes = dict[str, str]()
         self._store.note_current(origin, probes)
+
+    def _units_asked_for(self, origin: Origin, path: Path) -> set[str]:
+        probes = self.units.probes(path)
+        units = {unit.key for probe in [*probes, None] for unit in self.units.of_probe(origin, probe)}
+        return units | {map_key(origin, probe, self._map_options) for probe in probes}
 
     def _missing_units(self, origin: Origin, path: Path, channel: Channel) -> list[tuple[Probe | None, list[Unit]]]:
         missing: list[tuple[Probe | None, list[Unit]]] = []

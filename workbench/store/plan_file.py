@@ -21,6 +21,8 @@ from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError
 from workbench.plain_json import json_text
 
 VERSION = 1
+# Tokens that no context has; larger numbers are no positions.
+_MOST = 1 << 62
 Unit = Literal["head", "layer"]
 
 
@@ -279,19 +281,30 @@ def _inconsistency(plan: Plan) -> str | None:
         return f"ranks {len(ranked)} heads, which are not the {len(heads)} softmax heads of its layers"
     if plan.unit not in get_args(Unit):
         return f"has the unit {plan.unit!r}, which is neither 'head' nor 'layer'"
-    if plan.window < 1 or plan.sink < 0:
+    if len(set(plan.keep)) < len(plan.keep):
+        return "keeps a head twice"
+    if not (1 <= plan.window < _MOST and 0 <= plan.sink < _MOST):
         return f"has a window of {plan.window!r} and a sink of {plan.sink!r} tokens"
+    if plan.context < 1:
+        return f"counts caches at a context of {plan.context!r} tokens"
     return None
 
 
 def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "layers": tuple(LayerInfo(**info) for info in document["layers"]),
-        "keep": tuple(KVHead(*head) for head in document["keep"]),
+        "keep": tuple(KVHead(*map(_whole, head)) for head in document["keep"]),
         "ranking": tuple(RankedHead(**_numbers(r)) for r in document["ranking"]),
         "curve": tuple(CurvePoint(**_numbers(p)) for p in document["curve"]),
         "evidence": _numbers(document["evidence"]),
     }
+
+
+def _whole(number: object) -> int:
+    """A head's number; JSON that another program wrote may hold 1.0 or "1"."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"keep holds {number!r}; expected whole numbers")
+    return number
 
 
 def _require_types(record: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -272,6 +272,13 @@ class Store:
     def forgive(self, ckpt: str, unit: str | None) -> None:
         """Forget a failure, because the unit is done or is to be tried anew."""
         self._failure_path(ckpt, unit).unlink(missing_ok=True)
+
+    def forgive_all_but(self, ckpt: str, units: Collection[str]) -> None:
+        """Forget failures of a checkpoint's units that are no longer asked for; a scan that asks again tries again."""
+        for path in (self.path / "failures").glob(f"{canonical_digest(ckpt)[:8]}-*.json"):
+            unit = path.stem.partition("-")[2]
+            if unit not in {*units, "load"} and Failure(**_load_json(path)).ckpt == ckpt:
+                self.forgive(ckpt, unit)
 
     def write_job(self, toml: str) -> None:
         """Keep a job file that makes this run again, that of the last call."""

@@ -20,14 +20,14 @@ from workbench.hooks.taps.eager import is_without_interface
 
 
 @contextmanager
-def refusing_passes(model: PreTrainedModel, *, has_linear: bool) -> Generator[None]:
+def refusing_passes(model: PreTrainedModel, *, has_linear: Callable[[], bool]) -> Generator[None]:
     """Inside the block, refuse passes under which the interventions could not be in force, or not be seen to be.
 
-    `has_linear`: heads of linear layers are changed.
+    `has_linear`: whether heads of linear layers are changed now.
     """
     # Both read a layer by what is around its forward, which gradient checkpointing runs again without it.
-    loses_recomputing = has_linear or is_without_interface(model)
-    refuse = _refusal(model, loses_recomputing=loses_recomputing)
+    is_older = is_without_interface(model)
+    refuse = _refusal(model, loses_recomputing=lambda: is_older or has_linear())
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
@@ -35,7 +35,7 @@ def refusing_passes(model: PreTrainedModel, *, has_linear: bool) -> Generator[No
         yield
 
 
-def _refusal(model: PreTrainedModel, *, loses_recomputing: bool) -> Callable[..., None]:
+def _refusal(model: PreTrainedModel, *, loses_recomputing: Callable[[], bool]) -> Callable[..., None]:
     name, own = type(model).__name__, {id(module) for module in model.modules()}
 
     def refuse(module: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def _refusal(model: PreTrainedModel, *, loses_recomputing: bool) -> Callable[...
                 f"{name} runs inside torch.utils.checkpoint, which runs it again when the interventions may be over; "
                 "checkpoint its layers instead: call gradient_checkpointing_enable()"
             )
-        if loses_recomputing and _recomputes(model):
+        if loses_recomputing() and _recomputes(model):
             raise WorkbenchError(
                 f"gradient checkpointing computes the layers of {name} again without the interventions on them, so "
                 "that gradients would be those of another model; call gradient_checkpointing_disable()"

@@ -24,6 +24,9 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_tile
 
+# Tokens that no context has; larger numbers are no positions.
+_MOST = 1 << 62
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -332,9 +335,9 @@ def check_window(window: Any, sink: Any) -> Window:
         WorkbenchError: if the sizes are no whole numbers, the window is shorter than one token or the sink negative.
     """
     sizes = [-1 if isinstance(size, bool) or not isinstance(size, Integral) else int(size) for size in (window, sink)]
-    if sizes[0] < 1 or sizes[1] < 0:
+    if not (1 <= sizes[0] < _MOST and 0 <= sizes[1] < _MOST):
         raise WorkbenchError(
             f"window {window!r}, sink {sink!r}: expected a window of at least 1 token and a sink of at least 0, whole "
-            "numbers"
+            "numbers below 2**62"
         )
     return Window(*sizes)

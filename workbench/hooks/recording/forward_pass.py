@@ -7,6 +7,7 @@ through the cache.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -140,6 +141,7 @@ def outputs_of(
 ) -> dict[HeadKey, Float[Tensor, "b t d_v"]]:
     """What these heads hand to the output projection on a batch; `attend` computes the softmax layers."""
     outputs: dict[HeadKey, Tensor] = {}
+    thread = threading.get_ident()
 
     def keep(layer: int, out: Tensor, heads: tuple[Head, ...], *, is_linear: bool) -> None:
         outputs.update({(h, is_linear): out[:, :, h.head].clone() for h in heads if h.layer == layer})
@@ -150,7 +152,8 @@ def outputs_of(
         return out
 
     def keep_linear(layer: int, out: Tensor, *_: Any) -> Tensor:
-        keep(layer, out, chosen.linear, is_linear=True)
+        if threading.get_ident() == thread:
+            keep(layer, out, chosen.linear, is_linear=True)
         return out
 
     layers = {h.layer for h in chosen.linear}

@@ -5,8 +5,8 @@ The mask is a function of positions, which is evaluated tile by tile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class LazyMask:
     `window`: the local size that the model gives for the layer, a sliding window or a chunk, in tokens.
     `documents`: numbers of packed documents, which do not see each other whatever `function` returns. `earlier`: the
     number of valid keys before these, which a sliding layer's cache has dropped; None: `key_offset` of them.
-    `handler`: of the pass that the mask was made for, which computes the layers again in its backward pass too.
+    `handler`: of the pass that the mask was made for, which computes the layers again in its backward pass too;
+    `standing`: without one, those of the interventions that were in force, by the id of the attention module.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -52,6 +53,7 @@ class LazyMask:
     documents: Int[Tensor, "b k"] | None = None
     earlier: Int[Tensor, " b"] | None = None
     handler: Callable[[Any], Tensor] | None = None
+    standing: Mapping[int, Callable[[Any], Tensor]] = field(default_factory=dict)
 
     @classmethod
     def __torch_function__(cls, func: Any, *_: Any) -> Any:
@@ -62,8 +64,9 @@ class LazyMask:
         """
         raise WorkbenchError(
             f"a pass that began under the workbench reached {getattr(func, '__name__', func)} of the model's own "
-            "attention, as the backward pass of gradient checkpointing does after the `with` block has ended; call "
-            "backward() inside the block"
+            "attention, as the backward pass of gradient checkpointing does after the `with` block has ended (call "
+            "backward() inside the block), and a pass that still ran when another thread ended a recording or a block "
+            "(run it before or after)"
         )
 
     def contiguous(self) -> LazyMask:

@@ -7,10 +7,11 @@ receives the layer; without one the layer is computed and nothing is recorded.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from einops import rearrange
@@ -25,6 +26,7 @@ from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
 from workbench.hooks.taps.evaluation_mode import warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.scored_call import biased_call
+from workbench.hooks.taps.shared_taps import standing_handlers
 
 IMPLEMENTATION = "workbench"
 # Tensors besides q, k and v that change no probability: those that families pass to their layers, and arguments of the
@@ -33,25 +35,44 @@ _OF_THE_LAYERS = {"position_ids", "cache_position", "position_embeddings", "logi
 _OF_THE_LOSS = {"num_items_in_batch", "labels", "shift_labels", "weight", "label_smoothing", "class_weight"}
 _HARMLESS_TENSORS = _OF_THE_LAYERS | _OF_THE_LOSS
 
-_handler: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
+# The handler of the pass that runs in this thread.
+handler_of_pass: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
+
+
+@dataclass(slots=True)
+class _Switched:
+    """A configuration that names this implementation, its own one, and how many models that share it are tapped."""
+
+    config: Any
+    own: Any
+    n_models: int = 0
+
+
+_switched: dict[int, _Switched] = {}
+_lock = threading.Lock()
 
 
 @contextmanager
-def handling(model: PreTrainedModel, handler: Handler) -> Generator[None]:
-    """Send every softmax layer of `model` to `handler`; afterwards the model has its own implementation again."""
+def tapping(model: PreTrainedModel) -> Generator[None]:
+    """Send every softmax layer of `model` to the handler in force; afterwards its configurations are as they were."""
     # transformers looks the implementation's name up in the configuration at every call. The public setter would also
     # change later from_pretrained calls, and warn of families that ignore it.
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    before = {k: c._attn_implementation for k, c in configs.items()}  # pyright: ignore[reportPrivateUsage]
-    token = _handler.set(handler)
-    try:
-        for config in configs.values():
+    with _lock:
+        for key, config in configs.items():
+            switched = _switched.setdefault(key, _Switched(config, config._attn_implementation))  # pyright: ignore[reportPrivateUsage]
+            switched.n_models += 1
             config._attn_implementation_internal = IMPLEMENTATION  # pyright: ignore[reportPrivateUsage]
+    try:
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]  # pyright: ignore[reportPrivateUsage]
-        _handler.reset(token)
+        with _lock:
+            for key, config in configs.items():
+                switched = _switched[key]
+                switched.n_models -= 1
+                if switched.n_models == 0:
+                    config._attn_implementation_internal = switched.own  # pyright: ignore[reportPrivateUsage]
+                    del _switched[key]
 
 
 def _attend(
@@ -84,7 +105,8 @@ def _attend(
     if not isinstance(attention_mask, LazyMask):
         raise WorkbenchError(
             f"{name} brings a mask of type {type(attention_mask).__name__} of its own making; expected the mask that "
-            "transformers builds from token positions: pass attention_mask as [batch, tokens]"
+            "transformers builds from token positions: pass attention_mask as [batch, tokens], and run no pass while "
+            "another thread begins to record the model"
         )
     if (attention_mask.n_queries, attention_mask.n_keys) != (query.shape[2], key.shape[2]):
         raise WorkbenchError(
@@ -109,7 +131,8 @@ def _attend(
     note_attention(call.layer, (query, key, value), None, attention_mask.valid)
     if dropout > 0:
         warn_of_dropout(name, dropout)
-    handler = attention_mask.handler  # not the one in force: a backward pass computes layers again, anywhere
+    # Those of the mask, not the ones in force now: a backward pass computes layers again, anywhere.
+    handler = attention_mask.handler or attention_mask.standing.get(id(module))
     out = (call.output() if handler is None else handler(call)).to(query.dtype)
     note_attention(call.layer, (), out, None)
     return out, None
@@ -145,7 +168,8 @@ def _lazy_mask(
         window=local_size,
         valid=valid,
         earlier=earlier,
-        handler=_handler.get(),
+        handler=handler_of_pass.get(),
+        standing=standing_handlers(),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -37,6 +38,7 @@ from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.replaced_forward import another_forward
 from workbench.hooks.taps.rotary_lengths import steady_rotation
 from workbench.hooks.taps.scored_call import MAX_TOKENS, grouped_scores, scored_call
+from workbench.hooks.taps.shared_taps import one_thread, placed_once, standing_handlers
 
 # Passes as short as the one that opens a model receive the true probabilities, and must pass them on unchanged.
 _CHECKED_ROWS = 16
@@ -56,9 +58,20 @@ def handling(model: PreTrainedModel, handler: Handler, *, leaves_mode: bool = Fa
     Raises:
         WorkbenchError: inside, for more tokens than MAX_TOKENS where the family gives no other way than T × T scores.
     """
-    own = _handling_scores if is_without_interface(model) else attention_interface.handling
+    own = _handler if is_without_interface(model) else attention_interface.handler_of_pass
     mode = nullcontext() if leaves_mode else evaluating(model)
-    with mode, steady_rotation(model), own(model, handler):
+    with one_thread(model), mode, tapped(model):
+        token = own.set(handler)
+        try:
+            yield
+        finally:
+            own.reset(token)
+
+
+@contextmanager
+def tapped(model: PreTrainedModel) -> Generator[None]:
+    """Inside the block, softmax layers go to the pass's handler, or to the one that stands on the model."""
+    with placed_once(model, partial(_taps, model)):
         yield
 
 
@@ -69,30 +82,37 @@ def is_without_interface(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _handling_scores(model: PreTrainedModel, handler: Handler) -> Generator[None]:
-    token = _handler.set(handler)
-    try:
-        with ExitStack() as stack:
-            tapped = list(blocks(model))
-            # A block inside another `handling` has its taps already; they call the inner handler.
-            if not any(isinstance(block.__dict__.get("forward"), _TappedForward) for _, block in tapped):
-                inputs = _Inputs(model)
-                stack.enter_context(inputs.noting())
-                for layer, block in tapped:
-                    stack.enter_context(another_forward(block, _TappedForward(layer, block, inputs)))
-            yield
-    finally:
-        _handler.reset(token)
+def _taps(model: PreTrainedModel) -> Generator[None]:
+    own = _tapping_scores if is_without_interface(model) else attention_interface.tapping
+    with steady_rotation(model), own(model):
+        yield
 
 
-class _Inputs:
-    """The inputs of the running forward pass: its padding mask, and a check of its length."""
+@contextmanager
+def _tapping_scores(model: PreTrainedModel) -> Generator[None]:
+    inputs = _Inputs(model)
+    with ExitStack() as stack:
+        stack.enter_context(inputs.noting())
+        for layer, block in blocks(model):
+            stack.enter_context(another_forward(block, _TappedForward(layer, block, inputs)))
+        yield
+
+
+class _Inputs(threading.local):
+    """The inputs of the forward pass that runs in this thread: its padding mask, and a check of its length."""
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        self.config: Any = model.config.get_text_config()
         self._mask: Tensor | None = None
         self._n_sequences = 0
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model's text."""
+        return self._model.config.get_text_config()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Inputs:
+        return _Inputs(copy.deepcopy(self._model, memo))
 
     @contextmanager
     def noting(self) -> Generator[None]:
@@ -158,7 +178,7 @@ class _TappedForward:
     """A block's forward with a tap on the functions it calls."""
 
     def __init__(self, layer: int, block: nn.Module, inputs: _Inputs):
-        self._tap = partial(_Tap, layer, f"{type(block).__name__} of layer {layer}", inputs)
+        self._tap = partial(_Tap, layer, block, inputs)
         self._forward = block.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,9 +195,10 @@ class _TappedForward:
 class _Tap(TorchFunctionMode):
     """Intercepts a softmax of scores, then the product of its result with the values, which the handler replaces."""
 
-    def __init__(self, layer: int, name: str, inputs: _Inputs):
+    def __init__(self, layer: int, block: nn.Module, inputs: _Inputs):
         super().__init__()
-        self._layer, self._name, self._inputs = layer, name, inputs
+        self._layer, self._block, self._inputs = layer, id(block), inputs
+        self._name = f"{type(block).__name__} of layer {layer}"
         self._scores: Tensor | None = None
 
     def __torch_function__(
@@ -267,7 +288,7 @@ class _Tap(TorchFunctionMode):
             name=self._name,
         )
         note_attention(self._layer, (call.v,), None, call.mask.valid)
-        handler = _handler.get()
+        handler = _handler.get() or standing_handlers().get(self._block)
         out = (call.output() if handler is None else handler(call)).to(v.dtype)
         note_attention(self._layer, (), out, None)
         return out

@@ -127,6 +127,8 @@ def refuse_nonfinite_weights(model: PreTrainedModel) -> None:
 
 def _note_output(watch: Watch, layer: int) -> Callable[..., None]:
     def note(_: nn.Module, __: Any, output: Any) -> None:
+        if _watch.get() is not watch:  # a pass of another thread
+            return
         hidden = output[0] if isinstance(output, tuple | list) else output
         if isinstance(hidden, Tensor) and hidden.ndim >= 2 and hidden.is_floating_point():
             watch.note(f"layer {layer}", hidden)

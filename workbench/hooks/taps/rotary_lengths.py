@@ -13,6 +13,7 @@ text alone. While a model is recorded, its rotary modules
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -38,10 +39,8 @@ def steady_rotation(model: PreTrainedModel) -> Generator[None]:
     """Inside the block, rotation depends on the texts alone; afterwards the rotary modules are as they were."""
     with ExitStack() as stack:
         for module in _rotary_modules(model):
-            # A module inside another such block starts anew already.
-            if not isinstance(module.__dict__.get("forward"), _SteadyForward):
-                stack.enter_context(_as_it_was(module))
-                stack.enter_context(another_forward(module, _SteadyForward(module)))
+            stack.enter_context(_as_it_was(module))
+            stack.enter_context(another_forward(module, _SteadyForward(module)))
         yield
 
 
@@ -82,6 +81,7 @@ class _SteadyForward:
 
     def __init__(self, module: Any):
         self._module, self._forward = module, module.forward
+        self._lock = threading.Lock()  # the frequencies of a pass stand in the module, for passes of all threads
 
     def __call__(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         lengths = _lengths.get()
@@ -106,8 +106,9 @@ class _SteadyForward:
         return copy.deepcopy(self._forward, memo)
 
     def _rotated(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        _start_anew(self._module)
-        return self._forward(x, position_ids, *args, **kwargs)
+        with self._lock:
+            _start_anew(self._module)
+            return self._forward(x, position_ids, *args, **kwargs)
 
     def _refuse_continuing(self, position_ids: Tensor) -> None:
         n_cached, n_tokens = int(position_ids[..., 0].max()), int(position_ids.max()) + 1

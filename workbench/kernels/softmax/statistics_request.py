@@ -8,6 +8,8 @@ its gradients included. As one type, each backend would leave half of the fields
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -30,10 +32,23 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Far:
-    """Far mass: the attention of row i on keys first + `sink` <= j <= i − `window` (in tokens)."""
+    """Far mass: the attention of row i on keys first + `sink` <= j <= i − `window` (in tokens).
+
+    Raises:
+        WorkbenchError: for a window below 1 or a sink below 0, or what is no whole number.
+    """
 
     window: int
     sink: int = 0
+
+    def __post_init__(self) -> None:
+        sizes: tuple[Any, ...] = (self.window, self.sink)
+        is_other = any(isinstance(size, bool) or not isinstance(size, Integral) for size in sizes)
+        if is_other or self.window < 1 or self.sink < 0:
+            raise WorkbenchError(
+                f"far mass with window {self.window!r} and sink {self.sink!r}: expected a window of at least 1 token "
+                "and a sink of at least 0, whole numbers"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,7 +36,7 @@ def linear_layers(model: PreTrainedModel) -> dict[int, LinearLayer]:
 
 @contextmanager
 def reading_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: LinearReader) -> Generator[None]:
-    """Call `reader` for every linear layer of each forward pass; the layers themselves run unchanged.
+    """Call `reader` for every linear layer of each forward pass of this thread; the layers themselves run unchanged.
 
     `valid`: False on the padding of the batch that is run.
     """
@@ -91,7 +92,7 @@ def changing_linear(model: PreTrainedModel, layers: Iterable[int], change: HeadC
     Norm and gate come before. A norm over all heads of a layer is thus over the unchanged ones: a changed head does not
     change its neighbours.
     """
-    indices, masks = set(layers), dict[str, Tensor | None]()
+    indices, masks = set(layers), dict[int, Tensor | None]()  # of the pass of each thread
     with ExitStack() as stack:
         if indices:
             handle = model.register_forward_pre_hook(_keep_mask(masks), with_kwargs=True)
@@ -122,8 +123,11 @@ def _adapted_module(model: PreTrainedModel, layer: int) -> tuple[nn.Module, Adap
 
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    thread = threading.get_ident()
+
     def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        outputs[name] = output.detach()
+        if threading.get_ident() == thread:
+            outputs[name] = output.detach()
 
     return keep
 
@@ -136,7 +140,11 @@ def _hand_over(
     valid: Bool[Tensor, "b t"],
     reader: LinearReader,
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    thread = threading.get_ident()
+
     def hand_over(_: nn.Module, __: tuple[Any, ...]) -> None:
+        if threading.get_ident() != thread:
+            return
         with torch.no_grad():
             call = adapter.read(module, outputs, valid)
         outputs.clear()
@@ -152,19 +160,19 @@ def _by_head(x: Tensor, n_sequences: int, n_heads: int) -> Float[Tensor, "b t h 
     return x if x.ndim == 4 else rearrange(x, "b t (h d) -> b t h d", h=n_heads)
 
 
-def _keep_mask(masks: dict[str, Tensor | None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _keep_mask(masks: dict[int, Tensor | None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def keep(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        masks["valid"] = kwargs.get("attention_mask")
+        masks[threading.get_ident()] = kwargs.get("attention_mask")
 
     return keep
 
 
 def _pass_through(
-    layer: int, n_heads: int, masks: dict[str, Tensor | None], change: HeadChange
+    layer: int, n_heads: int, masks: dict[int, Tensor | None], change: HeadChange
 ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def pass_through(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         out: Tensor = args[0]
-        mask = masks.get("valid")
+        mask = masks.get(threading.get_ident())
         start = 0 if mask is None else mask.shape[1] - out.shape[1]  # earlier tokens are in the cache
         valid = None if mask is None else mask[:, start:].bool()
         changed = change(layer, rearrange(out, "b t (h d) -> b t h d", h=n_heads), valid, start)
