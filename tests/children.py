@@ -19,27 +19,49 @@ LIMIT = 600  # seconds; a busy machine is slow
 
 @contextlib.contextmanager
 def child(
-    command: Sequence[object], *, ignores_interrupts: bool = False, **options: Any
+    command: Sequence[object],
+    *,
+    ignores_interrupts: bool = False,
+    start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen,
+    **options: Any,
 ) -> Generator[subprocess.Popen[Any]]:
     """A process, killed at the end of the block if it still runs; with `start_new_session`, its whole group is.
 
     `nohup` and some CI ignore SIGINT, which a child inherits: it is given the default back, or, to see what a program
-    does then, `ignores_interrupts`.
+    does then, `ignores_interrupts`. `start`: `tests.preloaded.Preloaded` for one that begins with its imports done.
     """
     with _interrupts_set_to(signal.SIG_IGN if ignores_interrupts else signal.default_int_handler):
-        process = subprocess.Popen([str(word) for word in command], **options)
+        process = start([str(word) for word in command], **options)
     try:
         yield process
     finally:
         _kill(process, whole_group=options.get("start_new_session", False))
 
 
-def run_child(command: Sequence[object], *, timeout: float = LIMIT, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """`subprocess.run` with a limit, after which the process is killed and the test fails with its output."""
+def run_child(
+    command: Sequence[object],
+    *,
+    timeout: float = LIMIT,
+    capture_output: bool = False,
+    check: bool = False,
+    start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen,
+    **options: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """`subprocess.run` with a limit, after which the process is killed and the test fails with its output.
+
+    `start` as in `child`.
+    """
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = start([str(word) for word in command], **options)
     try:
-        return subprocess.run([str(word) for word in command], timeout=timeout, **options)
-    except subprocess.TimeoutExpired as late:
-        pytest.fail(f"{command} did not end in {timeout} s.\n{_readable(late.stdout)}\n{_readable(late.stderr)}")
+        ended = subprocess.CompletedProcess(process.args, 0, *output_of(process, timeout))
+    finally:
+        _kill(process, whole_group=options.get("start_new_session", False))
+    ended.returncode = process.returncode
+    if check:
+        ended.check_returncode()
+    return ended
 
 
 def output_of(process: subprocess.Popen[Any], timeout: float = LIMIT) -> tuple[Any, Any]:
@@ -82,7 +104,7 @@ def is_running(pid: int) -> bool:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The command line of each process that a process has started, directly or not, by its number."""
+    """Name and command line of each process that a process has started, directly or not, by its number."""
     parents = {int(path.name): _parent(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
     known = {pid}
     while more := {each for each, parent in parents.items() if parent in known} - known:
@@ -129,7 +151,8 @@ def _parent(pid: int) -> int | None:
 
 def _command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        name, line = (Path(f"/proc/{pid}/{file}").read_bytes() for file in ("comm", "cmdline"))
+        return b" ".join([name.strip(), *line.split(b"\0")]).decode(errors="replace")
     except OSError:
         return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from tests.quick_demo import HISTORY, make_interrupted_demo
 from tests.type_checks import sample_calls
 
 __all__ = ["chromium", "demo", "demo_runs", "hub", "tab", "window"]
+
+# Compiling tests and instrumented modules anew, where the environment forbids to keep that, is half of collecting them.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Read once, when Triton is imported, and transformers imports it while other folders' tests are collected.
 os.environ["TRITON_INTERPRET"] = "1"

@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.children import child, output_of, run_child, until
+from tests.preloaded import Preloaded
 
 # Beside checkpoints/ and runs/, written last.
 HISTORY = "history.json"
@@ -25,14 +27,15 @@ def make_interrupted_demo(folder: Path) -> None:
     command = [sys.executable, "-m", "workbench.cli", "demo", "--quick", "--no-serve", "--json", "--out", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "text": True}
+    start = partial(Preloaded, has_workers=True)
     weights = folder / "checkpoints" / "full" / "checkpoint-16" / "model.safetensors"
-    with child(command, start_new_session=True, **pipes) as first:
+    with child(command, start=start, start_new_session=True, **pipes) as first:
         until(lambda: first.poll() is not None or weights.parent.exists())
         os.killpg(first.pid, signal.SIGINT)
         output, messages = output_of(first)
     history: dict[str, Any] = {"interrupted": _record(first.returncode, output, messages)}
     written = [weights.stat().st_mtime_ns]
-    second = run_child(command, env=environment, capture_output=True, text=True, check=False)
+    second = run_child(command, start=start, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
     history["continued"] = _record(second.returncode, second.stdout, second.stderr)
     history["times_of_an_early_checkpoint"] = [*written, weights.stat().st_mtime_ns]

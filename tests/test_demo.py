@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.brute import scores
 from tests.children import child, descendants, is_running, until
+from tests.forking import WORKER
+from tests.preloaded import Preloaded
 from tests.quick_demo import HISTORY
 from workbench.demo import ALL_VARIANTS, DISTANCES, copy_accuracy, demo_probes, findings, run_demo
 from workbench.runs import open_run
@@ -104,10 +107,11 @@ def test_the_processes_of_a_demo_end_when_it_is_killed(tmp_path):
     command = [sys.executable, "-m", "workbench.cli", "demo", "--quick", "--no-serve", "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "start_new_session": True}
-    with child(command, ignores_interrupts=True, **pipes) as demo:
+    start = partial(Preloaded, has_workers=True)
+    with child(command, ignores_interrupts=True, start=start, **pipes) as demo:
         until(lambda: demo.poll() is not None or list(tmp_path.glob("checkpoints/*/checkpoint-*")))
         started = descendants(demo.pid)
-        assert sum("spawn_main" in line for line in started.values()) == 2
+        assert sum(WORKER in line for line in started.values()) == 2
         demo.send_signal(signal.SIGTERM)
         assert demo.wait(timeout=60) == -signal.SIGTERM
         until(lambda: not any(map(is_running, started)), 60)

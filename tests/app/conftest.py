@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tests.children import child, first_line, output_of
+from tests.preloaded import PreloadedReading
 from tests.synthetic_run import DEMO, write_run
 
 
@@ -38,7 +39,7 @@ def served():
         path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-c", code]
-        with child(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        with child(command, start=PreloadedReading, stderr=subprocess.PIPE, text=True, env=environment) as server:
             told = first_line(server, server.stderr)
             try:
                 if (address := re.search(r"http://\S+", told)) is None:

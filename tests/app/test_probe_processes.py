@@ -16,6 +16,7 @@ import torch
 
 from tests.children import child, descendants, first_line, is_running, until
 from tests.families import random_tokens, tiny
+from tests.preloaded import PreloadedReading
 from workbench.app.probe_processes import (
     KEPT,
     Probings,
@@ -109,7 +110,8 @@ def test_a_model_run_ends_with_the_app_however_that_ends(synthetic_runs, checkpo
         "serve([sys.argv[1]], port=0)\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with child([sys.executable, "-c", code, synthetic_runs[0], checkpoint], ignores_interrupts=True, **pipes) as app:
+    command = [sys.executable, "-c", code, synthetic_runs[0], checkpoint]
+    with child(command, start=PreloadedReading, ignores_interrupts=True, **pipes) as app:
         folder = Path(first_line(app, app.stdout).strip())
         (worker,) = descendants(app.pid)
         os.kill(worker, signal.SIGSTOP)  # it is not done before the app is ended

@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from tests.children import child, first_line, output_of, run_child
+from tests.preloaded import PreloadedReading
 from workbench.app import build_app, serve, show
 from workbench.app.server.serving import Server
 from workbench.app.state.live_runs import live_runs
@@ -138,13 +139,13 @@ from workbench.app import build_app, serve, show
 build_app([{str(synthetic_runs[0])!r}]).server.test_client().get("/_dash-layout", headers={{"Host": "localhost"}})
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
 """
-    ended = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run_child([sys.executable, "-c", code], start=PreloadedReading, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 
 def test_an_app_that_nohup_started_ends_by_sigterm_as_by_ctrl_c(synthetic_runs):
     command = [sys.executable, "-m", "workbench.cli", "app", synthetic_runs[0], "--port", "0", "--no-browser"]
-    with child(command, ignores_interrupts=True, stderr=subprocess.PIPE, text=True) as server:
+    with child(command, start=PreloadedReading, ignores_interrupts=True, stderr=subprocess.PIPE, text=True) as server:
         assert "workbench app at http://" in first_line(server, server.stderr)
         server.send_signal(signal.SIGTERM)
         assert output_of(server, 60)[1] == ""

@@ -7,6 +7,7 @@ import pytest
 
 from tests.children import run_child
 from tests.command_process import workbench
+from tests.preloaded import PreloadedReading
 from tests.series import STEPS, write_series
 from workbench.detectors import all_detectors
 
@@ -182,7 +183,7 @@ def test_looking_never_imports_torch(run, arguments):
         "bad = [m for m in ('torch', 'transformers', 'transformer_lens') if m in sys.modules]\n"
         "assert not bad, bad\n"
     )
-    done = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_child([sys.executable, "-c", code], start=PreloadedReading, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.children import run_child
 from tests.command_process import workbench
+from tests.preloaded import PreloadedReading
 from tests.synthetic_run import DEMO, STEPS, write_run
 from workbench.cli.main import app
 from workbench.emergence import align
@@ -130,7 +131,8 @@ from workbench.runs import open_run
 summarise([open_run({str(path)!r})])
 print(sorted({{"torch", "transformers", "scipy"}} & set(sys.modules)))
 """
-    ended = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    ended = run_child(command, start=PreloadedReading, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from tests.children import run_child
 from tests.families import tiny
+from tests.preloaded import Preloaded
 from workbench.checkpoints import find_checkpoints, fingerprint
 from workbench.checkpoints.digests import same_weights, verify_digests
 from workbench.heads import BadCheckpoint
@@ -245,6 +246,7 @@ def test_a_scan_of_a_directory_of_attacks_reports_each_and_scores_the_sound_one(
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     told = run_child(
         [*command, str(series), str(tmp_path / "run"), str(outside)],
+        start=Preloaded,
         env=environment,
         capture_output=True,
         text=True,

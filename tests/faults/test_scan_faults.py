@@ -25,6 +25,7 @@ from transformers import LlamaForCausalLM
 from tests.children import run_child
 from tests.families import tiny
 from tests.faults.test_store_faults import nothing_half_written, small_disk
+from tests.preloaded import Preloaded
 from tests.series import STEPS, write_series
 from workbench import open_run, scan
 from workbench.heads import RunLocked, StoreNotWritable
@@ -226,7 +227,9 @@ def test_a_checkpoint_that_needs_too_much_memory_is_told_so_and_the_others_go_on
 def little_memory(*arguments):
     """What a process says that may take only so much more memory than it has."""
     command = [sys.executable, str(Path(__file__).with_name("little_memory.py")), *map(str, arguments)]
-    ended = run_child(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    ended = run_child(
+        command, start=Preloaded, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.children import LIMIT, child, first_line, run_child
 from tests.faults.store_writer import UNITS, is_whole, origin_of, rows_of, write
+from tests.preloaded import PreloadedReading
 from workbench.heads import RunLocked, StoreTooNew, WorkbenchError
 from workbench.store import SCORES, Reader, Store
 
@@ -25,7 +26,7 @@ WRITER = [sys.executable, str(Path(__file__).with_name("store_writer.py"))]
 def writer(verb, path, *arguments, timeout=300):
     """Run a verb of the writer in a process of its own and return what it reports."""
     command = [*WRITER, verb, str(path), *map(str, arguments)]
-    ended = run_child(command, capture_output=True, text=True, timeout=timeout)
+    ended = run_child(command, start=PreloadedReading, capture_output=True, text=True, timeout=timeout)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -97,7 +98,11 @@ def test_two_writers_at_once_make_the_same_run_as_one(tmp_path):
     run = tmp_path / "run"
     reader = None
     deadline = time.monotonic() + LIMIT
-    with child([*WRITER, "write", run, 1]) as first, child([*WRITER, "write", run, -1]) as second:
+    start = PreloadedReading
+    with (
+        child([*WRITER, "write", run, 1], start=start) as first,
+        child([*WRITER, "write", run, -1], start=start) as second,
+    ):
         while any(process.poll() is None for process in (first, second)):
             assert time.monotonic() < deadline
             if (run / "scores").is_dir():
@@ -111,7 +116,7 @@ def test_two_writers_at_once_make_the_same_run_as_one(tmp_path):
 
 def test_a_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path):
     run = tmp_path / "run"
-    with child([*WRITER, "hold", run], stdout=subprocess.PIPE, text=True) as holder:
+    with child([*WRITER, "hold", run], start=PreloadedReading, stdout=subprocess.PIPE, text=True) as holder:
         assert first_line(holder, holder.stdout) == "holding\n"
         store = Store.open(run)
         with pytest.raises(RunLocked, match=f"process {holder.pid} on"), store.locked():

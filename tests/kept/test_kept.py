@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 import workbench as wb
-from tests.children import run_child
+from tests.command_process import workbench
 
 KEPT = Path(__file__).parent
 EXPECTED = json.loads((KEPT / "expected.json").read_text())
@@ -37,8 +36,7 @@ def test_its_status_map_and_emergence_are_the_same(run):
 
 
 def test_the_command_line_reads_it(run):
-    command = [sys.executable, "-m", "workbench.cli", "top", str(run.path), "--detector", "induction", "--json"]
-    shown = json.loads(run_child(command, capture_output=True, text=True, check=True).stdout)
+    shown = json.loads(workbench("top", run.path, "--detector", "induction", "--json").stdout)
     best = max(score for detector, step, _, _, score in EXPECTED["scores"] if (detector, step) == ("induction", 300))
     assert best == pytest.approx(0.926024)
     assert shown[0]["score"] == pytest.approx(best, abs=1e-6)

@@ -9,6 +9,7 @@ import pytest
 from tests.children import run_child
 from tests.families import random_tokens, tiny
 from tests.linear_families import tiny as linear_tiny
+from tests.preloaded import Preloaded
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, default_evaluation, evaluation_on
 from workbench.planning.rankings.window_gates import integrated
@@ -166,7 +167,7 @@ try:
 except WorkbenchError as error:
     print(error)
 """
-    done = run_child([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_child([sys.executable, "-c", program], start=Preloaded, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     beginnings = ["window is 2.5;", "window is '6';", "sink is None;", "keep is '0.5';", "keep is None;"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.children import child, until
+from tests.preloaded import Preloaded
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.pretrain import VARIANTS, Recipe, checkpoint_writer, pretrain_run, recipe
 
@@ -122,7 +123,7 @@ def test_a_killed_process_leaves_only_whole_checkpoints_and_the_next_call_ends_a
         f" pretrain_run({chosen!r}, Path(sys.argv[1]))"
     )
     awaited = tmp_path / "killed" / f"checkpoint-{chosen.checkpoint_steps[4]}"
-    with child([sys.executable, "-c", code, tmp_path / "killed"]) as training:
+    with child([sys.executable, "-c", code, tmp_path / "killed"], start=Preloaded) as training:
         until(lambda: awaited.exists() or training.poll() is not None, every=0.002)
         training.send_signal(signal.SIGKILL)
         assert training.wait(timeout=60) == -signal.SIGKILL, "killed in the middle"

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.children import run_child
+from tests.preloaded import PreloadedReading
 from tests.synthetic_run import DEMO, write_run
 from workbench.cli.main import app
 from workbench.heads import StoreNotWritable, WorkbenchError
@@ -116,4 +117,4 @@ def test_a_report_is_written_without_torch(runs, tmp_path):
         "from pathlib import Path; write_page(contents_of([open_run(sys.argv[1])], detectors=['induction']),"
         " Path(sys.argv[2])); assert 'torch' not in sys.modules"
     )
-    run_child([sys.executable, "-c", code, runs[0].path, tmp_path / "r.html"], check=True)
+    run_child([sys.executable, "-c", code, runs[0].path, tmp_path / "r.html"], start=PreloadedReading, check=True)

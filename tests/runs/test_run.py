@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.children import run_child
+from tests.preloaded import PreloadedReading
 from tests.synthetic_run import DEMO, DISTANCES, STEPS, Shape, write_run
 from workbench.heads import Head, Row, WorkbenchError
 from workbench.runs import open_run
@@ -252,7 +253,8 @@ run = open_run({str(path)!r})
 run.top(), run.status(), run.metrics()
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
 """
-    ended = run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    ended = run_child(command, start=PreloadedReading, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 

@@ -1,5 +1,6 @@
 """A scan: the same scores as `score`, resumable, every failure a stored row, nothing done twice."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from importlib.util import find_spec
 
 import pandas as pd
@@ -19,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.children import child, descendants, is_running, output_of, until
 from tests.families import random_tokens
+from tests.forking import WORKER
+from tests.preloaded import Preloaded, workers_forked
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
 from workbench.cli.scan_verbs import scan as scan_command
@@ -327,9 +331,23 @@ def test_a_run_of_probes_made_in_python_says_that_it_needs_them_again(series, tm
     pd.testing.assert_frame_equal(sorted_scores(again), sorted_scores(run), check_exact=True)
 
 
-def test_worker_processes_make_the_same_rows_bit_for_bit(series, run, tmp_path):
+def hold_back_the_first(out, progress):
+    """Of two workers, stop the one that comes first until the other has done something too."""
+    at_work = {int(t.worker.rpartition("-")[2]) for t in open_run(out).timings().each}
+    for worker in at_work:
+        os.kill(worker, signal.SIGSTOP if len(at_work) == 1 and progress.done < 6 else signal.SIGCONT)
+
+
+@pytest.mark.parametrize("start", [workers_forked, pytest.param(contextlib.nullcontext, marks=pytest.mark.slow)])
+def test_worker_processes_make_the_same_rows_bit_for_bit(series, run, tmp_path, start):
     said = []
-    local = scan(series, tmp_path / "run", **FAST, engine="local", workers=2, on_progress=said.append)
+
+    def on_progress(progress):
+        said.append(progress)
+        hold_back_the_first(tmp_path / "run", progress)
+
+    with start():
+        local = scan(series, tmp_path / "run", **FAST, engine="local", workers=2, on_progress=on_progress)
     pd.testing.assert_frame_equal(sorted_scores(local), sorted_scores(run), check_exact=True)
     assert (said[-1].done, said[-1].planned) == (20, 20)
     assert len({t.worker for t in local.timings().each}) == 2
@@ -453,7 +471,8 @@ def start_scan(series, out, *arguments, ignores_interrupts=False):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "workbench.cli", *COMMAND, str(series), "--out", str(out), *arguments]
     options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
-    return child(command, ignores_interrupts=ignores_interrupts, **options)
+    start = partial(Preloaded, has_workers="--workers" in arguments)
+    return child(command, ignores_interrupts=ignores_interrupts, start=start, **options)
 
 
 def wait_for_parts(process, out, n):
@@ -523,7 +542,7 @@ def test_the_workers_of_a_scan_end_when_it_is_killed(series, tmp_path):
     with start_scan(series, out, "--engine", "local", "--workers", "2") as process:
         wait_for_parts(process, out, 1)
         started = descendants(process.pid)
-        assert sum("spawn_main" in line for line in started.values()) == 2
+        assert sum(WORKER in line for line in started.values()) == 2
         process.kill()
         until(lambda: not any(map(is_running, started)), 60)
 

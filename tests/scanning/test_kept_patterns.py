@@ -13,6 +13,7 @@ import workbench as wb
 from tests import linear_families
 from tests.children import run_child
 from tests.families import random_tokens, tiny
+from tests.preloaded import PreloadedReading
 from workbench.heads import Head, WorkbenchError
 from workbench.hooks import open_model
 from workbench.hooks.recording.pattern_maps import blocks_of, record_maps
@@ -227,7 +228,9 @@ run = open_run({str(tmp_path)!r})
 run.map(1, 1); run.maps.find().crop(1, 1); run.maps.table()
 print(sorted({{"torch", "transformers"}} & set(sys.modules)))
 """
-    assert run_child([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    command = [sys.executable, "-c", code]
+    read = run_child(command, start=PreloadedReading, capture_output=True, text=True, check=True)
+    assert read.stdout == "[]\n"
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ CLASSES = (
     HeadClass("previous token", ("previous_token",), ("repeats", ""), _VERDICTS, "--detector previous_token"),
     HeadClass("sink", ("sink_gu",), ("repeated_ngrams", "text", ""), _VERDICTS, "--detector sink_gu", ties="sink"),
 )
-# The same count as `retrieval_wu_offsets` where the model's own answer is the right one, and no second answer follows it.
+# The count of `retrieval_wu_offsets` where the model's own answer is the right one, and no second answer follows it.
 GIVEN_ANSWERS = Threshold(
     "retrieval_top1",
     0.1,

@@ -208,6 +208,8 @@ def _flagged(rows: list[Row], model: HookedModel) -> list[Row]:
         return rows
     flag = f"quantised={model.quantisation}"
     return [replace(row, flags=f"{row.flags};{flag}" if row.flags else flag) for row in rows]
+
+
 def _announced(probes: Sequence[Probe], on_progress: OnTokens | None) -> Iterator[Probe]:
     """The probes one after the other; before each, and after the last, how many tokens are done."""
     total, done = sum(probe.tokens.numel() for probe in probes), 0

@@ -1,0 +1,93 @@
+"""Python processes of tests that begin with their imports done: forks of a process that has imported what most need.
+
+`Preloaded` is `subprocess.Popen` for commands of this Python. What such a process imports is not tested so; all else is
+as ever: arguments, environment, folder, files, signals, exit code, and whose child it is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import inspect
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.forking import Forker, socket_pair
+
+# What verbs that read a run import when they are called, and the app: no torch.
+READING = ("workbench.cli.main", "workbench.runs", "workbench.emergence", "workbench.figures", "workbench.report")
+READING += ("workbench.app",)
+# What the others import, and the workers of a scan and of the demo.
+ALL = (*READING, "workbench.hooks", "workbench.scanning.worker", "workbench.scanning.execution", "workbench.planning")
+ALL += ("workbench.experiments.conversion", "workbench.demo")
+
+
+class Preloaded(subprocess.Popen[Any]):
+    """The process of a command that begins with `sys.executable`. Off Linux it is an ordinary one.
+
+    `modules`: what it has imported.  `has_workers`: its multiprocessing workers begin with their imports done too.
+    """
+
+    modules = ALL
+
+    def __init__(self, command: Sequence[object], *, has_workers: bool = False, **options: Any) -> None:
+        self._has_workers = has_workers
+        super().__init__([str(word) for word in command], **options)
+
+    def _execute_child(self, *arguments: Any) -> None:
+        if sys.platform != "linux":
+            super()._execute_child(*arguments)
+            return
+        options = inspect.signature(subprocess.Popen._execute_child).bind(self, *arguments).arguments
+        assert options["args"][0] == sys.executable, options["args"]
+        files = (options["p2cread"], options["c2pwrite"], options["errwrite"])
+        self.pid = _forker(self.modules).fork(
+            options["args"][1:],
+            {number: number if file == -1 else file for number, file in enumerate(files)},
+            environment=options["env"],
+            folder=options["cwd"] and os.fspath(options["cwd"]),
+            has_own_session=bool(options["start_new_session"]),
+            has_workers=self._has_workers,
+        )
+        self._child_created = True
+        ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(options[end] for end in ends))
+
+
+@contextlib.contextmanager
+def workers_forked() -> Generator[None]:
+    """In the block, workers that multiprocessing spawns for this process begin with their imports done."""
+    with contextlib.ExitStack() as stack:
+        if sys.platform == "linux":
+            stack.enter_context(_forker(ALL).workers_forked())
+        yield
+
+
+class PreloadedReading(Preloaded):
+    """One that has imported what reads a run; it has no torch unless it imports it."""
+
+    modules = READING
+
+
+@cache
+def _forker(modules: Sequence[str]) -> Forker:
+    """The process that forks for this one; it ends when this one does."""
+    ours, its = socket_pair()
+    command = [sys.executable, "-m", "tests.forking", str(its.fileno()), *modules]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, env=environment, cwd=root, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+    its.close()
+    atexit.register(_end, process, ours)
+    return Forker(ours)
+
+
+def _end(process: subprocess.Popen[Any], connection: socket.socket) -> None:
+    connection.close()
+    process.wait(timeout=60)
