@@ -55,6 +55,14 @@ def test_a_bridge_alone_scores_as_the_plain_model(family):
         assert torch.equal(bridge(tokens), logits)
 
 
+def test_a_bridge_is_refused_while_interventions_are_in_force_on_an_opening_of_it():
+    bridge, tokens = open_model(tiny("llama")).bridge, random_tokens(1, 9)
+    m = open_model(bridge)
+    with m.ablate(["L0H0"]), pytest.raises(WorkbenchError, match="pass the opened model instead of the bridge"):
+        score(bridge, "sink", tokens=tokens)
+    pd.testing.assert_frame_equal(score(bridge, "sink", tokens=tokens), score(m, "sink", tokens=tokens))
+
+
 def test_the_bridges_own_patterns_are_those_the_workbench_crops():
     m = open_model(tiny("llama"))
     tokens = random_tokens(1, 25)

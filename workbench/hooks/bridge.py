@@ -9,6 +9,7 @@ stays as it is.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.effective_weights import check_weights, has_adapters, twin_of
+from workbench.hooks.taps.shared_taps import is_under_interventions
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+# The copies of each bridge's model that were opened.
+_copies: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[PreTrainedModel]] = weakref.WeakKeyDictionary()
 # Of logits. A bridge computes eager attention; the same model in sdpa differs by rounding, another by far more.
 _TOLERANCE = 1e-3
 
@@ -75,8 +79,15 @@ def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
 
     Raises:
         WorkbenchError: if the copy does not compute what the bridge does, as after `enable_compatibility_mode`, which
-            rewrites the weights.
+            rewrites the weights; or while interventions are in force on an earlier copy, which this one would be free
+            of.
     """
+    copies = _copies.setdefault(bridge, weakref.WeakSet())
+    if any(map(is_under_interventions, copies)):
+        raise WorkbenchError(
+            "interventions are in force on a model that was opened from this bridge, and a new copy would be free of "
+            "them; pass the opened model instead of the bridge, or end the block first"
+        )
     plain = twin_of(bridge.original_model)
     if not isinstance(plain, PreTrainedModel):
         raise WorkbenchError(f"the bridge holds a {type(plain).__name__}; expected a transformers model")
@@ -89,6 +100,7 @@ def unbridged(bridge: TransformerBridge) -> PreTrainedModel:
             "the model inside this bridge does not compute what the bridge does; expected a bridge with the weights as "
             "Hugging Face has them: boot it again without enable_compatibility_mode() or process_weights()"
         )
+    copies.add(plain)
     return plain
 
 

@@ -84,6 +84,11 @@ def stand(model: nn.Module, handler: _Handler | None) -> None:
         _standing = others if handler is None else {**others, **dict.fromkeys(taps.modules, handler)}
 
 
+def is_under_interventions(model: nn.Module) -> bool:
+    """Whether interventions are in force on this model."""
+    return bool(_of(model).modules)
+
+
 def standing_handlers() -> Mapping[int, _Handler]:
     """The handlers of the interventions that are in force now, by the id of a module."""
     return _standing
