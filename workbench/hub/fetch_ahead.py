@@ -126,6 +126,11 @@ class FetchAhead:
         with self._changed:
             return self._remaining
 
+    def is_over(self) -> bool:
+        """Whether every revision was taken, and released."""
+        with self._changed:
+            return self._remaining == 0 and not self._outstanding
+
     def fetching(self) -> Fetching | None:
         """What is being fetched now."""
         with self._changed:

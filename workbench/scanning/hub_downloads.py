@@ -200,8 +200,9 @@ class HubTasks:
         self._ahead.wait(seconds)
 
     def release(self, name: str) -> None:
-        """Remove the weights of a checkpoint that was processed."""
-        self._ahead.release(name)
+        """Remove the weights of a checkpoint that was processed; after an interrupt they are left for the next scan."""
+        if self._channel is None or not self._channel.should_stop():
+            self._ahead.release(name)
 
 
 def _begun(task: CheckpointTask, fetched: Fetched) -> CheckpointTask:
@@ -244,7 +245,7 @@ def hub_tasks(
         errands.sort(key=lambda each: each.revision.commit not in held)  # what is here already comes first
         with FetchAhead(errands, holder, bound) as ahead:
             yield HubTasks(ready, waiting, ahead)
-        if not ahead.remaining():
+        if ahead.is_over():
             holder.remove_all_but(())
         holder.close()
 
