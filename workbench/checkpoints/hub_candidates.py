@@ -13,8 +13,8 @@ from workbench.checkpoints.names import CheckpointName, parse_revision
 from workbench.checkpoints.series_overrides import read_overrides
 from workbench.console import watched_bar
 from workbench.heads import NoCheckpoints, some_of
+from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.local_cache import cache_folder, model_id, repository_folder, revisions, snapshot_folder
-from workbench.hub.needed_files import RemoteFile, needed_files
 from workbench.hub.references import HubReference
 from workbench.hub.repositories import MAIN, RemoteRevision, RemoteRevisions, remote_files
 
