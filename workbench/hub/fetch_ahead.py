@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.hub.byte_sizes import bytes_in_words
 from workbench.hub.downloads import BadDownload, DownloadStopped, Watch, check_file
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.held_files import free_bytes
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 from workbench.hub.user_cache import cached_snapshot
 

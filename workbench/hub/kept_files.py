@@ -13,8 +13,8 @@ from pathlib import Path
 
 from workbench.atomic import replace_file
 from workbench.hub.downloads import BadDownload, Watch, check_file, download
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.local_cache import repository_folder, snapshot_folder
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 KEPT_LEDGER = "kept.json"
