@@ -108,6 +108,25 @@ def test_the_tokens_behind_tiny_llamas_steps_are_read_because_they_grow_with_the
     assert series.remarks == ()
 
 
+def test_a_variant_of_a_step_is_a_branch_behind_its_tokens(hub):
+    names = ["t-step-480k-1T", "t-step-715k-1.5T", "t-step-715k-1.5T-lr-5", "t-step-955k-token-2T"]
+    for name in names:
+        hub.put(f"org/{name}", "main", weights(name))
+    series = find_checkpoints("org/t-step-*")
+    assert [(c.name, c.branch) for c in series.checkpoints] == [
+        *((n, None) for n in names[:2]),
+        (names[2], "lr-5"),
+        (names[3], None),
+    ]
+
+
+def test_a_repository_that_is_called_like_a_size_counts_no_tokens(hub):
+    for name in ("7B", "13B"):
+        hub.put(f"org/{name}", "main", weights(name))
+    with pytest.raises(NoCheckpoints, match="neither name says where in training it stands"):
+        find_checkpoints("org/*B")
+
+
 def test_the_size_of_a_model_behind_its_steps_is_no_count_of_tokens(hub):
     for step in (1000, 2000, 3000):
         hub.put("org/name", f"step{step}-7b", weights(str(step)))

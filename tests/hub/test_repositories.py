@@ -205,3 +205,11 @@ def test_listing_fetches_no_file(commits, hub, tmp_path):
     assert hub.gets() == []
     assert not user_cache(tmp_path).exists()
     assert str(RemoteRevision("org/name", "main", "c")) == "org/name@main"
+
+
+def test_a_hub_that_never_answers_is_given_up(commits, hub, monkeypatch):
+    monkeypatch.setattr(hub_errors, "_DEADLINE_S", 0.05)
+    hub.before = lambda _: hub.closing.wait(5)
+    with pytest.raises(Unreachable, match=r"org/name: no answer from http://\S+ in 0 s; check the network"):
+        remote_revisions("org/name", "*")
+    hub.closing.set()

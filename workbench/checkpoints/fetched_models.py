@@ -20,9 +20,9 @@ from workbench.console import showing_phases, warn
 from workbench.heads import BadCheckpoint, StoreNotWritable, some_of
 from workbench.hub.byte_sizes import bytes_in_words
 from workbench.hub.downloads import Watch, download, quiet_hub
+from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.needed_files import RemoteFile, needed_files
 from workbench.hub.published_models import PUBLISHED, published_folder
 from workbench.hub.references import HubReference, parse_reference
 from workbench.hub.repositories import RemoteRevision, remote_files, remote_revisions

@@ -152,7 +152,8 @@ def _references(source: Source) -> list[HubReference] | None:
     if parsed == [None]:
         return None
     for part, reference in zip(parts, parsed, strict=True):
-        if reference is None:
+        is_word = isinstance(part, str) and len(parts) > 1 and "/" not in part and "@" not in part
+        if reference is None or is_word:
             what = "is on this disk" if part and Path(str(part)).exists() else "is no id of a model"
             raise WorkbenchError(
                 f"{part!r} {what}; several checkpoints are named by the ids of models at a hub, as org/name or "

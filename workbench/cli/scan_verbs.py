@@ -51,13 +51,14 @@ def series(
 def _place(series: Any, name: str) -> dict[str, object]:
     """The size of a checkpoint's files and, of one at a hub, whether the cache has it."""
     from workbench.checkpoints.formats import weights_size
-    from workbench.checkpoints.hub_references import is_whole
+    from workbench.hub.user_cache import cached_snapshot
 
     checkpoint = next(c for c in series.checkpoints if c.name == name)
     if name not in series.remote:
         return {"bytes": None if checkpoint.is_gone else weights_size(checkpoint.path)}
-    is_cached = checkpoint.path.is_dir() and is_whole(checkpoint.path)
-    return {"bytes": series.remote[name].n_bytes, "is_cached": is_cached}
+    remote = series.remote[name]
+    snapshot = cached_snapshot(remote.revision.repo, remote.revision.commit, remote.files)
+    return {"bytes": remote.n_bytes, "is_cached": snapshot is not None}
 
 
 def _download_in_words(series: Any, names: list[str]) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import refusals_named, replace_file
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError, HubFault, RateLimited, Unreachable, as_hub_error, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 # Seconds before each further try of a file. huggingface_hub tries each request several times by itself.

@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.hub.byte_sizes import bytes_in_words
 from workbench.hub.downloads import BadDownload, DownloadStopped, Watch, check_file
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.held_files import free_bytes
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 from workbench.hub.user_cache import cached_snapshot
 
@@ -125,6 +125,11 @@ class FetchAhead:
         """How many revisions were not taken yet."""
         with self._changed:
             return self._remaining
+
+    def is_over(self) -> bool:
+        """Whether every revision was taken, and released."""
+        with self._changed:
+            return self._remaining == 0 and not self._outstanding
 
     def fetching(self) -> Fetching | None:
         """What is being fetched now."""

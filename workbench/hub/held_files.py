@@ -18,8 +18,8 @@ from typing import Any
 
 from workbench.atomic import replace_file
 from workbench.hub.downloads import RECORDS, Watch, check_file, download, forget_records
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 from workbench.hub.small_files import place
 

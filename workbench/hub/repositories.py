@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from workbench.heads import WorkbenchError, some_of
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import BadReference, NotAtHub, ask, endpoint
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.references import HubReference, parse_reference
 
 MAIN = "main"

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from workbench.atomic import replace_file
 from workbench.hub.downloads import Watch, download
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 # Requests at a time.

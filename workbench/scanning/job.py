@@ -124,10 +124,12 @@ class Job(BaseModel):
             parse_shard(shard)
         return shard
 
-    @field_validator("disk")
+    @field_validator("disk", mode="before")
     @classmethod
-    def _disk_is_a_size(cls, disk: str | None) -> str | None:
-        if disk is not None:
+    def _disk_is_a_size(cls, disk: Any) -> Any:
+        if isinstance(disk, int) and not isinstance(disk, bool):
+            disk = str(disk)
+        if isinstance(disk, str):
             parse_bytes(disk)
         return disk
 
