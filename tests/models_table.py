@@ -86,7 +86,8 @@ _HEADER = f"""# Models
 What the workbench does with each model family, found by opening a tiny random model of it and trying. This file \
 is generated: `{COMMAND}` writes it, and a test fails when it is out of date. A family that is not listed and \
 uses transformers' AttentionInterface is recorded in the same way. A model that cannot be recorded exactly is \
-refused when it is opened. For linear layers of a new family, a package can register a reader with \
+refused when it is opened. A GGUF file opens as the model that it holds: [published models and GGUF \
+files](published-models.md). For linear layers of a new family, a package can register a reader with \
 `workbench.hooks.mixer`; [examples/extensions/own_mixer.py](../examples/extensions/own_mixer.py) is one that runs.
 
 - **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of \

@@ -84,8 +84,7 @@ def measure(  # noqa: PLR0913  (keywords that callers pass)
     for d in detectors:
         totals, flags = measured[d.name]
         label = ScoreLabel(d.name, d.version, probe.name)
-        rows_of_heads = score_rows(totals, model.layers, label, seed=seed, flags=flags)
-        scores[d.name] = _flagged(rows_of_heads, model)
+        scores[d.name] = score_rows(totals, model.layers, label, seed=seed, flags=_with_quantisation(flags, model))
     return Measured(scores, _metrics(probe, batches, recordings, seed=seed), forward_s)
 
 
@@ -98,7 +97,11 @@ def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict
     if not detectors:
         return {}
     weights = read_weights(m)
-    return {d.name: _flagged(_weight_rows(d, d.function(weights), m.layers), m) for d in detectors}
+    flags = _with_quantisation("", m)
+    rows = {d.name: _weight_rows(d, d.function(weights), m.layers) for d in detectors}
+    return {
+        name: [replace(row, flags=flags) for row in of_heads] if flags else of_heads for name, of_heads in rows.items()
+    }
 
 
 def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
@@ -202,12 +205,9 @@ def series_far(model: HookedModel, probe: Probe) -> Far:
     return Far(window=min(windows) if windows else max(1, min(256, probe.tokens.shape[1] // 4)))
 
 
-def _flagged(rows: list[Row], model: HookedModel) -> list[Row]:
-    """The rows with the quantisation that the model's weights come from among their flags."""
-    if not model.quantisation:
-        return rows
-    flag = f"quantised={model.quantisation}"
-    return [replace(row, flags=f"{row.flags};{flag}" if row.flags else flag) for row in rows]
+def _with_quantisation(flags: str, model: HookedModel) -> str:
+    """The flags, and the quantisation that the model's weights come from."""
+    return ";".join(flag for flag in (flags, model.quantisation and f"quantised={model.quantisation}") if flag)
 
 
 def _announced(probes: Sequence[Probe], on_progress: OnTokens | None) -> Iterator[Probe]:
