@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,17 @@ def pytest_collection_modifyitems(items):
     """Long files first; a stable sort leaves the others as they are."""
     order = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector does not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Libraries that complain at the end of what is not collected see all collected."""
+    gc.unfreeze()
 
 
 def pytest_configure(config):

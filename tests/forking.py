@@ -112,7 +112,7 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
         request, files = _receive(connection)
         if request is None:
             os._exit(0)
-        pid = _forked_twice()
+        pid = _forked_twice(has_own_session=request["has_own_session"])
         if pid is None:
             connection.close()
             _put_in_place(dict(zip(request["files"], files, strict=True)))
@@ -122,15 +122,17 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
         _send(connection, {"pid": pid}, [])
 
 
-def _forked_twice() -> int | None:
+def _forked_twice(*, has_own_session: bool) -> int | None:
     """The number of a fork's fork, once the one between has ended; None inside it, then too."""
     reading, writing = os.pipe()
     between = os.fork()
     if not between:
         between = os.getpid()
-        if pid := os.fork():
-            os.write(writing, b"%d" % pid)
+        if os.fork():
             os._exit(0)
+        if has_own_session:
+            os.setsid()  # its parent may ask for its group as soon as it has its number
+        os.write(writing, b"%d" % os.getpid())
         os.close(reading)
         os.close(writing)
         while os.getppid() == between:
@@ -154,8 +156,6 @@ def _put_in_place(files: Mapping[int, int]) -> None:
 
 def _begin(request: Mapping[str, Any]) -> None:
     """Take on what the request says, as a process inherits it."""
-    if request["has_own_session"]:
-        os.setsid()
     for number in SIGNALS:
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else default)

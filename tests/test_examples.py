@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.preloaded import Preloaded
+
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.ipynb"))
 EXTENSIONS = FOLDER / "extensions"
@@ -52,6 +54,7 @@ def test_a_model_is_scored_on_a_probe_of_ones_own(capsys):
 def test_a_notebook_runs_as_it_stands(path, demo, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DEMO", str(demo))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("jupyter_client.launcher.Popen", Preloaded)
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are kept without outputs"
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
