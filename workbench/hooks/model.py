@@ -291,7 +291,7 @@ class HookedModel:
         def attend(call: AttentionCall) -> Tensor:
             return intervened_output(call, interventions)
 
-        with handling(self.model, attend, leaves_mode=leaves_mode):
+        with handling(self.model, attend):
             yield
 
     @contextmanager
