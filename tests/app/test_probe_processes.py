@@ -197,10 +197,12 @@ def test_the_page_says_what_run_would_fetch_and_asks_no_hub(hub, checkpoint, mon
     assert note_on(checkpoint) == ""
 
 
-def test_a_checkpoint_that_a_scan_fetched_and_removed_is_one_at_the_hub(checkpoint):
+def test_a_checkpoint_that_a_scan_fetched_and_removed_is_one_at_the_hub(checkpoint, tmp_path):
     place = {"repo": "org/name", "revision": "step1", "commit": "c0ffee"}
     series = [{"ckpt": "step1", "path": "/gone/c0ffee", **place}, {"ckpt": "step2", "path": str(checkpoint), **place}]
     assert checkpoint_source(series, "step1") == HubReference("org/name", "c0ffee")
+    (tmp_path / "config.json").write_text("{}")  # configurations stay in the run's folder
+    assert checkpoint_source([{**series[0], "path": str(tmp_path)}], "step1") == HubReference("org/name", "c0ffee")
     assert checkpoint_source(series, "step2") == checkpoint
     assert checkpoint_source([{"ckpt": "step3", "path": "/gone", "repo": float("nan")}], "step3") == Path("/gone")
 

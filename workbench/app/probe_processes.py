@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.checkpoints.hub_references import cached_checkpoint
+from workbench.checkpoints.hub_references import cached_checkpoint, is_whole
 from workbench.heads import WorkbenchError
 from workbench.hub.hub_errors import endpoint, is_offline
 from workbench.hub.references import HubReference, parse_reference
@@ -158,7 +158,7 @@ class Probings:
 
 
 def checkpoint_source(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path | HubReference:
-    """The folder of a checkpoint or, where that is gone and the scan fetched it from a hub, its place there.
+    """The folder of a checkpoint or, where a scan of a hub has removed its weights, its place at the hub.
 
     Raises:
         WorkbenchError: if the series has no such checkpoint.
@@ -166,7 +166,7 @@ def checkpoint_source(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path | 
     folder = checkpoint_folder(series, ckpt)
     record = next(record for record in series if record["ckpt"] == ckpt)
     repo, commit = record.get("repo"), record.get("commit")
-    if isinstance(repo, str) and isinstance(commit, str) and not folder.is_dir():
+    if isinstance(repo, str) and isinstance(commit, str) and not (folder.is_dir() and is_whole(folder)):
         return HubReference(repo, commit)
     return folder
 
