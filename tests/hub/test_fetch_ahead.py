@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from filelock import FileLock
 
 from tests.hub.hub_client import user_cache
 from tests.hub.test_held_files import contents
@@ -177,7 +178,14 @@ def test_what_a_kill_left_unproven_in_the_users_cache_is_read_again_and_removed_
     (own / KEPT_LEDGER).write_text(ledger)
     shard.resolve().write_bytes(bytes(9000))  # the right size, and other bytes
     shared.write_bytes(b"damaged by someone else")
+    part = shard.resolve().with_name(shard.resolve().name + ".0a1b2c3d.incomplete")
+    part.write_bytes(b"half")
+    with FileLock(user_cache(tmp_path) / ".locks" / "models--org--name" / f"{shard.resolve().name}.lock"):
+        KeptFiles(own)
+    assert part.exists()  # another process fetches it
+    (own / KEPT_LEDGER).write_text(ledger)
     KeptFiles(own)
+    assert not part.exists()
     assert not shard.exists()
     assert shared.read_bytes() == b"damaged by someone else"
     assert not (own / KEPT_LEDGER).exists()

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from workbench.atomic import replace_file
 from workbench.hub.downloads import BadDownload, Watch, check_file, download
 from workbench.hub.file_choice import RemoteFile
@@ -88,7 +90,18 @@ class KeptFiles:
                     place.unlink()
                 except FileNotFoundError:
                     place.unlink(missing_ok=True)  # a link to what was removed
+            _remove_parts(blobs, file.blob)
         path.unlink()
+
+
+def _remove_parts(blobs: Path, blob: str) -> None:
+    """Remove the parts of a file that a killed process left, unless another process fetches it now."""
+    lock = blobs.parent.parent / ".locks" / blobs.parent.name / f"{blob}.lock"  # which huggingface_hub holds meanwhile
+    if not lock.parent.is_dir():
+        return
+    with suppress(Timeout), FileLock(lock, timeout=0):
+        for part in blobs.glob(f"{blob}.*.incomplete"):
+            part.unlink(missing_ok=True)
 
 
 def _is_cached(revision: RemoteRevision, file: RemoteFile) -> bool:

@@ -38,6 +38,7 @@ from workbench.hub.user_cache import cached_snapshot
 from workbench.loading.pretrained import load_config
 from workbench.loading.quiet_transformers import quiet
 from workbench.scanning.engines import Channel, Task
+from workbench.scanning.engines.tasks import environment
 from workbench.scanning.job import Job
 from workbench.scanning.progress import Event
 from workbench.scanning.worker import CheckpointTask, ScanWorker
@@ -46,6 +47,7 @@ DOWNLOADS = "downloads"
 # What stays free of a disk: this share of it, and no more than this.
 _RESERVE_SHARE, _LARGEST_RESERVE = 0.05, 20 * 10**9
 _COMMIT_DIGITS = 12
+_XET_CACHE = "HF_XET_CHUNK_CACHE_SIZE_BYTES"
 
 
 def find_candidates(job: Job, folder: Path | None = None) -> Candidates:
@@ -237,7 +239,9 @@ def hub_tasks(
     plan = plan_downloads(job, series, list(waiting), workers=workers)
     n_bytes = None if job.disk is None or job.keep_downloads else parse_bytes(job.disk) - plan.small
     bound = Bound(n_bytes, workers + 1, reserve(job.out))
-    with _own_folder(job) as own, quiet_hub():
+    # Xet, by which hubs store large files, has a cache of pieces outside this folder, of up to 10 GB.
+    without_pieces = {_XET_CACHE: os.environ.get(_XET_CACHE, "0")}
+    with _own_folder(job) as own, quiet_hub(), environment(without_pieces):
         holder = KeptFiles(own) if job.keep_downloads else HeldFiles(own)
         errands = [_errand(series.remote[name], task.checkpoint) for name, task in waiting.items()]
         holder.remove_all_but({each.revision.commit for each in errands})
