@@ -182,9 +182,9 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 def _read_files(files: tuple[Path, ...], stamps: tuple[tuple[int, int, int], ...]) -> GgufHeader:  # noqa: ARG001
     """The headers of the files as one. `stamps`: a file that was overwritten is read again."""
     parts = [_Reader(file).read() for file in files]
-    first = parts[0]
+    first, name_of_first = parts[0], files[0]
     if "general.architecture" not in first.settings:
-        raise BadCheckpoint(f"{files[0]}: its settings name no general.architecture; fetch the file again")
+        raise BadCheckpoint(f"{name_of_first}: its settings name no general.architecture; fetch the file again")
     tensors: dict[str, GgufTensor] = {}
     for index, part in enumerate(parts):
         _check_part(files[index], part.settings, index, len(files))
@@ -194,9 +194,11 @@ def _read_files(files: tuple[Path, ...], stamps: tuple[tuple[int, int, int], ...
             tensors[name] = tensor
     n_listed = first.settings.get("split.tensors.count", len(tensors))
     if len(files) > 1 and n_listed != len(tensors):
-        raise BadCheckpoint(f"{files[0]}: its set lists {n_listed} tensors, the files hold {len(tensors)}; fetch again")
+        raise BadCheckpoint(
+            f"{name_of_first}: its set lists {n_listed} tensors, the files hold {len(tensors)}; fetch again"
+        )
     if not tensors:
-        raise BadCheckpoint(f"{files[0]}: holds no tensor; it is the vocabulary of a model alone")
+        raise BadCheckpoint(f"{name_of_first}: holds no tensor; it is the vocabulary of a model alone")
     return GgufHeader(files, first.settings, tensors, first.words)
 
 
