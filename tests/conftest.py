@@ -38,7 +38,8 @@ def pytest_addoption(parser):
 # Files of few and long tests, whose place at the end would leave one process working alone. The first makes the demo,
 # the second does not need it.
 LONG = ["test_demo.py", "scanning/test_execution.py", "app/test_browser.py", "pretrain/test_training.py"]
-LONG += ["test_examples.py", "test_doc_blocks.py", "cli/test_verbs.py", "app/test_browser_pages.py"]
+LONG += ["experiments/test_conversion.py", "test_examples.py", "test_doc_blocks.py", "app/test_browser_pages.py"]
+LONG += ["probes/test_tasks.py", "report/test_report.py", "runs/test_run.py"]
 
 
 def pytest_collection_modifyitems(items):
