@@ -41,7 +41,8 @@ def pytest_addoption(parser):
 # Files of few and long tests, whose place at the end would leave one process working alone. The first makes the demo,
 # the second does not need it.
 LONG = ["test_demo.py", "scanning/test_execution.py", "app/test_browser.py", "pretrain/test_training.py"]
-LONG += ["test_examples.py", "test_doc_blocks.py", "cli/test_verbs.py", "app/test_browser_pages.py"]
+LONG += ["experiments/test_conversion.py", "test_examples.py", "test_doc_blocks.py", "app/test_browser_pages.py"]
+LONG += ["probes/test_tasks.py", "report/test_report.py", "runs/test_run.py"]
 
 
 def pytest_collection_modifyitems(items):
@@ -91,7 +92,14 @@ def demo_runs(demo):
     return sorted((demo / "runs").iterdir())
 
 
-@pytest.fixture
-def without_waiting_for_the_disk(monkeypatch):
+# Whose subject is what a disk keeps or refuses.
+DISK = ["faults", "store", "test_atomic.py"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_waiting_for_the_disk(request):
     """Files are put in place as ever, and not synced: no test of what is computed loses power."""
-    monkeypatch.setattr("workbench.atomic.os.fsync", lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(Path(__file__).parent).parts[0] not in DISK:
+            patch.setattr("os.fsync", lambda _: None)
+        yield

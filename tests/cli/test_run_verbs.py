@@ -15,9 +15,7 @@ from workbench.runs import open_run
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.atomic.os.fsync", lambda _: None)
-        return scanned(tmp_path_factory.mktemp("runs") / "run", (FIRST, 0.0), (SECOND["rows"], 0.01)).path
+    return scanned(tmp_path_factory.mktemp("runs") / "run", (FIRST, 0.0), (SECOND["rows"], 0.01)).path
 
 
 def call(*arguments):

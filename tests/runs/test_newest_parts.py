@@ -29,8 +29,6 @@ from workbench.heads import Row, WorkbenchError
 from workbench.runs import open_run
 from workbench.store import Store, WrittenProbe, canonical_digest, read_rows
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 
 @pytest.fixture(scope="module")
 def scanned_once(tmp_path_factory):

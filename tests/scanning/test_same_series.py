@@ -18,8 +18,6 @@ from workbench.scanning import look_ahead
 from workbench.scanning.job import Job
 from workbench.store import Store
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 FAST = {"detectors": ["sink"], "probes": ["repeats:n=12,n_sequences=2"], "maps": False}
 
 

@@ -18,8 +18,6 @@ from workbench.scanning.machine import dtype_in_words
 from workbench.scanning.units import Units
 from workbench.store import Origin, Settings, Store
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 PROBE = "repeats:n=12,n_sequences=3"
 FAST = {"detectors": ["induction", "far_mass", "copying"], "probes": [PROBE], "maps": False}
 ORIGIN = Origin("run", "checkpoint-2", "ab" * 16, "cd" * 16, None, None, 2, 2, None)

@@ -14,8 +14,6 @@ from workbench import open_run, scan
 from workbench.scanning import worker
 from workbench.store import Store
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 WITH_MAPS = {"detectors": ["sink"], "probes": ["repeats:n=12,n_sequences=2"]}
 FAST = {**WITH_MAPS, "maps": False}
 N_UNITS = 3  # a detector, the metrics and the patterns
