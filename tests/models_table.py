@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, logging
 
 from tests import families, linear_families, more_families, older_families
+from tests.causal_types_table import section
 from workbench import Head, KVHead, LayerInfo, WorkbenchError, open_model
 from workbench.hooks import HookedModel
 from workbench.hooks.head_weights import read_weights
@@ -84,11 +85,12 @@ NAMES = {
 _HEADER = f"""# Models
 
 What the workbench does with each model family, found by opening a tiny random model of it and trying. This file \
-is generated: `{COMMAND}` writes it, and a test fails when it is out of date. A family that is not listed and \
-uses transformers' AttentionInterface is recorded in the same way. A model that cannot be recorded exactly is \
+is generated: `{COMMAND}` writes it, and tests fail when it is out of date. A model that cannot be recorded exactly is \
 refused when it is opened. A GGUF file opens as the model that it holds: [published models and GGUF \
-files](published-models.md). For linear layers of a new family, a package can register a reader with \
-`workbench.hooks.mixer`; [examples/extensions/own_mixer.py](../examples/extensions/own_mixer.py) is one that runs.
+files](published-models.md). First the families whose numbers are compared with a reference in the tests; below them \
+[every type](#every-type-of-causal-language-model) that transformers has. For linear layers of a new family, a \
+package can register a reader with `workbench.hooks.mixer`; \
+[examples/extensions/own_mixer.py](../examples/extensions/own_mixer.py) is one that runs.
 
 - **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of \
 one layer. A real checkpoint has its own order, `m.layers`.
@@ -107,6 +109,11 @@ scores of weights |
 
 def document() -> str:
     """The whole file."""
+    return families_part() + section()
+
+
+def families_part() -> str:
+    """The part on the families of the tests."""
     rows = sorted(_rows(), key=lambda cells: cells[0].strip("`"))
     return _HEADER + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
@@ -237,6 +244,7 @@ def _yes(answer: bool) -> str:
 
 
 if __name__ == "__main__":
+    logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         print(document(), end="")

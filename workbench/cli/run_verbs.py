@@ -25,7 +25,7 @@ def top(
     as_json: Json = False,
 ) -> None:
     """List the highest-scoring heads at the last checkpoint, with interval, n, and onset."""
-    from workbench.claims.abilities import in_words
+    from workbench.emergence.right_answers import in_words
 
     (opened,) = open_runs([run], setting)
     table = opened.top(detector, n, probe=probe)

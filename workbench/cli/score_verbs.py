@@ -11,7 +11,7 @@ from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
 from workbench.console import TokenPace, print_json, print_table, warn
 
 if TYPE_CHECKING:
-    from workbench.claims import ModelSummary
+    from workbench.emergence import ModelSummary
 
 
 def score(

@@ -1,6 +1,5 @@
 """Head scores: registered functions of one Recording, and the framework that averages, counts and bootstraps them."""
 
-from workbench.claims.thresholds import THRESHOLDS, Threshold, claims
 from workbench.detectors.baselines import layer_matched, untrained, untrained_scores
 from workbench.detectors.builtin.massive_activations import massive_activations
 from workbench.detectors.builtin.sinks import gu_sink
@@ -20,6 +19,7 @@ from workbench.detectors.registry import (
 )
 from workbench.detectors.sketches import token_sketch
 from workbench.detectors.split_half import reliability
+from workbench.emergence.thresholds import THRESHOLDS, Threshold, claims
 
 __all__ = [
     "THRESHOLDS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from workbench.claims.thresholds import MIN_SEQUENCES
+from workbench.emergence.thresholds import MIN_SEQUENCES
 
 RESAMPLES = 1000
 _LEVELS = (2.5, 97.5)

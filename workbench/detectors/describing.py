@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from workbench.claims import ModelSummary, summarise_model
 from workbench.detectors.measuring import OnTokens, score_and_measure
+from workbench.emergence import ModelSummary, summarise_model
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.probes import Probe, control

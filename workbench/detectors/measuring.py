@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from workbench.claims.abilities import abilities
 from workbench.detectors.bootstrap import bootstrap
 from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
 from workbench.detectors.scoring import ScoreLabel, concatenate, score_rows, table_rows
+from workbench.emergence.right_answers import abilities
 from workbench.heads import LayerInfo, Metric, Row, WorkbenchError
 from workbench.hooks import HookedModel, PerSequence, Recording, open_model
 from workbench.hooks.head_weights import read_weights

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from workbench.claims.thresholds import one_checkpoint
 from workbench.emergence.rank_statistics import spearman
+from workbench.emergence.thresholds import one_checkpoint
 
 
 def reliability(table: pd.DataFrame) -> pd.DataFrame:

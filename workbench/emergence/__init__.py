@@ -1,4 +1,4 @@
-"""When heads emerge and since when they stay, from rows of scores over checkpoints. No torch.
+"""When heads emerge and since when they stay, from rows of scores over checkpoints; which heads one has. No torch.
 
 A `Run` calls these functions with its own tables; they take any rows of the same columns. Definitions:
 docs/emergence.md.
@@ -10,8 +10,10 @@ from workbench.emergence.head_histories import VERDICTS, handovers, trace
 from workbench.emergence.lineages import parents_of, with_past
 from workbench.emergence.lock_in_table import lock_in, lock_in_sentence
 from workbench.emergence.model_metrics import align, icl_score, metric_by, phase_changes
+from workbench.emergence.model_summary import ModelSummary, summarise_model
 from workbench.emergence.onset_definitions import onsets
 from workbench.emergence.rank_statistics import Agreement, agreement, chosen_at
+from workbench.emergence.right_answers import abilities
 from workbench.emergence.score_curves import HEAD, LINEAGE, Curves, curves_of
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Agreement",
     "Curves",
     "Matching",
+    "ModelSummary",
+    "abilities",
     "agreement",
     "align",
     "aligned",
@@ -39,6 +43,7 @@ __all__ = [
     "phase_changes",
     "rank_agreement",
     "same_heads",
+    "summarise_model",
     "trace",
     "with_past",
 ]

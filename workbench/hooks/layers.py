@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
-from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
+from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
 from workbench.hooks.taps.layer_lists import blocks
@@ -72,6 +72,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         ],
         "{} attend more than once per pass": [i for i, c in calls.items() if len(c) != 1],
         "{} see later tokens": [i for i, c in softmax.items() if not is_causal(c)],
+        "{} attend to keys that stand for many tokens each": [i for i in softmax if "compress" in _type_of(config, i)],
         "the probabilities of {} do not sum to 1": [i for i, c in softmax.items() if not is_normalised(c)],
         "{} go on with something else than what their attention gives": [i for i in softmax if i not in arrived],
         "the output of {} is not its implied pattern times v in this version of transformers": [
@@ -94,10 +95,17 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
     name = type(model).__name__
     try:
         out = model(input_ids=tokens, use_cache=False)
+    except MaskTaken as error:
+        raise WorkbenchError(
+            f"{name} cannot be recorded exactly: {_innermost(error) or 'a layer'} computes with its attention mask "
+            "itself, to choose keys or to add to the scores, and the attention that follows is not that of the mask; "
+            "expected masks that go into the attention as transformers makes them. Leave this model out"
+            f"{_inner_model(model.config)}"
+        ) from error
     except FAILURES as error:
         if is_out_of_memory(error):
             raise
-        raise WorkbenchError(_why_not_on_tokens(name, error)) from error
+        raise WorkbenchError(_why_not_on_tokens(name, error) + _inner_model(model.config)) from error
     logits: Any = getattr(out, "logits", None)
     if logits is None:
         raise WorkbenchError(
@@ -112,18 +120,33 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
 
 
 def _why_not_on_tokens(name: str, error: Exception) -> str:
-    """Why a model does not run on token ids alone, and the next step."""
+    """Why a model does not run on token ids alone."""
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    alone = "load it with transformers, take the …ForCausalLM inside if it has one, and pass that to open_model"
     if any(word in first_line for word in _OTHER_INPUTS):
-        return f"{name} does not run without a picture or a sound beside its tokens ({first_line}); {alone}"
-    if LazyMask.__name__ in first_line:
-        return (
-            f"{name} makes an attention mask itself and hands it on to its language model, so that which tokens see "
-            f"which cannot be recorded; {alone}"
-        )
+        return f"{name} does not run without a picture or a sound beside its tokens ({first_line})"
     reason = f"{type(error).__name__}: {first_line}"
     return f"{name} does not run on token ids alone: {reason}. Expected a causal language model"
+
+
+def _inner_model(config: Any) -> str:
+    """The next step for a model with a language model inside, as one of images and text; "" for others."""
+    text = config.get_text_config()
+    if text is config:
+        return ""
+    return (
+        f"; its text configuration is of type {text.model_type!r}: load it with transformers, take the …ForCausalLM of "
+        "that type inside if it has one, and pass that to open_model"
+    )
+
+
+def _innermost(error: BaseException) -> str:
+    """The class of the innermost module that an error was raised in; "" where it was in none."""
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        name = type(module).__name__ if isinstance(module, nn.Module) else name
+        trace = trace.tb_next
+    return name
 
 
 def _refuse_nonfinite(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
@@ -138,12 +161,17 @@ def _without_mixer(config: Any) -> set[int]:
     return {i for i, layer_type in enumerate(layer_types) if layer_type in _NO_MIXER}
 
 
-def _softmax_layer(config: Any, index: int, call: AttentionCall) -> LayerInfo:
+def _type_of(config: Any, index: int) -> str:
+    """The type that the configuration gives a layer; "" where it gives none."""
     layer_types = getattr(config, "layer_types", None)
-    layer_type = layer_types[index] if isinstance(layer_types, list | tuple) and len(layer_types) > index else None
+    is_listed = isinstance(layer_types, list | tuple) and len(layer_types) > index
+    return str(layer_types[index]) if is_listed else ""
+
+
+def _softmax_layer(config: Any, index: int, call: AttentionCall) -> LayerInfo:
     kind: Kind = "full"
     if call.mask.window is not None:
-        kind = "chunked" if layer_type == "chunked_attention" else "sliding"
+        kind = "chunked" if _type_of(config, index) == "chunked_attention" else "sliding"
     return LayerInfo(
         index=index,
         kind=kind,

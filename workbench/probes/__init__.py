@@ -13,7 +13,7 @@ from workbench.probes.aggregation import common_words, frequent_words, majority
 from workbench.probes.gold_documents import gold_document
 from workbench.probes.natural_text import repeated_ngrams, text, text_file, token_sequences
 from workbench.probes.controls import control, without_answers
-from workbench.probes.one_model import one_model
+from workbench.probes.for_one_model import one_model
 
 # isort: on
 from workbench.probes.known_answers import Probe, corrupted, make_probe, part, split

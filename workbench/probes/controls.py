@@ -20,7 +20,7 @@ _SEQUENCES = 5
 def without_answers(
     source: HasVocabulary | Vocabulary | int,
     *,
-    of: str,
+    of: str = "repeats",
     n_sequences: int = _SEQUENCES,
     seed: int = 0,
     name: str = "",

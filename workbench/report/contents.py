@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.claims import ModelSummary
 from workbench.console import shown
+from workbench.emergence import ModelSummary
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.runs import Run, Summary, summarise
 

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from workbench.claims import ModelSummary, abilities, summarise_model
 from workbench.emergence import (
     HEAD,
     LINEAGE,
+    ModelSummary,
+    abilities,
     handovers,
     icl_score,
     lock_in,
@@ -24,6 +25,7 @@ from workbench.emergence import (
     onsets,
     parents_of,
     phase_changes,
+    summarise_model,
     trace,
     with_past,
 )
@@ -485,7 +487,7 @@ class Run:
         return pd.concat(tables, ignore_index=True)
 
     def model_summary(self, step: Step = "last") -> ModelSummary:
-        """What the model gets right at a checkpoint, and its heads of each class; see `claims.summarise_model`.
+        """What the model gets right at a checkpoint, and its heads of each class; see `emergence.summarise_model`.
 
         Raises:
             WorkbenchError: if there is no such checkpoint.
@@ -498,7 +500,7 @@ class Run:
             return summarise_model(scores, metrics.loc[metrics["ckpt"] == scores["ckpt"].iloc[-1]])
 
     def cannot(self) -> list[dict[str, Any]]:
-        """The probes that the model cannot do at the last checkpoint: rows of `claims.abilities`."""
+        """The probes that the model cannot do at the last checkpoint: rows of `emergence.abilities`."""
         metrics = self.metrics(step="last")
         return [row for row in abilities(metrics).to_dict("records") if row["verdict"] == "cannot"]
 

@@ -13,7 +13,7 @@ from workbench.detectors import Detector, find_detectors
 from workbench.heads import BadCheckpoint
 from workbench.loading.series_words import SeriesWords
 from workbench.probes import Probe, one_model
-from workbench.probes.one_model import LeftOut
+from workbench.probes.for_one_model import LeftOut
 from workbench.scanning.job import Job
 from workbench.store import DEFAULT_PROBE, Store, read_requests
 

@@ -32,6 +32,10 @@ from workbench.kernels import (
 from workbench.kernels.softmax.differentiable_attention import differentiable_attention
 
 
+class MaskTaken(WorkbenchError, AttributeError):
+    """A model's own code took the mask for a tensor, to compute with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class LazyMask:
     """A model's own mask as a function of (sequence, head, query, key) positions, evaluated for one tile at a time.
@@ -60,14 +64,22 @@ class LazyMask:
         """Refuse to be taken for a tensor, by the model's own attention after the block ended.
 
         Raises:
-            WorkbenchError: always.
+            MaskTaken: always.
         """
-        raise WorkbenchError(
+        raise MaskTaken(
             f"a pass that began under the workbench reached {getattr(func, '__name__', func)} of the model's own "
             "attention, as the backward pass of gradient checkpointing does after the `with` block has ended (call "
             "backward() inside the block), and a pass that still ran when another thread ended a recording or a block "
             "(run it before or after)"
         )
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse to be read as a tensor, by a model that computes a mask of its own from this one.
+
+        Raises:
+            MaskTaken: always.
+        """
+        raise MaskTaken(f"the model reads {name} of its attention mask, which is made only where it is needed")
 
     def contiguous(self) -> LazyMask:
         """Refuse the caches whose masks transformers makes before the pass.

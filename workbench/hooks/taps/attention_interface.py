@@ -114,7 +114,7 @@ def _attend(
             f"{attention_mask.n_keys}; run it without a cache"
         )
     call = AttentionCall(
-        layer=int(module.layer_idx),  # type: ignore[arg-type]
+        layer=_layer_of(module),
         q=query,
         k=key,
         v=value,
@@ -136,6 +136,21 @@ def _attend(
     out = (call.output() if handler is None else handler(call)).to(query.dtype)
     note_attention(call.layer, (), out, None)
     return out, None
+
+
+def _layer_of(module: nn.Module) -> int:
+    """The number of the layer that an attention module is of.
+
+    Raises:
+        WorkbenchError: if it has none, as one that several layers share.
+    """
+    index: Any = getattr(module, "layer_idx", None)
+    if index is None:
+        raise WorkbenchError(
+            f"{type(module).__name__} has no number of its layer, as one that several layers share: its heads cannot "
+            "be told apart by layer; expected one attention module per layer. Leave this model out"
+        )
+    return int(index)
 
 
 def _token_positions(positions: Any) -> Int[Tensor, "#b q"] | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.claims.abilities import abilities, in_words
-from workbench.claims.thresholds import THRESHOLDS, Threshold, claims
+from workbench.emergence.right_answers import abilities, in_words
+from workbench.emergence.thresholds import THRESHOLDS, Threshold, claims
 from workbench.heads import Head, KVHead
 
 COLUMNS = (
@@ -63,7 +63,7 @@ CLASSES = (
     HeadClass("previous token", ("previous_token",), ("repeats", ""), _VERDICTS, "--detector previous_token"),
     HeadClass("sink", ("sink_gu",), ("repeated_ngrams", "text", ""), _VERDICTS, "--detector sink_gu", ties="sink"),
 )
-# The count of `retrieval_wu_offsets` where the model's own answer is the right one, and no second answer follows it.
+# The same count as `retrieval_wu_offsets` where the model's own answer is right and no second one follows it.
 GIVEN_ANSWERS = Threshold(
     "retrieval_top1",
     0.1,
@@ -99,15 +99,15 @@ class ModelSummary:
 
     def sentences(self, n: int = 3) -> list[str]:
         """The summary in sentences; `n` heads of each class by name."""
-        said = [f"{_capital(in_words(row))}." for row in self.abilities.to_dict("records")]
+        sentences = [f"{_capital(in_words(row))}." for row in self.abilities.to_dict("records")]
         for row in self.classes.to_dict("records"):
             names = self.strongest(row["class"], n)
-            said.append(
+            sentences.append(
                 f"{row['n_heads']} of {row['of']} heads are {row['class']} heads, {row['undecided']} more undecided: "
                 f"{row['detector']} above {row['threshold']:g} on {row['probe']} ({row['source']})"
                 f"{': ' if names else ''}{names}."
             )
-        return [*said, *self.remarks]
+        return [*sentences, *self.remarks]
 
 
 def summarise_model(scores: pd.DataFrame, metrics: pd.DataFrame) -> ModelSummary:
@@ -152,14 +152,14 @@ def with_interval(row: dict[str, Any]) -> str:
 def _read_on(head_class: HeadClass, scores: pd.DataFrame, by_probe: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
     """The detector and the probe that a class is read on; a probe that the model can do comes first; "" for none."""
     pairs = scores.loc[scores["score"].notna(), ["detector", "probe"]].drop_duplicates()
-    found: list[tuple[int, int, int, str, str]] = []
+    ranked: list[tuple[int, int, int, str, str]] = []
     for detector, probe in pairs.itertuples(index=False, name=None):
         beginnings = [i for i, beginning in enumerate(head_class.probes) if str(probe).startswith(beginning)]
         if detector in head_class.detectors and beginnings:
             verdict = by_probe.get(str(probe), {}).get("verdict", _UNKNOWN)
             rank = _VERDICTS.index(verdict) if head_class.verdicts != _VERDICTS else 0
-            found.append((head_class.detectors.index(detector), rank, beginnings[0], str(detector), str(probe)))
-    return min(found)[3:] if found else ("", "")
+            ranked.append((head_class.detectors.index(detector), rank, beginnings[0], str(detector), str(probe)))
+    return min(ranked)[3:] if ranked else ("", "")
 
 
 def _why_not(head_class: HeadClass, detector: str, ability: dict[str, Any] | None) -> str:
