@@ -15,7 +15,7 @@ from tests.hub.hub_client import user_cache
 from workbench.checkpoints import fetched_models
 from workbench.checkpoints.fetched_models import obtain_checkpoint, obtain_configuration, plan_download
 from workbench.heads import BadCheckpoint, StoreNotWritable
-from workbench.hub import BadReference, HubReference, NotAtHub, Unreachable
+from workbench.hub import BadReference, GatedModel, HubReference, NotAtHub, Unreachable
 from workbench.hub.downloads import BadDownload
 from workbench.loading.tokenizer_files import open_tokenizer
 
@@ -85,6 +85,22 @@ def test_weights_in_a_form_that_is_not_read_are_refused_before_they_are_fetched(
         wb.open_model("org/adapter")
     assert hub.gets() == []
     assert plan_download(HubReference("org/pickle"), allow_pickle=True).n_bytes == 8
+
+
+def test_safetensors_are_fetched_where_the_cache_has_a_pickle_alone(hub, llama):
+    own = {path.name: path.read_bytes() for path in llama.iterdir()}
+    hub.put("org/both", "main", {**own, "pytorch_model.bin": b"pickle"})
+    snapshot_download("org/both", allow_patterns=["*.json", "*.bin"])
+    assert len(wb.open_model("org/both").layers) == 2
+    assert fetched(hub) == ["config.json", "generation_config.json", "model.safetensors", "pytorch_model.bin"]
+
+
+def test_a_model_whose_licence_was_not_accepted_is_said_with_its_page(repo, hub, monkeypatch):
+    hub.fault("gated", file="*")
+    with pytest.raises(
+        GatedModel, match=r"org/name@main: its licence has to be accepted.*auth login.*http://\S+/org/name"
+    ):
+        wb.open_model(repo)
 
 
 @pytest.mark.parametrize(

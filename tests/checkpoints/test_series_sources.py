@@ -127,6 +127,9 @@ def test_a_single_word_is_a_folder_that_is_not_there_unless_it_is_said_to_be_an_
     for source in ("hf://gpt2", "gpt2@main", "https://huggingface.co/gpt2"):
         assert names(find_checkpoints(source)) == ["main"]
     assert names(find_checkpoints("gpt2", revisions="m*")) == ["main"]
+    assert settled_source("hf://gpt2") == "hf://gpt2"  # as it is read again
+    with pytest.raises(WorkbenchError, match="'my' is no id of a model"):
+        find_checkpoints("my,dir")
 
 
 def test_an_id_in_the_cache_is_its_revisions_there_and_no_hub_is_asked(pythia, hub, tmp_path):

@@ -133,6 +133,13 @@ def test_several_references_are_one_job_in_a_list_or_with_commas(tmp_path, monke
         job = read_job(tmp_path / "job.toml")
         assert (job.checkpoints, job.source) == ("org/a,org/b@v1", parts)
     assert make_job({"checkpoints": ["org/a", "org/b@v1"], "out": "run"}).source == parts
+    (tmp_path / "cwd" / "org" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cwd")  # a folder beside the job file counts, not one where the process runs
+    (tmp_path / "job.toml").write_text('checkpoints = ["org/a", "org/b@v1"]\nout = "run"\n')
+    assert read_job(tmp_path / "job.toml").source == parts
+    (tmp_path / "org" / "a").mkdir(parents=True)
+    with pytest.raises(WorkbenchError, match="is on this disk; several checkpoints are named by the ids of models"):
+        read_job(tmp_path / "job.toml")
     assert make_job({"checkpoints": "org/name-step-*", "out": "run"}).checkpoints == "org/name-step-*"
 
 

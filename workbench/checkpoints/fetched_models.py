@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.checkpoints.configs import CONFIG
-from workbench.checkpoints.formats import HINTS, UNREAD, Format
+from workbench.checkpoints.formats import HINTS, UNREAD, Format, checkpoint_format
 from workbench.checkpoints.hub_candidates import format_of
 from workbench.checkpoints.hub_references import Located, cached_checkpoint, cached_files, locate_checkpoint
 from workbench.console import showing_phases, warn
@@ -69,7 +69,7 @@ def obtain_checkpoint(
         DownloadStopped: if `watch` asks for it.
     """
     parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
-    if parsed is None or is_offline() or cached_checkpoint(parsed) is not None:
+    if parsed is None or is_offline() or _is_cached(parsed, allow_pickle=allow_pickle):
         return locate_checkpoint(reference)
     try:
         planned = plan_download(parsed, allow_pickle=allow_pickle)
@@ -81,6 +81,12 @@ def obtain_checkpoint(
         warn(remark)
     folder = fetch(planned, check=check, watch=watch)
     return Located(folder, planned.revision.repo.rpartition("/")[2])
+
+
+def _is_cached(reference: HubReference, *, allow_pickle: bool) -> bool:
+    """Whether the cache has the whole model in a form that is read; the hub may have safetensors beside a pickle."""
+    folder = cached_checkpoint(reference)
+    return folder is not None and (allow_pickle or checkpoint_format(folder) == "safetensors")
 
 
 def obtain_small_files(reference: HubReference) -> Path:

@@ -42,7 +42,13 @@ def settled_source(source: Source, revisions: str | None = None) -> Path | str:
         return path
     if revisions is None and len(references) == 1 and (folder := _in_cache(references[0])) is not None:
         return folder
-    return ",".join(map(str, references))
+    return ",".join(map(_written, references))
+
+
+def _written(reference: HubReference) -> str:
+    """A reference that is read as one again, wherever it stands."""
+    is_word = "/" not in reference.repo and reference.revision is None
+    return f"hf://{reference}" if is_word else str(reference)
 
 
 def ids_in(text: str, revisions: object = None) -> list[HubReference] | None:

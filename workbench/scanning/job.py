@@ -24,7 +24,7 @@ from pydantic import (
 from workbench.checkpoints.series_sources import ids_in, settled_source
 from workbench.heads import WorkbenchError
 from workbench.hub.byte_sizes import parse_bytes
-from workbench.hub.references import HubReference, parse_references
+from workbench.hub.references import HubReference, parse_reference, parse_references
 from workbench.hub.repositories import revision_pattern
 
 EngineName = Literal["inline", "local", "ray"]
@@ -219,6 +219,8 @@ def read_job(
             # A folder goes before a model of its name.
             references = None if name == "out" or beside.exists() else ids_in(job[name], job.get("revisions"))
             job[name] = references or beside
+    if isinstance(job.get("checkpoints"), list):
+        job["checkpoints"] = [_beside(path.parent, each) for each in job["checkpoints"]]
     tokenizer = job.get("tokenizer")
     if isinstance(tokenizer, str) and (path.parent / tokenizer).exists():  # else a model's name
         job["tokenizer"] = str(path.parent / tokenizer)
@@ -256,6 +258,14 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
         raise ValueError("i/n with 0 <= i < n; for a Slurm array: --array=0-15 and --shard $SLURM_ARRAY_TASK_ID/16")
     return int(i), int(n)
+
+
+def _beside(folder: Path, written: Any) -> Any:
+    """A reference to a hub, unless there is a path of its name in the job file's folder."""
+    if not isinstance(written, str):
+        return written
+    beside = folder / written
+    return str(beside) if beside.exists() else parse_reference(written, exists=False) or written
 
 
 def _value(text: str) -> Any:
