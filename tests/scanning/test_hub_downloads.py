@@ -371,18 +371,27 @@ def killed_scans(hub, folders, tmp_path, *, kills, seed, options=()):
     for path, text in foreign.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    cache = contents_of(user_cache(tmp_path))
     disk = int((5 if options else 2.5) * size_of_one(folders))
     command = ["scan", REPO, "--revisions", "step*", "--out", out, "--disk", disk, "--no-maps"]
     command += [word for name in FAST["detectors"] for word in ("--detector", name)]
     command += ["--probe", *FAST["probes"], *options]
     moments, hub.pace = random.Random(seed), 600_000.0
-    exits, held = [], []
+    exits, held, latest = [], [], 1.5
+    if kills > 2 and not options:  # at any moment of as long as a scan takes on this machine
+        began = time.monotonic()
+        undisturbed = [tmp_path / "undisturbed" if word == out else word for word in command]
+        assert workbench(*undisturbed, environment=environment(hub, tmp_path)).returncode == 0
+        latest = time.monotonic() - began
+        shutil.rmtree(tmp_path / "undisturbed")
+    cache = contents_of(user_cache(tmp_path))
     with Watched(out / "downloads") as watched:
         for _ in range(kills):
-            ended = workbench(*command, environment=environment(hub, tmp_path), killed_after=moments.uniform(0.02, 2.5))
+            ended = workbench(
+                *command, environment=environment(hub, tmp_path), killed_after=moments.uniform(0.02, latest)
+            )
             exits.append(ended.returncode)
-            held.append(len(weights_in(out)) - 1)
+            n_parts = len(list(out.glob("scores/*/*.parquet")))
+            held.append((len(weights_in(out)) - 1, n_parts))
             assert {path: path.read_text() for path in foreign} == foreign
             assert cache.items() <= contents_of(user_cache(tmp_path)).items()
             if (out / "run.json").exists():
@@ -413,11 +422,11 @@ def test_killed_scans_of_a_hub_lose_nothing_and_remove_only_what_they_fetched(hu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_twenty_kills_at_random_moments_lose_nothing(hub, folders, from_folders, tmp_path, seed):
-    run, exits, held = killed_scans(hub, folders, tmp_path, kills=20, seed=seed)
-    print(f"killed {exits.count(-9)} of 20 scans; weights held after each: {held}")
-    assert exits.count(-9) >= 3
+@pytest.mark.parametrize("seed", range(4))
+def test_kills_at_random_moments_lose_nothing(hub, folders, from_folders, tmp_path, seed):
+    run, exits, held = killed_scans(hub, folders, tmp_path, kills=8, seed=seed)
+    print(f"killed {exits.count(-9)} of {len(exits)} scans; weights held and checkpoints scored after each: {held}")
+    assert exits.count(-9) >= 1
     others = [f"step{i}" for i in STEPS if i > 3]
     assert rows(run).equals(rows(from_folders, but=others))
 
@@ -426,8 +435,8 @@ def test_twenty_kills_at_random_moments_lose_nothing(hub, folders, from_folders,
 def test_kills_of_a_scan_that_keeps_its_downloads_leave_whole_files_in_the_users_cache(
     hub, folders, from_folders, tmp_path
 ):
-    run, exits, _ = killed_scans(hub, folders, tmp_path, kills=12, seed=3, options=["--keep-downloads"])
-    assert exits.count(-9) >= 3
+    run, exits, _ = killed_scans(hub, folders, tmp_path, kills=8, seed=3, options=["--keep-downloads"])
+    assert exits.count(-9) >= 1
     for blob in (user_cache(tmp_path) / "models--org--name" / "blobs").iterdir():
         assert len(blob.name) == 40 or hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
     assert rows(run).equals(rows(from_folders, but=[f"step{i}" for i in STEPS if i > 3]))
