@@ -187,7 +187,7 @@ class _Lines:
         warn(f"{progress.checkpoint} {progress.probe}: {progress.done}/{progress.planned} done{failed}{eta}")
 
 
-def bytes_in_words(n: float) -> str:
+def bytes_in_words(n: int | float) -> str:
     """Format bytes as `1.53 GB`, `12 MB`, `3.4 kB` or `512 bytes`, in powers of ten."""
     for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if n >= size:
