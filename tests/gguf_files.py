@@ -121,9 +121,9 @@ def words(n: int = VOCABULARY, *, pre: str = "smollm", bos: int = 1, **more: Any
 def bytes_to_unicode() -> dict[int, str]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode as table
 
-    found = table()
-    order = [ord(" "), *range(33, 127), *(b for b in found if b not in range(32, 127))]
-    return {byte: found[byte] for byte in order}
+    letters = table()
+    order = [ord(" "), *range(33, 127), *(b for b in letters if b not in range(32, 127))]
+    return {byte: letters[byte] for byte in order}
 
 
 def write_split(folder: Path, n: int = 3, *, name: str = "model", **settings: Any) -> Path:

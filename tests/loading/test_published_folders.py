@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 import workbench as wb
+from tests.checkpoints.folders import checkpoint
 from tests.published import NAME, make_registry
 from workbench.atomic import advisory_lock
 from workbench.checkpoints import find_checkpoints, verify_digests
@@ -178,3 +179,22 @@ def test_words_of_antibodies_are_letters_and_bracketed_words_with_nothing_around
     assert read("[HEAVY][HUMAN]ACC")["input_ids"] == read.convert_tokens_to_ids(expected) == [8, 7, 5, 6, 6]
     assert read.decode([8, 7, 5, 6, 6]) == "[HEAVY][HUMAN]ACC"
     assert read("AX")["input_ids"] == [5, 1]
+
+
+def test_a_model_at_a_hub_is_fetched_into_the_cache_once_or_to_a_folder_of_ones_own(hub, tmp_path):
+    hub.put("org/name", "main", checkpoint(tmp_path / "origin"))
+    first = obtain("org/name", out=None, accept=lambda _: False)
+    assert first.is_new
+    assert (first.folder / "model.safetensors").read_bytes() == (tmp_path / "origin/model.safetensors").read_bytes()
+    again = obtain("org/name", out=None, accept=lambda _: False)
+    assert (again.folder, again.is_new) == (first.folder, False)
+    own = wb.get("org/name", out=tmp_path / "own")
+    assert own == tmp_path / "own"
+    assert not (own / "model.safetensors").is_symlink()
+
+
+def test_gguf_at_a_hub_is_refused_before_any_is_fetched_with_how_to_choose(hub, registry):
+    hub.put("org/name-GGUF", "main", {"a-Q4_1.gguf": b"0" * 100, "a-Q8_0.gguf": b"0" * 100})
+    with pytest.raises(WorkbenchError, match=r"GGUF weights alone \(a-Q4_1\.gguf, a-Q8_0\.gguf\).*--local-dir DIR"):
+        wb.get("org/name-GGUF")
+    assert not hub.gets("*.gguf")
