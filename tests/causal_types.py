@@ -88,6 +88,7 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},  # as the checkpoint has them
     "reformer": {
         "is_decoder": True,
         "axial_pos_embds": False,
