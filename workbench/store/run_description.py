@@ -17,10 +17,10 @@ class JobDescription:
     """
 
     checkpoints: str | None = None
+    out: str | None = None
     revisions: str | None = None
     keep_downloads: bool | None = None
     disk: str | None = None
-    out: str | None = None
     detectors: tuple[str, ...] | None = None
     probes: tuple[str, ...] | None = None
     tokenizer: str | None = None
