@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
 from functools import cache
@@ -30,12 +31,18 @@ PRELOADED = ["workbench.cli.main", "workbench.hooks", "workbench.scanning.worker
 PRELOADED += ["workbench.planning", "workbench.figures", "workbench.report", "workbench.experiments.conversion"]
 
 
-def workbench(*arguments: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command with these arguments; its exit code, stdout and stderr, as `subprocess.run` gives them."""
+def workbench(
+    *arguments: object, environment: Mapping[str, str] | None = None, killed_after: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command with these arguments; its exit code, stdout and stderr, as `subprocess.run` gives them.
+
+    `killed_after`: seconds after which its process is killed, if it still runs.
+    """
     words = list(map(str, arguments))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
         request = {"arguments": words, "environment": dict(environment or {}), "folder": os.getcwd()}
+        request["killed_after"] = killed_after
         server = _server()
         server.stdin.write(json.dumps({**request, "files": list(map(str, files))}) + "\n")
         server.stdin.flush()
@@ -69,9 +76,23 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             _run(request)
-        _, status = os.waitpid(child, 0)
+        status = _wait(child, request["killed_after"])
         answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
         answers.flush()
+
+
+def _wait(child: int, killed_after: float | None) -> int:
+    """The status of a child when it has ended; after some seconds it is killed."""
+    end = None if killed_after is None else time.monotonic() + killed_after
+    while end is not None:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() >= end:
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    return os.waitpid(child, 0)[1]
 
 
 def _run(request: dict[str, Any]) -> None:

@@ -187,14 +187,6 @@ class _Lines:
         warn(f"{progress.checkpoint} {progress.probe}: {progress.done}/{progress.planned} done{failed}{eta}")
 
 
-def bytes_in_words(n: int | float) -> str:
-    """Format bytes as `1.53 GB`, `12 MB`, `3.4 kB` or `512 bytes`, in powers of ten."""
-    for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f} byte{'s' * (round(n) != 1)}"
-
-
 def duration(seconds: float | None) -> str:
     """Format seconds as `1 h 20 min`, `3 min 5 s` or `12 s`; None is `?`."""
     if seconds is None:

@@ -208,3 +208,16 @@ def test_the_header_says_that_not_all_scores_are_shown_and_a_new_request_draws_a
         app, "status.children", ["tick.n_intervals"], view=view_json, fingerprints=second["fingerprints"]["data"]
     )
     assert "scores-changed" in third
+
+
+def test_a_models_id_on_the_probe_page_is_answered_with_what_run_would_fetch(app, hub):
+    def note(model):
+        return call(app, "probe-note", ["probe-model.value"], probe_model=model)["probe-note"]["children"]
+
+    assert note("org/name@step1").startswith("org/name@step1 is not in the Hugging Face cache: Run fetches it from")
+    assert note("/etc/passwd") == "'/etc/passwd' is no id of a model; write org/name, or org/name@revision"
+    assert note("") == ""
+    client = app.server.test_client()
+    answer = client.post("/probing/start", headers={"Host": "127.0.0.1"}, json={"model": "../x", "text": "1"})
+    assert "is no id of a model" in answer.json["error"]
+    assert hub.requests == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.children import child, descendants, first_line, is_running, until
 from tests.families import random_tokens, tiny
-from workbench.app.probe_processes import KEPT, Probings, checkpoint_folder
+from workbench.app.probe_processes import (
+    KEPT,
+    Probings,
+    checkpoint_folder,
+    checkpoint_source,
+    named_model,
+    note_on,
+)
+from workbench.checkpoints.fetched_models import obtain_checkpoint
 from workbench.heads import WorkbenchError
+from workbench.hub import HubReference
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +142,91 @@ def test_only_checkpoints_of_the_series_have_a_folder():
     for name in ("step2", "/etc", "../step1"):
         with pytest.raises(WorkbenchError, match="choose one of the list"):
             checkpoint_folder(series, name)
+
+
+def test_a_model_at_a_hub_is_fetched_with_its_bytes_counted_and_run(hub, checkpoint, tmp_path, capsys):
+    from workbench.hooks import open_model
+    from workbench.scanning.probe_page_worker import main
+    from workbench.store import PatternFile
+
+    hub.put("org/name", "step1", checkpoint)
+    request = {"reference": "org/name@step1", "text": "5 17 4 5 17", "probe": "", "tokenizer": None}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    for is_cached in (False, True):
+        assert main(tmp_path) == 0
+        stages = capsys.readouterr().out.splitlines()
+        fetching = [line for line in stages if line.startswith("fetching org/name@step1 into the Hugging Face cache: ")]
+        assert (f"asking {hub.url} for org/name@step1" in stages, bool(fetching)) == (not is_cached, not is_cached)
+        assert stages[-4] == "opening the checkpoint"
+    file = PatternFile(tmp_path / "result.safetensors")
+    expected = open_model(checkpoint).pattern(torch.tensor([5, 17, 4, 5, 17]), 1, 2).numpy()
+    assert file.map(1, 2).values == pytest.approx(expected, rel=0.034, abs=1e-6)
+    assert file.label.origin.ckpt == "org/name@step1"
+
+
+def test_a_model_that_the_hub_lacks_is_the_reason_of_a_failure(hub, checkpoint, tmp_path, capsys):
+    from workbench.scanning.probe_page_worker import main
+
+    hub.put("org/name", "step1", checkpoint)
+    (tmp_path / "request.json").write_text(json.dumps({"reference": "org/nmae", "text": "1", "probe": ""}))
+    assert main(tmp_path) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: org/nmae: ")
+
+
+def test_the_process_is_told_the_reference_and_no_folder_of_that_name(probings, checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    name = probings.start(named_model(" org/name "), text="1 2")
+    request = json.loads((folder_of(probings, name) / "request.json").read_text())
+    assert (request["reference"], "checkpoint" in request) == ("org/name", False)
+    for bad in ("/etc", "../name", "a/b/c", "org/*", "", "~"):
+        with pytest.raises(WorkbenchError, match="is no id of a model; write org/name"):
+            named_model(bad)
+
+
+def test_the_page_says_what_run_would_fetch_and_asks_no_hub(hub, checkpoint, monkeypatch):
+    hub.put("org/name", "main", checkpoint)
+    reference = HubReference("org/name")
+    fetches = f"org/name is not in the Hugging Face cache: Run fetches it from {hub.url}, and says its size"
+    assert note_on(reference) == fetches
+    assert hub.requests == []
+    obtain_checkpoint(reference)
+    assert note_on(reference) == "org/name is in the Hugging Face cache; nothing is fetched"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert note_on(HubReference("org/other")).endswith("HF_HUB_OFFLINE is set: it cannot be fetched")
+    assert note_on(checkpoint) == ""
+
+
+def test_a_checkpoint_that_a_scan_fetched_and_removed_is_one_at_the_hub(checkpoint, tmp_path):
+    place = {"repo": "org/name", "revision": "step1", "commit": "c0ffee"}
+    series = [{"ckpt": "step1", "path": "/gone/c0ffee", **place}, {"ckpt": "step2", "path": str(checkpoint), **place}]
+    assert checkpoint_source(series, "step1") == HubReference("org/name", "c0ffee")
+    (tmp_path / "config.json").write_text("{}")  # configurations stay in the run's folder
+    assert checkpoint_source([{**series[0], "path": str(tmp_path)}], "step1") == HubReference("org/name", "c0ffee")
+    assert checkpoint_source(series, "step2") == checkpoint
+    assert checkpoint_source([{"ckpt": "step3", "path": "/gone", "repo": float("nan")}], "step3") == Path("/gone")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_probe_page_fetches_a_model_when_run_is_pressed(tab, served, synthetic_runs, hub, checkpoint):
+    hub.put("org/name", "main", checkpoint)
+    with served(synthetic_runs[:1]) as address:
+        tab.goto(f"{address}/probe")
+        tab.wait_for_selector("#probe-model")
+        tab.fill("#probe-text", "1 2 3 1 2 3")
+        tab.fill("#probe-model", "org/name")
+        tab.wait_for_function("document.querySelector('#probe-note').textContent.includes('Run fetches it from')")
+        assert hub.requests == []
+        tab.click("#probe-start")
+        tab.wait_for_selector("#probe-patterns canvas.map")
+        assert len(hub.gets("model.safetensors")) > 0
+        tab.fill("#probe-model", "org/nmae")
+        tab.click("#probe-start")
+        tab.wait_for_selector("#probe-said.failed")
+        assert "Near: org/name" in tab.inner_text("#probe-said")
+        assert tab.complaints == []
+        tab.goto("about:blank")
 
 
 @pytest.mark.slow

@@ -221,6 +221,7 @@ def _serve(hub: HubServer) -> ThreadingHTTPServer:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the client's word on the headers
 
     def log_message(self, format: str, *args: object) -> None:
         """Write nothing."""
@@ -245,7 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
             names = self.hub.search(query.get("author", ""), query.get("search", ""))
             self._json([{"id": name, "modelId": name, "tags": [], "private": False} for name in names])
         elif at := re.fullmatch(
-            r"/api/models/((?:[^/]+/)?[^/]+?)(?:/(refs|revision|tree)(?:/([^/]+)(?:/(.*))?)?)?", url.path
+            r"/api/models/((?:[^/]+/(?!(?:refs|revision|tree)(?:/|$)))?[^/]+?)(?:/(refs|revision|tree)(?:/([^/]+)(?:/(.*))?)?)?",
+            url.path,
         ):
             repo, what, revision, under = (None if part is None else unquote(part) for part in at.groups())
             self._api(str(repo), what or "revision", revision or "main", {**query, "under": under or ""})

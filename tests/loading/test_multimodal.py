@@ -5,16 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    BlipConfig,
     Gemma3Config,
     Llama4Config,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaOnevisionConfig,
     MllamaConfig,
+    PaliGemmaConfig,
     Qwen2VLConfig,
 )
+from transformers.masking_utils import create_causal_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 import workbench as wb
+from workbench.heads import WorkbenchError
 from workbench.loading.tokenizers import model_words
 
 SIZES = {
@@ -73,6 +79,26 @@ CONFIGS = {
     ),
 }
 TOKENS = torch.arange(3, 20)
+# Multimodal models whose language model is not the one that was trained, or does not run by itself.
+REFUSED = {
+    "paligemma": (
+        lambda: PaliGemmaConfig(
+            text_config={**SIZES, "model_type": "gemma"},
+            vision_config=SIGLIP,
+            image_token_index=60,
+            projection_dim=32,
+            hidden_size=32,
+        ),
+        r"is a prefix language model \(model type 'paligemma'\).*see each other, later ones too.*Leave this model out",
+    ),
+    "blip": (
+        lambda: BlipConfig(
+            text_config={**SIZES, "encoder_hidden_size": 16, "projection_dim": 16},
+            vision_config={**VISION, "projection_dim": 16},
+        ),
+        r"without a picture or a sound beside its tokens \(.*'pixel_values'\); .*take the …ForCausalLM inside",
+    ),
+}
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -93,3 +119,27 @@ def test_a_multimodal_model_opens_from_disk_and_its_patterns_are_those_of_eager_
     scores = wb.score(m, ["sink"], TOKENS).set_index(["layer", "head"])["score"]
     assert scores[1, 3] == pytest.approx(float(eager.attentions[1][0, 3, :, 0].mean()), abs=1e-6)
     assert model_words(tmp_path).config.get_text_config().vocab_size == 64
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_multimodal_model_that_is_refused_says_what_is_in_the_way_and_what_to_do(family):
+    config, message = REFUSED[family]
+    config = config()
+    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config).eval()
+    with pytest.raises(WorkbenchError, match=message):
+        wb.open_model(model)
+
+
+def test_a_model_that_makes_its_own_mask_is_refused_in_the_users_words():
+    class Twice(LlamaForCausalLM):
+        """Builds the mask, and hands it to a language model that builds it again."""
+
+        def forward(self, input_ids, **kwargs):
+            embedded = self.get_input_embeddings()(input_ids)
+            positions = torch.arange(embedded.shape[1])[None]
+            mask = create_causal_mask(self.config, embedded, None, None, position_ids=positions)
+            return super().forward(input_ids, attention_mask=mask, **kwargs)
+
+    model = Twice(LlamaConfig(**SIZES)).eval()
+    with pytest.raises(WorkbenchError, match=r"Twice makes an attention mask itself.*; load it with transformers"):
+        wb.open_model(model)

@@ -258,7 +258,7 @@ def test_a_failed_map_is_a_failed_unit_that_is_told_of_and_tried_again(series, t
         assert tried[4:] == ["checkpoint-16"]
         assert again.failures().attempts.tolist() == [2]
         with pytest.raises(typer.Exit) as ended:
-            scan_command(tmp_path / "run" / "job.toml")
+            scan_command(str(tmp_path / "run" / "job.toml"))
         assert ended.value.exit_code == 1
     mended = scan(series, tmp_path / "run", **FAST)
     assert mended.failures().empty

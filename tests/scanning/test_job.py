@@ -8,6 +8,7 @@ import pytest
 import workbench as wb
 from tests.checkpoints.folders import checkpoint
 from workbench.heads import WorkbenchError
+from workbench.hub import HubReference
 from workbench.scanning.job import Job, make_job, overrides, read_job
 
 FIELDS = {"checkpoints": "series", "out": "run"}
@@ -108,3 +109,59 @@ def test_the_id_of_a_cached_model_is_kept_as_its_folder(tmp_path, monkeypatch):
     (tmp_path / "job.toml").write_text('checkpoints = "org/name"\nout = "run"\n')
     for job in (read_job(tmp_path / "job.toml"), make_job({"checkpoints": "org/name", "out": "run"})):
         assert job.checkpoints == cached
+
+
+def test_references_to_a_hub_are_kept_as_they_are_and_a_folder_goes_before_them(tmp_path, monkeypatch):
+    (tmp_path / "job.toml").write_text('checkpoints = "org/name"\nout = "run"\nrevisions = "step*"\n')
+    elsewhere = checkpoint(tmp_path / "elsewhere" / "org" / "name").parent.parent
+    monkeypatch.chdir(elsewhere)  # a folder beside the job file counts, not one where the process runs
+    job = read_job(tmp_path / "job.toml")
+    assert (job.checkpoints, job.revisions, job.source) == ("org/name", "step*", (HubReference("org/name"),))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "job.toml").write_text(job.to_toml())
+    assert read_job(tmp_path / "kept" / "job.toml").kept() == job.kept() == job.absolute().kept()
+    checkpoint(tmp_path / "org" / "name")
+    (tmp_path / "job.toml").write_text('checkpoints = "org/name"\nout = "run"\n')
+    assert read_job(tmp_path / "job.toml").checkpoints == tmp_path / "org" / "name"
+
+
+def test_several_references_are_one_job_in_a_list_or_with_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parts = (HubReference("org/a"), HubReference("org/b", "v1"))
+    for written in ('["org/a", "org/b@v1"]', '"org/a, org/b@v1"', '"org/a,org/b@v1"'):
+        (tmp_path / "job.toml").write_text(f'checkpoints = {written}\nout = "run"\n')
+        job = read_job(tmp_path / "job.toml")
+        assert (job.checkpoints, job.source) == ("org/a,org/b@v1", parts)
+    assert make_job({"checkpoints": ["org/a", "org/b@v1"], "out": "run"}).source == parts
+    (tmp_path / "cwd" / "org" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cwd")  # a folder beside the job file counts, not one where the process runs
+    (tmp_path / "job.toml").write_text('checkpoints = ["org/a", "org/b@v1"]\nout = "run"\n')
+    assert read_job(tmp_path / "job.toml").source == parts
+    (tmp_path / "org" / "a").mkdir(parents=True)
+    with pytest.raises(WorkbenchError, match="is on this disk; several checkpoints are named by the ids of models"):
+        read_job(tmp_path / "job.toml")
+    assert make_job({"checkpoints": "org/name-step-*", "out": "run"}).checkpoints == "org/name-step-*"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"checkpoints": ["org/a", "./b"]}, r"'\./b' is no id of a model; several checkpoints are named by the ids"),
+        ({"checkpoints": []}, r"checkpoints: given \[\], expected the path of a directory of checkpoints, or ids of"),
+        (
+            {"checkpoints": 3},
+            r"checkpoints: given 3, expected the path of a directory of checkpoints, or ids of",
+        ),
+        ({"checkpoints": "org/a", "revisions": 3}, r"revisions: given 3, expected a glob of branches and tags"),
+        ({"checkpoints": "org/a", "revisions": "/(/"}, r"revisions '/\(/': is no regular expression"),
+    ],
+)
+def test_wrong_references_are_said(fields, message):
+    with pytest.raises(WorkbenchError, match=message):
+        make_job({"out": "run", **fields})
+
+
+def test_revisions_of_a_folder_are_refused(tmp_path):
+    checkpoint(tmp_path / "series" / "step1")
+    with pytest.raises(WorkbenchError, match=r"series: is a folder, and revisions 'step\*' are those of a model"):
+        make_job({"checkpoints": tmp_path / "series", "out": "run", "revisions": "step*"})

@@ -35,7 +35,7 @@ def digests(run):
 
 def test_a_tokenizer_beside_one_checkpoint_is_that_of_all_and_the_scan_says_so(series, tmp_path, capsys):
     word_tokenizer().save_pretrained(series / "checkpoint-20")
-    scan_command(series, out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"])
+    scan_command(str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"])
     said = capsys.readouterr().err
     assert "checkpoint-10: no tokenizer files; the tokenizer of checkpoint-20 is used for all" in said
     run = open_run(tmp_path / "run")
@@ -49,9 +49,9 @@ def test_bare_token_ids_are_said_in_the_output_in_json_and_ahead(series, tmp_pat
     (remark,) = look_ahead(job).remarks
     assert "there are no tokenizer files" in remark
     assert "probes are token ids of the whole vocabulary, drawn without words" in remark
-    scan_command(series, out=tmp_path / "run", detector=["induction"], maps=False)
+    scan_command(str(series), out=tmp_path / "run", detector=["induction"], maps=False)
     assert remark in capsys.readouterr().err
-    scan_command(series, out=tmp_path / "run", detector=["induction"], maps=False, as_json=True)
+    scan_command(str(series), out=tmp_path / "run", detector=["induction"], maps=False, as_json=True)
     assert json.loads(capsys.readouterr().out)["remarks"] == [remark]
 
 
@@ -80,7 +80,7 @@ def test_a_job_file_names_a_tokenizer_beside_it(series, tmp_path, capsys):
     word_tokenizer().save_pretrained(tmp_path / "words")
     fields = {"checkpoints": "series", "out": "run", "detectors": ["induction"], "tokenizer": "words", "maps": False}
     (tmp_path / "job.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items()))
-    scan_command(tmp_path / "job.toml")
+    scan_command(str(tmp_path / "job.toml"))
     assert f"the tokenizer of {tmp_path / 'words'} is used for all checkpoints" in capsys.readouterr().err
     run = open_run(tmp_path / "run")
     assert run.description().job.tokenizer == str(tmp_path / "words")
@@ -89,7 +89,9 @@ def test_a_job_file_names_a_tokenizer_beside_it(series, tmp_path, capsys):
 
 def test_what_warnings_say_of_probes_is_said_once(series, tmp_path, capsys):
     word_tokenizer(bos="w0").save_pretrained(series)
-    scan_command(series, out=tmp_path / "run", detector=["induction"], probe=["repeats:n=36,n_sequences=2"], maps=False)
+    scan_command(
+        str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=36,n_sequences=2"], maps=False
+    )
     said = capsys.readouterr().err
     assert said.count("sequences of 73 tokens are longer than the 64 positions") == 1
     assert said.count("bos_token_id of the configuration is 0, the tokenizer's is 3") == 1
@@ -97,7 +99,9 @@ def test_what_warnings_say_of_probes_is_said_once(series, tmp_path, capsys):
 
 def test_what_names_leave_in_doubt_is_said_by_a_scan_as_by_series(series, tmp_path, capsys):
     (series / "checkpoint-20").rename(series / "best7")
-    scan_command(series, out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"], maps=False)
+    scan_command(
+        str(series), out=tmp_path / "run", detector=["induction"], probe=["repeats:n=6,n_sequences=2"], maps=False
+    )
     assert "best7" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Run checkpoints on texts, each in a process of its own; the last few results are kept until the app ends.
 
-The app itself never imports torch. Only checkpoints that a run's series lists can be run.
+The app itself never imports torch. Only checkpoints that a run's series lists can be run, and models that the Hugging
+Face cache has or a hub hands out: a reader of the page cannot name a folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.checkpoints.hub_references import cached_checkpoint, is_whole
 from workbench.heads import WorkbenchError
+from workbench.hub.hub_errors import endpoint, is_offline
+from workbench.hub.references import HubReference, parse_reference
 from workbench.store import PatternFile
 
 # The number of results that are kept; a new one replaces the oldest.
@@ -57,8 +61,12 @@ class Probings:
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _close, self._probings)
 
-    def start(self, checkpoint: Path, *, text: str = "", probe: str = "", tokenizer: str | None = None) -> str:
+    def start(
+        self, checkpoint: Path | HubReference, *, text: str = "", probe: str = "", tokenizer: str | None = None
+    ) -> str:
         """Run a checkpoint on a text, or on a probe's specification, and return the name of the run.
+
+        A model at a hub that is not in the cache is fetched into it first.
 
         `tokenizer`: that of the checkpoint's run; None: the checkpoint's own.
 
@@ -71,7 +79,7 @@ class Probings:
             raise WorkbenchError("there is no text; write some, or pick a standard probe")
         if len(text) > MOST_CHARACTERS:
             raise WorkbenchError(f"the text has {len(text):,} characters; expected at most {MOST_CHARACTERS:,}")
-        if not checkpoint.is_dir():
+        if isinstance(checkpoint, Path) and not checkpoint.is_dir():
             raise WorkbenchError(
                 f"the checkpoint's folder {checkpoint} is no longer there; put it back, or choose another checkpoint"
             )
@@ -82,7 +90,8 @@ class Probings:
                 shutil.rmtree(self._probings.pop(next(iter(self._probings))).folder, ignore_errors=True)
             name = secrets.token_hex(8)
             folder = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
-            request = {"checkpoint": str(checkpoint), "text": text, "probe": probe, "tokenizer": tokenizer}
+            kind = "checkpoint" if isinstance(checkpoint, Path) else "reference"
+            request = {kind: str(checkpoint), "text": text, "probe": probe, "tokenizer": tokenizer}
             (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
             with (folder / ERRORS).open("w", encoding="utf-8") as errors:
                 process = subprocess.Popen(
@@ -146,6 +155,43 @@ class Probings:
         if probing.process.poll() is None:
             probing.is_cancelled = True
             _end(probing)
+
+
+def checkpoint_source(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path | HubReference:
+    """The folder of a checkpoint or, where a scan of a hub has removed its weights, its place at the hub.
+
+    Raises:
+        WorkbenchError: if the series has no such checkpoint.
+    """
+    folder = checkpoint_folder(series, ckpt)
+    record = next(record for record in series if record["ckpt"] == ckpt)
+    repo, commit = record.get("repo"), record.get("commit")
+    if isinstance(repo, str) and isinstance(commit, str) and not (folder.is_dir() and is_whole(folder)):
+        return HubReference(repo, commit)
+    return folder
+
+
+def named_model(text: str) -> HubReference:
+    """The model at a hub that a reader of the page names.
+
+    Raises:
+        WorkbenchError: if it is no id of one model.
+    """
+    reference = parse_reference(text.strip(), exists=False)
+    if reference is None or reference.is_glob:
+        raise WorkbenchError(f"{text.strip()!r} is no id of a model; write org/name, or org/name@revision")
+    return reference
+
+
+def note_on(source: Path | HubReference) -> str:
+    """What running a checkpoint will fetch, in words; nothing is asked of a hub. Empty where it is on this disk."""
+    if isinstance(source, Path):
+        return ""
+    if cached_checkpoint(source) is not None:
+        return f"{source} is in the Hugging Face cache; nothing is fetched"
+    if is_offline():
+        return f"{source} is not in the Hugging Face cache, and HF_HUB_OFFLINE is set: it cannot be fetched"
+    return f"{source} is not in the Hugging Face cache: Run fetches it from {endpoint()}, and says its size"
 
 
 def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:

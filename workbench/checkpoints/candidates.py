@@ -15,8 +15,8 @@ from workbench.checkpoints.names import CheckpointName, parse_name, parse_revisi
 from workbench.checkpoints.other_contents import run_at, why_no_weights
 from workbench.checkpoints.series_overrides import Overrides, read_overrides
 from workbench.heads import BadCheckpoint, NoCheckpoints
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.local_cache import cached_models, is_repository, revisions
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 _LOADABLE = ("safetensors", "bin", "gguf")
@@ -43,7 +43,12 @@ class RemoteCheckpoint:
     @property
     def blobs(self) -> tuple[str, ...]:
         """The digests of its weights: equal for equal weights."""
-        return tuple(file.blob for file in self.files if file.is_weights)
+        return tuple(self.blobs_by_name.values())
+
+    @property
+    def blobs_by_name(self) -> dict[str, str]:
+        """The digests of its weight files by their names."""
+        return {file.name: file.blob for file in self.files if file.is_weights}
 
 
 @dataclass(frozen=True, slots=True)

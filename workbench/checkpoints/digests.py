@@ -31,6 +31,8 @@ from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.own_files import own_file
 from workbench.heads import BadCheckpoint
 
+# The cache of a run, in its folder.
+FINGERPRINTS = "fingerprints.json"
 _BLOCK = 4 << 20
 _HEAD = 64 << 10
 _SAMPLE = 4 << 10

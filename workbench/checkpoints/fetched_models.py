@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.checkpoints.configs import CONFIG
-from workbench.checkpoints.formats import HINTS, UNREAD, Format
+from workbench.checkpoints.formats import HINTS, UNREAD, Format, checkpoint_format
 from workbench.checkpoints.hub_candidates import format_of
 from workbench.checkpoints.hub_references import Located, cached_checkpoint, cached_files, locate_checkpoint
-from workbench.console import bytes_in_words, showing_phases, warn
+from workbench.console import showing_phases, warn
 from workbench.heads import BadCheckpoint, StoreNotWritable, some_of
+from workbench.hub.byte_sizes import bytes_in_words
 from workbench.hub.downloads import Watch, download, quiet_hub
+from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.needed_files import RemoteFile, needed_files
 from workbench.hub.published_models import PUBLISHED, published_folder
 from workbench.hub.references import HubReference, parse_reference
 from workbench.hub.repositories import RemoteRevision, remote_files, remote_revisions
@@ -49,7 +50,7 @@ class Download:
 
 
 def obtain_checkpoint(
-    reference: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | HubReference,
     *,
     allow_pickle: bool = False,
     check: Check | None = None,
@@ -68,19 +69,26 @@ def obtain_checkpoint(
         StoreNotWritable: if the cache has no room.
         DownloadStopped: if `watch` asks for it.
     """
-    parsed = None if os.fspath(reference) in PUBLISHED else parse_reference(reference)
-    if parsed is None or is_offline() or cached_checkpoint(parsed) is not None:
+    is_published = not isinstance(reference, HubReference) and os.fspath(reference) in PUBLISHED
+    parsed = reference if isinstance(reference, HubReference) else None if is_published else parse_reference(reference)
+    if parsed is None or is_offline() or _is_cached(parsed, allow_pickle=allow_pickle):
         return locate_checkpoint(reference)
     try:
         planned = plan_download(parsed, allow_pickle=allow_pickle)
     except Unreachable as error:
         return _cached_after_all(parsed, error)
     except NotAtHub as error:
-        raise NotAtHub(f"{error}. On this disk, there is no folder {os.fspath(reference)} either") from error
+        raise NotAtHub(f"{error}. On this disk, there is no folder {reference} either") from error
     for remark in planned.remarks:
         warn(remark)
     folder = fetch(planned, check=check, watch=watch)
     return Located(folder, planned.revision.repo.rpartition("/")[2])
+
+
+def _is_cached(reference: HubReference, *, allow_pickle: bool) -> bool:
+    """Whether the cache has the whole model in a form that is read; the hub may have safetensors beside a pickle."""
+    folder = cached_checkpoint(reference)
+    return folder is not None and (allow_pickle or checkpoint_format(folder) == "safetensors")
 
 
 def obtain_small_files(reference: HubReference) -> Path:
@@ -194,7 +202,7 @@ def _cached_after_all(reference: HubReference, error: Unreachable) -> Located:
     if reference.is_glob:
         raise error
     try:
-        located = locate_checkpoint(str(reference))
+        located = locate_checkpoint(reference)
     except BadCheckpoint as missing:
         raise Unreachable(f"{error}; {missing}") from error
     warn(f"{error}. {located.folder} in the Hugging Face cache is taken")

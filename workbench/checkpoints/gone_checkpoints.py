@@ -64,10 +64,11 @@ def slot_of(loose: Entry, names: Sequence[str], before: Sequence[Record]) -> int
     return 0
 
 
-def remark_on_gone(names: Sequence[str], root: Path) -> str:
-    """One sentence for the user on the checkpoints that are gone."""
+def remark_on_gone(names: Sequence[str], root: Path | None) -> str:
+    """One sentence for the user on the checkpoints that are gone from a folder; `root` None: from what a hub lists."""
     verb = "is" if len(names) == 1 else "are"
-    return f"{some_of(names)} {verb} no longer in {root}: the scores stay, at their place in training"
+    where = "among the revisions that were asked for" if root is None else f"in {root}"
+    return f"{some_of(names)} {verb} no longer {where}: the scores stay, at their place in training"
 
 
 def _parsed(record: Record) -> CheckpointName:

@@ -9,17 +9,19 @@ from pathlib import Path
 
 from workbench.checkpoints.candidates import Candidate, Candidates, RemoteCheckpoint
 from workbench.checkpoints.formats import Format, checkpoint_format
-from workbench.checkpoints.names import CheckpointName, parse_revision
+from workbench.checkpoints.names import CheckpointName, parse_name, parse_revision
 from workbench.checkpoints.series_overrides import read_overrides
-from workbench.console import watched_bar
+from workbench.console import warn, watched_bar
 from workbench.heads import NoCheckpoints, some_of
+from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.local_cache import cache_folder, model_id, repository_folder, revisions, snapshot_folder
-from workbench.hub.needed_files import RemoteFile, needed_files
 from workbench.hub.references import HubReference
 from workbench.hub.repositories import MAIN, RemoteRevision, RemoteRevisions, remote_files
 
 # Requests at a time.
 _AT_A_TIME = 8
+# Revisions from which the listing is announced: hubs limit requests to some hundreds in five minutes.
+_MANY = 200
 _FORMATS: tuple[tuple[str, Format], ...] = ((".safetensors", "safetensors"), (".gguf", "gguf"))
 
 
@@ -50,7 +52,8 @@ def remote_candidates(references: Sequence[HubReference], listed: RemoteRevision
         is_bare = revision.name == revision.commit
         folder = snapshot_folder(revision.repo, revision.commit)
         remote = RemoteCheckpoint(revision, own)
-        checkpoints.append(Candidate(name, folder, kind, _parsed(name, is_bare), is_bare=is_bare, remote=remote))
+        parsed = CheckpointName() if is_bare else _parsed(name, revision.name)
+        checkpoints.append(Candidate(name, folder, kind, parsed, is_bare=is_bare, remote=remote))
     if not checkpoints:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(ignored.items())[:3])
         raise NoCheckpoints(f"{', '.join(map(str, references))}: none of the revisions is a checkpoint. {why}")
@@ -75,7 +78,7 @@ def cached_candidates(repositories: Sequence[Path], matches: Callable[[str], boo
         if kind == "none":
             ignored[name] = "no weights of this revision are in the cache"
         else:
-            parsed = _parsed(name, revision.is_bare)
+            parsed = CheckpointName() if revision.is_bare else _parsed(name, revision.name)
             checkpoints.append(Candidate(name, revision.folder, kind, parsed, is_bare=revision.is_bare))
     if not checkpoints:
         there = [revision.name for _, revision in present]
@@ -123,15 +126,17 @@ def format_of(files: Sequence[RemoteFile]) -> Format:
     return "pt" if any(name.endswith((".pt", ".pth", ".ckpt", ".bin")) for name in names) else "none"
 
 
-def _parsed(name: str, is_bare: bool) -> CheckpointName:
-    # The digits of a commit say nothing, whatever they look like.
-    return CheckpointName() if is_bare else parse_revision(name)
+def _parsed(name: str, revision: str) -> CheckpointName:
+    """The fields of a checkpoint's name: of its revision, else of its repository. A commit's digits say nothing."""
+    return parse_revision(name) if name.endswith(revision) else parse_name(name)
 
 
 def _files(revisions: Sequence[RemoteRevision]) -> list[tuple[RemoteFile, ...]]:
     """The needed files of each revision; one request for each commit."""
     commits = list(dict.fromkeys((revision.repo, revision.commit) for revision in revisions))
     files: dict[tuple[str, str], tuple[RemoteFile, ...]] = {}
+    if len(commits) > _MANY:
+        warn(f"asking the hub for the files of {len(commits)} revisions, a request each; it may slow them down")
     with ThreadPoolExecutor(min(_AT_A_TIME, len(commits) or 1)) as pool, watched_bar("revision") as show:
         try:
             for commit, own in zip(commits, pool.map(lambda each: remote_files(*each), commits), strict=True):

@@ -58,8 +58,8 @@ def locate_series(reference: str | os.PathLike[str]) -> Path:
     return repository if revision is None else _revision(repository, revision, NoCheckpoints).folder
 
 
-def locate_checkpoint(reference: str | os.PathLike[str]) -> Located:
-    """The folder of the checkpoint that a path or a cached model's id names.
+def locate_checkpoint(reference: str | os.PathLike[str] | HubReference) -> Located:
+    """The folder of the checkpoint that a path or a cached model's id names. A HubReference is no path.
 
     Of a model's folder in a cache it is the revision `main`, else the only one. So for the short name of a published
     model, as `smollm2`.
@@ -68,13 +68,16 @@ def locate_checkpoint(reference: str | os.PathLike[str]) -> Located:
         BadCheckpoint: if the cache does not hold the model or the revision, or several of which none is `main`.
         WorkbenchError: for a published model that was not fetched.
     """
-    if (published := published_folder(reference)) is not None:
+    published = None if isinstance(reference, HubReference) else published_folder(reference)
+    if published is not None:
         return Located(published, published.name)
-    path, named = Path(reference), _cached(reference)
+    path, named = Path(str(reference)), _cached(reference)
     if named is not None:
         repository, revision = named
         chosen = _main(repository) if revision is None else _revision(repository, revision, BadCheckpoint)
         return Located(chosen.folder, model_id(repository).rpartition("/")[2])
+    if isinstance(reference, HubReference):
+        raise BadCheckpoint(why_missing(reference))
     repository = path.parent if path.name == "snapshots" else path
     if is_repository(repository):
         return Located(_main(repository).folder, model_id(repository).rpartition("/")[2])
@@ -114,10 +117,10 @@ def is_whole(folder: Path) -> bool:
     return all(file.exists() for file in weight_files(folder))
 
 
-def why_missing(reference: str | os.PathLike[str], noun: str = "folder") -> str:
+def why_missing(reference: str | os.PathLike[str] | HubReference, noun: str = "folder") -> str:
     """Why a reference that is neither a path nor a cached model's id leads nowhere, and what to do."""
-    text = os.fspath(reference)
-    parsed = parse_reference(reference)
+    text = str(reference)
+    parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
     if text.rpartition("/")[2].startswith(_OTHERS):
         return f"{text}: is no model of a Hugging Face cache; pass a model's id, as org/name"
     if parsed is None:
@@ -144,9 +147,9 @@ def _form(folder: Path) -> str:
     return "none: one file" if (folder / "model.safetensors").exists() else "model"
 
 
-def _cached(reference: str | os.PathLike[str]) -> tuple[Path, str | None] | None:
+def _cached(reference: str | os.PathLike[str] | HubReference) -> tuple[Path, str | None] | None:
     """The folder of a cached model's id, and the revision it names; None for a path and for models not in the cache."""
-    parsed = parse_reference(reference)
+    parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
     if parsed is None or parsed.is_glob:
         return None
     repository = repository_folder(parsed.repo)

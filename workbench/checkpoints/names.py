@@ -127,7 +127,7 @@ AFTER_STEP_UNREAD = "the number after the step is not read"
 # An interval wider than this share of its middle is not used as a token count.
 _PRECISE = Fraction(1, 100)
 _SMALLEST_GRAIN = 1024
-_NO_WORD_FOR_UNIT = "the name does not say that it counts tokens (BabyLM counts words); it is read as tokens"
+NO_WORD_FOR_UNIT = "the name does not say that it counts tokens (BabyLM counts words); it is read as tokens"
 # A multiple of g lies in a random interval of width g / 8 once in 8. A rounder value is taken as the true one.
 _GRAINS_PER_WIDTH = 8
 
@@ -202,10 +202,10 @@ class _TokenLabel(NamedTuple):
 
 def parse_revision(name: str) -> CheckpointName:
     """Read the name of a branch or tag as `parse_name`. `200B` and `0.5T` count tokens: all revisions are one model."""
-    count = _label_of(_BARE_COUNT.fullmatch(name.strip()))
+    count = _label_of(_BARE_COUNT.fullmatch(name.strip().rsplit("/", 1)[-1]))
     if count is None:
         return parse_name(name)
-    doubt = Doubt(name.strip(), _NO_WORD_FOR_UNIT)
+    doubt = Doubt(name.strip(), NO_WORD_FOR_UNIT)
     return CheckpointName(tokens=count.tokens, tokens_lo=count.lo, tokens_hi=count.hi, doubts=(doubt,), is_weak=True)
 
 
@@ -233,7 +233,7 @@ def parse_name(name: str) -> CheckpointName:
         if count := _label_of(_COUNTS.search(text)) or _label_of(_TRILLIONS_AT_END.search(text)):
             label, is_weak, before = count, True, text[: count.start]
             rest = text[: count.start] + "-" + text[count.end :]
-            doubts.append(Doubt(text[count.start : count.end], _NO_WORD_FOR_UNIT))
+            doubts.append(Doubt(text[count.start : count.end], NO_WORD_FOR_UNIT))
         elif epoch := _EPOCH.search(text):
             index, is_weak, before = int(epoch[1]), True, text[: epoch.start()]
             rest = text[: epoch.start()] + "-" + text[epoch.end() :]
@@ -242,7 +242,7 @@ def parse_name(name: str) -> CheckpointName:
         step=step,
         index=index,
         stage=_stage(text),
-        branch=_branch(text, after_step="" if match is None else rest[match.end() :]),
+        branch=_branch(text, after_step="" if match is None else _words_after(rest[match.end() :])),
         tokens=None if label is None else label.tokens,
         tokens_lo=None if label is None else label.lo,
         tokens_hi=None if label is None else label.hi,
@@ -334,6 +334,12 @@ def _step(pattern: re.Pattern[str], text: str) -> tuple[int, re.Match[str]] | No
         return None
     step = Fraction(number) * (_UNITS[unit] if unit else 1)
     return (int(step), match) if step.denominator == 1 and step < 2**62 else None
+
+
+def _words_after(step: str) -> str:
+    """What follows a step, without a number with a unit right behind it."""
+    count = _AFTER_STEP.match(step)
+    return step if count is None else step[count.end() :]
 
 
 def _loose_count(rest: str, step: re.Match[str] | None) -> tuple[int, int, int] | None:

@@ -21,6 +21,7 @@ from workbench.checkpoints.formats import (
 )
 from workbench.checkpoints.hub_references import why_missing
 from workbench.heads import some_of
+from workbench.hub.small_files import revision_of
 
 _RUN = "run.json"
 _FEW = 3
@@ -64,6 +65,11 @@ def _of_folder(path: Path) -> str:
         return f"{path}: {_adapter(path)}"
     if kind == "gguf":
         return f"{path}: {_GGUF}"
+    if kind == "none" and (revision := revision_of(path)) is not None:
+        return (
+            f"{path}: the weights of {revision} are at the hub; a scan removes them when it has scored them. Fetch "
+            f"them: `hf download {revision.repo} --revision {revision.commit}`, or scan with --keep-downloads"
+        )
     files = weight_files(path)
     if kind != "none" and files:
         name = files[0].relative_to(path)

@@ -9,6 +9,8 @@ from workbench.heads import BadCheckpoint
 
 # Endings of the files that transformers and tokenizers read beside the weights.
 _ENDINGS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".safetensors")
+# huggingface_hub 2 keeps the blobs of all models of a cache in one store, and marks it.
+_SHARED, _SHARED_MARK = "blobs", ".huggingface-shared-blobs"
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -45,4 +47,8 @@ def refuse_foreign(root: Path) -> None:
 
 def _is_blob(root: Path, real: Path) -> bool:
     snapshots = next((folder for folder in root.parents if folder.name == "snapshots"), None)
-    return snapshots is not None and real.parent == snapshots.parent / "blobs"
+    if snapshots is None:
+        return False
+    store = snapshots.parent.parent / _SHARED
+    is_shared = real.parent.parent == store and (store / _SHARED_MARK).is_file()
+    return is_shared or real.parent == snapshots.parent / _SHARED

@@ -77,8 +77,15 @@ class Series:
         return [c for c in self.checkpoints if c.alias_of is None and not c.is_gone]
 
     def records(self) -> list[dict[str, object]]:
-        """The checkpoints as plain dictionaries in order, ready for JSON."""
-        return [{**asdict(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints]
+        """The checkpoints as plain dictionaries in order, ready for JSON. Of one at a hub, also where it is there."""
+        places = {
+            name: {"repo": each.revision.repo, "revision": each.revision.name, "commit": each.revision.commit}
+            for name, each in self.remote.items()
+        }
+        return [
+            {**asdict(checkpoint), "path": str(checkpoint.path), **places.get(checkpoint.name, {})}
+            for checkpoint in self.checkpoints
+        ]
 
 
 def find_checkpoints(
@@ -114,7 +121,11 @@ def find_checkpoints(
         HubError: if the hub has no such model or revision, does not show it, or cannot be reached.
         WorkbenchError: if `series.toml` has unknown keys, values or checkpoints.
     """
-    candidates = candidates_of(source, revisions)
+    return order_checkpoints(candidates_of(source, revisions), before)
+
+
+def order_checkpoints(candidates: Candidates, before: Sequence[Mapping[str, Any]] = ()) -> Series:
+    """Order checkpoints that were searched for; see `find_checkpoints`, also for what is raised."""
     both = with_gone(candidates, before)
     if len(both.checkpoints) == len(candidates.checkpoints):
         return _series(candidates, before)
@@ -146,7 +157,8 @@ def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Seri
         counted.insert(slot, Counted(entry, None, None, None, None, "unknown"))
     stages = [[(each.entry.name, each.entry.path) for each in counted if each.entry.stage == stage] for stage in order]
     if gone := [each.entry.name for each in counted if each.entry.recorded is not None]:
-        remarks.append(remark_on_gone(gone, candidates.root))
+        is_at_hub = any(each.remote is not None for each in candidates.checkpoints)
+        remarks.append(remark_on_gone(gone, None if is_at_hub else candidates.root))
     return Series(
         root=candidates.root,
         checkpoints=tuple(_checkpoint(each, aliases.get(each.entry.name)) for each in counted),

@@ -16,7 +16,7 @@ from workbench.hub.hub_errors import Unreachable, is_offline
 from workbench.hub.local_cache import cache_folder, cached_models, is_repository, repository_folder, with_name
 from workbench.hub.local_cache import revisions as cached_revisions
 from workbench.hub.references import HubReference, parse_reference, parse_references
-from workbench.hub.repositories import remote_revisions, revision_pattern
+from workbench.hub.repositories import remark_on_others, remote_revisions, revision_pattern
 
 Source = str | os.PathLike[str] | Sequence[str | HubReference]
 
@@ -42,7 +42,13 @@ def settled_source(source: Source, revisions: str | None = None) -> Path | str:
         return path
     if revisions is None and len(references) == 1 and (folder := _in_cache(references[0])) is not None:
         return folder
-    return ",".join(map(str, references))
+    return ",".join(map(_written, references))
+
+
+def _written(reference: HubReference) -> str:
+    """A reference that is read as one again, wherever it stands."""
+    is_word = "/" not in reference.repo and reference.revision is None
+    return f"hf://{reference}" if is_word else str(reference)
 
 
 def ids_in(text: str, revisions: object = None) -> list[HubReference] | None:
@@ -74,9 +80,12 @@ def candidates_of(source: Source, revisions: str | None) -> Candidates:
     references = _references(source) or []
     try:
         listed = remote_revisions(references, revisions)
+        is_one = revisions is None and len(listed.chosen) == 1 and references[0].revision is None
+        remark = remark_on_others(listed.chosen[0]) if is_one and not references[0].is_glob else ""
     except Unreachable as error:
         return _cached_instead(references, revisions, error)
-    return remote_candidates(references, listed)
+    candidates = remote_candidates(references, listed)
+    return _with_remarks(candidates, remark) if remark else candidates
 
 
 _ONLY_CACHED = "these are the revisions in the Hugging Face cache; --revisions PATTERN (revisions=) asks the hub"
@@ -144,10 +153,13 @@ def _references(source: Source) -> list[HubReference] | None:
     else:
         parts = list(source)
     parsed = [part if isinstance(part, HubReference) else parse_reference(part) for part in parts]
+    if not parsed:
+        raise WorkbenchError("no checkpoints are named; pass a folder or the id of a model")
     if parsed == [None]:
         return None
     for part, reference in zip(parts, parsed, strict=True):
-        if reference is None:
+        is_word = isinstance(part, str) and len(parts) > 1 and "/" not in part and "@" not in part
+        if reference is None or is_word:
             what = "is on this disk" if part and Path(str(part)).exists() else "is no id of a model"
             raise WorkbenchError(
                 f"{part!r} {what}; several checkpoints are named by the ids of models at a hub, as org/name or "
@@ -157,8 +169,4 @@ def _references(source: Source) -> list[HubReference] | None:
 
 
 def _only(source: Source) -> str | os.PathLike[str]:
-    if isinstance(source, str | os.PathLike):
-        return source
-    if len(source) != 1:
-        raise WorkbenchError("no checkpoints are named; pass a folder or the id of a model")
-    return str(source[0])
+    return source if isinstance(source, str | os.PathLike) else str(source[0])

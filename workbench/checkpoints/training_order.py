@@ -14,7 +14,7 @@ from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
-from workbench.checkpoints.names import AFTER_STEP_UNREAD, Doubt, stage_of_words
+from workbench.checkpoints.names import AFTER_STEP_UNREAD, NO_WORD_FOR_UNIT, Doubt, stage_of_words
 from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError, some_of
 
@@ -127,8 +127,7 @@ def read_entries(candidates: Candidates) -> tuple[list[Entry], list[str]]:
         # A Trainer writes its last state beside its checkpoints, and perhaps the weights of the best one.
         is_of_the_run = candidate.path == candidates.root and len(candidates.checkpoints) > 1
         try:
-            is_elsewhere = is_of_the_run or candidate.remote is not None
-            state = None if is_elsewhere else _state_of(candidate)
+            state = None if is_of_the_run else _state_of(candidate)
         except BadCheckpoint as error:
             # The weights may be good; they are checked when they are opened.
             remarks.append(f"{error}; its tokens and learning rate are not used")
@@ -359,7 +358,8 @@ def _with_loose_counts(entries: list[Entry], counts: Mapping[str, tuple[int, int
                 doubts = tuple(doubt for doubt in entry.doubts if doubt.reason != AFTER_STEP_UNREAD)
                 entry = replace(entry, label=label, doubts=doubts)
             elif entry.position is None and _stem(entry.name) in stems:
-                entry = replace(entry, label=label, is_weak=True)
+                doubt = Doubt(entry.name[len(_stem(entry.name)) :], NO_WORD_FOR_UNIT)
+                entry = replace(entry, label=label, is_weak=True, doubts=(doubt,))
         read.append(entry)
     return read
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from workbench.cli.arguments import Device, Json, Revisions, RunFolder, Tokenizer
-from workbench.console import STDERR, bytes_in_words, duration, print_json, print_table, showing_progress, warn
+from workbench.console import STDERR, duration, print_json, print_table, showing_progress, warn
 from workbench.heads import WorkbenchError
 
 _WATCH_S = 2.0
@@ -47,21 +48,22 @@ def series(
 
 
 def _place(series: Any, name: str) -> dict[str, object]:
-    """The size of a checkpoint's files and, of one at a hub, where it is and whether the cache has it."""
+    """The size of a checkpoint's files and, of one at a hub, whether the cache has it."""
     from workbench.checkpoints.formats import weights_size
-    from workbench.checkpoints.hub_references import is_whole
+    from workbench.hub.user_cache import cached_snapshot
 
     checkpoint = next(c for c in series.checkpoints if c.name == name)
     if name not in series.remote:
         return {"bytes": None if checkpoint.is_gone else weights_size(checkpoint.path)}
     remote = series.remote[name]
-    revision = remote.revision
-    place = {"repo": revision.repo, "revision": revision.name, "commit": revision.commit}
-    return {"bytes": remote.n_bytes, **place, "is_cached": checkpoint.path.is_dir() and is_whole(checkpoint.path)}
+    snapshot = cached_snapshot(remote.revision.repo, remote.revision.commit, remote.files)
+    return {"bytes": remote.n_bytes, "is_cached": snapshot is not None}
 
 
 def _download_in_words(series: Any, names: list[str]) -> str:
     """What a scan of the checkpoints at a hub would fetch."""
+    from workbench.hub.byte_sizes import bytes_in_words
+
     places = [_place(series, name) for name in names]
     n, missing = len(names), [int(str(place["bytes"])) for place in places if not place["is_cached"]]
     return (
@@ -83,6 +85,13 @@ def scan(
         typer.Option(help="A probe, as repeats:n=64 or text:path=FILE; repeat for more. Default: two standard ones."),
     ] = None,
     revisions: Revisions = None,
+    keep_downloads: Annotated[
+        bool, typer.Option("--keep-downloads", help="Leave what is fetched from a hub in the Hugging Face cache.")
+    ] = False,
+    disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most to hold of what is fetched, as 50GB. Default: what is free."),
+    ] = None,
     tokenizer: Tokenizer = None,
     engine: Annotated[str | None, typer.Option(help="inline, local (worker processes) or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Checkpoints at a time. Default: one per GPU or core.")] = None,
@@ -122,6 +131,8 @@ def scan(
         "detectors": tuple(detector) if detector else None,
         "probes": tuple(probe) if probe else None,
         "revisions": revisions,
+        "keep_downloads": keep_downloads or None,
+        "disk": disk,
         "tokenizer": tokenizer,
         "engine": engine,
         "workers": workers,
@@ -244,6 +255,18 @@ def _print_status(run: Any, as_json: bool) -> None:
         warn(remark)
 
 
+def _downloads_in_words(plan: Any, job: Any) -> str:
+    from workbench.hub.byte_sizes import bytes_in_words
+
+    cached = f"{len(plan.cached)} more are in the Hugging Face cache; " if plan.cached else ""
+    stay = (
+        "what is fetched stays there"
+        if job.keep_downloads
+        else f"at most {bytes_in_words(plan.most_on_disk)} of it on disk at a time, each removed when it was scored"
+    )
+    return f"{len(plan.missing)} checkpoints to fetch, {bytes_in_words(plan.to_fetch)} of weights; {cached}{stay}"
+
+
 def _print_outlook(job: Any, as_json: bool) -> None:
     from workbench.scanning import look_ahead
 
@@ -258,6 +281,7 @@ def _print_outlook(job: Any, as_json: bool) -> None:
                 "units_to_do": outlook.units_to_do,
                 "bytes_to_read": outlook.bytes_to_read,
                 "checkpoints": [dict(zip(columns, row, strict=True)) for row in rows],
+                "downloads": None if outlook.downloads is None else asdict(outlook.downloads),
                 "remarks": outlook.remarks,
             }
         )
@@ -268,5 +292,7 @@ def _print_outlook(job: Any, as_json: bool) -> None:
         f"{outlook.units_to_do} units to do on {len(rows)} checkpoints, {outlook.bytes_to_read / 1e9:.3g} GB of "
         "weights to read; nothing was done"
     )
+    if outlook.downloads is not None:
+        warn(_downloads_in_words(outlook.downloads, job))
     for remark in outlook.remarks:
         warn(remark)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
-from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
 from workbench.hooks.taps.layer_lists import blocks
@@ -25,6 +25,8 @@ from workbench.loading.refusals import refuse_other_models
 
 # Names of layers that mix no tokens, in configurations.
 _NO_MIXER = ("mlp", "moe")
+# What models that read more than tokens call their other inputs.
+_OTHER_INPUTS = ("pixel_values", "image_embeds", "input_features", "input_values")
 
 
 def layer_slots(layers: Sequence[LayerInfo]) -> dict[tuple[int, bool], int]:
@@ -95,9 +97,7 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
     except FAILURES as error:
         if is_out_of_memory(error):
             raise
-        raise WorkbenchError(
-            f"{name} does not run on token ids alone: {type(error).__name__}: {error}. Expected a causal language model"
-        ) from error
+        raise WorkbenchError(_why_not_on_tokens(name, error)) from error
     logits: Any = getattr(out, "logits", None)
     if logits is None:
         raise WorkbenchError(
@@ -109,6 +109,21 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
             f"{name} gives logits of shape {tuple(logits.shape)} for {tokens.shape[1]} tokens of a vocabulary of "
             f"{n_words}; expected one per token and word, as of a causal language model: a …ForCausalLM of the family"
         )
+
+
+def _why_not_on_tokens(name: str, error: Exception) -> str:
+    """Why a model does not run on token ids alone, and the next step."""
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    alone = "load it with transformers, take the …ForCausalLM inside if it has one, and pass that to open_model"
+    if any(word in first_line for word in _OTHER_INPUTS):
+        return f"{name} does not run without a picture or a sound beside its tokens ({first_line}); {alone}"
+    if LazyMask.__name__ in first_line:
+        return (
+            f"{name} makes an attention mask itself and hands it on to its language model, so that which tokens see "
+            f"which cannot be recorded; {alone}"
+        )
+    reason = f"{type(error).__name__}: {first_line}"
+    return f"{name} does not run on token ids alone: {reason}. Expected a causal language model"
 
 
 def _refuse_nonfinite(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:

@@ -3,6 +3,7 @@
 Everything is asked through huggingface_hub, which is imported when it is first needed.
 """
 
+from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.hub_errors import (
     BadReference,
     GatedModel,
@@ -12,7 +13,6 @@ from workbench.hub.hub_errors import (
     Unreachable,
     as_hub_error,
 )
-from workbench.hub.needed_files import RemoteFile, needed_files
 from workbench.hub.references import HubReference, parse_reference
 from workbench.hub.repositories import RemoteRevision, RemoteRevisions, remote_files, remote_revisions
 

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.atomic import refusals_named, replace_file
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError, HubFault, RateLimited, Unreachable, as_hub_error, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 # Seconds before each further try of a file. huggingface_hub tries each request several times by itself.
 _PAUSES = (2.0, 10.0)
 _LONGEST_PAUSE_S = 310.0
+# Files at a time.
+_AT_A_TIME = 4
 _BLOCK = 4 << 20
 _SHA256_DIGITS = 64
 # What huggingface_hub keeps beside the files that it puts into a folder.
@@ -76,9 +80,7 @@ def download(
         StoreNotWritable: if the disk is full or refuses.
         DownloadStopped: if `watch` asks for it.
     """
-    watch = watch or Watch()
-    for file in files:
-        _fetch(revision, file, folder, watch)
+    _fetch_all(revision, list(files), folder, watch or Watch())
     if folder is not None:
         return folder
     repository = repository_folder(revision.repo)
@@ -125,6 +127,36 @@ def quiet_hub() -> Generator[None]:
     finally:
         logging.set_verbosity(verbosity)
         (enable_progress_bars if has_bars else disable_progress_bars)()
+
+
+def _fetch_all(revision: RemoteRevision, files: Sequence[RemoteFile], folder: Path | None, watch: Watch) -> None:
+    """Fetch files, a few at a time. When one fails, the others stop."""
+    has_failed = threading.Event()
+    inner = Watch(watch.on_bytes, lambda: has_failed.is_set() or watch.should_stop())
+
+    def fetch(file: RemoteFile) -> Exception | None:
+        try:
+            _fetch(revision, file, folder, inner)
+        except Exception as error:  # raised below
+            has_failed.set()
+            return error
+        return None
+
+    # Equal files are one blob in a cache, which two threads would fetch twice.
+    rounds: list[list[RemoteFile]] = [[]]
+    for file in files:
+        if file.blob in {other.blob for other in rounds[-1]}:
+            rounds.append([])
+        rounds[-1].append(file)
+    for together in rounds:
+        if len(together) == 1:
+            errors = [fetch(together[0])]
+        else:
+            with ThreadPoolExecutor(min(_AT_A_TIME, len(together) or 1)) as pool:
+                errors = list(pool.map(fetch, together))
+        failures = [error for error in errors if error is not None]
+        if failures:
+            raise next((error for error in failures if not isinstance(error, DownloadStopped)), failures[0])
 
 
 def _fetch(revision: RemoteRevision, file: RemoteFile, folder: Path | None, watch: Watch) -> None:

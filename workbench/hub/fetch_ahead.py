@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.hub.byte_sizes import bytes_in_words
-from workbench.hub.downloads import DownloadStopped, Watch
+from workbench.hub.downloads import BadDownload, DownloadStopped, Watch, check_file
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.held_files import free_bytes
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 from workbench.hub.user_cache import cached_snapshot
 
@@ -41,7 +41,7 @@ class Holder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Errand:
     """A revision to fetch, under the name of its checkpoint. `small`: a folder with its small files."""
 
     name: str
@@ -86,13 +86,13 @@ class FetchAhead:
     A revision that lies whole in the user's cache is used from there.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], holder: Holder, bound: Bound) -> None:
-        self._wanted, self._holder, self._bound = deque(wanted), holder, bound
+    def __init__(self, errands: Sequence[Errand], holder: Holder, bound: Bound) -> None:
+        self._errands, self._holder, self._bound = deque(errands), holder, bound
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._ready: deque[Fetched] = deque()
         self._outstanding: dict[str, str] = {}  # commits by name: fetched, or being fetched, and not released
-        self._remaining = len(wanted)
+        self._remaining = len(errands)
         self._fetching: Fetching | None = None
         self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="workbench downloads", daemon=True)
@@ -126,6 +126,11 @@ class FetchAhead:
         with self._changed:
             return self._remaining
 
+    def is_over(self) -> bool:
+        """Whether every revision was taken, and released."""
+        with self._changed:
+            return self._remaining == 0 and not self._outstanding
+
     def fetching(self) -> Fetching | None:
         """What is being fetched now."""
         with self._changed:
@@ -147,8 +152,8 @@ class FetchAhead:
 
     def _run(self) -> None:
         try:
-            while self._wanted and not self._stop.is_set():
-                self._put(self._fetch(self._wanted.popleft()))
+            while self._errands and not self._stop.is_set():
+                self._put(self._fetch(self._errands.popleft()))
         except DownloadStopped:
             return
         except Exception as error:  # raised by `take`: nothing further can be fetched
@@ -162,25 +167,25 @@ class FetchAhead:
             self._ready.append(fetched)
             self._changed.notify_all()
 
-    def _fetch(self, wanted: Wanted) -> Fetched:
-        if folder := cached_snapshot(wanted.revision.repo, wanted.revision.commit, wanted.files):
-            return Fetched(wanted.name, folder)
+    def _fetch(self, errand: Errand) -> Fetched:
+        if folder := cached_snapshot(errand.revision.repo, errand.revision.commit, errand.files):
+            return _proven(errand, folder)
         try:
-            self._wait_for_room(wanted)
+            self._wait_for_room(errand)
             folder = self._holder.fetch(
-                wanted.revision,
-                wanted.files,
-                small=wanted.small,
-                watch=Watch(lambda n: self._count(wanted, n), self._stop.is_set),
+                errand.revision,
+                errand.files,
+                small=errand.small,
+                watch=Watch(lambda n: self._count(errand, n), self._stop.is_set),
             )
         except (DownloadStopped, StoreNotWritable):
             raise
         except Exception as error:  # the failure of one revision is its checkpoint's, and does not end the scan
-            self.release(wanted.name)
-            return Fetched(wanted.name, None, error)
-        return Fetched(wanted.name, folder)
+            self.release(errand.name)
+            return Fetched(errand.name, None, error)
+        return Fetched(errand.name, folder)
 
-    def _wait_for_room(self, wanted: Wanted) -> None:
+    def _wait_for_room(self, errand: Errand) -> None:
         """Wait until a revision fits beside those that are outstanding, and count it as one.
 
         Raises:
@@ -188,22 +193,22 @@ class FetchAhead:
         """
         with self._changed:
             while not self._stop.is_set():
-                lack = self._lack(wanted)
+                lack = self._lack(errand)
                 if lack is None and len(self._outstanding) < self._bound.most:
-                    self._outstanding[wanted.name] = wanted.revision.commit
-                    self._fetching = Fetching(wanted.name, 0, sum(file.size for file in wanted.files))
+                    self._outstanding[errand.name] = errand.revision.commit
+                    self._fetching = Fetching(errand.name, 0, sum(file.size for file in errand.files))
                     return
                 if not self._outstanding:
-                    if self._holder.remove_all_but([wanted.revision.commit]):  # left by an earlier scan
+                    if self._holder.remove_all_but([errand.revision.commit]):  # left by an earlier scan
                         continue
-                    raise DiskBound(f"{wanted.revision}: {lack}")
+                    raise DiskBound(f"{errand.revision}: {lack}")
                 self._changed.wait(1.0)
         raise DownloadStopped
 
-    def _lack(self, wanted: Wanted) -> str | None:
+    def _lack(self, errand: Errand) -> str | None:
         """Why a revision does not fit now; None if it does."""
-        need, bound = self._holder.bytes_for(wanted.revision, wanted.files), self._bound
-        size = bytes_in_words(sum(file.size for file in wanted.files))
+        need, bound = self._holder.bytes_for(errand.revision, errand.files), self._bound
+        size = bytes_in_words(sum(file.size for file in errand.files))
         if bound.n_bytes is not None and self._holder.n_bytes() + need > bound.n_bytes:
             return (
                 f"takes {size} of disk, and the scan may hold {bytes_in_words(bound.n_bytes)} of "
@@ -217,8 +222,22 @@ class FetchAhead:
             )
         return None
 
-    def _count(self, wanted: Wanted, n_bytes: int) -> None:
+    def _count(self, errand: Errand, n_bytes: int) -> None:
         with suppress(AttributeError), self._changed:
             before = self._fetching
             if before is not None:
-                self._fetching = Fetching(wanted.name, before.n_bytes + n_bytes, before.of)
+                self._fetching = Fetching(errand.name, before.n_bytes + n_bytes, before.of)
+
+
+def _proven(errand: Errand, folder: Path) -> Fetched:
+    """A revision in the user's cache, whose files are compared with what the hub lists."""
+    try:
+        for file in errand.files:
+            check_file(folder / file.name, file)
+    except BadDownload as error:
+        step = "remove it there, and the same command fetches it anew"
+        bad = BadDownload(f"{errand.revision}: in the Hugging Face cache, {folder}, {error}; {step}")
+        return Fetched(errand.name, None, bad)
+    except OSError as error:
+        return Fetched(errand.name, None, error)
+    return Fetched(errand.name, folder)

@@ -18,14 +18,14 @@ from typing import Any
 
 from workbench.atomic import replace_file
 from workbench.hub.downloads import RECORDS, Watch, check_file, download, forget_records
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 from workbench.hub.small_files import place
 
 LEDGER = "ledger.json"
 # What a file costs beside its bytes: huggingface_hub's record of it and its lock.
-_BESIDE_A_FILE = 4096
+_BESIDE_A_FILE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,11 @@ class HeldFiles:
             for file in files:
                 equal = [path for other, path in places if other.blob == file.blob and path != own / file.name]
                 _take(own / file.name, file, equal if small is None else [small / file.name, *equal])
+            missing = [file for file in files if not (own / file.name).exists()]
+            download(revision, _first_of_each(missing), own, watch=watch)
+            for file in missing:
                 if not (own / file.name).exists():
-                    download(revision, [file], own, watch=watch)
+                    _take(own / file.name, file, [path for other, path in places if other.blob == file.blob])
         finally:
             forget_records(own)
             self._drop_if_empty(own)
@@ -164,6 +167,11 @@ def _take(path: Path, file: RemoteFile, sources: Sequence[Path]) -> None:
                 path.unlink()
             else:
                 return
+
+
+def _first_of_each(files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Files without those that are equal to an earlier one."""
+    return list({file.blob: file for file in reversed(files)}.values())[::-1]
 
 
 def _read_ledger(path: Path) -> dict[str, Held]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from workbench.heads import WorkbenchError
 _T = TypeVar("_T")
 # Further tries, and seconds to wait before each where the hub does not say how long.
 _WAITS = (1.0, 4.0)
+# How long an answer may take: of one request, and of several that huggingface_hub repeats and waits between.
+_DEADLINE_S, _LONG_DEADLINE_S = 60.0, 1800.0
 # The hub counts requests in windows of five minutes.
 _LONGEST_WAIT_S = 310.0
 
@@ -93,7 +96,7 @@ def ask(call: Callable[[Any], _T], repo: str, revision: str | None = None, *, tr
     for wait_s in (*(_WAITS if tries_again else ()), None):
         try:
             with as_hub_error(repo, revision), _a_listing(repo):
-                return call(api)
+                return _within(_DEADLINE_S if tries_again else _LONG_DEADLINE_S, lambda: call(api), repo)
         except (RateLimited, HubFault) as error:
             pause = wait_s if getattr(error, "wait_s", None) is None else getattr(error, "wait_s", None)
             if wait_s is None or pause is None or pause > _LONGEST_WAIT_S:
@@ -101,6 +104,31 @@ def ask(call: Callable[[Any], _T], repo: str, revision: str | None = None, *, tr
             warn(f"{error}; asked again in {pause:.0f} s")
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
+
+
+def _within(seconds: float, call: Callable[[], _T], repo: str) -> _T:
+    """What a call returns or raises; huggingface_hub waits for an answer for ever.
+
+    Raises:
+        Unreachable: if it has not ended after so many seconds.
+    """
+    answers: list[_T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:  # raised again where the call was made
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise Unreachable(f"{repo}: no answer from {endpoint()} in {seconds:.0f} s; check the network, and try again")
+    return answers[0]
 
 
 @contextmanager
@@ -121,7 +149,7 @@ def as_hub_error(repo: str, revision: str | None = None) -> Generator[None]:
             f"{endpoint()}/{repo}, and try again"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise NotAtHub(f"{what}: {endpoint()} has the model, and no revision {revision}") from error
+        raise NotAtHub(f"{what}: {endpoint()} has the model, and no revision {revision or 'main'}") from error
     except errors.RepositoryNotFoundError as error:
         raise NotAtHub(_missing(what)) from error
     except errors.RemoteEntryNotFoundError as error:

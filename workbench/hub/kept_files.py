@@ -11,10 +11,12 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from workbench.atomic import replace_file
 from workbench.hub.downloads import BadDownload, Watch, check_file, download
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.local_cache import repository_folder, snapshot_folder
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 KEPT_LEDGER = "kept.json"
@@ -37,8 +39,13 @@ class KeptFiles:
         return sum(file.size for file in files if not _is_cached(revision, file))
 
     def fetch(
-        self, revision: RemoteRevision, files: Sequence[RemoteFile], *, small: Path | None = None, watch: Watch
-    ) -> Path:  # noqa: ARG002  # as HeldFiles
+        self,
+        revision: RemoteRevision,
+        files: Sequence[RemoteFile],
+        *,
+        small: Path | None = None,  # noqa: ARG002  # as in `HeldFiles`
+        watch: Watch,
+    ) -> Path:
         """Fetch a revision into the cache and return its folder there.
 
         Raises:
@@ -54,7 +61,7 @@ class KeptFiles:
     def remove(self, commit: str) -> None:
         """Keep the revision."""
 
-    def remove_all_but(self, needed: Collection[str]) -> list[str]:
+    def remove_all_but(self, needed: Collection[str]) -> list[str]:  # noqa: ARG002  # as in `HeldFiles`
         """Keep every revision."""
         return []
 
@@ -83,7 +90,18 @@ class KeptFiles:
                     place.unlink()
                 except FileNotFoundError:
                     place.unlink(missing_ok=True)  # a link to what was removed
+            _remove_parts(blobs, file.blob)
         path.unlink()
+
+
+def _remove_parts(blobs: Path, blob: str) -> None:
+    """Remove the parts of a file that a killed process left, unless another process fetches it now."""
+    lock = blobs.parent.parent / ".locks" / blobs.parent.name / f"{blob}.lock"  # which huggingface_hub holds meanwhile
+    if not lock.parent.is_dir():
+        return
+    with suppress(Timeout), FileLock(lock, timeout=0):
+        for part in blobs.glob(f"{blob}.*.incomplete"):
+            part.unlink(missing_ok=True)
 
 
 def _is_cached(revision: RemoteRevision, file: RemoteFile) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from workbench.heads import WorkbenchError, some_of
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import BadReference, NotAtHub, ask, endpoint
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.references import HubReference, parse_reference
 
 MAIN = "main"
@@ -89,6 +89,22 @@ def remote_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
         if hasattr(entry, "size")  # else a folder
     ]
     return tuple(sorted(files, key=lambda file: file.name))
+
+
+def remark_on_others(revision: RemoteRevision) -> str:
+    """Which other branches and tags the repository has, in a sentence for the user; empty if it has none.
+
+    Raises:
+        HubError: if the hub cannot be reached.
+    """
+    refs = ask(lambda api: api.list_repo_refs(revision.repo), revision.repo)
+    others = [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != revision.name]
+    if not others:
+        return ""
+    return (
+        f"{revision} alone; of its branches and tags, the hub has {len(others)} more ({some_of(others)}): --revisions "
+        "PATTERN (revisions=) makes a series of them"
+    )
 
 
 def revision_pattern(pattern: str) -> Callable[[str], bool]:
@@ -173,9 +189,11 @@ def _one(reference: HubReference) -> RemoteRevisions:
 
 def _matching(repo: str, pattern: str, matches: Callable[[str], bool]) -> RemoteRevisions:
     """The branches and tags of a repository that a pattern takes."""
-    own = _one(HubReference(repo))
-    repo, remarks = own.chosen[0].repo, list(own.remarks)
-    refs = ask(lambda api: api.list_repo_refs(repo), repo)
+    try:
+        refs = ask(lambda api: api.list_repo_refs(repo), repo)
+    except NotAtHub as error:
+        raise NotAtHub(f"{error}{_alternatives(repo, None)}") from error
+    repo, remarks = _name_now(repo)
     commits = {ref.name: ref.target_commit for ref in refs.branches}
     ignored: dict[str, str] = {}
     for tag in refs.tags:
@@ -190,6 +208,15 @@ def _matching(repo: str, pattern: str, matches: Callable[[str], bool]) -> Remote
         verb = "does" if len(others) == 1 else "do"
         remarks.append(f"{repo}: {some_of(others)} {verb} not fit {pattern!r}")
     return RemoteRevisions(tuple(chosen), ignored, tuple(remarks))
+
+
+def _name_now(repo: str) -> tuple[str, list[str]]:
+    """The name that a repository has now, and a remark where it was renamed."""
+    try:
+        own = _one(HubReference(repo))
+    except NotAtHub:  # it has no `main`
+        return repo, []
+    return own.chosen[0].repo, list(own.remarks)
 
 
 def _renamed(repo: str, now: str) -> tuple[str, ...]:

@@ -6,21 +6,26 @@ so a thousand of them cost a few requests.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
+from workbench.atomic import replace_file
 from workbench.hub.downloads import Watch, download
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError
-from workbench.hub.needed_files import RemoteFile
 from workbench.hub.repositories import RemoteRevision
 
 # Requests at a time.
 _AT_A_TIME = 8
 # Revisions that are asked for one content before it counts as not to be had.
 _MOST_ASKED = 3
+# Beside the folders: which revision each commit is.
+LIST = "revisions.json"
 Show = Callable[[int, int, str], None]
 
 
@@ -88,6 +93,33 @@ def _fetch_blob(
             place(staging / file.name, folder / other.commit / same.name)
         return {}
     return {revision: errors[min(i, len(errors) - 1)] for i, (revision, _) in enumerate(places)}
+
+
+def list_revisions(folder: Path, revisions: Collection[RemoteRevision]) -> None:
+    """Write beside the folders of revisions what each of them is, whatever was listed there before.
+
+    Raises:
+        StoreNotWritable: if the disk is full or refuses.
+    """
+    before = _read_list(folder / LIST)
+    now = {revision.commit: [revision.repo, revision.name] for revision in revisions}
+    if not now.items() <= before.items():
+        replace_file(folder / LIST, json.dumps({**before, **now}, indent=0).encode())
+
+
+def revision_of(folder: Path) -> RemoteRevision | None:
+    """The revision whose small files are in a folder; None for any other folder."""
+    entry = _read_list(folder.parent / LIST).get(folder.name)
+    return None if entry is None else RemoteRevision(entry[0], entry[1], folder.name)
+
+
+def _read_list(path: Path) -> dict[str, list[str]]:
+    """Repository and name by commit; nothing if there is no list, or it cannot be read."""
+    try:
+        listed: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return cast("dict[str, list[str]]", listed) if isinstance(listed, dict) else {}
 
 
 def place(source: Path, target: Path) -> None:

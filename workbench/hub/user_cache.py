@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from workbench.hub.file_choice import RemoteFile
 from workbench.hub.local_cache import snapshot_folder
-from workbench.hub.needed_files import RemoteFile
 
 
 def cached_snapshot(repo: str, commit: str, files: Iterable[RemoteFile]) -> Path | None:

@@ -17,6 +17,8 @@ from transformers.models.auto.modeling_auto import (
 from workbench.heads import WorkbenchError
 
 _EXPECTED = "expected a decoder-only causal language model"
+# Whose language model alone, given token ids, is not the model that was trained.
+_PREFIX_MODELS = frozenset({"paligemma"})
 # Multimodal models are language models where they are given token ids alone.
 _LANGUAGE_MODELS: tuple[Mapping[Any, Any], ...] = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,7 +31,7 @@ def refuse_other_models(config: Any, name: str) -> None:
     """Refuse configurations of models that are no causal language models.
 
     Raises:
-        WorkbenchError: for an encoder, an encoder-decoder, or a model without a vocabulary or layers.
+        WorkbenchError: for an encoder, an encoder-decoder, a prefix language model, or a model without vocabulary.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise WorkbenchError(
@@ -41,6 +43,12 @@ def refuse_other_models(config: Any, name: str) -> None:
             f"{name} is an encoder (model type {config.model_type!r}, is_decoder not set in its configuration): its "
             f"tokens see later ones, and the scores are of causal attention; {_EXPECTED}. Leave this model out, or set "
             "is_decoder if it was trained as a decoder"
+        )
+    if config.model_type in _PREFIX_MODELS:
+        raise WorkbenchError(
+            f"{name} is a prefix language model (model type {config.model_type!r}): it was trained with a picture and "
+            "a prompt whose tokens see each other, later ones too, and the scores are of causal attention; "
+            f"{_EXPECTED}. Leave this model out"
         )
     if getattr(config.get_text_config(), "vocab_size", None) is None:
         raise WorkbenchError(

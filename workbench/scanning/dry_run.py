@@ -6,17 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from workbench.checkpoints import Checkpoint, Series, find_checkpoints
+from workbench.checkpoints import Checkpoint, Series
+from workbench.checkpoints.candidates import Candidates
 from workbench.checkpoints.configs import quantisation
 from workbench.checkpoints.formats import weights_size
+from workbench.checkpoints.series import order_checkpoints
 from workbench.detectors import Detector, find_detectors
 from workbench.heads import BadCheckpoint, WorkbenchError
 from workbench.loading.series_words import SeriesWords, series_words
 from workbench.probes import Probe
 from workbench.runs.status import UnitName, committed_names, planned_names
+from workbench.scanning.hub_downloads import DownloadPlan, find_candidates, plan_downloads
 from workbench.scanning.job import Job
+from workbench.scanning.machine import n_workers
 from workbench.scanning.same_series import require_same_series
 from workbench.scanning.units import Units
 from workbench.store import Maps, Store, request_of
@@ -38,13 +43,15 @@ class CheckpointOutlook:
 class Outlook:
     """A job with its checkpoints. `units`: the units of each checkpoint, as in the store's plan.
 
-    `remarks`: what the user should know of the series and of the probes' words.
+    `remarks`: what the user should know of the series and of the probes' words. `downloads`: what would be fetched of
+    checkpoints at a hub; None for a directory.
     """
 
     job: Job
     units: tuple[dict[str, Any], ...]
     checkpoints: tuple[CheckpointOutlook, ...]
     remarks: tuple[str, ...] = ()
+    downloads: DownloadPlan | None = None
 
     @property
     def units_to_do(self) -> int:
@@ -66,9 +73,14 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     Raises:
         NoCheckpoints, and WorkbenchError for a job that cannot be run.
     """
-    require_same_series(job)
+    with TemporaryDirectory(prefix="workbench-") as folder:
+        return _look_ahead(job, ready, find_candidates(job, Path(folder)))
+
+
+def _look_ahead(job: Job, ready: Sequence[Probe], candidates: Candidates) -> Outlook:
+    require_same_series(job, candidates)
     detectors = find_detectors(job.detectors)
-    series = find_series(job)
+    series = find_series(job, candidates)
     checkpoints = shard_of(job, series.on_disk)
     units = Units(job, ready, detectors, find_words(job, ready, series))
     planned = planned_units(units, checkpoints)
@@ -77,13 +89,25 @@ def look_ahead(job: Job, *, ready: Sequence[Probe] = ()) -> Outlook:
     outlooks: list[CheckpointOutlook] = []
     for c in checkpoints:
         done = (names & committed.get(c.name, Counter())).total()
-        n_bytes = 0 if done == names.total() else weights_size(c.path)
+        n_bytes = 0 if done == names.total() else size_of(c, series)
         outlooks.append(CheckpointOutlook(c.name, names.total(), done, n_bytes))
-    return Outlook(job, tuple(planned), tuple(outlooks), (*remarks_on(series), *units.remarks()))
+    remarks = (*remarks_on(series), *units.remarks())
+    to_fetch = [each.checkpoint for each in outlooks if each.done < each.units or not each.units]
+    workers = n_workers(job, [size_of(c, series) for c in checkpoints])
+    downloads = plan_downloads(job, series, to_fetch, workers=workers) if series.remote else None
+    return Outlook(job, tuple(planned), tuple(outlooks), remarks, downloads)
 
 
-def find_series(job: Job) -> Series:
-    """The checkpoints of a job's directory, and those of its run that are no longer there.
+def size_of(checkpoint: Checkpoint, series: Series) -> int:
+    """Bytes of the weights of a checkpoint, on disk or at a hub."""
+    remote = series.remote.get(checkpoint.name)
+    if remote is None:
+        return weights_size(checkpoint.path)
+    return sum(file.size for file in remote.files if file.is_weights)
+
+
+def find_series(job: Job, candidates: Candidates) -> Series:
+    """The checkpoints of a job in order, and those of its run that are no longer there.
 
     Raises:
         NoCheckpoints, and WorkbenchError for a `series.toml` that cannot be used.
@@ -95,7 +119,7 @@ def find_series(job: Job) -> Series:
             before = store.series()
         except WorkbenchError:  # a damaged part; whoever reads the scores refuses it
             before = store.checkpoints()
-    return find_checkpoints(job.source, revisions=job.revisions, before=before)
+    return order_checkpoints(candidates, before)
 
 
 def find_words(job: Job, ready: Sequence[Probe], series: Series) -> SeriesWords:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,9 @@ from workbench.detectors import find_detectors
 from workbench.heads import WorkbenchError
 from workbench.probes import Probe
 from workbench.runs import Run, open_run
-from workbench.scanning.dry_run import find_series, find_words, planned_units, remarks_on, shard_of
-from workbench.scanning.engines import Channel, Engine, Outcome, Task, run_inline, run_local, run_ray
+from workbench.scanning.dry_run import find_series, find_words, planned_units, remarks_on, shard_of, size_of
+from workbench.scanning.engines import Channel, Engine, Outcome, Task, Tasks, run_inline, run_local, run_ray
+from workbench.scanning.hub_downloads import find_candidates, hub_tasks, moved_meanwhile, moved_since
 from workbench.scanning.interrupts import Interrupts
 from workbench.scanning.job import Job, make_job
 from workbench.scanning.machine import n_workers, on_cuda, worker_environments
@@ -83,9 +85,10 @@ def run_job(job: Job, *, ready: Sequence[Probe] = (), on_progress: OnProgress | 
 def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
     # A worker on another machine has another working directory.
     job = job.absolute()
-    require_same_series(job)
+    candidates = find_candidates(job)
+    require_same_series(job, candidates)
     modules = tuple(sorted({d.function.__module__ for d in find_detectors(job.detectors)} - {"__main__"}))
-    series = find_series(job)
+    series = find_series(job, candidates)
     words = find_words(job, ready, series)
     setup = Setup(job, tuple(ready), job.detectors, modules, words)
     worker = open_worker(setup)
@@ -101,34 +104,52 @@ def _run(job: Job, ready: Sequence[Probe], on_progress: OnProgress) -> Run:
         store.renew()
         store.write_architectures(architectures)
         store.write_job(job.to_toml())
+        moved = moved_since(store.checkpoints(), series)
         store.write_checkpoints(series.records())
-        remarks = [*remarks_on(series), *worker.units.remarks()]
+        remarks = [*remarks_on(series), *moved, *worker.units.remarks()]
         plan = {"checkpoints": [c.name for c in checkpoints], "units": planned, "remarks": remarks}
-        store.write_plan({**plan, "tokenizer": None if words.tokenizer is None else str(words.tokenizer)})
+        plan |= {"tokenizer": None if words.tokenizer is None else str(words.tokenizer)}
+        store.write_plan(plan)
         written = worker.units.written([c.path for c in checkpoints])
         store.write_request(planned, written, checkpoints=job.checkpoints)
         store.begin_timing()
-        workers = n_workers(job, [c.path for c in selected])
+        workers = n_workers(job, [size_of(c, series) for c in selected])
         tasks = _tasks(selected, series, given_up=set() if job.retry else _given_up(store), n_ahead=workers)
         counter = ProgressCounter(len(planned), len(selected), on_progress)
         channel = Channel(counter.add, lambda: interrupts.is_noted)
-        for outcome in _engine(job, workers, worker)(partial(open_worker, setup), tasks, channel):
-            if not outcome.is_done:
-                _give_up(store, outcome)
-            counter.end_checkpoint(outcome.task.name)
+        engine = _engine(job, workers, worker)
+        with _supply(job, series, tasks, worker=worker, workers=workers, channel=channel) as (supply, release):
+            for outcome in engine(partial(open_worker, setup), supply, channel):
+                release(outcome.task.name)
+                if not outcome.is_done:
+                    _give_up(store, outcome)
+                counter.end_checkpoint(outcome.task.name)
         interrupts.check()
+        if moved := moved_meanwhile(job, series):
+            store.write_plan({**plan, "remarks": [*remarks, *moved]})
     return open_run(job.out)
 
 
-def _tasks(selected: Sequence[Checkpoint], series: Series, *, given_up: set[str], n_ahead: int) -> list[Task]:
+@contextmanager
+def _supply(
+    job: Job, series: Series, tasks: Sequence[CheckpointTask], *, worker: ScanWorker, workers: int, channel: Channel
+) -> Generator[tuple[Tasks, Callable[[str], None]]]:
+    """The tasks as an engine takes them, and what to call with the name of each that has ended."""
+    if not series.remote:
+        yield [Task(task.checkpoint.name, task) for task in tasks], lambda _: None
+        return
+    with hub_tasks(job, series, tasks, worker=worker, workers=workers) as supply:
+        supply.report_to(channel)
+        yield supply, supply.release
+
+
+def _tasks(selected: Sequence[Checkpoint], series: Series, *, given_up: set[str], n_ahead: int) -> list[CheckpointTask]:
     """One task per checkpoint. Each names the checkpoint whose weights are read ahead, `n_ahead` places later."""
     mismatches = {change.checkpoint: str(change) for change in series.config_changes if change.is_fatal}
     remaining = [c for c in selected if c.name not in given_up]
-    upcoming = [c.path for c in remaining[n_ahead:]]
-    return [
-        Task(c.name, CheckpointTask(c, mismatches.get(c.name), upcoming[i] if i < len(upcoming) else None))
-        for i, c in enumerate(remaining)
-    ]
+    upcoming = [None if c.name in series.remote else c.path for c in remaining[n_ahead:]]
+    upcoming += [None] * (len(remaining) - len(upcoming))
+    return [CheckpointTask(c, mismatches.get(c.name), ahead) for c, ahead in zip(remaining, upcoming, strict=True)]
 
 
 def _given_up(store: Store) -> set[str]:

@@ -23,7 +23,8 @@ from pydantic import (
 
 from workbench.checkpoints.series_sources import ids_in, settled_source
 from workbench.heads import WorkbenchError
-from workbench.hub.references import HubReference, parse_references
+from workbench.hub.byte_sizes import parse_bytes
+from workbench.hub.references import HubReference, parse_reference, parse_references
 from workbench.hub.repositories import revision_pattern
 
 EngineName = Literal["inline", "local", "ray"]
@@ -44,6 +45,9 @@ class Job(BaseModel):
             between. The id of a model in the Hugging Face cache is kept as its folder there.
         revisions: which branches and tags of the model at the hub are checkpoints: a glob (`step*`), several with
             commas between, or `/regular expression/`. None: those in the cache, else `main`.
+        keep_downloads: leave what is fetched from a hub in the Hugging Face cache; else each checkpoint is removed when
+            it was scored.
+        disk: the most that a scan may hold of what it fetches (`50GB`); None: what is free, less a reserve.
         detectors: names; None: those that `docs/detectors.md` calls default.
         probes: in the notation of `workbench.probes.build`; None: the default ones.
         tokenizer: of all checkpoints: a folder, a tokenizer.json, or a model's name in the hub's cache; None: the one
@@ -74,6 +78,8 @@ class Job(BaseModel):
     checkpoints: Path | str
     out: Path
     revisions: StrictStr | None = None
+    keep_downloads: StrictBool = False
+    disk: StrictStr | None = None
     detectors: tuple[StrictStr, ...] | None = None
     probes: tuple[StrictStr, ...] | None = None
     tokenizer: StrictStr | None = None
@@ -117,6 +123,15 @@ class Job(BaseModel):
         if shard is not None:
             parse_shard(shard)
         return shard
+
+    @field_validator("disk", mode="before")
+    @classmethod
+    def _disk_is_a_size(cls, disk: Any) -> Any:
+        if isinstance(disk, int) and not isinstance(disk, bool):
+            disk = str(disk)
+        if isinstance(disk, str):
+            parse_bytes(disk)
+        return disk
 
     @field_validator("tokenizer", mode="before")
     @classmethod
@@ -204,6 +219,8 @@ def read_job(
             # A folder goes before a model of its name.
             references = None if name == "out" or beside.exists() else ids_in(job[name], job.get("revisions"))
             job[name] = references or beside
+    if isinstance(job.get("checkpoints"), list):
+        job["checkpoints"] = [_beside(path.parent, each) for each in job["checkpoints"]]
     tokenizer = job.get("tokenizer")
     if isinstance(tokenizer, str) and (path.parent / tokenizer).exists():  # else a model's name
         job["tokenizer"] = str(path.parent / tokenizer)
@@ -243,6 +260,14 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
+def _beside(folder: Path, written: Any) -> Any:
+    """A reference to a hub, unless there is a path of its name in the job file's folder."""
+    if not isinstance(written, str):
+        return written
+    beside = folder / written
+    return str(beside) if beside.exists() else parse_reference(written, exists=False) or written
+
+
 def _value(text: str) -> Any:
     """A TOML value, or the text itself if it is none, so that `--set device=cpu` needs no quotes."""
     try:
@@ -254,6 +279,8 @@ def _value(text: str) -> Any:
 def _message(error: Any) -> str:
     """The message for one wrong key, with what was given and expected."""
     key, value = ".".join(map(str, error["loc"])), error["input"]
+    if key.startswith("checkpoints."):  # the rest names the kinds of value that it may be
+        key = "checkpoints"
     if not key:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -269,6 +296,8 @@ def _message(error: Any) -> str:
 _EXPECTED = {
     "checkpoints": "the path of a directory of checkpoints, or ids of models at a hub, as org/name",
     "revisions": "a glob of branches and tags, as 'step*', or '/regular expression/'",
+    "keep_downloads": "true or false",
+    "disk": "a size, as '50GB' or '1.5TB'",
     "out": "the path of the run folder to write",
     "detectors": 'a list of names, as ["induction", "sink"]',
     "probes": 'a list of probes, as ["repeats:n=64"]',

@@ -19,17 +19,20 @@ _READ_AHEAD_SHARE = 0.5
 _MEMORY_PER_FILE_BYTE = 3
 
 
-def n_workers(job: Job, checkpoints: list[Path]) -> int:
-    """How many checkpoints a job processes at a time: its own number, or what GPUs, cores and memory allow."""
+def n_workers(job: Job, sizes: list[int]) -> int:
+    """How many checkpoints a job processes at a time: its own number, or what GPUs, cores and memory allow.
+
+    `sizes`: bytes of the weights of each checkpoint.
+    """
     if job.engine == "inline":
         return 1
     if job.workers is not None:
         return job.workers
     if job.engine == "local" and on_cuda(job):
         return len(_gpus())
-    largest = max(map(weights_size, checkpoints), default=0)
+    largest = max(sizes, default=0)
     fits_memory = available_memory() // max(1, _MEMORY_PER_FILE_BYTE * largest)
-    return max(1, min(_n_cores(), fits_memory, len(checkpoints)))
+    return max(1, min(_n_cores(), fits_memory, len(sizes)))
 
 
 def worker_environments(job: Job, workers: int) -> list[dict[str, str]]:

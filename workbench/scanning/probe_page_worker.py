@@ -1,8 +1,9 @@
 """Run one checkpoint on one text or probe and write its patterns to a file: the process of the app's Probe page.
 
-`python -m workbench.scanning.probe_page_worker FOLDER` reads FOLDER/request.json (checkpoint, text, probe) and writes
-FOLDER/result.safetensors. Progress is printed on stdout, one line per stage; an error is the last line on stderr.
-When stdin ends, the app has gone: so does this process, and removes FOLDER.
+`python -m workbench.scanning.probe_page_worker FOLDER` reads FOLDER/request.json (checkpoint or reference, text, probe)
+and writes FOLDER/result.safetensors. A reference is a model at a hub, which is fetched if the cache lacks it. Progress
+is printed on stdout, one line per stage; an error is the last line on stderr. When stdin ends, the app has gone: so
+does this process, and removes FOLDER.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.checkpoints.fetched_models import fetch, plan_download
+from workbench.checkpoints.hub_references import cached_checkpoint, locate_checkpoint
 from workbench.detectors import series_far
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.recording.pattern_maps import record_maps
+from workbench.hub.byte_sizes import bytes_in_words
+from workbench.hub.downloads import Watch
+from workbench.hub.hub_errors import endpoint, is_offline
+from workbench.hub.references import HubReference, parse_reference
+from workbench.loading.pretrained import load_config
 from workbench.probes import build, text, token_sequences
 from workbench.probes.token_ids import why_no_tokenizer
 from workbench.scanning.kept_patterns import arrays_of, first_document
@@ -40,8 +48,10 @@ def main(folder: Path) -> int:
     """Answer the request of a folder; returns the exit code."""
     try:
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        reference = parse_reference(request.get("reference", ""), exists=False)
+        checkpoint = Path(request["checkpoint"]) if reference is None else _fetched(reference)
         _print_stage("opening the checkpoint")
-        model = open_model(Path(request["checkpoint"]), tokenizer=request.get("tokenizer"))
+        model = open_model(checkpoint, tokenizer=request.get("tokenizer"))
         tokens = _tokens(model, request["text"], request["probe"])
         _print_stage(f"running {len(tokens):,} tokens through {len(model.layers)} layers")
         n_heads = sum(layer.n_heads for layer in model.layers)
@@ -49,7 +59,7 @@ def main(folder: Path) -> int:
         far = series_far(model, token_sequences(tokens[None])).window
         recorded = record_maps(model, tokens, far=far, fine=None if is_small else ())
         _print_stage("writing patterns")
-        name = Path(request["checkpoint"]).name
+        name = checkpoint.name if reference is None else str(reference)
         origin = Origin("", name, "0" * 32, "0" * 32, None, None, None, None, None)
         with _WRITING:
             write_maps(
@@ -63,6 +73,26 @@ def main(folder: Path) -> int:
         return 1
     _print_stage("done")
     return 0
+
+
+def _fetched(reference: HubReference) -> Path:
+    """The folder in the cache of a model at a hub; bytes are counted as they come."""
+    if is_offline() or cached_checkpoint(reference) is not None:
+        return locate_checkpoint(reference).folder
+    _print_stage(f"asking {endpoint()} for {reference}")
+    planned = plan_download(reference)
+    total, n_bytes, printed = bytes_in_words(planned.n_bytes), 0, ""
+
+    def count(n: int) -> None:
+        nonlocal n_bytes, printed
+        n_bytes += n
+        stage = f"fetching {reference} into the Hugging Face cache: {bytes_in_words(n_bytes)} of {total}"
+        if stage != printed:
+            printed = stage
+            _print_stage(stage)
+
+    count(0)
+    return fetch(planned, check=load_config, watch=Watch(count))
 
 
 def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:

@@ -8,12 +8,16 @@ checkpoint with it: the same folder moved, copied or grown.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from workbench.checkpoints import Checkpoint, Series, architecture, find_checkpoints, fingerprint
+from workbench.checkpoints import Checkpoint, Series, architecture, fingerprint
+from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
 from workbench.checkpoints.configs import VOCABULARY, has_config
+from workbench.checkpoints.digests import FINGERPRINTS, fingerprint_at_hub
+from workbench.checkpoints.series import order_checkpoints
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError
+from workbench.hub.local_cache import repository_folder
 from workbench.scanning.job import Job
 from workbench.store import Part, Store, read_requests, read_rows
 
@@ -21,8 +25,8 @@ from workbench.store import Part, Store, read_requests, read_rows
 _MOST_COMPARED = 8
 
 
-def require_same_series(job: Job) -> None:
-    """Compare a job's directory with its run, if that was begun.
+def require_same_series(job: Job, candidates: Candidates) -> None:
+    """Compare a job's checkpoints with its run, if that was begun.
 
     Raises:
         WorkbenchError: if it is another series; it names both.
@@ -30,12 +34,12 @@ def require_same_series(job: Job) -> None:
     if not (job.out / "run.json").is_file():
         return
     try:
-        series = find_checkpoints(job.source, revisions=job.revisions)
+        series = order_checkpoints(candidates)
     except NoCheckpoints:  # whoever orders them with those of the run says why, or can
         return
     store = Store.open(job.out)
     shapes_with_run(store, job, series)
-    require_same_training(store, job, series.on_disk)
+    require_same_training(store, job, series)
 
 
 def shapes_with_run(store: Store, job: Job, series: Series) -> list[dict[str, str]]:
@@ -64,17 +68,20 @@ def _compared(store: Store, job: Job, shapes: list[dict[str, str]]) -> list[dict
     return _each_once([*known, *shapes])
 
 
-def require_same_training(store: Store, job: Job, checkpoints: Sequence[Checkpoint]) -> None:
+def require_same_training(store: Store, job: Job, series: Series) -> None:
     """Compare a directory's weights with those of the run, unless the run was scanned from it in the same vocabulary.
+
+    Weights at a hub are known as far as they were scanned from there before.
 
     Raises:
         WorkbenchError: if they have nothing in common; it names both.
     """
+    checkpoints = series.on_disk
     other_words = _other_vocabulary(store, checkpoints)
     if job.same_series or (_is_known(store, job) and not other_words):
         return
     parts = [part for part in store.whole_parts() if part.label.rows]
-    if parts and not _shares_weights(store, parts, checkpoints):
+    if parts and not _shares_weights(store, parts, checkpoints, series.remote):
         difference = f"{other_words}no checkpoint has the weights of one in the run"
         raise _another(store, job, difference, _IF_THE_SAME)
 
@@ -95,7 +102,8 @@ def _is_known(store: Store, job: Job) -> bool:
     sources |= {str(Path(str(record["path"])).parent) for record in store.checkpoints() if "path" in record}
     if isinstance(job.checkpoints, str):
         known = {part for source in sources if source for part in source.split(",")}
-        return any(str(reference) in known for reference in job.references)
+        folders = {str(repository_folder(reference.repo).resolve()) for reference in job.references}
+        return bool(folders & known) or any(str(reference) in known for reference in job.references)
     directories = {Path(source).resolve() for source in sources if source}
     here = job.checkpoints.resolve()
     series = here.parent if has_config(here) else here
@@ -103,20 +111,31 @@ def _is_known(store: Store, job: Job) -> bool:
     return here in directories or series in directories
 
 
-def _shares_weights(store: Store, parts: Sequence[Part], checkpoints: Sequence[Checkpoint]) -> bool:
+def _shares_weights(
+    store: Store, parts: Sequence[Part], checkpoints: Sequence[Checkpoint], remote: Mapping[str, RemoteCheckpoint]
+) -> bool:
     """Whether a few checkpoints hold weights that the run has scored; those first that it knows by name."""
     scored = {part.label.origin.weights for part in parts}
     names = {part.label.ckpt for part in parts}
-    readable = False
+    readable = bool(remote)
     for checkpoint in _spread([c for c in checkpoints if c.name in names] or list(checkpoints)):
         try:
-            weights = fingerprint(checkpoint.path, store.path / "fingerprints.json").weights
+            weights = _weights(store, checkpoint, remote.get(checkpoint.name))
         except BadCheckpoint:  # the scan stores it as this checkpoint's failure
             continue
         if weights in scored:
             return True
         readable = True
     return not readable
+
+
+def _weights(store: Store, checkpoint: Checkpoint, remote: RemoteCheckpoint | None) -> str | None:
+    """The digest of a checkpoint's weights; None if they are at a hub and were never here."""
+    cache = store.path / FINGERPRINTS
+    if remote is None:
+        return fingerprint(checkpoint.path, cache).weights
+    known = fingerprint_at_hub(checkpoint.path, remote.blobs_by_name, cache)
+    return None if known is None else known.weights
 
 
 def _spread(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

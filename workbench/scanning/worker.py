@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
-from workbench.checkpoints import Checkpoint, files_stamp, fingerprint, verify_digests
+from workbench.checkpoints import Checkpoint, Fingerprint, files_stamp, fingerprint, verify_digests
+from workbench.checkpoints.digests import FINGERPRINTS, note_at_hub
 from workbench.detectors import (
     WEIGHTS,
     AnyDetector,
@@ -65,12 +66,16 @@ class CheckpointTask:
     """One checkpoint to process.
 
     `mismatch`: why its configuration cannot belong to the series; None if it can. `upcoming`: a checkpoint whose files
-    are read ahead meanwhile.
+    are read ahead meanwhile. Of one at a hub, `blobs` are the hub's digests of its weights, with which the files in its
+    folder were compared; `known` is its fingerprint if an earlier scan had it; `unfetched` is why it is not here.
     """
 
     checkpoint: Checkpoint
     mismatch: str | None
-    upcoming: Path | None
+    upcoming: Path | None = None
+    blobs: Mapping[str, str] | None = None
+    known: Fingerprint | None = None
+    unfetched: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +164,11 @@ class ScanWorker:
         checkpoint, stopwatch = task.checkpoint, _Stopwatch()
         if task.mismatch is not None:
             raise BadCheckpoint(task.mismatch)
+        if task.unfetched is not None:
+            raise task.unfetched
         stamp = files_stamp(checkpoint.path)
         with stopwatch.during("digest"):
-            if self._job.verify:
-                verify_digests(checkpoint.path)
-            digests = fingerprint(checkpoint.path, self._store.path / "fingerprints.json")
+            digests = self._digests(task)
         origin = _origin(self._store.path.name, checkpoint, digests.weights, digests.config)
         self._note_current(origin, checkpoint.path)
         missing = self._missing_units(origin, checkpoint.path, channel)
@@ -188,6 +193,33 @@ class ScanWorker:
         del opened
         if model() is not None:  # a reference cycle holds it, and the next checkpoint would be loaded beside it
             free_memory()
+
+    def is_done(self, checkpoint: Checkpoint, digests: Fingerprint) -> bool:
+        """Whether every unit of a checkpoint of this fingerprint is in the run; its weights need not be here."""
+        origin = _origin(self._store.path.name, checkpoint, digests.weights, digests.config)
+        try:
+            probes = self.units.probes(checkpoint.path)
+        except Exception:  # raised again, and stored, when it is processed
+            return False
+        units = [unit for probe in [*probes, None] for unit in self.units.of_probe(origin, probe)]
+        is_scored = all(
+            self._store.has(unit.table, origin, unit.key) or self._store.settle(unit.table, origin, unit.key)
+            for unit in units
+        )
+        to_map = probes if self._job.maps else []
+        return is_scored and not probes_without_maps(self._store, origin, to_map, self._map_options)
+
+    def _digests(self, task: CheckpointTask) -> Fingerprint:
+        """The fingerprint of a checkpoint; of weights from a hub, it is kept by the hub's digests."""
+        if task.known is not None:
+            return task.known
+        path, cache = task.checkpoint.path, self._store.path / FINGERPRINTS
+        if task.blobs is None and self._job.verify:
+            verify_digests(path)
+        digests = fingerprint(path, cache)
+        if task.blobs is not None:
+            note_at_hub(task.blobs, digests.weights, cache)
+        return digests
 
     def _note_current(self, origin: Origin, path: Path) -> None:
         """Note what the checkpoint's name stands for now, also where no probe can be made and so nothing is scored."""

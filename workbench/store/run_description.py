@@ -18,6 +18,8 @@ class JobDescription:
 
     checkpoints: str | None = None
     revisions: str | None = None
+    keep_downloads: bool | None = None
+    disk: str | None = None
     out: str | None = None
     detectors: tuple[str, ...] | None = None
     probes: tuple[str, ...] | None = None
@@ -61,6 +63,7 @@ class JobDescription:
 
 # What a job has where nobody sets it, for the fields that `JobDescription.options` lists.
 JOB_DEFAULTS = {
+    "keep_downloads": False,
     "engine": "inline",
     "far_sink": 0,
     "seed": 0,

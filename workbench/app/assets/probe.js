@@ -24,7 +24,7 @@
     const value = (id) => document.getElementById(id).value;
     running = "";
     showProgress("starting");
-    const request = { text: value("probe-text"), standard: value("probe-standard"), checkpoint: value("probe-checkpoint") };
+    const request = { text: value("probe-text"), standard: value("probe-standard"), checkpoint: value("probe-checkpoint"), model: value("probe-model") };
     const { job, error } = await post("start", request);
     running = job || null;
     if (error) return showProgress(error, true);

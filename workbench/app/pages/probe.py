@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -10,16 +11,19 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from workbench.app import ids
 from workbench.app.components import attributes, controls, labelled
-from workbench.app.probe_processes import checkpoint_folder, checkpoint_folders
+from workbench.app.probe_processes import checkpoint_folders, checkpoint_source, named_model, note_on
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
 from workbench.heads import WorkbenchError
+from workbench.hub.references import HubReference
 
-TEXT, STANDARD, CHECKPOINT, START, CANCEL, PROGRESS, PATTERNS = (
+TEXT, STANDARD, CHECKPOINT, MODEL, NOTE, START, CANCEL, PROGRESS, PATTERNS = (
     "probe-text",
     "probe-standard",
     "probe-checkpoint",
+    "probe-model",
+    "probe-note",
     "probe-start",
     "probe-cancel",
     "probe-said",
@@ -32,6 +36,7 @@ STANDARD_PROBES = {
     "key and value": "key_value:n_pairs=8,n_queries=2,gap=8,n_sequences=1",
 }
 _OWN_TEXT = "my text"
+_ID = "org/name or org/name@revision"
 
 
 def register(app: Dash, content: Content) -> None:
@@ -55,6 +60,25 @@ def register(app: Dash, content: Content) -> None:
         ]
         return names, chosen if chosen in names else (names or [None])[-1]
 
+    def chosen_source(checkpoint: str, model: str) -> tuple[Path | HubReference, str | None]:
+        """What is to be run, and the tokenizer of its run."""
+        if model.strip():
+            return named_model(model), None
+        run, _, ckpt = checkpoint.partition(" · ")
+        if run not in runs:
+            raise WorkbenchError(
+                "no checkpoint is chosen; choose one of the list, which holds those whose folder is known, or write a "
+                "model's id"
+            )
+        return checkpoint_source(runs[run].checkpoints().to_dict("records"), ckpt), runs[run].tokenizer
+
+    @app.callback(Output(NOTE, "children"), Input(MODEL, "value"), Input(CHECKPOINT, "value"))
+    def say_what_is_fetched(model: Any, checkpoint: Any) -> str:
+        try:
+            return note_on(chosen_source(str(checkpoint or ""), str(model or ""))[0])
+        except WorkbenchError as error:
+            return str(error) if model else ""
+
     app.clientside_callback(
         ClientsideFunction("workbench", "runProbe"),
         Input(START, "n_clicks", allow_optional=True),
@@ -65,16 +89,10 @@ def register(app: Dash, content: Content) -> None:
     def start() -> flask.Response:
         request = flask.request.get_json()
         try:
-            run, _, ckpt = str(request.get("checkpoint", "")).partition(" · ")
-            if run not in runs:
-                raise WorkbenchError(
-                    "no checkpoint is chosen; choose one of the list, which holds those whose folder is known"
-                )
-            folder = checkpoint_folder(runs[run].checkpoints().to_dict("records"), ckpt)
+            source, tokenizer = chosen_source(str(request.get("checkpoint", "")), str(request.get("model") or ""))
             probe = STANDARD_PROBES.get(str(request.get("standard")), "")
-            tokenizer = runs[run].tokenizer
             text = str(request.get("text", ""))
-            return flask.jsonify({"job": probings.start(folder, text=text, probe=probe, tokenizer=tokenizer)})
+            return flask.jsonify({"job": probings.start(source, text=text, probe=probe, tokenizer=tokenizer)})
         except WorkbenchError as error:
             return flask.jsonify({"error": str(error)})
 
@@ -111,9 +129,11 @@ def layout(_: Content) -> list[Any]:
         [
             labelled("Sequence", standard),
             labelled("Checkpoint", dmc.Select(id=CHECKPOINT, data=[], size="xs", allowDeselect=False, w=300)),
+            labelled("or a model's id", dmc.TextInput(id=MODEL, value="", placeholder=_ID, size="xs", w=220)),
             html.Button("Run", id=START, className="button", n_clicks=0),
             html.Button("Cancel", id=CANCEL, className="button quiet", n_clicks=0, disabled=True),
             html.Span(id=PROGRESS, className="muted", **attributes(role="status")),
+            html.Span(id=NOTE, className="muted", **attributes(role="note")),
         ],
         className="choices",
     )
