@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.granite_swa import modeling_granite_swa
 
+from workbench import open_model
+
 # Every detector that is scored here, in the default set or not; the last two need answers.
 ON_TOKENS = [
     *("previous_token", "current_token", "duplicate_token", "induction", "sink", "learned_sink"),
@@ -98,7 +100,7 @@ def scores(
     """Every score of DESIGN's table by (detector, layer, head), from loops over sequences, rows and cells."""
     patterns, _, linear = eager_patterns(model, tokens, attention_mask)
     found: dict[tuple[str, int, int], float] = {}
-    for layer, pattern in enumerate(patterns):
+    for layer, (pattern, info) in enumerate(zip(patterns, open_model(model).layers, strict=True)):
         has_sinks = layer in _sink_layers(model)
         for head in range(pattern.shape[1]):
             per_sequence: dict[str, list[float]] = {}
@@ -114,6 +116,8 @@ def scores(
                     is_linear=layer in linear,
                     has_sinks=has_sinks,
                     far_window=far_window,
+                    sees_first=info.window or len(tokens[0]),
+                    is_sliding=info.kind == "sliding",
                     targets=None if targets is None else [(r, k) for s, r, k in targets.tolist() if s == b],
                 )
                 for name, row_values in values.items():
@@ -126,7 +130,7 @@ def scores(
     return found
 
 
-def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
+def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sliding, targets):
     values: dict[str, list[float]] = {name: [] for name in ON_TOKENS}
     for i in range(len(x)):
         row = pattern[i, : i + 1]
@@ -140,9 +144,11 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, targets):
         if i >= 1:
             values["previous_token"].append(row[i - 1])
         values["current_token"].append(row[i])
-        values["sink"].append(row[0])
-        values["sink_total"].append(row[0] + sink_share)
-        values["sink_streaming"].append(row[:4].sum())
+        if i < sees_first:
+            values["sink"].append(row[0])
+            values["sink_total"].append(row[0] + sink_share)
+        if i < sees_first + (3 if is_sliding else 0):
+            values["sink_streaming"].append(row[:4].sum())
         same = [j for j in range(i) if x[j] == x[i]]
         if same:
             values["duplicate_token"].append(sum(row[j] for j in same))

@@ -134,9 +134,12 @@ def showing_phases() -> Generator[Any]:
 
 
 @contextmanager
-def watched_bar(unit: str) -> Generator[Callable[[int, int, str], None]]:
-    """Yield a callback `(done, total, description)`: a tqdm bar on stderr if `is_watched()`, else no output."""
-    if not is_watched():
+def watched_bar(unit: str, *, shown: bool = True) -> Generator[Callable[[int, int, str], None]]:
+    """Yield a callback `(done, total, description)`: a tqdm bar on stderr if `is_watched()`, else no output.
+
+    `shown=False` never shows one. A total of 0 is one that is not known.
+    """
+    if not (shown and is_watched()):
         yield lambda _done, _total, _description: None
         return
     with warnings.catch_warnings():
@@ -146,8 +149,8 @@ def watched_bar(unit: str) -> Generator[Callable[[int, int, str], None]]:
     with tqdm(unit=unit) as bar:
 
         def show(done: int, total: int, description: str) -> None:
-            if bar.total != total:
-                bar.reset(total=total)
+            if bar.total != (total or None):
+                bar.reset(total=total or None)
             bar.set_description_str(description, refresh=False)
             bar.update(done - bar.n)
 

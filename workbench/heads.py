@@ -13,6 +13,8 @@ Mixer = str
 KINDS: tuple[str, ...] = get_args(Kind)
 # Behind the name of a probe: its control, the same tokens with the answers gone from the context.
 WITHOUT_ANSWERS = "_without_answers"
+# The flag of scores that are NaN for every head on a probe, with the reason.
+NO_ROWS = "no_rows"
 
 
 def some_of(names: Sequence[str], most: int = 5) -> str:

@@ -63,8 +63,6 @@ def _of_folder(path: Path) -> str:
     kind = checkpoint_format(path)
     if kind == "adapter":
         return f"{path}: {_adapter(path)}"
-    if kind == "gguf":
-        return f"{path}: {_GGUF}"
     if kind == "none" and (revision := revision_of(path)) is not None:
         return (
             f"{path}: the weights of {revision} are at the hub; a scan removes them when it has scored them. Fetch "

@@ -19,6 +19,7 @@ from workbench.detectors.registry import (
 )
 from workbench.detectors.sketches import token_sketch
 from workbench.detectors.split_half import reliability
+from workbench.detectors.unscored import UnscoredWarning
 from workbench.emergence.thresholds import THRESHOLDS, Threshold, claims
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Measured",
     "PerHead",
     "Threshold",
+    "UnscoredWarning",
     "WeightDetector",
     "all_detectors",
     "claims",

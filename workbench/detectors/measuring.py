@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
+from workbench.console import watched_bar
 from workbench.detectors.bootstrap import bootstrap
 from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
 from workbench.detectors.scoring import ScoreLabel, concatenate, score_rows, table_rows
+from workbench.detectors.unscored import flag_of, warn_of_unscored, why_unscored
 from workbench.emergence.right_answers import abilities
 from workbench.heads import LayerInfo, Metric, Row, WorkbenchError
 from workbench.hooks import HookedModel, PerSequence, Recording, open_model
@@ -43,12 +45,14 @@ _FIRST_COLUMNS = ["layer", "head", "kv_head", "kind", "detector", "probe", "scor
 class Measured:
     """The scores of every head by detector name, and the model's own metrics, on one probe.
 
-    `forward_s`: seconds of the model's passes, with the statistics taken inside them.
+    `forward_s`: seconds of the model's passes, with the statistics taken inside them. `unscored`: by detector, why it
+    has no score for any head.
     """
 
     rows: dict[str, list[Row]]
     metrics: list[Metric]
     forward_s: float = 0.0
+    unscored: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def measure(  # noqa: PLR0913  (keywords that callers pass)
@@ -81,11 +85,17 @@ def measure(  # noqa: PLR0913  (keywords that callers pass)
     measured |= _measure_decoded(recorder, probe, [d for d in detectors if d.decoding is not None])
     forward_s += time.perf_counter() - started
     scores: dict[str, list[Row]] = {}
+    unscored: dict[str, str] = {}
     for d in detectors:
         totals, flags = measured[d.name]
+        if not bool((totals.rows > 0).any()):
+            counted = flags.removeprefix("counted=") if d.decoding is not None else ""
+            unscored[d.name] = why_unscored(d, probe, model, far, counted=counted)
+            if not counted:  # of replies the flags say already that none counted
+                flags = ";".join(flag for flag in (flags, flag_of(unscored[d.name])) if flag)
         label = ScoreLabel(d.name, d.version, probe.name)
         scores[d.name] = score_rows(totals, model.layers, label, seed=seed, flags=_with_quantisation(flags, model))
-    return Measured(scores, _metrics(probe, batches, recordings, seed=seed), forward_s)
+    return Measured(scores, _metrics(probe, batches, recordings, seed=seed), forward_s, unscored)
 
 
 def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict[str, list[Row]]:
@@ -115,6 +125,7 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     *,
     far: Far | None = None,
     prefill: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
 
@@ -124,21 +135,44 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     Args:
         m: an opened model, or anything that `open_model` takes, such as a TransformerBridge.
         detectors: names; default those that `docs/detectors.md` calls default. On `tokens`, detectors that need answers
-            are refused if named, skipped if not. Those of weights have one row per head, under the probe `weights`.
+            are refused if named, skipped if not; skipped are also, if not named, `retrieval` and its like on probes
+            that do not say where answers can be read, and `learned_sink` where the model has none. Those of weights
+            have one row per head, under the probe `weights`.
         tokens: sequences to score on (ids, text or a tokenizer's output, as in `HookedModel.record`), with
             `attention_mask`, which may number packed documents; else `probes`; else `probes.one_model(m)`.
         probes: probes, or their names and arguments as `probes.build` reads them.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
-        far: window and sink of `far_mass`; default 256 and 0.
+        far: window and sink of `far_mass`; default 256 and 0, on probes of up to 256 tokens a quarter of their length.
+            The row's flags hold it.
         prefill: run the model over pieces of this many tokens; see `HookedModel.record`.
+        progress: a bar on a terminal and in a notebook, in tokens.
 
     Raises:
         WorkbenchError: for unknown detectors or probes, both tokens and probes, a named detector without its answers,
             or one of weights for a model that TransformerLens cannot open.
+
+    Warns:
+        UnscoredWarning: where a detector has no score for any head on a probe, with the reason, which is also in the
+            rows' flags as `no_rows=`.
     """
-    return score_and_measure(
-        m, detectors, tokens, attention_mask, probes, rows, seed, far=far, prefill=prefill, controls=False
-    )[0]
+    with watched_bar("token", shown=progress) as show:
+
+        def on_tokens(probe: str, done: int, total: int) -> None:
+            show(done, total, probe)
+
+        return score_and_measure(
+            m,
+            detectors,
+            tokens,
+            attention_mask,
+            probes,
+            rows,
+            seed,
+            far=far,
+            prefill=prefill,
+            controls=False,
+            on_progress=on_tokens,
+        )[0]
 
 
 def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
@@ -187,10 +221,16 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
     else:
         chosen_probes = read_probes(model, probes)
         _check_fit(of_sequences, chosen_probes)
+    if detectors is None:
+        of_sequences = _with_rows(of_sequences, model)
     measured: list[Measured] = []
+    unscored: dict[tuple[str, str], str] = {}
     for probe in _announced(chosen_probes if of_sequences else [], on_progress):
-        fitting = _fitting(of_sequences, probe)
-        measured.append(measure(model, probe, fitting, far=far or DEFAULT_FAR, seed=seed, rows=rows, prefill=prefill))
+        fitting = _fitting(of_sequences, probe, is_by_default=detectors is None)
+        of_probe = far or _default_far(probe)
+        measured.append(measure(model, probe, fitting, far=of_probe, seed=seed, rows=rows, prefill=prefill))
+        unscored |= {(name, probe.name): why for name, why in measured[-1].unscored.items()}
+    warn_of_unscored(unscored, stacklevel=4)
     metrics = pd.DataFrame([asdict(metric) for each in measured for metric in each.metrics], columns=_METRIC_COLUMNS)
     tables = [each.rows for each in measured]
     tables.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
@@ -222,9 +262,23 @@ def _announced(probes: Sequence[Probe], on_progress: OnTokens | None) -> Iterato
         on_progress("", done, total)
 
 
-def _fitting(detectors: Sequence[Detector], probe: Probe) -> list[Detector]:
-    """The detectors to run on a probe: none on a control."""
-    return [] if probe.is_control else list(detectors)
+def _fitting(detectors: Sequence[Detector], probe: Probe, *, is_by_default: bool) -> list[Detector]:
+    """The detectors to run on a probe: none on a control; of those that nobody named, those that it has answers for."""
+    if probe.is_control:
+        return []
+    return [d for d in detectors if d.fits(probe)] if is_by_default else list(detectors)
+
+
+def _with_rows(detectors: Sequence[Detector], model: HookedModel) -> list[Detector]:
+    """Detectors that nobody named, without those of learned sinks alone where the model has none."""
+    has_sinks, of_sinks = any(info.has_sinks for info in model.layers), frozenset[Need](("learned_sink_mass",))
+    return [d for d in detectors if has_sinks or d.needs != of_sinks]
+
+
+def _default_far(probe: Probe) -> Far:
+    """The default window; on texts too short for it, as in a scan, a quarter of their length."""
+    n_tokens = probe.tokens.shape[1]
+    return DEFAULT_FAR if n_tokens > DEFAULT_FAR.window else Far(window=max(1, n_tokens // 4))
 
 
 def _marked(frame: pd.DataFrame, metrics: pd.DataFrame, of_answers: set[str]) -> pd.DataFrame:

@@ -14,10 +14,12 @@ from workbench.figures.head_panels import heads, place, strips
 from workbench.figures.linear_layers import crossover, state_precision
 from workbench.figures.onsets import compare, mark_phases, onset
 from workbench.figures.plan_figures import PlanLike, pareto, plan, waterfall
+from workbench.figures.token_patterns import PatternModel, pattern
 from workbench.figures.trajectories import RunLike
 
 __all__ = [
     "EarlyLike",
+    "PatternModel",
     "PlanLike",
     "RunLike",
     "compare",
@@ -32,6 +34,7 @@ __all__ = [
     "metrics",
     "onset",
     "pareto",
+    "pattern",
     "place",
     "plan",
     "rank_agreement",

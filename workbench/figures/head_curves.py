@@ -21,6 +21,7 @@ from workbench.emergence.head_trajectories import (
     mixed_twice,
 )
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
+from workbench.figures.score_tables import score_table
 from workbench.figures.style import COLOURS, DASHES, ONSET, Scale, Theme, line_style, styled
 from workbench.figures.trajectories import (
     DESCRIPTIVE,
@@ -36,7 +37,7 @@ from workbench.figures.trajectories import (
 )
 from workbench.heads import Head, KVHead, WorkbenchError
 
-Runs = RunLike | Sequence[RunLike]
+Runs = RunLike | pd.DataFrame | Sequence[RunLike | pd.DataFrame]
 _INTERVAL = ("n", "ci_lo", "ci_hi")
 _LINE = ("detector", "probe", "mixer")
 _BRANCH = {"dash": "dash"}
@@ -156,12 +157,13 @@ def history(
 
 
 def as_runs(run: Runs) -> list[RunLike]:
-    """One run or several, as a list.
+    """One run or several, as a list; a table of scores is a run.
 
     Raises:
         WorkbenchError: if there is none.
     """
-    runs = [run] if isinstance(run, RunLike) else list(run)
+    runs = [run] if isinstance(run, RunLike | pd.DataFrame) else list(run)
+    runs = [score_table(each) if isinstance(each, pd.DataFrame) else each for each in runs]
     if not runs:
         raise WorkbenchError("there is no run to draw; pass one from `workbench.open_run(path)`")
     return runs

@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 from workbench.emergence.head_trajectories import Trajectories
 from workbench.figures.axis import AxisUnit, TrainingAxis, cell_edges, draw_axis, training_axis
 from workbench.figures.head_curves import Runs, as_runs, onset_marks
+from workbench.figures.score_tables import only_detector
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, faint, letter, styled
 from workbench.figures.trajectories import (
     UNITS,
@@ -38,8 +39,8 @@ _SHORT = "<b>%{customdata}</b><br>%{z:.6~r}<extra></extra>"
 
 def heads(
     run: Runs,
+    detector: str | None = None,
     *,
-    detector: str,
     probe: str | None = None,
     step: int | str = "last",
     theme: Theme = "light",
@@ -48,10 +49,15 @@ def heads(
 
     The letter of each layer is its kind: F full, W sliding window, C chunked, L linear, N none. Grey: no score.
 
+    Args:
+        run: a run, a table as `wb.score` and `Run.scores` return it, or several of them.
+        detector: may be left out where all scores are of one.
+
     Raises:
-        WorkbenchError: if a run has no such scores or no such step.
+        WorkbenchError: if a run has no such scores or no such step, or several detectors have some and none is named.
     """
     runs = as_runs(run)
+    detector = only_detector(runs[0]) if detector is None else detector
     curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
     scale = score_scale(detector, [curves.score for curves in curves_of_runs])
     figure = _panels(runs, spacing=0.05)

@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -33,6 +34,7 @@ from workbench.hooks.interventions.windows import (
     intervened_statistics,
     one_head,
 )
+from workbench.hooks.layer_summary import table_of_layers, words_of_model
 from workbench.hooks.layers import layer_slots, survey
 from workbench.hooks.quantised_weights import quantisation_of, with_quantisation
 from workbench.hooks.recording.cells import Sequences
@@ -48,6 +50,8 @@ from workbench.hooks.recording.forward_pass import (
 from workbench.hooks.recording.needs import Answers, Need, Recording
 from workbench.hooks.recording.reduction import Reduction, RowRequest
 from workbench.hooks.recording.row_readings import Readings, read_writing
+from workbench.hooks.recording.seen_cells import all_seen, sees_of
+from workbench.hooks.recording.whole_patterns import MOST_BYTES, check_memory, chosen_layers, read_patterns
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
@@ -77,9 +81,11 @@ class HookedModel:
         self._bridge = BridgeOf(model, tokenizer)
 
     def __repr__(self) -> str:
-        kinds = "".join(layer.kind[0].upper() for layer in self._layers)
-        weights = f", weights of {self.quantisation}" if self.quantisation else ""
-        return f"HookedModel({self.name}: {len(self._layers)} layers {kinds}, {self._layers[0].n_heads} heads{weights})"
+        return f"HookedModel({self.name}: {words_of_model(self.model, self._layers, self.quantisation)})"
+
+    def summary(self) -> pd.DataFrame:
+        """One row per token mixer: layer, kind, mixer, window, has_sinks, n_heads, n_kv_heads, d_head, quantisation."""
+        return table_of_layers(self._layers)
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
@@ -172,17 +178,21 @@ class HookedModel:
                 call = call.of_documents(batch.document, positions)
             slot, request = slots[call.layer, False], row_request.request
             readings.read_softmax(slot, call, self.interventions)
+            sees = sees_of(call, self.interventions)
+            reduction.count_rows(slot, row_request, sees)
             if len(row_request.picked) == 0:
                 return intervened_output(call, self.interventions)
             out, statistics = intervened_statistics(call, self.interventions, request)
-            reduction.add(slot, statistics, row_request)
+            reduction.add(slot, statistics, row_request, sees)
             return out if request.rows is None else intervened_output(call, self.interventions)
 
         def read(call: LinearCall) -> None:
             slot = slots[call.layer, True]
             readings.read_linear(slot, call)
             request = replace(row_request.request, value_norms=False)  # the rows of a linear layer have no value norms
-            reduction.add(slot, call.statistics(request), row_request)
+            sees = all_seen(self._layers[slot].n_heads)
+            reduction.count_rows(slot, row_request, sees)
+            reduction.add(slot, call.statistics(request), row_request, sees)
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
@@ -234,14 +244,8 @@ class HookedModel:
         layer, head = query_head(self._layers, layer, head, mixer)
         info = layer_of(self._layers, layer, mixer)
         batch = self._batch(tokens)
-        n_sequences, n_tokens = batch.tokens.shape
-        if info is None or n_sequences != 1:
-            raise WorkbenchError(
-                f"a pattern is of one sequence, and {n_sequences} were given; pass one of them, as tokens[0]"
-            )
-        picked = [
-            positions(x, n_tokens, name=name).to(self.device) for name, x in (("queries", queries), ("keys", keys))
-        ]
+        assert info is not None  # query_head refuses heads of layers that are not there
+        picked = self._crop_of(batch, queries, keys)
 
         def attend(call: AttentionCall) -> Tensor:
             if call.layer != layer or info.kind == "linear":
@@ -263,6 +267,61 @@ class HookedModel:
         except _CropReached as reached:
             return reached.args[0]
         raise AssertionError(f"layer {layer} did not attend")
+
+    def token_ids(self, tokens: TokensLike | Probe) -> list[int]:
+        """The token ids of one sequence, as the model reads it.
+
+        Raises:
+            WorkbenchError: for what are no tokens, or several sequences.
+        """
+        batch = self._batch(tokens)
+        self._crop_of(batch, slice(None), slice(None))
+        return batch.tokens[0].tolist()
+
+    def patterns(
+        self,
+        tokens: TokensLike | Probe,
+        layers: int | Iterable[int] | slice | None = None,
+        *,
+        queries: PositionsLike = slice(None),
+        keys: PositionsLike = slice(None),
+        mixer: Mixer | None = None,
+        most_bytes: int = MOST_BYTES,
+    ) -> dict[int, Float[Tensor, "n_heads q k"]]:
+        """The attention probabilities of all heads of some layers on one sequence, float32, by layer, in one pass.
+
+        The same numbers as those of `pattern`, head by head, under the interventions in force. Memory is that of the
+        result, 4 bytes a number: heads × queries × keys of each layer.
+
+        Args:
+            layers: the model's own numbers of layers, also negative, or a slice of them; default all. The pass ends
+                behind the last of them.
+            queries, keys, mixer: as in `pattern`.
+            most_bytes: the limit of the result; a larger one is refused before anything is computed.
+
+        Raises:
+            WorkbenchError: if the model has no such layers, there are several sequences, no such positions, or the
+                patterns are larger than the limit; the message has their size.
+        """
+        infos = chosen_layers(self._layers, layers, mixer)
+        batch = self._batch(tokens)
+        picked = self._crop_of(batch, queries, keys)
+        check_memory(infos, (len(picked[0]), len(picked[1])), most_bytes=most_bytes)
+        return read_patterns(self.model, batch, infos, self.interventions, queries=picked[0], keys=picked[1])
+
+    def _crop_of(self, batch: Sequences, queries: PositionsLike, keys: PositionsLike) -> list[Int[Tensor, " n"]]:
+        """The positions of a crop of one sequence's pattern.
+
+        Raises:
+            WorkbenchError: if there are several sequences, or no such positions.
+        """
+        n_sequences, n_tokens = batch.tokens.shape
+        if n_sequences != 1:
+            raise WorkbenchError(
+                f"a pattern is of one sequence, and {n_sequences} were given; pass one of them, as tokens[0]"
+            )
+        named = (("queries", queries), ("keys", keys))
+        return [positions(x, n_tokens, name=name).to(self.device) for name, x in named]
 
     def reach(self, tokens: TokensLike | Probe | None = None) -> tuple[Reach, ...]:
         """How far back each head of the linear layers sees: half-life and 99 % reach in tokens, layer by layer.

@@ -25,11 +25,13 @@ def need_global(  # noqa: PLR0913  # public keywords
     nodes: int = 8,
     objective: Objective = "loss",
     seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Window gates of every key/value head on a short and a long probe, and their difference, in nats per answer.
 
     Both contain what a head is worth at any length because a window disturbs it. `need_global` is what the length
-    adds; `per_doubling` is that for every doubling of the context.
+    adds; `per_doubling` is that for every doubling of the context. `progress`: a bar for each probe on a terminal and
+    in a notebook, in passes.
 
     Returns:
         One row per head: layer, kv_head, short, long, need_global, ci_lo, ci_hi, per_doubling; the interval is the 95 %
@@ -43,7 +45,10 @@ def need_global(  # noqa: PLR0913  # public keywords
     n_short, n_long = short.tokens.shape[1], long.tokens.shape[1]
     if n_long <= n_short:
         raise WorkbenchError(f"the long probe has {n_long} tokens, the short one {n_short}; expected it to be longer")
-    near, far = (window_gates(m, probe, window, sink=sink, nodes=nodes, objective=objective) for probe in (short, long))
+    near, far = (
+        window_gates(m, probe, window, sink=sink, nodes=nodes, objective=objective, progress=progress)
+        for probe in (short, long)
+    )
     # The two probes have different sequences, so their resamples are drawn independently.
     resampled = resampled_means(far.per_sequence, seed=2 * seed) - resampled_means(near.per_sequence, seed=2 * seed + 1)
     low, high = percentile_interval(resampled)

@@ -18,6 +18,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from workbench.console import watched_bar
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.head_inputs import HeadsLike, kv_heads
@@ -41,6 +42,11 @@ class LinearFit:
     forms: dict[KVHead, LinearAttention]
     error: dict[KVHead, float]
 
+    def __repr__(self) -> str:
+        errors = sorted(self.error.values())
+        span = f", unexplained {errors[0]:.3g} to {errors[-1]:.3g}" if errors else ""
+        return f"LinearFit({len(self.forms)} heads{span}; .forms, .error)"
+
 
 def fit_linear_attention(
     m: HookedModel | nn.Module,
@@ -48,6 +54,7 @@ def fit_linear_attention(
     *,
     features: Features = "elu",
     heads: HeadsLike | None = None,
+    progress: bool = True,
 ) -> LinearFit:
     """The linear attention for `m.linearize` that is nearest to the heads' outputs on some tokens, in squared error.
 
@@ -57,6 +64,7 @@ def fit_linear_attention(
         tokens: text like that which the model is used on; the more, the better.
         features: see `LinearAttention`.
         heads: default all heads of the layers that see their whole past.
+        progress: a bar on a terminal and in a notebook, in layers.
 
     Raises:
         WorkbenchError: for heads that cannot have linear attention, unknown features, or tokens that do not fit.
@@ -76,9 +84,11 @@ def fit_linear_attention(
         out = intervened_output(call, m.interventions)
         if call.layer in layers:
             errors[call.layer] = _unexplained(call, out, batch.valid, candidates)
+            show(len(errors), len(layers), f"layer {call.layer}")
         return out
 
-    with torch.no_grad(), handling(m.model, attend):
+    with watched_bar("layer", shown=progress) as show, torch.no_grad(), handling(m.model, attend):
+        show(0, len(layers), "")
         answers_of(m.model, batch)
     best = {layer: by_candidate.min(0) for layer, by_candidate in errors.items()}
     return LinearFit(

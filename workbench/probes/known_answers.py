@@ -47,6 +47,17 @@ class Probe:
     documents: Int[Tensor, "n_documents 3"] | None = None
     is_control: bool = False
 
+    def __repr__(self) -> str:
+        n_sequences, n_tokens = self.tokens.shape
+        parts = [f"{n_sequences} × {n_tokens} tokens"]
+        if self.answer_rows is not None:
+            classes = "" if self.classes is None else f" in {len(self.classes.unique())} classes by {self.class_name}"
+            parts.append(f"{len(self.answer_rows)} answers{classes}")
+        parts += [] if self.target_cells is None else [f"{len(self.target_cells)} target cells"]
+        flags = {"with a mask": self.attention_mask is not None, "paired": self.is_paired, "control": self.is_control}
+        parts += [flag for flag, holds in flags.items() if holds]
+        return f"Probe({self.name!r}: {', '.join(parts)})"
+
 
 def make_probe(  # noqa: PLR0913  (one keyword per field of Probe)
     name: str,

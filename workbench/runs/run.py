@@ -36,7 +36,7 @@ from workbench.emergence.head_trajectories import (
     layer_rows,
     trajectories_of,
 )
-from workbench.heads import Head, WorkbenchError
+from workbench.heads import NO_ROWS, Head, WorkbenchError
 from workbench.runs.cache import SharedCache
 from workbench.runs.newest_parts import newest_maps
 from workbench.runs.row_selection import Rows, Select, Step
@@ -160,9 +160,25 @@ class Run:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader should know: sentences of the last scan on the series and its probes' words, and `left_out`."""
+        """What a reader should know: of the series and its probes' words, `left_out`, and detectors without a score."""
         with self._lock:
-            return (*map(str, self._store.plan().get("remarks", ())), *self.left_out)
+            return (*map(str, self._store.plan().get("remarks", ())), *self.left_out, *self._unscored())
+
+    def _unscored(self) -> list[str]:
+        """Which detectors have no score for any head at the last checkpoint, and why, as their flags say."""
+        if not self.detectors:
+            return []
+        rows = self.scores(step="last", columns=("detector", "probe", "n", "flags"))
+        probes_of: dict[tuple[str, str], list[str]] = {}
+        for (detector, probe), group in rows.groupby(["detector", "probe"], observed=True, sort=True):
+            flags = dict(flag.partition("=")[::2] for flag in str(group["flags"].iloc[0]).split(";"))
+            reason = flags.get(NO_ROWS) or ("replies that count: " + flags["counted"] if "counted" in flags else "")
+            if group["n"].eq(0).all() and reason:
+                probes_of.setdefault((str(detector), reason), []).append(str(probe))
+        return [
+            f"{detector} has no score on {', '.join(probes)} (all NaN): {reason}"
+            for (detector, reason), probes in probes_of.items()
+        ]
 
     @property
     def left_out(self) -> tuple[str, ...]:

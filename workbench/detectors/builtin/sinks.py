@@ -22,9 +22,9 @@ EPSILON = 0.3  # of Gu et al.
 FIRST = 4  # tokens, of StreamingLLM
 
 
-@detector("sink", needs={"sink_mass"}, direction="none")
+@detector("sink", needs={"sink_mass"}, version=2, direction="none")
 def sink(recording: Recording) -> PerSequence:
-    """Attention on the first token, Σ_i A[i, 0] / T."""
+    """Attention on the first token, mean of A[i, 0] over the rows that see it."""
     return recording["sink_mass"]
 
 
@@ -34,10 +34,10 @@ def learned_sink(recording: Recording) -> PerSequence:
     return recording["learned_sink_mass"]
 
 
-@detector("sink_total", needs={"sink_mass", "learned_sink_mass"}, direction="none")
+@detector("sink_total", needs={"sink_mass", "learned_sink_mass_seeing_first"}, version=2, direction="none")
 def sink_total(recording: Recording) -> PerSequence:
-    """Attention on the first token and share of the learned sink logit, where there is one, together."""
-    first, learned = recording["sink_mass"], recording["learned_sink_mass"]
+    """Attention on the first token and a learned sink's share together, over the rows that see the first token."""
+    first, learned = recording["sink_mass"], recording["learned_sink_mass_seeing_first"]
     error = first.row_error
     if error is not None and learned.row_error is not None:
         error = error + learned.row_error.nan_to_num()  # both are of the same rows: at worst their errors are equal
@@ -52,9 +52,9 @@ def first_cells(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
     return cells[cells[:, 2] <= cells[:, 1]]
 
 
-@detector("sink_streaming", needs={CellSum("first_mass", first_cells)}, direction="none")
+@detector("sink_streaming", needs={CellSum("first_mass", first_cells, seen_only=True)}, version=2, direction="none")
 def sink_streaming(recording: Recording) -> PerSequence:
-    """Attention on the first 4 tokens, Σ_{j < 4} A[i, j]."""
+    """Attention on the first 4 tokens, Σ_{j < 4} A[i, j], over the rows that see one of them."""
     return recording["first_mass"]
 
 
@@ -75,7 +75,7 @@ def gu_sink(name: str, *, k: int = 0, epsilon: float | int = EPSILON) -> Callabl
     """
     if k < 0 or not 0 <= epsilon <= 1:
         raise WorkbenchError(f"k is {k} and epsilon {epsilon}; expected a position and a share of attention")
-    need = "sink_mass" if k == 0 else CellSum(f"column_{k}_mass", partial(column_cells, k=k))
+    need = "sink_mass" if k == 0 else CellSum(f"column_{k}_mass", partial(column_cells, k=k), seen_only=True)
 
     def is_sink(recording: Recording) -> PerSequence:
         alpha = recording["sink_mass" if k == 0 else f"column_{k}_mass"]
@@ -86,7 +86,7 @@ def gu_sink(name: str, *, k: int = 0, epsilon: float | int = EPSILON) -> Callabl
         f"1 where attention on token {k}, averaged over the rows that see it, exceeds {epsilon:g}, else 0."
     )
     is_sink.__qualname__ = f"gu_sink({name!r}, k={k}, epsilon={epsilon})"
-    return detector(name, needs={need}, direction="none", units="share of samples")(is_sink)
+    return detector(name, needs={need}, version=2, direction="none", units="share of samples")(is_sink)
 
 
 sink_gu = gu_sink("sink_gu")

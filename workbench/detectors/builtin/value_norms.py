@@ -15,7 +15,8 @@ from workbench.hooks import PerSequence, Recording
 
 @detector(
     "value_drain",
-    needs={"sink_mass", "value_norm", "first_value_norm"},
+    needs={"sink_mass", "value_norm_seeing_first", "first_value_norm"},
+    version=2,
     direction="none",
     units="share",
     by_default=False,
@@ -23,9 +24,11 @@ from workbench.hooks import PerSequence, Recording
 def value_drain(recording: Recording) -> PerSequence:
     """Share of the moved values that is not the first token's, 1 − Σ A[i, 0] ‖v_0‖ / Σ A[i, j] ‖v_j‖; softmax heads.
 
+    Rows are those that see the first token.
+
     A sink head with a drained value scores near 1 although nearly all of its attention is on the first token.
     """
-    moved, first = recording["value_norm"].total, recording["first_value_norm"]
+    moved, first = recording["value_norm_seeing_first"].total, recording["first_value_norm"]
     of_first = recording["sink_mass"].total * first.total
     has_rows = (first.rows > 0) & (moved > 0)
     return PerSequence(torch.where(has_rows, 1 - of_first / moved, torch.nan), has_rows.long())

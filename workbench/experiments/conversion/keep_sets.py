@@ -89,7 +89,9 @@ def rankings(
     for name, method, probe in to_rank:
         if among is not None and name not in among:
             continue
-        ranking = rank(Game(m, probe, forms if forms and name.startswith(_LINEAR_GATES) else study.window), method)
+        ranking = rank(
+            Game(m, probe, forms if forms and name.startswith(_LINEAR_GATES) else study.window), method, progress=False
+        )
         scores[name] = dict(zip(ranking.heads, ranking.scores.tolist(), strict=True))
     for gates, mixed in (("window_gates", _MIXED), (_LINEAR_GATES, _LINEAR_MIXED)):
         if study.tasks and gates in scores:

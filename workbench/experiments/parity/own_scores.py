@@ -83,7 +83,10 @@ def _group_scores(m: HookedModel, figure: Figure, seed: int) -> OwnScores:
     n = len(probe.tokens)
     if n < 2:
         raise WorkbenchError(f"probe {figure.probe!r} has {n} sequence; its halves take at least 2")
-    halves = [rank(Game(m, half, WINDOW, sink=SINK, seed=seed), figure.detector) for half in split(probe, (n + 1) // 2)]
+    halves = [
+        rank(Game(m, half, WINDOW, sink=SINK, seed=seed), figure.detector, progress=False)
+        for half in split(probe, (n + 1) // 2)
+    ]
     own = OwnScores(
         tuple((h.layer, h.kv_head) for h in halves[0].heads), halves[0].scores, halves[0].scores, halves[1].scores
     )

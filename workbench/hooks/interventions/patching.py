@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from workbench.console import watched_bar
 from workbench.heads import Head, Mixer
 from workbench.hooks.head_inputs import HeadsLike, query_heads
 from workbench.hooks.model import HookedModel
@@ -39,11 +40,14 @@ def patch_effects(
     probe: ProbeLike,
     source: TokensLike | Probe,
     heads: HeadsLike | None = None,
+    *,
+    progress: bool = True,
 ) -> list[PatchEffect]:
     """The loss on the probe's answers with one head patched from `source`, less the loss without, for each head.
 
     `source` is usually the probe without its answers (`probes.corrupted`), of the same shape. Costs one forward pass
-    per head, and one over the source per layer. `heads`: by default all, softmax and linear.
+    per head, and one over the source per layer. `heads`: by default all, softmax and linear. `progress`: a bar on a
+    terminal and in a notebook, in heads.
 
     Raises:
         WorkbenchError: for heads the model does not have, a probe without answers, or a source of another shape.
@@ -51,15 +55,23 @@ def patch_effects(
     m = open_model(m)
     probe = read_probe(m, probe)
     chosen = None if heads is None else set(query_heads(m.layers, heads))
-    unpatched = float(m.answers(probe).loss_nats.mean())
+    by_layer = [
+        (
+            info,
+            [head for head in (Head(info.index, h) for h in range(info.n_heads)) if chosen is None or head in chosen],
+        )
+        for info in m.layers
+    ]
+    n_heads = sum(len(layer_heads) for _, layer_heads in by_layer)
     effects: list[PatchEffect] = []
-    for info in m.layers:
-        layer_heads = [Head(info.index, h) for h in range(info.n_heads)]
-        if chosen is not None:
-            layer_heads = [head for head in layer_heads if head in chosen]
-        outputs = m.head_outputs(layer_heads, source, mixer=info.mixer) if layer_heads else {}
-        for head in layer_heads:
-            with m.patch([head], outputs, mixer=info.mixer):
-                loss = float(m.answers(probe).loss_nats.mean())
-            effects.append(PatchEffect(info.index, head.head, info.mixer, loss - unpatched))
+    with watched_bar("head", shown=progress) as show:
+        show(0, n_heads, "unpatched")
+        unpatched = float(m.answers(probe).loss_nats.mean())
+        for info, layer_heads in by_layer:
+            outputs = m.head_outputs(layer_heads, source, mixer=info.mixer) if layer_heads else {}
+            for head in layer_heads:
+                with m.patch([head], outputs, mixer=info.mixer):
+                    loss = float(m.answers(probe).loss_nats.mean())
+                effects.append(PatchEffect(info.index, head.head, info.mixer, loss - unpatched))
+                show(len(effects), n_heads, f"layer {info.index}")
     return effects

@@ -21,6 +21,7 @@ from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.interventions.ablation import Ablation, Replacement, replaced
 from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
 from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_tile
 
@@ -158,6 +159,30 @@ def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tu
     group = _Group((head,), windows, () if form is None else (form,), is_uniform, is_whole=False)
     head_call = _group_call(call, group)
     return head_call, _restricted(head_call, windows)
+
+
+def crops_of_heads(
+    call: AttentionCall, interventions: Interventions, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]
+) -> Float[Tensor, "n_heads q k"]:
+    """The probabilities of every query head on the first sequence under interventions, on chosen queries and keys."""
+    crops = torch.empty(call.q.shape[1], len(queries), len(keys), device=call.q.device)
+    for group in _groups(call, interventions, _uniform(call, interventions)):
+        if group.forms or isinstance(call, ScoredCall):
+            for head in group.heads:
+                head_call, mask = one_head(call, interventions, head)
+                crops[head] = head_call.crop(mask, queries, keys)
+        else:
+            group_call = _group_call(call, group)
+            crops[list(group.heads)] = group_call.crops(_restricted(group_call, group.windows), queries, keys)
+    return crops
+
+
+def masks_of_heads(call: AttentionCall, interventions: Interventions) -> list[tuple[tuple[int, ...], TileMask]]:
+    """The mask of each query head of a layer under interventions, once for all heads that share it."""
+    heads_of: dict[tuple[Window, ...], tuple[int, ...]] = {}
+    for group in _groups(call, interventions, []):
+        heads_of[group.windows] = (*heads_of.get(group.windows, ()), *group.heads)
+    return [(heads, _restricted(call, windows)) for windows, heads in heads_of.items()]
 
 
 def _attend(

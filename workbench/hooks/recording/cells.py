@@ -70,10 +70,13 @@ class CellSum:
     Rows are those with at least one cell. Cells on padding or across packed documents do not count. `cells` may list
     them in any order and more than once: each cell counts once. Cells outside the sequences are refused; attention on a
     cell in the future of its row is 0.
+    `seen_only`: a head's rows are those that see one of their cells at least, under its mask and the interventions in
+    force: in a layer with a window, those whose window reaches back to a cell. Otherwise rows that see none count as 0.
     """
 
     name: str
     cells: CellRule
+    seen_only: bool = False
 
 
 def sequences(tokens: Int[Tensor, "b t"], attention_mask: Tensor | None = None) -> Sequences:
@@ -208,6 +211,8 @@ def answer_token(batch: Sequences) -> Int[Tensor, "n_cells 3"]:
     return batch.targets
 
 
+# Built-in cell sums that only rows count in which see a cell.
+SEEN_ONLY = frozenset({"sink_mass"})
 CELL_RULES: dict[str, CellRule] = {
     "previous_token": previous_token,
     "current_token": current_token,

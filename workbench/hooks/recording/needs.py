@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo, WorkbenchError
-from workbench.hooks.recording.cells import CELL_RULES, CellSum, Sequences
+from workbench.hooks.recording.cells import CELL_RULES, SEEN_ONLY, CellSum, Sequences
 from workbench.hooks.recording.row_readings import Reading, RowReading
 from workbench.kernels import Far
 
@@ -27,7 +27,11 @@ ROW_NEEDS = (
     "window_saturation",
     "output_norm",
     "value_norm",
+    "learned_sink_mass_seeing_first",
+    "value_norm_seeing_first",
 )
+# Row needs on the rows that see the first token of their document.
+SEEING_FIRST = frozenset({"learned_sink_mass_seeing_first", "value_norm_seeing_first"})
 # One number per sequence, which counts as one row.
 SEQUENCE_NEEDS = ("first_value_norm",)
 PER_KEY_NEEDS = ("column_mass_per_key",)
@@ -82,6 +86,11 @@ class PerSequence:
     rows: Int[Tensor, "n n_layers max_heads"]
     row_error: Float[Tensor, "n n_layers max_heads"] | None = None
 
+    def __repr__(self) -> str:
+        n, n_layers, n_heads = self.total.shape
+        error = "" if self.row_error is None else ", .row_error"
+        return f"PerSequence({n} sequences × {n_layers} layers × {n_heads} heads; .total, .rows{error})"
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -90,6 +99,12 @@ class Answers:
     at: Int[Tensor, "n_rows 2"]
     loss_nats: Float[Tensor, " n_rows"]
     is_right: Bool[Tensor, " n_rows"]
+
+    def __repr__(self) -> str:
+        if not len(self.at):
+            return "Answers(none)"
+        loss, right = float(self.loss_nats.mean()), float(self.is_right.float().mean())
+        return f"Answers({len(self.at)}: {loss:.3f} nats, {right:.3f} right; .at, .loss_nats, .is_right)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,12 @@ class Recording:
     answers: Answers | None
     cells: Mapping[str, Int[Tensor, " n"]] = field(default_factory=dict[str, Tensor])
     readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
+
+    def __repr__(self) -> str:
+        kept = {"sums": self.sums, "per_row": self.per_row, "per_key": self.per_key, "readings": self.readings}
+        names = "; ".join(f"{name} {', '.join(sorted(values))}" for name, values in kept.items() if values)
+        answers = "" if self.answers is None else f"; {self.answers!r}"
+        return f"Recording({len(self.layers)} layers; {names or 'nothing recorded'}{answers})"
 
     def __getitem__(self, need: str) -> PerSequence:
         """The measurement recorded for `need`.
@@ -158,7 +179,7 @@ def check_needs(needs: Iterable[Need]) -> Needs:
                 raise WorkbenchError(f"two needs are called {need.name!r}; rename the {type(need).__name__}")
             own[need.name] = need
         elif need in CELL_RULES:
-            own[need] = CellSum(need, CELL_RULES[need])
+            own[need] = CellSum(need, CELL_RULES[need], seen_only=need in SEEN_ONLY)
         elif need in NEEDS:
             names.add(need)
         else:

@@ -15,10 +15,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import LayerInfo
-from workbench.hooks.recording.cells import Sequences, counted_cells, merge, on_rows, rows_of, within_documents
+from workbench.hooks.recording.cells import (
+    Sequences,
+    counted_cells,
+    merge,
+    on_rows,
+    rows_of,
+    sink_token,
+    within_documents,
+)
 from workbench.hooks.recording.needs import (
     PER_KEY_NEEDS,
     PER_ROW_NEEDS,
+    SEEING_FIRST,
     SEQUENCE_NEEDS,
     Answers,
     Need,
@@ -27,18 +36,23 @@ from workbench.hooks.recording.needs import (
     check_needs,
 )
 from workbench.hooks.recording.row_readings import Reading
+from workbench.hooks.recording.seen_cells import Sees
 from workbench.kernels import Cells, Far, Request, RowStatistics
+
+_VALUE_NORMS = ("output_norm", "value_norm", "value_norm_seeing_first", "first_value_norm")
 
 
 @dataclass(frozen=True, slots=True)
 class RowRequest:
     """The rows and cells to reduce in one run of queries, numbered from the first query of the pass.
 
-    `picked`: the rows to reduce; `is_sampled`: False on rows picked only for answers. `cells`: of all cell sums, and
-    `member` the index of each cell's sum. `set_rows`: the rows of each cell sum. `top_rows`: the rows whose most
-    attended key is needed. `request`: the same for the kernels, which number rows from the first query of the run.
+    `queries`: the run. `picked`: the rows to reduce; `is_sampled`: False on rows picked only for answers. `cells`: of
+    all cell sums, and `member` the index of each cell's sum. `set_rows`: the rows of each cell sum. `top_rows`: the
+    rows whose most attended key is needed. `request`: the same for the kernels, which number rows from the first query
+    of the run.
     """
 
+    queries: slice
     picked: Int[Tensor, " r"]
     is_sampled: Bool[Tensor, " r"]
     cells: Int[Tensor, "n_cells 3"]
@@ -91,7 +105,16 @@ class Reduction:
         }
         self._rows = {name: torch.zeros(shape, dtype=torch.long) for name in sums}
         self._added: set[tuple[str, int]] = set()
+        self._first_cells = sink_token(batch) if self._names & SEEING_FIRST else None
         self._n_rows = self._rows_in_all(all_cells) if self._is_thinned else {}
+        # Cells of all rows, for the sums whose rows are known only when their layer's mask is.
+        self._of_all_rows: dict[str, Int[Tensor, "_ 3"]] = {}
+        if self._is_thinned:
+            pairs = zip(self._cell_sums, all_cells, strict=True)
+            self._of_all_rows = {c.name: cells for c, cells in pairs if c.seen_only}
+            if self._first_cells is not None:
+                self._of_all_rows |= dict.fromkeys(self._names & SEEING_FIRST, self._first_cells)
+            self._n_rows |= {name: torch.zeros(shape, dtype=torch.long) for name in self._of_all_rows}
         row_shape = (len(batch.tokens), *shape[1:], n_tokens)
         self._per_row = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_ROW_NEEDS}
         self._per_key = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_KEY_NEEDS}
@@ -117,6 +140,7 @@ class Reduction:
         )
         is_whole = len(picked) == queries.stop - queries.start
         return RowRequest(
+            queries=queries,
             picked=picked,
             is_sampled=torch.isin(picked, self._sampled),
             cells=cells,
@@ -135,11 +159,20 @@ class Reduction:
                 squares=self._wants("effective_support"),
                 features=torch.cat(self._features, -1)[:, : queries.stop] if self._features else None,
                 row_weights=self._counted_rows(queries) if self._per_key else None,
-                value_norms=any(self._wants(name) for name in ("output_norm", "value_norm", "first_value_norm")),
+                value_norms=any(self._wants(name) for name in _VALUE_NORMS),
             ),
         )
 
-    def add(self, layer_slot: int, statistics: RowStatistics, rows: RowRequest) -> None:
+    def count_rows(self, layer_slot: int, rows: RowRequest, sees: Sees) -> None:
+        """Count the rows of a run that see a cell, the rows included that are not sampled."""
+        for name, cells in self._of_all_rows.items():
+            here = cells[(cells[:, 1] >= rows.queries.start) & (cells[:, 1] < rows.queries.stop)]
+            at, seen = _seen_rows(here, rows.queries, sees)
+            count = seen.new_zeros(self._batch.n_documents, seen.shape[1], dtype=torch.long)
+            count.index_add_(0, self._batch.document[at[:, 0], at[:, 1]], seen.long())
+            self._n_rows[name][:, layer_slot, : seen.shape[1]] += count.cpu()
+
+    def add(self, layer_slot: int, statistics: RowStatistics, rows: RowRequest, sees: Sees) -> None:
         """Reduce the rows of a layer and add them to its sums; `layer_slot` is its index into the layers."""
         layer, picked = self._layers[layer_slot], rows.picked
         valid = self._batch.valid[:, picked] & rows.is_sampled
@@ -152,16 +185,20 @@ class Reduction:
             "far_mass": (statistics.far_mass, valid & (position >= self._far.window)),
             "output_norm": (statistics.output_norm, valid),
             "value_norm": (statistics.value_norm, valid),
+            "value_norm_seeing_first": (statistics.value_norm, valid),
             **self._own_rows(statistics, layer, valid=valid, position=position, picked=picked),
         }
+        sees_first = None if self._first_cells is None else self._sees_first(self._first_cells, rows, sees)
         for name, (values, keep) in by_row.items():
             if name in self._totals and values is not None:
                 counted = keep[:, None] & is_seen
+                if name in SEEING_FIRST and sees_first is not None:
+                    counted = counted & sees_first
                 values = torch.where(counted, values, 0).double()
                 sums = [self._by_document(x, picked) for x in (values, counted.long())]
                 squares = self._by_document(values**2, picked) if name in self._squares else None
                 self._add_sums(name, layer_slot, sums[0], rows=sums[1], squares=squares)
-        self._add_cells(layer_slot, statistics, rows, is_seen)
+        self._add_cells(layer_slot, statistics, rows, is_seen, sees)
         self._add_top_keys(layer_slot, statistics, rows, is_seen)
         self._keep_rows(layer_slot, statistics, rows, is_seen)
         self._keep_keys(layer_slot, statistics)
@@ -182,8 +219,9 @@ class Reduction:
     ) -> dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]]:
         """Row values that depend on the layer's kind or on a need of one's own, with the rows they are defined on."""
         by_row: dict[str, tuple[Tensor | None, Bool[Tensor, "b r"]]] = {}
-        if layer.has_sinks and "learned_sink_mass" in self._names:
-            by_row["learned_sink_mass"] = (1 - statistics.mass, valid)
+        if layer.has_sinks:
+            for name in self._names & {"learned_sink_mass", "learned_sink_mass_seeing_first"}:
+                by_row[name] = (1 - statistics.mass, valid)
         if "normalized_entropy" in self._names and statistics.entropy is not None:
             most = torch.log((position + 1).clamp_min(2).float())
             by_row["normalized_entropy"] = (statistics.entropy / most[:, None], valid & (position >= 1))
@@ -231,7 +269,12 @@ class Reduction:
         return name in self._names or f"{name}_per_row" in self._names
 
     def _add_cells(
-        self, layer_slot: int, statistics: RowStatistics, request: RowRequest, is_seen: Bool[Tensor, "b h r"]
+        self,
+        layer_slot: int,
+        statistics: RowStatistics,
+        request: RowRequest,
+        is_seen: Bool[Tensor, "b h r"],
+        sees: Sees,
     ) -> None:
         n_documents, n_heads = self._batch.n_documents, is_seen.shape[1]
         totals = is_seen.new_zeros(len(self._sets) * n_documents, n_heads, dtype=torch.float64)
@@ -247,7 +290,10 @@ class Reduction:
                 squares.index_add_(0, rows[:, 0], in_row**2)
         for s, (cell_sum, rows) in enumerate(zip(self._cell_sums, request.set_rows, strict=True)):
             of_set = slice(s * n_documents, (s + 1) * n_documents)
-            count = self._count(rows, request, is_seen)
+            seen = None
+            if cell_sum.seen_only:
+                _, seen = _seen_rows(request.cells[request.member == s], request.queries, sees)
+            count = self._count(rows, request, is_seen, seen)
             self._add_sums(cell_sum.name, layer_slot, totals[of_set], rows=count, squares=squares[of_set])
 
     def _add_top_keys(
@@ -299,13 +345,25 @@ class Reduction:
         return sums.index_add_(0, document % len(sums), rearrange(values, "b h r -> (b r) h"))[:-1]
 
     def _count(
-        self, rows: Int[Tensor, "n 2"], request: RowRequest, is_seen: Bool[Tensor, "b h r"]
+        self,
+        rows: Int[Tensor, "n 2"],
+        request: RowRequest,
+        is_seen: Bool[Tensor, "b h r"],
+        sees: Bool[Tensor, "n h"] | None = None,
     ) -> Int[Tensor, "d h"]:
-        """How many of these rows each head has in each document."""
+        """How many of these rows each head has in each document; `sees` leaves some of them out."""
         count = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.long)
         index = torch.searchsorted(request.picked, rows[:, 1].contiguous())
         document = self._batch.document[rows[:, 0], rows[:, 1]]
-        return count.index_add_(0, document, is_seen[rows[:, 0], :, index].long())
+        counted = is_seen[rows[:, 0], :, index]
+        return count.index_add_(0, document, (counted if sees is None else counted & sees).long())
+
+    def _sees_first(self, cells: Int[Tensor, "n_cells 3"], request: RowRequest, sees: Sees) -> Bool[Tensor, "b h r"]:
+        """Whether each head sees the first token of the document, by picked row."""
+        at, seen = _seen_rows(on_rows(cells, request.picked), request.queries, sees)
+        sees_first = seen.new_zeros(len(self._batch.tokens), seen.shape[1], len(request.picked))
+        sees_first[at[:, 0], :, torch.searchsorted(request.picked, at[:, 1].contiguous())] = seen
+        return sees_first
 
     def _add_sums(
         self, name: str, layer_slot: int, total: Tensor, *, rows: Tensor, squares: Tensor | None = None
@@ -344,11 +402,24 @@ class Reduction:
     def _row_error(self, name: str) -> Float[Tensor, "n n_layers max_heads"] | None:
         if name not in self._squares:
             return None
-        rows, in_all = self._rows[name].double(), self._n_rows[name].double()[:, None, None]
+        rows, in_all = self._rows[name].double(), self._n_rows[name].double()
+        in_all = in_all if in_all.ndim > 1 else in_all[:, None, None]
         mean = self._totals[name] / rows
         variance = (self._squares[name] / rows - mean**2).clamp_min(0) * rows / (rows - 1)
         not_sampled = (1 - rows / in_all).clamp_min(0)  # rows are drawn without replacement
         return torch.where(rows > 1, (variance / rows * not_sampled).sqrt(), torch.nan).float()
+
+
+def _seen_rows(
+    cells: Int[Tensor, "n_cells 3"], queries: slice, sees: Sees
+) -> tuple[Int[Tensor, "n_rows 2"], Bool[Tensor, "n_rows h"]]:
+    """The rows of sorted cells, and whether each head sees one of the cells of each."""
+    of_call = cells.clone()
+    of_call[:, 1] -= queries.start
+    seen = sees(of_call)
+    rows, of_row = torch.unique_consecutive(cells[:, :2], dim=0, return_inverse=True)
+    n_seen = seen.new_zeros(len(rows), seen.shape[1], dtype=torch.long).index_add_(0, of_row, seen.long())
+    return rows, n_seen > 0
 
 
 def _is_whole(need: str) -> bool:

@@ -26,6 +26,7 @@ from workbench.kernels import (
     SoftmaxLayer,
     TileMask,
     attention_crop,
+    attention_crops,
     attention_statistics,
     hidden_runs,
 )
@@ -222,6 +223,13 @@ class AttentionCall:
         sinks = None if self.sinks is None else self.sinks[:1]
         layer = SoftmaxLayer(self.q[:1, :1], self.k[:1, :1], mask, self.scale, self.softcap, sinks)
         return attention_crop(layer, queries=queries, keys=keys)
+
+    def crops(
+        self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]
+    ) -> Float[Tensor, "n_heads q k"]:
+        """The probabilities of every head on the first sequence; of calls of this very kind alone."""
+        layer = SoftmaxLayer(self.q[:1], self.k[:1], mask, self.scale, self.softcap, self.sinks)
+        return attention_crops(layer, queries=queries, keys=keys)
 
 
 # Receives a softmax layer, may read it, and returns its output.

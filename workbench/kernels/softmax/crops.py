@@ -25,16 +25,28 @@ def attention_crop(
 
     The denominator runs over all keys that the mask shows.
     """
-    q, k = layer.q[0, 0], layer.k[0, 0]
-    no_values = torch.empty(1, 1, len(k), 0, device=q.device)
-    crop = torch.empty(len(queries), len(keys), device=q.device)
+    return attention_crops(layer, queries=queries, keys=keys)[0]
+
+
+def attention_crops(
+    layer: SoftmaxLayer, *, queries: Int[Tensor, " rows"], keys: Int[Tensor, " columns"]
+) -> Float[Tensor, "n_heads rows columns"]:
+    """Attention probabilities of every head of a layer on one sequence, on chosen queries and keys.
+
+    The denominator runs over all keys that the mask shows.
+    """
+    n_heads, n_keys = layer.q.shape[1], layer.k.shape[2]
+    no_values = torch.empty(1, layer.k.shape[1], n_keys, 0, device=layer.q.device)
+    crop = torch.empty(n_heads, len(queries), len(keys), device=layer.q.device)
+    k = rearrange(layer.k[0][:, keys].float(), "kv k d -> kv d k")
     for first in range(0, len(queries), _ROWS):
         rows, order = torch.sort(queries[first : first + _ROWS])
         _, statistics = blockwise_statistics(layer, no_values, Request(rows=rows))
-        scores = soft_capped(layer.scale * einsum(q[rows].float(), k[keys].float(), "q d, k d -> q k"), layer.softcap)
-        visible = visible_tile(layer.mask, slice(0, 1), rows, len(k))[0][:, keys]
-        lse = rearrange(statistics.lse[0, 0], "q -> q 1")
-        crop[first + order] = torch.where(visible, torch.exp(scores - lse), 0)
+        visible = visible_tile(layer.mask, slice(0, 1), rows, n_keys)[0][:, keys]
+        for head in range(n_heads):  # one product each: the numbers of a head do not depend on which others there are
+            scores = soft_capped(layer.scale * (layer.q[0, head][rows].float() @ k[head // layer.group]), layer.softcap)
+            lse = rearrange(statistics.lse[0, head], "q -> q 1")
+            crop[head, first + order] = torch.where(visible, torch.exp(scores - lse), 0)
     return crop
 
 

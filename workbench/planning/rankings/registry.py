@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from workbench.console import watched_bar
 from workbench.extensions import Registry
 from workbench.heads import KVHead
 from workbench.planning.conversion_objective import Game
@@ -89,14 +91,39 @@ class _Methods(MutableMapping[str, Method]):
 METHODS = _Methods()
 
 
-def rank(game: Game, method: str) -> Ranking:
+def rank(game: Game, method: str, *, progress: bool = True) -> Ranking:
     """The ranking of a model's heads by the method of that name.
+
+    `progress`: a bar on a terminal and in a notebook, in forward passes of the model.
 
     Raises:
         WorkbenchError: for an unknown method, or one that is not available for this model or probe.
     """
     check_method(method)
-    return METHODS[method](game)
+    total, n_done = _passes(game, method), 0
+    with watched_bar("pass", shown=progress) as show:
+
+        def count(*_: Any) -> None:
+            nonlocal n_done
+            n_done += 1
+            show(n_done, max(total, n_done) if total else 0, method)
+
+        show(0, total, method)
+        counter = game.m.model.register_forward_hook(count)
+        try:
+            return METHODS[method](game)
+        finally:
+            counter.remove()
+
+
+def _passes(game: Game, method: str) -> int:
+    """How many forward passes a built-in method takes, as docs/planning.md lists them; 0 where that is not known."""
+    n = len(game.heads)
+    one_by_one = dict.fromkeys(
+        ("leave_one_windowed", "restore_one", "ablate_zero", "ablate_mean", "ablate_uniform"), n + 1
+    )
+    per_batch = {**one_by_one, "greedy": n * (n + 1) // 2, "window_gates": 10, "first_order": 1, "gradient_at_zero": 1}
+    return per_batch.get(method, 0) * len(game.batches)
 
 
 def check_method(method: str) -> None:

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from workbench.console import watched_bar
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.gates import gated
@@ -74,7 +75,7 @@ def window_gates(  # noqa: PLR0913  # public keywords
     nodes: int = 8,
     quadrature: Quadrature | None = None,
     objective: Objective = "loss",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = True,
 ) -> WindowGates:
     """Score every key/value head of the model's softmax layers on a probe's answers.
 
@@ -86,14 +87,22 @@ def window_gates(  # noqa: PLR0913  # public keywords
         nodes: of the path; 3 are enough to rank.
         quadrature: where the nodes lie, see `path_nodes`.
         objective: `loss` of the answers, or `kl` from the model itself, which needs no right answers.
-        progress: called with (passes done, passes in all).
+        progress: a bar on a terminal and in a notebook, or a function that is called with (passes done, passes in
+            all); False: neither.
 
     Raises:
         WorkbenchError: if the probe has no answers, nodes < 1, the quadrature is unknown, the window is no window, or a
             head cannot have linear attention.
     """
     game = Game(m, probe, window, sink=sink, objective=objective)
-    return integrate(game, nodes=nodes, quadrature=quadrature, progress=progress)
+    if callable(progress):
+        return integrate(game, nodes=nodes, quadrature=quadrature, progress=progress)
+    with watched_bar("pass", shown=bool(progress)) as show:
+
+        def on_pass(done: int, total: int) -> None:
+            show(done, total, game.probe.name)
+
+        return integrate(game, nodes=nodes, quadrature=quadrature, progress=on_pass)
 
 
 def integrate(

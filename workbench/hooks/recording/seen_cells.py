@@ -1,0 +1,54 @@
+"""Cells of the attention matrix that a head sees, under the layer's own mask and the interventions in force.
+
+A mask is evaluated on the columns of the cells' keys alone, so that a list of T cells of one key costs O(T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from workbench.hooks.interventions.windows import Interventions, masks_of_heads
+from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.kernels import TileMask
+from workbench.kernels.masks import CausalMask
+
+# From cells (sequence, row of the call, key), none in the future of its row, to whether each head sees them.
+Sees = Callable[[Int[Tensor, "n_cells 3"]], Bool[Tensor, "n_cells n_heads"]]
+
+
+def sees_of(call: AttentionCall, interventions: Interventions) -> Sees:
+    """The cells that each query head of a softmax layer sees; a head with a linear form sees those of its mask."""
+
+    def sees(cells: Int[Tensor, "n_cells 3"]) -> Bool[Tensor, "n_cells n_heads"]:
+        visible = torch.ones(len(cells), call.q.shape[1], dtype=torch.bool, device=cells.device)
+        for heads, mask in masks_of_heads(call, interventions):
+            visible[:, list(heads)] = rearrange(_visible(mask, cells), "n -> n 1")
+        return visible
+
+    return sees
+
+
+def all_seen(n_heads: int) -> Sees:
+    """Every head of a linear layer sees its whole past."""
+    return lambda cells: torch.ones(len(cells), n_heads, dtype=torch.bool, device=cells.device)
+
+
+def _visible(mask: TileMask, cells: Int[Tensor, "n_cells 3"]) -> Bool[Tensor, " n_cells"]:
+    visible = torch.ones(len(cells), dtype=torch.bool, device=cells.device)
+    if isinstance(mask, CausalMask) and mask.window is None and mask.valid is None:
+        return visible
+    for key in torch.unique(cells[:, 2]).tolist():
+        at = (cells[:, 2] == key).nonzero()[:, 0]
+        sequence, row = cells[at, 0], cells[at, 1]
+        rows, of_row = torch.unique(row, return_inverse=True)
+        batch = slice(int(sequence.min()), int(sequence.max()) + 1)
+        column = torch.ones(batch.stop - batch.start, len(rows), dtype=torch.bool, device=cells.device)
+        for _, hidden in mask.hidden(batch, rows, (key, key + 1)):
+            column &= ~hidden[..., 0]
+        visible[at] = column[sequence - batch.start, of_row]
+    return visible
