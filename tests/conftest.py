@@ -93,7 +93,7 @@ def demo_runs(demo):
 
 
 # Whose subject is what a disk keeps or refuses.
-DISK = ["faults", "store", "test_atomic.py"]
+DISK = ["faults", "files", "store"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from workbench.plain_json import json_text, plain
+from workbench.files.plain_json import json_text, plain
 
 STDOUT, STDERR = Console(), Console(stderr=True)
 

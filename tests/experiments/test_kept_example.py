@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from workbench.experiments import medium_study, quick_study
-from workbench.plain_json import plain
+from workbench.files.plain_json import plain
 
 KEPT = Path(__file__).parents[2] / "examples" / "conversion"
 

@@ -12,8 +12,8 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 import workbench as wb
 from tests.checkpoints.folders import checkpoint
 from tests.published import NAME, make_registry
-from workbench.atomic import advisory_lock
 from workbench.checkpoints import find_checkpoints, verify_digests
+from workbench.files.atomic import advisory_lock
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.hub import published_models
 from workbench.hub.registry_wheels import fetch_wheels

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workbench import atomic
+from workbench.files import atomic
 from workbench.heads import KINDS, Metric, Row, RunLocked, StoreNotWritable, StoreTooNew, WorkbenchError
 from workbench.runs import open_run
 from workbench.store import METRICS, SCORES, Failure, Origin, Reader, Store, canonical_digest

@@ -24,11 +24,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from workbench.atomic import replace_file
 from workbench.checkpoints.configs import CONFIG, read_config
 from workbench.checkpoints.formats import UNREAD, checkpoint_format, weight_files
 from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.own_files import own_file
+from workbench.files.atomic import replace_file
 from workbench.heads import BadCheckpoint
 
 # The cache of a run, in its folder.

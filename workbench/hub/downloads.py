@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.atomic import refusals_named, replace_file
+from workbench.files.atomic import refusals_named, replace_file
 from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError, HubFault, RateLimited, Unreachable, as_hub_error, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.atomic import replace_file
+from workbench.files.atomic import replace_file
 from workbench.hub.downloads import RECORDS, Watch, check_file, download, forget_records
 from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbench.atomic import replace_file
+from workbench.files.atomic import replace_file
 from workbench.hub.downloads import BadDownload, Watch, check_file, download
 from workbench.hub.file_choice import RemoteFile
 from workbench.hub.local_cache import repository_folder, snapshot_folder

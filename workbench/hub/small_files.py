@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from workbench.atomic import replace_file
+from workbench.files.atomic import replace_file
 from workbench.hub.downloads import Watch, download
 from workbench.hub.file_choice import RemoteFile
 from workbench.hub.hub_errors import HubError

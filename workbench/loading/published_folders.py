@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.atomic import advisory_lock, replacing_folder
 from workbench.checkpoints.fetched_models import obtain_checkpoint
 from workbench.checkpoints.hub_references import locate_checkpoint
 from workbench.console import warn
+from workbench.files.atomic import advisory_lock, replacing_folder
 from workbench.heads import BadCheckpoint, RunLocked, StoreNotWritable, WorkbenchError
 from workbench.hub.byte_sizes import bytes_in_words
 from workbench.hub.published_models import MODELS_VARIABLE, PUBLISHED, PublishedModel, models_folder

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, TrainerState
 from transformers.utils import logging as transformers_logging
 
-from workbench.atomic import replacing_folder
+from workbench.files.atomic import replacing_folder
 from workbench.pretrain.recipes import Recipe
 from workbench.pretrain.synthetic_language import N_RESERVED, Language
 

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from workbench.atomic import replacing_folder
+from workbench.files.atomic import replacing_folder
 from workbench.heads import WorkbenchError
 
 BOS_TOKEN = "<bos>"

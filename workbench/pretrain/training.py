@@ -25,8 +25,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.atomic import replace_file, replacing_file, sweep_temporaries
 from workbench.console import watched_bar
+from workbench.files.atomic import replace_file, replacing_file, sweep_temporaries
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.pretrain.checkpoint_writer import checkpoint_path, save_checkpoint
 from workbench.pretrain.corpus import Corpus

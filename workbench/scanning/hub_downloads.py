@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.atomic import advisory_lock, is_alive, refusals_named
 from workbench.checkpoints import Checkpoint, Fingerprint, Series
 from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
 from workbench.checkpoints.configs import CONFIG
@@ -26,6 +25,7 @@ from workbench.checkpoints.digests import FINGERPRINTS, fingerprint_at_hub
 from workbench.checkpoints.formats import HINTS, UNREAD
 from workbench.checkpoints.series_sources import candidates_of
 from workbench.console import is_watched, watched_bar
+from workbench.files.atomic import advisory_lock, is_alive, refusals_named
 from workbench.heads import BadCheckpoint, WorkbenchError, some_of
 from workbench.hub.byte_sizes import bytes_in_words, parse_bytes
 from workbench.hub.downloads import quiet_hub

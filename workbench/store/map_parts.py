@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from workbench.atomic import replace_file
+from workbench.files.atomic import replace_file
 from workbench.heads import StoreTooNew, WorkbenchError
 from workbench.store.map_codes import encode, encode_signed
 from workbench.store.part_files import Problem

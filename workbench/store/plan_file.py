@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import pandas as pd
 
-from workbench.atomic import replace_file
+from workbench.files.atomic import replace_file
+from workbench.files.plain_json import json_text
 from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError
-from workbench.plain_json import json_text
 
 VERSION = 1
 # Tokens that no context has; larger numbers are no positions.

@@ -19,9 +19,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.atomic import advisory_lock, append_line, prove_writable, replace_file, replacing_file, sweep_temporaries
+from workbench.files.atomic import (
+    advisory_lock,
+    append_line,
+    prove_writable,
+    replace_file,
+    replacing_file,
+    sweep_temporaries,
+)
+from workbench.files.plain_json import json_text
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
-from workbench.plain_json import json_text
 from workbench.store.map_parts import (
     MapArrays,
     MapSource,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.atomic import replace_file
-from workbench.plain_json import json_text
+from workbench.files.atomic import replace_file
+from workbench.files.plain_json import json_text
 from workbench.store.map_parts import MapLabel, is_map_of
 from workbench.store.part_format import Label, Origin, canonical_digest
 from workbench.store.score_settings import Settings

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench.atomic import append_line
-from workbench.plain_json import json_text
+from workbench.files.atomic import append_line
+from workbench.files.plain_json import json_text
 
 FOLDER = "timings"
 

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from workbench.atomic import replace_file
 from workbench.experiments.conversion.settings import Conversion
+from workbench.files.atomic import replace_file
+from workbench.files.plain_json import json_text, plain
 from workbench.heads import StoreNotWritable, WorkbenchError
-from workbench.plain_json import json_text, plain
 
 _STUDY, _CALLS = "study.json", "calls.json"
 

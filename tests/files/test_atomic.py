@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.atomic import prove_writable, replace_file, replacing_file, replacing_folder, sweep_temporaries
+from workbench.files.atomic import prove_writable, replace_file, replacing_file, replacing_folder, sweep_temporaries
 from workbench.heads import StoreNotWritable
 
 

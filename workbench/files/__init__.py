@@ -1,0 +1,1 @@
+"""How files are written and read: whole after a crash, and JSON without NaN."""
