@@ -318,7 +318,7 @@ def test_a_detector_without_any_score_is_a_remark_with_its_reason(tmp_path):
     nan, why = float("nan"), "no layer of the model has a learned sink logit"
     for probe in ("repeats", "text"):
         row = Row(0, 0, 0, "full", None, "learned_sink", 1, probe, nan, nan, nan, nan, 0, 0, nan, nan, f"no_rows={why}")
-        store.commit_scores(origin, canonical_digest([probe]), [row], probe_digest="p", seq_len=64)
+        store.commit_scores(origin, canonical_digest([probe]), [row], probe_digest=probe, seq_len=64)
     scored = Row(0, 0, 0, "full", None, "sink", 2, "text", 0.5, 0.0, 0.0, 0.0, 8, 64, 0.0, 0.0)
-    store.commit_scores(origin, canonical_digest(["sink"]), [scored], probe_digest="p", seq_len=64)
+    store.commit_scores(origin, canonical_digest(["sink"]), [scored], probe_digest="text", seq_len=64)
     assert open_run(tmp_path / "run").remarks == (f"learned_sink has no score on repeats, text (all NaN): {why}",)

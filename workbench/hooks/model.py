@@ -150,7 +150,8 @@ class HookedModel:
                 mask. Answer rows are always recorded in full.
             far: the window and sink of `far_mass`, in tokens.
             prefill: run the model over pieces of this many tokens through its key/value cache: the same numbers with
-                the activations of one piece in memory at a time. For models that have only softmax layers.
+                the activations of one piece in memory at a time, and the keys and values of all layers: it saves memory
+                where the former are the larger part. For models that have only softmax layers.
 
         Raises:
             WorkbenchError: for tokens outside the vocabulary or longer than the model takes, an unknown need, a mask
