@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 def score(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A checkpoint's folder, or a model's id in the cache.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint's folder, or a model's id at a hub.")],
     detector: Annotated[
         list[str] | None, typer.Option(help="A detector; repeat for more. Default: all that read recordings.")
     ] = None,

@@ -163,7 +163,7 @@ def _without_mixer(config: Any) -> set[int]:
 
 def _type_of(config: Any, index: int) -> str:
     """The type that the configuration gives a layer; "" where it gives none."""
-    layer_types = getattr(config, "layer_types", None)
+    layer_types: Any = getattr(config, "layer_types", None)
     is_listed = isinstance(layer_types, list | tuple) and len(layer_types) > index
     return str(layer_types[index]) if is_listed else ""
 

@@ -168,10 +168,11 @@ class Run:
         """Which detectors have no score for any head at the last checkpoint, and why, as their flags say."""
         if not self.detectors:
             return []
-        rows = self.scores(step="last", columns=("detector", "probe", "n", "flags"))
+        rows: Any = self.scores(step="last", columns=("detector", "probe", "n", "flags"))
         probes_of: dict[tuple[str, str], list[str]] = {}
         for (detector, probe), group in rows.groupby(["detector", "probe"], observed=True, sort=True):
-            flags = dict(flag.partition("=")[::2] for flag in str(group["flags"].iloc[0]).split(";"))
+            pairs = (flag.partition("=") for flag in str(group["flags"].iloc[0]).split(";"))
+            flags = {name: value for name, _, value in pairs}
             reason = flags.get(NO_ROWS) or ("replies that count: " + flags["counted"] if "counted" in flags else "")
             if group["n"].eq(0).all() and reason:
                 probes_of.setdefault((str(detector), reason), []).append(str(probe))
