@@ -60,8 +60,8 @@ def score_table(table: pd.DataFrame) -> ScoreTable:
     added = {name: value for name, value in _MISSING.items() if name not in table.columns}
     added |= {name: float("nan") for name in ("ci_lo", "ci_hi", "kv_head") if name not in table.columns}
     added |= {} if "n" in table.columns else {"n": 0}
-    whole: Any = table.assign(**added)
-    return ScoreTable(whole.astype({name: "Int64" for name in _NUMBERS if whole[name].isna().all()}))
+    whole = table.assign(**added)
+    return ScoreTable(whole.astype({name: "Int64" for name in _NUMBERS if bool(whole[name].isna().to_numpy().all())}))
 
 
 def only_detector(run: Any) -> str:

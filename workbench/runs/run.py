@@ -170,11 +170,13 @@ class Run:
             return []
         rows: Any = self.scores(step="last", columns=("detector", "probe", "n", "flags"))
         probes_of: dict[tuple[str, str], list[str]] = {}
-        for (detector, probe), group in rows.groupby(["detector", "probe"], observed=True, sort=True):
-            pairs = (flag.partition("=") for flag in str(group["flags"].iloc[0]).split(";"))
-            flags = {name: value for name, _, value in pairs}
-            reason = flags.get(NO_ROWS) or ("replies that count: " + flags["counted"] if "counted" in flags else "")
-            if group["n"].eq(0).all() and reason:
+        for detector, probe in sorted(set(zip(rows["detector"], rows["probe"], strict=True))):
+            group = rows.loc[(rows["detector"] == detector) & (rows["probe"] == probe)]
+            flags = [str(flag).partition("=") for flag in str(group["flags"].iloc[0]).split(";")]
+            values = {name: value for name, _, value in flags}
+            counted = f"{values['counted']} replies counted" if "counted" in values else ""
+            reason = values.get(NO_ROWS, counted)
+            if reason and int(group["n"].sum()) == 0:
                 probes_of.setdefault((str(detector), reason), []).append(str(probe))
         return [
             f"{detector} has no score on {', '.join(probes)} (all NaN): {reason}"

@@ -126,8 +126,8 @@ class Recording:
     readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
 
     def __repr__(self) -> str:
-        recorded = {"sums": self.sums, "per_row": self.per_row, "per_key": self.per_key, "readings": self.readings}
-        names = "; ".join(f"{name} {', '.join(sorted(values))}" for name, values in recorded.items() if values)
+        by_kind = {"sums": self.sums, "per_row": self.per_row, "per_key": self.per_key, "readings": self.readings}
+        names = "; ".join(f"{name} {', '.join(sorted(values))}" for name, values in by_kind.items() if values)
         answers = "" if self.answers is None else f"; {self.answers!r}"
         return f"Recording({len(self.layers)} layers; {names or 'nothing recorded'}{answers})"
 
