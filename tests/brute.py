@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from contextlib import contextmanager
@@ -99,8 +100,10 @@ def scores(
 ) -> dict[tuple[str, int, int], float]:
     """Every score of DESIGN's table by (detector, layer, head), from loops over sequences, rows and cells."""
     patterns, _, linear = eager_patterns(model, tokens, attention_mask)
+    # In float32: an eager implementation may round its probabilities, which is refused where they are recorded.
+    layers = open_model(copy.deepcopy(model).float()).layers
     found: dict[tuple[str, int, int], float] = {}
-    for layer, (pattern, info) in enumerate(zip(patterns, open_model(model).layers, strict=True)):
+    for layer, (pattern, info) in enumerate(zip(patterns, layers, strict=True)):
         has_sinks = layer in _sink_layers(model)
         for head in range(pattern.shape[1]):
             per_sequence: dict[str, list[float]] = {}

@@ -21,7 +21,7 @@ def m(folder):
 
 def test_the_quantisation_is_in_the_text_and_in_the_layers(m):
     assert m.quantisation == "Q4_1"
-    assert repr(m) == "HookedModel(model.gguf: 2 layers FF, 4 heads, weights of Q4_1)"
+    assert repr(m) == "HookedModel(model.gguf: 2 layers FF, 4 heads, 2 KV heads, context 512, float32, weights of Q4_1)"
     assert [layer.quantisation for layer in m.layers] == ["Q4_1", "Q4_1+Q6_K"]
 
 

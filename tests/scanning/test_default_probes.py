@@ -128,13 +128,13 @@ def test_the_report_of_one_model_says_what_it_gets_right_and_nothing_of_onsets(r
 
 
 def test_a_model_is_scored_without_a_run(model, tmp_path, capsys):
-    score_command(model, detector=["retrieval_top1"], probe=["repeats:n=8,n_sequences=5"], out=tmp_path / "s.csv")
+    score_command(str(model), detector=["retrieval_top1"], probe=["repeats:n=8,n_sequences=5"], out=tmp_path / "s.csv")
     printed = capsys.readouterr()
     assert "cannot" in printed.out
     assert "repeats_without_answers: 85/170 tokens" in printed.err
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 2  # a row per head
-    score_command(model, detector=["induction"], probe=["repeats:n=8,n_sequences=5"], as_json=True)
+    score_command(str(model), detector=["induction"], probe=["repeats:n=8,n_sequences=5"], as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert {"abilities", "classes", "heads", "remarks", "scores", "metrics"} < document.keys()
     with pytest.raises(WorkbenchError, match=r"ends in \.csv or \.parquet"):
-        score_command(model, out=tmp_path / "scores.xls")
+        score_command(str(model), out=tmp_path / "scores.xls")

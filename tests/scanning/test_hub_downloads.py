@@ -326,6 +326,15 @@ def test_what_a_stopped_scan_held_is_used_by_the_next(hub, few, tmp_path):
     assert weights_in(out) == []
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as a terminal gives it, whatever the tests were started under."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_during_a_download_ends_the_scan_soon_and_it_goes_on(hub, few, from_folders, tmp_path):
     hub.pace = 20_000.0
     raised = threading.Event()

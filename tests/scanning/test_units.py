@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.series import write_series
 from workbench import open_run, probes, scan
@@ -60,7 +61,8 @@ def keys(probe, **settings):
         ({"device": "cpu", "engine": "local", "workers": 2, "verify": True}, set()),
     ],
 )
-def test_a_setting_makes_other_units_where_it_changes_numbers(probe, settings, touched):
+def test_a_setting_makes_other_units_where_it_changes_numbers(probe, settings, touched, monkeypatch):
+    monkeypatch.setattr(machine, "named_device", torch.device)  # a machine that has them all
     first, other = keys(probe), keys(probe, **settings)
     assert {name for name in first if first[name] != other[name]} == touched
 

@@ -70,7 +70,8 @@ def locate_checkpoint(reference: str | os.PathLike[str] | HubReference) -> Locat
     """
     if not isinstance(reference, HubReference) and (published := published_folder(reference)) is not None:
         return Located(published, published.name)
-    path, named = Path(str(reference)), _cached(reference)
+    path = Path(str(reference) if isinstance(reference, HubReference) else reference)
+    named = _cached(reference)
     if named is not None:
         repository, revision = named
         chosen = _main(repository) if revision is None else _revision(repository, revision, BadCheckpoint)

@@ -38,13 +38,14 @@ def attention_crops(
     n_heads, n_keys = layer.q.shape[1], layer.k.shape[2]
     no_values = torch.empty(1, layer.k.shape[1], n_keys, 0, device=layer.q.device)
     crop = torch.empty(n_heads, len(queries), len(keys), device=layer.q.device)
-    k = rearrange(layer.k[0][:, keys].float(), "kv k d -> kv d k")
+    k = layer.k[0][:, keys].float()
     for first in range(0, len(queries), _ROWS):
         rows, order = torch.sort(queries[first : first + _ROWS])
         _, statistics = blockwise_statistics(layer, no_values, Request(rows=rows))
         visible = visible_tile(layer.mask, slice(0, 1), rows, n_keys)[0][:, keys]
         for head in range(n_heads):  # one product each: the numbers of a head do not depend on which others there are
-            scores = soft_capped(layer.scale * (layer.q[0, head][rows].float() @ k[head // layer.group]), layer.softcap)
+            scores = layer.q[0, head][rows].float() @ k[head // layer.group].T
+            scores = soft_capped(layer.scale * scores, layer.softcap)
             lse = rearrange(statistics.lse[0, head], "q -> q 1")
             crop[head, first + order] = torch.where(visible, torch.exp(scores - lse), 0)
     return crop
