@@ -44,7 +44,7 @@ def attention_crops(
         _, statistics = blockwise_statistics(layer, no_values, Request(rows=rows))
         visible = visible_tile(layer.mask, slice(0, 1), rows, n_keys)[0][:, keys]
         for head in range(n_heads):  # one product each: the numbers of a head do not depend on which others there are
-            scores = layer.q[0, head][rows].float() @ k[head // layer.group].T
+            scores = einsum(layer.q[0, head][rows].float(), k[head // layer.group], "q d, k d -> q k")
             scores = soft_capped(layer.scale * scores, layer.softcap)
             lse = rearrange(statistics.lse[0, head], "q -> q 1")
             crop[head, first + order] = torch.where(visible, torch.exp(scores - lse), 0)
