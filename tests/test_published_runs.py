@@ -1,0 +1,48 @@
+"""The kept scans of two published models are whole, small and without weights, and say what their page says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import workbench as wb
+from workbench.store import Store
+
+FOLDER = Path(__file__).parent.parent / "examples" / "published"
+PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
+COLUMN = {"smollm2": 1, "gemma3-270m": 2}
+
+
+@pytest.fixture(scope="module", params=COLUMN)
+def run(request):
+    return wb.open_run(FOLDER / request.param)
+
+
+def test_they_are_whole_and_small_and_name_no_folder_of_the_machine_that_made_them(run):
+    assert Store.open(run.path).check() == []
+    status = run.status()
+    assert (status.done, status.failed, status.checkpoints_done) == (status.planned, 0, 1)
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 6e6
+    for file in files:
+        assert not re.search(rb"[\"' ]/(?:home|root|tmp|work|Users)/", file.read_bytes()), file
+
+
+def test_their_page_names_the_strongest_heads_of_each_class_with_their_scores(run):
+    heads = run.model_summary().heads
+    for name in ("retrieval", "induction", "previous token", "sink"):
+        of_class = heads[(heads["class"] == name) & (heads["claim"] == "yes")]
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} ("))
+        cell = row.strip("|").split("|")[COLUMN[run.path.name]].strip()
+        count, _, listed = cell.partition(": ")
+        assert int(count) == len(of_class)
+        strongest = of_class.nlargest(listed.count("L"), "score")
+        expected = [
+            f"{head} {score:.2f}".replace(" 0.", " .")
+            for head, score in zip(strongest.name, strongest.score, strict=True)
+        ]
+        assert ", ".join(expected) == listed
+
+
+def test_every_score_says_what_the_weights_were_quantised_to(run):
+    assert run.scores()["flags"].str.contains("quantised=Q4_").all()
