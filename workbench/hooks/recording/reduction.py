@@ -43,13 +43,37 @@ _VALUE_NORMS = ("output_norm", "value_norm", "value_norm_seeing_first", "first_v
 
 
 @dataclass(frozen=True, slots=True)
+class _RowsOfCells:
+    """Sorted cells and their rows, the same for every layer. `of_run`: cells, rows numbered from the run's first."""
+
+    of_run: Int[Tensor, "n_cells 3"]
+    rows: Int[Tensor, "n_rows 2"]
+    row_of_cell: Int[Tensor, " n_cells"]
+
+    @classmethod
+    def of(cls, cells: Int[Tensor, "n_cells 3"], queries: slice) -> _RowsOfCells:
+        """Group the cells of a run of queries by row."""
+        of_run = cells.clone()
+        of_run[:, 1] -= queries.start
+        rows, row_of_cell = torch.unique_consecutive(cells[:, :2], dim=0, return_inverse=True)
+        return cls(of_run, rows, row_of_cell)
+
+    def seen(self, sees: Sees) -> Bool[Tensor, "n_rows h"]:
+        """Whether each head sees one of the cells of each row."""
+        seen = sees(self.of_run)
+        n_seen = seen.new_zeros(len(self.rows), seen.shape[1], dtype=torch.long)
+        return n_seen.index_add_(0, self.row_of_cell, seen.long()) > 0
+
+
+@dataclass(frozen=True, slots=True)
 class RowRequest:
     """The rows and cells to reduce in one run of queries, numbered from the first query of the pass.
 
     `queries`: the run. `picked`: the rows to reduce; `is_sampled`: False on rows picked only for answers. `cells`: of
-    all cell sums, and `member` the index of each cell's sum. `set_rows`: the rows of each cell sum. `top_rows`: the
-    rows whose most attended key is needed. `request`: the same for the kernels, which number rows from the first query
-    of the run.
+    all cell sums, and `member` the index of each cell's sum. `set_rows`: the rows of each cell sum. `seen_sets`: of
+    those that count only rows that see a cell, by index. `first`: the first tokens, for needs of rows that see them.
+    `top_rows`: the rows whose most attended key is needed. `request`: the same for the kernels, which number rows from
+    the first query of the run.
     """
 
     queries: slice
@@ -58,6 +82,8 @@ class RowRequest:
     cells: Int[Tensor, "n_cells 3"]
     member: Int[Tensor, " n_cells"]
     set_rows: tuple[Int[Tensor, "_ 2"], ...]
+    seen_sets: Mapping[int, _RowsOfCells]
+    first: _RowsOfCells | None
     top_rows: Int[Tensor, "n_top 2"]
     request: Request
 
@@ -146,6 +172,10 @@ class Reduction:
             cells=cells,
             member=member,
             set_rows=tuple(rows_of(c) for c in sets),
+            seen_sets={
+                s: _RowsOfCells.of(cells[member == s], queries) for s, c in enumerate(self._cell_sums) if c.seen_only
+            },
+            first=None if self._first_cells is None else _RowsOfCells.of(on_rows(self._first_cells, picked), queries),
             top_rows=top_rows,
             request=Request(
                 entropy=self._wants("entropy") or self._wants("normalized_entropy"),
@@ -167,7 +197,8 @@ class Reduction:
         """Count the rows of a run that see a cell, the rows included that are not sampled."""
         for name, cells in self._of_all_rows.items():
             here = cells[(cells[:, 1] >= rows.queries.start) & (cells[:, 1] < rows.queries.stop)]
-            at, seen = _seen_rows(here, rows.queries, sees)
+            of_run = _RowsOfCells.of(here, rows.queries)
+            at, seen = of_run.rows, of_run.seen(sees)
             count = seen.new_zeros(self._batch.n_documents, seen.shape[1], dtype=torch.long)
             count.index_add_(0, self._batch.document[at[:, 0], at[:, 1]], seen.long())
             self._n_rows[name][:, layer_slot, : seen.shape[1]] += count.cpu()
@@ -188,7 +219,7 @@ class Reduction:
             "value_norm_seeing_first": (statistics.value_norm, valid),
             **self._own_rows(statistics, layer, valid=valid, position=position, picked=picked),
         }
-        sees_first = None if self._first_cells is None else self._sees_first(self._first_cells, rows, sees)
+        sees_first = None if rows.first is None else self._sees_first(rows.first, rows, sees)
         for name, (values, keep) in by_row.items():
             if name in self._totals and values is not None:
                 counted = keep[:, None] & is_seen
@@ -290,9 +321,7 @@ class Reduction:
                 squares.index_add_(0, rows[:, 0], in_row**2)
         for s, (cell_sum, rows) in enumerate(zip(self._cell_sums, request.set_rows, strict=True)):
             of_set = slice(s * n_documents, (s + 1) * n_documents)
-            seen = None
-            if cell_sum.seen_only:
-                _, seen = _seen_rows(request.cells[request.member == s], request.queries, sees)
+            seen = request.seen_sets[s].seen(sees) if s in request.seen_sets else None
             count = self._count(rows, request, is_seen, seen)
             self._add_sums(cell_sum.name, layer_slot, totals[of_set], rows=count, squares=squares[of_set])
 
@@ -358,9 +387,9 @@ class Reduction:
         counted = is_seen[rows[:, 0], :, index]
         return count.index_add_(0, document, (counted if sees is None else counted & sees).long())
 
-    def _sees_first(self, cells: Int[Tensor, "n_cells 3"], request: RowRequest, sees: Sees) -> Bool[Tensor, "b h r"]:
+    def _sees_first(self, first: _RowsOfCells, request: RowRequest, sees: Sees) -> Bool[Tensor, "b h r"]:
         """Whether each head sees the first token of the document, by picked row."""
-        at, seen = _seen_rows(on_rows(cells, request.picked), request.queries, sees)
+        at, seen = first.rows, first.seen(sees)
         sees_first = seen.new_zeros(len(self._batch.tokens), seen.shape[1], len(request.picked))
         sees_first[at[:, 0], :, torch.searchsorted(request.picked, at[:, 1].contiguous())] = seen
         return sees_first
@@ -408,18 +437,6 @@ class Reduction:
         variance = (self._squares[name] / rows - mean**2).clamp_min(0) * rows / (rows - 1)
         not_sampled = (1 - rows / in_all).clamp_min(0)  # rows are drawn without replacement
         return torch.where(rows > 1, (variance / rows * not_sampled).sqrt(), torch.nan).float()
-
-
-def _seen_rows(
-    cells: Int[Tensor, "n_cells 3"], queries: slice, sees: Sees
-) -> tuple[Int[Tensor, "n_rows 2"], Bool[Tensor, "n_rows h"]]:
-    """The rows of sorted cells, and whether each head sees one of the cells of each."""
-    of_call = cells.clone()
-    of_call[:, 1] -= queries.start
-    seen = sees(of_call)
-    rows, of_row = torch.unique_consecutive(cells[:, :2], dim=0, return_inverse=True)
-    n_seen = seen.new_zeros(len(rows), seen.shape[1], dtype=torch.long).index_add_(0, of_row, seen.long())
-    return rows, n_seen > 0
 
 
 def _is_whole(need: str) -> bool:
