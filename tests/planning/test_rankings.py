@@ -15,7 +15,9 @@ from workbench.hooks.interventions.gates import gated, windowed_heads
 from workbench.hooks.interventions.windows import Window
 from workbench.planning import METHODS, Game, conversion_objective, rank, window_gates
 from workbench.planning.answer_loss import LossBatch
+from workbench.planning.rankings.after_alignment import restore_one_aligned
 from workbench.planning.rankings.duo_gates import duo_gates, duo_gates_annealed
+from workbench.planning.rankings.joint_gates import joint_gates
 from workbench.planning.rankings.one_by_one import greedy
 from workbench.planning.rankings.window_gates import gate_gradients, integrate, path_nodes
 
@@ -173,7 +175,13 @@ def test_the_divergence_from_the_model_itself_needs_no_right_answers():
 
 
 def test_every_method_ranks_every_head_and_none_leaves_a_trace(monkeypatch):
-    for name, train in (("duo_gates", duo_gates), ("duo_gates_annealed", duo_gates_annealed)):
+    trained = {
+        "duo_gates": duo_gates,
+        "duo_gates_annealed": duo_gates_annealed,
+        "joint_gates": joint_gates,
+        "restore_one_aligned": restore_one_aligned,
+    }
+    for name, train in trained.items():
         monkeypatch.setitem(METHODS, name, partial(train, steps=5))
     m = open_model(tiny("llama"))
     g = Game(m, probes.copy_needle(97, 16, length=40, n_sequences=4), 6, sink=1)
@@ -186,6 +194,14 @@ def test_every_method_ranks_every_head_and_none_leaves_a_trace(monkeypatch):
         if found.per_sequence is not None:
             assert found.per_sequence.mean(0) == pytest.approx(found.scores)
     assert np.array_equal(g.nats(), before)
+
+
+def test_accuracy_under_ablation_counts_answers_and_ties_go_by_the_loss():
+    """Without either of two that need each other the answer is wrong; of a sum the larger part costs more."""
+    assert scores(AND, "ablate_accuracy") == pytest.approx([1, 1], abs=1e-5)
+    assert scores(OR, "ablate_accuracy") == pytest.approx([0, 0], abs=1e-5)
+    smaller, larger = scores(SUM, "ablate_accuracy")
+    assert 0 < smaller < larger < 1e-5
 
 
 def test_ablations_of_a_group_take_all_its_query_heads():

@@ -120,7 +120,7 @@ def _passes(game: Game, method: str) -> int:
     """How many forward passes a built-in method takes, as docs/planning.md lists them; 0 where that is not known."""
     n = len(game.heads)
     one_by_one = dict.fromkeys(
-        ("leave_one_windowed", "restore_one", "ablate_zero", "ablate_mean", "ablate_uniform"), n + 1
+        ("leave_one_windowed", "restore_one", "ablate_zero", "ablate_mean", "ablate_uniform", "ablate_accuracy"), n + 1
     )
     per_batch = {**one_by_one, "greedy": n * (n + 1) // 2, "window_gates": 10, "first_order": 1, "gradient_at_zero": 1}
     return per_batch.get(method, 0) * len(game.batches)
