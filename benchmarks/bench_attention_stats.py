@@ -13,11 +13,11 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from machine import Peak, cpu_seconds, describe, gpu_milliseconds, keep
+from machine import Peak, cpu_seconds, describe, device_milliseconds, keep
 
 from workbench.kernels import Request, SoftmaxLayer, ops
 from workbench.kernels.key_intervals import intervals
@@ -26,6 +26,7 @@ PEAK_FLOPS = 790e12
 WINDOWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 # Heads, key/value heads, channels; the fewer, the more a call costs beside its products.
 CPU_SHAPES = ((4, 2, 64), (2, 1, 64))
+GPU_SHAPE = (32, 8, 128)
 PEAK_WAYS = ("sdpa", "output and lse", "all statistics")
 
 
@@ -106,17 +107,23 @@ def peak(way: str, n: int) -> int:
 def on_gpu(lengths: list[int], rounds: int) -> list[str]:
     if not torch.cuda.is_available():
         return ["CUDA: not run"]
-    shape = (32, 8, 128)
-    lines = [
-        f"{torch.cuda.get_device_name()}, bfloat16, B1 H32 Hkv8 D128 causal; ms (ratio to sdpa, to output and lse)",
-        "",
-    ]
+    return list(on_device(lengths, rounds, "cuda", torch.bfloat16, GPU_SHAPE))
+
+
+def on_device(
+    lengths: list[int], rounds: int, device: str, dtype: torch.dtype, shape: tuple[int, int, int]
+) -> Iterator[str]:
+    """A line for each length, as soon as it is measured."""
+    heads, kv, d = shape
+    yield f"{str(dtype).removeprefix('torch.')}, B1 H{heads} Hkv{kv} D{d} causal; ms (ratio to sdpa, to output and lse)"
+    yield ""
     for n in lengths:
-        best = gpu_milliseconds(ways(n, "cuda", torch.bfloat16, shape), rounds)
-        floor = 1e3 * 4 * shape[2] * shape[0] * n * n / 2 / PEAK_FLOPS
-        values = (f"{x} {s:.3f} ({s / best['sdpa']:.2f}x, {s / best['output and lse']:.2f}x)" for x, s in best.items())
-        lines.append(f"- T {n}, floor {floor:.3f} ms: " + ", ".join(values))
-    return lines
+        times = device_milliseconds(ways(n, device, dtype, shape), rounds, device)
+        floor = 1e3 * 4 * d * heads * n * n / 2 / PEAK_FLOPS
+        values = (
+            f"{x} {s:.3f} ({s / times['sdpa']:.2f}x, {s / times['output and lse']:.2f}x)" for x, s in times.items()
+        )
+        yield f"- T {n}, floor {floor:.3f} ms: " + ", ".join(values)
 
 
 def main() -> None:
@@ -124,6 +131,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--gpu-tokens", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gpu-rounds", type=int, default=20)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     parser.add_argument("--peak", choices=PEAK_WAYS)
     options = parser.parse_args()
@@ -137,7 +145,7 @@ def main() -> None:
             "",
             *on_cpu(options.tokens, options.rounds),
             "",
-            *on_gpu(options.gpu_tokens, options.rounds),
+            *on_gpu(options.gpu_tokens, options.gpu_rounds),
         ]
     if options.write:
         keep(Path(__file__), "Cost of attention statistics", lines)

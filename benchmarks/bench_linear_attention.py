@@ -8,17 +8,18 @@ All ways run interleaved in one process on one thread; the minimum of process ti
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from machine import cpu_seconds, describe, gpu_milliseconds, keep
+from machine import cpu_seconds, describe, device_milliseconds, keep
 
 from workbench.analysis.state_precision import lightning_slopes
 from workbench.kernels import ops
 
 PEAK_BYTES = 4.3e12
+GPU_SHAPE = (64, 128)
 
 
 def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
@@ -69,14 +70,21 @@ def on_cpu(lengths: list[int], rounds: int) -> list[str]:
 def on_gpu(lengths: list[int], rounds: int) -> list[str]:
     if not torch.cuda.is_available():
         return ["CUDA: not run"]
-    heads, d = 64, 128
-    lines = [f"{torch.cuda.get_device_name()}, bfloat16, B1 H64 D128; ms (ratio to the floor of memory traffic)", ""]
+    return list(on_device(lengths, rounds, "cuda", torch.bfloat16, GPU_SHAPE))
+
+
+def on_device(
+    lengths: list[int], rounds: int, device: str, dtype: torch.dtype, shape: tuple[int, int]
+) -> Iterator[str]:
+    """A line for each length, as soon as it is measured; the floor is that of the forward pass."""
+    heads, d = shape
+    yield f"{str(dtype).removeprefix('torch.')}, B1 H{heads} D{d}; ms (ratio to the floor of memory traffic)"
+    yield ""
     for n in lengths:
-        floor = 1e3 * 8 * n * heads * d / PEAK_BYTES
-        best = gpu_milliseconds(ways(n, "cuda", torch.bfloat16, heads, d), rounds)
-        values = ", ".join(f"{x} {s:.3f} ({s / floor:.2f}x)" for x, s in best.items())
-        lines.append(f"- T {n}, floor {floor:.3f} ms: {values}")
-    return lines
+        floor = 1e3 * 4 * dtype.itemsize * n * heads * d / PEAK_BYTES
+        times = device_milliseconds(ways(n, device, dtype, heads, d), rounds, device)
+        values = ", ".join(f"{x} {s:.3f} ({s / floor:.2f}x)" for x, s in times.items())
+        yield f"- T {n}, floor {floor:.3f} ms: {values}"
 
 
 def main() -> None:
@@ -84,6 +92,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--gpu-tokens", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gpu-rounds", type=int, default=20)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,7 +101,7 @@ def main() -> None:
         "",
         *on_cpu(options.tokens, options.rounds),
         "",
-        *on_gpu(options.gpu_tokens, options.rounds),
+        *on_gpu(options.gpu_tokens, options.gpu_rounds),
     ]
     if options.write:
         keep(Path(__file__), "Cost of linear attention", lines)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -23,19 +24,33 @@ def cpu_seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return best
 
 
-def gpu_milliseconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Least time of each way on the GPU over interleaved rounds, after one that compiles."""
-    best: dict[str, float] = {}
+def device_milliseconds(ways: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+    """Median time of each way over interleaved rounds, after one that compiles; on CUDA, of the GPU with a cold cache."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    # Larger than any GPU's L2 cache, so that no way finds its inputs there.
+    flushed = torch.empty(2**28 if device == "cuda" else 1, dtype=torch.int8, device=device)
     for round_ in range(rounds + 1):
         for name, function in ways.items():
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            stop.record()
-            torch.cuda.synchronize()
+            flushed.zero_()
+            milliseconds = _on_cuda(function) if device == "cuda" else _on_this_clock(function)
             if round_:
-                best[name] = min(best.get(name, 1e9), start.elapsed_time(stop))
-    return best
+                times[name].append(milliseconds)
+    return {name: median(of_way) for name, of_way in times.items()}
+
+
+def _on_cuda(function: Callable[[], object]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop)
+
+
+def _on_this_clock(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return 1e3 * (time.perf_counter() - started)
 
 
 class Peak:

@@ -1,4 +1,4 @@
-"""Kernels run in Triton's interpreter here, on poisoned memory and fresh random inputs."""
+"""Kernels run in Triton's interpreter here, on poisoned memory and fresh random inputs; or on a GPU, see on_device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-if find_spec("triton") is not None:
+from tests.kernels.on_device import DEVICE
+
+if find_spec("triton") is not None and DEVICE == "cpu":
     from tests.kernels import interpreted_bf16
 
     interpreted_bf16.install()

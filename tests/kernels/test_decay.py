@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from tests.kernels.on_device import on_device
 from workbench.heads import WorkbenchError
 from workbench.kernels import ops
 from workbench.kernels.dialect import HAS_TRITON
@@ -39,7 +40,7 @@ def forward(backend):
         inputs = LinearInputs(*tensors, **options)
         if backend == "torch":
             return chunked_linear(inputs, snapshots=snapshots, chunk=16)
-        return triton_linear(inputs, snapshots=snapshots, segment=64)
+        return on_device(triton_linear)(inputs, snapshots=snapshots, segment=64)
 
     return run
 
@@ -49,7 +50,7 @@ def backward(backend):
         inputs = LinearInputs(*tensors, **options)
         if backend == "torch":
             return chunked_linear_backward(inputs, d_out, d_state)
-        return triton_linear_backward(inputs, d_out, d_state, segment=64)
+        return on_device(triton_linear_backward)(inputs, d_out, d_state, segment=64)
 
     return run
 
@@ -221,7 +222,7 @@ def test_snapshots_of_a_batch_end_with_its_length(backend, generator):
 @pytest.mark.parametrize("backend", BACKENDS.values())
 def test_steps_equal_the_recurrence(backend, generator, poisoned):
     p = problem("per head", generator)
-    step = linear_step if backend == "torch" else triton_linear_step
+    step = linear_step if backend == "torch" else on_device(triton_linear_step)
     state, scale = p["options"]["initial_state"], p["options"]["scale"]
     for i in range(3):
         out, state = step(*(p[x][:, :, i] for x in "qkv"), state, p["log_decay"][..., 0], scale=scale)

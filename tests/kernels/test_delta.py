@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from tests.kernels.on_device import on_device
 from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.linear import delta as delta_rule
@@ -12,7 +13,7 @@ from workbench.kernels.linear.delta import DeltaInputs, DeltaOutput, chunked_del
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed on this platform")
 BACKENDS = [
-    pytest.param(triton_delta, id="triton", marks=needs_triton),
+    pytest.param(on_device(triton_delta), id="triton", marks=needs_triton),
     pytest.param(chunked_delta, id="torch"),
 ]
 CASES = {

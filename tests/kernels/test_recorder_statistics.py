@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.kernels.on_device import on_device
 from tests.kernels.test_blockwise import everything as everything_there_is
 from tests.kernels.test_blockwise import layer_of, problem
 from workbench.heads import WorkbenchError
@@ -50,7 +51,7 @@ def test_what_a_profile_does_not_hold_is_refused():
 def test_recorded_statistics_equal_the_reference(case, backend, poisoned):
     p = problem(case)
     request = everything(p)
-    fast = profile_statistics(layer_of(p), p["v"], request, backend=backend)
+    fast = on_device(profile_statistics)(layer_of(p), p["v"], request, backend=backend)
     exact = reference_statistics(layer_of(p), p["v"], request)
     assert_equal(fast, exact, p)
 
@@ -61,7 +62,7 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(case, backend, poison
     p = problem(case)
     rows = torch.arange(p["q"].shape[2] - 1, -1, -3).flip(0)
     request = everything(p, rows)
-    fast = profile_statistics(layer_of(p), p["v"], request, backend=backend)
+    fast = on_device(profile_statistics)(layer_of(p), p["v"], request, backend=backend)
     assert_equal(fast, reference_statistics(layer_of(p), p["v"], request), p)
 
 
