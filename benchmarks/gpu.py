@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: exactness first, then times. Each step has a limit and a process of its own.
+"""Everything that needs a GPU, in one command: exactness first, then times. A step has a limit and its own process.
 
 A step's output is written as it comes, to <out>/gpu.log; its outcome, a JSON line, to <out>/gpu.jsonl; its table to
 <out>/<name>.cuda.md. A step that fails or runs out of time does not stop the others. With --dry every step runs on

@@ -109,7 +109,8 @@ def record(scale: Scale) -> Iterator[str]:
     detectors = [d for d in find_detectors(None) if isinstance(d, Detector) and d.decoding is None]
     model = _llama(scale, **_BILLION if scale is GPU else _TINY, dtype=scale.dtype)
     m = open_model(model)
-    yield f"{sum(p.numel() for p in model.parameters()) / 1e6:,.0f} M weights, {scale.dtype}, {len(detectors)} detectors"
+    n_weights = sum(p.numel() for p in model.parameters())
+    yield f"{n_weights / 1e6:,.1f} M weights, {scale.dtype}, {len(detectors)} detectors"
     yield ""
     for length in scale.lengths[1:] or (64,):
         probe = probes.copy_needle(m, length // 2, length=length, n_sequences=1)
@@ -119,8 +120,8 @@ def record(scale: Scale) -> Iterator[str]:
             with torch.no_grad():
                 model(input_ids=tokens, use_cache=False, logits_to_keep=rows)
 
-        def recorded(probe: Any = probe) -> None:
-            measure(m, probe, detectors, far=Far(length // 8))
+        def recorded(probe: Any = probe, far: Far = Far(length // 8)) -> None:
+            measure(m, probe, detectors, far=far)
 
         yield _against_plain(length, {"plain": plain, "record": recorded}, scale, rounds=3)
 

@@ -25,7 +25,7 @@ def cpu_seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def device_milliseconds(ways: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Median time of each way over interleaved rounds, after one that compiles; on CUDA, of the GPU with a cold cache."""
+    """Median time of each way over interleaved rounds, after one that compiles; on CUDA with a cold cache."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     # Larger than any GPU's L2 cache, so that no way finds its inputs there.
     flushed = torch.empty(2**28 if device == "cuda" else 1, dtype=torch.int8, device=device)
