@@ -120,8 +120,8 @@ def record(scale: Scale) -> Iterator[str]:
             with torch.no_grad():
                 model(input_ids=tokens, use_cache=False, logits_to_keep=rows)
 
-        def recorded(probe: Any = probe, far: Far = Far(length // 8)) -> None:
-            measure(m, probe, detectors, far=far)
+        def recorded(probe: Any = probe, window: int = length // 8) -> None:
+            measure(m, probe, detectors, far=Far(window))
 
         yield _against_plain(length, {"plain": plain, "record": recorded}, scale, rounds=3)
 
