@@ -4,98 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import get_args
 
 import numpy as np
-import torch
 from torch import nn
 
 from workbench.detectors.bootstrap import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.interventions.windows import check_window
-from workbench.planning.answer_loss import Objective
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
 from workbench.planning.conversion_objective import Game
+from workbench.planning.evaluation_tasks import Evaluation, check_evaluation, check_numbers, default_evaluation
 from workbench.planning.keep_curves import Order, keep_counts, keep_curve, order_of
 from workbench.planning.rankings.chance import random_order, shuffled_in_layers
 from workbench.planning.rankings.registry import Ranking, check_method, rank
-from workbench.probes import Probe, build, copy_needle
 from workbench.store.plan_file import Budget, CurvePoint, Plan, RankedHead, Unit
 
 # A random baseline is the mean over this many random orders.
 _RANDOM_ORDERS = 5
-_NEEDLE = 8
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The probes and baselines that a plan is made and judged with.
-
-    `probe`: the one heads are ranked on; `held_out`: others, never seen by the ranking, on which the curve is measured.
-    `baselines`: further methods with a curve; `random` and `random_in_layer` (as many heads of each layer as the plan
-    would keep; none for a layer-wise plan) are means over five orders. `context`: the tokens that cache sizes are
-    counted for.
-    """
-
-    probe: Probe
-    held_out: tuple[Probe, ...]
-    context: int
-    objective: Objective = "loss"
-    baselines: tuple[str, ...] = ("far_mass", "random", "random_in_layer")
-    seed: int = 0
-
-
-def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0) -> Evaluation:
-    """Needles copied from beyond the window, with other needles held out, at the model's longest context.
-
-    Raises:
-        WorkbenchError: if the window is impossible, or the model's context does not hold sinks, window and a needle.
-    """
-    _check_window(window, sink)
-    longest = _longest(m)
-    near = window + sink + _NEEDLE
-    length = 4 * near if longest is None else min(longest, 4 * near)
-    far = [d for d in (near, 2 * near, 3 * near) if d + _NEEDLE + 1 <= length]
-    if not far:
-        raise WorkbenchError(
-            f"window {window} and sink {sink} leave nothing far in a context of {longest} tokens; pass a smaller window"
-        )
-    probes = [
-        copy_needle(m, far, length=length, n_sequences=12, seed=seed + i, name=f"far_needle_{i}") for i in range(2)
-    ]
-    return Evaluation(probes[0], (probes[1],), context=longest or length, seed=seed)
-
-
-def evaluation_on(
-    m: HookedModel,
-    window: int,
-    sink: int,
-    *,
-    probe: str | None = None,
-    held_out: Sequence[str] = (),
-    seed: int = 0,
-) -> Evaluation:
-    """The evaluation on probes written as in `probes.build`; those of `default_evaluation` where none is written.
-
-    Held-out probes with equal names are named by their text.
-
-    Raises:
-        WorkbenchError: if a text describes no probe or one that does not fit the model, or the default probes are
-            needed and do not fit.
-    """
-    ranked_on = None if probe is None else build(m, probe)
-    judged_on = [build(m, text) for text in held_out]
-    if len({p.name for p in judged_on}) < len(judged_on):
-        judged_on = [replace(p, name=text) for p, text in zip(judged_on, held_out, strict=True)]
-    if ranked_on is not None and judged_on:
-        context = _longest(m) or max(p.tokens.shape[1] for p in judged_on)
-        return Evaluation(ranked_on, tuple(judged_on), context=context, seed=seed)
-    standard = default_evaluation(m, window, sink, seed=seed)
-    return replace(standard, probe=ranked_on or standard.probe, held_out=tuple(judged_on) or standard.held_out)
 
 
 def plan(  # noqa: PLR0913  # public arguments, positional in use
@@ -127,13 +55,13 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
             budget that is out of range or keeps no layer, or a held-out probe with the tokens of the ranking's probe.
     """
     m = open_model(m)
-    _check_window(window, sink)
+    check_numbers(window, sink)
     check_budget(keep)
     check_method(method)
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     evaluation = evaluation or default_evaluation(m, window, sink)
-    _check_evaluation(evaluation, window + sink)
+    check_evaluation(evaluation, window + sink)
     announce = progress or (lambda _: None)
     game = Game(m, evaluation.probe, window, sink=sink, objective=evaluation.objective, seed=evaluation.seed)
     if not game.heads:
@@ -220,39 +148,3 @@ def _ranked(ranking: Ranking, order: Sequence[KVHead], *, seed: int) -> tuple[Ra
         RankedHead(*head, float(ranking.scores[index[head]]), float(low[index[head]]), float(high[index[head]]))
         for head in order
     )
-
-
-def _longest(m: HookedModel) -> int | None:
-    """The model's longest context in tokens, where it has one."""
-    return getattr(m.config.get_text_config(), "max_position_embeddings", None)
-
-
-def _check_window(window: int, sink: int) -> None:
-    for name, value in (("window", window), ("sink", sink)):
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise WorkbenchError(f"{name} is {value!r}; expected a whole number of tokens")
-    check_window(window, sink)
-
-
-def _check_evaluation(evaluation: Evaluation, n_seen: int) -> None:
-    if evaluation.context < 1:
-        raise WorkbenchError(f"context is {evaluation.context}; expected at least 1 token")
-    for baseline in evaluation.baselines:
-        check_method(baseline)
-    if not evaluation.held_out:
-        raise WorkbenchError("no held-out probe was given; expected at least one that the ranking does not see")
-    names = [p.name for p in evaluation.held_out]
-    if len(set(names)) < len(names):
-        raise WorkbenchError(f"held-out probes are named {', '.join(names)}; give each its own name=")
-    for probe in (evaluation.probe, *evaluation.held_out):
-        if probe.tokens.shape[1] <= n_seen:
-            raise WorkbenchError(
-                f"probe {probe.name!r} has {probe.tokens.shape[1]} tokens and a windowed head sees {n_seen}, so that "
-                "nothing is far; pass a longer probe or a smaller window"
-            )
-    for probe in evaluation.held_out:
-        if torch.equal(probe.tokens, evaluation.probe.tokens):
-            raise WorkbenchError(
-                f"held-out probe {probe.name!r} is the one that heads are ranked on; pass another, such as one of "
-                "another seed="
-            )
