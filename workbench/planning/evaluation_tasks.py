@@ -12,7 +12,6 @@ from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.windows import check_window
 from workbench.planning.answer_loss import Objective
-from workbench.planning.rankings.registry import check_method
 from workbench.probes import Probe, build, copy_needle
 
 _NEEDLE = 8
@@ -23,16 +22,16 @@ class Evaluation:
     """The probes and baselines that a plan is made and judged with.
 
     `probe`: the one heads are ranked on; `held_out`: others, never seen by the ranking, on which the curve is measured.
-    `baselines`: further methods with a curve; `random` and `random_in_layer` (as many heads of each layer as the plan
-    would keep; none for a layer-wise plan) are means over five orders. `context`: the tokens that cache sizes are
-    counted for.
+    `baselines`: further methods with a curve, None for those of the effort; `random` and `random_in_layer` (as many
+    heads of each layer as the plan would keep; none for a layer-wise plan) are means over five orders. `context`: the
+    tokens that cache sizes are counted for.
     """
 
     probe: Probe
     held_out: tuple[Probe, ...]
     context: int
     objective: Objective = "loss"
-    baselines: tuple[str, ...] = ("far_mass", "random", "random_in_layer")
+    baselines: tuple[str, ...] | None = None
     seed: int = 0
 
 
@@ -101,8 +100,6 @@ def check_evaluation(evaluation: Evaluation, n_seen: int) -> None:
     """
     if evaluation.context < 1:
         raise WorkbenchError(f"context is {evaluation.context}; expected at least 1 token")
-    for baseline in evaluation.baselines:
-        check_method(baseline)
     if not evaluation.held_out:
         raise WorkbenchError("no held-out probe was given; expected at least one that the ranking does not see")
     names = [p.name for p in evaluation.held_out]

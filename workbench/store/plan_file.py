@@ -63,8 +63,9 @@ class RankedHead:
 class CurvePoint:
     """The outcome on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
 
-    `nats`: loss per answer; `recovered`: share of the gap between all windowed and none; `accuracy`: share of answers
-    that are right; `kv_saved`: share of the key/value cache that is not needed.
+    `nats`: loss per answer; `recovered`: share of the gap between all windowed and none, with its 95 % interval over
+    sequences, `ci_lo` to `ci_hi`; `accuracy`: share of answers that are right; `kv_saved`: share of the key/value cache
+    that is not needed.
     """
 
     method: str
@@ -74,6 +75,8 @@ class CurvePoint:
     recovered: float
     accuracy: float
     kv_saved: float
+    ci_lo: float = math.nan
+    ci_hi: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
