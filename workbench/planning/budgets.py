@@ -8,7 +8,8 @@ from numbers import Real
 from workbench.heads import WorkbenchError
 from workbench.planning.conversion_objective import Game
 from workbench.planning.keep_curves import Order, keep_counts
-from workbench.store.plan_file import Budget, KVBytes, LossTolerance, kv_bytes
+from workbench.store.cache_sizes import kv_bytes
+from workbench.store.plan_file import Budget, KVBytes, LossTolerance
 
 
 def check_budget(keep: Budget) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from workbench.heads import KVHead, WorkbenchError
 from workbench.planning.conversion_objective import Game
 from workbench.planning.rankings.registry import Ranking
-from workbench.store.plan_file import CurvePoint, Unit, kv_saved
+from workbench.store.cache_sizes import kv_saved
+from workbench.store.plan_file import CurvePoint, Unit
 
 # At most this many points per curve: each is a pass over every held-out probe.
 _POINTS = 16

@@ -14,7 +14,6 @@ from torch import nn
 from workbench.detectors.bootstrap import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.interventions.windows import check_window
 from workbench.planning.answer_loss import Objective
 from workbench.planning.budgets import check_budget, lost_nats, n_affordable
 from workbench.planning.conversion_objective import Game
@@ -22,6 +21,7 @@ from workbench.planning.keep_curves import Order, keep_counts, keep_curve, order
 from workbench.planning.rankings.chance import random_order, shuffled_in_layers
 from workbench.planning.rankings.registry import Ranking, check_method, rank
 from workbench.probes import Probe, build, copy_needle
+from workbench.store.conversions import check_window
 from workbench.store.plan_file import Budget, CurvePoint, Plan, RankedHead, Unit
 
 # A random baseline is the mean over this many random orders.
@@ -136,8 +136,6 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     _check_evaluation(evaluation, window + sink)
     announce = progress or (lambda _: None)
     game = Game(m, evaluation.probe, window, sink=sink, objective=evaluation.objective, seed=evaluation.seed)
-    if not game.heads:
-        raise WorkbenchError(f"{m!r} has no softmax attention; there is no head to give a window to")
     announce(f"ranking {len(game.heads)} heads by {method}")
     ranking = rank(game, method)
     order = order_of(ranking, unit)

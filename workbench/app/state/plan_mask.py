@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from workbench.heads import KVHead, WorkbenchError
-from workbench.store.plan_file import Plan, kv_bytes
+from workbench.store.cache_sizes import kv_bytes
+from workbench.store.plan_file import Plan
 
 _SCAN_FILES = frozenset({"run.json", "plan.json", "checkpoints.json", "fingerprints.json"})
 _HEAD = re.compile(r"L(\d+)KV(\d+)")
