@@ -8,7 +8,7 @@ import pytest
 
 from tests.planning.plans import FULL, LINEAR, NAN, SLIDING, layers_of, plan_of
 from workbench import KVHead, LinearAttention, Plan, WorkbenchError
-from workbench.store.cache_sizes import kv_bytes, kv_saved
+from workbench.store.cache_sizes import bytes_under, kv_bytes, kv_saved, saved_under
 from workbench.store.conversions import Window
 from workbench.store.plan_file import HeadCosts, RankedHead
 
@@ -115,7 +115,8 @@ def test_files_of_others_that_know_no_linear_heads_are_refused(write, tmp_path):
 
 def test_curves_are_a_table_of_every_point():
     table = plan_of(TWO, [(0, 0)]).curves()
-    assert list(table.columns) == ["method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved"]
+    columns = ["method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved", "ci_lo", "ci_hi"]
+    assert list(table.columns) == columns
     assert table.n_kept.tolist() == [0, 1, 2, 3, 4]
     assert table.nats.tolist() == [4, 3.5, 3, 2.5, 2]
 
@@ -181,12 +182,11 @@ def test_a_linear_head_holds_a_state_in_float32_however_long_the_context_is():
     """16 elu features of 16 values and a weight: 272 numbers of 4 bytes."""
     one, linear = layers_of(FULL), {KVHead(0, 1): FORM}
     for context in (100, 10_000):
-        needed = kv_bytes(one, {KVHead(0, 0)}, window=16, sink=4, context=context, linear=linear)
-        assert needed == context * 64 + 272 * 4
+        assert bytes_under(one, linear, context=context) == context * 64 + 272 * 4
     assert mixed().kv_bytes == 64 * 64 + 2 * 20 * 64 + 272 * 4
     assert mixed().kv_saved == pytest.approx(1 - mixed().kv_bytes / (4 * 64 * 64))
     # A state may be larger than the cache of a short context.
-    assert kv_saved(one, set(), window=1, sink=0, context=4, linear=dict.fromkeys([KVHead(0, 0), *linear], FORM)) < 0
+    assert saved_under(one, linear, context=4) < 0
 
 
 def edited(tmp_path, change):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from workbench.heads import KVHead, LayerInfo
-from workbench.store.conversions import Choice, Forms, LinearAttention, Window, softmax_heads
+from workbench.store.conversions import Choice, Conversions, LinearAttention, Window, softmax_heads
 
 # States are summed in float32 whatever the model's precision; keys and values of a cache are counted at 16 bits.
 _STATE_BYTES, _CACHE_BYTES = 4, 2
@@ -27,42 +27,37 @@ def seen_tokens(info: LayerInfo, context: int) -> int:
     return context if info.window is None else min(context, info.window)
 
 
-def kv_bytes(  # all are sizes
-    layers: Sequence[LayerInfo],
-    keep: Collection[KVHead],
-    *,
-    window: int,
-    sink: int,
-    context: int,
-    linear: Forms | None = None,
-) -> int:
-    """Bytes that softmax layers hold after `context` tokens if only `keep` see all of them.
+def bytes_under(layers: Sequence[LayerInfo], conversions: Conversions, *, context: int) -> int:
+    """Bytes that softmax layers hold after `context` tokens with these heads converted, and all others full.
 
-    The other heads have a cache of the window, in 16-bit numbers, or, if they are `linear`, a state in float32. A
-    sliding layer never holds more than its own window. Values are counted as wide as keys.
+    A sliding layer never holds more than its own window.
     """
-    n_bytes = 0
-    for info in (i for i in layers if i.mixer == "softmax"):
-        for h in range(info.n_kv_heads):
-            head = KVHead(info.index, h)
-            choice: Choice = "full" if head in keep else (linear or {}).get(head, Window(window, sink))
-            n_bytes += bytes_held(choice, info.d_head, seen_tokens(info, context))
-    return n_bytes
+    return sum(
+        bytes_held(conversions.get(KVHead(info.index, h), "full"), info.d_head, seen_tokens(info, context))
+        for info in layers
+        if info.mixer == "softmax"
+        for h in range(info.n_kv_heads)
+    )
 
 
-def kv_saved(  # as kv_bytes
-    layers: Sequence[LayerInfo],
-    keep: Collection[KVHead],
-    *,
-    window: int,
-    sink: int,
-    context: int,
-    linear: Forms | None = None,
-) -> float:
-    """The share of a softmax key/value cache of `context` tokens that is not needed if only `keep` see all of it.
+def saved_under(layers: Sequence[LayerInfo], conversions: Conversions, *, context: int) -> float:
+    """The share of a softmax key/value cache of `context` tokens that is not needed with these heads converted.
 
     It is negative where states of linear attention are larger than the cache.
     """
-    needed = kv_bytes(layers, keep, window=window, sink=sink, context=context, linear=linear)
-    in_all = kv_bytes(layers, set(softmax_heads(layers)), window=window, sink=sink, context=context)
-    return 1 - needed / in_all if in_all else 0.0
+    in_all = bytes_under(layers, {}, context=context)
+    return 1 - bytes_under(layers, conversions, context=context) / in_all if in_all else 0.0
+
+
+def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> int:
+    """`bytes_under` a window on every head but `keep`."""
+    return bytes_under(layers, _windowed(layers, keep, Window(window, sink)), context=context)
+
+
+def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> float:
+    """`saved_under` a window on every head but `keep`."""
+    return saved_under(layers, _windowed(layers, keep, Window(window, sink)), context=context)
+
+
+def _windowed(layers: Sequence[LayerInfo], keep: Collection[KVHead], window: Window) -> Conversions:
+    return {head: window for head in softmax_heads(layers) if head not in keep}

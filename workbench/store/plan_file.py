@@ -19,10 +19,11 @@ import pandas as pd
 from workbench.files.atomic import replace_file
 from workbench.files.plain_json import json_text
 from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError, some_of
-from workbench.store.cache_sizes import bytes_held, kv_bytes, kv_saved, seen_tokens
+from workbench.store.cache_sizes import bytes_held, bytes_under, saved_under, seen_tokens
 from workbench.store.conversions import (
     MOST_TOKENS,
     Choice,
+    Conversions,
     LinearAttention,
     Window,
     heads_beyond,
@@ -76,8 +77,9 @@ class RankedHead:
 class CurvePoint:
     """The outcome on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
 
-    `nats`: loss per answer; `recovered`: share of the gap between all converted and none, NaN where there is no gap;
-    `accuracy`: share of answers that are right; `kv_saved`: share of the key/value cache that is not needed.
+    `nats`: loss per answer; `recovered`: share of the gap between all converted and none, NaN where there is no gap,
+    with its 95 % interval over sequences, `ci_lo` to `ci_hi`; `accuracy`: share of answers that are right; `kv_saved`:
+    share of the key/value cache that is not needed.
     """
 
     method: str
@@ -87,6 +89,8 @@ class CurvePoint:
     recovered: float
     accuracy: float
     kv_saved: float
+    ci_lo: float = math.nan
+    ci_hi: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,7 @@ class Plan:
     @property
     def kv_bytes(self) -> int:
         """Bytes of key/value cache and linear states of softmax layers under the plan, at `context` tokens."""
-        sizes = {"window": self.window, "sink": self.sink, "context": self.context}
-        return kv_bytes(self.layers, set(self.keep), **sizes, linear=self.linear)
+        return bytes_under(self.layers, self._converted, context=self.context)
 
     @property
     def kv_saved(self) -> float:
@@ -175,8 +178,11 @@ class Plan:
 
         Keys and values are counted in 16-bit numbers, states of linear attention in float32.
         """
-        sizes = {"window": self.window, "sink": self.sink, "context": self.context}
-        return kv_saved(self.layers, set(self.keep), **sizes, linear=self.linear)
+        return saved_under(self.layers, self._converted, context=self.context)
+
+    @property
+    def _converted(self) -> Conversions:
+        return {head: choice for head, choice in self.choices.items() if choice != "full"}
 
     def keeping(self, heads: Collection[KVHead]) -> Plan:
         """The plan with these heads full; the others stay converted, and those that it kept get the window."""
