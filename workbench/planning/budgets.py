@@ -8,7 +8,7 @@ from numbers import Real
 from workbench.heads import WorkbenchError
 from workbench.planning.conversion_objective import Game
 from workbench.planning.keep_curves import FEW, Order
-from workbench.store.plan_file import Budget, KVBytes, LossTolerance, kv_bytes
+from workbench.store.plan_file import Budget, KVBytes, LossTolerance
 
 
 def check_budget(keep: Budget) -> None:
@@ -34,7 +34,7 @@ def n_affordable(keep: Budget, order: Order, held_out: Sequence[Game], *, contex
     every held-out probe while one less does not: with up to a dozen groups the fewest, else one by bisection.
 
     Raises:
-        WorkbenchError: if the bytes do not even hold the windows.
+        WorkbenchError: if the bytes do not even hold the conversions.
     """
     return numbers_tried(keep, order, held_out, context=context)[-1]
 
@@ -58,14 +58,12 @@ def _is_number(value: object) -> bool:
 
 
 def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
-    window, sink = game.limits.window, game.limits.sink
-
     def size(n: int) -> int:
-        return kv_bytes(game.m.layers, set(order.first(n)), window=window, sink=sink, context=context)
+        return game.cache_bytes(order.first(n), context=context)
 
     if size(0) > n_bytes:
         raise WorkbenchError(
-            f"{n_bytes} bytes hold no plan: with every head windowed the cache takes {size(0)}; pass as many or "
+            f"{n_bytes} bytes hold no plan: with every head converted the cache takes {size(0)}; pass as many or "
             "more, or a smaller window"
         )
     return max(n for n in range(len(order) + 1) if size(n) <= n_bytes)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.head_inputs import by_kv_head
-from workbench.hooks.interventions.gates import converted, windowed_heads
-from workbench.hooks.interventions.targets import check_linearisable
-from workbench.hooks.interventions.windows import Forms, Window, check_window
+from workbench.hooks.interventions.gates import converted, converted_heads
+from workbench.hooks.interventions.targets import check_form, check_kv_head, check_linearisable
 from workbench.hooks.recording.needs import Answers
 from workbench.planning.answer_loss import Objective, answer_batches, loss_batches
 from workbench.probes.token_inputs import ProbeLike, read_probe
+from workbench.store.cache_sizes import bytes_under, saved_under
+from workbench.store.conversions import Conversion, Conversions, Window, check_window, softmax_heads
 from workbench.store.finished_pieces import Pieces
 
 
@@ -50,22 +51,23 @@ def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 class Game:
-    """A model, a probe and a conversion; the players are the key/value heads of the model's softmax layers.
+    """A model, a probe and a conversion; the players are the key/value heads that the conversion is for.
 
-    `window`: in tokens; or linear attention by head, without sinks, and then only these heads are players. `seed`: of
-    what is drawn at random. `pieces`: what earlier games of the same model measured. The model must stay as it is when
-    the game is made: outcomes are remembered, since curves need the same ones again.
+    `window`: in tokens, for every head of a softmax layer whose own window is wider, with its `sink`; or a conversion
+    for each head, `Window` or `LinearAttention`, and then only these heads are players. `seed`: of what is drawn at
+    random. `pieces`: what earlier games of the same model measured. The model must stay as it is when the game is made:
+    outcomes are remembered, since curves need the same ones again.
 
     Raises:
-        WorkbenchError: if the probe has no answers, the objective is unknown, the window is no window, or a head cannot
-            have linear attention.
+        WorkbenchError: if the probe has no answers, the objective is unknown, the window is no window or changes no
+            head, or a head cannot have its conversion.
     """
 
     def __init__(  # noqa: PLR0913  (public keywords)
         self,
         m: HookedModel | nn.Module,
         probe: ProbeLike,
-        window: int | Forms,
+        window: int | Conversions,
         *,
         sink: int = 0,
         objective: Objective = "loss",
@@ -75,35 +77,54 @@ class Game:
         m = open_model(m)
         probe = read_probe(m, probe)
         self.m, self.probe, self.seed = m, probe, seed
-        self.to: Window | Forms = (
-            check_window(window, sink) if isinstance(window, Integral) else _checked_forms(m, window, sink)
+        self.to: Window | Conversions = (
+            check_window(window, sink) if isinstance(window, Integral) else _checked(m, window, sink)
         )
-        self.heads: tuple[KVHead, ...] = (
-            windowed_heads(m.layers) if isinstance(self.to, Window) else tuple(sorted(self.to))
-        )
+        self.heads: tuple[KVHead, ...] = converted_heads(m.layers, self.to)
+        if not self.heads:
+            raise WorkbenchError(_no_heads(m, window))
         self.batches = loss_batches(m, probe, objective)
         self.objective: Objective = objective
         self.pieces = Pieces() if pieces is None else pieces
 
     @property
     def limits(self) -> Window:
-        """The window and sinks that a converted head sees.
+        """The window and sinks that a windowed head sees.
 
         Raises:
-            WorkbenchError: if heads have linear attention instead.
+            WorkbenchError: if all heads have linear attention, or windows differ.
         """
-        if not isinstance(self.to, Window):
+        windows = [self.to] if isinstance(self.to, Window) else [w for w in self.to.values() if isinstance(w, Window)]
+        if not windows:
             raise WorkbenchError("the heads are given linear attention, and this is defined for a window alone")
-        return self.to
+        if len(set(windows)) > 1:
+            raise WorkbenchError("the heads are given windows of their own, and this is defined for one window")
+        return windows[0]
+
+    def conversions(self, full: Collection[KVHead] = ()) -> dict[KVHead, Conversion]:
+        """What every head becomes but these."""
+        to = self.to
+        return {head: to if isinstance(to, Window) else to[head] for head in self.heads if head not in full}
+
+    def cache_bytes(self, full: Collection[KVHead], *, context: int) -> int:
+        """Bytes of cache and states of the softmax layers after `context` tokens with every head converted but these.
+
+        Keys and values are counted in 16-bit numbers, states in float32.
+        """
+        return bytes_under(self.m.layers, self.conversions(full), context=context)
+
+    def cache_saved(self, full: Collection[KVHead], *, context: int) -> float:
+        """The share of the cache of `context` tokens that is not needed with every head converted but these."""
+        return saved_under(self.m.layers, self.conversions(full), context=context)
 
     @property
     def label(self) -> str:
         """The name of the game among finished pieces: its probe, its conversions and its objective."""
-        return f"{self.probe.name} {self.probe.digest} {_digest(self._conversions(self.heads), self.objective)}"
+        return f"{self.probe.name} {self.probe.digest} {_digest(self._named(self.heads), self.objective)}"
 
-    def _conversions(self, heads: Collection[KVHead]) -> str:
-        to = self.to
-        return str([(tuple(head), to if isinstance(to, Window) else to[head]) for head in sorted(heads)])
+    def _named(self, heads: Collection[KVHead]) -> str:
+        conversions = self.conversions()
+        return str([(tuple(head), conversions[head]) for head in sorted(heads)])
 
     def nats(self, heads: Collection[KVHead] = ()) -> Float[np.ndarray, " n_seq"]:
         """The objective with these heads converted, for each sequence that has an answer."""
@@ -117,7 +138,7 @@ class Game:
 
     def outcome(self, heads: Collection[KVHead] = ()) -> Outcome:
         """Loss and accuracy on the probe's answers with these heads converted."""
-        name = f"outcome with {_digest(self._conversions(heads))} on {self.label}"
+        name = f"outcome with {_digest(self._named(heads))} on {self.label}"
         nats, accuracy, sums = self.pieces.get(name, lambda: self._outcome(heads))
         return Outcome(nats, accuracy, tuple(sums))
 
@@ -140,10 +161,27 @@ def _by_sequence(answers: Answers) -> Float[Tensor, " n_seq"]:
     return torch.zeros(int(sequence.max()) + 1, dtype=torch.float64).index_add_(0, sequence, answers.loss_nats.double())
 
 
-def _checked_forms(m: HookedModel, forms: Any, sink: int) -> Forms:
-    forms = by_kv_head(m.layers, forms)
-    if not forms or sink:
-        raise WorkbenchError(f"{len(forms)} linear forms, sink {sink}: expected a form for a head or more, and no sink")
-    for head in forms:
-        check_linearisable(m.layers, head)
-    return forms
+def _checked(m: HookedModel, conversions: Any, sink: int) -> Conversions:
+    conversions = by_kv_head(m.layers, conversions)
+    if not conversions or sink:
+        raise WorkbenchError(
+            f"{len(conversions)} conversions, sink {sink}: expected a conversion for a head or more, and "
+            "sinks in the windows"
+        )
+    for head, conversion in conversions.items():
+        if isinstance(conversion, Window):
+            check_kv_head(m.layers, head)
+            check_window(conversion.window, conversion.sink)
+        else:
+            check_linearisable(m.layers, head)
+            check_form(head, conversion)
+    return conversions
+
+
+def _no_heads(m: HookedModel, window: Any) -> str:
+    if not softmax_heads(m.layers):
+        return f"{m!r} has no softmax attention; there is no head to give a window to"
+    return (
+        f"no head of {m!r} sees further back than {window} tokens by itself, so that this window changes nothing; pass "
+        "a smaller one"
+    )

@@ -10,10 +10,10 @@ import torch
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.interventions.windows import check_window
 from workbench.planning.answer_loss import Objective
 from workbench.planning.efforts import EXTENTS
 from workbench.probes import Probe, build, copy_needle
+from workbench.store.conversions import check_window
 
 _NEEDLE = 8
 

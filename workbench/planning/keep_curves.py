@@ -14,7 +14,7 @@ from workbench.emergence.thresholds import MIN_SEQUENCES
 from workbench.heads import KVHead, WorkbenchError
 from workbench.planning.conversion_objective import Game, Outcome, mean_outcome
 from workbench.planning.rankings.registry import Ranking
-from workbench.store.plan_file import CurvePoint, Unit, kv_saved
+from workbench.store.plan_file import CurvePoint, Unit
 
 # At most this many evenly spread points: each is a pass over every held-out probe.
 _POINTS = 16
@@ -118,16 +118,7 @@ def mean_curve(
     for game in held_out:
         for n in counts:
             outcome = mean_outcome([game.outcome(order.without(n)) for order in orders])
-            saved = [
-                kv_saved(
-                    game.m.layers,
-                    set(order.first(n)),
-                    window=game.limits.window,
-                    sink=game.limits.sink,
-                    context=context,
-                )
-                for order in orders
-            ]
+            saved = [game.cache_saved(order.first(n), context=context) for order in orders]
             recovered, low, high = _recovered(game, outcome)
             points.append(
                 CurvePoint(

@@ -137,8 +137,6 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         check_method(baseline)
     check_evaluation(evaluation, window + sink)
     game = Game(m, evaluation.probe, window, sink=sink, objective=evaluation.objective, seed=evaluation.seed)
-    if not game.heads:
-        raise WorkbenchError(f"{m!r} has no softmax attention; there is no head to give a window to")
     held_out = tuple(Game(m, p, window, sink=sink, seed=evaluation.seed) for p in evaluation.held_out)
     return PlanWork(
         m=m,

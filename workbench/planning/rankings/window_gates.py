@@ -30,12 +30,12 @@ from workbench.console import watched_bar
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.gates import gated
-from workbench.hooks.interventions.windows import Forms
 from workbench.planning.answer_loss import LossBatch, Objective
 from workbench.planning.conversion_objective import Game
 from workbench.planning.rankings.adaptive_nodes import AS_NEEDED, AdaptiveNodes, PathNode, adapted, node_weights
 from workbench.planning.rankings.registry import Ranking
 from workbench.probes.token_inputs import ProbeLike
+from workbench.store.conversions import Conversions
 
 # Midpoints lose least of the gap up to this many nodes, Gauss-Legendre beyond: measured, see docs/planning.md.
 _MIDPOINT_NODES = 4
@@ -74,7 +74,7 @@ class WindowGates:
 def window_gates(  # noqa: PLR0913  # public keywords
     m: HookedModel | nn.Module,
     probe: ProbeLike,
-    window: int | Forms,
+    window: int | Conversions,
     *,
     sink: int = 0,
     nodes: int | AdaptiveNodes = AS_NEEDED,
