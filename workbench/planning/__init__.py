@@ -11,6 +11,7 @@ from workbench.planning.rankings.adaptive_nodes import AdaptiveNodes
 from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms
+from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "rank",
     "ranking",
     "safe_forms",
+    "verdict",
     "window_gates",
     "window_ladder",
     "windowed_each",
