@@ -180,6 +180,13 @@ def first_at(points: Sequence[CurvePoint], share: float = ENOUGH) -> int | None:
     return enough
 
 
+def enough_at(points: Sequence[CurvePoint]) -> float:
+    """The number of heads of `first_at` on the probe that needs most; NaN where one is never recovered."""
+    probes = sorted({p.probe for p in points})
+    needed = [first_at([p for p in points if p.probe == probe]) for probe in probes]
+    return float("nan") if None in needed else float(max(n for n in needed if n is not None))
+
+
 def _one_curve(points: Sequence[CurvePoint]) -> list[CurvePoint]:
     curves = sorted({(p.method, p.probe) for p in points})
     if len(curves) > 1:

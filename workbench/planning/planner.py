@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from torch import nn
 
-from workbench.console import is_watched, warn, watched_bar
+from workbench.console import duration, is_watched, warn, watched_bar
 from workbench.detectors.bootstrap import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
@@ -18,7 +18,7 @@ from workbench.planning.budgets import check_budget, lost_nats, numbers_tried
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Effort, extent
 from workbench.planning.evaluation_tasks import Evaluation, check_evaluation, check_numbers, default_evaluation
-from workbench.planning.keep_curves import adaptive_counts, keep_curve, order_of
+from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import PlanCost, PlanWork, measured
@@ -48,7 +48,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     """Rank the key/value heads of a model, keep as many as the budget allows, and measure the result.
 
     The plan's `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
-    (`recovered`) on the held-out probe where the kept heads do worst.
+    (`recovered`) on the held-out probe where the kept heads do worst, and the fewest heads of the curve from which on
+    95 % are recovered on every held-out probe (`enough`).
 
     Args:
         window, sink: what a windowed head still sees, in tokens.
@@ -74,8 +75,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     with _pieces(work, out, announce) as work:
         cost = measured(work)
         _announce_cost(work, cost, progress)
-        with _watched(work, cost, shown=bool(progress)) as during:
-            made = _made(work, announce, during)
+        with _watched(work, cost, announce, shown=bool(progress)) as begin:
+            made = _made(work, announce, begin)
         if out is not None:
             made.save(out)
     return made
@@ -129,7 +130,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     paid = extent(effort)
-    evaluation = evaluation or default_evaluation(m, window, sink)
+    evaluation = evaluation or default_evaluation(m, window, sink, n_sequences=paid.n_sequences)
     compared = paid.baselines if evaluation.baselines is None else evaluation.baselines
     compared = compared if baselines is None else tuple(baselines)
     for baseline in compared:
@@ -152,15 +153,13 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     )
 
 
-def _made(work: PlanWork, announce: Progress, during: Callable[[str], None]) -> Plan:
-    """The plan; `during` is called with what runs next."""
+def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None]) -> Plan:
+    """The plan; `begin` is called with the part of the cost that comes next, and with what it is."""
     evaluation, game, held_out = work.evaluation, work.game, work.held_out
-    announce(f"ranking {len(game.heads)} heads by {work.method}")
-    during("ranking")
+    begin("ranking", f"ranking {len(game.heads)} heads by {work.method}")
     ranking = ranked(work, work.method)
     order = order_of(ranking, work.unit)
-    announce(f"what {work.method} keeps on held-out probes")
-    during("curve")
+    begin("curve", f"what {work.method} keeps on held-out probes")
     tried = numbers_tried(work.keep, order, held_out, context=evaluation.context)
     n_kept = tried[-1]
     if work.unit == "layer" and n_kept == 0:
@@ -171,12 +170,15 @@ def _made(work: PlanWork, announce: Progress, during: Callable[[str], None]) -> 
     counts = adaptive_counts(order, held_out, at_most=work.n_points, measured=tried, bisected=not is_tolerance)
     curve = keep_curve(work.method, order, held_out, counts=counts, context=evaluation.context)
     for baseline in work.baselines:
-        announce(f"what {baseline} keeps")
-        during(baseline)
+        begin(baseline, f"what {baseline} keeps")
         curve += baseline_curve(work, baseline, ranking, counts=counts)
     keep_heads = tuple(sorted(order.first(n_kept)))
     recovered = [p.recovered for p in curve if p.method == work.method and p.n_kept == len(keep_heads)]
-    worst = {"lost_nats": lost_nats(order, n_kept, held_out), "recovered": min(recovered)}
+    worst = {
+        "lost_nats": lost_nats(order, n_kept, held_out),
+        "recovered": min(recovered),
+        "enough": enough_at([p for p in curve if p.method == work.method]),
+    }
     return Plan(
         model=work.m.name,
         layers=work.m.layers,
@@ -224,10 +226,12 @@ def _with_pieces(work: PlanWork, pieces: Pieces) -> PlanWork:
 
 
 @contextmanager
-def _watched(work: PlanWork, cost: PlanCost, *, shown: bool) -> Generator[Callable[[str], None]]:
-    """A bar over the tokens of all passes; the yielded function says what runs next."""
-    parts = {part.name: part.tokens for part in cost.parts}
-    to_come, total, doing = cost.tokens, cost.tokens, ""
+def _watched(
+    work: PlanWork, cost: PlanCost, announce: Progress, *, shown: bool
+) -> Generator[Callable[[str, str], None]]:
+    """A bar over the tokens of all passes; the yielded function is called with the part that begins and what it is."""
+    to_come = list(cost.parts)
+    total, doing = cost.tokens, ""
 
     with watched_bar("tok", shown=shown) as show:
 
@@ -236,11 +240,13 @@ def _watched(work: PlanWork, cost: PlanCost, *, shown: bool) -> Generator[Callab
 
         with counting(work.m.model, show_passes) as passes:
 
-            def begin(name: str) -> None:
+            def begin(name: str, what: str) -> None:
                 nonlocal total, to_come, doing
                 # Parts that took less than they might have shorten the bar.
-                total, doing = passes.tokens + to_come, name
-                to_come -= sum(tokens for part, tokens in parts.items() if part.split(":")[0] == name)
+                rest = PlanCost(tuple(to_come))
+                total, doing = passes.tokens + rest.tokens, name
+                announce(f"{what}: {duration(rest.seconds)} to go")
+                to_come = [part for part in to_come if part.name.split(":")[0] != name]
                 show_passes(passes)
 
             yield begin
