@@ -17,7 +17,7 @@ from workbench.console import duration
 from workbench.hooks import HookedModel
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Extent
-from workbench.planning.evaluation_tasks import Evaluation
+from workbench.planning.evaluation_tasks import CompleteEvaluation
 from workbench.planning.keep_curves import FEW
 from workbench.planning.model_passes import BACKWARD
 from workbench.planning.rankings.registry import METHODS, passes_of
@@ -84,7 +84,7 @@ class PlanWork:
     keep: Budget
     method: str
     unit: Unit
-    evaluation: Evaluation
+    evaluation: CompleteEvaluation
     extent: Extent
     baselines: tuple[str, ...]
     game: Game

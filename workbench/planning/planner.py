@@ -17,7 +17,13 @@ from workbench.hooks import HookedModel, open_model
 from workbench.planning.budgets import check_budget, lost_nats, numbers_tried
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Effort, extent
-from workbench.planning.evaluation_tasks import Evaluation, check_evaluation, check_numbers, default_evaluation
+from workbench.planning.evaluation_tasks import (
+    CompleteEvaluation,
+    Evaluation,
+    check_evaluation,
+    check_numbers,
+    completed,
+)
 from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
@@ -39,7 +45,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     method: str = "window_gates",
     *,
     unit: Unit = "head",
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluation | CompleteEvaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     out: str | Path | None = None,
@@ -56,7 +62,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
         keep: a share of the heads of softmax layers (of the layers, for unit="layer"); or `KVBytes`, `LossTolerance`.
         method: one of `workbench.planning.METHODS`, or a name registered with `workbench.planning.ranking`.
         unit: keep heads, or whole layers by the sum of their heads' scores.
-        evaluation: default needles copied from beyond the window, as many as the effort pays for.
+        evaluation: default tasks beyond the window that the model can do, as many as the effort pays for; what an
+            `Evaluation` leaves out is completed.
         effort: `quick`, `standard` or `thorough`: sequences, passes of the ranking, points of the curve, baselines.
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
         out: write the plan here. Finished pieces are kept beside the file until then, so that the same call goes on
@@ -67,7 +74,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     Raises:
         WorkbenchError: for an unknown method, unit or effort, a window that is impossible or leaves nothing far in a
             probe, a budget that is out of range or keeps no layer, a held-out probe with the tokens of the ranking's
-            probe, or a file that cannot be written.
+            probe, a model that can do none of the default tasks, or a file that cannot be written.
         RunLocked: if another process makes the same file.
     """
     work = prepared(m, window, sink, keep, method, unit=unit, evaluation=evaluation, effort=effort, baselines=baselines)
@@ -90,7 +97,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     method: str = "window_gates",
     *,
     unit: Unit = "head",
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluation | CompleteEvaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     out: str | Path | None = None,
@@ -114,7 +121,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     method: str,
     *,
     unit: Unit,
-    evaluation: Evaluation | None,
+    evaluation: Evaluation | CompleteEvaluation | None,
     effort: Effort,
     baselines: Sequence[str] | None,
 ) -> PlanWork:
@@ -130,7 +137,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     paid = extent(effort)
-    evaluation = evaluation or default_evaluation(m, window, sink, n_sequences=paid.n_sequences)
+    evaluation = completed(m, evaluation or Evaluation(), window, sink, n_sequences=paid.n_sequences)
     compared = paid.baselines if evaluation.baselines is None else evaluation.baselines
     compared = compared if baselines is None else tuple(baselines)
     for baseline in compared:
@@ -195,6 +202,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
         evidence={**ranking.evidence, **worst},
+        remarks=evaluation.left_out,
     )
 
 
