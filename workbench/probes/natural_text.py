@@ -214,7 +214,7 @@ def _documentation(source: HasVocabulary) -> Int[Tensor, " t"]:
 
 
 def _ways(tokenizer: Any) -> Hashable:
-    """What says how a tokenizer of the tokenizers library splits a text; None for a large one, or one with ways of its own."""
+    """What says how a tokenizer splits a text; None for a large one, or one that is not of the tokenizers library."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not type(tokenizer).__module__.startswith("transformers.") or len(tokenizer) > _MOST_WORDS:
         return None
