@@ -27,6 +27,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 # No test asks a hub but its own (`hub`), whatever ids it names.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+gc.disable()  # until all tests are collected: nearly all that is made until then stays
 sample_calls()  # before any module of the workbench is imported
 
 # A busy machine is slow; no test is about time.
@@ -53,8 +54,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """What was imported stays: the garbage collector does not look at it again and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure():

@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections import Counter
-from types import CodeType
 from typing import Any
 
 import jaxtyping
@@ -21,7 +19,9 @@ FIRST, EVERY = 16, 101
 EVERY_CALL = "WORKBENCH_CHECK_EVERY_CALL"
 
 _checked = _decorator.jaxtyped
-_calls: Counter[CodeType] = Counter()
+# By the id of the code of what is defined anew with every call around it; the code itself is kept, or its id would be
+# another's one day. (Its hash would be made anew, of all it contains, with every call.)
+_calls: dict[int, list[Any]] = {}
 
 
 def sample_calls() -> None:
@@ -35,18 +35,24 @@ def _sampled(function: Any = None, **options: Any) -> Any:
         return functools.partial(_sampled, **options)
     if not inspect.isfunction(function):
         return _checked(function, **options)
-    code = function.__code__
-
-    def is_due() -> bool:
-        _calls[code] += 1
-        return _calls[code] <= FIRST or _calls[code] % EVERY == 0
-
     if "<locals>" in function.__qualname__:  # defined anew with every call around it
-        return _checked(function, **options) if is_due() else function
-    with_checks = functools.cache(lambda: _checked(function, **options))
+        calls = _calls.setdefault(id(function.__code__), [0, function.__code__])
+        calls[0] += 1
+        return _checked(function, **options) if _is_due(calls[0]) else function
+    n_calls, with_checks = 0, None
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return with_checks()(*args, **kwargs) if is_due() else function(*args, **kwargs)
+        nonlocal n_calls, with_checks
+        n_calls += 1
+        if n_calls > FIRST and n_calls % EVERY:
+            return function(*args, **kwargs)
+        if with_checks is None:
+            with_checks = _checked(function, **options)
+        return with_checks(*args, **kwargs)
 
     return call
+
+
+def _is_due(n_calls: int) -> bool:
+    return n_calls <= FIRST or n_calls % EVERY == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -9,6 +11,7 @@ from workbench.emergence.thresholds import MIN_SEQUENCES
 
 RESAMPLES = 1000
 _LEVELS = (2.5, 97.5)
+_FEW = 512  # sequences, whose draws are 4 MiB at most
 
 
 def bootstrap(
@@ -19,7 +22,10 @@ def bootstrap(
     flat, flags = value.reshape(len(value), -1), counted.reshape(len(value), -1)
     low, high = np.full(flat.shape[1], np.nan), np.full(flat.shape[1], np.nan)
     # Columns counted on the same sequences share their resamples, so that nearly always one product does them all.
-    patterns, member = np.unique(flags, axis=1, return_inverse=True)
+    if (flags == flags[:, :1]).all():
+        patterns, member = flags[:, :1], np.zeros(flags.shape[1], dtype=int)
+    else:
+        patterns, member = np.unique(flags, axis=1, return_inverse=True)
     for p in range(patterns.shape[1]):
         columns = np.flatnonzero(member.reshape(-1) == p)
         sequences = np.flatnonzero(patterns[:, p])
@@ -36,10 +42,23 @@ def resampled_means(values: Float[np.ndarray, "n_seq n"], *, seed: int) -> Float
     can be subtracted, resample by resample, for the interval of their difference.
     """
     n = len(values)
+    times_drawn = _drawn_before(seed, n) if n <= _FEW else _times_drawn(seed, n)
+    return times_drawn @ values / n
+
+
+def _times_drawn(seed: int, n: int) -> Float[np.ndarray, "resamples n"]:
+    """How often each resample has each of n sequences."""
     draws: Int[np.ndarray, "r n"] = np.random.default_rng([seed, n]).integers(n, size=(RESAMPLES, n))
     codes = draws + n * np.arange(RESAMPLES)[:, None]
-    times_drawn = np.bincount(codes.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
-    return times_drawn @ values / n
+    return np.bincount(codes.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
+
+
+@lru_cache(maxsize=16)
+def _drawn_before(seed: int, n: int) -> Float[np.ndarray, "resamples n"]:
+    """The same, drawn once: every detector and probe of a scan asks for a few of them."""
+    times_drawn = _times_drawn(seed, n)
+    times_drawn.flags.writeable = False
+    return times_drawn
 
 
 def percentile_interval(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -63,15 +64,8 @@ def documents(speller: Speller, path: str | Path | None = None) -> Haystack:
     Raises:
         WorkbenchError: if the file cannot be read as UTF-8 or holds no text.
     """
-    words = read_text(path).split()
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(words))
-    split = (sentence.split(" ") for sentence in sentences)
-    texts = [
-        " " + " ".join(sentence[i : i + _LONGEST_PIECE])
-        for sentence in split
-        for i in range(0, len(sentence), _LONGEST_PIECE)
-    ]
-    if not words:
+    texts = _documentation() if path is None else _pieces(read_text(path))
+    if not texts:
         raise WorkbenchError(f"{path} holds no text; a haystack needs some")
 
     def cut(n: int, rng: np.random.Generator) -> Hay:
@@ -83,6 +77,23 @@ def documents(speller: Speller, path: str | Path | None = None) -> Haystack:
         return from_pieces(pieces, n)
 
     return cut
+
+
+@cache
+def _documentation() -> Sequence[str]:
+    return _pieces(read_text(None))
+
+
+def _pieces(content: str) -> Sequence[str]:
+    """The sentences of a text, long ones cut, each with a space before it."""
+    words = content.split()
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(words)) if words else []
+    split = (sentence.split(" ") for sentence in sentences)
+    return tuple(
+        " " + " ".join(sentence[i : i + _LONGEST_PIECE])
+        for sentence in split
+        for i in range(0, len(sentence), _LONGEST_PIECE)
+    )
 
 
 def random_tokens(pool: Ids, n: int, rng: np.random.Generator) -> Hay:

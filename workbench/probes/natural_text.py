@@ -5,11 +5,15 @@ Tokens that can be predicted by looking up an earlier n-gram are found by token 
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from jaxtyping import Int
 from torch import Tensor
 
@@ -164,7 +168,7 @@ def _cut_windows(
     Raises:
         WorkbenchError: as `text_file`.
     """
-    ids = _encode(source, read_text(path))
+    ids = _encode(source, read_text(path)) if path is not None else _documentation(source)
     lead = _encode(source, "")
     body = ids[len(lead) :] if len(lead) and torch.equal(ids[: len(lead)], lead) else ids
     lead = lead if len(body) < len(ids) else lead[:0]
@@ -190,6 +194,32 @@ def _encode(source: HasVocabulary, content: str) -> Int[Tensor, " t"]:
             "(--tokenizer), or pass token ids to probes.token_sequences(tokens)"
         )
     return torch.tensor(encode(tokenizer, content), dtype=torch.long)
+
+
+# Of the tokenizers used last: Python's documentation, by all that says how a tokenizer splits it.
+_of_documentation: LRUCache[Hashable, Int[Tensor, " t"]] = LRUCache(maxsize=4)
+_lock = threading.Lock()
+_MOST_WORDS = 1 << 16  # writing a larger tokenizer out takes half as long as the text does
+
+
+def _documentation(source: HasVocabulary) -> Int[Tensor, " t"]:
+    """Python's documentation as the model's tokenizer reads it; nobody may write into it."""
+    key = _ways(getattr(source, "tokenizer", None))
+    if key is None:
+        return _encode(source, read_text(None))
+    with _lock:
+        if key not in _of_documentation:
+            _of_documentation[key] = _encode(source, read_text(None))
+        return _of_documentation[key]
+
+
+def _ways(tokenizer: Any) -> Hashable:
+    """What says how a tokenizer splits a text; None for a large one, or one that is not of the tokenizers library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not type(tokenizer).__module__.startswith("transformers.") or len(tokenizer) > _MOST_WORDS:
+        return None
+    settings = hashlib.blake2b(backend.to_str().encode(), digest_size=16).digest()
+    return type(tokenizer), settings, tokenizer.split_special_tokens
 
 
 def _identify(body: Int[np.ndarray, " t"], n: int) -> Int[np.ndarray, " starts"]:

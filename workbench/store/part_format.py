@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -128,6 +128,10 @@ class Origin:
         """What changes when other weights, another configuration or another place go by the checkpoint's name."""
         return self.weights, self.config, self.stage, self.branch, self.step
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
 
 # Fields of a label that older files lack.
 _LATER = ("determined", "first_schema")
@@ -172,7 +176,7 @@ class Label:
     def shared(self) -> dict[str, Any]:
         """The values that all rows of the part share."""
         names = ("unit", "probe", "probe_digest", "seq_len", "detector", "version")
-        shared = asdict(self.origin) | {name: getattr(self, name) for name in names} | self.settings.as_dict()
+        shared = self.origin.as_dict() | {name: getattr(self, name) for name in names} | self.settings.as_dict()
         # Schema 1 had one key for float32 on a CPU and for a checkpoint's own dtype on CUDA.
         is_unknown = (self.first_schema or self.schema) == 1 and '"dtype":null' in self.determined
         return {**shared, "dtype": None} if is_unknown else shared
@@ -180,7 +184,7 @@ class Label:
     def metadata(self) -> dict[bytes, bytes]:
         """The label as the `wb.*` metadata of a file."""
         text = {f.name: str(getattr(self, f.name)) for f in fields(self)}
-        text |= {"ckpt": self.ckpt, "origin": json.dumps(asdict(self.origin))}
+        text |= {"ckpt": self.ckpt, "origin": json.dumps(self.origin.as_dict())}
         return {f"wb.{name}".encode(): value.encode() for name, value in text.items()}
 
     @classmethod
@@ -248,12 +252,13 @@ def labelled_table(varying: pa.Table, label: Label) -> pa.Table:
 
 def part_digest(table: pa.Table, label: Label) -> str:
     """blake2b-128, in hex, of a part's label and of the columns in which its rows differ."""
-    described = {name: value for name, value in asdict(label).items() if name != "first_schema"}
+    described = {f.name: getattr(label, f.name) for f in fields(label) if f.name != "first_schema"}
+    described["origin"] = label.origin.as_dict()
     digest = hashlib.blake2b(canonical_json(described).encode(), digest_size=16)
     for name in VARYING[label.table]:
         column = table[name].combine_chunks()
         is_text = column.type == pa.string()
-        values = column.fill_null("" if is_text else 0)
+        values = column.fill_null("" if is_text else 0) if column.null_count else column
         digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
         digest.update(canonical_json(values.to_pylist()).encode() if is_text else values.to_numpy().tobytes())
     return digest.hexdigest()

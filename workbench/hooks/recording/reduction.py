@@ -20,6 +20,7 @@ from workbench.hooks.recording.cells import (
     counted_cells,
     merge,
     on_rows,
+    row_starts,
     rows_of,
     sink_token,
     within_documents,
@@ -55,8 +56,8 @@ class _RowsOfCells:
         """Group the cells of a run of queries by row."""
         of_run = cells.clone()
         of_run[:, 1] -= queries.start
-        rows, row_of_cell = torch.unique_consecutive(cells[:, :2], dim=0, return_inverse=True)
-        return cls(of_run, rows, row_of_cell)
+        starts = row_starts(cells)
+        return cls(of_run, cells[starts, :2], starts.cumsum(0) - 1)
 
     def seen(self, sees: Sees) -> Bool[Tensor, "n_rows h"]:
         """Whether each head sees one of the cells of each row."""

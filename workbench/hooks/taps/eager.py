@@ -77,8 +77,8 @@ def tapped(model: PreTrainedModel) -> Generator[None]:
 
 def is_without_interface(model: PreTrainedModel) -> bool:
     """True if no module of the model comes from a file that uses transformers' AttentionInterface."""
-    files = {type(module).__module__ for module in model.modules()}
-    return not any(hasattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS") for name in files)
+    files = (sys.modules.get(type(module).__module__) for module in model.modules())
+    return not any(hasattr(file, "ALL_ATTENTION_FUNCTIONS") for file in files)
 
 
 @contextmanager
