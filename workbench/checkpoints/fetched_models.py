@@ -23,8 +23,8 @@ from workbench.hub.downloads import Watch, download, quiet_hub
 from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.published_models import PUBLISHED, published_folder
-from workbench.hub.references import HubReference, parse_reference
+from workbench.hub.named_models import resolve_model
+from workbench.hub.references import HubReference
 from workbench.hub.repositories import RemoteRevision, remote_files, remote_revisions
 from workbench.hub.small_files import small_files
 from workbench.hub.user_cache import cached_snapshot
@@ -69,11 +69,8 @@ def obtain_checkpoint(
         StoreNotWritable: if the cache has no room.
         DownloadStopped: if `watch` asks for it.
     """
-    if isinstance(reference, HubReference):
-        parsed = reference
-    else:
-        parsed = None if os.fspath(reference) in PUBLISHED else parse_reference(reference)
-    if parsed is None or is_offline() or _is_cached(parsed, allow_pickle=allow_pickle):
+    parsed = resolve_model(reference)
+    if isinstance(parsed, Path) or is_offline() or _is_cached(parsed, allow_pickle=allow_pickle):
         return locate_checkpoint(reference)
     try:
         planned = plan_download(parsed, allow_pickle=allow_pickle)
@@ -111,11 +108,9 @@ def obtain_configuration(reference: str | os.PathLike[str]) -> Path:
     Raises:
         HubError: as `obtain_small_files`.
     """
-    if (published := published_folder(reference)) is not None:
-        return published
-    parsed = parse_reference(reference)
-    if parsed is None or parsed.is_glob:
-        return Path(reference)
+    parsed = resolve_model(reference)
+    if isinstance(parsed, Path) or parsed.is_glob:
+        return Path(str(parsed))
     folder = cached_files(parsed)
     if folder is not None and (folder / CONFIG).exists():
         return folder

@@ -23,7 +23,7 @@ from workbench.hub.local_cache import (
     revisions,
     with_name,
 )
-from workbench.hub.published_models import published_folder
+from workbench.hub.named_models import resolve_model
 from workbench.hub.references import HubReference, parse_reference
 
 _OTHERS = ("datasets--", "spaces--")
@@ -48,13 +48,14 @@ def locate_series(reference: str | os.PathLike[str]) -> Path:
         NoCheckpoints: if the cache holds the model, but not the revision.
         WorkbenchError: for a published model that was not fetched.
     """
-    if (published := published_folder(reference)) is not None:
-        return published
-    path, named = Path(reference), _cached(reference)
-    if named is None:
-        is_inside = path.name == "snapshots" and is_repository(path.parent)
-        return path.parent if is_inside else path
-    repository, revision = named
+    named = resolve_model(reference)
+    if isinstance(named, Path):
+        is_inside = named.name == "snapshots" and is_repository(named.parent)
+        return named.parent if is_inside else named
+    cached = _cached(named)
+    if cached is None:
+        return Path(reference)
+    repository, revision = cached
     return repository if revision is None else _revision(repository, revision, NoCheckpoints).folder
 
 
@@ -68,16 +69,14 @@ def locate_checkpoint(reference: str | os.PathLike[str] | HubReference) -> Locat
         BadCheckpoint: if the cache does not hold the model or the revision, or several of which none is `main`.
         WorkbenchError: for a published model that was not fetched.
     """
-    if not isinstance(reference, HubReference) and (published := published_folder(reference)) is not None:
-        return Located(published, published.name)
-    path = Path(str(reference) if isinstance(reference, HubReference) else reference)
-    named = _cached(reference)
-    if named is not None:
-        repository, revision = named
+    path = resolve_model(reference)
+    if isinstance(path, HubReference):
+        cached = _cached(path)
+        if cached is None:
+            raise BadCheckpoint(why_missing(reference))
+        repository, revision = cached
         chosen = _main(repository) if revision is None else _revision(repository, revision, BadCheckpoint)
         return Located(chosen.folder, model_id(repository).rpartition("/")[2])
-    if isinstance(reference, HubReference):
-        raise BadCheckpoint(why_missing(reference))
     repository = path.parent if path.name == "snapshots" else path
     if is_repository(repository):
         return Located(_main(repository).folder, model_id(repository).rpartition("/")[2])
@@ -147,13 +146,12 @@ def _form(folder: Path) -> str:
     return "none: one file" if (folder / "model.safetensors").exists() else "model"
 
 
-def _cached(reference: str | os.PathLike[str] | HubReference) -> tuple[Path, str | None] | None:
-    """The folder of a cached model's id, and the revision it names; None for a path and for models not in the cache."""
-    parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
-    if parsed is None or parsed.is_glob:
+def _cached(reference: HubReference) -> tuple[Path, str | None] | None:
+    """The folder of a cached model, and the revision that the reference names; None for models not in the cache."""
+    if reference.is_glob:
         return None
-    repository = repository_folder(parsed.repo)
-    return (repository, parsed.revision) if is_repository(repository) else None
+    repository = repository_folder(reference.repo)
+    return (repository, reference.revision) if is_repository(repository) else None
 
 
 def _main(repository: Path) -> Revision:

@@ -17,8 +17,11 @@ from transformers.models.auto.modeling_auto import (
 from workbench.heads import WorkbenchError
 
 _EXPECTED = "expected a decoder-only causal language model"
-# Whose language model alone, given token ids, is not the model that was trained.
-_PREFIX_MODELS = frozenset({"paligemma"})
+# Whose language model alone, given token ids, is not the model that was trained: what stood before the text.
+_PREFIX_MODELS = {
+    "paligemma": "a picture and a prompt whose tokens see each other, later ones too",
+    "git": "a picture before the text, whose patches see each other, later ones too",
+}
 # Multimodal models are language models where they are given token ids alone.
 _LANGUAGE_MODELS: tuple[Mapping[Any, Any], ...] = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -46,9 +49,9 @@ def refuse_other_models(config: Any, name: str) -> None:
         )
     if config.model_type in _PREFIX_MODELS:
         raise WorkbenchError(
-            f"{name} is a prefix language model (model type {config.model_type!r}): it was trained with a picture and "
-            "a prompt whose tokens see each other, later ones too, and the scores are of causal attention; "
-            f"{_EXPECTED}. Leave this model out"
+            f"{name} is a prefix language model (model type {config.model_type!r}): it was trained with "
+            f"{_PREFIX_MODELS[config.model_type]}, and the scores are of causal attention; {_EXPECTED}. Leave this "
+            "model out"
         )
     if getattr(config.get_text_config(), "vocab_size", None) is None:
         raise WorkbenchError(
