@@ -15,7 +15,13 @@ from pathlib import Path
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import HINTS, UNREAD, Format, checkpoint_format
 from workbench.checkpoints.hub_candidates import format_of
-from workbench.checkpoints.hub_references import Located, cached_checkpoint, cached_files, locate_checkpoint
+from workbench.checkpoints.hub_references import (
+    Located,
+    cached_checkpoint,
+    cached_files,
+    locate_checkpoint,
+    unlisted_shards,
+)
 from workbench.console import showing_phases, warn
 from workbench.heads import BadCheckpoint, StoreNotWritable, some_of
 from workbench.hub.byte_sizes import bytes_in_words
@@ -158,6 +164,8 @@ def fetch(planned: Download, *, check: Check | None = None, watch: Watch | None 
 
         counting = Watch(count, outer.should_stop)
         folder = download(revision, small_files(files), watch=counting)
+        if fault := unlisted_shards(folder, [file.name for file in files]):
+            raise BadCheckpoint(f"{revision}: {fault}; its weights were not fetched. Pass another revision")
         if check is not None:
             check(folder)
         return download(revision, files, watch=counting)

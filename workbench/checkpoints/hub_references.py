@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +109,25 @@ def is_whole(folder: Path) -> bool:
         return False
     for index in (folder / name for name in _INDICES):
         if index.is_file() and index.name.startswith(_form(folder)):
-            try:
-                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                return True  # whoever opens it says what is wrong
-            return all((folder / str(shard)).exists() for shard in shards)
+            return all((folder / shard).exists() for shard in _shards(index))
     return all(file.exists() for file in weight_files(folder))
+
+
+def unlisted_shards(folder: Path, names: Iterable[str]) -> str:
+    """Which shards an index in a folder names that are not among the files of its revision, in words; "" if none."""
+    there = set(names)
+    for index in (folder / name for name in _INDICES if name in there):
+        if missing := sorted(_shards(index) - there):
+            return f"{index.name} names {some_of(missing)}, which the hub does not have"
+    return ""
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names; none where it cannot be read, of which whoever opens it says what is wrong."""
+    try:
+        return set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def why_missing(reference: str | os.PathLike[str] | HubReference, noun: str = "folder") -> str:

@@ -80,7 +80,7 @@ def language_model_class(config: Any) -> Any:
 def why_unknown(config: Mapping[str, object]) -> str:
     """Why a config.json that transformers cannot read describes no known model; empty if its model type is known."""
     model_type, code = config.get("model_type"), config.get("auto_map")
-    if model_type in CONFIG_MAPPING:
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return ""
     if isinstance(code, dict) and code:
         files = sorted({f"{value.split('.')[0]}.py" for value in code.values() if isinstance(value, str)})
@@ -89,7 +89,7 @@ def why_unknown(config: Mapping[str, object]) -> str:
             "checkpoint; expected a model type that transformers has. If you trust the code, load the model yourself "
             "with trust_remote_code=True and pass it to open_model"
         )
-    if not model_type:
+    if not isinstance(model_type, str) or not model_type:
         return "names no model_type; expected one that transformers knows, as in the config.json of the model's origin"
     return (
         f"model type {model_type!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or "
