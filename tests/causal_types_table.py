@@ -30,7 +30,10 @@ its own for a type, it is the type's default with all sizes made small.
 - **how it is read**: *interface*, through transformers' AttentionInterface; *softmax*, at the softmax of one layer \
 at a time; of linear layers the mixer.
 - **record**: the entropy of every head. **prefill**: the same numbers with `prefill=`, piece by piece. **generate**: \
-`m.model.generate` inside of `m.restrict` gives, with its cache, what it gives without one.
+`m.model.generate` inside of `m.restrict` gives, with its cache, what it gives without one. `minimax` is refused \
+there: transformers makes the mask of a step after the first for the length of the first layer's cache, which is that \
+of a linear layer and empty, so that 1 query has a mask of 1 key. Without `restrict` the mask of a single query is not \
+read, and what it generates with its cache is right; inside of it, pass `use_cache=False`.
 - ¹ an encoder by default, opened with `is_decoder=True` in its configuration; without, it is refused. ² the decoder \
 of an encoder-decoder by itself; the whole is refused.
 """

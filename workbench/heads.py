@@ -15,6 +15,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 WITHOUT_ANSWERS = "_without_answers"
 # The flag of scores that are NaN for every head on a probe, with the reason.
 NO_ROWS = "no_rows"
+# The reason of a detector of learned sinks: most models have none, and that is no lack.
+NO_LEARNED_SINK = "no layer of the model has a learned sink logit"
 
 
 def some_of(names: Sequence[str], most: int = 5) -> str:

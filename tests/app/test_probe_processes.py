@@ -133,7 +133,7 @@ def test_a_model_run_ends_with_the_app_however_that_ends(synthetic_runs, checkpo
 def test_what_cannot_be_run_is_refused_before_a_process_starts(probings, checkpoint, arguments, reason):
     with pytest.raises(WorkbenchError, match=reason):
         probings.start(checkpoint, **arguments)
-    with pytest.raises(WorkbenchError, match="no longer there"):
+    with pytest.raises(WorkbenchError, match=r"not on this disk; put it back, or choose another checkpoint$"):
         probings.start(checkpoint / "gone", text="1 2")
     assert not probings._probings
 
@@ -184,6 +184,16 @@ def test_the_process_is_told_the_reference_and_no_folder_of_that_name(probings, 
     for bad in ("/etc", "../name", "a/b/c", "org/*", "", "~"):
         with pytest.raises(WorkbenchError, match="is no id of a model; write org/name"):
             named_model(bad)
+
+
+def test_a_published_model_is_named_by_its_short_name(probings, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_MODELS", str(tmp_path))
+    with pytest.raises(WorkbenchError, match="fetch it with `workbench get smollm2`"):
+        named_model("smollm2")
+    with pytest.raises(WorkbenchError, match="or `workbench get smollm2` and write its name as the model's id"):
+        probings.start(tmp_path / "smollm2", text="1 2")
+    (tmp_path / "smollm2").symlink_to(checkpoint)
+    assert named_model(" smollm2 ") == tmp_path / "smollm2"
 
 
 def test_the_page_says_what_run_would_fetch_and_asks_no_hub(hub, checkpoint, monkeypatch):

@@ -12,9 +12,9 @@ from huggingface_hub import snapshot_download
 import workbench as wb
 from tests.families import tiny
 from tests.hub.hub_client import user_cache
-from workbench.checkpoints import fetched_models
+from workbench.checkpoints import fetched_models, find_checkpoints
 from workbench.checkpoints.fetched_models import obtain_checkpoint, obtain_configuration, plan_download
-from workbench.heads import BadCheckpoint, StoreNotWritable
+from workbench.heads import BadCheckpoint, NoCheckpoints, StoreNotWritable
 from workbench.hub import BadReference, GatedModel, HubReference, NotAtHub, Unreachable
 from workbench.hub.downloads import BadDownload
 from workbench.loading.tokenizer_files import open_tokenizer
@@ -58,6 +58,23 @@ def test_what_is_cached_is_taken_without_a_question_and_as_hf_download_has_it(re
     assert obtain_checkpoint(f"org/name@{folder.name[:8]}").folder == folder
     assert (hub.requests, capsys.readouterr().err) == ([], "")
     assert obtain_checkpoint("org/name@step1").folder.name != folder.name
+
+
+def test_an_index_that_names_a_shard_which_the_hub_lacks_is_refused_before_weights_are_fetched(hub, llama):
+    files = {file.name: file.read_bytes() for file in llama.iterdir() if file.suffix == ".json"}
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.put("org/half", "main", {**files, "model-00001-of-00002.safetensors": b"half"})
+    with pytest.raises(BadCheckpoint, match=r"org/half@main: .*names model-00002-of-00002.*, which the hub does not"):
+        obtain_checkpoint("org/half")
+    assert hub.gets("*.safetensors") == []
+
+
+def test_an_adapter_at_a_hub_is_named_as_one_before_anything_of_it_is_fetched(hub):
+    hub.put("org/adapter", "main", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"0"})
+    with pytest.raises(NoCheckpoints, match=r"main: has adapter weights alone, which are not read; merge it into"):
+        find_checkpoints("org/adapter")
+    assert hub.gets() == []
 
 
 def test_a_snapshot_without_a_shard_is_completed(hub, llama, tmp_path):

@@ -112,6 +112,11 @@ def test_other_files_are_named(tmp_path, name, expected):
     assert expected in str(refused.value)
 
 
+def test_weights_that_are_a_link_to_nothing_are_no_pickle(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "gone")
+    assert "model.safetensors: is named and not there: a download broke off" in why_no_weights(tmp_path)
+
+
 def test_a_pickle_in_its_checkpoint_leads_to_the_folder(tmp_path):
     path = files(tmp_path / "step1", "pytorch_model.bin", "config.json")
     assert f"pass {path} and --allow-pickle" in why_no_weights(path / "pytorch_model.bin")

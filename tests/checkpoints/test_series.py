@@ -465,6 +465,15 @@ def test_one_step_twice_with_equal_weights_is_an_alias(tmp_path):
     }
 
 
+def test_the_name_that_says_the_step_is_the_checkpoint_and_the_one_that_does_not_is_its_alias(tmp_path):
+    for name in ("again", "step3"):
+        trainer_state(checkpoint(tmp_path / name), 3)
+    assert {c.name: (c.step, c.alias_of) for c in find_checkpoints(tmp_path).checkpoints} == {
+        "step3": (3, None),
+        "again": (3, "step3"),
+    }
+
+
 def test_a_final_folder_is_the_last_or_an_alias_of_it(tmp_path):
     folder(tmp_path, ["step10", "step20", "main"])
     *_, last = find_checkpoints(tmp_path).checkpoints

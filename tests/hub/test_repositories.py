@@ -104,10 +104,22 @@ def test_a_missing_model_or_revision_is_refused_with_near_names(commits):
         remote_revisions("org/nmae")
     with pytest.raises(NotAtHub, match=r"org/name@step2: .* and no revision step2\. Near: step1, step10"):
         remote_revisions("org/name@step2")
-    with pytest.raises(NotAtHub, match=r"a commit is named by all of its 40 digits"):
-        remote_revisions(f"org/name@{commits['step1'][:8]}")
+    with pytest.raises(NotAtHub, match=r"a commit that is no branch's or tag's now is named by all of its 40 digits"):
+        remote_revisions("org/name@0123456")
     with pytest.raises(NotAtHub, match=r"org/nmae: .*Near: org/name"):
         remote_revisions("org/nmae", "step*")
+
+
+def test_the_first_digits_of_a_commit_name_it_where_they_are_of_one_alone(commits, hub):
+    commit = commits["step1"]
+    (revision,) = remote_revisions(f"org/name@{commit[:7]}").chosen
+    assert (revision.name, revision.commit) == (commit, commit)
+    hub.put("org/name", "twin", {"a.json": b"{}"})
+    twin = f"{commit[:7]}{'0' * 33}"
+    hub._repositories["org/name"].commits[twin] = {}
+    hub.point("org/name", "twin", twin)
+    with pytest.raises(NotAtHub, match=rf"{commit[:7]}: several commits begin so .*; pass more digits"):
+        remote_revisions(f"org/name@{commit[:7]}")
 
 
 def test_a_renamed_model_is_read_by_its_name_of_now_and_that_is_said(commits, hub):

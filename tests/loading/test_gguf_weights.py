@@ -124,6 +124,12 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
         load(write_llama(tmp_path / "model.gguf", "F16", tensors=tensors))
 
 
+def test_a_header_of_two_thousand_million_layers_is_refused_before_they_are_made(tmp_path):
+    path = write_llama(tmp_path / "model.gguf", settings={"llama.block_count": 1 << 31})
+    with pytest.raises(BadCheckpoint, match=r"block_count is 2,147,483,648, and it holds 21 tensors"):
+        read_gguf_config(path)
+
+
 def test_an_unknown_architecture_is_refused_with_those_that_are_read(tmp_path):
     with pytest.raises(
         BadCheckpoint, match=r"of the architecture 'rwkv6', which is not read from GGUF; expected bloom"

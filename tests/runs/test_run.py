@@ -311,14 +311,23 @@ def test_what_a_cache_holds_follows_the_order_of_the_series(path):
         store.write_checkpoints(series)
 
 
-def test_a_detector_without_any_score_is_a_remark_with_its_reason(tmp_path):
-    store = Store.create(tmp_path / "run", job={}, versions={})
+@pytest.mark.parametrize(
+    ("detectors", "why", "is_said"),
+    [
+        (None, "no layer of the model has a sliding window", True),
+        (None, "no layer of the model has a learned sink logit", False),
+        (["learned_sink"], "no layer of the model has a learned sink logit", True),
+    ],
+)
+def test_a_detector_without_any_score_is_a_remark_where_its_question_arises(tmp_path, detectors, why, is_said):
+    store = Store.create(tmp_path / "run", job={"detectors": detectors}, versions={})
     store.write_checkpoints([{"name": "a", "stage": "", "branch": None, "step": 1, "step_total": 1, "tokens": None}])
     origin = Origin("run", "a", canonical_digest("a"), "c" * 32, "", None, 1, 1, None)
-    nan, why = float("nan"), "no layer of the model has a learned sink logit"
+    nan = float("nan")
     for probe in ("repeats", "text"):
         row = Row(0, 0, 0, "full", None, "learned_sink", 1, probe, nan, nan, nan, nan, 0, 0, nan, nan, f"no_rows={why}")
         store.commit_scores(origin, canonical_digest([probe]), [row], probe_digest=probe, seq_len=64)
     scored = Row(0, 0, 0, "full", None, "sink", 2, "text", 0.5, 0.0, 0.0, 0.0, 8, 64, 0.0, 0.0)
     store.commit_scores(origin, canonical_digest(["sink"]), [scored], probe_digest="text", seq_len=64)
-    assert open_run(tmp_path / "run").remarks == (f"learned_sink has no score on repeats, text (all NaN): {why}",)
+    sentence = f"learned_sink has no score on repeats, text (all NaN): {why}"
+    assert open_run(tmp_path / "run").remarks == ((sentence,) if is_said else ())

@@ -22,6 +22,8 @@ from typing import Any
 from workbench.checkpoints.hub_references import cached_checkpoint, is_whole
 from workbench.heads import WorkbenchError
 from workbench.hub.hub_errors import endpoint, is_offline
+from workbench.hub.named_models import resolve_model
+from workbench.hub.published_models import PUBLISHED
 from workbench.hub.references import HubReference, parse_reference
 from workbench.store import PatternFile
 
@@ -80,8 +82,10 @@ class Probings:
         if len(text) > MOST_CHARACTERS:
             raise WorkbenchError(f"the text has {len(text):,} characters; expected at most {MOST_CHARACTERS:,}")
         if isinstance(checkpoint, Path) and not checkpoint.is_dir():
+            published = f", or `workbench get {checkpoint.name}` and write its name as the model's id"
             raise WorkbenchError(
-                f"the checkpoint's folder {checkpoint} is no longer there; put it back, or choose another checkpoint"
+                f"the checkpoint's folder {checkpoint} is not on this disk; put it back, or choose another checkpoint"
+                f"{published if checkpoint.name in PUBLISHED else ''}"
             )
         with self._lock:
             for name in list(self._probings):
@@ -171,15 +175,20 @@ def checkpoint_source(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path | 
     return folder
 
 
-def named_model(text: str) -> HubReference:
-    """The model at a hub that a reader of the page names.
+def named_model(text: str) -> Path | HubReference:
+    """The model that a reader of the page names: the folder of a published one that is here, or a model at a hub.
 
     Raises:
-        WorkbenchError: if it is no id of one model.
+        WorkbenchError: if it is no id of one model, or a published one that was not fetched.
     """
-    reference = parse_reference(text.strip(), exists=False)
+    written = text.strip()
+    if written in PUBLISHED:
+        return resolve_model(written, exists=False)
+    reference = parse_reference(written, exists=False)
     if reference is None or reference.is_glob:
-        raise WorkbenchError(f"{text.strip()!r} is no id of a model; write org/name, or org/name@revision")
+        raise WorkbenchError(
+            f"{written!r} is no id of a model; write org/name, org/name@revision, or one of {', '.join(PUBLISHED)}"
+        )
     return reference
 
 

@@ -15,7 +15,13 @@ from pathlib import Path
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.formats import HINTS, UNREAD, Format, checkpoint_format
 from workbench.checkpoints.hub_candidates import format_of
-from workbench.checkpoints.hub_references import Located, cached_checkpoint, cached_files, locate_checkpoint
+from workbench.checkpoints.hub_references import (
+    Located,
+    cached_checkpoint,
+    cached_files,
+    locate_checkpoint,
+    unlisted_shards,
+)
 from workbench.console import showing_phases, warn
 from workbench.heads import BadCheckpoint, StoreNotWritable, some_of
 from workbench.hub.byte_sizes import bytes_in_words
@@ -23,8 +29,8 @@ from workbench.hub.downloads import Watch, download, quiet_hub
 from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.published_models import PUBLISHED, published_folder
-from workbench.hub.references import HubReference, parse_reference
+from workbench.hub.named_models import resolve_model
+from workbench.hub.references import HubReference
 from workbench.hub.repositories import RemoteRevision, remote_files, remote_revisions
 from workbench.hub.small_files import small_files
 from workbench.hub.user_cache import cached_snapshot
@@ -69,11 +75,8 @@ def obtain_checkpoint(
         StoreNotWritable: if the cache has no room.
         DownloadStopped: if `watch` asks for it.
     """
-    if isinstance(reference, HubReference):
-        parsed = reference
-    else:
-        parsed = None if os.fspath(reference) in PUBLISHED else parse_reference(reference)
-    if parsed is None or is_offline() or _is_cached(parsed, allow_pickle=allow_pickle):
+    parsed = resolve_model(reference)
+    if isinstance(parsed, Path) or is_offline() or _is_cached(parsed, allow_pickle=allow_pickle):
         return locate_checkpoint(reference)
     try:
         planned = plan_download(parsed, allow_pickle=allow_pickle)
@@ -111,11 +114,9 @@ def obtain_configuration(reference: str | os.PathLike[str]) -> Path:
     Raises:
         HubError: as `obtain_small_files`.
     """
-    if (published := published_folder(reference)) is not None:
-        return published
-    parsed = parse_reference(reference)
-    if parsed is None or parsed.is_glob:
-        return Path(reference)
+    parsed = resolve_model(reference)
+    if isinstance(parsed, Path) or parsed.is_glob:
+        return Path(str(parsed))
     folder = cached_files(parsed)
     if folder is not None and (folder / CONFIG).exists():
         return folder
@@ -163,6 +164,8 @@ def fetch(planned: Download, *, check: Check | None = None, watch: Watch | None 
 
         counting = Watch(count, outer.should_stop)
         folder = download(revision, small_files(files), watch=counting)
+        if fault := unlisted_shards(folder, [file.name for file in files]):
+            raise BadCheckpoint(f"{revision}: {fault}; its weights were not fetched. Pass another revision")
         if check is not None:
             check(folder)
         return download(revision, files, watch=counting)

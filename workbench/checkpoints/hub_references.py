@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from workbench.hub.local_cache import (
     revisions,
     with_name,
 )
-from workbench.hub.published_models import published_folder
+from workbench.hub.named_models import resolve_model
 from workbench.hub.references import HubReference, parse_reference
 
 _OTHERS = ("datasets--", "spaces--")
@@ -48,13 +49,14 @@ def locate_series(reference: str | os.PathLike[str]) -> Path:
         NoCheckpoints: if the cache holds the model, but not the revision.
         WorkbenchError: for a published model that was not fetched.
     """
-    if (published := published_folder(reference)) is not None:
-        return published
-    path, named = Path(reference), _cached(reference)
-    if named is None:
-        is_inside = path.name == "snapshots" and is_repository(path.parent)
-        return path.parent if is_inside else path
-    repository, revision = named
+    named = resolve_model(reference)
+    if isinstance(named, Path):
+        is_inside = named.name == "snapshots" and is_repository(named.parent)
+        return named.parent if is_inside else named
+    cached = _cached(named)
+    if cached is None:
+        return Path(reference)
+    repository, revision = cached
     return repository if revision is None else _revision(repository, revision, NoCheckpoints).folder
 
 
@@ -68,16 +70,14 @@ def locate_checkpoint(reference: str | os.PathLike[str] | HubReference) -> Locat
         BadCheckpoint: if the cache does not hold the model or the revision, or several of which none is `main`.
         WorkbenchError: for a published model that was not fetched.
     """
-    if not isinstance(reference, HubReference) and (published := published_folder(reference)) is not None:
-        return Located(published, published.name)
-    path = Path(str(reference) if isinstance(reference, HubReference) else reference)
-    named = _cached(reference)
-    if named is not None:
-        repository, revision = named
+    path = resolve_model(reference)
+    if isinstance(path, HubReference):
+        cached = _cached(path)
+        if cached is None:
+            raise BadCheckpoint(why_missing(reference))
+        repository, revision = cached
         chosen = _main(repository) if revision is None else _revision(repository, revision, BadCheckpoint)
         return Located(chosen.folder, model_id(repository).rpartition("/")[2])
-    if isinstance(reference, HubReference):
-        raise BadCheckpoint(why_missing(reference))
     repository = path.parent if path.name == "snapshots" else path
     if is_repository(repository):
         return Located(_main(repository).folder, model_id(repository).rpartition("/")[2])
@@ -109,12 +109,25 @@ def is_whole(folder: Path) -> bool:
         return False
     for index in (folder / name for name in _INDICES):
         if index.is_file() and index.name.startswith(_form(folder)):
-            try:
-                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                return True  # whoever opens it says what is wrong
-            return all((folder / str(shard)).exists() for shard in shards)
+            return all((folder / shard).exists() for shard in _shards(index))
     return all(file.exists() for file in weight_files(folder))
+
+
+def unlisted_shards(folder: Path, names: Iterable[str]) -> str:
+    """Which shards an index in a folder names that are not among the files of its revision, in words; "" if none."""
+    there = set(names)
+    for index in (folder / name for name in _INDICES if name in there):
+        if missing := sorted(_shards(index) - there):
+            return f"{index.name} names {some_of(missing)}, which the hub does not have"
+    return ""
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names; none where it cannot be read, of which whoever opens it says what is wrong."""
+    try:
+        return set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def why_missing(reference: str | os.PathLike[str] | HubReference, noun: str = "folder") -> str:
@@ -147,13 +160,12 @@ def _form(folder: Path) -> str:
     return "none: one file" if (folder / "model.safetensors").exists() else "model"
 
 
-def _cached(reference: str | os.PathLike[str] | HubReference) -> tuple[Path, str | None] | None:
-    """The folder of a cached model's id, and the revision it names; None for a path and for models not in the cache."""
-    parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
-    if parsed is None or parsed.is_glob:
+def _cached(reference: HubReference) -> tuple[Path, str | None] | None:
+    """The folder of a cached model, and the revision that the reference names; None for models not in the cache."""
+    if reference.is_glob:
         return None
-    repository = repository_folder(parsed.repo)
-    return (repository, parsed.revision) if is_repository(repository) else None
+    repository = repository_folder(reference.repo)
+    return (repository, reference.revision) if is_repository(repository) else None
 
 
 def _main(repository: Path) -> Revision:

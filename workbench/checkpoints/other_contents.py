@@ -71,6 +71,9 @@ def _of_folder(path: Path) -> str:
     if kind == "gguf":
         return f"{path}: {_GGUF}"
     files = weight_files(path)
+    if kind == "safetensors" and files:
+        gone = next((file for file in files if not file.exists()), files[0])
+        return f"{gone}: is named and not there: a download broke off, or it was removed; fetch the checkpoint again"
     if kind != "none" and files:
         name = files[0].relative_to(path)
         return f"{path / name}: no safetensors; {kind} weights are pickle files and not read; {HINTS[kind]}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
 from workbench.checkpoints.configs import ConfigChange, config_changes
-from workbench.checkpoints.formats import UNREAD, Format
+from workbench.checkpoints.formats import HINTS, UNREAD, Format
 from workbench.checkpoints.gone_checkpoints import remark_on_gone, slot_of, with_gone, without_successors
 from workbench.checkpoints.other_contents import why_no_weights
 from workbench.checkpoints.series_overrides import SERIES_FILE
@@ -147,7 +147,10 @@ def _series(candidates: Candidates, before: Sequence[Mapping[str, Any]]) -> Seri
         raise NoCheckpoints(f"{candidates.root}: {SERIES_FILE} skips every checkpoint; remove a skip = true")
     if all(entry.format in UNREAD and entry.format != "none" for entry in on_disk):
         of = f" (all {len(on_disk)} checkpoints there are such)" if len(on_disk) > 1 else ""
-        raise NoCheckpoints(f"{why_no_weights(on_disk[0].path)}{of}")
+        first = on_disk[0]
+        is_listed_alone = first.blobs is not None and not first.path.exists()
+        why = f"{first.name}: has {first.format} weights alone, which are not read; {HINTS[first.format]}"
+        raise NoCheckpoints(f"{why if is_listed_alone else why_no_weights(first.path)}{of}")
     entries, loose = without_successors(entries)
     entries, aliases, outputs = settle_duplicates(entries)
     order = stage_order(entries, overrides)

@@ -14,7 +14,7 @@ from workbench.checkpoints.candidates import Candidate, Candidates
 from workbench.checkpoints.configs import read_json_object
 from workbench.checkpoints.digests import same_weights
 from workbench.checkpoints.formats import Format
-from workbench.checkpoints.names import AFTER_STEP_UNREAD, NO_WORD_FOR_UNIT, Doubt, stage_of_words
+from workbench.checkpoints.names import AFTER_STEP_UNREAD, NO_WORD_FOR_UNIT, Doubt, parse_name, stage_of_words
 from workbench.checkpoints.series_overrides import SERIES_FILE, Overrides, Placement
 from workbench.heads import BadCheckpoint, NoCheckpoints, WorkbenchError, some_of
 
@@ -235,9 +235,10 @@ def settle_duplicates(entries: list[Entry]) -> tuple[list[Entry], dict[str, str]
     return [entry for entry in entries if entry.name not in outputs], aliases, outputs
 
 
-def _precedence(entry: Entry) -> tuple[bool, bool, bool, str]:
-    """Of checkpoints with the same weights, the first is the original."""
-    return entry.position is None, entry.format == "none", entry.is_bare, entry.name
+def _precedence(entry: Entry) -> tuple[bool, bool, bool, bool, str]:
+    """Of checkpoints with the same weights, the first is the original: `step3` before `main`."""
+    says_where = parse_name(entry.name.rpartition("/")[2]).gives_position
+    return entry.position is None, entry.format == "none", entry.is_bare, not says_where, entry.name
 
 
 def _have_same_weights(a: Entry, b: Entry) -> bool:

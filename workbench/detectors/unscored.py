@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 
 from workbench.detectors.registry import Detector
-from workbench.heads import NO_ROWS
+from workbench.heads import NO_LEARNED_SINK, NO_ROWS
 from workbench.hooks import FarSum, HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.kernels import Far
@@ -30,7 +30,7 @@ def why_unscored(d: Detector, probe: Probe, m: HookedModel, far: Far, *, counted
     if windows and min(windows) >= longest:
         return f"no row has {min(windows)} tokens before it, its longest text has {longest} tokens"
     if "learned_sink_mass" in d.needs and not any(info.has_sinks for info in m.layers):
-        return "no layer of the model has a learned sink logit"
+        return NO_LEARNED_SINK
     if "window_saturation" in d.needs and not own:
         return "no layer of the model has a sliding window"
     if "window_saturation" in d.needs and min(own) >= longest:

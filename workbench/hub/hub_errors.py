@@ -159,7 +159,7 @@ def as_hub_error(repo: str, revision: str | None = None) -> Generator[None]:
     except errors.HFValidationError as error:
         raise BadReference(f"{what}: is no id of a model at a hub: {error}") from error
     except errors.HfHubHTTPError as error:
-        raise _of_status(error, what) from error
+        raise _of_status(error, what, repo) from error
     except errors.HTTPError as error:  # pyright: ignore[reportPrivateImportUsage]
         reason = str(error) or type(error).__name__
         raise Unreachable(f"{what}: {endpoint()} cannot be reached ({reason}); check the network") from error
@@ -188,7 +188,7 @@ def _missing(what: str) -> str:
     )
 
 
-def _of_status(error: Any, what: str) -> HubError:
+def _of_status(error: Any, what: str, repo: str) -> HubError:
     status, message = error.response.status_code, (error.server_message or "").strip()
     said_by_hub = f": {message}" if message else ""
     if status == 429:
@@ -211,7 +211,7 @@ def _of_status(error: Any, what: str) -> HubError:
     if status == 404:
         return NotAtHub(f"{what}: {endpoint()} has no such model (404){said_by_hub}; check the name")
     if status == 403:
-        return GatedModel(f"{what}: {endpoint()} refuses it (403){said_by_hub}; its page {endpoint()}/{what} says why")
+        return GatedModel(f"{what}: {endpoint()} refuses it (403){said_by_hub}; its page {endpoint()}/{repo} says why")
     return HubFault(f"{what}: {endpoint()} answers {status}{said_by_hub}")
 
 

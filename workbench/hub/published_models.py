@@ -190,15 +190,17 @@ def published_here() -> dict[str, Path]:
     return {name: folder for name in PUBLISHED if (folder := models_folder() / name).is_dir()}
 
 
-def published_folder(reference: str | os.PathLike[str]) -> Path | None:
+def published_folder(reference: str | os.PathLike[str], *, exists: bool | None = None) -> Path | None:
     """The folder of the published model that a reference names; None for any other reference, and for a path.
+
+    `exists`: whether there is such a path; None: looked up from the working directory.
 
     Raises:
         WorkbenchError: if it names one that is not here: with the command that fetches it.
     """
     name = os.fspath(reference)
     model = PUBLISHED.get(name)
-    if model is None or Path(name).exists():
+    if model is None or (Path(name).exists() if exists is None else exists):
         return None
     if (folder := published_here().get(name)) is not None:
         return folder

@@ -13,7 +13,8 @@ _PART = r"[A-Za-z0-9*?\[][\w.*?\[\]!-]*"
 _REFERENCE = re.compile(
     r"(?:(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/{1,2})?"
     rf"(?P<repo>{_PART}(?:/{_PART})?)"
-    r"(?:(?:@|/(?:tree|commit)/)(?P<revision>[\w.%+=/-]+?))?/?",
+    # What git allows in the name of a branch or tag, but commas, which stand between references.
+    r"(?:@(?P<revision>[^\s~^:?*\[\\,]+?)|/(?:tree|commit)/(?P<in_address>[\w.%+=/-]+?))?/?",
     re.ASCII,
 )
 
@@ -54,8 +55,8 @@ def parse_reference(text: str | os.PathLike[str], *, exists: bool | None = None)
     match = _REFERENCE.fullmatch(written)
     if match is None:
         return None
-    revision = match["revision"]
-    return HubReference(match["repo"], None if revision is None else unquote(revision))
+    in_address = match["in_address"]
+    return HubReference(match["repo"], match["revision"] if in_address is None else unquote(in_address))
 
 
 def parse_references(text: str, *, exists: bool | None = None) -> list[HubReference] | None:

@@ -18,6 +18,8 @@ MAIN = "main"
 _TIMEOUT_S = 30.0
 # A listing for near names is no reason to page through an organization of thousands.
 _MOST_NEIGHBOURS = 2000
+# What may be the beginning of a commit; shorter ones are more often a name.
+_FIRST_DIGITS = re.compile(r"[0-9a-f]{4,39}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +182,32 @@ def _one(reference: HubReference) -> RemoteRevisions:
     try:
         info = ask(lambda api: api.model_info(repo, revision=revision, timeout=_TIMEOUT_S), repo, revision)
     except NotAtHub as error:
-        raise NotAtHub(f"{error}{_alternatives(repo, revision)}") from error
+        whole = None if revision is None else _whole_commit(repo, revision)
+        if whole is None:
+            raise NotAtHub(f"{error}{_alternatives(repo, revision)}") from error
+        return _one(HubReference(repo, whole))
     commit = str(info.sha)
     is_commit = revision is not None and len(revision) >= 7 and commit.startswith(revision)
     name = commit if is_commit else revision or MAIN
     return RemoteRevisions((RemoteRevision(info.id, name, commit),), {}, _renamed(repo, info.id))
+
+
+def _whole_commit(repo: str, digits: str) -> str | None:
+    """The commit of a branch or tag that begins with these digits; None without one.
+
+    Raises:
+        NotAtHub: if several begin so.
+    """
+    if _FIRST_DIGITS.fullmatch(digits) is None:
+        return None
+    try:
+        refs = ask(lambda api: api.list_repo_refs(repo), repo)
+    except WorkbenchError:  # what is said of the revision itself says more
+        return None
+    commits = {ref.target_commit for ref in (*refs.branches, *refs.tags) if ref.target_commit.startswith(digits)}
+    if len(commits) > 1:
+        raise NotAtHub(f"{repo}@{digits}: several commits begin so ({some_of(sorted(commits))}); pass more digits")
+    return next(iter(commits), None)
 
 
 def _matching(repo: str, pattern: str, matches: Callable[[str], bool]) -> RemoteRevisions:
@@ -241,6 +264,6 @@ def _alternatives(repo: str, revision: str | None) -> str:
 def _other_revisions(repo: str, revision: str) -> str:
     refs = ask(lambda api: api.list_repo_refs(repo), repo)
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
-    is_short = re.fullmatch(r"[0-9a-f]{4,39}", revision) is not None
-    digits = "; a commit is named by all of its 40 digits" if is_short else ""
+    is_short = _FIRST_DIGITS.fullmatch(revision) is not None
+    digits = "; a commit that is no branch's or tag's now is named by all of its 40 digits" if is_short else ""
     return (near_names(revision, names) or f". It has {some_of(names)}") + digits

@@ -45,6 +45,8 @@ _CONVERT = (
     "open_model"
 )
 _FEW = 3
+# More than any model has.
+_MANY_LAYERS = 1000
 _ROW = 1 << 16
 
 
@@ -89,6 +91,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
     header = read_gguf_header(path)
     require_gguf()
     _refuse_unknown_architecture(path, header)
+    _refuse_absurd_depth(path, header)
     settings = _transformers_settings(path, header)
     try:
         config = AutoConfig.for_model(**settings)
@@ -125,6 +128,17 @@ def _refuse_unknown_architecture(path: Path, header: GgufHeader) -> None:
         raise BadCheckpoint(
             f"{path}: is of the architecture {header.architecture!r}, which is not read from GGUF; expected "
             f"{', '.join(ARCHITECTURES)}. Pass its folder with safetensors instead"
+        )
+
+
+def _refuse_absurd_depth(path: Path, header: GgufHeader) -> None:
+    """Layers are made one by one, before their tensors are missed: for hours where a damaged header names 2³¹."""
+    name = f"{header.architecture}.block_count"
+    n_layers = header.settings.get(name)
+    if isinstance(n_layers, int) and n_layers > max(len(header.tensors), _MANY_LAYERS):
+        raise BadCheckpoint(
+            f"{path}: {name} is {n_layers:,}, and it holds {len(header.tensors)} tensors; truncated or damaged, fetch "
+            "the file again"
         )
 
 

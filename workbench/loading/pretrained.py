@@ -40,6 +40,8 @@ _UNREAD = (".attn.bias", ".attention.bias", ".masked_bias", ".bias_mask", "posit
 _ROTARY = "rotary_emb.inv_freq"
 # Messages of torch's allocator and of the system; the latter also through libraries that map files.
 _NO_MEMORY = ("DefaultCPUAllocator", os.strerror(errno.ENOMEM))
+# More than any model has.
+_MANY_LAYERS = 1000
 # Buffers that are computed from the config, by `restore_decay`.
 _DECAY = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
 # Errors of transformers on a broken config or weight file; a config of odd numbers fails in a model's arithmetic.
@@ -110,6 +112,7 @@ def load_pretrained(
     target = _Target(device, _dtype(weights, device) if dtype is None else dtype)
     with quiet():
         config = load_config(path)
+        _refuse_absurd_depth(path, config, weights)
         if is_gguf:
             state = read_gguf_tensors(path, config, _float_dtype(target.dtype))
         elif getattr(config, "quantization_config", None) is None:
@@ -121,6 +124,16 @@ def load_pretrained(
         _refuse_nonfinite(path, model)
     restore_decay(model)
     return LoadedModel(model.eval(), tokenizer, no_tokenizer, weights)
+
+
+def _refuse_absurd_depth(path: Path, config: PreTrainedConfig, weights: WeightsInfo) -> None:
+    """Layers are made one by one, for minutes where a damaged config.json names a hundred thousand."""
+    n_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(n_layers, int) and n_layers > max(len(weights.tensors), _MANY_LAYERS):
+        raise BadCheckpoint(
+            f"{path}: config.json names {n_layers:,} layers, and the files hold {len(weights.tensors)} tensors; mend "
+            "config.json, or fetch the checkpoint again"
+        )
 
 
 def load_fitting(path: Path, config: PreTrainedConfig) -> tuple[Any, str]:

@@ -72,6 +72,8 @@ def obtain(name: str, *, out: Path | None, accept: Accept) -> Obtained:
         return Obtained(name, folder, is_new=False)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WorkbenchError(f"{folder}: is not empty, and no folder of {name}; pass another --out (out=)")
+    if model.quantisation:
+        _require_gguf()
     warn(f"{name}: {model.title}. Licence: {model.licence}, {model.licence_url}")
     if model.terms and not accept(model):
         raise WorkbenchError(
@@ -241,6 +243,13 @@ def _require_room(model: PublishedModel, folder: Path) -> None:
             f"{model.name}: {bytes_in_words(needed)} needed while it is written, and {there} has "
             f"{bytes_in_words(free)} free; make room, set {MODELS_VARIABLE} to a larger disk, or pass --out (out=)"
         )
+
+
+def _require_gguf() -> None:
+    """Refuse to fetch what could not be read here."""
+    from workbench.loading.gguf_weights import require_gguf
+
+    require_gguf()
 
 
 def _sha256(file: Path) -> str:

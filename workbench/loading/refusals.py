@@ -17,8 +17,11 @@ from transformers.models.auto.modeling_auto import (
 from workbench.heads import WorkbenchError
 
 _EXPECTED = "expected a decoder-only causal language model"
-# Whose language model alone, given token ids, is not the model that was trained.
-_PREFIX_MODELS = frozenset({"paligemma"})
+# Whose language model alone, given token ids, is not the model that was trained: what stood before the text.
+_PREFIX_MODELS = {
+    "paligemma": "a picture and a prompt whose tokens see each other, later ones too",
+    "git": "a picture before the text, whose patches see each other, later ones too",
+}
 # Multimodal models are language models where they are given token ids alone.
 _LANGUAGE_MODELS: tuple[Mapping[Any, Any], ...] = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -46,9 +49,9 @@ def refuse_other_models(config: Any, name: str) -> None:
         )
     if config.model_type in _PREFIX_MODELS:
         raise WorkbenchError(
-            f"{name} is a prefix language model (model type {config.model_type!r}): it was trained with a picture and "
-            "a prompt whose tokens see each other, later ones too, and the scores are of causal attention; "
-            f"{_EXPECTED}. Leave this model out"
+            f"{name} is a prefix language model (model type {config.model_type!r}): it was trained with "
+            f"{_PREFIX_MODELS[config.model_type]}, and the scores are of causal attention; {_EXPECTED}. Leave this "
+            "model out"
         )
     if getattr(config.get_text_config(), "vocab_size", None) is None:
         raise WorkbenchError(
@@ -77,7 +80,7 @@ def language_model_class(config: Any) -> Any:
 def why_unknown(config: Mapping[str, object]) -> str:
     """Why a config.json that transformers cannot read describes no known model; empty if its model type is known."""
     model_type, code = config.get("model_type"), config.get("auto_map")
-    if model_type in CONFIG_MAPPING:
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return ""
     if isinstance(code, dict) and code:
         files = sorted({f"{value.split('.')[0]}.py" for value in code.values() if isinstance(value, str)})
@@ -86,7 +89,7 @@ def why_unknown(config: Mapping[str, object]) -> str:
             "checkpoint; expected a model type that transformers has. If you trust the code, load the model yourself "
             "with trust_remote_code=True and pass it to open_model"
         )
-    if not model_type:
+    if not isinstance(model_type, str) or not model_type:
         return "names no model_type; expected one that transformers knows, as in the config.json of the model's origin"
     return (
         f"model type {model_type!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or "

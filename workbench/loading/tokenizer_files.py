@@ -16,8 +16,8 @@ from workbench.checkpoints.fetched_models import obtain_small_files
 from workbench.checkpoints.hub_references import cached_files
 from workbench.heads import WorkbenchError
 from workbench.hub.hub_errors import is_offline
-from workbench.hub.published_models import published_folder
-from workbench.hub.references import parse_reference
+from workbench.hub.named_models import resolve_model
+from workbench.hub.references import HubReference
 from workbench.loading.gguf_words import gguf_tokenizer, has_gguf_words
 from workbench.loading.quiet_transformers import quiet
 
@@ -81,8 +81,8 @@ def open_tokenizer(source: Any) -> Any:
     """
     if not isinstance(source, str | Path):
         return _checked_object(source)
-    if (fetched := published_folder(source) or _at_hub(source)) is not None:
-        source = fetched
+    named = resolve_model(source)
+    source = named if isinstance(named, Path) else _at_hub(named) or source
     path = Path(source).expanduser()
     is_gguf = path.exists() and checkpoint_format(path) == "gguf"
     if path.is_dir() and not is_gguf and not has_tokenizer_files(path):
@@ -112,10 +112,9 @@ def open_tokenizer(source: Any) -> Any:
         ) from error
 
 
-def _at_hub(source: str | Path) -> Path | None:
-    """The folder of a tokenizer that the id of a model names; None for a path, and where no hub may be asked."""
-    reference = parse_reference(source)
-    if reference is None or reference.is_glob:
+def _at_hub(reference: HubReference) -> Path | None:
+    """The folder of a tokenizer that the id of a model names; None where no hub may be asked."""
+    if reference.is_glob:
         return None
     folder = cached_files(reference)
     if folder is not None and has_tokenizer_files(folder):

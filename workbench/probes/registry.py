@@ -9,7 +9,7 @@ A probe's maker is a function under `@probe("name")`. A package announces the mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
@@ -58,6 +58,9 @@ def build(source: HasVocabulary | Vocabulary | int, written: str) -> Probe:
             raise _unknown(written, key, list(parameters)[1:])
         is_text = is_quoted or (key in parameters and _takes_text(str(parameters[key].annotation)))
         keywords[key] = value if is_text else _parse_value(value)
+    if missing := [each for each in _required(parameters) if each not in keywords]:
+        example = ",".join(f"{each}=…" for each in missing)
+        raise WorkbenchError(f"probe {written!r}: needs {' and '.join(missing)}; write {name}:{example}")
     try:
         return maker(source, **keywords)
     except TypeError as error:
@@ -87,6 +90,12 @@ def _arguments(written: str, arguments: str) -> Iterator[tuple[str, str, bool]]:
         else:
             value, _, rest = rest.partition(",")
             yield key.strip(), value.strip(), False
+
+
+def _required(parameters: Mapping[str, Parameter]) -> list[str]:
+    """The arguments beside the model that have no default."""
+    various = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return [name for name, p in list(parameters.items())[1:] if p.default is p.empty and p.kind not in various]
 
 
 def _takes_text(annotation: str) -> bool:

@@ -25,9 +25,11 @@ _TABLE_OF_ROTATIONS = frozenset({"gptj", "codegen"})
 _WITHOUT_TABLE = frozenset({"bloom", "jamba", "kimi_linear", "nemotron_h", "zamba", "rwkv", "xlnet"})
 
 
-# The configurations that a warning was given of, by id: Python's own record of warnings is cleared by any
+# The configurations that a warning was given of, by subject and id: Python's own record of warnings is cleared by any
 # `catch_warnings`, and a configuration has no hash.
-_SAID: dict[int, weakref.ref[Any]] = {}
+_SAID: dict[tuple[str, int], weakref.ref[Any]] = {}
+# The ordinary tokens of tokenizers, by id: finding them takes a second where there are 262,144.
+_ORDINARY: dict[int, tuple[weakref.ref[Any], tuple[object, ...], Int[Tensor, " n_ids"]]] = {}
 
 
 class BareTokens(UserWarning):
@@ -83,11 +85,7 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
             value = getattr(config, name, None)
             special |= set(value) if isinstance(value, list) else {value}
         return _checked([i for i in range(vocab_size) if i not in special], bos)
-    known: dict[str, int] = source.tokenizer.get_vocab()
-    special = set(source.tokenizer.all_special_ids) | set(source.tokenizer.added_tokens_decoder)
-    ids = sorted(i for token, i in known.items() if i < vocab_size and i not in special and not _is_byte(token))
-    cut = len(ids) // 100
-    return _checked(ids[cut : len(ids) - cut], bos)
+    return Vocabulary(_ordinary(source.tokenizer, vocab_size), bos)
 
 
 def why_no_tokenizer(source: Any) -> str:
@@ -131,7 +129,7 @@ def check_positions(config: Any, n_tokens: int, *, next_step: str) -> None:
         return
     if kind == "table":
         raise WorkbenchError(f"{n_tokens} tokens exceed the {longest} positions of this model; {next_step}")
-    if _is_said(config):
+    if _is_said("positions", config):
         return
     warnings.warn(
         f"sequences of {n_tokens} tokens are longer than the {longest} positions that the model's configuration names: "
@@ -141,12 +139,12 @@ def check_positions(config: Any, n_tokens: int, *, next_step: str) -> None:
     )
 
 
-def _is_said(config: Any) -> bool:
+def _is_said(subject: str, config: Any) -> bool:
     """Whether a warning of this configuration has been given; it counts as given from now on."""
-    known = _SAID.get(id(config))
+    known = _SAID.get((subject, id(config)))
     if known is not None and known() is config:
         return True
-    _SAID[id(config)] = weakref.ref(config)
+    _SAID[subject, id(config)] = weakref.ref(config)
     return False
 
 
@@ -223,7 +221,8 @@ def _beginning(config: Any, tokenizer: Any) -> int | None:
     of_config = of_config[0] if isinstance(of_config, list) and of_config else of_config
     usable = [i for i in (of_tokenizer, of_config) if isinstance(i, int) and 0 <= i < vocab_size]
     bos = usable[0] if usable else None
-    if tokenizer is not None and of_config is not None and of_config != of_tokenizer:
+    differ = tokenizer is not None and of_config is not None and of_config != of_tokenizer
+    if differ and not _is_said("beginning", config):
         has_none = "the tokenizer has none" if of_tokenizer is None else f"the tokenizer's is {of_tokenizer}"
         chosen = "none" if bos is None else str(bos)
         warnings.warn(
@@ -232,6 +231,22 @@ def _beginning(config: Any, tokenizer: Any) -> int | None:
             stacklevel=4,
         )
     return bos
+
+
+def _ordinary(tokenizer: Any, vocab_size: int) -> Int[Tensor, " n_ids"]:
+    """The ordinary tokens of a tokenizer below `vocab_size`, found once as long as it stays as it is."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    state = (vocab_size, len(tokenizer), frozenset(special))
+    known = _ORDINARY.get(id(tokenizer))
+    if known is not None and known[0]() is tokenizer and known[1] == state:
+        return known[2]
+    words: dict[str, int] = tokenizer.get_vocab()
+    ids = sorted(i for token, i in words.items() if i < vocab_size and i not in special and not _is_byte(token))
+    cut = len(ids) // 100
+    ordinary = _checked(ids[cut : len(ids) - cut], None).ids
+    key = id(tokenizer)
+    _ORDINARY[key] = (weakref.ref(tokenizer, lambda _: _ORDINARY.pop(key, None)), state, ordinary)
+    return ordinary
 
 
 def _is_byte(token: str) -> bool:

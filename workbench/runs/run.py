@@ -36,7 +36,7 @@ from workbench.emergence.head_trajectories import (
     layer_rows,
     trajectories_of,
 )
-from workbench.heads import NO_ROWS, Head, WorkbenchError
+from workbench.heads import NO_LEARNED_SINK, NO_ROWS, Head, WorkbenchError
 from workbench.runs.cache import SharedCache
 from workbench.runs.newest_parts import newest_maps
 from workbench.runs.row_selection import Rows, Select, Step
@@ -165,7 +165,10 @@ class Run:
             return (*map(str, self._store.plan().get("remarks", ())), *self.left_out, *self._unscored())
 
     def _unscored(self) -> list[str]:
-        """Which detectors have no score for any head at the last checkpoint, and why, as their flags say."""
+        """Which detectors have no score for any head at the last checkpoint, and why, as their flags say.
+
+        Learned sinks are remarked on where the job names their detector: most models have none.
+        """
         if not self.detectors:
             return []
         rows: Any = self.scores(step="last", columns=("detector", "probe", "n", "flags"))
@@ -176,7 +179,8 @@ class Run:
             values = {name: value for name, _, value in flags}
             counted = f"{values['counted']} replies counted" if "counted" in values else ""
             reason = values.get(NO_ROWS, counted)
-            if reason and int(group["n"].sum()) == 0:
+            is_no_lack = reason == NO_LEARNED_SINK and detector not in (self.last_job().detectors or ())
+            if reason and not is_no_lack and int(group["n"].sum()) == 0:
                 probes_of.setdefault((str(detector), reason), []).append(str(probe))
         return [
             f"{detector} has no score on {', '.join(probes)} (all NaN): {reason}"

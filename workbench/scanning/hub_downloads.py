@@ -23,6 +23,7 @@ from workbench.checkpoints.candidates import Candidates, RemoteCheckpoint
 from workbench.checkpoints.configs import CONFIG
 from workbench.checkpoints.digests import FINGERPRINTS, fingerprint_at_hub
 from workbench.checkpoints.formats import HINTS, UNREAD
+from workbench.checkpoints.hub_references import unlisted_shards
 from workbench.checkpoints.series_sources import candidates_of
 from workbench.console import is_watched, watched_bar
 from workbench.files.atomic import advisory_lock, is_alive, refusals_named
@@ -269,6 +270,8 @@ class _Refusals:
                 f"{remote.revision}: its weights are {kind} files, which are not read and were not fetched; "
                 f"{HINTS[kind]}"
             )
+        if lack := unlisted_shards(checkpoint.path, [file.name for file in remote.files]):
+            return BadCheckpoint(f"{remote.revision}: {lack}; its weights were not fetched")
         try:
             config = (checkpoint.path / CONFIG).read_bytes()
         except OSError:  # why it is not here is said when it is fetched again

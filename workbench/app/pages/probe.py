@@ -36,7 +36,7 @@ STANDARD_PROBES = {
     "key and value": "key_value:n_pairs=8,n_queries=2,gap=8,n_sequences=1",
 }
 _OWN_TEXT = "my text"
-_ID = "org/name or org/name@revision"
+_ID = "org/name, org/name@revision, smollm2"
 
 
 def register(app: Dash, content: Content) -> None:

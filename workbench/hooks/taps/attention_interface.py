@@ -111,7 +111,7 @@ def _attend(
     if (attention_mask.n_queries, attention_mask.n_keys) != (query.shape[2], key.shape[2]):
         raise WorkbenchError(
             f"{name} has {query.shape[2]} queries and {key.shape[2]} keys but a mask of {attention_mask.n_queries} × "
-            f"{attention_mask.n_keys}; run it without a cache"
+            f"{attention_mask.n_keys}; run it without a cache (use_cache=False)"
         )
     call = AttentionCall(
         layer=_layer_of(module),
