@@ -164,8 +164,12 @@ class CutLayer(CacheLayerMixin):
     def _cut(self, call: AttentionCall, interventions: Interventions) -> None:
         """Hold from now on what later queries see, if that is less than all."""
         mask, first = call.mask.simplest(), call.first_keys()
+        if not isinstance(mask, CausalMask):
+            return
         is_packed = bool((first != first[:, :1]).any())
-        if not isinstance(mask, CausalMask) or isinstance(call, ScoredCall) or is_packed:
+        # A sequence of which no token has come yet, behind padding longer than the first piece of the prompt.
+        is_to_come = mask.valid is not None and not bool(mask.valid.any(-1).all())
+        if isinstance(call, ScoredCall) or is_packed or is_to_come:
             return
         if has_uniform_heads(call, interventions):
             return
@@ -225,7 +229,7 @@ class CutLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Put the sequences of other beams in the place of these."""
-        self._change(lambda x: x.index_select(0, beam_idx.to(x.device)), lambda: self.whole.reorder_cache(beam_idx))
+        self._change(lambda x: x.index_select(0, beam_idx.to(x.device)), lambda: self.whole.reorder_cache(beam_idx))  # pyright: ignore[reportArgumentType]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence."""
@@ -258,11 +262,12 @@ class _Pieces:
         band, n_sinks = self._extent(windows)
         if band is None:
             return self._piece(heads, windows, None, self._offset, 0)
-        start = self._n_seen - (band - 1 + min(self._n_new, MOST_TAKEN_BACK))
-        is_short = start <= self._offset or start < int(self._first.max()) + n_sinks
-        if is_short and windows:
+        earliest = max(self._offset, int(self._first.max()) + n_sinks) if n_sinks else self._offset
+        latest = self._n_seen - (band - 1)
+        if latest < earliest and windows:
             return None
-        return self._piece(heads, windows, band, max(start, self._offset), n_sinks)
+        start = max(latest - min(self._n_new, MOST_TAKEN_BACK), earliest)
+        return self._piece(heads, windows, band, start, n_sinks)
 
     def _extent(self, windows: tuple[Window, ...]) -> tuple[int | None, int]:
         """How many keys a query sees of the newest, None for all, and of the first ones."""

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -60,7 +60,7 @@ class _Cutting:
             self._warn(reason)
             return
         if not cache.layers:
-            cache.layers = [DynamicLayer() for _ in range(windowed[-1] + 1)]
+            cache.layers.extend(DynamicLayer() for _ in range(windowed[-1] + 1))
         for layer in windowed:
             self._place(cache, layer)
 
@@ -99,3 +99,17 @@ class _Cutting:
                 WholeCacheWarning,
                 stacklevel=2,
             )
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of memory of the keys, values and states that a cache holds, those of layers cut to windows too."""
+    tensors = [x for layer in cache.layers for x in _tensors_of(layer)]
+    return sum({x.data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def _tensors_of(layer: Any) -> list[Tensor]:
+    if isinstance(layer, CutLayer):
+        return layer.tensors()
+    states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+    held = [getattr(layer, "keys", None), getattr(layer, "values", None), *states]
+    return [x for x in held if isinstance(x, Tensor)]

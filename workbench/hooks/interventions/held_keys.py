@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.hooks.interventions.windows import Window
 from workbench.hooks.taps.attention_call import AttentionCall
-from workbench.hooks.taps.explicit_masks import FEW_ROWS, rows_output
+from workbench.hooks.taps.explicit_masks import FEW_ROWS, Scores, rows_output
 
 # Tokens of the newest pass that can be taken back, as assisted generation does with those that are rejected.
 MOST_TAKEN_BACK = 256
@@ -81,13 +81,13 @@ class HeldKeys:
         """Attention of the queries of some of these heads, under windows."""
         group = call.q.shape[1] // call.k.shape[1]
         heads = [h * group + i for h in kv_heads for i in range(group)]
-        q, sinks = call.q[:, heads], None if call.sinks is None else call.sinks[heads]
+        q = call.q[:, heads]
+        scores = Scores(call.scale, call.softcap, None if call.sinks is None else call.sinks[heads])
         k, v = self.k, self.v
         if kv_heads != self.heads:
             local = [self.heads.index(h) for h in kv_heads]
             k, v = k[:, local], v[:, local]
-        n_rows, is_stock = q.shape[2], call.softcap is None and sinks is None
-        size = _BLOCK if is_stock else FEW_ROWS
+        n_rows, size = q.shape[2], _BLOCK if scores.is_plain else FEW_ROWS
         outputs: list[Tensor] = []
         for row in range(0, n_rows, size):
             rows = torch.arange(row, min(n_rows, row + size), device=q.device) + call.mask.query_offset
@@ -98,9 +98,7 @@ class HeldKeys:
                     k if slots is None else k[:, :, slots],
                     v if slots is None else v[:, :, slots],
                     self._visible(call, rows, windows, slots),
-                    scale=call.scale,
-                    softcap=call.softcap,
-                    sinks=sinks,
+                    scores,
                 )
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)

@@ -21,7 +21,7 @@ from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.interventions.ablation import Ablation, Replacement, replaced
 from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
 from workbench.hooks.taps.attention_call import AttentionCall
-from workbench.hooks.taps.explicit_masks import rows_output
+from workbench.hooks.taps.explicit_masks import Scores, rows_output
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_run
@@ -329,7 +329,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
         visible = torch.cat([visible_run(mask, slice(0, len(call.q)), rows, run) for run in runs], -1)
         q, k, v = call.q[:, :, rows], call.k[:, :, keys], call.v[:, :, keys]
         if is_plain:
-            blocks.append(rows_output(q, k, v, visible, scale=call.scale))
+            blocks.append(rows_output(q, k, v, visible, Scores(call.scale)))
         else:
             blocks.append(replace(call, q=q, k=k, v=v).output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function
 
 from workbench.heads import WorkbenchError
-from workbench.hooks.taps.explicit_masks import FEW_ROWS, rows_output
+from workbench.hooks.taps.explicit_masks import FEW_ROWS, Scores, rows_output
 from workbench.hooks.taps.standard_masks import sliding_window_of
 from workbench.kernels import (
     CausalMask,
@@ -217,8 +217,7 @@ class AttentionCall:
         if n_rows > 1 or not self.mask.is_plain_causal:
             rows = torch.arange(n_rows, device=self.q.device)
             visible = visible_tile(self.mask.simplest(), slice(0, len(self.q)), rows, n_keys)
-        tensors = (self.q, self.k, self.v, visible)
-        return rows_output(*tensors, scale=self.scale, softcap=self.softcap, sinks=self.sinks)
+        return rows_output(self.q, self.k, self.v, visible, Scores(self.scale, self.softcap, self.sinks))
 
     def softmax_layer(self, mask: TileMask | None = None) -> SoftmaxLayer:
         """The layer as the kernels take it, under its own mask or another."""

@@ -38,10 +38,10 @@ def layer_of_keys(keys: Tensor, values: Tensor, layer: int) -> Any:
     Raises:
         WorkbenchError: for stand-ins that a model has changed.
     """
-    reference = getattr(keys, _NAME, None)
-    held: Any = None if reference is None else reference()
-    handed = None if held is None else held.handed
-    if handed is not None and handed[0] is keys and handed[1] is values and held.layer == layer:
+    reference: Any = getattr(keys, _NAME, None)
+    held = _referred(reference)
+    is_this_layers = held is not None and held.layer == layer and held.handed is not None
+    if is_this_layers and held.handed[0] is keys and held.handed[1] is values:
         held.handed = None
         return held
     if any(x.numel() > 1 and not any(x.stride()) for x in (keys, values)):
@@ -50,3 +50,7 @@ def layer_of_keys(keys: Tensor, values: Tensor, layer: int) -> Any:
             "begin with a new cache, or generate with use_cache=False"
         )
     return None
+
+
+def _referred(reference: Any) -> Any:
+    return None if reference is None else reference()
