@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from workbench.app import show
     from workbench.detectors import describe, detector, score
     from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
-    from workbench.hooks import HookedModel, LinearAttention, Recording, open_model, patch_effects
+    from workbench.hooks import HookedModel, Recording, open_model, patch_effects
     from workbench.kernels import Far
     from workbench.loading.published_folders import get
     from workbench.planning import fit_linear_attention, plan, window_gates
     from workbench.runs import Run, open_run
     from workbench.scanning import scan
     from workbench.scanning.job import Job
+    from workbench.store.conversions import LinearAttention
     from workbench.store.plan_file import KVBytes, LossTolerance, Plan
 
 # The module of each public name. It is imported at the first access.
@@ -28,7 +29,7 @@ _HOMES = {
     "KVBytes": "workbench.store.plan_file",
     "KVHead": "workbench.heads",
     "LayerInfo": "workbench.heads",
-    "LinearAttention": "workbench.hooks",
+    "LinearAttention": "workbench.store.conversions",
     "LossTolerance": "workbench.store.plan_file",
     "Plan": "workbench.store.plan_file",
     "Recording": "workbench.hooks",

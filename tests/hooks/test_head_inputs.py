@@ -12,7 +12,7 @@ import workbench as wb
 from tests.families import tiny
 from workbench.heads import Head, KVHead, LayerInfo, WorkbenchError
 from workbench.hooks.head_inputs import by_kv_head, kv_heads, query_head, query_heads
-from workbench.hooks.interventions.windows import check_window
+from workbench.store.conversions import check_window
 
 SIZES = {"kind": "full", "mixer": "softmax", "window": None, "has_sinks": False, "d_head": 8}
 GROUPED = tuple(LayerInfo(index=i, n_heads=4, n_kv_heads=2, **SIZES) for i in (0, 1))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from workbench.hooks.interventions.windows import RestrictedMask, Window
+from workbench.hooks.interventions.windows import RestrictedMask
 from workbench.kernels import CausalMask, SoftmaxLayer, tiles
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.differentiable_attention import differentiable_attention
+from workbench.store.conversions import Window
 
 
 def dense(q, k, v, visible, *, scale, softcap, sinks):

@@ -18,7 +18,7 @@ def layers_of(*infos: LayerInfo) -> tuple[LayerInfo, ...]:
 
 
 def plan_of(layers: tuple[LayerInfo, ...], keep: list[tuple[int, int]], **others) -> Plan:
-    """A plan that keeps these heads; the ranking has them first."""
+    """A plan that keeps these heads; the ranking has them first, and is of every softmax head."""
     heads = [KVHead(i.index, h) for i in layers if i.mixer == "softmax" for h in range(i.n_kv_heads)]
     kept = [KVHead(*head) for head in keep]
     order = [*kept, *(head for head in heads if head not in kept)]

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from tests.families import CONFIGS, random_tokens, tiny
 from tests.planning.plans import layers_of, plan_of
-from workbench import KVHead, Plan, WorkbenchError, open_model, probes
+from workbench import KVHead, LinearAttention, Plan, WorkbenchError, open_model, probes
 
 WINDOW, SINK = 6, 2
 TOKENS = random_tokens(2, 40)
@@ -47,6 +47,30 @@ def test_a_plan_is_the_intervention_it_was_computed_with(family, tmp_path):
     assert torch.equal(logits(m), plain)
 
 
+# Of a full layer in each family, beside heads that are kept and windowed.
+LINEAR_HEADS = {"llama": [(0, 0), (1, 1)], "gemma2": [(1, 0)], "minimax": [(1, 1)]}
+
+
+@pytest.mark.parametrize("family", LINEAR_HEADS)
+def test_a_plan_is_its_windows_and_its_linear_heads_at_once(family, tmp_path):
+    m = open_model(tiny(family))
+    forms = {KVHead(*head): LinearAttention("elu", 2.0, 0.9 ** (1 + i)) for i, head in enumerate(LINEAR_HEADS[family])}
+    keep = [] if family == "llama" else KEEP[family][:1] if family == "minimax" else []
+    plan = plan_of(m.layers, keep, window=WINDOW, sink=SINK, conversions=forms)
+    plan.save(tmp_path / "plan.json")
+    assert set(plan.windowed) | set(forms) | set(plan.keep) == {r.head for r in plan.ranking}
+    with m.restrict(plan.windowed, WINDOW, SINK), m.linearize(forms):
+        expected = logits(m)
+    with m.restrict(plan.windowed, WINDOW, SINK):
+        windows_alone = logits(m)
+    with m.apply(Plan.load(tmp_path / "plan.json")):
+        assert (logits(m) - expected).abs().max() < 1e-5
+        assert m.interventions.forms == forms
+    assert (expected - windows_alone).abs().max() > 1e-3
+    assert not m.interventions.windows
+    assert not m.interventions.forms
+
+
 def test_a_plan_that_keeps_all_heads_changes_nothing_and_one_for_another_model_is_refused():
     m = open_model(tiny("llama"))
     with m.apply(planned(m, [(layer, h) for layer in range(2) for h in range(2)])):
@@ -61,6 +85,8 @@ def test_a_plan_that_keeps_all_heads_changes_nothing_and_one_for_another_model_i
     [
         (dict(keep=(KVHead(0, 2),)), "the plan keeps L0KV2, which its ranking does not have; make one with wb.plan"),
         (dict(keep=(KVHead(7, 0),)), "the plan keeps L7KV0"),
+        (dict(conversions={KVHead(7, 0): LinearAttention()}), "the plan gives L7KV0 linear attention, which its"),
+        (dict(conversions={KVHead(0, 0): LinearAttention()}), "keeps L0KV0 full and gives it linear attention at once"),
         (dict(window=0), "the plan has a window of 0"),
         (dict(keep=(), ranking=()), "the plan ranks 0 heads, which are not the 4 softmax heads of its layers"),
     ],

@@ -104,7 +104,7 @@ def test_a_budget_buys_what_it_says():
     assert bought(KVBytes((4 + 4) * size)) == bought(KVBytes((20 + 4) * size - 1)) == 0
     assert bought(KVBytes((20 + 4) * size)) == 1
     assert bought(KVBytes(1 << 40)) == 2
-    with pytest.raises(WorkbenchError, match="bytes hold no plan: with every head windowed the cache takes"):
+    with pytest.raises(WorkbenchError, match="bytes hold no plan: with every head converted the cache takes"):
         bought(KVBytes((4 + 4) * size - 1))
     assert bought(LossTolerance(0.01)) == 2
     assert bought(LossTolerance(10)) == 0

@@ -96,9 +96,9 @@ def test_what_is_about_a_window_is_refused_where_there_is_none():
     with pytest.raises(WorkbenchError, match="given linear attention, and this is defined for a window alone"):
         rank(game, "far_mass")
     assert set(METHODS) > {"output_error", "duo_gates"}
-    with pytest.raises(WorkbenchError, match="0 linear forms, sink 0: expected a form for a head or more"):
+    with pytest.raises(WorkbenchError, match="0 conversions, sink 0: expected a conversion for a head or more"):
         Game(m, needles(), {})
-    with pytest.raises(WorkbenchError, match=r"2 linear forms, sink 4: .* and no sink"):
+    with pytest.raises(WorkbenchError, match=r"2 conversions, sink 4: .* and sinks in the windows"):
         Game(m, needles(), FORGETFUL, sink=4)
 
 

@@ -13,7 +13,7 @@ from tests.preloaded import Preloaded
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, default_evaluation, evaluation_on
 from workbench.planning.rankings.window_gates import integrated
-from workbench.store.plan_file import kv_bytes
+from workbench.store.cache_sizes import kv_bytes
 
 WINDOW = 6
 

@@ -11,13 +11,13 @@ from tests.families import random_tokens, tiny
 from tests.planning.junction import AND, CERTAINTY, OR, SUM, JunctionModel, far_answer
 from tests.planted import VOCABULARY
 from workbench import Head, KVHead, WorkbenchError, open_model, probes
-from workbench.hooks.interventions.gates import gated, windowed_heads
-from workbench.hooks.interventions.windows import Window
+from workbench.hooks.interventions.gates import gated
 from workbench.planning import METHODS, Game, conversion_objective, rank, window_gates
 from workbench.planning.answer_loss import LossBatch
 from workbench.planning.rankings.duo_gates import duo_gates, duo_gates_annealed
 from workbench.planning.rankings.one_by_one import greedy
 from workbench.planning.rankings.window_gates import gate_gradients, integrate, path_nodes
+from workbench.store.conversions import Window, softmax_heads
 
 GAP = math.log(VOCABULARY)
 
@@ -119,7 +119,7 @@ def test_unless_asked_few_nodes_are_midpoints_and_many_gauss():
 @pytest.mark.parametrize("family", ["llama", "gemma3", "minimax"])
 def test_gates_of_one_are_the_model_and_of_zero_the_restricted_model(family):
     m = open_model(tiny(family))
-    heads = windowed_heads(m.layers)
+    heads = softmax_heads(m.layers)
     tokens = random_tokens(2, 40)
 
     def logits():
@@ -147,7 +147,7 @@ def test_recomputing_layers_gives_the_same_gradients_and_leaves_no_trace(family)
     tokens = random_tokens(2, 40)
     found = []
     for checkpointed in (False, True):
-        gates = torch.full((2, len(windowed_heads(m.layers))), 0.4, requires_grad=True)
+        gates = torch.full((2, len(softmax_heads(m.layers))), 0.4, requires_grad=True)
         with gated(m, gates, Window(6), checkpointed=checkpointed):
             m.model(input_ids=tokens, use_cache=False).logits[:, -1].logsumexp(-1).sum().backward()
         found.append(gates.grad)
@@ -155,12 +155,13 @@ def test_recomputing_layers_gives_the_same_gradients_and_leaves_no_trace(family)
     assert not any("forward" in vars(x) for x in m.model.modules())
 
 
-def test_heads_of_layers_narrower_than_the_window_have_no_worth():
-    m = open_model(tiny("cwm"))
-    found = window_gates(m, probes.copy_needle(97, 16, length=40, n_sequences=4), 9)
-    by_layer = dict(zip(found.heads, found.scores, strict=True))
-    assert by_layer[KVHead(0, 0)] == by_layer[KVHead(0, 1)] == 0
-    assert abs(by_layer[KVHead(1, 0)]) > 1e-4
+def test_heads_of_layers_narrower_than_the_window_have_no_worth_and_no_place():
+    m, probe = open_model(tiny("cwm")), probes.copy_needle(97, 16, length=40, n_sequences=4)
+    found = window_gates(m, probe, 9)
+    assert found.heads == (KVHead(1, 0), KVHead(1, 1))
+    assert np.abs(found.scores).max() > 1e-4
+    with m.restrict([KVHead(0, 0), KVHead(0, 1)], 9):
+        assert m.answers(probe).loss_nats.mean().item() == pytest.approx(found.full, abs=1e-6)
 
 
 def test_the_divergence_from_the_model_itself_needs_no_right_answers():

@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 
 from tests.planning.plans import FULL, LINEAR, NAN, SLIDING, layers_of, plan_of
-from workbench import KVHead, Plan, WorkbenchError
-from workbench.store.plan_file import RankedHead, kv_bytes, kv_saved
+from workbench import KVHead, LinearAttention, Plan, WorkbenchError
+from workbench.store.cache_sizes import bytes_under, kv_bytes, kv_saved, saved_under
+from workbench.store.conversions import Window
+from workbench.store.plan_file import HeadCosts, RankedHead
 
 TWO = layers_of(FULL, FULL)
+FORM = LinearAttention("elu", 2.0, 0.5)
+
+
+def mixed(**others):
+    """One head full, one linear, two with a window of 16 tokens behind 4 sinks."""
+    costs = (HeadCosts(1, 0, 0.5, 0.004, 0.2, "", FORM), HeadCosts(0, 0, 0.0, NAN, NAN, "ladder_end"))
+    settings = dict(sink=4, conversions={KVHead(1, 0): FORM}, costs=costs, remarks=("on one sequence",))
+    return plan_of(TWO, [(0, 1)], **{**settings, **others})
 
 
 def same(a, b):
@@ -29,9 +39,84 @@ def test_a_saved_plan_is_loaded_as_it_was_with_its_missing_numbers(tmp_path):
     assert "NaN" not in (tmp_path / "plan.json").read_text()
 
 
+def test_every_head_has_a_choice_and_the_file_has_them_all(tmp_path):
+    plan = mixed()
+    window = Window(16, 4)
+    assert plan.choices == {KVHead(0, 0): window, KVHead(0, 1): "full", KVHead(1, 0): FORM, KVHead(1, 1): window}
+    assert plan.windowed == (KVHead(0, 0), KVHead(1, 1))
+    assert plan.linear == {KVHead(1, 0): FORM}
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert same(loaded, plan)
+    assert loaded.choices == plan.choices
+    document = json.loads((tmp_path / "plan.json").read_text())
+    assert document["version"] == 2
+    assert document["conversions"] == [[1, 0, {"form": "linear", "features": "elu", "sharpness": 2.0, "decay": 0.5}]]
+
+
+def test_the_table_has_each_heads_choice_what_either_costs_and_what_it_holds():
+    table = mixed().table().set_index(["layer", "kv_head"])
+    assert table.choice.to_dict() == {(0, 1): "full", (0, 0): "window", (1, 0): "linear", (1, 1): "window"}
+    assert table.bytes.to_dict() == {(0, 1): 64 * 64, (0, 0): 64 * 20, (1, 0): 4 * 16 * 17, (1, 1): 64 * 20}
+    assert table.loc[(1, 0), ["window_nats", "linear_nats", "sharpness", "decay"]].tolist() == [0.5, 0.004, 2.0, 0.5]
+    assert table.loc[(0, 0), "linear_flags"] == "ladder_end"
+    assert np.isnan(table.loc[(1, 1), "window_nats"])
+
+
+def test_other_heads_may_be_kept_and_a_head_that_was_full_gets_the_window():
+    plan = mixed().keeping([KVHead(1, 1), KVHead(1, 0)])
+    assert [name for name, choice in plan.choices.items() if choice == "full"] == [KVHead(1, 0), KVHead(1, 1)]
+    assert plan.windowed == (KVHead(0, 0), KVHead(0, 1))
+    assert plan.linear == {}
+    assert mixed().keeping([]).linear == {KVHead(1, 0): FORM}
+
+
+def test_a_file_of_version_1_gives_every_head_that_is_not_kept_the_window(tmp_path):
+    path = tmp_path / "plan.json"
+    plan = plan_of(TWO, [(0, 0)])
+    plan.save(path)
+    document = json.loads(path.read_text())
+    older = {name: value for name, value in document.items() if name not in ("conversions", "costs", "remarks")}
+    path.write_text(json.dumps({**older, "version": 1}))
+    assert same(Plan.load(path), plan)
+    path.write_text(json.dumps(older))
+    with pytest.raises(WorkbenchError, match="is no plan of this version: 'conversions'"):
+        Plan.load(path)
+
+
+def test_heads_whose_own_window_is_no_wider_need_no_place_in_the_ranking():
+    layers = layers_of(SLIDING, FULL)
+    plan = plan_of(layers, [(1, 0)], window=8)
+    players = tuple(r for r in plan.ranking if r.layer == 1)
+    only = plan_of(layers, [(1, 0)], window=8, ranking=players)
+    only.check(layers)
+    assert only.windowed == (KVHead(1, 1),)
+    assert only.kv_saved == plan.kv_saved
+    with pytest.raises(WorkbenchError, match="ranks 2 heads, which are not the 4 softmax heads"):
+        plan_of(layers, [(1, 0)], window=7, ranking=players).check(layers)
+
+
+def test_layers_that_are_not_ranked_stay_what_they_are():
+    layers = layers_of(SLIDING, FULL)
+    plan = plan_of(layers, [(1, 0), (1, 1)], window=8)
+    only = plan_of(layers, [(1, 0), (1, 1)], window=8, ranking=tuple(r for r in plan.ranking if r.layer == 1))
+    assert only.to_layer_types() == plan.to_layer_types()
+    assert only.to_layer_types() == {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+
+
+@pytest.mark.parametrize(
+    "write", [lambda plan, path: plan.to_duo_attention(path), lambda plan, _: plan.to_layer_types()]
+)
+def test_files_of_others_that_know_no_linear_heads_are_refused(write, tmp_path):
+    with pytest.raises(WorkbenchError, match=r"gives L1KV0 linear attention, and .*choices=\('window',\)"):
+        write(mixed(), tmp_path / "heads")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_curves_are_a_table_of_every_point():
     table = plan_of(TWO, [(0, 0)]).curves()
-    assert list(table.columns) == ["method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved"]
+    columns = ["method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved", "ci_lo", "ci_hi"]
+    assert list(table.columns) == columns
     assert table.n_kept.tolist() == [0, 1, 2, 3, 4]
     assert table.nats.tolist() == [4, 3.5, 3, 2.5, 2]
 
@@ -93,10 +178,21 @@ def test_cache_sizes_are_counted_by_hand():
     assert plan_of(one, [(0, 1)]).kv_saved == pytest.approx((64 - 16) / 128)
 
 
+def test_a_linear_head_holds_a_state_in_float32_however_long_the_context_is():
+    """16 elu features of 16 values and a weight: 272 numbers of 4 bytes."""
+    one, linear = layers_of(FULL), {KVHead(0, 1): FORM}
+    for context in (100, 10_000):
+        assert bytes_under(one, linear, context=context) == context * 64 + 272 * 4
+    assert mixed().kv_bytes == 64 * 64 + 2 * 20 * 64 + 272 * 4
+    assert mixed().kv_saved == pytest.approx(1 - mixed().kv_bytes / (4 * 64 * 64))
+    # A state may be larger than the cache of a short context.
+    assert saved_under(one, linear, context=4) < 0
+
+
 def edited(tmp_path, change):
     """A saved plan with something else in it."""
     path = tmp_path / "plan.json"
-    plan_of(TWO, [(0, 0)]).save(path)
+    mixed(sink=0).save(path)
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
@@ -127,6 +223,28 @@ def edited(tmp_path, change):
         (lambda d: d.update(colour="red"), "is no plan of this version: .*colour"),
         (lambda d: d.update(keep=3), "is no plan of this version"),
         (lambda d: d["layers"][0].pop("window"), "is no plan of this version: .*window"),
+        (lambda d: d["ranking"].append(d["ranking"][0]), "ranks 5 heads"),
+        (lambda d: d.update(version=1), "is no plan of version 1, which has no conversions"),
+        (
+            lambda d: d["conversions"][0].__setitem__(1, 7),
+            "gives L1KV7 linear attention, which its ranking does not have",
+        ),
+        (lambda d: d["conversions"][0].__setitem__(0, "1"), "keep holds '1'; expected whole numbers"),
+        (lambda d: d.update(keep=[[1, 0]]), "keeps L1KV0 full and gives it linear attention at once"),
+        (
+            lambda d: d["layers"][1].update(kind="sliding", window=32),
+            "gives L1KV0 linear attention, whose layer is sliding and does not see its whole past",
+        ),
+        (lambda d: d["conversions"][0][2].update(sharpness=None), "sharpness is nan; expected a number above 0"),
+        (lambda d: d["conversions"][0][2].update(sharpness=1e999), "sharpness is inf; expected a number above 0"),
+        (lambda d: d["conversions"][0][2].update(decay=2), "decay is 2; expected a number above 0 and at most 1"),
+        (lambda d: d["conversions"][0][2].update(features="relu"), "features are 'relu'; expected 'elu' or 'taylor'"),
+        (lambda d: d["conversions"][0][2].update(form="sparse"), "a form 'sparse'; expected 'linear'"),
+        (lambda d: d["conversions"][0][2].update(colour=1), "is no plan of this version: .*colour"),
+        (lambda d: d["costs"][0].update(layer=9), "has costs of L9KV0, which its ranking does not have"),
+        (lambda d: d["costs"][0].update(window_nats="much"), "is no plan of this version: window_nats"),
+        (lambda d: d.update(remarks=[3]), "remarks hold 3; expected texts"),
+        (lambda d: d.pop("conversions"), "is no plan of this version: 'conversions'"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused_with_what_is_wrong(tmp_path, change, told):

@@ -1,7 +1,6 @@
 """Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
 
 from workbench.hooks.interventions.fresh_caches import WholeCacheWarning, cache_bytes
-from workbench.hooks.interventions.linear_attention import LinearAttention
 from workbench.hooks.interventions.patching import PatchEffect, patch_effects
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
@@ -10,6 +9,7 @@ from workbench.hooks.recording.needs import NEEDS, Answers, FarSum, FeatureSum, 
 from workbench.hooks.recording.row_readings import Reading, RowReading
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import mixer
+from workbench.store.conversions import LinearAttention
 
 __all__ = [
     "DEFAULT_FAR",

@@ -29,7 +29,6 @@ from workbench.hooks.interventions.targets import (
 )
 from workbench.hooks.interventions.windows import (
     Interventions,
-    check_window,
     intervened_output,
     intervened_statistics,
     one_head,
@@ -58,6 +57,7 @@ from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_l
 from workbench.kernels import Far
 from workbench.probes.known_answers import Probe
 from workbench.probes.token_inputs import PositionsLike, ProbeLike, TokensLike, positions, read_probe
+from workbench.store.conversions import check_window
 from workbench.store.plan_file import Plan
 
 DEFAULT_FAR = Far(window=256)
@@ -391,16 +391,16 @@ class HookedModel:
 
     @contextmanager
     def apply(self, plan: Plan) -> Generator[HookedModel]:
-        """Inside the block, the plan is in force: only the heads it keeps see the whole context.
+        """Inside the block, the plan is in force: every head has the plan's choice, a window or linear attention.
 
-        For recording, evaluation, `generate`, and training: gradients flow through windowed heads, whose cost grows
-        with their window and not with the context.
+        For recording, evaluation, `generate`, and training: gradients flow through converted heads, whose cost grows
+        with their window, or with the context and a state, and not with the square of the context.
 
         Raises:
             WorkbenchError: if the plan is for another model.
         """
         plan.check(self._layers)
-        with self.restrict(plan.windowed, plan.window, plan.sink):
+        with self.restrict(plan.windowed, plan.window, plan.sink), self.linearize(plan.linear):
             yield self
 
     @contextmanager

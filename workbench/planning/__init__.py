@@ -2,9 +2,10 @@
 
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
+from workbench.planning.evaluation_tasks import Evaluation, default_evaluation, evaluation_on
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
-from workbench.planning.planner import Evaluation, default_evaluation, evaluation_on, plan
+from workbench.planning.planner import plan
 from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms

@@ -7,8 +7,8 @@ from numbers import Real
 
 from workbench.heads import WorkbenchError
 from workbench.planning.conversion_objective import Game
-from workbench.planning.keep_curves import Order, keep_counts
-from workbench.store.plan_file import Budget, KVBytes, LossTolerance, kv_bytes
+from workbench.planning.keep_curves import FEW, Order
+from workbench.store.plan_file import Budget, KVBytes, LossTolerance
 
 
 def check_budget(keep: Budget) -> None:
@@ -31,17 +31,21 @@ def n_affordable(keep: Budget, order: Order, held_out: Sequence[Game], *, contex
     """How many groups of the order are kept.
 
     Of a share, the nearest number. Of bytes, the most that fit. Of a loss tolerance, a number that stays within it on
-    every held-out probe while one less does not: the fewest where all numbers are tried; with more than a dozen groups
-    the fewest of evenly spread numbers, then reduced by bisection.
+    every held-out probe while one less does not: with up to a dozen groups the fewest, else one by bisection.
 
     Raises:
-        WorkbenchError: if the bytes do not even hold the windows.
+        WorkbenchError: if the bytes do not even hold the conversions.
     """
+    return numbers_tried(keep, order, held_out, context=context)[-1]
+
+
+def numbers_tried(keep: Budget, order: Order, held_out: Sequence[Game], *, context: int) -> list[int]:
+    """The numbers of groups whose outcomes `n_affordable` measures, and its answer last."""
     if isinstance(keep, KVBytes):
-        return _most_in(keep.n, order, held_out[0], context)
+        return [_most_in(keep.n, order, held_out[0], context)]
     if isinstance(keep, LossTolerance):
         return _fewest_within(keep.nats, order, held_out)
-    return round(keep * len(order))
+    return [round(keep * len(order))]
 
 
 def lost_nats(order: Order, n: int, held_out: Sequence[Game]) -> float:
@@ -54,28 +58,32 @@ def _is_number(value: object) -> bool:
 
 
 def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
-    window, sink = game.limits.window, game.limits.sink
-
     def size(n: int) -> int:
-        return kv_bytes(game.m.layers, set(order.first(n)), window=window, sink=sink, context=context)
+        return game.cache_bytes(order.first(n), context=context)
 
     if size(0) > n_bytes:
         raise WorkbenchError(
-            f"{n_bytes} bytes hold no plan: with every head windowed the cache takes {size(0)}; pass as many or "
+            f"{n_bytes} bytes hold no plan: with every head converted the cache takes {size(0)}; pass as many or "
             "more, or a smaller window"
         )
     return max(n for n in range(len(order) + 1) if size(n) <= n_bytes)
 
 
-def _fewest_within(nats: float | int, order: Order, held_out: Sequence[Game]) -> int:
-    counts = keep_counts(len(order))
-    # The last count keeps all groups and loses nothing, so that one count always qualifies.
-    first = next(i for i, n in enumerate(counts) if lost_nats(order, n, held_out) <= nats)
-    too_few, enough = (counts[first - 1] if first else -1), counts[first]
+def _fewest_within(nats: float | int, order: Order, held_out: Sequence[Game]) -> list[int]:
+    tried: list[int] = []
+
+    def is_enough(n: int) -> bool:
+        tried.append(n)
+        return lost_nats(order, n, held_out) <= nats
+
+    # Keeping all groups loses nothing, so that one number always qualifies.
+    if len(order) <= FEW:
+        return [*tried, next(n for n in range(len(order) + 1) if is_enough(n))]
+    too_few, enough = -1, len(order)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        if lost_nats(order, middle, held_out) <= nats:
+        if is_enough(middle):
             enough = middle
         else:
             too_few = middle
-    return enough
+    return [*tried, enough]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import log, sqrt
 
 import numpy as np
 
+from workbench.detectors.bootstrap import percentile_interval, resampled_means
+from workbench.emergence.thresholds import MIN_SEQUENCES
 from workbench.heads import KVHead, WorkbenchError
-from workbench.planning.conversion_objective import Game
+from workbench.planning.conversion_objective import Game, Outcome, mean_outcome
 from workbench.planning.rankings.registry import Ranking
-from workbench.store.plan_file import CurvePoint, Unit, kv_saved
+from workbench.store.plan_file import CurvePoint, Unit
 
-# At most this many points per curve: each is a pass over every held-out probe.
+# At most this many evenly spread points: each is a pass over every held-out probe.
 _POINTS = 16
+# With so many groups at most, every number of them is tried.
+FEW = 12
+# The share of the lost nats that is enough to have back.
+ENOUGH = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +60,99 @@ def keep_counts(n_groups: int, at_most: int = _POINTS) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, n_groups, at_most)})
 
 
+def adaptive_counts(
+    order: Order, held_out: Sequence[Game], *, at_most: int, measured: Collection[int] = (), bisected: bool = True
+) -> list[int]:
+    """Where a curve of at most so many points says most: its ends, those already measured, and around `ENOUGH`.
+
+    The fewest groups that bring back `ENOUGH` on every held-out probe are found by bisection, which is exact where
+    keeping more never hurts; the rest of the points halve the widest gaps, on a logarithmic scale, since the first
+    groups change most. `bisected=False`: only the latter.
+    """
+    n = len(order)
+    if n < max(at_most, FEW + 1):
+        return list(range(n + 1))
+    counts = {0, n, *measured}
+    # Where a window costs nothing there is nothing to bring back.
+    costly = [game for game in held_out if game.outcome(game.heads).nats > game.outcome().nats]
+    if bisected and costly:
+        is_enough = {k: _is_enough(order, costly, k) for k in sorted(counts)}
+        while len(counts) < at_most:
+            enough = min(k for k in is_enough if is_enough[k])
+            too_few = max((k for k in is_enough if k < enough), default=enough - 1)
+            if enough - too_few <= 1:
+                break
+            middle = (too_few + enough) // 2
+            is_enough[middle] = _is_enough(order, costly, middle)
+            counts.add(middle)
+    while len(counts) < at_most:
+        ordered = sorted(counts)
+        gaps = [(log((hi + 1) / (lo + 1)), lo, hi) for lo, hi in pairwise(ordered) if hi - lo > 1]
+        _, lo, hi = max(gaps)
+        counts.add(min(hi - 1, max(lo + 1, round(sqrt((lo + 1) * (hi + 1))) - 1)))
+    return sorted(counts)
+
+
+def _is_enough(order: Order, held_out: Sequence[Game], n: int) -> bool:
+    if n == len(order):
+        return True
+    for game in held_out:
+        full, converted = game.outcome().nats, game.outcome(game.heads).nats
+        if not converted - game.outcome(order.without(n)).nats >= ENOUGH * (converted - full):
+            return False
+    return True
+
+
 def keep_curve(
     method: str, order: Order, held_out: Sequence[Game], *, counts: Sequence[int], context: int
 ) -> list[CurvePoint]:
     """Loss, accuracy and cache with the first heads, or layers, of an order kept: for each held-out probe and count."""
+    return mean_curve(method, [order], held_out, counts=counts, context=context)
+
+
+def mean_curve(
+    method: str, orders: Sequence[Order], held_out: Sequence[Game], *, counts: Sequence[int], context: int
+) -> list[CurvePoint]:
+    """The mean over orders of their `keep_curve`s; the interval is that of the mean, over sequences."""
     points: list[CurvePoint] = []
     for game in held_out:
-        full, windowed = game.outcome().nats, game.outcome(game.heads).nats
         for n in counts:
-            heads, outcome = order.first(n), game.outcome(order.without(n))
-            saved = kv_saved(
-                game.m.layers, set(heads), window=game.limits.window, sink=game.limits.sink, context=context
-            )
-            recovered = (windowed - outcome.nats) / (windowed - full) if windowed != full else float("nan")
+            outcome = mean_outcome([game.outcome(order.without(n)) for order in orders])
+            saved = [game.cache_saved(order.first(n), context=context) for order in orders]
+            recovered, low, high = _recovered(game, outcome)
             points.append(
-                CurvePoint(method, game.probe.name, len(heads), outcome.nats, recovered, outcome.accuracy, saved)
+                CurvePoint(
+                    method,
+                    game.probe.name,
+                    len(orders[0].first(n)),
+                    outcome.nats,
+                    recovered,
+                    outcome.accuracy,
+                    float(np.mean(saved)),
+                    low,
+                    high,
+                )
             )
     return points
+
+
+def _recovered(game: Game, outcome: Outcome) -> tuple[float, float, float]:
+    """The share of the gap that an outcome brings back, with its 95 % interval over the probe's sequences.
+
+    NaN where there is no gap; no interval for fewer than 5 sequences, or where resamples lose their gap.
+    """
+    full, converted = game.outcome(), game.outcome(game.heads)
+    gap = converted.nats - full.nats
+    recovered = (converted.nats - outcome.nats) / gap if gap else float("nan")
+    if len(outcome.sums) < MIN_SEQUENCES:
+        return recovered, float("nan"), float("nan")
+    sums = [np.array(x.sums) for x in (full, converted, outcome)]
+    # Every resample draws as many answers of all three, so that sums over answers give the share of their means.
+    back, gaps = resampled_means(np.stack([sums[1] - sums[2], sums[1] - sums[0]], -1), seed=game.seed).T
+    if gaps.min() * gaps.max() <= 0:
+        return recovered, float("nan"), float("nan")
+    low, high = percentile_interval((back / gaps)[:, None])
+    return recovered, float(low[0]), float(high[0])
 
 
 def area_under(points: Sequence[CurvePoint]) -> float:
@@ -82,7 +166,7 @@ def area_under(points: Sequence[CurvePoint]) -> float:
     return float(np.trapezoid(recovered, n) / (n[-1] - n[0])) if len(ordered) > 1 else float("nan")
 
 
-def first_at(points: Sequence[CurvePoint], share: float = 0.95) -> int | None:
+def first_at(points: Sequence[CurvePoint], share: float = ENOUGH) -> int | None:
     """The fewest heads from which on at least this share is recovered; None if not even all heads reach it.
 
     Raises:

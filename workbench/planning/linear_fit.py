@@ -22,7 +22,7 @@ from workbench.console import watched_bar
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.head_inputs import HeadsLike, kv_heads
-from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
+from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.interventions.targets import check_linearisable
 from workbench.hooks.interventions.windows import intervened_output
 from workbench.hooks.recording.forward_pass import answers_of, batch_of
@@ -30,6 +30,7 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.probes import Probe
 from workbench.probes.token_inputs import TokensLike
+from workbench.store.conversions import Features, LinearAttention
 
 _SHARPNESS = {"elu": (1.0, 2.0, 4.0, 8.0, 16.0), "taylor": (0.5, 1.0, 2.0)}
 _HALF_LIVES = (inf, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5)  # in tokens

@@ -14,12 +14,12 @@ from torch import nn
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.interventions.linear_attention import Features, LinearAttention
 from workbench.planning.conversion_objective import Game
 from workbench.planning.linear_fit import fit_linear_attention
 from workbench.planning.rankings.window_gates import integrate
 from workbench.probes import Probe
 from workbench.probes.token_inputs import ProbeLike, TokensLike, read_probe
+from workbench.store.conversions import Features, LinearAttention
 
 Choice = Literal["window", "linear", "full"]
 

@@ -65,13 +65,15 @@ def window_ladder(  # noqa: PLR0913  # public keywords
         raise WorkbenchError("no window was given; expected some, such as [64, 128, 256]")
     if not tolerance >= 0:
         raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
-    columns: list[np.ndarray] = []
+    columns: list[dict[KVHead, float]] = []
     games = [Game(m, probe, window, sink=sink, objective=objective) for window in ladder]
     for window, game in zip(ladder, games, strict=True):
         if progress is not None:
             progress(f"window {window}")
-        columns.append(integrate(game, nodes=nodes).scores)
-    scores, heads = np.stack(columns, -1), games[0].heads
+        columns.append(dict(zip(game.heads, integrate(game, nodes=nodes).scores, strict=True)))
+    # The narrowest window changes most heads; a head that a wider one does not change loses nothing by it.
+    heads = games[0].heads
+    scores = np.array([[column.get(head, 0.0) for column in columns] for head in heads])
     smallest_safe = tuple(_smallest(ladder, row <= tolerance) for row in scores)
     full = games[0].nats().mean()
     safe_windows = {head: window for head, window in zip(heads, smallest_safe, strict=True) if window is not None}

@@ -13,6 +13,7 @@ from workbench.probes.aggregation import common_words, frequent_words, majority
 from workbench.probes.gold_documents import gold_document
 from workbench.probes.natural_text import repeated_ngrams, text, text_file, token_sequences
 from workbench.probes.controls import control, without_answers
+from workbench.probes.far_rows import far_answers, joined, only_far
 from workbench.probes.for_one_model import one_model
 
 # isort: on
@@ -32,8 +33,10 @@ __all__ = [
     "copy_needle",
     "corrupted",
     "default",
+    "far_answers",
     "frequent_words",
     "gold_document",
+    "joined",
     "key_value",
     "majority",
     "make_probe",
@@ -42,6 +45,7 @@ __all__ = [
     "needle",
     "niah",
     "one_model",
+    "only_far",
     "part",
     "passkey",
     "probe",

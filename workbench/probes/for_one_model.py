@@ -11,6 +11,7 @@ import warnings
 from workbench.heads import WorkbenchError
 from workbench.probes.controls import control
 from workbench.probes.copying import default, written_default
+from workbench.probes.far_rows import widest_window
 from workbench.probes.known_answers import Probe
 from workbench.probes.registry import build
 from workbench.probes.token_ids import HasVocabulary, context
@@ -30,6 +31,8 @@ def one_model(source: HasVocabulary) -> dict[str, Probe]:
     """The default probes of one model by their notation for `build`, each followed by its control.
 
     With a tokenizer: `repeats`, a needle of RULER's in natural text, and rare n-grams of natural text that stand again.
+    In a model with full layers and layers that have a window, the text around the needle is twice as long as the widest
+    window, so that half of the needles stand beyond it.
     Without one, or where no needle can be written with it: those of `default`.
 
     Warns:
@@ -54,10 +57,12 @@ def one_model(source: HasVocabulary) -> dict[str, Probe]:
 def _of_text(source: HasVocabulary) -> dict[str, Probe]:
     longest = context(source) or _LENGTH
     length = min(_LENGTH, longest)
+    # Within the windows of a hybrid, needles say nothing of its full layers.
+    around_needle = min(max(_LENGTH, 2 * widest_window(getattr(source, "layers", ()))), longest)
     made: dict[str, Probe] = {}
     for written in (
         f"repeats:n={min(50, (length - 1) // 2)}",
-        f"niah_single_2:length={length},n_sequences=6",
+        f"niah_single_2:length={around_needle},n_sequences=6",
         f"repeated_ngrams:length={min(_LENGTH_OF_TEXT, longest)},n_sequences=5",
     ):
         try:

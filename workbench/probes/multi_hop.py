@@ -24,14 +24,25 @@ from workbench.probes.text_modes import TextMode, speller_of
 from workbench.probes.token_ids import HasVocabulary, Vocabulary, check_sizes, draw_one, tokens_left, vocabulary
 
 
+class _Question(NamedTuple):
+    """Tokens that ask for the value of a name which is `hops` assignments away from it, and the value's own.
+
+    The value stands in the first assignment of its chain, `offset` tokens in.
+    """
+
+    tokens: Ids
+    value: Ids
+    chain: int
+    offset: int
+    hops: int
+
+
 class _Chains(NamedTuple):
-    """`links[c][h]`: assignment h of chain c; the value stands in `links[c][0]`, `value_offset` tokens in."""
+    """`links[c][h]`: assignment h of chain c."""
 
     head: Ids
     links: list[list[Ids]]
-    question: Ids
-    value: Ids
-    value_offset: int
+    questions: list[_Question]
     haystack: Callable[[int], Hay]
 
 
@@ -41,6 +52,7 @@ def variable_tracking(  # noqa: PLR0913  (keywords of job files)
     *,
     hops: int | Sequence[int] = (1, 2, 3, 4),
     n_chains: int = 4,
+    n_asked: int = 1,
     length: int = 1024,
     n_sequences: int = 10,
     seed: int = 0,
@@ -56,29 +68,38 @@ def variable_tracking(  # noqa: PLR0913  (keywords of job files)
     Answer: the value. Target cells: the value where it is assigned. Classes: hops, `n_sequences` of each. Sequences
     have exactly `length` tokens.
 
+    Args:
+        n_asked: the chains that a text asks about, in turn: more answers from as many tokens. From 2 on the chains are
+            as long as the most hops, the numbers of hops take turns within a text, and there are `n_sequences` texts.
+
     Raises:
-        WorkbenchError: if the length exceeds the model's context or does not hold the chains, or the vocabulary is too
-            small.
+        WorkbenchError: if the length exceeds the model's context or does not hold the chains, more chains are asked
+            about than there are, or the vocabulary is too small.
     """
     n_hops = [hops] if isinstance(hops, int) else list(hops)
     if not n_hops or min(n_hops) < 1:
         raise WorkbenchError(f"hops is {hops}; expected whole numbers of at least 1")
-    check_sizes(source, length=length, n_chains=n_chains, n_sequences=n_sequences)
+    check_sizes(source, length=length, n_chains=n_chains, n_asked=n_asked, n_sequences=n_sequences)
+    if n_asked > n_chains:
+        raise WorkbenchError(f"n_asked is {n_asked}; expected at most n_chains = {n_chains}: each is asked about once")
     speller, words = speller_of(source, form), vocabulary(source)
+    in_turn = [[h] for h in n_hops] if n_asked == 1 else [[n_hops[i % len(n_hops)] for i in range(n_asked)]]
     drafts = []
-    for h in n_hops:
+    for asked in in_turn:
         for i in range(n_sequences):
-            rng = np.random.default_rng([seed, h, i])
-            chains = _in_tokens(words, h, n_chains, rng) if speller is None else _in_text(speller, h, n_chains, rng)
-            drafts.append(_sequence(chains, h, length=length, bos=words.bos, rng=rng))
+            rng = np.random.default_rng([seed, max(asked), i])
+            sizes = max(n_hops) if n_asked > 1 else asked[0], n_chains
+            chains = _in_tokens(words, sizes, asked, rng) if speller is None else _in_text(speller, sizes, asked, rng)
+            drafts.append(_sequence(chains, length=length, bos=words.bos, rng=rng))
     return assemble(name, drafts, class_name="hops")
 
 
-def _sequence(chains: _Chains, hops: int, *, length: int, bos: int | None, rng: np.random.Generator) -> Draft:
+def _sequence(chains: _Chains, *, length: int, bos: int | None, rng: np.random.Generator) -> Draft:
     draft = Draft(bos)
     draft.add(chains.head)
     links = [link for chain in chains.links for link in chain]
-    n_written = draft.n_tokens + sum(map(len, links)) + len(chains.question) + len(chains.value)
+    n_asked = sum(len(question.tokens) + len(question.value) for question in chains.questions)
+    n_written = draft.n_tokens + sum(map(len, links)) + n_asked
     hay = chains.haystack(tokens_left(length, n_written, "assignments, question and answer"))
     inside = hay.breaks[1:]  # not at the very start, where a name would follow the beginning of the sequence
     if len(inside) < len(links):
@@ -87,35 +108,45 @@ def _sequence(chains: _Chains, hops: int, *, length: int, bos: int | None, rng: 
             f"{len(inside)}; pass a larger length, or fewer n_chains"
         )
     starts = plant(draft, hay, links, rng.choice(inside, len(links), replace=False).tolist())
-    draft.add(chains.question)
-    draft.answer(chains.value, [starts[0] + chains.value_offset], hops)
+    n_links = len(chains.links[0])
+    for question in chains.questions:
+        draft.add(question.tokens)
+        draft.answer(question.value, [starts[question.chain * n_links] + question.offset], question.hops)
     return draft
 
 
-def _in_text(speller: Speller, hops: int, n_chains: int, rng: np.random.Generator) -> _Chains:
-    """The chain of the question comes first."""
-    names = np.array(letters(n_chains * hops, 5, rng)).reshape(n_chains, hops)
+def _in_text(speller: Speller, sizes: tuple[int, int], asked: Sequence[int], rng: np.random.Generator) -> _Chains:
+    """Chains of so many links, and so many of them; the questions are about the first ones."""
+    n_links, n_chains = sizes
+    names = np.array(letters(n_chains * n_links, 5, rng)).reshape(n_chains, n_links)
     names = np.char.upper(names).tolist()
     numbers = [str(number) for number in rng.choice(90_000, n_chains, replace=False) + 10_000]
     links: list[list[Ids]] = []
-    pieces: list[Ids] = []
+    offsets: list[int] = []
     for chain, number in zip(names, numbers, strict=True):
         contents = [number, *(f"VAR {content}" for content in chain[:-1])]
         rows = [(f" VAR {name} =", f" {content}", ".") for name, content in zip(chain, contents, strict=True)]
         spelled = speller.many(rows)
-        pieces = pieces or spelled[0]
+        offsets.append(len(spelled[0][0]))
         links.append([np.concatenate(row) for row in spelled])
-    last = names[0][-1]
-    ask = f" Question: What number is the value of VAR {last}? Answer: The value of VAR {last} is"
-    question, value = speller.pieces(ask, f" {numbers[0]}")
+    questions: list[_Question] = []
+    for i, hops in enumerate(asked):
+        name, stop = names[i][hops - 1], "." if questions else ""
+        ask = f"{stop} Question: What number is the value of VAR {name}? Answer: The value of VAR {name} is"
+        tokens, value = speller.pieces(ask, f" {numbers[i]}")
+        questions.append(_Question(tokens, value, i, offsets[i], hops))
     hay = noise(speller)
     head = speller.first("Variables are assigned in the text that follows. Remember what each of them is.")
-    return _Chains(head, links, question, value, len(pieces[0]), lambda n: hay(n, rng))
+    return _Chains(head, links, questions, lambda n: hay(n, rng))
 
 
-def _in_tokens(words: Vocabulary, hops: int, n_chains: int, rng: np.random.Generator) -> _Chains:
-    drawn, filler = draw_one(words, 1 + n_chains * (hops + 1), rng, purpose=f"{n_chains} chains of {hops} hops")
-    cue, chains = drawn[:1], drawn[1:].reshape(n_chains, hops + 1)
-    links = [[chain[[h + 1, h]] for h in range(hops)] for chain in chains]
-    question = np.concatenate([cue, chains[0, -1:]])
-    return _Chains(cue[:0], links, question, chains[0, :1], 1, lambda n: random_tokens(filler, n, rng))
+def _in_tokens(words: Vocabulary, sizes: tuple[int, int], asked: Sequence[int], rng: np.random.Generator) -> _Chains:
+    n_links, n_chains = sizes
+    n_drawn = 1 + n_chains * (n_links + 1)
+    drawn, filler = draw_one(words, n_drawn, rng, purpose=f"{n_chains} chains of {n_links} hops")
+    cue, chains = drawn[:1], drawn[1:].reshape(n_chains, n_links + 1)
+    links = [[chain[[h + 1, h]] for h in range(n_links)] for chain in chains]
+    questions = [
+        _Question(np.concatenate([cue, chains[i, [hops]]]), chains[i, :1], i, 1, hops) for i, hops in enumerate(asked)
+    ]
+    return _Chains(cue[:0], links, questions, lambda n: random_tokens(filler, n, rng))

@@ -1,7 +1,7 @@
-"""The plan file: which key/value heads keep the whole context, with the evidence, as JSON. No torch.
+"""The plan file: which key/value heads keep the whole context and what the others get, as JSON. No torch.
 
 The file is one JSON object with the fields of `Plan`; heads are written [layer, kv_head]. A field that changes its
-meaning raises `version`; files of newer versions are refused.
+meaning raises `version`; files of newer versions are refused. In version 1 every head that is not kept has the window.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_type_hints
@@ -18,17 +18,31 @@ import pandas as pd
 
 from workbench.files.atomic import replace_file
 from workbench.files.plain_json import json_text
-from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError
+from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError, some_of
+from workbench.store.cache_sizes import bytes_held, bytes_under, saved_under, seen_tokens
+from workbench.store.conversions import (
+    MOST_TOKENS,
+    Choice,
+    Conversions,
+    LinearAttention,
+    Window,
+    heads_beyond,
+    name_of,
+    softmax_heads,
+)
 
-VERSION = 1
-# Tokens that no context has; larger numbers are no positions.
-_MOST = 1 << 62
+VERSION = 2
+# Fields that files of version 1 do not have.
+_SINCE_2 = ("conversions", "costs", "remarks")
 Unit = Literal["head", "layer"]
 
 
 @dataclass(frozen=True, slots=True)
 class KVBytes:
-    """A budget: the bytes of key/value cache of softmax layers at the plan's context, in 16-bit numbers."""
+    """A budget: the bytes of key/value cache of softmax layers at the plan's context, in 16-bit numbers.
+
+    States of linear attention are counted in float32.
+    """
 
     n: int
 
@@ -63,8 +77,9 @@ class RankedHead:
 class CurvePoint:
     """The outcome on a held-out probe when the first `n_kept` heads of a ranking keep the whole context.
 
-    `nats`: loss per answer; `recovered`: share of the gap between all windowed and none; `accuracy`: share of answers
-    that are right; `kv_saved`: share of the key/value cache that is not needed.
+    `nats`: loss per answer; `recovered`: share of the gap between all converted and none, NaN where there is no gap,
+    with its 95 % interval over sequences, `ci_lo` to `ci_hi`; `accuracy`: share of answers that are right; `kv_saved`:
+    share of the key/value cache that is not needed.
     """
 
     method: str
@@ -74,15 +89,44 @@ class CurvePoint:
     recovered: float
     accuracy: float
     kv_saved: float
+    ci_lo: float = math.nan
+    ci_hi: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCosts:
+    """What a window and what linear attention cost a head, in nats per answer, by gates towards either.
+
+    `linear_error`: share of the variance of its outputs that `form` leaves unexplained. `linear_flags`: why it gets no
+    linear attention whatever that costs, `ladder_end` or `error_above_1`, separated by `;`. Without a `form` the head
+    cannot have linear attention, and the numbers are NaN.
+    """
+
+    layer: int
+    kv_head: int
+    window_nats: float
+    linear_nats: float
+    linear_error: float
+    linear_flags: str = ""
+    form: LinearAttention | None = None
+
+    @property
+    def head(self) -> KVHead:
+        return KVHead(self.layer, self.kv_head)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which heads of a model keep the whole context; all other softmax heads see `sink` first and `window` last keys.
+    """What every ranked key/value head of a model gets: the whole context, a window, or linear attention.
+
+    `keep`: the heads that see everything. `conversions`: those that have linear attention. All others that are ranked
+    see `sink` first and `window` last keys. Heads that see no further than the window by themselves need no choice and
+    are not ranked; they stay as they are.
 
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
-    of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for.
+    of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for. `costs`: of
+    either conversion, where there was a choice. `remarks`: what to know before relying on the numbers.
     """
 
     model: str
@@ -100,16 +144,81 @@ class Plan:
     ranking: tuple[RankedHead, ...]
     curve: tuple[CurvePoint, ...]
     evidence: dict[str, float]
+    conversions: dict[KVHead, LinearAttention] = field(default_factory=dict)
+    costs: tuple[HeadCosts, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> dict[KVHead, Choice]:
+        """Every ranked head in order, with "full", its `Window` or its `LinearAttention`."""
+        window, keep = Window(self.window, self.sink), set(self.keep)
+        return {
+            head: "full" if head in keep else self.conversions.get(head, window)
+            for head in sorted(r.head for r in self.ranking)
+        }
 
     @property
     def windowed(self) -> tuple[KVHead, ...]:
         """The heads that lose the far context, in order."""
-        return tuple(sorted(r.head for r in self.ranking if r.head not in self.keep))
+        return tuple(head for head, choice in self.choices.items() if isinstance(choice, Window))
+
+    @property
+    def linear(self) -> dict[KVHead, LinearAttention]:
+        """The heads that have linear attention, in order, each with its form, as `HookedModel.linearize` takes them."""
+        return {head: choice for head, choice in self.choices.items() if isinstance(choice, LinearAttention)}
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of key/value cache and linear states of softmax layers under the plan, at `context` tokens."""
+        return bytes_under(self.layers, self._converted, context=self.context)
 
     @property
     def kv_saved(self) -> float:
-        """The share of the key/value cache of softmax layers that the plan saves, at `context` tokens."""
-        return kv_saved(self.layers, self.keep, window=self.window, sink=self.sink, context=self.context)
+        """The share of the key/value cache of softmax layers that the plan saves, at `context` tokens.
+
+        Keys and values are counted in 16-bit numbers, states of linear attention in float32.
+        """
+        return saved_under(self.layers, self._converted, context=self.context)
+
+    @property
+    def _converted(self) -> Conversions:
+        return {head: choice for head, choice in self.choices.items() if choice != "full"}
+
+    def keeping(self, heads: Collection[KVHead]) -> Plan:
+        """The plan with these heads full; the others stay converted, and those that it kept get the window."""
+        conversions = {head: form for head, form in self.conversions.items() if head not in heads}
+        return replace(self, keep=tuple(sorted(heads)), conversions=conversions)
+
+    def table(self) -> pd.DataFrame:
+        """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
+
+        Columns: layer, kv_head, choice (`full`, `window` or `linear`), score, ci_lo, ci_hi, window_nats, linear_nats,
+        linear_error, linear_flags, features, sharpness, decay, bytes. The last is what the head holds at `context`
+        tokens. The form is the head's choice, or the one it was fitted with; NaN where there is none.
+        """
+        costs, choices = {c.head: c for c in self.costs}, self.choices
+        infos = {info.index: info for info in self.layers if info.mixer == "softmax"}
+        rows: list[dict[str, Any]] = []
+        for ranked in self.ranking:
+            own, choice, info = costs.get(ranked.head), choices[ranked.head], infos[ranked.layer]
+            form = choice if isinstance(choice, LinearAttention) else None if own is None else own.form
+            rows.append(
+                {
+                    "layer": ranked.layer,
+                    "kv_head": ranked.kv_head,
+                    "choice": name_of(choice),
+                    **{name: getattr(ranked, name) for name in ("score", "ci_lo", "ci_hi")},
+                    **{
+                        name: math.nan if own is None else getattr(own, name)
+                        for name in ("window_nats", "linear_nats", "linear_error")
+                    },
+                    "linear_flags": "" if own is None else own.linear_flags,
+                    "features": "" if form is None else form.features,
+                    **{n: math.nan if form is None else getattr(form, n) for n in ("sharpness", "decay")},
+                    "bytes": bytes_held(choice, info.d_head, seen_tokens(info, self.context)),
+                }
+            )
+        return pd.DataFrame(rows)
 
     def curves(self) -> pd.DataFrame:
         """The curve as a table, one row per method, probe and number of heads kept."""
@@ -122,7 +231,8 @@ class Plan:
         Raises:
             WorkbenchError: if the file cannot be written.
         """
-        _write(path, json_text({"version": VERSION, **asdict(self)}, indent=1) + "\n")
+        conversions = [[*head, {"form": "linear", **asdict(form)}] for head, form in sorted(self.conversions.items())]
+        _write(path, json_text({"version": VERSION, **asdict(self), "conversions": conversions}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -139,13 +249,20 @@ class Plan:
             raise WorkbenchError(f"{path}: is not JSON: {error}; expected a plan saved by plan.save()") from error
         if not isinstance(document, dict) or not isinstance(document.get("version"), int):
             raise WorkbenchError(f"{path}: is no plan; expected a file saved by plan.save()")
-        if document.pop("version") > VERSION:
+        version = document.pop("version")
+        if version > VERSION:
             raise WorkbenchError(f"{path}: was written by a newer workbench; upgrade it to read the plan")
+        if version < 2:
+            newer = [name for name in _SINCE_2 if name in document]
+            if newer:
+                raise WorkbenchError(f"{path}: is no plan of version {version}, which has no {newer[0]}")
+            document |= {name: [] for name in _SINCE_2}
         try:
-            plan = cls(**{**document, **_typed_fields(document)})
-            for record in (plan, *plan.layers, *plan.ranking, *plan.curve):
+            typed: dict[str, Any] = {**document, **_typed_fields(document)}
+            plan = cls(**typed)
+            for record in (plan, *plan.layers, *plan.ranking, *plan.curve, *plan.costs, *plan.conversions.values()):
                 _require_types(record)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, WorkbenchError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
         problem = _inconsistency(plan)
         if problem:
@@ -181,9 +298,10 @@ class Plan:
         from a file beside it, config.json, as recent_size and sink_size.
 
         Raises:
-            WorkbenchError: if the file cannot be written.
+            WorkbenchError: if heads have linear attention, or the file cannot be written.
         """
-        n_columns = max(r.kv_head for r in self.ranking) + 1
+        self._refuse_linear("DuoAttention's file knows full heads and windows alone")
+        n_columns = max(info.n_kv_heads for info in self.layers if info.mixer == "softmax")
         n_rows = max(info.index for info in self.layers) + 1
         rows = [["0.0"] * n_columns for _ in range(n_rows)]
         for layer, kv_head in self.keep:
@@ -196,8 +314,10 @@ class Plan:
         A kept sliding layer does not change, and a windowed one keeps its own window where that is narrower.
 
         Raises:
-            WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows.
+            WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows, or
+                heads have linear attention.
         """
+        self._refuse_linear("the linear_attention of layer_types is a mixer with weights of its own")
         mixed = [i for i, is_kept in self._kept_by_layer().items() if len(is_kept) > 1]
         if mixed:
             raise WorkbenchError(
@@ -218,6 +338,13 @@ class Plan:
         types = [kinds[index][0] for index in sorted(kinds)]
         return {"layer_types": types, **({"sliding_window": windows[0]} if windows else {})}
 
+    def _refuse_linear(self, why: str) -> None:
+        if self.linear:
+            names = some_of([str(head) for head in self.linear])
+            raise WorkbenchError(
+                f"the plan gives {names} linear attention, and {why}; make it with choices=('window',)"
+            )
+
     def _kept_by_layer(self) -> dict[int, set[bool]]:
         is_kept: dict[int, set[bool]] = {}
         for r in sorted(self.ranking, key=lambda r: r.layer):
@@ -228,32 +355,9 @@ class Plan:
         """A layer's name in `layer_types` under the plan, and its window where it slides."""
         if info.mixer != "softmax":
             return "linear_attention", None
-        if KVHead(info.index, 0) in self.keep:
+        if info.index not in {r.layer for r in self.ranking} or KVHead(info.index, 0) in self.keep:
             return f"{info.kind}_attention", info.window if info.kind == "sliding" else None
         return "sliding_attention", self.window if info.window is None else min(info.window, self.window)
-
-
-def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> int:
-    """Bytes of softmax key/value cache after `context` tokens, in 16-bit numbers, if only `keep` see all of them.
-
-    A sliding layer never holds more than its own window. Values are counted as wide as keys.
-    """
-    tokens_kept = 0
-    for info in (i for i in layers if i.mixer == "softmax"):
-        own = context if info.window is None else min(context, info.window)
-        for h in range(info.n_kv_heads):
-            is_kept = KVHead(info.index, h) in keep
-            tokens_kept += info.d_head * (own if is_kept else min(own, window + sink))
-    return 2 * 2 * tokens_kept
-
-
-def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> float:
-    """The share of a softmax key/value cache of `context` tokens that is not needed if only `keep` see all of it."""
-    everything = [KVHead(i.index, h) for i in layers for h in range(i.n_kv_heads)]
-    needed, in_all = (
-        kv_bytes(layers, set(heads), window=window, sink=sink, context=context) for heads in (keep, everything)
-    )
-    return 1 - needed / in_all if in_all else 0.0
 
 
 def _write(path: str | Path, text: str) -> None:
@@ -276,18 +380,34 @@ def _inconsistency(plan: Plan) -> str | None:
     unknown = [str(head) for head in plan.keep if head not in ranked]
     if unknown:
         return f"keeps {', '.join(unknown)}, which its ranking does not have"
-    heads = [KVHead(i.index, h) for i in plan.layers if i.mixer == "softmax" for h in range(i.n_kv_heads)]
-    if sorted(ranked) != heads:
+    if not (1 <= plan.window < MOST_TOKENS and 0 <= plan.sink < MOST_TOKENS):
+        return f"has a window of {plan.window!r} and a sink of {plan.sink!r} tokens"
+    heads = softmax_heads(plan.layers)
+    is_each_once = len(set(ranked)) == len(ranked)
+    if not (is_each_once and set(heads_beyond(plan.layers, plan.window)) <= set(ranked) <= set(heads)):
         return f"ranks {len(ranked)} heads, which are not the {len(heads)} softmax heads of its layers"
     if plan.unit not in get_args(Unit):
         return f"has the unit {plan.unit!r}, which is neither 'head' nor 'layer'"
     if len(set(plan.keep)) < len(plan.keep):
         return "keeps a head twice"
-    if not (1 <= plan.window < _MOST and 0 <= plan.sink < _MOST):
-        return f"has a window of {plan.window!r} and a sink of {plan.sink!r} tokens"
     if plan.context < 1:
         return f"counts caches at a context of {plan.context!r} tokens"
-    return None
+    return _inconsistent_conversion(plan)
+
+
+def _inconsistent_conversion(plan: Plan) -> str | None:
+    """What is inconsistent in a plan's linear attention; None if nothing is."""
+    kinds = {info.index: info.kind for info in plan.layers if info.mixer == "softmax"}
+    ranked = {r.head for r in plan.ranking}
+    for head in plan.conversions:
+        if head not in ranked:
+            return f"gives {head} linear attention, which its ranking does not have"
+        if head in plan.keep:
+            return f"keeps {head} full and gives it linear attention at once"
+        if kinds[head.layer] != "full":
+            return f"gives {head} linear attention, whose layer is {kinds[head.layer]} and does not see its whole past"
+    unknown = [str(costs.head) for costs in plan.costs if costs.head not in ranked]
+    return f"has costs of {unknown[0]}, which its ranking does not have" if unknown else None
 
 
 def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +417,33 @@ def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
         "ranking": tuple(RankedHead(**_numbers(r)) for r in document["ranking"]),
         "curve": tuple(CurvePoint(**_numbers(p)) for p in document["curve"]),
         "evidence": _numbers(document["evidence"]),
+        "conversions": dict(map(_conversion, document["conversions"])),
+        "costs": tuple(map(_costs, document["costs"])),
+        "remarks": tuple(map(_text, document["remarks"])),
     }
+
+
+def _conversion(entry: Sequence[Any]) -> tuple[KVHead, LinearAttention]:
+    layer, kv_head, form = entry
+    if form.get("form") != "linear":
+        raise ValueError(f"conversions hold a form {form.get('form')!r}; expected 'linear'")
+    return KVHead(_whole(layer), _whole(kv_head)), _form({k: v for k, v in form.items() if k != "form"})
+
+
+def _costs(record: dict[str, Any]) -> HeadCosts:
+    form = record["form"]
+    changed: dict[str, Any] = {**_numbers(record), "form": None if form is None else _form(form)}
+    return HeadCosts(**changed)
+
+
+def _form(settings: dict[str, Any]) -> LinearAttention:
+    return LinearAttention(**_numbers(settings))
+
+
+def _text(remark: object) -> str:
+    if not isinstance(remark, str):
+        raise TypeError(f"remarks hold {remark!r}; expected texts")
+    return remark
 
 
 def _whole(number: object) -> int:
@@ -310,12 +456,12 @@ def _whole(number: object) -> int:
 def _require_types(record: Any) -> None:
     """Raise TypeError where a text, number or missing value is of another type than its field's."""
     hints = get_type_hints(type(record))
-    for field in fields(record):
-        value, hint = getattr(record, field.name), hints[field.name]
+    for own in fields(record):
+        value, hint = getattr(record, own.name), hints[own.name]
         expected = int | float if hint is float else hint
         is_plain = isinstance(expected, UnionType) or (isinstance(expected, type) and not get_args(expected))
         if is_plain and not isinstance(value, expected):
-            raise TypeError(f"{field.name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+            raise TypeError(f"{own.name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:

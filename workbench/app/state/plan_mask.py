@@ -6,14 +6,15 @@ import json
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workbench.heads import KVHead, WorkbenchError
-from workbench.store.plan_file import Plan, kv_bytes
+from workbench.store.cache_sizes import bytes_under
+from workbench.store.plan_file import Plan
 
 _SCAN_FILES = frozenset({"run.json", "plan.json", "checkpoints.json", "fingerprints.json"})
 _HEAD = re.compile(r"L(\d+)KV(\d+)")
@@ -83,8 +84,8 @@ def text_of(plan: Plan, keep: Collection[KVHead]) -> str:
 
 
 def edited(plan: Plan, text: str) -> Plan:
-    """The plan with the mask of the address."""
-    return replace(plan, keep=mask_of(plan, text))
+    """The plan with the mask of the address; heads that it does not keep have the plan's conversions."""
+    return plan.keeping(mask_of(plan, text))
 
 
 def predictions(plan: Plan) -> list[Prediction]:
@@ -110,9 +111,7 @@ def predictions(plan: Plan) -> list[Prediction]:
 
 def bytes_of(plan: Plan) -> tuple[int, int]:
     """Bytes of cache at the plan's context: with its mask, and with every head full."""
-    heads = {r.head for r in plan.ranking}
-    sizes = {"window": plan.window, "sink": plan.sink, "context": plan.context}
-    return kv_bytes(plan.layers, set(plan.keep), **sizes), kv_bytes(plan.layers, heads, **sizes)
+    return plan.kv_bytes, bytes_under(plan.layers, {}, context=plan.context)
 
 
 def _is_plan(path: Path) -> bool:

@@ -33,10 +33,10 @@ from workbench.experiments.conversion.study_folder import piece_path, read, writ
 from workbench.experiments.conversion.training_runs import from_checkpoint, train, untrained
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.interventions.windows import Forms
 from workbench.planning import fit_linear_attention
 from workbench.pretrain.checkpoint_writer import checkpoint_path, save_checkpoint
 from workbench.pretrain.training import one_thread
+from workbench.store.conversions import Forms
 
 PREPARED = "prepared"
 

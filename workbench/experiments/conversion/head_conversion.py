@@ -29,9 +29,9 @@ from workbench.heads import KVHead
 from workbench.hooks import HookedModel, LinearAttention
 from workbench.hooks.interventions.gates import converted
 from workbench.hooks.interventions.linear_attention import linearised
-from workbench.hooks.interventions.windows import Forms, Window
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
+from workbench.store.conversions import Forms, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from workbench.experiments.conversion.settings import Conversion, ConvertedTo
 from workbench.experiments.conversion.study_data import Probes
 from workbench.heads import KVHead
 from workbench.hooks import HookedModel
-from workbench.hooks.interventions.windows import Forms
 from workbench.planning import Game, first_at, rank
 from workbench.planning.keep_curves import Order, keep_curve
 from workbench.probes import Probe
+from workbench.store.conversions import Forms
 
 _BY_WINDOWING = ("window_gates", "leave_one_windowed", "restore_one", "far_mass")
 _BY_PATTERN = ("induction", "retrieval")

@@ -21,10 +21,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks.interventions.held_keys import MOST_TAKEN_BACK, HeldKeys
-from workbench.hooks.interventions.linear_attention import LinearAttention, linearised
+from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.interventions.windows import (
     Interventions,
-    Window,
     has_uniform_heads,
     intervened_output,
     with_replacements,
@@ -33,6 +32,7 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.cached_keys import hand_out, stand_in
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import CausalMask
+from workbench.store.conversions import LinearAttention, Window
 
 
 class CutLayer(CacheLayerMixin):

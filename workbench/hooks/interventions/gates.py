@@ -1,4 +1,4 @@
-"""Conversion of chosen heads, to a window or to linear attention: of whole heads, or by gates.
+"""Conversion of chosen heads, each to a window or to linear attention: of whole heads, or by gates.
 
 A gate a mixes o = a · o_full + (1 − a) · o_converted for a key/value head. With all gates 1 the model is unchanged,
 with all gates 0 every head is converted. In between, one backward pass gives the gradient of the loss for every gate.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,43 +21,58 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
-from workbench.hooks.interventions.windows import Conversion, Window, intervened_output
+from workbench.hooks.interventions.windows import intervened_output
 from workbench.hooks.model import HookedModel
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.replaced_forward import another_forward
+from workbench.store.conversions import Conversions, LinearAttention, Window, heads_beyond
 
 
-def windowed_heads(layers: Sequence[LayerInfo]) -> tuple[KVHead, ...]:
-    """The key/value heads that can have a window, which are those of softmax layers, in order."""
-    return tuple(KVHead(i.index, h) for i in layers if i.mixer == "softmax" for h in range(i.n_kv_heads))
+def converted_heads(layers: Sequence[LayerInfo], to: Window | Conversions) -> tuple[KVHead, ...]:
+    """The key/value heads that a conversion is for: those that see beyond the window, or those with one of their own.
+
+    They are in order.
+    """
+    return heads_beyond(layers, to.window) if isinstance(to, Window) else tuple(sorted(to))
 
 
-def converted(m: HookedModel, heads: Collection[KVHead], to: Conversion) -> AbstractContextManager[HookedModel]:
-    """Inside the block, these key/value heads have the window, or each its form of linear attention."""
-    if isinstance(to, Window):
-        return m.restrict(heads, to.window, to.sink)
-    return m.linearize({head: to[head] for head in heads})
+@contextmanager
+def converted(m: HookedModel, heads: Collection[KVHead], to: Window | Conversions) -> Generator[HookedModel]:
+    """Inside the block, these key/value heads have the window, or each its own window or linear attention.
+
+    Raises:
+        WorkbenchError: for heads the model does not have, or that cannot have their conversion.
+    """
+    conversions = {head: to if isinstance(to, Window) else to[head] for head in heads}
+    windows: dict[Window, list[KVHead]] = {}
+    for head, conversion in conversions.items():
+        if isinstance(conversion, Window):
+            windows.setdefault(conversion, []).append(head)
+    with ExitStack() as stack:
+        for own, restricted in windows.items():
+            stack.enter_context(m.restrict(restricted, own.window, own.sink))
+        stack.enter_context(m.linearize({h: c for h, c in conversions.items() if isinstance(c, LinearAttention)}))
+        yield m
 
 
 @contextmanager
 def gated(
-    m: HookedModel, gates: Float[Tensor, "#b n_kv"], to: Conversion, *, checkpointed: bool = False
+    m: HookedModel, gates: Float[Tensor, "#b n_kv"], to: Window | Conversions, *, checkpointed: bool = False
 ) -> Generator[None]:
     """Inside the block, the model's softmax layers mix full and converted attention by these gates.
 
     Gradients reach only the gates, not the model's parameters. Interventions in force on the model stay in force.
 
     Args:
-        gates: one for each of `windowed_heads`, or for each head that has a form, in sorted order; for every sequence
-            of the batch or one row for all.
+        gates: one for each of `converted_heads`; for every sequence of the batch or one row for all.
         checkpointed: compute each layer again in the backward pass and keep only the activations between layers.
 
     Raises:
         WorkbenchError: if there are more or fewer gates than heads.
     """
-    heads = windowed_heads(m.layers) if isinstance(to, Window) else tuple(sorted(to))
+    heads = converted_heads(m.layers, to)
     if gates.shape[-1] != len(heads):
         raise WorkbenchError(f"{gates.shape[-1]} gates were given; expected one for each of {len(heads)} heads")
     columns = {head: i for i, head in enumerate(heads)}

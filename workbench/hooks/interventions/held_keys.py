@@ -10,9 +10,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.hooks.interventions.windows import Window
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.explicit_masks import FEW_ROWS, Scores, rows_output
+from workbench.store.conversions import Window
 
 # Tokens of the newest pass that can be taken back, as assisted generation does with those that are rejected.
 MOST_TAKEN_BACK = 256

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -27,43 +27,11 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import CausalMask, DecayRows, Request, RowStatistics, TileMask, signed_crop, signed_statistics
 from workbench.kernels.ops import linear_attention
+from workbench.store.conversions import LinearAttention
 
-Features = Literal["elu", "taylor"]
 # Added to elu features, so that no row is empty where they underflow.
 _LEAST = 1e-6
 _CROP_ROWS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class LinearAttention:
-    """A form of linear attention: a feature map of queries and keys, and a decay.
-
-    With x = sharpness · √scale · q (or k), and scale the model's own factor of q · k:
-
-    `elu`: φ(x) = elu(x) + 1, of the head's own width. `taylor`: the second-order series of exp(x_q · x_k), of
-    1 + d + d (d + 1) / 2 features, whose state is larger than the cache of a short context.
-    `decay`: λ, per token, 1 for none.
-
-    Raises:
-        WorkbenchError: for unknown features, a sharpness that is not above 0, or a decay outside of 0 to 1.
-    """
-
-    features: Features = "elu"
-    sharpness: float = 1.0
-    decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.features not in get_args(Features):
-            raise WorkbenchError(f"features are {self.features!r}; expected 'elu' or 'taylor'")
-        if not self.sharpness > 0:
-            raise WorkbenchError(f"sharpness is {self.sharpness}; expected a number above 0")
-        if not 0 < self.decay <= 1:
-            raise WorkbenchError(f"decay is {self.decay}; expected a number above 0 and at most 1")
-
-    def state_size(self, d_head: int, d_v: int | None = None) -> int:
-        """Numbers that a head keeps in place of a cache, at any length of the context."""
-        n_features = d_head if self.features == "elu" else 1 + d_head + d_head * (d_head + 1) // 2
-        return n_features * ((d_head if d_v is None else d_v) + 1)
 
 
 @dataclass(frozen=True, slots=True)

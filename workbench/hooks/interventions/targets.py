@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.head_inputs import HeadsLike, heads_of, layer_of, query_heads
-from workbench.hooks.interventions.linear_attention import LinearAttention
+from workbench.store.conversions import LinearAttention
 
 # A head, and whether it belongs to the linear mixer of its layer.
 HeadKey = tuple[Head, bool]

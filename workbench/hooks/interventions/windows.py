@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,29 +18,13 @@ from torch import Tensor
 
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.interventions.ablation import Ablation, Replacement, replaced
-from workbench.hooks.interventions.linear_attention import Features, LinearAttention, linearised
+from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.explicit_masks import Scores, rows_output
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_run
-
-# Tokens that no context has; larger numbers are no positions.
-_MOST = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A restricted head sees the first `sink` and the last `window` keys, own position included, in tokens."""
-
-    window: int
-    sink: int = 0
-
-
-# The form of linear attention of each converted head.
-Forms = Mapping[KVHead, LinearAttention]
-# What heads are converted to: one window for all, or linear attention, each in its own form.
-Conversion = Window | Forms
+from workbench.store.conversions import Conversions, Features, Forms, LinearAttention, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +40,24 @@ class Interventions:
     replacements: Mapping[Head, Replacement] = field(default_factory=dict)
     linear: Mapping[Head, Replacement] = field(default_factory=dict)
 
-    def converting(self, heads: Collection[KVHead], to: Conversion) -> Interventions:
-        """These and a conversion of some key/value heads.
+    def converting(self, heads: Collection[KVHead], to: Window | Conversions) -> Interventions:
+        """These and a conversion of some key/value heads: one window for all, or each to its own.
 
         Raises:
-            WorkbenchError: for a head that would have both, or that has no form.
+            WorkbenchError: for a head that would have both, or that has no conversion.
         """
-        if isinstance(to, Window):
-            both = [head for head in heads if head in self.forms]
-            added = {head: (*self.windows.get(head, ()), to) for head in heads}
-            interventions = replace(self, windows={**self.windows, **added})
-        else:
-            both = [head for head in heads if head in self.windows]
-            if missing := [head for head in heads if head not in to]:
-                raise WorkbenchError(f"no linear form was given for {missing[0]}; expected one for every head")
-            interventions = replace(self, forms={**self.forms, **{head: to[head] for head in heads}})
-        if both:
-            raise WorkbenchError(f"{both[0]} would have a window and linear attention at once; end one block first")
-        return interventions
+        windows, forms = dict(self.windows), dict(self.forms)
+        for head in heads:
+            conversion = to if isinstance(to, Window) else to.get(head)
+            if conversion is None:
+                raise WorkbenchError(f"no conversion was given for {head}; expected one for every head")
+            if head in (self.forms if isinstance(conversion, Window) else self.windows):
+                raise WorkbenchError(f"{head} would have a window and linear attention at once; end one block first")
+            if isinstance(conversion, Window):
+                windows[head] = (*windows.get(head, ()), conversion)
+            else:
+                forms[head] = conversion
+        return replace(self, windows=windows, forms=forms)
 
     def replacing(self, replacements: Mapping[Head, Replacement], linear: Mapping[Head, Replacement]) -> Interventions:
         """These and some replacements; a new one of a head takes the place of its earlier one."""
@@ -367,18 +350,3 @@ def _replaced(
         return out
     valid = None if call.mask.valid is None else call.mask.valid[:, -call.mask.n_queries :].to(out.device)
     return replaced(out, replacements, valid, start=call.mask.query_offset)
-
-
-def check_window(window: Any, sink: Any) -> Window:
-    """A window of these sizes, in tokens.
-
-    Raises:
-        WorkbenchError: if the sizes are no whole numbers, the window is shorter than one token or the sink negative.
-    """
-    sizes = [-1 if isinstance(size, bool) or not isinstance(size, Integral) else int(size) for size in (window, sink)]
-    if not (1 <= sizes[0] < _MOST and 0 <= sizes[1] < _MOST):
-        raise WorkbenchError(
-            f"window {window!r}, sink {sink!r}: expected a window of at least 1 token and a sink of at least 0, whole "
-            "numbers below 2**62"
-        )
-    return Window(*sizes)

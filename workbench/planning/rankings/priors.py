@@ -44,12 +44,13 @@ def far_mass(game: Game) -> Ranking:
     ]
     total, rows = (torch.cat([getattr(x, name) for x in measured]) for name in ("total", "rows"))
     by_head = (total / rows).nanmean(0).nan_to_num(0)
-    columns = [
-        reduce(by_head[layer_slot, : info.n_heads], "(kv group) -> kv", "max", kv=info.n_kv_heads)
+    columns = {
+        info.index: reduce(by_head[layer_slot, : info.n_heads], "(kv group) -> kv", "max", kv=info.n_kv_heads)
         for layer_slot, info in enumerate(game.m.layers)
         if info.mixer == "softmax"
-    ]
-    return Ranking("far_mass", "probability", game.heads, torch.cat(columns).double().numpy())
+    }
+    scores = torch.stack([columns[head.layer][head.kv_head] for head in game.heads])
+    return Ranking("far_mass", "probability", game.heads, scores.double().numpy())
 
 
 def _with_same_rows(probe: Probe) -> Iterator[Probe]:

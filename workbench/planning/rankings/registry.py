@@ -21,6 +21,7 @@ from workbench.console import watched_bar
 from workbench.extensions import Registry
 from workbench.heads import KVHead
 from workbench.planning.conversion_objective import Game
+from workbench.planning.rankings.adaptive_nodes import AS_NEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Ranking:
     """Scores of every key/value head by one method, higher for heads to keep, in the units the method names.
 
     `per_sequence`: the scores on each sequence that has an answer, where the method has them. `evidence`: numbers that
-    measure how reliable the scores are.
+    measure how reliable the scores are. `margin`: what each score may be off by beside its sequences, in its units;
+    intervals are wider by as much on both sides.
     """
 
     method: str
@@ -37,6 +39,7 @@ class Ranking:
     scores: Float[np.ndarray, " n_kv"]
     per_sequence: Float[np.ndarray, "n_seq n_kv"] | None = None
     evidence: dict[str, float] = field(default_factory=dict)
+    margin: Float[np.ndarray, " n_kv"] | None = None
 
     @property
     def order(self) -> list[KVHead]:
@@ -44,6 +47,8 @@ class Ranking:
         return [self.heads[i] for i in np.argsort(-self.scores, kind="stable")]
 
 
+# The default of `duo_gates`, each step with one batch.
+_DUO_STEPS = 200
 Method = Callable[[Game], Ranking]
 
 RANKINGS: Registry[Method] = Registry("workbench.rankings", noun="method", builtin="workbench.planning.rankings")
@@ -94,13 +99,13 @@ METHODS = _Methods()
 def rank(game: Game, method: str, *, progress: bool = True) -> Ranking:
     """The ranking of a model's heads by the method of that name.
 
-    `progress`: a bar on a terminal and in a notebook, in forward passes of the model.
+    `progress`: a bar on a terminal and in a notebook, in forward passes of the model, at most so many.
 
     Raises:
         WorkbenchError: for an unknown method, or one that is not available for this model or probe.
     """
     check_method(method)
-    total, n_done = _passes(game, method), 0
+    total, n_done = passes_of(game, method)[0], 0
     with watched_bar("pass", shown=progress) as show:
 
         def count(*_: Any) -> None:
@@ -111,19 +116,35 @@ def rank(game: Game, method: str, *, progress: bool = True) -> Ranking:
         show(0, total, method)
         counter = game.m.model.register_forward_hook(count)
         try:
-            return METHODS[method](game)
+            ranked = METHODS[method](game)
+            show(n_done, n_done, method)
+            return ranked
         finally:
             counter.remove()
 
 
-def _passes(game: Game, method: str) -> int:
-    """How many forward passes a built-in method takes, as docs/planning.md lists them; 0 where that is not known."""
-    n = len(game.heads)
-    one_by_one = dict.fromkeys(
-        ("leave_one_windowed", "restore_one", "ablate_zero", "ablate_mean", "ablate_uniform"), n + 1
-    )
-    per_batch = {**one_by_one, "greedy": n * (n + 1) // 2, "window_gates": 10, "first_order": 1, "gradient_at_zero": 1}
-    return per_batch.get(method, 0) * len(game.batches)
+def passes_of(game: Game, method: str) -> tuple[int, int]:
+    """How many forward and backward passes of one batch a built-in method takes; 0 where that is not known.
+
+    They are those that docs/planning.md lists.
+    """
+    n, n_batches = len(game.heads), len(game.batches)
+    one_by_one = ("leave_one_windowed", "restore_one", "ablate_zero", "ablate_mean", "ablate_uniform")
+    of_patterns = ("output_error", "output_error_all", "far_mass", "mean_distance", "retrieval", "induction")
+    nodes = AS_NEEDED.most
+    passes = {
+        **dict.fromkeys(one_by_one, (n + 1, 0)),
+        **dict.fromkeys(of_patterns, (1, 0)),
+        "greedy": (n * (n + 1) // 2, 0),
+        "first_order": (1, 1),
+        "gradient_at_zero": (1, 1),
+        "window_gates": (nodes, nodes),
+        "random_in_layer": (nodes, nodes),
+    }
+    if method in ("duo_gates", "duo_gates_annealed"):
+        return _DUO_STEPS, _DUO_STEPS
+    forwards, backwards = passes.get(method, (0, 0))
+    return forwards * n_batches, backwards * n_batches
 
 
 def check_method(method: str) -> None:

@@ -1,0 +1,208 @@
+"""What a plan is asked for, checked before any work, and the work it is: passes, tokens and, once measured, seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from workbench.console import duration
+from workbench.hooks import HookedModel
+from workbench.planning.conversion_objective import Game
+from workbench.planning.efforts import Extent
+from workbench.planning.evaluation_tasks import Evaluation
+from workbench.planning.model_passes import BACKWARD
+from workbench.planning.rankings.registry import METHODS, passes_of
+from workbench.planning.rankings.window_gates import AdaptiveNodes, gate_pass, integrated
+from workbench.store.plan_file import Budget, Unit
+
+# A random baseline is the mean over this many random orders.
+RANDOM_ORDERS = 5
+# A pass that is shorter than this is measured twice, since the first one also sets things up.
+_SHORT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PieceCost:
+    """A part of the work that is not done yet, at most.
+
+    `forwards`, `backwards`: passes of one batch. `tokens`: of both; one of a backward pass counts twice, as it costs.
+    `seconds`: NaN until measured.
+    """
+
+    name: str
+    forwards: int
+    backwards: int
+    tokens: int
+    seconds: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCost:
+    """What a plan costs before it is made: its parts, and how many pieces an earlier run left.
+
+    The ranking may need fewer passes than it is given.
+    """
+
+    parts: tuple[PieceCost, ...]
+    n_kept: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    def table(self) -> pd.DataFrame:
+        """A row per part: `part, forwards, backwards, tokens, seconds`."""
+        columns = ("forwards", "backwards", "tokens", "seconds")
+        return pd.DataFrame([{"part": p.name, **{name: getattr(p, name) for name in columns}} for p in self.parts])
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part.name} {duration(part.seconds)}" for part in self.parts if part.tokens)
+        kept = f"; {self.n_kept} pieces are there from before" if self.n_kept else ""
+        return f"about {duration(self.seconds)} ({parts or 'nothing is left to do'}){kept}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWork:
+    """A plan's settings and its games: the ranking's probe and the held-out probes, on one model."""
+
+    m: HookedModel
+    window: int
+    sink: int
+    keep: Budget
+    method: str
+    unit: Unit
+    evaluation: Evaluation
+    extent: Extent
+    baselines: tuple[str, ...]
+    game: Game
+    held_out: tuple[Game, ...]
+
+    @property
+    def n_groups(self) -> int:
+        """How many heads, or layers, there are to keep."""
+        return len({head.layer for head in self.game.heads}) if self.unit == "layer" else len(self.game.heads)
+
+    @property
+    def n_points(self) -> int:
+        return self.extent.n_points(self.n_groups)
+
+    def nodes(self) -> AdaptiveNodes | None:
+        """The nodes of the gates' path; None where the method has none, or was given others."""
+        is_adaptive = METHODS[self.method] is integrated
+        return AdaptiveNodes(self.extent.most_nodes, self.extent.completeness) if is_adaptive else None
+
+    def cost(self) -> PlanCost:
+        """What is left to do, in passes and tokens."""
+        parts = [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", 1)]
+        parts += [cost for baseline in self.baselines for cost in self._baseline_costs(baseline)]
+        return PlanCost(tuple(parts), self.game.pieces.n_kept)
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers of the plan depend on."""
+        evaluation = self.evaluation
+        return {
+            "model": model_digest(self.m),
+            "window": self.window,
+            "sink": self.sink,
+            "keep": repr(self.keep),
+            "method": self.method,
+            "unit": self.unit,
+            "effort": repr(self.extent),
+            "baselines": list(self.baselines),
+            "probe": evaluation.probe.digest,
+            "held_out": [probe.digest for probe in evaluation.held_out],
+            "objective": evaluation.objective,
+            "context": evaluation.context,
+            "seed": evaluation.seed,
+        }
+
+    def _ranking_cost(self, method: str, name: str) -> PieceCost:
+        n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
+        kept = self.game.pieces.count("gates at ", self.game.label)
+        nodes = self.nodes()
+        if f"ranking by {method}" in self.game.pieces:
+            return PieceCost(name, 0, 0, 0)
+        if nodes is not None and method == self.method:
+            n = max(0, nodes.most - kept)
+            return PieceCost(name, n * n_batches, n * n_batches, n * n_tokens * (1 + BACKWARD))
+        forwards, backwards = passes_of(self.game, method)
+        per_batch = n_tokens / n_batches
+        return PieceCost(name, forwards, backwards, round(per_batch * (forwards + BACKWARD * backwards)))
+
+    def _curve_cost(self, name: str, n_orders: int, *, n_shared: int = 0) -> PieceCost:
+        """Forward passes over every held-out probe for every point; `n_shared` of them are other curves' too."""
+        forwards = tokens = 0
+        for game in self.held_out:
+            n = n_orders * (self.n_points - n_shared)
+            if not n_shared:
+                n = max(0, n - game.pieces.count("outcome with ", game.label))
+            forwards += n * len(game.batches)
+            tokens += n * _tokens(game)
+        return PieceCost(name, forwards, 0, tokens)
+
+    def _baseline_costs(self, baseline: str) -> list[PieceCost]:
+        is_random = baseline in ("random", "random_in_layer")
+        if baseline == "random_in_layer" and self.unit == "layer":
+            return []
+        ranking = [] if is_random else [self._ranking_cost(baseline, f"{baseline}: ranking")]
+        n_orders = RANDOM_ORDERS if is_random else 1
+        return [*ranking, self._curve_cost(f"{baseline}: curve", n_orders, n_shared=2)]
+
+
+def measured(work: PlanWork) -> PlanCost:
+    """The cost in seconds, from one batch of the ranking's probe run forward, and forward and backward."""
+    cost = work.cost()
+    if not cost.tokens:
+        return PlanCost(tuple(PieceCost(p.name, 0, 0, 0, 0.0) for p in cost.parts), cost.n_kept)
+    batch = work.game.batches[0]
+    n_tokens = len(batch.counted) * batch.n_tokens
+
+    def forward() -> None:
+        with torch.no_grad():
+            batch.nats()
+
+    forward_s = _seconds(forward) / n_tokens
+    both_s = 0.0
+    if any(part.backwards for part in cost.parts):
+        both_s = _seconds(lambda: gate_pass(work.game, batch, 0.5)) / n_tokens
+
+    def timed(part: PieceCost) -> PieceCost:
+        alone = part.tokens if not part.backwards else 0
+        seconds = alone * forward_s + (part.tokens - alone) * both_s / (1 + BACKWARD)
+        return PieceCost(part.name, part.forwards, part.backwards, part.tokens, seconds if part.tokens else 0.0)
+
+    return PlanCost(tuple(timed(part) for part in cost.parts), cost.n_kept)
+
+
+def model_digest(m: HookedModel) -> str:
+    """A digest of a model's layers, its weights as they are in memory, and the interventions on it."""
+    digest = hashlib.blake2b(f"{m.layers}\n{m.interventions}".encode(), digest_size=16)
+    for name, tensor in [*m.model.named_parameters(), *m.model.named_buffers()]:
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()).data)
+    return digest.hexdigest()
+
+
+def _tokens(game: Game) -> int:
+    return sum(len(batch.counted) * batch.n_tokens for batch in game.batches)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    first = once()
+    return min(first, once()) if first < _SHORT_S else first

@@ -1,0 +1,63 @@
+"""Bytes that softmax heads hold of a context: a key/value cache, that of a window, or the state of linear attention."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from workbench.heads import KVHead, LayerInfo
+from workbench.store.conversions import Choice, Conversions, LinearAttention, Window, softmax_heads
+
+# States are summed in float32 whatever the model's precision; keys and values of a cache are counted at 16 bits.
+_STATE_BYTES, _CACHE_BYTES = 4, 2
+
+
+def bytes_held(choice: Choice, d_head: int, n_seen: int) -> int:
+    """Bytes that a head holds of `n_seen` tokens: keys and values in 16-bit numbers, or a state in float32.
+
+    Values are counted as wide as keys.
+    """
+    if isinstance(choice, LinearAttention):
+        return _STATE_BYTES * choice.state_size(d_head)
+    n_held = n_seen if choice == "full" else min(n_seen, choice.window + choice.sink)
+    return 2 * _CACHE_BYTES * d_head * n_held
+
+
+def seen_tokens(info: LayerInfo, context: int) -> int:
+    """The tokens that a softmax layer holds of a context by itself: no more than its own window."""
+    return context if info.window is None else min(context, info.window)
+
+
+def bytes_under(layers: Sequence[LayerInfo], conversions: Conversions, *, context: int) -> int:
+    """Bytes that softmax layers hold after `context` tokens with these heads converted, and all others full.
+
+    A sliding layer never holds more than its own window.
+    """
+    return sum(
+        bytes_held(conversions.get(KVHead(info.index, h), "full"), info.d_head, seen_tokens(info, context))
+        for info in layers
+        if info.mixer == "softmax"
+        for h in range(info.n_kv_heads)
+    )
+
+
+def saved_under(layers: Sequence[LayerInfo], conversions: Conversions, *, context: int) -> float:
+    """The share of a softmax key/value cache of `context` tokens that is not needed with these heads converted.
+
+    It is negative where states of linear attention are larger than the cache.
+    """
+    in_all = bytes_under(layers, {}, context=context)
+    return 1 - bytes_under(layers, conversions, context=context) / in_all if in_all else 0.0
+
+
+def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> int:
+    """`bytes_under` a window on every head but `keep`."""
+    return bytes_under(layers, _windowed(layers, keep, Window(window, sink)), context=context)
+
+
+def kv_saved(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> float:
+    """`saved_under` a window on every head but `keep`."""
+    return saved_under(layers, _windowed(layers, keep, Window(window, sink)), context=context)
+
+
+def _windowed(layers: Sequence[LayerInfo], keep: Collection[KVHead], window: Window) -> Conversions:
+    return {head: window for head in softmax_heads(layers) if head not in keep}
