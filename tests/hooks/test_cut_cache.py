@@ -13,7 +13,7 @@ import workbench as wb
 from tests.families import random_tokens, tiny
 from workbench.heads import WorkbenchError
 from workbench.hooks import WholeCacheWarning, cache_bytes
-from workbench.store.plan_file import kv_bytes
+from workbench.store.cache_sizes import kv_bytes
 
 TOKENS = random_tokens(2, 26, seed=4)
 KEEP = wb.KVHead(1, 0)
@@ -167,8 +167,23 @@ def test_a_model_that_changes_keys_behind_its_cache_keeps_the_cache_whole(llama,
     assert cache.layers[0].keys.shape[2] == TOKENS.shape[1] + N_NEW - 1
 
 
-def test_heads_with_linear_attention_beside_windowed_ones_keep_their_keys(llama):
-    form = wb.LinearAttention("elu", 2.0, 0.9)
-    with llama.restrict([wb.KVHead(0, 0)], window=5, sink=1), llama.linearize({wb.KVHead(0, 1): form}):
-        through, without, _ = both_ways(llama, padding=9)
+@pytest.mark.parametrize("options", [dict(), dict(num_beams=3), dict(prefill_chunk_size=7)], ids=str)
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_head_with_linear_attention_holds_a_state(llama, padding, options):
+    heads = {wb.KVHead(0, 1): wb.LinearAttention("elu", 2.0, 0.9), wb.KVHead(1, 1): wb.LinearAttention("taylor", 0.5)}
+    with llama.restrict([wb.KVHead(0, 0)], window=5, sink=1), llama.linearize(heads):
+        through, without, cache = both_ways(llama, padding, **options)
     assert torch.equal(through, without)
+    n_sequences, full = 2 * options.get("num_beams", 1), TOKENS.shape[1] + N_NEW - 1
+    in_float32 = 2 * 16 * (5 + 1 + full) + sum(form.state_size(16) + 2 * 16 for form in heads.values())
+    assert cache_bytes(cache) == n_sequences * 4 * in_float32
+
+
+def test_tokens_of_a_state_are_taken_back_and_another_form_is_refused(llama):
+    tokens, head = TOKENS[:1, :6].repeat(1, 5), wb.KVHead(0, 1)
+    with llama.linearize({head: wb.LinearAttention("elu", 2.0, 0.9)}):
+        assisted = generate(llama, tokens=tokens, prompt_lookup_num_tokens=4)
+        assert torch.equal(assisted.sequences, generate(llama, tokens=tokens, use_cache=False).sequences)
+    with llama.linearize({head: wb.LinearAttention()}), torch.no_grad():
+        with pytest.raises(WorkbenchError, match=r"L0KV1 .*no longer in force"):
+            llama.model(tokens[:, :1], past_key_values=assisted.past_key_values)

@@ -1,4 +1,4 @@
-"""A layer of transformers' cache that holds of each windowed head its sinks and its window, and of other heads all.
+"""A layer of transformers' cache that holds of each head what later queries see: sinks and a window, a state, or all.
 
 Models rotate keys before they cache them, so that keys between sinks and window can be let go without changing others.
 A layer begins as the one that it stands for, whole. Once the attention function receives the very keys and values that
@@ -21,6 +21,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks.interventions.held_keys import MOST_TAKEN_BACK, HeldKeys
+from workbench.hooks.interventions.held_states import HeldStates
 from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.interventions.windows import (
     Interventions,
@@ -36,7 +37,7 @@ from workbench.store.conversions import LinearAttention, Window
 
 
 class CutLayer(CacheLayerMixin):
-    """A cache layer under windows; until it is cut, the layer that it stands for does the work.
+    """A cache layer of converted heads; until it is cut, the layer that it stands for does the work.
 
     `interventions` returns those in force. `on_kept_whole` is called once if the model's own code makes that the layer
     cannot be cut.
@@ -52,7 +53,7 @@ class CutLayer(CacheLayerMixin):
         on_kept_whole: Callable[[], None],
     ):
         self.whole, self.layer = whole, layer
-        self.held: tuple[HeldKeys, ...] = ()
+        self.held: tuple[HeldKeys | HeldStates, ...] = ()
         self.handed: tuple[Tensor, Tensor] | None = None
         self._interventions, self._on_kept_whole = interventions, on_kept_whole
         self._own: tuple[Window, ...] = ()
@@ -80,7 +81,7 @@ class CutLayer(CacheLayerMixin):
 
     def tensors(self) -> list[Tensor]:
         """The keys and values that it holds."""
-        held = [x for group in self.held for x in (group.k, group.v)]
+        held = [x for group in self.held for x in group.tensors()]
         return held or [x for x in (self.keys, self.values) if x is not None]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -97,24 +98,26 @@ class CutLayer(CacheLayerMixin):
             if self.handed is not None:  # the attention function has not received the pair before this one
                 self._on_kept_whole()
             return hand_out(self, *self.whole.update(key_states, value_states, *args, **kwargs))
-        self._check_windows()
+        self._check_conversions()
         n_keys, _ = self.get_mask_sizes(key_states.shape[2])
         for held in self.held:
             held.add(key_states, value_states)
         self._n_seen += key_states.shape[2]
         return hand_out(self, stand_in(key_states, n_keys), stand_in(value_states, n_keys))
 
-    def _check_windows(self) -> None:
+    def _check_conversions(self) -> None:
+        interventions = self._interventions()
         for held in self.held:
-            for head in held.heads:
-                if not set(held.windows) <= set(self._windows_of(head)):
+            for head in (KVHead(self.layer, h) for h in held.heads):
+                if isinstance(held, HeldStates):
+                    is_in_force = interventions.forms.get(head) == held.form
+                else:
+                    is_in_force = set(held.windows) <= set(interventions.windows.get(head, ()))
+                if not is_in_force:
                     raise WorkbenchError(
-                        f"this cache was cut to a window of {KVHead(self.layer, head)} that is no longer in force, and "
-                        "what lies before the window is gone; go on inside the block, or begin with a new cache"
+                        f"this cache was cut to what {head} sees under a window or linear attention that is no longer "
+                        "in force, and the rest is gone; go on inside the block, or begin with a new cache"
                     )
-
-    def _windows_of(self, head: int) -> tuple[Window, ...]:
-        return self._interventions().windows.get(KVHead(self.layer, head), ())
 
     def output(self, call: AttentionCall, interventions: Interventions) -> Float[Tensor, "b q n_heads d_v"]:
         """The layer's attention output, after which the layer lets go what no later query sees."""
@@ -134,6 +137,8 @@ class CutLayer(CacheLayerMixin):
             for heads, windows, form in self._alike(held.heads, interventions):
                 if form is None:
                     group_out = held.output(call, heads, windows + self._own)
+                elif isinstance(held, HeldStates):
+                    group_out = held.output(call, heads, windows)
                 else:
                     group_out = self._linear_output(call, held, heads, form)
                 by_kv_head[:, :, list(heads)] = rearrange(group_out, "b q (kv g) d -> b q kv g d", kv=len(heads))
@@ -154,7 +159,7 @@ class CutLayer(CacheLayerMixin):
     def _linear_output(
         self, call: AttentionCall, held: HeldKeys, heads: tuple[int, ...], form: LinearAttention
     ) -> Float[Tensor, "b q h d_v"]:
-        """Linear attention over all keys, which heads that had no window still have."""
+        """Linear attention that came later, over all keys of heads that were not converted before."""
         group = call.q.shape[1] // call.k.shape[1]
         local = [held.heads.index(h) for h in heads]
         queries = [h * group + i for h in heads for i in range(group)]
@@ -175,13 +180,13 @@ class CutLayer(CacheLayerMixin):
             return
         own = () if mask.window is None else (Window(mask.window),)
         pieces = _Pieces(call, first[:, 0] + call.mask.key_offset, mask.window)
-        held: list[HeldKeys] = []
-        for heads, windows, _ in self._alike(tuple(range(call.k.shape[1])), interventions):
-            piece = pieces.held(heads, windows)
+        held: list[HeldKeys | HeldStates] = []
+        for heads, windows, form in self._alike(tuple(range(call.k.shape[1])), interventions):
+            piece = pieces.held(heads, windows) if form is None else pieces.states(heads, form)
             if piece is None:
                 return
             held.append(piece)
-        if all(not piece.windows for piece in held):
+        if not any(isinstance(piece, HeldStates) or piece.windows for piece in held):
             return
         self.held, self._own, self._n_seen = tuple(held), own, call.mask.key_offset + call.k.shape[2]
         self.whole.reset()
@@ -268,6 +273,13 @@ class _Pieces:
             return None
         start = max(latest - min(self._n_new, MOST_TAKEN_BACK), earliest)
         return self._piece(heads, windows, band, start, n_sinks)
+
+    def states(self, heads: tuple[int, ...], form: LinearAttention) -> HeldStates:
+        """What is held of heads with linear attention."""
+        k, v = self._call.k[:, list(heads)], self._call.v[:, list(heads)]
+        held = HeldStates(heads, form, self._call.scale, k, v, self._call.mask.valid)
+        held.trim(self._n_new)
+        return held
 
     def _extent(self, windows: tuple[Window, ...]) -> tuple[int | None, int]:
         """How many keys a query sees of the newest, None for all, and of the first ones."""

@@ -1,7 +1,7 @@
-"""Caches of the user's own passes under windows: one that is new holds no more than the windows leave.
+"""Caches of the user's own passes under a plan: one that is new holds no more than converted heads need.
 
 `generate` makes a `DynamicCache` for itself, or takes one that is passed to it. Where such a cache is empty, layers
-with windowed heads are replaced inside of it. A cache that is of another kind, or holds keys already, stays as it is:
+with converted heads are replaced inside of it. A cache that is of another kind, or holds keys already, stays as it is:
 what is generated is the same, and the memory is that of the whole context.
 """
 
@@ -24,12 +24,12 @@ from workbench.hooks.taps.eager import is_without_interface
 
 
 class WholeCacheWarning(UserWarning):
-    """A cache holds the whole context although heads are windowed: what is generated is right, and nothing is saved."""
+    """A cache holds the whole context although heads are converted: the tokens are right, and nothing is saved."""
 
 
 @contextmanager
 def cutting_fresh_caches(model: PreTrainedModel, interventions: Callable[[], Interventions]) -> Generator[None]:
-    """Inside the block, new caches of the model's own passes hold what the interventions in force leave visible."""
+    """Inside the block, new caches of the model's own passes hold what heads need under the interventions in force."""
     cut = _Cutting(model, interventions)
     with ExitStack() as stack:
         for module in model.modules():
@@ -52,16 +52,17 @@ class _Cutting:
         cache = kwargs.get("past_key_values")
         if not isinstance(cache, Cache) or torch.is_grad_enabled() or handler_of_pass.get() is not None:
             return
-        windowed = sorted({head.layer for head in self._interventions().windows})
-        if id(module) not in self._own or not windowed or cache.get_seq_length() > 0:
+        interventions = self._interventions()
+        converted = sorted({head.layer for head in (*interventions.windows, *interventions.forms)})
+        if id(module) not in self._own or not converted or cache.get_seq_length() > 0:
             return
         reason = self._reason(cache)
         if reason is not None:
             self._warn(reason)
             return
         if not cache.layers:
-            cache.layers.extend(DynamicLayer() for _ in range(windowed[-1] + 1))
-        for layer in windowed:
+            cache.layers.extend(DynamicLayer() for _ in range(converted[-1] + 1))
+        for layer in converted:
             self._place(cache, layer)
 
     def _reason(self, cache: Cache) -> str | None:
@@ -95,7 +96,7 @@ class _Cutting:
         if reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(
-                f"the cache of {self._name} holds the whole context of every head, windowed or not: {reason}",
+                f"the cache of {self._name} holds the whole context of every head, converted or not: {reason}",
                 WholeCacheWarning,
                 stacklevel=2,
             )

@@ -62,6 +62,10 @@ class HeldKeys:
         """Forget the newest `n` keys."""
         self.k, self.v = (x[:, :, : x.shape[2] - n] for x in (self.k, self.v))
 
+    def tensors(self) -> list[Tensor]:
+        """What is held."""
+        return [self.k, self.v]
+
     def change(self, sequences: Callable[[Tensor], Tensor]) -> None:
         """Put other sequences in the place of these: reordered, repeated or chosen."""
         self.k, self.v, self.first = sequences(self.k), sequences(self.v), sequences(self.first)
