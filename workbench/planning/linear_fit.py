@@ -135,6 +135,11 @@ def fit_linear_attention(
     )
 
 
+def n_candidates(features: Features | Literal["best"] = "elu") -> int:
+    """How many forms are tried for each head."""
+    return len(_candidates(features))
+
+
 def _candidates(features: Features | Literal["best"]) -> list[LinearAttention]:
     if features != "best" and features not in _SHARPNESS:
         LinearAttention(features)  # raises, listing the known features
