@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from workbench.hooks import HookedModel, Recording, open_model, patch_effects
     from workbench.kernels import Far
     from workbench.loading.published_folders import get
-    from workbench.planning import fit_linear_attention, plan, window_gates
+    from workbench.planning import fit_linear_attention, plan, verdict, window_gates
     from workbench.runs import Run, open_run
     from workbench.scanning import scan
     from workbench.scanning.job import Job
@@ -48,6 +48,7 @@ _HOMES = {
     "scan": "workbench.scanning",
     "score": "workbench.detectors",
     "show": "workbench.app",
+    "verdict": "workbench.planning",
     "window_gates": "workbench.planning",
 }
 
@@ -78,6 +79,7 @@ __all__ = [
     "scan",
     "score",
     "show",
+    "verdict",
     "window_gates",
 ]
 

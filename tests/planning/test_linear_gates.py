@@ -23,7 +23,7 @@ from workbench import (
 )
 from workbench.hooks.interventions.gates import gated
 from workbench.hooks.taps.eager import handling
-from workbench.planning import METHODS, Game, rank
+from workbench.planning import METHODS, Game, linear_fit, rank
 from workbench.planning.linear_fit import _candidates
 from workbench.planning.rankings.duo_gates import duo_gates
 
@@ -145,6 +145,37 @@ def test_even_attention_is_linear_attention_and_small_scores_are_their_own_serie
     small = fit_linear_attention(m, tokens, features="taylor", heads=[KVHead(1, 0), KVHead(1, 1)])
     assert max(small.error.values()) < 1e-3
     assert {(form.sharpness, form.decay) for form in small.forms.values()} == {(1.0, 1.0)}
+
+
+def test_taylor_features_are_taken_where_they_come_nearer():
+    m, tokens, head = open_model(tiny("llama")), random_tokens(1, 24), KVHead(1, 0)
+    fits = {name: fit_linear_attention(m, tokens, features=name, heads=[head]) for name in ("elu", "taylor", "best")}
+    assert fits["best"].error[head] == min(fits["elu"].error[head], fits["taylor"].error[head])
+    nearer = min(("elu", "taylor"), key=lambda name: fits[name].error[head])
+    assert fits["best"].forms == fits[nearer].forms
+
+
+def test_a_fit_that_ends_with_the_ladder_or_is_worse_than_the_mean_is_flagged_and_not_usable(monkeypatch):
+    model = copy.deepcopy(tiny("llama"))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.mul_(8)  # sharper than a short ladder reaches
+        model.model.layers[1].self_attn.q_proj.weight.mul_(0.05)
+    m, tokens = open_model(model), random_tokens(2, 40)
+    monkeypatch.setitem(linear_fit._SHARPNESS, "taylor", (0.25, 0.5, 1.0, 2.0))
+    fit = fit_linear_attention(m, tokens, features="taylor")
+    assert fit.flags[KVHead(1, 0)] == fit.flags[KVHead(1, 1)] == ""
+    monkeypatch.setitem(linear_fit._SHARPNESS, "taylor", (0.25, 0.5))
+    short = fit_linear_attention(m, tokens, features="taylor")
+    assert short.forms[KVHead(1, 0)].sharpness == 0.5
+    assert short.error[KVHead(1, 0)] > fit.error[KVHead(1, 0)]
+    assert short.flags[KVHead(1, 0)] == "ladder_end"
+    assert KVHead(1, 0) not in short.usable
+    table = short.table().set_index(["layer", "kv_head"])
+    assert table.loc[(1, 0), ["features", "sharpness", "flags"]].tolist() == ["taylor", 0.5, "ladder_end"]
+    monkeypatch.setattr(linear_fit, "_unexplained", lambda *_: torch.full((len(_candidates("elu")), 2), 1.5))
+    worse = fit_linear_attention(m, tokens)
+    assert set(worse.flags.values()) == {"error_above_1"}
+    assert worse.usable == {}
 
 
 def test_only_heads_that_see_everything_are_fitted():

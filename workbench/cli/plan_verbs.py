@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
-from workbench.console import print_json, print_table, warn
+from workbench.console import is_watched, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
 if TYPE_CHECKING:
+    from workbench.planning import PlanCost
     from workbench.store.plan_file import Plan
 
 
@@ -29,7 +30,23 @@ def plan(
     layerwise: Annotated[bool, typer.Option("--layerwise", help="Keep whole layers.")] = False,
     probe: Annotated[str | None, typer.Option(help="Probe that heads are ranked on. Default: far needles.")] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="A probe for the curve; repeat for more.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the plan here as JSON.")] = None,
+    effort: Annotated[
+        str, typer.Option(help="quick, standard or thorough: sequences, passes, points and baselines.")
+    ] = "standard",
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="A method to compare with, such as random; repeat for more. Default: those of the effort."),
+    ] = None,
+    choices: Annotated[
+        str, typer.Option(help="What heads that are not kept may get: window, or window,linear.")
+    ] = "window",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what it costs, print that, and stop.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the plan here as JSON. Finished pieces stay beside it until then: the same command goes on."
+        ),
+    ] = None,
     duo: Annotated[Path | None, typer.Option(help="Write DuoAttention's head file here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     device: Device = None,
@@ -37,7 +54,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
-    from workbench.planning import evaluation_on
+    from workbench.planning import evaluation_on, plan_cost
+    from workbench.planning.efforts import extent
     from workbench.planning.planner import plan as make_plan
     from workbench.store.plan_file import KVBytes, LossTolerance
 
@@ -50,22 +68,43 @@ def plan(
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
+    paid = extent(effort)
     m = open_named_model(model, device, tokenizer)
-    heads_plan = make_plan(
-        m,
-        window,
-        sink,
-        budget,
-        method,
-        unit="layer" if layerwise else "head",
-        evaluation=evaluation_on(m, window, sink, probe=probe, held_out=held_out or (), seed=seed),
-        progress=warn,
+    evaluation = evaluation_on(
+        m, window, sink, probe=probe, held_out=held_out or (), seed=seed, n_sequences=paid.n_sequences
     )
-    if out is not None:
-        heads_plan.save(out)
+    settings: dict[str, Any] = {
+        "unit": "layer" if layerwise else "head",
+        "evaluation": evaluation,
+        "effort": effort,
+        "baselines": baseline,
+        "choices": tuple(name.strip() for name in choices.split(",")),
+        "out": out,
+    }
+    if dry_run:
+        _print_cost(plan_cost(m, window, sink, budget, method, **settings), as_json)
+        return
+    progress = True if is_watched() else warn
+    heads_plan = make_plan(m, window, sink, budget, method, progress=progress, **settings)
     if duo is not None:
         heads_plan.to_duo_attention(duo)
     _print_plan(heads_plan, as_json)
+
+
+def _print_cost(cost: PlanCost, as_json: bool) -> None:
+    table = cost.table()
+    if as_json:
+        print_json(
+            {
+                "parts": table.to_dict("records"),
+                "tokens": cost.tokens,
+                "seconds": cost.seconds,
+                "kept_pieces": cost.n_kept,
+            }
+        )
+        return
+    print_table(list(table), table.to_numpy().tolist(), title="What is left to do, at most")
+    warn(str(cost))
 
 
 def _print_plan(heads_plan: Plan, as_json: bool) -> None:
@@ -74,6 +113,7 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
         heads = {
             "keep": [str(head) for head in heads_plan.keep],
             "windowed": [str(head) for head in heads_plan.windowed],
+            "linear": {str(head): asdict(form) for head, form in heads_plan.linear.items()},
         }
         ranking = [asdict(r) for r in heads_plan.ranking]
         print_json(
@@ -83,21 +123,39 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
                 "evidence": heads_plan.evidence,
                 "ranking": ranking,
                 "curve": curves.to_dict("records"),
+                "costs": [{**asdict(costs), "head": str(costs.head)} for costs in heads_plan.costs],
+                "remarks": list(heads_plan.remarks),
             }
         )
         return
-    rows = [
-        [str(r.head), "full" if r.head in heads_plan.keep else "windowed", r.score, r.ci_lo, r.ci_hi]
-        for r in heads_plan.ranking
-    ]
-    print_table(
-        ("head", "plan", heads_plan.units, "ci_lo", "ci_hi"), rows, title=f"{heads_plan.method} on {heads_plan.probe}"
-    )
+    _print_heads(heads_plan)
     print()
-    columns = ("method", "probe", "n_kept", "nats", "recovered", "accuracy", "kv_saved")
+    columns = ("method", "probe", "n_kept", "nats", "recovered", "ci_lo", "ci_hi", "accuracy", "kv_saved")
     print_table(columns, curves.loc[:, list(columns)].to_numpy().tolist(), title="What is left on held-out probes")
     evidence = "".join(f"; {name} {value:.3g}" for name, value in heads_plan.evidence.items())
     warn(
         f"keeps {len(heads_plan.keep)} of {len(heads_plan.ranking)} heads and saves {heads_plan.kv_saved:.0%} of the "
         f"cache{evidence}"
     )
+    if heads_plan.linear:
+        warn(f"{len(heads_plan.linear)} heads get linear attention, {len(heads_plan.windowed)} a window")
+    for remark in heads_plan.remarks:
+        warn(remark)
+
+
+def _print_heads(heads_plan: Plan) -> None:
+    """The ranking with each head's choice, and, where there were two, what either costs."""
+    table = heads_plan.table()
+    names = table.choice.replace("window", "windowed")
+    heads = [str(r.head) for r in heads_plan.ranking]
+    columns = {
+        "head": heads,
+        "plan": names,
+        heads_plan.units: table.score,
+        "ci_lo": table.ci_lo,
+        "ci_hi": table.ci_hi,
+    }
+    if heads_plan.costs:
+        columns |= {name: table[name] for name in ("window_nats", "linear_nats", "linear_error", "linear_flags")}
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    print_table(tuple(columns), rows, title=f"{heads_plan.method} on {heads_plan.probe}")

@@ -5,17 +5,22 @@ from workbench.planning.conversion_objective import Game
 from workbench.planning.evaluation_tasks import Evaluation, default_evaluation, evaluation_on
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
-from workbench.planning.planner import plan
+from workbench.planning.plan_work import PlanCost
+from workbench.planning.planner import plan, plan_cost
+from workbench.planning.rankings.adaptive_nodes import AdaptiveNodes
 from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms
+from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
 
 __all__ = [
     "METHODS",
+    "AdaptiveNodes",
     "Evaluation",
     "Game",
     "LinearFit",
+    "PlanCost",
     "Ranking",
     "SafeForms",
     "WindowGates",
@@ -28,9 +33,11 @@ __all__ = [
     "in_safe_forms",
     "need_global",
     "plan",
+    "plan_cost",
     "rank",
     "ranking",
     "safe_forms",
+    "verdict",
     "window_gates",
     "window_ladder",
     "windowed_each",

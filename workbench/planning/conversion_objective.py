@@ -86,6 +86,14 @@ class Game:
         self.batches = loss_batches(m, probe, objective)
         self.objective: Objective = objective
         self.pieces = Pieces() if pieces is None else pieces
+        # The window of what measures the far context, where heads have conversions of their own.
+        self.far: Window | None = None
+
+    def towards(self, conversions: Conversions) -> Game:
+        """This game with other conversions; what measures the far context keeps this game's window."""
+        game = Game(self.m, self.probe, conversions, objective=self.objective, seed=self.seed, pieces=self.pieces)
+        game.far = self.limits
+        return game
 
     @property
     def limits(self) -> Window:
@@ -94,6 +102,8 @@ class Game:
         Raises:
             WorkbenchError: if all heads have linear attention, or windows differ.
         """
+        if self.far is not None:
+            return self.far
         windows = [self.to] if isinstance(self.to, Window) else [w for w in self.to.values() if isinstance(w, Window)]
         if not windows:
             raise WorkbenchError("the heads are given linear attention, and this is defined for a window alone")

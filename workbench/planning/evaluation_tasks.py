@@ -11,6 +11,7 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import Objective
+from workbench.planning.efforts import EXTENTS
 from workbench.probes import Probe, build, copy_needle
 from workbench.store.conversions import check_window
 
@@ -35,8 +36,12 @@ class Evaluation:
     seed: int = 0
 
 
-def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0) -> Evaluation:
+def default_evaluation(
+    m: HookedModel, window: int, sink: int, *, seed: int = 0, n_sequences: int = EXTENTS["standard"].n_sequences
+) -> Evaluation:
     """Needles copied from beyond the window, with other needles held out, at the model's longest context.
+
+    `n_sequences`: of each distance.
 
     Raises:
         WorkbenchError: if the window is impossible, or the model's context does not hold sinks, window and a needle.
@@ -51,12 +56,13 @@ def default_evaluation(m: HookedModel, window: int, sink: int, *, seed: int = 0)
             f"window {window} and sink {sink} leave nothing far in a context of {longest} tokens; pass a smaller window"
         )
     probes = [
-        copy_needle(m, far, length=length, n_sequences=12, seed=seed + i, name=f"far_needle_{i}") for i in range(2)
+        copy_needle(m, far, length=length, n_sequences=n_sequences, seed=seed + i, name=f"far_needle_{i}")
+        for i in range(2)
     ]
     return Evaluation(probes[0], (probes[1],), context=longest or length, seed=seed)
 
 
-def evaluation_on(
+def evaluation_on(  # noqa: PLR0913  (public keywords)
     m: HookedModel,
     window: int,
     sink: int,
@@ -64,6 +70,7 @@ def evaluation_on(
     probe: str | None = None,
     held_out: Sequence[str] = (),
     seed: int = 0,
+    n_sequences: int = EXTENTS["standard"].n_sequences,
 ) -> Evaluation:
     """The evaluation on probes written as in `probes.build`; those of `default_evaluation` where none is written.
 
@@ -80,7 +87,7 @@ def evaluation_on(
     if ranked_on is not None and judged_on:
         context = _longest(m) or max(p.tokens.shape[1] for p in judged_on)
         return Evaluation(ranked_on, tuple(judged_on), context=context, seed=seed)
-    standard = default_evaluation(m, window, sink, seed=seed)
+    standard = default_evaluation(m, window, sink, seed=seed, n_sequences=n_sequences)
     return replace(standard, probe=ranked_on or standard.probe, held_out=tuple(judged_on) or standard.held_out)
 
 

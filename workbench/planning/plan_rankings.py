@@ -25,11 +25,16 @@ def ranked(work: PlanWork, method: str) -> Ranking:
     if method == work.method and nodes is not None:
         return integrated(work.game, nodes=nodes)  # its nodes are pieces
     as_json = work.game.pieces.get(f"ranking by {method}", lambda: _as_json(rank(work.game, method, progress=False)))
-    arrays = {
-        name: None if as_json[name] is None else np.array(as_json[name])
-        for name in ("scores", "per_sequence", "margin")
-    }
-    return Ranking(as_json["method"], as_json["units"], work.game.heads, evidence=as_json["evidence"], **arrays)
+    per_sequence, margin = as_json["per_sequence"], as_json["margin"]
+    return Ranking(
+        as_json["method"],
+        as_json["units"],
+        work.game.heads,
+        np.array(as_json["scores"]),
+        None if per_sequence is None else np.array(per_sequence),
+        as_json["evidence"],
+        None if margin is None else np.array(margin),
+    )
 
 
 def baseline_curve(work: PlanWork, method: str, ranking: Ranking, *, counts: Sequence[int]) -> list[CurvePoint]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from math import isnan, nan
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from torch import nn
 
-from workbench.console import is_watched, warn, watched_bar
+from workbench.console import duration, is_watched, warn, watched_bar
 from workbench.detectors.bootstrap import bootstrap
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
@@ -18,7 +19,8 @@ from workbench.planning.budgets import check_budget, lost_nats, numbers_tried
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Effort, extent
 from workbench.planning.evaluation_tasks import Evaluation, check_evaluation, check_numbers, default_evaluation
-from workbench.planning.keep_curves import adaptive_counts, keep_curve, order_of
+from workbench.planning.head_choices import Choices, HeadChoices, check_choices, choose, has_linear
+from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, no_gap, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import PlanCost, PlanWork, measured
@@ -48,7 +50,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     """Rank the key/value heads of a model, keep as many as the budget allows, and measure the result.
 
     The plan's `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
-    (`recovered`) on the held-out probe where the kept heads do worst.
+    (`recovered`) on the held-out probe where the kept heads do worst, and the fewest heads of the curve from which on
+    95 % are recovered on every held-out probe (`enough`).
 
     Args:
         window, sink: what a windowed head still sees, in tokens.
@@ -58,6 +61,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
         evaluation: default needles copied from beyond the window, as many as the effort pays for.
         effort: `quick`, `standard` or `thorough`: sequences, passes of the ranking, points of the curve, baselines.
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
+        choices: what heads that are not kept may get. ("window", "linear"): each the cheaper that is safe for it, see
+            `workbench.planning.head_choices`; a `LinearFit` in place of "linear" has the forms to choose.
         out: write the plan here. Finished pieces are kept beside the file until then, so that the same call goes on
             where it was interrupted, with the same plan in the end.
         progress: a bar with the time to go on a terminal and in a notebook, and what it costs on stderr before it
@@ -69,13 +74,24 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
             probe, or a file that cannot be written.
         RunLocked: if another process makes the same file.
     """
-    work = prepared(m, window, sink, keep, method, unit=unit, evaluation=evaluation, effort=effort, baselines=baselines)
+    work = prepared(
+        m,
+        window,
+        sink,
+        keep,
+        method,
+        unit=unit,
+        evaluation=evaluation,
+        effort=effort,
+        baselines=baselines,
+        choices=choices,
+    )
     announce = progress if callable(progress) else (lambda _: None)
     with _pieces(work, out, announce) as work:
         cost = measured(work)
         _announce_cost(work, cost, progress)
-        with _watched(work, cost, shown=bool(progress)) as during:
-            made = _made(work, announce, during)
+        with _watched(work, cost, announce, shown=bool(progress)) as begin:
+            made = _made(work, announce, begin)
         if out is not None:
             made.save(out)
     return made
@@ -92,6 +108,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     evaluation: Evaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
+    choices: Choices = ("window",),
     out: str | Path | None = None,
 ) -> PlanCost:
     """What `plan` with the same arguments costs, from one batch that is run and timed; nothing is written.
@@ -99,7 +116,18 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     Raises:
         WorkbenchError: as `plan`.
     """
-    work = prepared(m, window, sink, keep, method, unit=unit, evaluation=evaluation, effort=effort, baselines=baselines)
+    work = prepared(
+        m,
+        window,
+        sink,
+        keep,
+        method,
+        unit=unit,
+        evaluation=evaluation,
+        effort=effort,
+        baselines=baselines,
+        choices=choices,
+    )
     if out is not None:
         work = _with_pieces(work, kept_pieces(Path(out), work.settings()))
     return measured(work)
@@ -116,6 +144,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     evaluation: Evaluation | None,
     effort: Effort,
     baselines: Sequence[str] | None,
+    choices: Choices,
 ) -> PlanWork:
     """The settings of a plan, checked.
 
@@ -126,10 +155,11 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     check_numbers(window, sink)
     check_budget(keep)
     check_method(method)
+    check_choices(choices)
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     paid = extent(effort)
-    evaluation = evaluation or default_evaluation(m, window, sink)
+    evaluation = evaluation or default_evaluation(m, window, sink, n_sequences=paid.n_sequences)
     compared = paid.baselines if evaluation.baselines is None else evaluation.baselines
     compared = compared if baselines is None else tuple(baselines)
     for baseline in compared:
@@ -149,18 +179,27 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         baselines=tuple(dict.fromkeys(name for name in compared if name != method)),
         game=game,
         held_out=held_out,
+        choices=tuple(choices),
     )
 
 
-def _made(work: PlanWork, announce: Progress, during: Callable[[str], None]) -> Plan:
-    """The plan; `during` is called with what runs next."""
+def _chosen(work: PlanWork, begin: Callable[[str, str], None]) -> tuple[PlanWork, HeadChoices | None]:
+    """The work towards each head's own conversion, where there is more than a window to choose."""
+    if not has_linear(work.choices):
+        return work, None
+    begin("choices", "a window or linear attention for each head")
+    chosen = choose(work.game, work.choices, work.keep, nodes=work.paid_nodes(), context=work.evaluation.context)
+    return (work.towards(chosen.conversions) if chosen.linear else work), chosen
+
+
+def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None]) -> Plan:
+    """The plan; `begin` is called with the part of the cost that comes next, and with what it is."""
+    work, chosen = _chosen(work, begin)
     evaluation, game, held_out = work.evaluation, work.game, work.held_out
-    announce(f"ranking {len(game.heads)} heads by {work.method}")
-    during("ranking")
+    begin("ranking", f"ranking {len(game.heads)} heads by {work.method}")
     ranking = ranked(work, work.method)
     order = order_of(ranking, work.unit)
-    announce(f"what {work.method} keeps on held-out probes")
-    during("curve")
+    begin("curve", f"what {work.method} keeps on held-out probes")
     tried = numbers_tried(work.keep, order, held_out, context=evaluation.context)
     n_kept = tried[-1]
     if work.unit == "layer" and n_kept == 0:
@@ -171,12 +210,17 @@ def _made(work: PlanWork, announce: Progress, during: Callable[[str], None]) -> 
     counts = adaptive_counts(order, held_out, at_most=work.n_points, measured=tried, bisected=not is_tolerance)
     curve = keep_curve(work.method, order, held_out, counts=counts, context=evaluation.context)
     for baseline in work.baselines:
-        announce(f"what {baseline} keeps")
-        during(baseline)
+        begin(baseline, f"what {baseline} keeps")
         curve += baseline_curve(work, baseline, ranking, counts=counts)
     keep_heads = tuple(sorted(order.first(n_kept)))
     recovered = [p.recovered for p in curve if p.method == work.method and p.n_kept == len(keep_heads)]
-    worst = {"lost_nats": lost_nats(order, n_kept, held_out), "recovered": min(recovered)}
+    worst = {
+        "lost_nats": lost_nats(order, n_kept, held_out),
+        "recovered": min((share for share in recovered if not isnan(share)), default=nan),
+        "enough": enough_at([p for p in curve if p.method == work.method]),
+    }
+    linear = {} if chosen is None else {h: form for h, form in chosen.linear.items() if h not in keep_heads}
+    remarks = [remark for game in held_out for remark in no_gap(game)]
     return Plan(
         model=work.m.name,
         layers=work.m.layers,
@@ -192,7 +236,10 @@ def _made(work: PlanWork, announce: Progress, during: Callable[[str], None]) -> 
         keep=keep_heads,
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
-        evidence={**ranking.evidence, **worst},
+        evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
+        conversions=linear,
+        costs=() if chosen is None else chosen.costs,
+        remarks=(*(() if chosen is None else chosen.remarks), *remarks),
     )
 
 
@@ -224,10 +271,12 @@ def _with_pieces(work: PlanWork, pieces: Pieces) -> PlanWork:
 
 
 @contextmanager
-def _watched(work: PlanWork, cost: PlanCost, *, shown: bool) -> Generator[Callable[[str], None]]:
-    """A bar over the tokens of all passes; the yielded function says what runs next."""
-    parts = {part.name: part.tokens for part in cost.parts}
-    to_come, total, doing = cost.tokens, cost.tokens, ""
+def _watched(
+    work: PlanWork, cost: PlanCost, announce: Progress, *, shown: bool
+) -> Generator[Callable[[str, str], None]]:
+    """A bar over the tokens of all passes; the yielded function is called with the part that begins and what it is."""
+    to_come = list(cost.parts)
+    total, doing = cost.tokens, ""
 
     with watched_bar("tok", shown=shown) as show:
 
@@ -236,11 +285,13 @@ def _watched(work: PlanWork, cost: PlanCost, *, shown: bool) -> Generator[Callab
 
         with counting(work.m.model, show_passes) as passes:
 
-            def begin(name: str) -> None:
+            def begin(name: str, what: str) -> None:
                 nonlocal total, to_come, doing
                 # Parts that took less than they might have shorten the bar.
-                total, doing = passes.tokens + to_come, name
-                to_come -= sum(tokens for part, tokens in parts.items() if part.split(":")[0] == name)
+                rest = PlanCost(tuple(to_come))
+                total, doing = passes.tokens + rest.tokens, name
+                announce(f"{what}: {duration(rest.seconds)} to go")
+                to_come = [part for part in to_come if part.name.split(":")[0] != name]
                 show_passes(passes)
 
             yield begin

@@ -39,7 +39,7 @@ def only_far(probe: Probe, window: int, *, sink: int = 0, n_sequences: int = 0, 
     """The answers that a head with this window and these sinks sees nowhere; sequences without any are left out.
 
     Args:
-        n_sequences: keep the first so many; 0 keeps all.
+        n_sequences: keep so many, evenly spaced among them; 0 keeps all.
         name: default: the probe's.
 
     Raises:
@@ -54,7 +54,8 @@ def only_far(probe: Probe, window: int, *, sink: int = 0, n_sequences: int = 0, 
             f"probe {probe.name!r}: {len(kept)} of {len(probe.tokens)} sequences have an answer outside of a window of "
             f"{window} tokens; expected {max(1, n_sequences)}: pass a larger length or n_sequences, or a smaller window"
         )
-    kept = kept[: n_sequences or None]
+    if n_sequences:
+        kept = kept[torch.linspace(0, len(kept) - 1, n_sequences, dtype=torch.float64).round().long()]
     number = torch.full((len(probe.tokens),), -1)
     number[kept] = torch.arange(len(kept))
     is_kept = is_far & (number[probe.answer_rows[:, 0]] >= 0)
