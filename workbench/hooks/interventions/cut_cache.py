@@ -39,8 +39,7 @@ from workbench.store.conversions import LinearAttention, Window
 class CutLayer(CacheLayerMixin):
     """A cache layer of converted heads; until it is cut, the layer that it stands for does the work.
 
-    `interventions` returns those in force. `on_kept_whole` is called once if the model's own code makes that the layer
-    cannot be cut.
+    `interventions` returns those in force. `on_kept_whole` is called with the reason if the layer cannot be cut.
     """
 
     is_croppable = False  # no more than what the newest pass brought can be taken back
@@ -50,7 +49,7 @@ class CutLayer(CacheLayerMixin):
         whole: DynamicLayer,
         layer: int,
         interventions: Callable[[], Interventions],
-        on_kept_whole: Callable[[], None],
+        on_kept_whole: Callable[[str], None],
     ):
         self.whole, self.layer = whole, layer
         self.held: tuple[HeldKeys | HeldStates, ...] = ()
@@ -61,13 +60,18 @@ class CutLayer(CacheLayerMixin):
 
     @property
     def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All keys, where the layer is whole."""
-        return self.whole.keys
+        """All keys; of a layer that was cut, a stand-in of their shape that is no number."""
+        return self._stand_in(lambda held: held.k) if self.held else self.whole.keys
 
     @property
     def values(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All values, where the layer is whole."""
-        return self.whole.values
+        """All values, as `keys`."""
+        return self._stand_in(lambda held: held.v) if self.held else self.whole.values
+
+    def _stand_in(self, of: Callable[[HeldKeys | HeldStates], Tensor]) -> Tensor:
+        own = of(self.held[0])
+        n_heads = sum(len(held.heads) for held in self.held)
+        return stand_in(own.new_empty(len(own), n_heads, 0, own.shape[3]), self._n_seen)
 
     @property
     def is_initialized(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -96,7 +100,7 @@ class CutLayer(CacheLayerMixin):
         """
         if not self.held:
             if self.handed is not None:  # the attention function has not received the pair before this one
-                self._on_kept_whole()
+                self._on_kept_whole("it changes keys on their way from the cache to attention")
             return hand_out(self, *self.whole.update(key_states, value_states, *args, **kwargs))
         self._check_conversions()
         n_keys, _ = self.get_mask_sizes(key_states.shape[2])
@@ -169,12 +173,14 @@ class CutLayer(CacheLayerMixin):
     def _cut(self, call: AttentionCall, interventions: Interventions) -> None:
         """Hold from now on what later queries see, if that is less than all."""
         mask, first = call.mask.simplest(), call.first_keys()
-        if not isinstance(mask, CausalMask):
+        if not isinstance(mask, CausalMask) or isinstance(call, ScoredCall):
+            if call.q.shape[2] == 1:  # a prompt may have a mask that the tokens after it do not have
+                self._on_kept_whole("its attention has more than a causal mask, a window and padding")
             return
         is_packed = bool((first != first[:, :1]).any())
         # A sequence of which no token has come yet, behind padding longer than the first piece of the prompt.
         is_to_come = mask.valid is not None and not bool(mask.valid.any(-1).all())
-        if isinstance(call, ScoredCall) or is_packed or is_to_come:
+        if is_packed or is_to_come:
             return
         if has_uniform_heads(call, interventions):
             return

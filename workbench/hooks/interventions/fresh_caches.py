@@ -83,14 +83,11 @@ class _Cutting:
             kind = "a chunked layer" if self._is_chunked(layer) else f"a {type(whole).__name__}"
             self._warn(f"layer {layer} has {kind}, which cannot be cut")
         elif not getattr(whole, "record_past", False):
-            cache.layers[layer] = CutLayer(whole, layer, self._interventions, self._warn_of_changed_keys)
+            cache.layers[layer] = CutLayer(whole, layer, self._interventions, self._warn)
 
     def _is_chunked(self, layer: int) -> bool:
         types = getattr(self._config, "layer_types", None)
         return bool(types) and layer < len(types) and types[layer] == "chunked_attention"
-
-    def _warn_of_changed_keys(self) -> None:
-        self._warn("it changes keys on their way from the cache to attention")
 
     def _warn(self, reason: str) -> None:
         if reason not in self._warned:

@@ -26,11 +26,11 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from workbench.files.atomic import replacing_folder
 from workbench.files.plain_json import json_text
-from workbench.heads import KVHead, LayerInfo, WorkbenchError
+from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.taps.eager import is_without_interface
 from workbench.loading.quiet_transformers import quiet
 from workbench.store.layer_type_families import EQUIVALENT, HONOURING
-from workbench.store.plan_exports import conversion_record
+from workbench.store.plan_exports import spec_of_layers
 from workbench.store.plan_file import Plan
 
 CODE = "modeling_planned"
@@ -149,13 +149,10 @@ def _write_code(m: Convertible, plan: Plan, path: Path) -> None:
 
 
 def planned_heads(plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """For each layer that the plan changes, by its number, the conversion of each key/value head."""
-    layers = {head.layer for head, choice in plan.choices.items() if choice != "full"}
-    return {
-        str(info.index): [conversion_record(plan, KVHead(info.index, h)) for h in range(info.n_kv_heads)]
-        for info in plan.layers
-        if info.mixer == "softmax" and info.index in layers
-    }
+    """For each softmax layer that the plan changes, by its number, the conversion of each key/value head."""
+    changed = {head.layer for head, choice in plan.choices.items() if choice != "full"}
+    layers = spec_of_layers(plan.layers, plan.choices)
+    return {str(x["index"]): x["kv_heads"] for x in layers if x["index"] in changed and x["kv_heads"]}
 
 
 def _save(model: PreTrainedModel, path: Path) -> None:
@@ -212,7 +209,7 @@ def _loaded(path: Path, model: PreTrainedModel, *, window: int, sink: int) -> Pr
         if getattr(config, "planned_heads", None) is None:
             config.sliding_window = window
         loaded = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=model.dtype, trust_remote_code=True)
-    return loaded.to(model.device).eval()
+    return loaded.to(str(model.device)).eval()  # pyright: ignore[reportArgumentType]
 
 
 def _logits(model: PreTrainedModel, tokens: Int[Tensor, "1 t"]) -> Float[Tensor, "t vocabulary"]:

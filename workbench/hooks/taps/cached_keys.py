@@ -44,7 +44,7 @@ def layer_of_keys(keys: Tensor, values: Tensor, layer: int) -> Any:
     if is_this_layers and held.handed[0] is keys and held.handed[1] is values:
         held.handed = None
         return held
-    if any(x.numel() > 1 and not any(x.stride()) for x in (keys, values)):
+    if any(isinstance(x, Tensor) and x.numel() > 1 and not any(x.stride()) for x in (keys, values)):
         raise WorkbenchError(
             "the model changes the keys or values that its cache gives it, and the cache was cut to windows before; "
             "begin with a new cache, or generate with use_cache=False"
