@@ -3,6 +3,7 @@
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
 from workbench.planning.evaluation_tasks import Evaluation, default_evaluation, evaluation_on
+from workbench.planning.harness_tasks import HarnessSettings, TaskScore, evaluate_tasks, table_of_tasks
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
 from workbench.planning.plan_work import PlanCost
@@ -19,14 +20,17 @@ __all__ = [
     "AdaptiveNodes",
     "Evaluation",
     "Game",
+    "HarnessSettings",
     "LinearFit",
     "PlanCost",
     "Ranking",
     "SafeForms",
+    "TaskScore",
     "WindowGates",
     "WindowLadder",
     "area_under",
     "default_evaluation",
+    "evaluate_tasks",
     "evaluation_on",
     "first_at",
     "fit_linear_attention",
@@ -37,6 +41,7 @@ __all__ = [
     "rank",
     "ranking",
     "safe_forms",
+    "table_of_tasks",
     "verdict",
     "window_gates",
     "window_ladder",

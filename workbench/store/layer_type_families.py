@@ -8,17 +8,43 @@ from __future__ import annotations
 
 # Those whose layers differ by their windows alone.
 HONOURING = frozenset(
-    (
-        "cohere_compass_text cwm dots1 gemma2 gpt_oss granite_swa granitemoe_swa ministral olmo3 qwen2 "
-        "qwen2_moe qwen3 smollm3 vaultgemma "
-    ).split()
+    {
+        "cohere_compass_text",
+        "cwm",
+        "dots1",
+        "gemma2",
+        "gpt_oss",
+        "granite_swa",
+        "granitemoe_swa",
+        "ministral",
+        "olmo3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "smollm3",
+        "vaultgemma",
+    }
 )
 # Those whose sliding layers also have other positions, or none, than full ones, so that the weights would be misread.
 CHANGING_MORE = frozenset(
-    (
-        "afmoe beam cohere2 cohere2_moe exaone4 exaone_moe flint gemma3 gemma3_text gemma3n_text kolibri1 "
-        "laguna lfm3 mellum mimo_v2_flash modernbert-decoder "
-    ).split()
+    {
+        "afmoe",
+        "beam",
+        "cohere2",
+        "cohere2_moe",
+        "exaone4",
+        "exaone_moe",
+        "flint",
+        "gemma3",
+        "gemma3_text",
+        "gemma3n_text",
+        "kolibri1",
+        "laguna",
+        "lfm3",
+        "mellum",
+        "mimo_v2_flash",
+        "modernbert-decoder",
+    }
 )
 # A type whose forward pass is that of another one, with windows by layer. Whoever relies on it compares logits.
 EQUIVALENT = {"llama": "ministral", "mistral": "ministral"}
