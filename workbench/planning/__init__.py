@@ -2,7 +2,7 @@
 
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
-from workbench.planning.evaluation_tasks import Evaluation, default_evaluation, evaluation_on
+from workbench.planning.evaluation_tasks import CompleteEvaluation, Evaluation, default_evaluation, evaluation_on
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
 from workbench.planning.plan_work import PlanCost
@@ -17,6 +17,7 @@ from workbench.planning.window_sizes import WindowLadder, window_ladder, windowe
 __all__ = [
     "METHODS",
     "AdaptiveNodes",
+    "CompleteEvaluation",
     "Evaluation",
     "Game",
     "LinearFit",

@@ -16,7 +16,7 @@ from workbench.console import duration
 from workbench.hooks import HookedModel
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Extent
-from workbench.planning.evaluation_tasks import Evaluation
+from workbench.planning.evaluation_tasks import CompleteEvaluation
 from workbench.planning.head_choices import Choices, fitted_tokens, has_linear, most_measured, named
 from workbench.planning.linear_fit import LinearFit
 from workbench.planning.model_passes import BACKWARD
@@ -85,7 +85,7 @@ class PlanWork:
     keep: Budget
     method: str
     unit: Unit
-    evaluation: Evaluation
+    evaluation: CompleteEvaluation
     extent: Extent
     baselines: tuple[str, ...]
     game: Game
