@@ -220,7 +220,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
     curve = keep_curve(work.method, order, held_out, counts=counts, context=evaluation.context)
     for baseline in work.baselines:
         begin(baseline, f"what {baseline} keeps")
-        curve += baseline_curve(work, baseline, ranking, counts=counts)
+        curve += baseline_curve(work, baseline, ranking, counts=work.baseline_counts(counts, n_kept))
     keep_heads = tuple(sorted(order.first(n_kept)))
     recovered = [p.recovered for p in curve if p.method == work.method and p.n_kept == len(keep_heads)]
     worst = {

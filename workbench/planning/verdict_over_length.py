@@ -44,7 +44,7 @@ def verdict(  # noqa: PLR0913  # public keywords
     lengths: Sequence[int] | None = None,
     tasks: Sequence[str] | None = None,
     *,
-    tolerance: float | LossTolerance = TOLERANCE,
+    tolerance: float | int | LossTolerance = TOLERANCE,
     effort: Effort = "standard",
     beyond_context: bool = False,
     progress: Callable[[str], None] | None = None,

@@ -30,10 +30,11 @@ from workbench.store.conversions import (
     name_of,
     softmax_heads,
 )
+from workbench.store.length_verdict import LengthVerdict
 
 VERSION = 2
 # Fields that files of version 1 do not have.
-_SINCE_2 = ("conversions", "costs", "remarks")
+_SINCE_2 = ("conversions", "costs", "remarks", "verdict")
 Unit = Literal["head", "layer"]
 
 
@@ -126,7 +127,8 @@ class Plan:
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
     of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for. `costs`: of
-    either conversion, where there was a choice. `remarks`: what to know before relying on the numbers.
+    either conversion, where there was a choice. `remarks`: what to know before relying on the numbers. `verdict`: what
+    the plan loses at several lengths, where that was measured (`workbench.verdict`).
     """
 
     model: str
@@ -147,6 +149,7 @@ class Plan:
     conversions: dict[KVHead, LinearAttention] = field(default_factory=dict)
     costs: tuple[HeadCosts, ...] = ()
     remarks: tuple[str, ...] = ()
+    verdict: LengthVerdict | None = None
 
     @property
     def choices(self) -> dict[KVHead, Choice]:
@@ -185,9 +188,13 @@ class Plan:
         return {head: choice for head, choice in self.choices.items() if choice != "full"}
 
     def keeping(self, heads: Collection[KVHead]) -> Plan:
-        """The plan with these heads full; the others stay converted, and those that it kept get the window."""
+        """The plan with these heads full; the others stay converted, and those that it kept get the window.
+
+        A verdict on other heads does not hold for them and is left out.
+        """
         conversions = {head: form for head, form in self.conversions.items() if head not in heads}
-        return replace(self, keep=tuple(sorted(heads)), conversions=conversions)
+        verdict = self.verdict if set(heads) == set(self.keep) else None
+        return replace(self, keep=tuple(sorted(heads)), conversions=conversions, verdict=verdict)
 
     def table(self) -> pd.DataFrame:
         """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
@@ -232,7 +239,10 @@ class Plan:
             WorkbenchError: if the file cannot be written.
         """
         conversions = [[*head, {"form": "linear", **asdict(form)}] for head, form in sorted(self.conversions.items())]
-        _write(path, json_text({"version": VERSION, **asdict(self), "conversions": conversions}, indent=1) + "\n")
+        document = {"version": VERSION, **asdict(self), "conversions": conversions}
+        if self.verdict is None:
+            del document["verdict"]
+        _write(path, json_text(document, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -256,11 +266,13 @@ class Plan:
             newer = [name for name in _SINCE_2 if name in document]
             if newer:
                 raise WorkbenchError(f"{path}: is no plan of version {version}, which has no {newer[0]}")
-            document |= {name: [] for name in _SINCE_2}
+            document |= {name: [] for name in _SINCE_2 if name != "verdict"}
         try:
             typed: dict[str, Any] = {**document, **_typed_fields(document)}
             plan = cls(**typed)
-            for record in (plan, *plan.layers, *plan.ranking, *plan.curve, *plan.costs, *plan.conversions.values()):
+            cells = () if plan.verdict is None else plan.verdict.cells
+            records = (*plan.layers, *plan.ranking, *plan.curve, *plan.costs, *plan.conversions.values(), *cells)
+            for record in (plan, *records):
                 _require_types(record)
         except (TypeError, KeyError, ValueError, AttributeError, WorkbenchError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
@@ -420,6 +432,7 @@ def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
         "conversions": dict(map(_conversion, document["conversions"])),
         "costs": tuple(map(_costs, document["costs"])),
         "remarks": tuple(map(_text, document["remarks"])),
+        "verdict": None if document.get("verdict") is None else LengthVerdict.read(document["verdict"]),
     }
 
 
