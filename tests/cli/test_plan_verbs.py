@@ -39,7 +39,8 @@ def run(monkeypatch, capsys):
 
 
 def test_one_json_document_says_what_is_kept_and_what_it_is_worth(model, run, tmp_path):
-    code, out, err = run(model, *QUICK, *HELD_OUT, "--keep", 0.5, "--json", "--out", tmp_path / "p.json")
+    chance = ["--baseline", "random", "--baseline", "random_in_layer"]
+    code, out, err = run(model, *QUICK, *HELD_OUT, *chance, "--keep", 0.5, "--json", "--out", tmp_path / "p.json")
     document = json.loads(out)
     assert code == 0
     saved = Plan.load(tmp_path / "p.json")
@@ -64,6 +65,22 @@ def test_the_tables_name_every_head_and_the_last_line_says_what_is_saved(model, 
     assert "What is left on held-out probes" in out
     assert "keeps 1 of 4 heads and saves 75% of the cache" in err
     assert np.loadtxt(tmp_path / "full_attention_heads.tsv", delimiter="\t").sum() == 1
+
+
+def test_a_dry_run_says_what_it_costs_and_writes_nothing(model, run, tmp_path):
+    words = [*QUICK, *HELD_OUT, "--baseline", "random", "--dry-run", "--out", tmp_path / "plan.json"]
+    code, out, err = run(model, *words)
+    assert code == 0
+    for part in ("ranking", "curve", "random: curve"):
+        assert part in out
+    assert "about" in err
+    code, out, err = run(model, *words, "--json")
+    document = json.loads(out)
+    assert [part["part"] for part in document["parts"]] == ["ranking", "curve", "random: curve"]
+    assert document["tokens"] == sum(part["tokens"] for part in document["parts"]) == 3 * 36 * (1 + 5 + 3 * 5)
+    assert document["seconds"] > 0
+    assert document["kept_pieces"] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_and_other_budgets(model, run):
@@ -97,6 +114,8 @@ def test_layers_and_other_budgets(model, run):
         (["MODEL", *QUICK, *HELD_OUT, "--kv-bytes", "1"], "hold no plan"),
         (["MODEL", *QUICK, *HELD_OUT, "--keep", "0.5", "--kv-bytes", "9"], "several budgets"),
         (["MODEL", *QUICK, *HELD_OUT, "--method", "luck"], "unknown method 'luck'"),
+        (["MODEL", *QUICK, *HELD_OUT, "--baseline", "luck"], "unknown method 'luck'"),
+        (["MODEL", *QUICK, *HELD_OUT, "--effort", "fast"], "effort is 'fast'; expected one of 'quick'"),
         (["MODEL", *QUICK, "--held-out", "nothing"], "unknown probe 'nothing'"),
         (["MODEL", *QUICK, "--held-out", "copy_needle:distance=20,length=36,n_sequences=3"], "ranked on"),
         (["MODEL", *QUICK, *HELD_OUT, "--out", "NOWHERE/plan.json"], "its folder does not exist"),

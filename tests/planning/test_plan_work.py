@@ -13,6 +13,7 @@ from workbench.planning import Evaluation, Game, plan_cost, plan_work
 from workbench.planning.conversion_objective import Outcome
 from workbench.planning.efforts import EXTENTS, extent
 from workbench.planning.keep_curves import Order, adaptive_counts, first_at, keep_curve
+from workbench.planning.planner import prepared
 from workbench.store import finished_pieces
 from workbench.store.finished_pieces import parts_folder
 
@@ -28,6 +29,7 @@ def m():
     return open_model(tiny("llama"))
 
 
+UNSET = dict(unit="head", evaluation=None, effort="standard", baselines=None, choices=("window",))
 TASKS = Evaluation(needles(0), (needles(1), needles(2)), context=64)
 
 
@@ -99,9 +101,10 @@ def test_efforts_pay_for_more_each_and_unknown_ones_are_refused():
         assert less.most_nodes < more.most_nodes
         assert set(less.baselines) <= set(more.baselines)
         assert less.n_points(90) < more.n_points(90)
+        assert less.baseline_points <= more.baseline_points
     assert not any(name.startswith("random") for e in EXTENTS.values() for name in e.baselines)
-    # The ranking, and a curve on held-out probes of as many tokens, in forward passes over the ranking's probe.
-    assert standard.most_nodes * 3 + standard.n_points(90) <= 60
+    # The ranking, and a curve on held-out probes of twice as many tokens, in forward passes over the ranking's probe.
+    assert standard.most_nodes * 3 + 2 * standard.n_points(90) <= 60
     with pytest.raises(WorkbenchError, match="effort is 'fast'; expected one of 'quick', 'standard', 'thorough'"):
         extent("fast")
 
@@ -150,7 +153,7 @@ def test_what_is_there_already_is_not_in_the_cost(m, tmp_path, monkeypatch, coun
     before = dict(counted)
     left = plan_cost(m, WINDOW, 1, **settings)
     assert full.n_kept == 0
-    assert left.n_kept == before["forwards"] > 0
+    assert left.n_kept == before["forwards"] + 1  # each pass is one, and the ranking as a whole
     assert left.tokens == 0 < full.tokens
     plan(m, WINDOW, 1, progress=says.append, **settings)
     assert counted == before
@@ -252,3 +255,36 @@ def test_a_window_that_costs_nothing_has_nothing_to_bisect():
     counts = adaptive_counts(order, [game], at_most=10)
     assert len(counts) == 10
     assert {0, 1, 40} <= set(counts)
+
+
+def test_baselines_of_many_heads_have_points_at_the_ends_at_the_plan_and_between(m):
+    work = prepared(m, WINDOW, 1, 0.25, "far_mass", **{**UNSET, "evaluation": TASKS, "effort": "standard"})
+    counts = [0, 2, 3, 5, 8, 9, 10, 11, 12, 22, 45, 90]
+    assert work.baseline_counts(counts, 22) == counts
+    many = replace(work, game=StepGame(9))
+    assert many.baseline_counts(counts, 22) == [0, 3, 9, 22, 45, 90]
+    assert len(many.baseline_counts(counts, 0)) == 6
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_bar_counts_the_tokens_of_all_passes_and_the_cost_is_said_where_it_is_watched(m, monkeypatch, capsys):
+    settings = dict(evaluation=TASKS, effort="quick")
+    made = plan(m, WINDOW, 1, **settings)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("workbench.console.is_watched", lambda: True)
+    monkeypatch.setattr("workbench.planning.planner.is_watched", lambda: True)
+    plan(m, WINDOW, 1, progress=False, **settings)
+    assert capsys.readouterr().err == ""
+    plan(m, WINDOW, 1, **settings)
+    shown = capsys.readouterr().err
+    n_tokens = TASKS.probe.tokens.numel()
+    total = int(made.evidence["nodes"]) * n_tokens * 3 + 2 * 5 * n_tokens
+    assert f"{total}/{total}" in shown
+    assert "4 heads, ranked on 5 × 36 tokens: about" in shown
+    assert not m.model._forward_hooks
+
+
+def test_a_long_plan_says_so_where_nobody_watches(m, monkeypatch, capsys):
+    monkeypatch.setattr(plan_work, "_seconds", lambda run: 1000.0)
+    plan(m, WINDOW, 1, evaluation=TASKS, effort="quick")
+    assert "4 heads, ranked on 5 × 36 tokens: about" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from workbench.cli import (
     run_verbs,
     scan_verbs,
     score_verbs,
+    verdict_verbs,
 )
 from workbench.cli.experiment_verbs import experiment
 from workbench.cli.pretrain_verbs import pretrain
@@ -34,7 +35,7 @@ for verb in (
     *(get_verbs.get, scan_verbs.series, scan_verbs.scan, scan_verbs.status, score_verbs.score),
     *(run_verbs.top, run_verbs.emergence, run_verbs.report, run_verbs.check),
     *(export_verbs.export_plan, evaluate_verbs.evaluate),
-    *(machine_verbs.detectors, machine_verbs.doctor, plan_verbs.plan, app_verbs.demo, pretrain),
+    *(machine_verbs.detectors, machine_verbs.doctor, plan_verbs.plan, verdict_verbs.verdict, app_verbs.demo, pretrain),
 ):
     app.command()(verb)
 app.command(name="app")(app_verbs.open_app)

@@ -11,6 +11,7 @@ from workbench.figures.conversion_effects import (
 from workbench.figures.distributions import ridgelines
 from workbench.figures.head_curves import emergence, history, metrics
 from workbench.figures.head_panels import heads, place, strips
+from workbench.figures.length_scores import JudgedPlan, VerdictLike, verdict
 from workbench.figures.linear_layers import crossover, state_precision
 from workbench.figures.onsets import compare, mark_phases, onset
 from workbench.figures.plan_figures import PlanLike, pareto, plan, waterfall
@@ -19,9 +20,11 @@ from workbench.figures.trajectories import RunLike
 
 __all__ = [
     "EarlyLike",
+    "JudgedPlan",
     "PatternModel",
     "PlanLike",
     "RunLike",
+    "VerdictLike",
     "compare",
     "crossover",
     "early_choices",
@@ -43,6 +46,7 @@ __all__ = [
     "scores_against",
     "state_precision",
     "strips",
+    "verdict",
     "waterfall",
     "window_against_linear",
 ]

@@ -18,7 +18,7 @@ class Extent:
 
     `n_sequences`: of the probe that heads are ranked on, and of the held-out probes together. `most_nodes`: of the
     gates' path. `completeness`: the error of the gates at which no further node is taken. `points`: of the curve, ends
-    included. `baselines`: methods that the ranking is compared with.
+    included. `baselines`: methods that the ranking is compared with, at so many `baseline_points` of its curve.
     """
 
     n_sequences: int
@@ -26,6 +26,7 @@ class Extent:
     completeness: float
     points: int
     baselines: tuple[str, ...]
+    baseline_points: int
 
     def n_points(self, n_groups: int) -> int:
         """How many points the curve has: all where groups are few, else at least as many as a bisection takes."""
@@ -36,9 +37,9 @@ class Extent:
 
 
 EXTENTS: dict[Effort, Extent] = {
-    "quick": Extent(6, 6, 0.05, 10, ()),
-    "standard": Extent(10, 10, 0.05, 12, ("far_mass",)),
-    "thorough": Extent(30, 24, 0.01, 24, ("far_mass", "first_order")),
+    "quick": Extent(6, 8, 0.05, 10, (), 6),
+    "standard": Extent(10, 12, 0.05, 12, ("far_mass",), 6),
+    "thorough": Extent(30, 24, 0.01, 24, ("far_mass", "first_order"), 24),
 }
 
 

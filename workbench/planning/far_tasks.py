@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
-from workbench.hooks.interventions.windows import Window
+from workbench.planning.efforts import Effort
 from workbench.probes import Probe, build, only_far
 from workbench.probes.far_rows import widest_window
+from workbench.store.conversions import Window
 from workbench.store.length_verdict import Measure
 
-Effort = Literal["quick", "standard", "thorough"]
 # The class of probes whose answer is counted over the whole text, so that no cell alone holds it.
 _COUNTED = "rank"
 
@@ -76,14 +75,6 @@ def chosen_tasks(m: HookedModel, tasks: Sequence[str] | str | None, effort: Effo
         raise WorkbenchError(f"no task was given; expected some of {', '.join(task.name for task in known)}")
     by_name = {task.name: task for task in known}
     return [by_name[text] if text in by_name else _of_notation(text) for text in written]
-
-
-def check_effort(effort: str) -> None:
-    """Raises:
-    WorkbenchError: if it is none.
-    """
-    if effort not in ("quick", "standard", "thorough"):
-        raise WorkbenchError(f"effort is {effort!r}; expected 'quick', 'standard' or 'thorough'")
 
 
 def far_probe(m: HookedModel, task: FarTask, window: Window, *, length: int, n_texts: int, seed: int) -> Probe:

@@ -66,7 +66,7 @@ def adaptive_counts(
     """Where a curve of at most so many points says most: its ends, those already measured, and around `ENOUGH`.
 
     The fewest groups that bring back `ENOUGH` on every held-out probe are found by bisection, which is exact where
-    keeping more never hurts; the rest of the points halve the widest gaps, on a logarithmic scale, since the first
+    keeping more never hurts; the other points halve the widest gaps, on a logarithmic scale, since the first
     groups change most. `bisected=False`: only the latter.
     """
     n = len(order)

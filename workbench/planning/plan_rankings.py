@@ -21,10 +21,12 @@ def ranked(work: PlanWork, method: str) -> Ranking:
     Raises:
         WorkbenchError: for one that is not available for this model or probe.
     """
-    nodes = work.nodes()
+    nodes, pieces = work.nodes(), work.game.pieces
     if method == work.method and nodes is not None:
-        return integrated(work.game, nodes=nodes)  # its nodes are pieces
-    as_json = work.game.pieces.get(f"ranking by {method}", lambda: _as_json(rank(work.game, method, progress=False)))
+        ranking = integrated(work.game, nodes=nodes)  # its nodes are pieces
+        pieces.get(f"ranking by {method} is done", lambda: True)
+        return ranking
+    as_json = pieces.get(f"ranking by {method} is done", lambda: _as_json(rank(work.game, method, progress=False)))
     per_sequence, margin = as_json["per_sequence"], as_json["margin"]
     return Ranking(
         as_json["method"],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from workbench.console import duration
 from workbench.hooks import HookedModel
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Extent
-from workbench.planning.evaluation_tasks import Evaluation
+from workbench.planning.evaluation_tasks import CompleteEvaluation
 from workbench.planning.head_choices import Choices, fitted_tokens, has_linear, most_measured, named
+from workbench.planning.keep_curves import FEW
 from workbench.planning.linear_fit import LinearFit
 from workbench.planning.model_passes import BACKWARD
 from workbench.planning.rankings.registry import METHODS, passes_of
@@ -85,7 +87,7 @@ class PlanWork:
     keep: Budget
     method: str
     unit: Unit
-    evaluation: Evaluation
+    evaluation: CompleteEvaluation
     extent: Extent
     baselines: tuple[str, ...]
     game: Game
@@ -106,6 +108,16 @@ class PlanWork:
     def n_points(self) -> int:
         return self.extent.n_points(self.n_groups)
 
+    def baseline_counts(self, counts: Sequence[int], n_kept: int) -> list[int]:
+        """The numbers of groups of the plan's curve at which baselines are measured as well: its ends and the plan."""
+        if self.n_groups <= FEW:
+            return list(counts)
+        chosen = {counts[0], counts[-1], n_kept}
+        while len(chosen) < self.extent.baseline_points:
+            rest = [count for count in counts if count not in chosen]
+            chosen.add(max(rest, key=lambda n: min(abs(log((n + 1) / (k + 1))) for k in chosen)))
+        return sorted(chosen)
+
     def nodes(self) -> AdaptiveNodes | None:
         """The nodes of the gates' path; None where the method has none, or was given others."""
         return self.paid_nodes() if METHODS[self.method] is integrated else None
@@ -116,9 +128,11 @@ class PlanWork:
 
     def cost(self) -> PlanCost:
         """What is left to do, in passes and tokens."""
+        kept = [game.pieces.count("outcome with ", game.label) for game in self.held_out]
         parts = [self._choices_cost()] if has_linear(self.choices) else []
-        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", 1)]
-        parts += [cost for baseline in self.baselines for cost in self._baseline_costs(baseline)]
+        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, kept)]
+        for baseline in self.baselines:
+            parts += self._baseline_costs(baseline, kept)
         return PlanCost(tuple(parts), self.game.pieces.n_kept)
 
     def settings(self) -> dict[str, Any]:
@@ -155,7 +169,7 @@ class PlanWork:
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
         kept = self.game.pieces.count("gates at ", self.game.label)
         nodes = self.nodes()
-        if f"ranking by {method}" in self.game.pieces:
+        if f"ranking by {method} is done" in self.game.pieces:
             return PieceCost(name, 0, 0, 0)
         if nodes is not None and method == self.method:
             n = max(0, nodes.most - kept)
@@ -164,24 +178,25 @@ class PlanWork:
         per_batch = n_tokens / n_batches
         return PieceCost(name, forwards, backwards, round(per_batch * (forwards + BACKWARD * backwards)))
 
-    def _curve_cost(self, name: str, n_orders: int, *, n_shared: int = 0) -> PieceCost:
-        """Forward passes over every held-out probe for every point; `n_shared` of them are other curves' too."""
+    def _curve_cost(self, name: str, n_points: int, kept: list[int]) -> PieceCost:
+        """Forward passes over every held-out probe for every point, but for those `kept`, which are used up."""
         forwards = tokens = 0
-        for game in self.held_out:
-            n = n_orders * (self.n_points - n_shared)
-            if not n_shared:
-                n = max(0, n - game.pieces.count("outcome with ", game.label))
-            forwards += n * len(game.batches)
-            tokens += n * _tokens(game)
+        for i, game in enumerate(self.held_out):
+            n_kept = min(kept[i], n_points)
+            kept[i] -= n_kept
+            forwards += (n_points - n_kept) * len(game.batches)
+            tokens += (n_points - n_kept) * _tokens(game)
         return PieceCost(name, forwards, 0, tokens)
 
-    def _baseline_costs(self, baseline: str) -> list[PieceCost]:
+    def _baseline_costs(self, baseline: str, kept: list[int]) -> list[PieceCost]:
         is_random = baseline in ("random", "random_in_layer")
         if baseline == "random_in_layer" and self.unit == "layer":
             return []
         ranking = [] if is_random else [self._ranking_cost(baseline, f"{baseline}: ranking")]
-        n_orders = RANDOM_ORDERS if is_random else 1
-        return [*ranking, self._curve_cost(f"{baseline}: curve", n_orders, n_shared=2)]
+        # Both ends are those of the plan's curve.
+        n_inside = (self.n_points if self.n_groups <= FEW else self.extent.baseline_points) - 2
+        n_points = n_inside * (RANDOM_ORDERS if is_random else 1)
+        return [*ranking, self._curve_cost(f"{baseline}: curve", n_points, kept)]
 
 
 def measured(work: PlanWork) -> PlanCost:

@@ -18,7 +18,13 @@ from workbench.hooks import HookedModel, open_model
 from workbench.planning.budgets import check_budget, lost_nats, numbers_tried
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Effort, extent
-from workbench.planning.evaluation_tasks import Evaluation, check_evaluation, check_numbers, default_evaluation
+from workbench.planning.evaluation_tasks import (
+    CompleteEvaluation,
+    Evaluation,
+    check_evaluation,
+    check_numbers,
+    completed,
+)
 from workbench.planning.head_choices import Choices, HeadChoices, check_choices, choose, has_linear
 from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, no_gap, order_of
 from workbench.planning.model_passes import Passes, counting
@@ -41,24 +47,27 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     method: str = "window_gates",
     *,
     unit: Unit = "head",
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluation | CompleteEvaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
+    choices: Choices = ("window",),
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
 ) -> Plan:
     """Rank the key/value heads of a model, keep as many as the budget allows, and measure the result.
 
-    The plan's `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
+    Heads that see no further than the window by themselves are no candidates and take no part of the budget. The plan's
+    `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
     (`recovered`) on the held-out probe where the kept heads do worst, and the fewest heads of the curve from which on
-    95 % are recovered on every held-out probe (`enough`).
+    95 % are recovered on every held-out probe (`enough`). Its `remarks` say what is in doubt.
 
     Args:
         window, sink: what a windowed head still sees, in tokens.
         keep: a share of the heads of softmax layers (of the layers, for unit="layer"); or `KVBytes`, `LossTolerance`.
         method: one of `workbench.planning.METHODS`, or a name registered with `workbench.planning.ranking`.
         unit: keep heads, or whole layers by the sum of their heads' scores.
-        evaluation: default needles copied from beyond the window, as many as the effort pays for.
+        evaluation: default tasks beyond the window that the model can do, as many as the effort pays for; what an
+            `Evaluation` leaves out is completed.
         effort: `quick`, `standard` or `thorough`: sequences, passes of the ranking, points of the curve, baselines.
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
         choices: what heads that are not kept may get. ("window", "linear"): each the cheaper that is safe for it, see
@@ -71,7 +80,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     Raises:
         WorkbenchError: for an unknown method, unit or effort, a window that is impossible or leaves nothing far in a
             probe, a budget that is out of range or keeps no layer, a held-out probe with the tokens of the ranking's
-            probe, or a file that cannot be written.
+            probe, a model that can do none of the default tasks, or a file that cannot be written.
         RunLocked: if another process makes the same file.
     """
     work = prepared(
@@ -105,7 +114,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     method: str = "window_gates",
     *,
     unit: Unit = "head",
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluation | CompleteEvaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     choices: Choices = ("window",),
@@ -141,7 +150,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     method: str,
     *,
     unit: Unit,
-    evaluation: Evaluation | None,
+    evaluation: Evaluation | CompleteEvaluation | None,
     effort: Effort,
     baselines: Sequence[str] | None,
     choices: Choices,
@@ -159,7 +168,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     paid = extent(effort)
-    evaluation = evaluation or default_evaluation(m, window, sink, n_sequences=paid.n_sequences)
+    evaluation = completed(m, evaluation or Evaluation(), window, sink, n_sequences=paid.n_sequences)
     compared = paid.baselines if evaluation.baselines is None else evaluation.baselines
     compared = compared if baselines is None else tuple(baselines)
     for baseline in compared:
@@ -211,7 +220,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
     curve = keep_curve(work.method, order, held_out, counts=counts, context=evaluation.context)
     for baseline in work.baselines:
         begin(baseline, f"what {baseline} keeps")
-        curve += baseline_curve(work, baseline, ranking, counts=counts)
+        curve += baseline_curve(work, baseline, ranking, counts=work.baseline_counts(counts, n_kept))
     keep_heads = tuple(sorted(order.first(n_kept)))
     recovered = [p.recovered for p in curve if p.method == work.method and p.n_kept == len(keep_heads)]
     worst = {
@@ -239,7 +248,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
         conversions=linear,
         costs=() if chosen is None else chosen.costs,
-        remarks=(*(() if chosen is None else chosen.remarks), *remarks),
+        remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks),
     )
 
 

@@ -15,14 +15,15 @@ from torch import nn
 from workbench.console import watched_bar
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel, open_model
-from workbench.hooks.interventions.gates import windowed_heads
-from workbench.hooks.interventions.windows import Window
-from workbench.planning.far_tasks import Effort, FarTask, check_effort, chosen_tasks, far_probe
+from workbench.hooks.interventions.gates import converted, converted_heads
+from workbench.planning.efforts import Effort, extent
+from workbench.planning.far_tasks import FarTask, chosen_tasks, far_probe
 from workbench.planning.question_scores import OnTokens, QuestionScores, mean_interval, n_passes, question_scores
 from workbench.planning.task_abilities import TaskAbility, ability
 from workbench.probes import Probe
 from workbench.probes.far_rows import widest_window
 from workbench.probes.token_ids import context
+from workbench.store.conversions import Window
 from workbench.store.length_verdict import Arm, LengthVerdict, VerdictCell
 from workbench.store.plan_file import LossTolerance, Plan
 
@@ -43,7 +44,7 @@ def verdict(  # noqa: PLR0913  # public keywords
     lengths: Sequence[int] | None = None,
     tasks: Sequence[str] | None = None,
     *,
-    tolerance: float | LossTolerance = TOLERANCE,
+    tolerance: float | int | LossTolerance = TOLERANCE,
     effort: Effort = "standard",
     beyond_context: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -68,7 +69,7 @@ def verdict(  # noqa: PLR0913  # public keywords
     """
     m = open_model(m)
     plan.check(m.layers)
-    check_effort(effort)
+    extent(effort)  # refuses what is none
     nats = tolerance.nats if isinstance(tolerance, LossTolerance) else tolerance
     if isinstance(nats, bool) or not nats >= 0:
         raise WorkbenchError(f"a tolerance of {nats!r} nats was given; expected 0 or more")
@@ -184,7 +185,7 @@ class _Course:
             with self.m.apply(self.plan):
                 yield
         else:
-            with self.m.restrict(windowed_heads(self.m.layers), self.window.window, self.window.sink):
+            with converted(self.m, converted_heads(self.m.layers, self.window), self.window):
                 yield
 
     def _cell(

@@ -30,6 +30,7 @@ from workbench.store.conversions import (
     softmax_heads,
 )
 from workbench.store.layer_type_families import why_ignored
+from workbench.store.length_verdict import LengthVerdict
 from workbench.store.plan_exports import SPEC_VERSION, fingerprint, spec_of_layers, write_duo, write_text
 
 VERSION = 2
@@ -43,7 +44,7 @@ class SavesPlanned(Protocol):
 
 
 # Fields that files of version 1 do not have.
-_SINCE_2 = ("conversions", "costs", "remarks")
+_SINCE_2 = ("conversions", "costs", "remarks", "verdict")
 Unit = Literal["head", "layer"]
 
 
@@ -136,7 +137,8 @@ class Plan:
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
     of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for. `costs`: of
-    either conversion, where there was a choice. `remarks`: what to know before relying on the numbers.
+    either conversion, where there was a choice. `remarks`: what to know before relying on the numbers. `verdict`: what
+    the plan loses at several lengths, where that was measured (`workbench.verdict`).
     """
 
     model: str
@@ -157,6 +159,7 @@ class Plan:
     conversions: dict[KVHead, LinearAttention] = field(default_factory=dict)
     costs: tuple[HeadCosts, ...] = ()
     remarks: tuple[str, ...] = ()
+    verdict: LengthVerdict | None = None
 
     @property
     def choices(self) -> dict[KVHead, Choice]:
@@ -195,9 +198,13 @@ class Plan:
         return {head: choice for head, choice in self.choices.items() if choice != "full"}
 
     def keeping(self, heads: Collection[KVHead]) -> Plan:
-        """The plan with these heads full; the others stay converted, and those that it kept get the window."""
+        """The plan with these heads full; the others stay converted, and those that it kept get the window.
+
+        A verdict on other heads does not hold for them and is left out.
+        """
         conversions = {head: form for head, form in self.conversions.items() if head not in heads}
-        return replace(self, keep=tuple(sorted(heads)), conversions=conversions)
+        verdict = self.verdict if set(heads) == set(self.keep) else None
+        return replace(self, keep=tuple(sorted(heads)), conversions=conversions, verdict=verdict)
 
     def table(self) -> pd.DataFrame:
         """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
@@ -242,7 +249,10 @@ class Plan:
             WorkbenchError: if the file cannot be written.
         """
         conversions = [[*head, {"form": "linear", **asdict(form)}] for head, form in sorted(self.conversions.items())]
-        write_text(path, json_text({"version": VERSION, **asdict(self), "conversions": conversions}, indent=1) + "\n")
+        document = {"version": VERSION, **asdict(self), "conversions": conversions}
+        if self.verdict is None:
+            del document["verdict"]
+        write_text(path, json_text(document, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -266,11 +276,13 @@ class Plan:
             newer = [name for name in _SINCE_2 if name in document]
             if newer:
                 raise WorkbenchError(f"{path}: is no plan of version {version}, which has no {newer[0]}")
-            document |= {name: [] for name in _SINCE_2}
+            document |= {name: [] for name in _SINCE_2 if name != "verdict"}
         try:
             typed: dict[str, Any] = {**document, **_typed_fields(document)}
             plan = cls(**typed)
-            for record in (plan, *plan.layers, *plan.ranking, *plan.curve, *plan.costs, *plan.conversions.values()):
+            cells = () if plan.verdict is None else plan.verdict.cells
+            records = (*plan.layers, *plan.ranking, *plan.curve, *plan.costs, *plan.conversions.values(), *cells)
+            for record in (plan, *records):
                 _require_types(record)
         except (TypeError, KeyError, ValueError, AttributeError, WorkbenchError) as error:
             raise WorkbenchError(f"{path}: is no plan of this version: {error}") from error
@@ -454,6 +466,7 @@ def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
         "conversions": dict(map(_conversion, document["conversions"])),
         "costs": tuple(map(_costs, document["costs"])),
         "remarks": tuple(map(_text, document["remarks"])),
+        "verdict": None if document.get("verdict") is None else LengthVerdict.read(document["verdict"]),
     }
 
 
