@@ -3,6 +3,7 @@
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
 from workbench.planning.evaluation_tasks import CompleteEvaluation, Evaluation, default_evaluation, evaluation_on
+from workbench.planning.harness_tasks import HarnessSettings, TaskScore, evaluate_tasks, table_of_tasks
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
 from workbench.planning.plan_work import PlanCost
@@ -10,7 +11,6 @@ from workbench.planning.planner import plan, plan_cost
 from workbench.planning.rankings.adaptive_nodes import AdaptiveNodes
 from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
-from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms
 from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
 
@@ -20,24 +20,25 @@ __all__ = [
     "CompleteEvaluation",
     "Evaluation",
     "Game",
+    "HarnessSettings",
     "LinearFit",
     "PlanCost",
     "Ranking",
-    "SafeForms",
+    "TaskScore",
     "WindowGates",
     "WindowLadder",
     "area_under",
     "default_evaluation",
+    "evaluate_tasks",
     "evaluation_on",
     "first_at",
     "fit_linear_attention",
-    "in_safe_forms",
     "need_global",
     "plan",
     "plan_cost",
     "rank",
     "ranking",
-    "safe_forms",
+    "table_of_tasks",
     "verdict",
     "window_gates",
     "window_ladder",
