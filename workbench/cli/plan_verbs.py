@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
+from workbench.cli.verdict_verbs import print_verdict, verdict_document
 from workbench.console import is_watched, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
@@ -40,6 +41,9 @@ def plan(
     choices: Annotated[
         str, typer.Option(help="What heads that are not kept may get: window, or window,linear.")
     ] = "window",
+    verdict: Annotated[
+        bool, typer.Option(help="Judge the plan at several lengths; of a model with a tokenizer.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what it costs, print that, and stop.")] = False,
     out: Annotated[
         Path | None,
@@ -79,6 +83,7 @@ def plan(
         "effort": effort,
         "baselines": baseline,
         "choices": tuple(name.strip() for name in choices.split(",")),
+        "verdict": verdict,
         "out": out,
     }
     if dry_run:
@@ -125,6 +130,7 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
                 "curve": curves.to_dict("records"),
                 "costs": [{**asdict(costs), "head": str(costs.head)} for costs in heads_plan.costs],
                 "remarks": list(heads_plan.remarks),
+                "verdict": None if heads_plan.verdict is None else verdict_document(heads_plan.verdict),
             }
         )
         return
@@ -141,6 +147,9 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
         warn(f"{len(heads_plan.linear)} heads get linear attention, {len(heads_plan.windowed)} a window")
     for remark in heads_plan.remarks:
         warn(remark)
+    if heads_plan.verdict is not None:
+        print()
+        print_verdict(heads_plan.verdict, as_json=False)
 
 
 def _print_heads(heads_plan: Plan) -> None:

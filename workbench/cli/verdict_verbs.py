@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,15 +78,7 @@ def lengths_of(written: str | None) -> list[int] | None:
 def print_verdict(made: LengthVerdict, as_json: bool) -> None:
     """The table and the sentence, or one JSON document."""
     if as_json:
-        print_json(
-            {
-                "sentence": made.sentence,
-                "loses_from": made.loses_from,
-                "remarks": made.remarks,
-                "area": made.area.to_dict("records"),
-                **made.document(),
-            }
-        )
+        print_json(verdict_document(made))
         return
     table = made.table()
     counted = table.loc[table["left_out"] == "", list(_COLUMNS)]
@@ -98,3 +90,14 @@ def print_verdict(made: LengthVerdict, as_json: bool) -> None:
     print(made.sentence)
     for remark in made.remarks:
         warn(remark)
+
+
+def verdict_document(made: LengthVerdict) -> dict[str, Any]:
+    """The verdict as one JSON document."""
+    return {
+        "sentence": made.sentence,
+        "loses_from": made.loses_from,
+        "remarks": made.remarks,
+        "area": made.area.to_dict("records"),
+        **made.document(),
+    }
