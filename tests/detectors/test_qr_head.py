@@ -53,7 +53,7 @@ def test_pairs_stay_together_in_batches_and_differ_in_the_question_alone(monkeyp
     probe = probes.gold_document(WORDS, length=90, n_documents=4, n_sequences=5)
     m = open_model(tiny("llama"))
     whole = score(m, ["qr_head"], probes=probe).score
-    monkeypatch.setattr(measuring, "_BATCH_TOKENS", 3 * probe.tokens.shape[1])
+    monkeypatch.setattr(measuring, "batch_tokens", lambda *_: 3 * probe.tokens.shape[1])
     assert score(m, ["qr_head"], probes=probe).score.tolist() == pytest.approx(whole.tolist(), abs=1e-6)
     for i in range(5):
         first = probe.answer_rows[probe.answer_rows[:, 0] == 2 * i][0, 1]

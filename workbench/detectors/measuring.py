@@ -24,6 +24,7 @@ from workbench.heads import LayerInfo, Metric, Row, WorkbenchError
 from workbench.hooks import HookedModel, PerSequence, Recording, open_model
 from workbench.hooks.head_weights import read_weights
 from workbench.hooks.model import DEFAULT_FAR
+from workbench.hooks.recording.batch_sizes import batch_tokens
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.hooks.recording.needs import Need
 from workbench.kernels import Far
@@ -34,8 +35,6 @@ from workbench.probes.token_inputs import TokensLike, read_probes, token_batch
 OnTokens = Callable[[str, int, int], None]
 # The probe name of scores of weights.
 WEIGHTS = "weights"
-# Tokens of a batch: enough to keep the matrix products busy, few enough to keep its activations in hundreds of MB.
-_BATCH_TOKENS = 4096
 _BATCH_LOGITS = 1 << 26
 _METRIC_COLUMNS = pd.Index([field.name for field in fields(Metric)])
 _FIRST_COLUMNS = ["layer", "head", "kv_head", "kind", "detector", "probe", "score", "n", "n_seq", "ci_lo", "ci_hi"]
@@ -71,7 +70,7 @@ def measure(  # noqa: PLR0913  (keywords that callers pass)
     over its decode rows.
     """
     of_probe = [d for d in detectors if d.decoding is None]
-    batches = _batches(probe, model.vocab_size)
+    batches = _batches(probe, model)
     started = time.perf_counter()
     recorder = _Recorder(model, far, prefill)
     recordings = recorder.record(batches, of_probe, rows=rows)
@@ -335,7 +334,7 @@ def _measure_decoded(
         if counted is None or counted.answer_rows is None:
             measured |= {d.name: (_no_rows(model), flags) for d in of_decoding}
             continue
-        batches, rows = _batches(counted, model.vocab_size), torch.unique(counted.answer_rows[:, 1])
+        batches, rows = _batches(counted, model), torch.unique(counted.answer_rows[:, 1])
         recordings = recorder.record(batches, of_decoding, rows=rows)
         measured |= {d.name: (concatenate([d.function(r) for r in recordings]), flags) for d in of_decoding}
     return measured
@@ -347,10 +346,11 @@ def _no_rows(model: HookedModel) -> PerSequence:
     return PerSequence(torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.long))
 
 
-def _batches(probe: Probe, vocab_size: int) -> list[Probe]:
+def _batches(probe: Probe, model: HookedModel) -> list[Probe]:
     n_tokens = probe.tokens.shape[1]
     n_logit_rows = 1 if probe.answer_rows is None else len(torch.unique(probe.answer_rows[:, 1]))
-    step = max(1, min(_BATCH_TOKENS // n_tokens, _BATCH_LOGITS // max(1, n_logit_rows * vocab_size)))
+    n_together = batch_tokens(model.model, model.interventions) // n_tokens
+    step = max(1, min(n_together, _BATCH_LOGITS // max(1, n_logit_rows * model.vocab_size)))
     if probe.is_paired:
         step = max(2, step // 2 * 2)
     return split(probe, step)

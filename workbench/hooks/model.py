@@ -161,7 +161,7 @@ class HookedModel:
                 that does not fit, or packed documents or prefill in a model that has other layers than softmax.
         """
         batch = self._batch(tokens, attention_mask)
-        needs = [needs] if not isinstance(needs, Iterable) or isinstance(needs, str) else needs
+        needs = [needs] if not isinstance(needs, Iterable) or isinstance(needs, str) else list(needs)
         if batch.is_packed:
             check_packed(self.model, self._layers, far)
         if prefill is not None:
@@ -184,7 +184,7 @@ class HookedModel:
             readings.read_softmax(slot, call, self.interventions)
             sees = sees_of(call, self.interventions)
             reduction.count_rows(slot, row_request, sees)
-            if len(row_request.picked) == 0:
+            if not needs or len(row_request.picked) == 0:
                 return intervened_output(call, self.interventions)
             out, statistics = intervened_statistics(call, self.interventions, request)
             reduction.add(slot, statistics, row_request, sees)

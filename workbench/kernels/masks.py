@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
@@ -95,6 +94,6 @@ def visible_run(mask: TileMask, batch: slice, rows: Int[Tensor, " q"], keys: tup
     return visible
 
 
-def per_head(cells: Bool[Tensor, "#b q k"]) -> Bool[Tensor, "#b 1 1 q k"]:
+def per_head(cells: Shaped[Tensor, "#b q k"]) -> Shaped[Tensor, "#b 1 1 q k"]:
     """Add the axes of key/value head and group, for masking a tile of scores."""
-    return rearrange(cells, "b q k -> b 1 1 q k")
+    return cells[:, None, None]

@@ -37,6 +37,12 @@ class Tile:
     keys: tuple[int, int]
     hidden: list[Hidden]
 
+    @property
+    def at(self) -> slice | Int[Tensor, " q"]:
+        """`rows` as an index that copies nothing where they are consecutive."""
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        return slice(first, last + 1) if last - first + 1 == len(self.rows) else self.rows
+
     def heads(self, group: int) -> slice:
         """The query heads of this tile's key/value heads."""
         return slice(self.kv_heads.start * group, self.kv_heads.stop * group)
@@ -127,13 +133,13 @@ def _runs(n: int, step: int) -> list[slice]:
 
 
 class Scratch:
-    """Two reused buffers for tiles: a fresh allocation per tile costs as much as several passes over it.
+    """Reused buffers, two for tiles and one for rows: a fresh allocation per tile costs as much as passes over it.
 
     `capacity`: numbers in the largest tile, where that is known; the buffers grow otherwise.
     """
 
     def __init__(self, device: torch.device, capacity: int = 0):
-        self._buffers = [torch.empty(capacity, device=device) for _ in range(2)]
+        self._buffers = [torch.empty(n, device=device) for n in (capacity, capacity, 0)]
 
     def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
         size = 1
@@ -145,3 +151,7 @@ class Scratch:
 
     def second(self, like: Tensor) -> Tensor:
         return self.take(1, tuple(like.shape))
+
+    def rows(self, shape: tuple[int, ...]) -> Tensor:
+        """A buffer for a few numbers per row."""
+        return self.take(2, shape)

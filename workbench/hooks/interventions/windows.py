@@ -40,6 +40,12 @@ class Interventions:
     replacements: Mapping[Head, Replacement] = field(default_factory=dict)
     linear: Mapping[Head, Replacement] = field(default_factory=dict)
 
+    @property
+    def averages_over_batch(self) -> bool:
+        """True if a head's output is replaced by its mean over whatever batch runs."""
+        replacements = (*self.replacements.values(), *self.linear.values())
+        return any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements)
+
     def converting(self, heads: Collection[KVHead], to: Window | Conversions) -> Interventions:
         """These and a conversion of some key/value heads: one window for all, or each to its own.
 

@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from workbench.heads import Head, LayerInfo, WorkbenchError
-from workbench.hooks.interventions.ablation import Ablation
 from workbench.hooks.interventions.targets import ChosenHeads, HeadKey
 from workbench.hooks.interventions.windows import Interventions
 from workbench.hooks.recording.cells import Sequences, counted_cells, sequences
@@ -222,8 +221,7 @@ def check_prefill(
             f"rope type {rope_type!r} has frequencies that depend on the length, which {type(model).__name__} applies "
             "in a way of its own; pieces through a cache may be rotated with others than one pass: leave prefill= out"
         )
-    replacements = interventions.replacements.values()
-    if any(isinstance(r, Ablation) and r.how == "mean" and r.mean is None for r in replacements):
+    if interventions.averages_over_batch:
         raise WorkbenchError("a head's mean over its own batch is not known piece by piece; pass reference=")
 
 

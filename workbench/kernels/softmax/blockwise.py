@@ -14,10 +14,11 @@ from einops import einsum, repeat
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from workbench.kernels.softmax.row_sums import RowSums, runs_of_rows
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics_collector import Collector
 from workbench.kernels.softmax.statistics_request import AttentionProfile, Request, RowStatistics
-from workbench.kernels.softmax.tile_sums import beyond, distance_sum, far_starts, first_keys, ladder
+from workbench.kernels.softmax.tile_sums import beyond, distance_sum, ladder
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 
@@ -52,42 +53,29 @@ def _statistics(
     cut: Cut,
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
     n_sequences, n_heads, n_queries, _ = layer.q.shape
-    offset = v.shape[2] - n_queries
     out = torch.empty(n_sequences, len(rows), n_heads, v.shape[-1], dtype=v.dtype, device=v.device)
     collector = Collector(request, (n_sequences, n_heads, n_queries, v.shape[2]), rows)
-    far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
+    sums = RowSums(request, layer.shape, len(rows), rows.device)
     norms = v.float().norm(dim=-1) if request.value_norms else None
     scratch = Scratch(rows.device, cut.largest)
-    for tiles in cut.tiles(rows, layer.mask):
-        positions, keys = tiles[0].rows + offset, tiles[0].keys
-        far = None if request.far is None else ladder(positions, keys, [request.far.window])
-        windows = ladder(positions, keys, request.windows) if request.windows else None
-        starts = [max(0, start - keys[0]) for start in far_from[tiles[0].batch]]
-        reads = collector.reads_on(tiles[0])
-        for tile in tiles:
+    for run in runs_of_rows(layer, request, rows, cut, collector):
+        for tile in run.tiles:
             softmax = layer.softmax(tile, scratch, keep_shifted=request.entropy)
-            weights, total = softmax.weights, softmax.total
-            value = softmax.output(v[tile.batch, tile.kv_heads, slice(*keys)].float())
-            out[tile.batch, tile.span, tile.heads(layer.group)] = value.flatten(1, 2).transpose(1, 2).to(out.dtype)
-            collector.put(collector.lse, tile, softmax.lse())
-            collector.put(collector.mass, tile, softmax.seen / total)
-            if request.entropy:
-                collector.put(collector.entropy, tile, softmax.entropy())
-            if request.distance:
-                distance = distance_sum(weights, softmax.seen, positions, keys)
-                collector.put(collector.mean_distance, tile, distance / total)
-            if far is not None:
-                collector.put(collector.far_mass, tile, far.mass(weights, starts) / total)
-            if windows is not None:
-                masses = beyond(windows, weights, [max(0, first - keys[0]) for first in firsts[tile.batch]])
+            weights, total, keys = softmax.weights, softmax.total, slice(*tile.keys)
+            value = softmax.output(v[tile.batch, tile.kv_heads, keys].float(), scratch)
+            out[tile.batch, tile.span, tile.heads(layer.group)] = value.flatten(1, 2).transpose(1, 2)
+            sums.add(run, tile, softmax)
+            if run.windows is not None:
+                masses = beyond(run.windows, weights, run.first)
                 collector.put(collector.beyond, tile, masses / total[..., None])
             if norms is not None:
                 collector.put(collector.output_norm, tile, value.norm(dim=-1))
-                key_norms = norms[tile.batch, tile.kv_heads, slice(*keys)]
+                key_norms = norms[tile.batch, tile.kv_heads, keys]
                 weighted = einsum(weights, key_norms, "b kv g q k, b kv k -> b kv g q")
                 collector.put(collector.value_norm, tile, weighted / total)
             collector.read_sums(tile, weights, weights, total)
-            collector.read(reads, tile, weights, total)
+            collector.read(run.reads, tile, weights, total)
+    sums.finish(layer, collector)
     return out, collector.finish(None if norms is None else _of_first(norms, request, layer.group))
 
 
@@ -135,7 +123,7 @@ def _profile(
             weights, total = softmax.weights, softmax.total
             _put(profile.lse, block, softmax.lse())
             if v is not None and profile.out is not None:
-                value = softmax.output(v[tile.batch, tile.kv_heads, slice(*keys)].float())
+                value = softmax.output(v[tile.batch, tile.kv_heads, slice(*keys)].float(), scratch)
                 profile.out[block] = value.flatten(1, 2).to(profile.out.dtype)
             if request.entropy:
                 _put(profile.entropy, block, softmax.entropy())

@@ -77,11 +77,12 @@ class SoftmaxLayer:
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer."""
         factor = self.scale / (LN_2 if self.softcap is None else self.softcap)
-        queries = self.rows_of(self.q, tile) * factor
         keys = self.k[tile.batch, tile.kv_heads, slice(*tile.keys)].float()
         n_b, n_kv, n_keys, d = keys.shape
+        queries = scratch.rows((n_b, n_kv, self.group, len(tile.rows), d))
+        torch.mul(self.rows_of(self.q, tile), factor, out=queries)
         flat = scratch.take(0, (n_b * n_kv, self.group * len(tile.rows), n_keys))
-        torch.bmm(queries.reshape(*flat.shape[:2], d), keys.flatten(0, 1).mT, out=flat)
+        torch.bmm(queries.view(*flat.shape[:2], d), keys.flatten(0, 1).mT, out=flat)
         scores = flat.view(n_b, n_kv, self.group, -1, n_keys)
         if self.softcap is not None:
             # `soft_capped` in place, with the division folded into the queries: two passes over the tile less.
@@ -92,15 +93,18 @@ class SoftmaxLayer:
         """A tile's softmax, in the scratch's buffers until the next tile."""
         scores = self.scores(tile, scratch)
         highest, best = row_maxima(scores) if find_best else (scores.amax(-1), None)
-        sink, top = None, highest
-        if self.sinks is not None:
-            sink = (self.sinks[tile.heads(self.group)].float() / LN_2).view(-1, self.group, 1)
+        top = highest
+        if (sink := self.sink_scores(tile.heads(self.group))) is not None:
             top = torch.maximum(highest, sink)
         shifted = scores.sub_(top[..., None])
         weights = torch.exp2(shifted, out=scratch.second(shifted) if keep_shifted else shifted)
         seen = weights.sum(-1)
         total = torch.where(highest <= HIDDEN / 2, torch.inf, seen) if sink is None else seen + torch.exp2(sink - top)
         return Softmax(weights, shifted, top, highest, best, seen, total, sink)
+
+    def sink_scores(self, heads: slice) -> Float[Tensor, "kv g 1"] | None:
+        """The learned sinks of some query heads, over ln 2."""
+        return None if self.sinks is None else (self.sinks[heads].float() / LN_2).view(-1, self.group, 1)
 
     def weights(
         self, tile: Tile, lse: Float[Tensor, "b n_heads q"], scratch: Scratch
@@ -111,7 +115,7 @@ class SoftmaxLayer:
 
     def rows_of(self, x: Float[Tensor, "b n_heads q *d"], tile: Tile) -> Float[Tensor, "b2 kv g q2 *d"]:
         """The values of a tile's rows and query heads, in float32."""
-        picked = x[tile.batch, tile.heads(self.group)][:, :, tile.rows].float()
+        picked = x[tile.batch, tile.heads(self.group)][:, :, tile.at].float()
         return picked.unflatten(1, (-1, self.group))
 
 
@@ -141,29 +145,53 @@ class Softmax:
 
     def lse(self) -> Float[Tensor, "b kv g q"]:
         """ln of the denominator, −inf where there is none."""
-        return torch.where(self.total.isinf(), -torch.inf, self.top * LN_2 + self.total.log())
+        return log_denominator(self.top, self.total)
+
+    def weighted_shifts(self) -> Float[Tensor, "b kv g q"]:
+        """Σ weights · shifted over the keys; reads the shifted scores, which must be kept, and overwrites them."""
+        return torch.mul(self.weights, self.shifted, out=self.shifted).sum(-1)
 
     def entropy(self) -> Float[Tensor, "b kv g q"]:
-        """In nats, the learned sink one outcome; reads the shifted scores, which must be kept, and overwrites them."""
-        mean = torch.mul(self.weights, self.shifted, out=self.shifted).sum(-1)
-        if self.sink is not None:
-            below = self.sink - self.top
-            mean = mean + torch.exp2(below) * below
-        return torch.where(self.total.isinf(), 0, self.total.log() - LN_2 * mean / self.total)
+        """In nats, the learned sink one outcome; overwrites the shifted scores, as `weighted_shifts`."""
+        return entropy_of_rows(self.weighted_shifts(), self.top, self.total, self.sink)
 
-    def output(self, v: Float[Tensor, "b kv k d"]) -> Float[Tensor, "b kv g q d"]:
-        """The rows of the layer's output."""
+    def output(self, v: Float[Tensor, "b kv k d"], scratch: Scratch) -> Float[Tensor, "b kv g q d"]:
+        """The rows of the layer's output, in the scratch's buffer of rows until the next tile."""
         n_b, n_kv, group, n_rows, n_keys = self.weights.shape
         weights = self.weights.view(n_b * n_kv, group * n_rows, n_keys)
-        sums = torch.bmm(weights, v.flatten(0, 1))
-        return sums.view(n_b, n_kv, group, n_rows, -1) / self.total[..., None]
+        sums = torch.bmm(weights, v.flatten(0, 1), out=scratch.rows((*weights.shape[:2], v.shape[-1])))
+        return sums.view(n_b, n_kv, group, n_rows, -1).div_(self.total[..., None])
+
+
+def log_denominator(top: Float[Tensor, "b kv g q"], total: Float[Tensor, "b kv g q"]) -> Float[Tensor, "b kv g q"]:
+    """ln of the denominators of rows, −inf where there is none; arguments as of `Softmax`."""
+    return torch.where(total.isinf(), -torch.inf, top * LN_2 + total.log())
+
+
+def entropy_of_rows(
+    weighted_shifts: Float[Tensor, "b kv g q"],
+    top: Float[Tensor, "b kv g q"],
+    total: Float[Tensor, "b kv g q"],
+    sink: Float[Tensor, "kv g 1"] | None,
+) -> Float[Tensor, "b kv g q"]:
+    """Entropies of rows in nats, the learned sink one outcome, from Σ weights · shifted; arguments as of `Softmax`."""
+    if sink is not None:
+        below = sink - top
+        weighted_shifts = weighted_shifts + torch.exp2(below) * below
+    return torch.where(total.isinf(), 0, total.log() - LN_2 * weighted_shifts / total)
 
 
 def hide(scores: Float[Tensor, "b kv g q k"], tile: Tile) -> Float[Tensor, "b kv g q k"]:
-    """Overwrite the scores of a tile's hidden cells."""
+    """Overwrite the scores of a tile's hidden cells, whatever they are: NaN and infinity too."""
     for first, cells in tile.hidden:
         column = first - tile.keys[0]
-        scores[..., column : column + cells.shape[-1]].masked_fill_(per_head(cells), HIDDEN)
+        run = scores[..., column : column + cells.shape[-1]]
+        if run.device.type == "cpu" and run.dtype == torch.float32:
+            # masked_fill_ goes cell by cell there, and takes four times as long as clearing all bits and adding.
+            run.view(torch.int32).bitwise_and_(per_head(cells.int() - 1))
+            run.add_(per_head(cells * HIDDEN))
+        else:
+            run.masked_fill_(per_head(cells), HIDDEN)
     return scores
 
 

@@ -9,24 +9,36 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.kernels.softmax.softmax_tiles import row_maxima
 from workbench.kernels.softmax.statistics_request import Request, RowStatistics
 from workbench.kernels.tiles import Tile
 
 
-class TileCells(NamedTuple):
-    """Requested cells on a tile: their number in the request, and their sequence, row and column on the tile."""
+class CellsOfSequence(NamedTuple):
+    """Requested cells of one sequence on a tile.
 
-    number: Int[Tensor, " n"]
+    `number`: in the request. `row`: on the tile. `cell`: row · keys + column, on the tile.
+    """
+
+    sequence: int
+    number: slice | Int[Tensor, " n"]
+    row: Int[Tensor, " n"]
+    cell: Int[Tensor, " n"]
+
+
+class TopRows(NamedTuple):
+    """Rows on a tile whose arg-max is requested: their number in the request, their sequence and row on the tile."""
+
+    number: slice
     sequence: Int[Tensor, " n"]
     row: Int[Tensor, " n"]
-    column: Int[Tensor, " n"]
 
 
 class TileReads(NamedTuple):
-    """The requested cells on a tile, and the rows whose arg-max is requested (as cells of column 0)."""
+    """The requested cells on a tile, and the rows whose arg-max is requested: the same for all heads and layers."""
 
-    cells: TileCells | None
-    top_rows: TileCells | None
+    cells: list[CellsOfSequence]
+    top_rows: TopRows | None
 
 
 class Collector:
@@ -40,6 +52,8 @@ class Collector:
             return torch.empty(n_sequences, n_heads, len(rows), *more, device=rows.device) if is_requested else None
 
         self._request, self._n_queries = request, n_queries
+        # The key position of the first query.
+        self.offset = n_keys - n_queries
         self.lse, self.mass = empty(), empty()
         self.entropy, self.mean_distance = empty(request.entropy), empty(request.distance)
         self.far_mass = empty(request.far is not None)
@@ -55,7 +69,7 @@ class Collector:
         self.cells = self.top_key = self._cell_order = self._top_order = None
         if request.cells is not None:
             self._cell_order = request.cells.sequence * n_queries + request.cells.row
-            self.cells = torch.zeros(len(self._cell_order), n_heads, device=rows.device)
+            self.cells = torch.zeros(n_heads, len(self._cell_order), device=rows.device)
         if request.top_rows is not None:
             self._top_order = request.top_rows[:, 0] * n_queries + request.top_rows[:, 1]
             self.top_key = torch.zeros(len(self._top_order), n_heads, dtype=torch.long, device=rows.device)
@@ -67,23 +81,38 @@ class Collector:
 
     def reads_on(self, tile: Tile) -> TileReads:
         """The requested cells and arg-max keys on a tile: the same for all heads."""
-        cells = top_rows = None
-        if self._cell_order is not None and self._request.cells is not None:
-            some = self._slice_on(tile, self._cell_order)
-            row, key = self._request.cells.row[some], self._request.cells.key[some]
-            is_inside = (key >= tile.keys[0]) & (key < tile.keys[1])
-            number = torch.arange(some.start, some.stop, device=key.device)
-            sequence = self._request.cells.sequence[some] - tile.batch.start
-            cells = TileCells(number, sequence, torch.searchsorted(tile.rows, row.contiguous()), key - tile.keys[0])
-            if not bool(is_inside.all()):
-                cells = TileCells(*(x[is_inside] for x in cells))
+        top_rows = None
         if self._top_order is not None and self._request.top_rows is not None:
             some = self._slice_on(tile, self._top_order)
             sequence, row = self._request.top_rows[some].unbind(-1)
-            number = torch.arange(some.start, some.stop, device=row.device)
-            row = torch.searchsorted(tile.rows, row.contiguous())
-            top_rows = TileCells(number, sequence - tile.batch.start, row, torch.zeros_like(number))
-        return TileReads(cells, top_rows)
+            if len(row):
+                top_rows = TopRows(some, sequence - tile.batch.start, torch.searchsorted(tile.rows, row.contiguous()))
+        return TileReads(self._cells_on(tile), top_rows)
+
+    def _cells_on(self, tile: Tile) -> list[CellsOfSequence]:
+        """The requested cells on a tile, sequence by sequence."""
+        if self._cell_order is None or self._request.cells is None:
+            return []
+        some = self._slice_on(tile, self._cell_order)
+        sequence, row, key = (
+            x[some] for x in (self._request.cells.sequence, self._request.cells.row, self._request.cells.key)
+        )
+        row = torch.searchsorted(tile.rows, row.contiguous())
+        is_inside = (key >= tile.keys[0]) & (key < tile.keys[1])
+        cell = row * (tile.keys[1] - tile.keys[0]) + key - tile.keys[0]
+        cells: list[CellsOfSequence] = []
+        first = 0
+        for b, n in zip(*(x.tolist() for x in torch.unique_consecutive(sequence, return_counts=True)), strict=True):
+            span = slice(first, first + n)
+            number: slice | Tensor = slice(some.start + first, some.start + first + n)
+            of_sequence = CellsOfSequence(b - tile.batch.start, number, row[span], cell[span])
+            inside = is_inside[span].nonzero()[:, 0]
+            if len(inside) < n:
+                number = inside + number.start
+                of_sequence = CellsOfSequence(b - tile.batch.start, number, row[span][inside], cell[span][inside])
+            cells.append(of_sequence)
+            first += n
+        return cells
 
     def read(
         self,
@@ -95,16 +124,14 @@ class Collector:
         """Store the requested cells and arg-max keys that lie on this tile."""
         heads = tile.heads(signed.shape[2])
         signed, denominator = signed.flatten(1, 2), denominator.flatten(1, 2)
-        if reads.cells is not None and self.cells is not None and len(reads.cells.number):
-            number, sequence, row, column = reads.cells
-            n_heads, n_rows, n_keys = signed.shape[1:]
-            head = torch.arange(n_heads, device=number.device)
-            head_row = ((sequence * n_heads)[:, None] + head) * n_rows + row[:, None]
-            values = signed.flatten()[head_row * n_keys + column[:, None]]
-            self.cells[number, heads] = values / denominator.flatten()[head_row]
-        if reads.top_rows is not None and self.top_key is not None and len(reads.top_rows.number):
-            number, sequence, row, _ = reads.top_rows
-            self.top_key[number, heads] = signed[sequence, :, row].abs().argmax(-1) + tile.keys[0]
+        if self.cells is not None:
+            for sequence, number, row, cell in reads.cells:
+                values = signed[sequence].flatten(1).index_select(1, cell)
+                self.cells[heads, number] = values.div_(denominator[sequence].index_select(1, row))
+        if reads.top_rows is not None and self.top_key is not None:
+            number, sequence, row = reads.top_rows
+            _, column = row_maxima(signed[sequence, :, row].abs_())
+            self.top_key[number, heads] = column + tile.keys[0]
 
     def read_sums(
         self,
@@ -122,7 +149,7 @@ class Collector:
             sums = einsum(signed, features, "b kv g q k, b k f -> b kv g q f")
             self.put(self.features, tile, sums / denominator[..., None])
         if self.columns is not None and self._request.row_weights is not None:
-            row_weights = self._request.row_weights[tile.batch][:, tile.rows].float()
+            row_weights = self._request.row_weights[tile.batch][:, tile.at].float()
             share = rearrange(row_weights, "b q -> b 1 1 q") / denominator
             sums = einsum(weights, share, "b kv g q k, b kv g q -> b kv g k")
             self.columns[tile.batch, tile.heads(signed.shape[2]), columns] += sums.flatten(1, 2)
@@ -137,7 +164,7 @@ class Collector:
             entropy=self.entropy,
             mean_distance=self.mean_distance,
             far_mass=self.far_mass,
-            cells=self.cells,
+            cells=None if self.cells is None else self.cells.mT,
             top_key=self.top_key,
             beyond=self.beyond,
             squares=self.squares,

@@ -7,7 +7,7 @@ its gradients included. As one type, each backend would leave half of the fields
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -88,6 +88,8 @@ class Request:
     top: bool = False
     query_tags: Integer[Tensor, "#b q_tags"] | None = None
     key_tags: Integer[Tensor, "#b k"] | None = None
+    # What the tiles of this request share in all layers, by mask and shape, once it was found.
+    runs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises:

@@ -115,6 +115,11 @@ def distance_sum(
     Positions count from the first row, because float32 cancels at long range: i·Σw − Σw·j loses 1e-7·T tokens.
     """
     first = int(positions[0])
-    relative = torch.arange(keys[0] - first, keys[1] - first, device=weights.device, dtype=weights.dtype)
     ahead = (positions - first).to(seen.dtype)
-    return ahead * seen - torch.mv(weights.flatten(0, -2), relative).view(seen.shape)
+    return ahead * seen - moment(weights, first, keys)
+
+
+def moment(weights: Float[Tensor, "*b q k"], first: int, keys: tuple[int, int]) -> Float[Tensor, "*b q"]:
+    """Σ_j w (j − first) in tokens."""
+    relative = torch.arange(keys[0] - first, keys[1] - first, device=weights.device, dtype=weights.dtype)
+    return torch.mv(weights.flatten(0, -2), relative).view(weights.shape[:-1])
