@@ -47,6 +47,22 @@ def test_a_function_that_is_defined_anew_with_every_call_counts_as_one():
     assert FIRST < n_refused < FIRST + 10
 
 
+def test_functions_of_one_code_are_each_called_with_what_is_around_them():
+    def define(factor):
+        def inner(x: Float[Tensor, " n"], by: int = 1) -> Float[Tensor, " n"]:
+            return x * factor * by if factor else by
+
+        return _sampled(inner, typechecker=beartype)
+
+    functions = [define(factor) for factor in (2, 3, 0)]
+    assert [functions[i](torch.ones(1), by=5).item() for i in (0, 1, 0)] == [10, 15, 10]
+    assert refused(functions[1], 1) == [1]
+    assert functions[0].__name__ == "inner"
+    with pytest.raises(TypeCheckError, match="return value"):
+        functions[2](torch.ones(1))
+    assert functions[1](torch.ones(1)).item() == 3
+
+
 def test_modules_of_the_workbench_are_checked():
     numbers = []
     for number in range(EVERY):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
@@ -18,10 +20,13 @@ from jaxtyping import _decorator  # its own recursion into classes, properties a
 FIRST, EVERY = 16, 101
 EVERY_CALL = "WORKBENCH_CHECK_EVERY_CALL"
 
+# Defaults that every function of one code has alike, or whose type it has.
+_PLAIN = (bool, int, float, str, type(None))
+
 _checked = _decorator.jaxtyped
-# By the id of the code of what is defined anew with every call around it; the code itself is kept, or its id would be
-# another's one day. (Its hash would be made anew, of all it contains, with every call.)
-_calls: dict[int, list[Any]] = {}
+# Of what is defined anew with every call around it, by the id of its code: a code's hash is made anew of all that it
+# holds, whenever it is asked for.
+_local: dict[int, _Local] = {}
 
 
 def sample_calls() -> None:
@@ -36,9 +41,9 @@ def _sampled(function: Any = None, **options: Any) -> Any:
     if not inspect.isfunction(function):
         return _checked(function, **options)
     if "<locals>" in function.__qualname__:  # defined anew with every call around it
-        calls = _calls.setdefault(id(function.__code__), [0, function.__code__])
-        calls[0] += 1
-        return _checked(function, **options) if _is_due(calls[0]) else function
+        local = _local.setdefault(id(function.__code__), _Local(function.__code__))
+        local.n_calls += 1
+        return local.checked(function, options) if _is_due(local.n_calls) else function
     n_calls, with_checks = 0, None
 
     @functools.wraps(function)
@@ -52,6 +57,46 @@ def _sampled(function: Any = None, **options: Any) -> Any:
         return with_checks(*args, **kwargs)
 
     return call
+
+
+class _Local:
+    """Functions of one code, whose checks are made once: to make them takes longer than most tests do."""
+
+    def __init__(self, code: CodeType) -> None:
+        self._code = code  # which keeps its id from being another's
+        self.n_calls = 0
+        self._next = threading.local()
+        self._checks: Any = None
+
+    def checked(self, function: Any, options: Any) -> Any:
+        """The function with its checks."""
+        parameters = inspect.signature(function).parameters.values()
+        if not all(isinstance(p.default, _PLAIN) or p.default is p.empty for p in parameters):
+            return _checked(function, **options)  # what stands here may be another thing next time
+        if self._checks is None:
+            self._checks = _checked(self._stand_in(function), **options)
+        checks, following = self._checks, self._next
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            following.function = function
+            return checks(*args, **kwargs)
+
+        return call
+
+    def _stand_in(self, function: Any) -> Any:
+        """A function of the same signature that calls the next one; it holds nothing of this one's closure."""
+        following = self._next
+
+        def call_next(*args: Any, **kwargs: Any) -> Any:
+            return following.__dict__.pop("function")(*args, **kwargs)
+
+        stand_in: Any = FunctionType(
+            call_next.__code__, function.__globals__, function.__name__, None, call_next.__closure__
+        )
+        stand_in.__signature__ = inspect.signature(function)
+        stand_in.__qualname__, stand_in.__module__ = function.__qualname__, function.__module__
+        return stand_in
 
 
 def _is_due(n_calls: int) -> bool:

@@ -166,7 +166,15 @@ class Reader:
 
 def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The same frame with its categories as strings."""
-    return frame.astype({name: "str" for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)})
+    return pd.DataFrame({name: _as_strings(frame[name]) for name in frame.columns}, columns=frame.columns)
+
+
+def _as_strings(column: pd.Series) -> pd.Series:
+    """The column; of categories, each written once and then repeated."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    texts = pd.array(column.cat.categories.tolist(), dtype="str")
+    return pd.Series(texts.take(column.cat.codes.to_numpy(), allow_fill=True), index=column.index, name=column.name)
 
 
 def _joined(table: Table, rows_of_parts: Sequence[tuple[Part, pa.Table]], names: Sequence[str] | None) -> pd.DataFrame:
@@ -195,9 +203,17 @@ def _column(values: pa.ChunkedArray, field: pa.Field) -> Any:
 
 def _spread(values: Sequence[Any], part: np.ndarray, field: pa.Field) -> Any:
     """Each part's value on each of the part's rows."""
+    different = set(values)
     if field.type == pa.string():
-        return pd.Categorical(values, categories=sorted({v for v in values if v is not None})).take(part)
-    return pd.array(list(values), dtype="Int64" if field.nullable else "int64").take(part)
+        categories = sorted(different - {None})
+        codes = {value: code for code, value in enumerate(categories)} | {None: -1}
+        of_parts = np.array([codes[value] for value in values], dtype=np.int64)
+        return pd.Categorical.from_codes(of_parts.take(part), categories=pd.Index(categories, dtype="str"))
+    if field.nullable:
+        numbers = np.array([value or 0 for value in values], dtype=np.int64)
+        is_missing = np.array([value is None for value in values], dtype=bool)
+        return pd.arrays.IntegerArray(numbers.take(part), is_missing.take(part))
+    return np.array(values, dtype=np.int64).take(part)
 
 
 def _drop_duplicates(frame: pd.DataFrame, table: Table, rows_of_parts: Sequence[tuple[Part, pa.Table]]) -> pd.DataFrame:
