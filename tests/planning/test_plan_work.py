@@ -264,3 +264,27 @@ def test_baselines_of_many_heads_have_points_at_the_ends_at_the_plan_and_between
     many = replace(work, game=StepGame(9))
     assert many.baseline_counts(counts, 22) == [0, 3, 9, 22, 45, 90]
     assert len(many.baseline_counts(counts, 0)) == 6
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_bar_counts_the_tokens_of_all_passes_and_the_cost_is_said_where_it_is_watched(m, monkeypatch, capsys):
+    settings = dict(evaluation=TASKS, effort="quick")
+    made = plan(m, WINDOW, 1, **settings)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("workbench.console.is_watched", lambda: True)
+    monkeypatch.setattr("workbench.planning.planner.is_watched", lambda: True)
+    plan(m, WINDOW, 1, progress=False, **settings)
+    assert capsys.readouterr().err == ""
+    plan(m, WINDOW, 1, **settings)
+    shown = capsys.readouterr().err
+    n_tokens = TASKS.probe.tokens.numel()
+    total = int(made.evidence["nodes"]) * n_tokens * 3 + 2 * 5 * n_tokens
+    assert f"{total}/{total}" in shown
+    assert "4 heads, ranked on 5 × 36 tokens: about" in shown
+    assert not m.model._forward_hooks
+
+
+def test_a_long_plan_says_so_where_nobody_watches(m, monkeypatch, capsys):
+    monkeypatch.setattr(plan_work, "_seconds", lambda run: 1000.0)
+    plan(m, WINDOW, 1, evaluation=TASKS, effort="quick")
+    assert "4 heads, ranked on 5 × 36 tokens: about" in capsys.readouterr().err
