@@ -135,7 +135,6 @@ def test_a_model_without_softmax_layers_has_no_plan():
         (dict(method="gates"), "unknown method 'gates'; expected one of window_gates"),
         (dict(unit="layer", keep=0.1), "keeps none of 2 layers; pass a larger one"),
         (dict(window=40), "'needles_0' has 36 tokens and a windowed head sees 40"),
-        (dict(evaluation=replace(QUICK, held_out=())), "no held-out probe"),
         (dict(evaluation=replace(QUICK, held_out=(needles(0),))), "'needles_0' is the one that heads are ranked on"),
         (dict(evaluation=replace(QUICK, held_out=(needles(1), needles(1)))), "named needles_1, needles_1; give each"),
         (dict(evaluation=replace(QUICK, baselines=("luck",))), "unknown method 'luck'"),
