@@ -38,6 +38,9 @@ def plan(
         list[str] | None,
         typer.Option(help="A method to compare with, such as random; repeat for more. Default: those of the effort."),
     ] = None,
+    choices: Annotated[
+        str, typer.Option(help="What heads that are not kept may get: window, or window,linear.")
+    ] = "window",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what it costs, print that, and stop.")] = False,
     out: Annotated[
         Path | None,
@@ -79,6 +82,7 @@ def plan(
         "evaluation": evaluation,
         "effort": effort,
         "baselines": baseline,
+        "choices": tuple(name.strip() for name in choices.split(",")),
         "out": out,
     }
     if dry_run:
@@ -118,6 +122,7 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
         heads = {
             "keep": [str(head) for head in heads_plan.keep],
             "windowed": [str(head) for head in heads_plan.windowed],
+            "linear": {str(head): asdict(form) for head, form in heads_plan.linear.items()},
         }
         ranking = [asdict(r) for r in heads_plan.ranking]
         print_json(
@@ -127,17 +132,13 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
                 "evidence": heads_plan.evidence,
                 "ranking": ranking,
                 "curve": curves.to_dict("records"),
+                "costs": [{**asdict(costs), "head": str(costs.head)} for costs in heads_plan.costs],
+                "remarks": list(heads_plan.remarks),
                 **({} if heads_plan.verdict is None else {"verdict": verdict_document(heads_plan.verdict)}),
             }
         )
         return
-    rows = [
-        [str(r.head), "full" if r.head in heads_plan.keep else "windowed", r.score, r.ci_lo, r.ci_hi]
-        for r in heads_plan.ranking
-    ]
-    print_table(
-        ("head", "plan", heads_plan.units, "ci_lo", "ci_hi"), rows, title=f"{heads_plan.method} on {heads_plan.probe}"
-    )
+    _print_heads(heads_plan)
     print()
     columns = ("method", "probe", "n_kept", "nats", "recovered", "ci_lo", "ci_hi", "accuracy", "kv_saved")
     print_table(columns, curves.loc[:, list(columns)].to_numpy().tolist(), title="What is left on held-out probes")
@@ -146,3 +147,25 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
         f"keeps {len(heads_plan.keep)} of {len(heads_plan.ranking)} heads and saves {heads_plan.kv_saved:.0%} of the "
         f"cache{evidence}"
     )
+    if heads_plan.linear:
+        warn(f"{len(heads_plan.linear)} heads get linear attention, {len(heads_plan.windowed)} a window")
+    for remark in heads_plan.remarks:
+        warn(remark)
+
+
+def _print_heads(heads_plan: Plan) -> None:
+    """The ranking with each head's choice, and, where there were two, what either costs."""
+    table = heads_plan.table()
+    names = table.choice.replace("window", "windowed")
+    heads = [str(r.head) for r in heads_plan.ranking]
+    columns = {
+        "head": heads,
+        "plan": names,
+        heads_plan.units: table.score,
+        "ci_lo": table.ci_lo,
+        "ci_hi": table.ci_hi,
+    }
+    if heads_plan.costs:
+        columns |= {name: table[name] for name in ("window_nats", "linear_nats", "linear_error", "linear_flags")}
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    print_table(tuple(columns), rows, title=f"{heads_plan.method} on {heads_plan.probe}")

@@ -1,19 +1,20 @@
 """A window or linear attention for every head: the cheaper that is safe for it, and what they lose together.
 
 1. Fit linear attention to the heads that see their whole past. A fit that is flagged is never chosen.
-2. Score all heads by gates towards a window, and those with a usable fit by gates towards linear attention. A cost counts
-   with its margin, the part of the gap that the gates leave unexplained.
+2. Score all heads by gates towards a window, and those with a usable fit by gates towards linear attention. A cost
+   counts with its margin, the part of the gap that the gates leave unexplained.
 3. Of the conversions that cost no more than 0.01 nats take the one that holds fewer bytes; where neither is so cheap,
    the one that costs less.
-4. Costs of heads do not add up. So the loss with all linear heads at once is measured, and the worst of them get a window
-   instead until it is within what is allowed: half of a loss tolerance, else what the costs of these heads sum to.
+4. Costs of heads do not add up. So the loss with all linear heads at once is measured, and the worst of them get a
+   window instead until it is within what is allowed: half of a loss tolerance, else what the costs of these heads sum
+   to.
 
 Which heads stay full is then chosen by the ranking of the plan, towards each head's own conversion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2, nan
 from typing import Literal, get_args
@@ -22,7 +23,7 @@ import numpy as np
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.planning.conversion_objective import Game
-from workbench.planning.linear_fit import LinearFit, fit_linear_attention
+from workbench.planning.linear_fit import ERROR_ABOVE_1, LADDER_END, LinearFit, fit_linear_attention, n_candidates
 from workbench.planning.rankings.adaptive_nodes import AS_NEEDED, AdaptiveNodes
 from workbench.planning.rankings.window_gates import WindowGates, integrate
 from workbench.probes import Probe, part
@@ -36,17 +37,20 @@ Choices = Sequence[ConversionName | LinearFit]
 # Nats per answer that a conversion of one head may cost to be safe.
 SAFE_NATS = 0.01
 # Gates that leave more of their gap unexplained are remarked on.
-_UNEXPLAINED = 0.05
+UNEXPLAINED = 0.05
 # Linear attention is fitted to so many tokens of the probe.
 _FIT_TOKENS = 2048
+# What a candidate of the fit costs, in forward passes of the model: measured on SmolLM2-135M.
+_PER_CANDIDATE = 0.27
 
 
 @dataclass(frozen=True, slots=True)
 class HeadChoices:
     """The conversion of every head that is not kept, with the evidence for it.
 
-    `costs`: of either conversion. `evidence`: completeness errors towards either, and nats lost with all linear heads at
-    once, as measured (`linear_lost_nats`) and as the gates sum to (`linear_gates_nats`). `remarks`: what is in doubt.
+    `costs`: of either conversion. `evidence`: completeness errors towards either, and nats lost with all linear heads
+    at once, as measured (`linear_lost_nats`) and as the gates sum to (`linear_gates_nats`). `remarks`: what is in
+    doubt.
     """
 
     conversions: dict[KVHead, Conversion]
@@ -70,6 +74,11 @@ def check_choices(choices: Choices) -> None:
         raise WorkbenchError(f"choices are {listed}; expected ('window',) or ('window', 'linear')")
 
 
+def named(choices: Choices) -> list[str]:
+    """The choices in words that tell them from others."""
+    return [f"linear {sorted(c.forms.items())}" if isinstance(c, LinearFit) else c for c in choices]
+
+
 def has_linear(choices: Choices) -> bool:
     """Whether heads may get linear attention."""
     return any(choice != "window" for choice in choices)
@@ -78,6 +87,11 @@ def has_linear(choices: Choices) -> bool:
 def fitted_part(probe: Probe) -> Probe:
     """The first sequences of a probe, which linear attention is fitted to."""
     return part(probe, 0, max(1, _FIT_TOKENS // probe.tokens.shape[1]))
+
+
+def fitted_tokens(probe: Probe) -> int:
+    """What the fit costs beside one forward pass over its tokens, in tokens of a forward pass."""
+    return round((1 + _PER_CANDIDATE * n_candidates()) * fitted_part(probe).tokens.numel())
 
 
 def most_measured(n_heads: int) -> int:
@@ -92,7 +106,6 @@ def choose(
     *,
     nodes: AdaptiveNodes | None,
     context: int,
-    announce: Callable[[str], None],
 ) -> HeadChoices:
     """The conversion of each head of a game towards a window, on the game's probe.
 
@@ -104,11 +117,9 @@ def choose(
         WorkbenchError: if no layer sees its whole past.
     """
     nodes = AS_NEEDED if nodes is None else nodes
-    announce("fitting linear attention")
     fit = _fit(game, choices)
     sizes = _Sizes(game, context)
     forms = {h: form for h, form in fit.usable.items() if sizes.of(h, form) < sizes.of(h, "full")}
-    announce("gates towards a window")
     to_window = integrate(game, nodes=nodes)
     costs = {head: Costs(float(w)) for head, w in zip(game.heads, _with_margin(to_window), strict=True)}
     window, conversions = game.limits, game.conversions()
@@ -116,7 +127,6 @@ def choose(
     remarks = [*_fit_remarks(fit, forms), *_remarks("a window", to_window)]
     linear_nats: dict[KVHead, float] = {}
     if forms:
-        announce("gates towards linear attention")
         linear_game = game.towards(forms)
         to_linear = integrate(linear_game, nodes=nodes)
         linear_nats = dict(zip(linear_game.heads, to_linear.scores.tolist(), strict=True))
@@ -128,7 +138,6 @@ def choose(
             costs[head] = own
             if own.prefers_linear(safe, is_smaller=sizes.of(head, forms[head]) < sizes.of(head, window)):
                 conversions[head] = forms[head]
-        announce("what all linear heads lose together")
         lowered = _lowered(linear_game, conversions, costs, keep, safe)
         conversions |= dict.fromkeys(lowered.heads, window)
         evidence |= lowered.evidence
@@ -197,8 +206,8 @@ def _lowered(
 
     def allowed(n: int) -> float:
         if isinstance(keep, LossTolerance):
-            return keep.nats / 2
-        return sum(max(safe, costs[head].linear) for head in worst_first[n:])
+            return float(keep.nats) / 2
+        return float(sum(max(safe, costs[head].linear) for head in worst_first[n:]))
 
     n_lowered, at_first = 0, lost(0)
     if at_first > allowed(0):
@@ -231,7 +240,7 @@ def _fit(game: Game, choices: Choices) -> LinearFit:
             "no layer of the model sees its whole past, so that no head can have linear attention; pass "
             "choices=('window',)"
         )
-    return LinearFit(forms, fit.error, fit.flags)
+    return LinearFit(forms, {h: fit.error[h] for h in forms}, {h: fit.flags[h] for h in forms})
 
 
 def _with_margin(gates: WindowGates) -> np.ndarray:
@@ -243,11 +252,11 @@ def _fit_remarks(fit: LinearFit, forms: dict[KVHead, LinearAttention]) -> list[s
     flagged = [flags for flags in fit.flags.values() if flags]
     remarks: list[str] = []
     if flagged:
-        n_worse = sum("error_above_1" in flags for flags in flagged)
-        n_end = sum("ladder_end" in flags for flags in flagged)
+        n_worse = sum(ERROR_ABOVE_1 in flags for flags in flagged)
+        n_end = sum(LADDER_END in flags for flags in flagged)
         remarks.append(
-            f"{len(flagged)} of {len(fit.flags)} heads get no linear attention whatever it costs: its fit is worse than "
-            f"their mean output for {n_worse}, and ends with the ladder for {n_end}"
+            f"{len(flagged)} of {len(fit.flags)} heads get no linear attention whatever it costs: its fit is worse "
+            f"than their mean output for {n_worse}, and ends with the ladder for {n_end}"
         )
     n_large = len(fit.usable) - len(forms)
     if n_large:
@@ -257,9 +266,10 @@ def _fit_remarks(fit: LinearFit, forms: dict[KVHead, LinearAttention]) -> list[s
 
 def _remarks(towards: str, gates: WindowGates) -> list[str]:
     error = gates.completeness_error
-    if not error > _UNEXPLAINED:
+    if not error > UNEXPLAINED:
         return []
+    gap = gates.windowed - gates.full
     return [
-        f"gates towards {towards} leave {error:.0%} of their {gates.windowed - gates.full:.3g} nats unexplained, which "
-        "widens what each head may cost"
+        f"gates towards {towards} leave {error:.0%} of {gap:.3g} nats unexplained, which counts as cost of the heads; "
+        "more nodes (effort='thorough') may explain it"
     ]

@@ -142,8 +142,9 @@ def _recovered(game: Game, outcome: Outcome) -> tuple[float, float, float]:
     NaN where there is no gap; no interval for fewer than 5 sequences, or where resamples lose their gap.
     """
     full, converted = game.outcome(), game.outcome(game.heads)
-    gap = converted.nats - full.nats
-    recovered = (converted.nats - outcome.nats) / gap if gap else float("nan")
+    if no_gap(game):
+        return float("nan"), float("nan"), float("nan")
+    recovered = (converted.nats - outcome.nats) / (converted.nats - full.nats)
     if len(outcome.sums) < MIN_SEQUENCES:
         return recovered, float("nan"), float("nan")
     sums = [np.array(x.sums) for x in (full, converted, outcome)]
@@ -153,6 +154,22 @@ def _recovered(game: Game, outcome: Outcome) -> tuple[float, float, float]:
         return recovered, float("nan"), float("nan")
     low, high = percentile_interval((back / gaps)[:, None])
     return recovered, float(low[0]), float(high[0])
+
+
+def no_gap(game: Game) -> list[str]:
+    """A sentence where converting every head loses nothing, or no more than 0 within its interval; else none."""
+    full, converted = game.outcome(), game.outcome(game.heads)
+    lost, low, high = converted.nats - full.nats, float("nan"), float("nan")
+    if len(full.sums) >= MIN_SEQUENCES:
+        by_sequence = (np.array(converted.sums) - np.array(full.sums))[:, None]
+        low, high = (float(end[0]) for end in percentile_interval(resampled_means(by_sequence, seed=game.seed)))
+    if lost > 0 and not low <= 0:
+        return []
+    interval = f" (95 % interval {low:.3g} to {high:.3g} a sequence)" if low == low else ""
+    return [
+        f"on {game.probe.name} the model loses {lost:.3g} nats with every head converted{interval}: there is no gap to "
+        "recover, so that this probe says nothing on which heads to keep"
+    ]
 
 
 def area_under(points: Sequence[CurvePoint]) -> float:

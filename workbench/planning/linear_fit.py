@@ -135,10 +135,15 @@ def fit_linear_attention(
     )
 
 
+def n_candidates(features: Features | Literal["best"] = "elu") -> int:
+    """How many forms are tried for each head."""
+    return len(_candidates(features))
+
+
 def _candidates(features: Features | Literal["best"]) -> list[LinearAttention]:
     if features != "best" and features not in _SHARPNESS:
         LinearAttention(features)  # raises, listing the known features
-    chosen = list(_SHARPNESS) if features == "best" else [features]
+    chosen: tuple[Features, ...] = tuple(_SHARPNESS) if features == "best" else (features,)
     return [LinearAttention(f, s, _decay(life)) for f in chosen for s, life in product(_SHARPNESS[f], _HALF_LIVES)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any
 
@@ -18,10 +18,13 @@ from workbench.hooks import HookedModel
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Extent
 from workbench.planning.evaluation_tasks import CompleteEvaluation
+from workbench.planning.head_choices import Choices, fitted_tokens, has_linear, most_measured, named
 from workbench.planning.keep_curves import FEW
+from workbench.planning.linear_fit import LinearFit
 from workbench.planning.model_passes import BACKWARD
 from workbench.planning.rankings.registry import METHODS, passes_of
 from workbench.planning.rankings.window_gates import AdaptiveNodes, gate_pass, integrated
+from workbench.store.conversions import Conversions
 from workbench.store.plan_file import Budget, Unit
 
 # A random baseline is the mean over this many random orders.
@@ -89,6 +92,12 @@ class PlanWork:
     baselines: tuple[str, ...]
     game: Game
     held_out: tuple[Game, ...]
+    choices: Choices = ("window",)
+
+    def towards(self, conversions: Conversions) -> PlanWork:
+        """The same work with each head converted to its own."""
+        held_out = tuple(game.towards(conversions) for game in self.held_out)
+        return replace(self, game=self.game.towards(conversions), held_out=held_out)
 
     @property
     def n_groups(self) -> int:
@@ -111,13 +120,17 @@ class PlanWork:
 
     def nodes(self) -> AdaptiveNodes | None:
         """The nodes of the gates' path; None where the method has none, or was given others."""
-        is_adaptive = METHODS[self.method] is integrated
-        return AdaptiveNodes(self.extent.most_nodes, self.extent.completeness) if is_adaptive else None
+        return self.paid_nodes() if METHODS[self.method] is integrated else None
+
+    def paid_nodes(self) -> AdaptiveNodes:
+        """The nodes that the effort pays for."""
+        return AdaptiveNodes(self.extent.most_nodes, self.extent.completeness)
 
     def cost(self) -> PlanCost:
         """What is left to do, in passes and tokens."""
         kept = [game.pieces.count("outcome with ", game.label) for game in self.held_out]
-        parts = [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, kept)]
+        parts = [self._choices_cost()] if has_linear(self.choices) else []
+        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, kept)]
         for baseline in self.baselines:
             parts += self._baseline_costs(baseline, kept)
         return PlanCost(tuple(parts), self.game.pieces.n_kept)
@@ -139,7 +152,18 @@ class PlanWork:
             "objective": evaluation.objective,
             "context": evaluation.context,
             "seed": evaluation.seed,
+            "choices": named(self.choices),
         }
+
+    def _choices_cost(self) -> PieceCost:
+        """Gates towards either conversion, a fit of linear attention, and what its heads lose together."""
+        n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
+        kept = self.game.pieces.count("gates at ", self.game.label)
+        n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - kept), most_measured(len(self.game.heads))
+        n_fitted = 0 if any(isinstance(c, LinearFit) for c in self.choices) else fitted_tokens(self.game.probe)
+        forwards = (n_nodes + n_measured) * n_batches + bool(n_fitted)
+        tokens = n_tokens * (n_nodes * (1 + BACKWARD) + n_measured) + n_fitted
+        return PieceCost("choices", forwards, n_nodes * n_batches, tokens)
 
     def _ranking_cost(self, method: str, name: str) -> PieceCost:
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)

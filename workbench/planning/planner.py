@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from math import isnan, nan
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +25,8 @@ from workbench.planning.evaluation_tasks import (
     check_numbers,
     completed,
 )
-from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, order_of
+from workbench.planning.head_choices import Choices, HeadChoices, check_choices, choose, has_linear
+from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, no_gap, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import PlanCost, PlanWork, measured
@@ -48,14 +50,16 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     evaluation: Evaluation | CompleteEvaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
+    choices: Choices = ("window",),
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
 ) -> Plan:
     """Rank the key/value heads of a model, keep as many as the budget allows, and measure the result.
 
-    The plan's `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
+    Heads that see no further than the window by themselves are no candidates and take no part of the budget. The plan's
+    `evidence` is the method's own, with the loss that remains (`lost_nats`) and the share that is recovered
     (`recovered`) on the held-out probe where the kept heads do worst, and the fewest heads of the curve from which on
-    95 % are recovered on every held-out probe (`enough`).
+    95 % are recovered on every held-out probe (`enough`). Its `remarks` say what is in doubt.
 
     Args:
         window, sink: what a windowed head still sees, in tokens.
@@ -66,6 +70,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
             `Evaluation` leaves out is completed.
         effort: `quick`, `standard` or `thorough`: sequences, passes of the ranking, points of the curve, baselines.
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
+        choices: what heads that are not kept may get. ("window", "linear"): each the cheaper that is safe for it, see
+            `workbench.planning.head_choices`; a `LinearFit` in place of "linear" has the forms to choose.
         out: write the plan here. Finished pieces are kept beside the file until then, so that the same call goes on
             where it was interrupted, with the same plan in the end.
         progress: a bar with the time to go on a terminal and in a notebook, and what it costs on stderr before it
@@ -77,7 +83,18 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
             probe, a model that can do none of the default tasks, or a file that cannot be written.
         RunLocked: if another process makes the same file.
     """
-    work = prepared(m, window, sink, keep, method, unit=unit, evaluation=evaluation, effort=effort, baselines=baselines)
+    work = prepared(
+        m,
+        window,
+        sink,
+        keep,
+        method,
+        unit=unit,
+        evaluation=evaluation,
+        effort=effort,
+        baselines=baselines,
+        choices=choices,
+    )
     announce = progress if callable(progress) else (lambda _: None)
     with _pieces(work, out, announce) as work:
         cost = measured(work)
@@ -100,6 +117,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     evaluation: Evaluation | CompleteEvaluation | None = None,
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
+    choices: Choices = ("window",),
     out: str | Path | None = None,
 ) -> PlanCost:
     """What `plan` with the same arguments costs, from one batch that is run and timed; nothing is written.
@@ -107,7 +125,18 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     Raises:
         WorkbenchError: as `plan`.
     """
-    work = prepared(m, window, sink, keep, method, unit=unit, evaluation=evaluation, effort=effort, baselines=baselines)
+    work = prepared(
+        m,
+        window,
+        sink,
+        keep,
+        method,
+        unit=unit,
+        evaluation=evaluation,
+        effort=effort,
+        baselines=baselines,
+        choices=choices,
+    )
     if out is not None:
         work = _with_pieces(work, kept_pieces(Path(out), work.settings()))
     return measured(work)
@@ -124,6 +153,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     evaluation: Evaluation | CompleteEvaluation | None,
     effort: Effort,
     baselines: Sequence[str] | None,
+    choices: Choices,
 ) -> PlanWork:
     """The settings of a plan, checked.
 
@@ -134,6 +164,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     check_numbers(window, sink)
     check_budget(keep)
     check_method(method)
+    check_choices(choices)
     if unit not in get_args(Unit):
         raise WorkbenchError(f"unit is {unit!r}; expected 'head' or 'layer'")
     paid = extent(effort)
@@ -157,11 +188,22 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         baselines=tuple(dict.fromkeys(name for name in compared if name != method)),
         game=game,
         held_out=held_out,
+        choices=tuple(choices),
     )
+
+
+def _chosen(work: PlanWork, begin: Callable[[str, str], None]) -> tuple[PlanWork, HeadChoices | None]:
+    """The work towards each head's own conversion, where there is more than a window to choose."""
+    if not has_linear(work.choices):
+        return work, None
+    begin("choices", "a window or linear attention for each head")
+    chosen = choose(work.game, work.choices, work.keep, nodes=work.paid_nodes(), context=work.evaluation.context)
+    return (work.towards(chosen.conversions) if chosen.linear else work), chosen
 
 
 def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None]) -> Plan:
     """The plan; `begin` is called with the part of the cost that comes next, and with what it is."""
+    work, chosen = _chosen(work, begin)
     evaluation, game, held_out = work.evaluation, work.game, work.held_out
     begin("ranking", f"ranking {len(game.heads)} heads by {work.method}")
     ranking = ranked(work, work.method)
@@ -183,9 +225,11 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
     recovered = [p.recovered for p in curve if p.method == work.method and p.n_kept == len(keep_heads)]
     worst = {
         "lost_nats": lost_nats(order, n_kept, held_out),
-        "recovered": min(recovered),
+        "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
+    linear = {} if chosen is None else {h: form for h, form in chosen.linear.items() if h not in keep_heads}
+    remarks = [remark for game in held_out for remark in no_gap(game)]
     return Plan(
         model=work.m.name,
         layers=work.m.layers,
@@ -201,8 +245,10 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         keep=keep_heads,
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
-        evidence={**ranking.evidence, **worst},
-        remarks=evaluation.left_out,
+        evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
+        conversions=linear,
+        costs=() if chosen is None else chosen.costs,
+        remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks),
     )
 
 
