@@ -1,5 +1,6 @@
 """wb.plan from a model to a plan: budgets, units, held-out probes, refusals."""
 
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 from tests.children import run_child
 from tests.families import random_tokens, tiny
 from tests.linear_families import tiny as linear_tiny
+from tests.planning.junction import SUM, JunctionModel, far_answer
 from tests.preloaded import Preloaded
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, default_evaluation, evaluation_on
@@ -48,17 +50,47 @@ def test_a_share_of_the_heads_is_kept_the_best_first(m, share):
     assert set(made.keep) | set(made.windowed) == {KVHead(layer, h) for layer in range(2) for h in range(2)}
 
 
-def test_the_curve_runs_from_all_windowed_to_the_model_itself(m):
-    made = plan(m, WINDOW, 1, 0.5, evaluation=replace(QUICK, held_out=(needles(1), needles(2))))
+def far_answers(n_tokens):
+    return replace(far_answer(n_tokens, 5), name=f"far_{n_tokens}")
+
+
+def test_the_curve_runs_from_all_windowed_to_the_model_itself():
+    m, held_out = open_model(JunctionModel(SUM)), (far_answers(22), far_answers(24))
+    made = plan(m, WINDOW, 0, 0.5, evaluation=Evaluation(far_answers(20), held_out, context=64, baselines=()))
     table = made.curves()
     counts = table.groupby("probe").n_kept.apply(list)
-    assert counts.to_dict() == {"needles_1": [0, 1, 2, 3, 4], "needles_2": [0, 1, 2, 3, 4]}
+    assert counts.to_dict() == {"far_22": [0, 1, 2], "far_24": [0, 1, 2]}
     ends = table.set_index("n_kept").recovered
     assert ends[0].tolist() == pytest.approx([0, 0])
-    assert ends[4].tolist() == pytest.approx([1, 1])
-    assert made.evidence["recovered"] == table[table.n_kept == 2].recovered.min()
-    lost = table[table.n_kept == 2].nats.to_numpy() - table[table.n_kept == 4].nats.to_numpy()
+    assert ends[2].tolist() == pytest.approx([1, 1])
+    assert made.evidence["recovered"] == table[table.n_kept == 1].recovered.min()
+    lost = table[table.n_kept == 1].nats.to_numpy() - table[table.n_kept == 2].nats.to_numpy()
     assert made.evidence["lost_nats"] == pytest.approx(lost.max())
+    assert made.remarks == ()
+
+
+def test_where_converting_every_head_loses_nothing_there_is_no_share_and_it_is_said(m):
+    made = plan(m, WINDOW, 1, 0.5, evaluation=QUICK)
+    lost = made.curve[0].nats - made.curve[-1].nats
+    assert lost < 0  # an untrained model looks for no needles
+    assert all(math.isnan(point.recovered) for point in made.curve)
+    assert math.isnan(made.evidence["recovered"])
+    (remark,) = made.remarks
+    assert remark.startswith(f"on needles_1 the model loses {lost:.3g} nats with every head converted")
+    assert "there is no gap to recover" in remark
+
+
+def test_heads_whose_own_window_is_no_wider_take_no_part_of_the_budget():
+    m = open_model(tiny("gemma3"))
+    (own,) = {i.window for i in m.layers if i.kind == "sliding"}
+    full = [KVHead(i.index, h) for i in m.layers if i.kind == "full" for h in range(i.n_kv_heads)]
+    made = plan(m, own, 0, 0.5, "far_mass", evaluation=QUICK)
+    assert sorted(r.head for r in made.ranking) == full
+    assert len(made.keep) == round(len(full) / 2)
+    assert set(made.keep) | set(made.windowed) == set(full)
+    assert made.kv_saved > 0
+    with m.apply(made):
+        m.answers(needles(1))
 
 
 def test_what_the_curve_says_of_the_plan_is_what_the_model_does_under_it(m):
@@ -135,7 +167,6 @@ def test_a_model_without_softmax_layers_has_no_plan():
         (dict(method="gates"), "unknown method 'gates'; expected one of window_gates"),
         (dict(unit="layer", keep=0.1), "keeps none of 2 layers; pass a larger one"),
         (dict(window=40), "'needles_0' has 36 tokens and a windowed head sees 40"),
-        (dict(evaluation=replace(QUICK, held_out=())), "no held-out probe"),
         (dict(evaluation=replace(QUICK, held_out=(needles(0),))), "'needles_0' is the one that heads are ranked on"),
         (dict(evaluation=replace(QUICK, held_out=(needles(1), needles(1)))), "named needles_1, needles_1; give each"),
         (dict(evaluation=replace(QUICK, baselines=("luck",))), "unknown method 'luck'"),

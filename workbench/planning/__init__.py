@@ -10,7 +10,6 @@ from workbench.planning.planner import plan, plan_cost
 from workbench.planning.rankings.adaptive_nodes import AdaptiveNodes
 from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
-from workbench.planning.safe_conversions import SafeForms, in_safe_forms, safe_forms
 from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
 
@@ -23,7 +22,6 @@ __all__ = [
     "LinearFit",
     "PlanCost",
     "Ranking",
-    "SafeForms",
     "WindowGates",
     "WindowLadder",
     "area_under",
@@ -31,13 +29,11 @@ __all__ = [
     "evaluation_on",
     "first_at",
     "fit_linear_attention",
-    "in_safe_forms",
     "need_global",
     "plan",
     "plan_cost",
     "rank",
     "ranking",
-    "safe_forms",
     "verdict",
     "window_gates",
     "window_ladder",

@@ -206,8 +206,8 @@ def _lowered(
 
     def allowed(n: int) -> float:
         if isinstance(keep, LossTolerance):
-            return keep.nats / 2
-        return sum(max(safe, costs[head].linear) for head in worst_first[n:])
+            return float(keep.nats) / 2
+        return float(sum(max(safe, costs[head].linear) for head in worst_first[n:]))
 
     n_lowered, at_first = 0, lost(0)
     if at_first > allowed(0):
