@@ -31,6 +31,7 @@ from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import PlanCost, PlanWork, measured
 from workbench.planning.rankings.registry import Ranking, check_method
+from workbench.planning.task_abilities import unable
 from workbench.store.finished_pieces import Pieces, kept_pieces, pieces_beside
 from workbench.store.plan_file import Budget, LossTolerance, Plan, RankedHead, Unit
 
@@ -229,7 +230,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
     linear = {} if chosen is None else {h: form for h, form in chosen.linear.items() if h not in keep_heads}
-    remarks = [remark for game in held_out for remark in no_gap(game)]
+    remarks = [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
     return Plan(
         model=work.m.name,
         layers=work.m.layers,
