@@ -118,6 +118,14 @@ def test_a_model_that_can_do_none_of_the_tasks_gets_no_plan_and_is_told_what_to_
         assert way in message
 
 
+def test_a_plan_on_a_probe_of_ones_own_that_the_model_cannot_do_says_so():
+    m = open_model(tiny("llama"))
+    own = Evaluation(far_pairs(m, length=40), (far_pairs(m, length=40, seed=1),), baselines=())
+    made = plan(m, 6, evaluation=own, method="far_mass", effort="quick", progress=False)
+    assert made.curve[-1].accuracy < 0.5
+    assert made.remarks[-1].startswith(f"far_pairs: the model itself gets {made.curve[-1].accuracy:.2f} of the answers")
+
+
 def test_an_evaluation_may_say_its_objective_alone():
     m = open_model(tiny("llama"))
     found = completed(m, Evaluation(objective="kl"), WINDOW, 0, n_sequences=2)

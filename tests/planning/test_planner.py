@@ -75,9 +75,10 @@ def test_where_converting_every_head_loses_nothing_there_is_no_share_and_it_is_s
     assert lost < 0  # an untrained model looks for no needles
     assert all(math.isnan(point.recovered) for point in made.curve)
     assert math.isnan(made.evidence["recovered"])
-    (remark,) = made.remarks
+    remark, unable = made.remarks
     assert remark.startswith(f"on needles_1 the model loses {lost:.3g} nats with every head converted")
     assert "there is no gap to recover" in remark
+    assert "the model itself gets" in unable
 
 
 def test_heads_whose_own_window_is_no_wider_take_no_part_of_the_budget():

@@ -32,6 +32,7 @@ from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import VERDICT, PlanCost, PlanWork, measured
 from workbench.planning.rankings.registry import Ranking, check_method
+from workbench.planning.task_abilities import unable
 from workbench.planning.verdict_over_length import TOLERANCE, VerdictWork, verdict_work
 from workbench.store.conversions import Window
 from workbench.store.finished_pieces import Pieces, kept_pieces, pieces_beside
@@ -273,7 +274,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
-    remarks = [remark for game in held_out for remark in no_gap(game)]
+    remarks = [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
     made = Plan(
         model=work.m.name,
         layers=work.m.layers,
