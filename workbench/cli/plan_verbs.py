@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
-from workbench.cli.verdict_verbs import print_verdict, verdict_document
+from workbench.cli.verdict_verbs import lengths_of, print_verdict, verdict_document
 from workbench.console import is_watched, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
@@ -42,8 +42,13 @@ def plan(
         str, typer.Option(help="What heads that are not kept may get: window, or window,linear.")
     ] = "window",
     verdict: Annotated[
-        bool, typer.Option(help="Judge the plan at several lengths; of a model with a tokenizer.")
-    ] = True,
+        str | None,
+        typer.Option(
+            metavar="LENGTHS",
+            help="Judge the plan at these lengths, as 512,1024,2048. With a tokenizer: three.",
+        ),
+    ] = None,
+    no_verdict: Annotated[bool, typer.Option("--no-verdict", help="Do not judge the plan at several lengths.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what it costs, print that, and stop.")] = False,
     out: Annotated[
         Path | None,
@@ -69,10 +74,17 @@ def plan(
     budget = 0.25 if keep is None else keep
     budget = budget if kv_bytes is None else KVBytes(kv_bytes)
     budget = budget if tolerance is None else LossTolerance(tolerance)
+    if verdict is not None and no_verdict:
+        raise WorkbenchError("--verdict and --no-verdict were given; pass one of them")
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
-    paid = extent(effort)
+    conversions = tuple(name.strip() for name in choices.split(","))
+    if duo is not None and "linear" in conversions:
+        raise WorkbenchError(
+            "--duo writes DuoAttention's file, which knows no linear attention; leave it out, or pass --choices window"
+        )
+    paid, lengths = extent(effort), lengths_of(verdict)
     m = open_named_model(model, device, tokenizer)
     evaluation = evaluation_on(
         m, window, sink, probe=probe, held_out=held_out or (), seed=seed, n_sequences=paid.n_sequences
@@ -82,8 +94,8 @@ def plan(
         "evaluation": evaluation,
         "effort": effort,
         "baselines": baseline,
-        "choices": tuple(name.strip() for name in choices.split(",")),
-        "verdict": verdict,
+        "choices": conversions,
+        "verdict": not no_verdict if lengths is None else lengths,
         "out": out,
     }
     if dry_run:

@@ -32,6 +32,7 @@ from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import VERDICT, PlanCost, PlanWork, measured
 from workbench.planning.rankings.registry import Ranking, check_method
+from workbench.planning.task_abilities import unable
 from workbench.planning.verdict_over_length import TOLERANCE, VerdictWork, verdict_work
 from workbench.store.conversions import Window
 from workbench.store.finished_pieces import Pieces, kept_pieces, pieces_beside
@@ -55,7 +56,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     choices: Choices = ("window",),
-    verdict: bool = True,
+    verdict: Sequence[int] | bool = True,
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
 ) -> Plan:
@@ -77,7 +78,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
         choices: what heads that are not kept may get. ("window", "linear"): each the cheaper that is safe for it, see
             `workbench.planning.head_choices`; a `LinearFit` in place of "linear" has the forms to choose.
-        verdict: judge the plan at several lengths, see `workbench.verdict`; where the model has a tokenizer.
+        verdict: judge the plan at these lengths, see `workbench.verdict`; True: at three, if the model has a tokenizer.
         out: write the plan here. Finished pieces are kept beside the file until then, so that the same call goes on
             where it was interrupted, with the same plan in the end.
         progress: a bar with the time to go on a terminal and in a notebook, and what it costs on stderr before it
@@ -125,7 +126,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     choices: Choices = ("window",),
-    verdict: bool = True,
+    verdict: Sequence[int] | bool = True,
     out: str | Path | None = None,
 ) -> PlanCost:
     """What `plan` with the same arguments costs, from one batch that is run and timed; nothing is written.
@@ -163,7 +164,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     effort: Effort,
     baselines: Sequence[str] | None,
     choices: Choices,
-    verdict: bool,
+    verdict: Sequence[int] | bool,
 ) -> PlanWork:
     """The settings of a plan, checked.
 
@@ -199,15 +200,19 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         game=game,
         held_out=held_out,
         choices=tuple(choices),
-        verdict=_questions(m, Window(window, sink), keep, evaluation.seed, effort) if verdict else None,
+        verdict=_questions(m, Window(window, sink), verdict, keep, effort=effort, seed=evaluation.seed),
     )
 
 
-def _questions(m: HookedModel, window: Window, keep: Budget, seed: int, effort: Effort) -> VerdictWork | str | None:
-    """The questions by length that the plan is judged on, or why there are none; None where text cannot be asked."""
-    if m.tokenizer is None:
-        return None
+def _questions(  # what a verdict needs
+    m: HookedModel, window: Window, lengths: Sequence[int] | bool, keep: Budget, *, effort: Effort, seed: int
+) -> VerdictWork | str | None:
+    """The questions by length that the plan is judged on, or why there are none; None where none are to be asked."""
     tolerance = keep if isinstance(keep, LossTolerance) else TOLERANCE
+    if not isinstance(lengths, bool):
+        return verdict_work(m, window, lengths, tolerance=tolerance, effort=effort, seed=seed)
+    if not lengths or m.tokenizer is None:
+        return None
     try:
         return verdict_work(m, window, tolerance=tolerance, effort=effort, seed=seed)
     except WorkbenchError as error:
@@ -269,8 +274,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
-    linear = {} if chosen is None else {h: form for h, form in chosen.linear.items() if h not in keep_heads}
-    remarks = [remark for game in held_out for remark in no_gap(game)]
+    remarks = [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
     made = Plan(
         model=work.m.name,
         layers=work.m.layers,
@@ -287,7 +291,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
-        conversions=linear,
+        conversions={} if chosen is None else chosen.linear,
         costs=() if chosen is None else chosen.costs,
         remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks),
     )
