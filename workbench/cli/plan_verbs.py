@@ -79,6 +79,11 @@ def plan(
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
+    conversions = tuple(name.strip() for name in choices.split(","))
+    if duo is not None and "linear" in conversions:
+        raise WorkbenchError(
+            "--duo writes DuoAttention's file, which knows no linear attention; leave it out, or pass --choices window"
+        )
     paid, lengths = extent(effort), lengths_of(verdict)
     m = open_named_model(model, device, tokenizer)
     evaluation = evaluation_on(
@@ -89,7 +94,7 @@ def plan(
         "evaluation": evaluation,
         "effort": effort,
         "baselines": baseline,
-        "choices": tuple(name.strip() for name in choices.split(",")),
+        "choices": conversions,
         "verdict": not no_verdict if lengths is None else lengths,
         "out": out,
     }
