@@ -9,12 +9,13 @@ import pytest
 from tests.app.plans import made_plan
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.pages.plan import settle
+from workbench.app.pages.plan import facts, mask_figure, ranking_frame, ranking_table, settle
 from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import bytes_of, edited, find_plans, mask_of, predictions, text_of
 from workbench.app.state.view import View
 from workbench.heads import KVHead, WorkbenchError
-from workbench.store.plan_file import Plan
+from workbench.store.conversions import LinearAttention
+from workbench.store.plan_file import HeadCosts, Plan
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,50 @@ def test_bytes_are_those_of_the_kept_heads(plan):
     assert full == 8 * 64 * per_token
     assert needed == (2 * 64 + 6 * (8 + 1)) * per_token
     assert edited(plan, "n2").kv_saved == pytest.approx(1 - needed / full)
+
+
+@pytest.fixture
+def mixed(plan):
+    """Two heads have linear attention where they are not kept, the third and the fourth of the ranking."""
+    form = LinearAttention("elu", 2.0, 0.5)
+    heads = [r.head for r in plan.ranking]
+    costs = (
+        HeadCosts(*heads[2], 0.5, 0.004, 0.2, "", form),
+        HeadCosts(*heads[3], 0.25, 0.002, 0.2, "", form),
+        HeadCosts(*heads[4], 0.001, float("nan"), 1.5, "error_above_1", form),
+    )
+    return replace(plan, conversions=dict.fromkeys(heads[2:4], form), costs=costs, remarks=("little is left",))
+
+
+def test_an_edited_mask_leaves_every_other_head_its_own_conversion(mixed):
+    third = mixed.ranking[2].head
+    more = edited(mixed, "n3")
+    assert list(more.linear) == [mixed.ranking[3].head]
+    assert edited(more, "n2").linear.keys() == mixed.linear.keys()
+    needed, full = bytes_of(more)
+    assert needed == (3 * 64 + 4 * (8 + 1)) * 64 + 4 * 16 * 17
+    assert more.kv_saved == pytest.approx(1 - needed / full)
+    assert third in more.keep
+
+
+def test_the_page_says_who_is_linear_what_either_costs_and_what_is_in_doubt(folder, mixed):
+    text = str(ranking_table(mixed).to_plotly_json())
+    assert text.count("linear attention") == 2
+    assert text.count("window 8") == 4
+    for cost in ("0.5000", "0.0040", "0.2500", "error above 1"):
+        assert cost in text
+    assert "4 windowed, 2 linear" in str(facts(mixed)[0])
+    frame = ranking_frame(mixed).set_index(["layer", "kv_head"])
+    assert frame.loc[tuple(mixed.ranking[2].head), ["choice", "keeps"]].tolist() == ["linear", False]
+    mixed.save(folder / "run" / "kept.json")
+    client = build_app([folder / "run"]).server.test_client()
+    answer = client.get("/export/plan.json?page=plan&plan=kept&keep=n3", headers={"Host": "localhost"})
+    (folder / "exported.json").write_bytes(answer.data)
+    exported = Plan.load(folder / "exported.json")
+    assert exported.choices == mixed.keeping([r.head for r in mixed.ranking[:3]]).choices
+    assert exported.remarks == ("little is left",)
+    names = {trace.name for trace in mask_figure(mixed, "light").data}
+    assert {"linear attention (2)", "window of 8 tokens (4)"} <= names
 
 
 def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_written_shortly(folder, plan):

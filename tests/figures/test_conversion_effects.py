@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import figures
+from tests.planning.plans import FULL, layers_of, plan_of
+from workbench import KVHead, LinearAttention, figures
 from workbench.heads import WorkbenchError
+from workbench.store.plan_file import HeadCosts
 
 
 def measured():
@@ -78,22 +80,46 @@ def test_heads_before_and_after_are_points_with_their_name():
         figures.heads_before_and_after(pd.DataFrame(rows), training="60 steps", method="all")
 
 
-def test_costs_of_windows_and_linear_attention_are_points_with_their_head():
+def test_costs_of_windows_and_linear_attention_are_points_with_a_mark_for_each_choice():
     table = pd.DataFrame(
         {
-            "layer": [0, 0, 1],
-            "kv_head": [0, 1, 0],
-            "window_nats": [0.0, 0.5, 2.0],
-            "linear_nats": [1.5, 0.1, 1.0],
-            "seed": [0, 0, 0],
+            "layer": [0, 0, 1, 1, 2],
+            "kv_head": [0, 1, 0, 1, 0],
+            "window_nats": [0.0, 0.5, 2.0, 0.1, 0.3],
+            "linear_nats": [1.5, 0.1, 1.0, 0.2, np.nan],
+            "choice": ["window", "linear", "full", "window", "window"],
+            "seed": [0, 0, 0, 0, 0],
         }
     )
-    line, *layers = figures.window_against_linear(table).data
+    figure = figures.window_against_linear(table)
+    line, *choices = figure.data
     assert (line.x, line.y) == ((0.0, 2.0), (0.0, 2.0))
-    assert [trace.name for trace in layers] == ["layer 0", "layer 1"]
-    np.testing.assert_allclose(layers[0].x, [0, 0.5])
-    np.testing.assert_allclose(layers[0].y, [1.5, 0.1])
-    assert layers[0].text == ("seed 0 L0KV0", "seed 0 L0KV1")
-    assert figures.window_against_linear(table.drop(columns="seed"), theme="dark").data[2].text == ("L1KV0",)
+    assert [trace.name for trace in choices] == ["full (1)", "window (2)", "linear (1)"]
+    assert len({trace.marker.symbol for trace in choices}) == 3
+    np.testing.assert_allclose(choices[1].x, [0, 0.1])
+    np.testing.assert_allclose(choices[1].y, [1.5, 0.2])
+    assert choices[1].text == ("seed 0 L0KV0", "seed 0 L1KV1")
+    lines = [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in figure.layout.shapes]
+    assert lines == [(0.01, 0.01, 0, 1), (0, 1, 0.01, 0.01)]
+    assert "1 heads without a usable linear form are not shown" in figure.layout.xaxis.title.text
+    assert not figures.window_against_linear(table, tolerance=None).layout.shapes
     with pytest.raises(WorkbenchError, match="the table has no linear_nats; expected"):
         figures.window_against_linear(table.drop(columns="linear_nats"))
+    with pytest.raises(WorkbenchError, match=r"none of 1 heads has the cost .*choices=\('window', 'linear'\)"):
+        figures.window_against_linear(table.loc[4:])
+
+
+def test_a_table_without_choices_has_one_mark_for_all_its_heads():
+    table = pd.DataFrame({"layer": [0, 1], "kv_head": [1, 0], "window_nats": [0.5, 2.0], "linear_nats": [0.1, 1.0]})
+    _, heads = figures.window_against_linear(table, theme="dark").data
+    assert heads.name == "heads (2)"
+    assert heads.text == ("L0KV1", "L1KV0")
+
+
+def test_the_costs_of_a_plan_are_those_of_its_table():
+    form = LinearAttention()
+    costs = (HeadCosts(0, 0, 0.5, 0.004, 0.2, "", form), HeadCosts(0, 1, 0.1, 0.2, 0.3, "", form))
+    plan = plan_of(layers_of(FULL), [(0, 1)], costs=costs, conversions={KVHead(0, 0): form})
+    _, full, linear = figures.window_against_linear(plan).data
+    assert (full.name, full.x[0], full.y[0]) == ("full (1)", 0.1, 0.2)
+    assert (linear.name, linear.x[0], linear.y[0]) == ("linear (1)", 0.5, 0.004)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from tests.planning.plans import FULL, LINEAR, layers_of, plan_of
-from workbench import KVHead, WorkbenchError, figures
+from workbench import KVHead, LinearAttention, WorkbenchError, figures
 from workbench.store.plan_file import CurvePoint, RankedHead
 
 SCORES = {KVHead(0, 1): 2.0, KVHead(2, 0): 1.0, KVHead(0, 0): 0.25, KVHead(2, 1): -0.5}
@@ -70,6 +70,29 @@ def test_the_bars_of_a_waterfall_lead_from_all_windowed_to_full(plan, top):
     assert bars.y[1] == -2
     assert ("2 others" in bars.x) == (top == 2)
     assert bars.y[list(bars.x).index("quadrature")] == pytest.approx(0.7 - 3.5 + 2.75)
+
+
+def test_windows_and_linear_heads_have_marks_of_their_own(plan):
+    form = LinearAttention("elu", 2.0, 0.5)
+    mixed = replace(plan, conversions={KVHead(0, 0): form})
+    figure = figures.plan(mixed)
+    marks = {trace.name: list(zip(trace.y, trace.x, strict=True)) for trace in figure.data if trace.name}
+    assert marks["linear attention (1)"] == [(pytest.approx(0.36), 0)]
+    assert marks["window of 16 tokens (1)"] == [(pytest.approx(2.36), 1)]
+    (grid,) = (trace for trace in figure.data if isinstance(trace, go.Heatmap))
+    assert "has linear attention: LinearAttention(features='elu'" in grid.text[0][0]
+    assert "sees a window of 16 tokens" in grid.text[2][1]
+    (bars,) = figures.waterfall(mixed).data
+    assert bars.x[:4] == ("all converted", "<b>L0KV1</b>", "<b>L2KV0</b>", "<i>L0KV0</i>")
+    star = next(trace for trace in figures.pareto(mixed).data if trace.name == "the plan")
+    assert "keeps 2 of 4 heads, and gives 1 linear attention" in star.hovertemplate
+    assert not any("linear" in (trace.name or "") for trace in figures.plan(plan).data)
+
+
+def test_a_probe_on_which_nothing_is_lost_says_so_in_its_panel(plan):
+    nothing = tuple(replace(p, recovered=float("nan")) if p.probe == "far" else p for p in plan.curve)
+    texts = [a.text for a in figures.pareto(replace(plan, curve=nothing)).layout.annotations]
+    assert sum("nothing is lost with every head converted" in text for text in texts) == 1
 
 
 def test_scores_that_do_not_add_up_have_no_waterfall(plan):

@@ -86,7 +86,6 @@ def test_a_plan_that_keeps_all_heads_changes_nothing_and_one_for_another_model_i
         (dict(keep=(KVHead(0, 2),)), "the plan keeps L0KV2, which its ranking does not have; make one with wb.plan"),
         (dict(keep=(KVHead(7, 0),)), "the plan keeps L7KV0"),
         (dict(conversions={KVHead(7, 0): LinearAttention()}), "the plan gives L7KV0 linear attention, which its"),
-        (dict(conversions={KVHead(0, 0): LinearAttention()}), "keeps L0KV0 full and gives it linear attention at once"),
         (dict(window=0), "the plan has a window of 0"),
         (dict(keep=(), ranking=()), "the plan ranks 0 heads, which are not the 4 softmax heads of its layers"),
     ],

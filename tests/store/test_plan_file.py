@@ -63,12 +63,14 @@ def test_the_table_has_each_heads_choice_what_either_costs_and_what_it_holds():
     assert np.isnan(table.loc[(1, 1), "window_nats"])
 
 
-def test_other_heads_may_be_kept_and_a_head_that_was_full_gets_the_window():
-    plan = mixed().keeping([KVHead(1, 1), KVHead(1, 0)])
-    assert [name for name, choice in plan.choices.items() if choice == "full"] == [KVHead(1, 0), KVHead(1, 1)]
-    assert plan.windowed == (KVHead(0, 0), KVHead(0, 1))
-    assert plan.linear == {}
-    assert mixed().keeping([]).linear == {KVHead(1, 0): FORM}
+def test_other_heads_may_be_kept_and_a_head_that_was_full_gets_its_own_conversion():
+    plan = mixed(conversions={KVHead(1, 0): FORM, KVHead(0, 1): FORM})
+    assert plan.linear == {KVHead(1, 0): FORM}  # L0KV1 is kept
+    other = plan.keeping([KVHead(1, 1), KVHead(1, 0)])
+    assert [name for name, choice in other.choices.items() if choice == "full"] == [KVHead(1, 0), KVHead(1, 1)]
+    assert other.windowed == (KVHead(0, 0),)
+    assert other.linear == {KVHead(0, 1): FORM}
+    assert other.keeping(plan.keep) == plan
 
 
 def test_a_file_of_version_1_gives_every_head_that_is_not_kept_the_window(tmp_path):
@@ -230,7 +232,6 @@ def edited(tmp_path, change):
             "gives L1KV7 linear attention, which its ranking does not have",
         ),
         (lambda d: d["conversions"][0].__setitem__(0, "1"), "keep holds '1'; expected whole numbers"),
-        (lambda d: d.update(keep=[[1, 0]]), "keeps L1KV0 full and gives it linear attention at once"),
         (
             lambda d: d["layers"][1].update(kind="sliding", window=32),
             "gives L1KV0 linear attention, whose layer is sliding and does not see its whole past",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
+from workbench.cli.verdict_verbs import judged, lengths_of, print_verdict, verdict_document
 from workbench.console import is_watched, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
@@ -48,6 +49,9 @@ def plan(
         ),
     ] = None,
     duo: Annotated[Path | None, typer.Option(help="Write DuoAttention's head file here.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="Then judge the plan at these lengths, as 512,1024,2048: workbench verdict.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     device: Device = None,
     tokenizer: Tokenizer = None,
@@ -71,7 +75,12 @@ def plan(
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
     if duo is not None:
         check_duo(duo)
-    paid = extent(effort)
+    conversions = tuple(name.strip() for name in choices.split(","))
+    if duo is not None and "linear" in conversions:
+        raise WorkbenchError(
+            "--duo writes DuoAttention's file, which knows no linear attention; leave it out, or pass --choices window"
+        )
+    paid, lengths = extent(effort), lengths_of(verdict)
     m = open_named_model(model, device, tokenizer)
     evaluation = evaluation_on(
         m, window, sink, probe=probe, held_out=held_out or (), seed=seed, n_sequences=paid.n_sequences
@@ -81,7 +90,7 @@ def plan(
         "evaluation": evaluation,
         "effort": effort,
         "baselines": baseline,
-        "choices": tuple(name.strip() for name in choices.split(",")),
+        "choices": conversions,
         "out": out,
     }
     if dry_run:
@@ -91,7 +100,12 @@ def plan(
     heads_plan = make_plan(m, window, sink, budget, method, progress=progress, **settings)
     if duo is not None:
         heads_plan.to_duo_attention(duo)
+    if lengths is not None:
+        heads_plan = judged(m, heads_plan, lengths, effort=effort, tolerance=tolerance, out=out)
     _print_plan(heads_plan, as_json)
+    if heads_plan.verdict is not None and not as_json:
+        print()
+        print_verdict(heads_plan.verdict, as_json=False)
 
 
 def _print_cost(cost: PlanCost, as_json: bool) -> None:
@@ -128,6 +142,7 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
                 "curve": curves.to_dict("records"),
                 "costs": [{**asdict(costs), "head": str(costs.head)} for costs in heads_plan.costs],
                 "remarks": list(heads_plan.remarks),
+                **({} if heads_plan.verdict is None else {"verdict": verdict_document(heads_plan.verdict)}),
             }
         )
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +14,9 @@ from workbench.console import print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
 if TYPE_CHECKING:
+    from workbench.hooks import HookedModel
     from workbench.store.length_verdict import LengthVerdict
+    from workbench.store.plan_file import Plan
 
 _COLUMNS = ("task", "length", "arm", "right", "right_lo", "right_hi", "nats", "lost", "lost_lo", "lost_hi")
 
@@ -42,21 +46,42 @@ def verdict(
     as_json: Json = False,
 ) -> None:
     """From which length on a plan loses more than its tolerance: retrieval, hops, counting and far text, at several."""
-    from dataclasses import replace
-
-    from workbench.planning.verdict_over_length import verdict as judge
+    from workbench.planning.efforts import extent
     from workbench.store.plan_file import Plan
 
-    judged = Plan.load(plan)
+    extent(effort)  # refuses what is none
+    heads_plan = Plan.load(plan)
     if out is not None and not out.resolve().parent.is_dir():
         raise WorkbenchError(f"{out}: its folder does not exist; make it first")
     tried = lengths_of(lengths)
     m = open_named_model(model, device, tokenizer)
-    settings = {"tolerance": tolerance, "effort": effort, "beyond_context": beyond_context}
-    made = judge(m, judged, tried, task, progress=warn, **settings)
-    if out is not None:
-        replace(judged, verdict=made).save(out)
+    settings: dict[str, Any] = {"tasks": task, "effort": effort, "beyond_context": beyond_context}
+    made = judged(m, heads_plan, tried, tolerance=tolerance, out=out, **settings).verdict
+    assert made is not None
     print_verdict(made, as_json)
+
+
+def judged(  # options of the verbs
+    m: HookedModel,
+    heads_plan: Plan,
+    lengths: Sequence[int] | None,
+    *,
+    tolerance: float | None,
+    out: Path | None,
+    effort: str,
+    **settings: Any,
+) -> Plan:
+    """The plan with its verdict, written to `out` where there is one."""
+    from workbench.planning.verdict_over_length import TOLERANCE
+    from workbench.planning.verdict_over_length import verdict as judge
+
+    allowed = TOLERANCE if tolerance is None else tolerance
+    level: Any = effort
+    made = judge(m, heads_plan, lengths, tolerance=allowed, effort=level, progress=warn, **settings)
+    heads_plan = replace(heads_plan, verdict=made)
+    if out is not None:
+        heads_plan.save(out)
+    return heads_plan
 
 
 def lengths_of(written: str | None) -> list[int] | None:
@@ -78,15 +103,7 @@ def lengths_of(written: str | None) -> list[int] | None:
 def print_verdict(made: LengthVerdict, as_json: bool) -> None:
     """The table and the sentence, or one JSON document."""
     if as_json:
-        print_json(
-            {
-                "sentence": made.sentence,
-                "loses_from": made.loses_from,
-                "remarks": made.remarks,
-                "area": made.area.to_dict("records"),
-                **made.document(),
-            }
-        )
+        print_json(verdict_document(made))
         return
     table = made.table()
     counted = table.loc[table["left_out"] == "", list(_COLUMNS)]
@@ -98,3 +115,9 @@ def print_verdict(made: LengthVerdict, as_json: bool) -> None:
     print(made.sentence)
     for remark in made.remarks:
         warn(remark)
+
+
+def verdict_document(made: LengthVerdict) -> dict[str, Any]:
+    """The verdict as one JSON document."""
+    words = {"sentence": made.sentence, "loses_from": made.loses_from, "remarks": made.remarks}
+    return {**words, "area": made.area.to_dict("records"), **made.document()}

@@ -26,6 +26,17 @@ _MEASURE_TITLES = {"accuracy": "answers right", "nats": "nats per answer", "lost
 _REFERENCE_DASHES = {"all": "solid", "random": "dash", "none": "dot"}
 
 
+# Of tables without a choice, one for all heads.
+_CHOICE_SYMBOLS = {"full": "circle", "window": "square", "linear": "diamond", "heads": "circle-open"}
+
+
+@runtime_checkable
+class CostsLike(Protocol):
+    """What `window_against_linear` reads of a plan; `workbench.store.plan_file.Plan` has it."""
+
+    def table(self) -> pd.DataFrame: ...
+
+
 @runtime_checkable
 class EarlyLike(Protocol):
     """The attributes that `early_choices` reads; `workbench.experiments.EarlyChoices` has them."""
@@ -115,25 +126,58 @@ def heads_before_and_after(
     return figure
 
 
-def window_against_linear(table: pd.DataFrame, *, theme: Theme = "light") -> go.Figure:
-    """The cost of a window for each head (x) and of linear attention (y), in nats per answer, a point per head.
+def window_against_linear(
+    costs: CostsLike | pd.DataFrame, *, tolerance: float | None = 0.01, theme: Theme = "light"
+) -> go.Figure:
+    """The cost of a window for each head (x) and of linear attention (y), in nats per answer, a mark for each choice.
 
-    On the dotted line both cost the same; above it a head needs softmax more than it needs the far context.
+    On the dotted line both cost the same; above it a head needs softmax more than it needs the far context. Grey lines:
+    the `tolerance`, up to which a conversion is safe for a head alone. Heads without both costs are counted below.
 
     Args:
-        table: `layer, kv_head, window_nats, linear_nats`, as `SafeForms.table()` has them, and `seed` if there are
-            several models.
+        costs: a plan that was made with both choices, its `table()`, or a table with `layer, kv_head, window_nats,
+            linear_nats`, with `choice` if there is one, and `seed` if there are several models.
 
     Raises:
-        WorkbenchError: if a column is missing.
+        WorkbenchError: if a column is missing, or no head has both costs.
     """
+    table = costs if isinstance(costs, pd.DataFrame) else costs.table()
     missing = [c for c in ("layer", "kv_head", "window_nats", "linear_nats") if c not in table.columns]
     if missing:
-        raise WorkbenchError(f"the table has no {', '.join(missing)}; expected those of SafeForms.table()")
-    named = table.assign(name=[_head_name(row) for row in table.to_dict("records")])
-    hover = "window %{x:.4~r}, linear %{y:.4~r}"
-    figure = _by_layer(named, "window_nats", "linear_nats", hover=hover, theme=theme)
-    figure.update_xaxes(title_text="cost of a window (nats per answer)")
+        raise WorkbenchError(f"the table has no {', '.join(missing)}; expected those of Plan.table()")
+    both = table.dropna(subset=["window_nats", "linear_nats"])
+    if both.empty:
+        raise WorkbenchError(
+            f"none of {len(table)} heads has the cost of a window and of linear attention; make the plan with "
+            "choices=('window', 'linear')"
+        )
+    named = both.assign(name=[_head_name(row) for row in both.to_dict("records")])
+    values = named[["window_nats", "linear_nats"]].to_numpy(dtype=float)
+    ends = [float(np.min(values)), float(np.max(values))]
+    figure = go.Figure()
+    line = {"dash": "dot", "width": 1, "color": PALETTES[theme].muted}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=line, showlegend=False, hoverinfo="skip")
+    for i, (choice, symbol) in enumerate(_CHOICE_SYMBOLS.items()):
+        rows: Any = named[named["choice"] == choice] if "choice" in named else named[[choice == "heads"] * len(named)]
+        if rows.empty:
+            continue
+        figure.add_scatter(
+            x=rows["window_nats"].to_numpy(),
+            y=rows["linear_nats"].to_numpy(),
+            name=f"{choice} ({len(rows)})",
+            mode="markers",
+            marker={"symbol": symbol, "size": 8, "color": COLOURS[theme][i], "opacity": 0.8},
+            text=rows["name"].tolist(),
+            hovertemplate="%{text}<br>window %{x:.4~r}, linear %{y:.4~r}<extra></extra>",
+        )
+    styled(figure, theme, height=360)
+    if tolerance is not None:
+        safe = {"width": 1, "color": PALETTES[theme].grid}
+        figure.add_vline(x=tolerance, line=safe, annotation_text="safe", annotation_font_size=10)
+        figure.add_hline(y=tolerance, line=safe)
+    left_out = len(table) - len(both)
+    below = f"<br>{left_out} heads without a usable linear form are not shown" if left_out else ""
+    figure.update_xaxes(title_text=f"cost of a window (nats per answer){below}")
     figure.update_yaxes(title_text="cost of linear attention")
     return figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,11 @@ class PlanLike(Protocol):
     @property
     def keep(self) -> Sequence[KVHead]: ...
     @property
+    def linear(self) -> Mapping[KVHead, object]:
+        """The heads that have linear attention, with their forms."""
+        ...
+
+    @property
     def ranking(self) -> Sequence[RankedLike]: ...
     @property
     def evidence(self) -> Mapping[str, float]: ...
@@ -58,13 +63,14 @@ class PlanLike(Protocol):
 def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
     """Every key/value head's score, layer by head, with a frame around those that the plan keeps.
 
-    The letter of each layer is its kind: F full, W sliding window, C chunked, L linear. Grey: no head that can be kept.
+    Where a plan gives heads linear attention, a diamond marks them and a bar those with a window. The letter of each
+    layer is its kind: F full, W sliding window, C chunked, L linear. Grey: no head that the window changes.
     """
     layers = sorted({info.index: info for info in _softmax_last(plan.layers)}.values(), key=lambda info: info.index)
     row = {info.index: i for i, info in enumerate(layers)}
     width = max(r.head.kv_head for r in plan.ranking) + 1
     z = np.full((len(layers), width), np.nan)
-    text = np.full(z.shape, "no head that could be kept", dtype=object)
+    text = np.full(z.shape, "no head that the window changes", dtype=object)
     for rank, ranked in enumerate(plan.ranking, start=1):
         square = row[ranked.head.layer], ranked.head.kv_head
         z[square], text[square] = ranked.score, _format_ranked(plan, rank, ranked)
@@ -79,6 +85,13 @@ def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
         coloraxis="coloraxis",
     )
     _add_frames(figure, [(row[head.layer], head.kv_head) for head in plan.keep])
+    if plan.linear:
+        windowed = [r.head for r in plan.ranking if choice_name(plan, r.head) == "window"]
+        for name, heads, symbol in (
+            ("linear attention", plan.linear, "diamond"),
+            (f"window of {plan.window} tokens", windowed, "line-ew-open"),
+        ):
+            _add_marks(figure, [(row[head.layer], head.kv_head) for head in heads], name, symbol, theme)
     styled(figure, theme, height=100 + int(np.clip(len(layers) * 34, 130, max(460, len(layers) * 10))))
     figure.update_layout(coloraxis=colour_axis(_scale(plan), theme), plot_bgcolor=PALETTES[theme].missing)
     figure.update_xaxes(
@@ -96,10 +109,17 @@ def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
     return figure
 
 
-def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
-    """The share recovered of the loss that windowing everything costs, against the cache saved: a line per method.
+def choice_name(plan: PlanLike, head: KVHead) -> Literal["full", "window", "linear"]:
+    """What a plan gives a head."""
+    if head in plan.keep:
+        return "full"
+    return "linear" if head in plan.linear else "window"
 
-    One panel per held-out probe; a star marks the plan.
+
+def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
+    """The share recovered of the loss that converting every head costs, against the cache saved: a line per method.
+
+    One panel per held-out probe; a star marks the plan. A probe on which that costs nothing says so.
     """
     table = plan.curves()
     probes = list(dict.fromkeys(table["probe"]))
@@ -120,11 +140,20 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
             mode="markers",
             name="the plan",
             marker={"symbol": "star", "size": 14, "color": ONSET},
-            hovertemplate=f"the plan keeps {len(plan.keep)} of {len(plan.ranking)} heads<extra></extra>",
+            hovertemplate=f"{_in_words(plan)}<extra></extra>",
             showlegend=panel == 1,
             row=1,
             col=panel,
         )
+        if own["recovered"].isna().all():
+            figure.add_annotation(
+                text="nothing is lost with every head converted:<br>no share to recover",
+                x=0.5,
+                y=0.5,
+                xref="x domain" if panel == 1 else f"x{panel} domain",
+                yref="y domain" if panel == 1 else f"y{panel} domain",
+                showarrow=False,
+            )
     styled(figure, theme, height=380)
     figure.update_layout(legend={"y": 1.08}, margin={"t": 56})  # above the panels' titles
     figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
@@ -135,9 +164,10 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
 
 
 def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Figure:
-    """From the loss with every head windowed to the model's own, head by head in the order of the plan's ranking.
+    """From the loss with every head converted to the model's own, head by head in the order of the plan's ranking.
 
-    Heads after the first `top` are one bar, and so is the error of the quadrature. Bold: heads that the plan keeps.
+    Heads after the first `top` are one bar, and so is the error of the quadrature. Bold: heads that the plan keeps;
+    italic: heads with linear attention.
 
     Raises:
         WorkbenchError: if the plan's scores do not sum to that loss: only those of `window_gates` do.
@@ -149,11 +179,17 @@ def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Fi
         )
     shown, rest = plan.ranking[:top], plan.ranking[top:]
     full, windowed = plan.evidence["full"], plan.evidence["windowed"]
-    steps = [(f"<b>{r.head}</b>" if r.head in plan.keep else str(r.head), -r.score) for r in shown]
+    styles = {"full": "<b>{}</b>", "linear": "<i>{}</i>", "window": "{}"}
+    steps = [(styles[choice_name(plan, r.head)].format(r.head), -r.score) for r in shown]
     if rest:
         steps.append((f"{len(rest)} others", -math.fsum(r.score for r in rest)))
     quadrature_error = full - windowed - math.fsum(change for _, change in steps)
-    bars = [("all windowed", windowed), *steps, ("quadrature", quadrature_error), ("full", full)]
+    bars = [
+        ("all converted" if plan.linear else "all windowed", windowed),
+        *steps,
+        ("quadrature", quadrature_error),
+        ("full", full),
+    ]
     figure = go.Figure()
     figure.add_waterfall(
         x=[name for name, _ in bars],
@@ -185,7 +221,12 @@ def _scale(plan: PlanLike) -> Scale:
 
 
 def _format_ranked(plan: PlanLike, rank: int, ranked: RankedLike) -> str:
-    context = "keeps the whole context" if ranked.head in plan.keep else f"sees a window of {plan.window} tokens"
+    choices = {
+        "full": "keeps the whole context",
+        "window": f"sees a window of {plan.window} tokens",
+        "linear": f"has linear attention: {plan.linear.get(ranked.head)}",
+    }
+    context = choices[choice_name(plan, ranked.head)]
     interval = (
         "" if math.isnan(ranked.ci_lo) else f"<br>95 % interval {fixed(ranked.ci_lo, 4)} to {fixed(ranked.ci_hi, 4)}"
     )
@@ -212,6 +253,24 @@ def _add_frames(figure: go.Figure, squares: Sequence[tuple[int, int]]) -> None:
         marker={"symbol": "square-open", "size": 12, "color": ONSET, "line": {"width": 2.5}},
         showlegend=True,
     )
+
+
+def _add_marks(figure: go.Figure, squares: Sequence[tuple[int, int]], name: str, symbol: str, theme: Theme) -> None:
+    """A small mark at the lower edge of squares, and a legend entry."""
+    figure.add_scatter(
+        x=[column for _, column in squares],
+        y=[row + 0.36 for row, _ in squares],
+        mode="markers",
+        name=f"{name} ({len(squares)})",
+        marker={"symbol": symbol, "size": 8, "color": COLOURS[theme][2], "line": {"width": 2}},
+        hoverinfo="skip",
+        showlegend=True,
+    )
+
+
+def _in_words(plan: PlanLike) -> str:
+    kept = f"the plan keeps {len(plan.keep)} of {len(plan.ranking)} heads"
+    return f"{kept}, and gives {len(plan.linear)} linear attention" if plan.linear else kept
 
 
 def _add_pareto_line(

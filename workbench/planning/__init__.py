@@ -13,6 +13,7 @@ from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
+from workbench.store.conversions import Window
 
 __all__ = [
     "METHODS",
@@ -25,6 +26,7 @@ __all__ = [
     "PlanCost",
     "Ranking",
     "TaskScore",
+    "Window",
     "WindowGates",
     "WindowLadder",
     "area_under",

@@ -228,7 +228,6 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
-    linear = {} if chosen is None else {h: form for h, form in chosen.linear.items() if h not in keep_heads}
     remarks = [remark for game in held_out for remark in no_gap(game)]
     return Plan(
         model=work.m.name,
@@ -246,7 +245,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
-        conversions=linear,
+        conversions={} if chosen is None else chosen.linear,
         costs=() if chosen is None else chosen.costs,
         remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks),
     )

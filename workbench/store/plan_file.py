@@ -130,9 +130,9 @@ class HeadCosts:
 class Plan:
     """What every ranked key/value head of a model gets: the whole context, a window, or linear attention.
 
-    `keep`: the heads that see everything. `conversions`: those that have linear attention. All others that are ranked
-    see `sink` first and `window` last keys. Heads that see no further than the window by themselves need no choice and
-    are not ranked; they stay as they are.
+    `keep`: the heads that see everything. `conversions`: those that have linear attention where they are not kept. All
+    others that are ranked see `sink` first and `window` last keys. Heads that see no further than the window by
+    themselves need no choice and are not ranked; they stay as they are.
 
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
@@ -198,13 +198,12 @@ class Plan:
         return {head: choice for head, choice in self.choices.items() if choice != "full"}
 
     def keeping(self, heads: Collection[KVHead]) -> Plan:
-        """The plan with these heads full; the others stay converted, and those that it kept get the window.
+        """The plan with these heads full; the others are converted, each to its own.
 
         A verdict on other heads does not hold for them and is left out.
         """
-        conversions = {head: form for head, form in self.conversions.items() if head not in heads}
         verdict = self.verdict if set(heads) == set(self.keep) else None
-        return replace(self, keep=tuple(sorted(heads)), conversions=conversions, verdict=verdict)
+        return replace(self, keep=tuple(sorted(heads)), verdict=verdict)
 
     def table(self) -> pd.DataFrame:
         """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
@@ -448,8 +447,6 @@ def _inconsistent_conversion(plan: Plan) -> str | None:
     for head in plan.conversions:
         if head not in ranked:
             return f"gives {head} linear attention, which its ranking does not have"
-        if head in plan.keep:
-            return f"keeps {head} full and gives it linear attention at once"
         if kinds[head.layer] != "full":
             return f"gives {head} linear attention, whose layer is {kinds[head.layer]} and does not see its whole past"
     unknown = [str(costs.head) for costs in plan.costs if costs.head not in ranked]

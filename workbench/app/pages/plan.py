@@ -22,7 +22,8 @@ from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.figures.style import Theme
 from workbench.heads import WorkbenchError
-from workbench.store.plan_file import Plan
+from workbench.store.conversions import name_of
+from workbench.store.plan_file import HeadCosts, Plan
 
 MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
     "mask",
@@ -103,7 +104,8 @@ def register(app: Dash, content: Content) -> None:
         state = {"keep": [str(head) for head in plan.keep], "order": order}
         settings = names, view.get("plan"), state, len(order), len(plan.keep)
         drawn = mask_figure(plan, theme), _pareto(plan, theme), _waterfall(plan, theme)
-        return *settings, badges(about(plan)), facts(plan), *drawn, ranking_table(plan)
+        remarks = [html.Div(remark, className="about") for remark in plan.remarks]
+        return *settings, [*badges(about(plan)), *remarks], facts(plan), *drawn, ranking_table(plan)
 
 
 def about(plan: Plan) -> dict[str, str]:
@@ -121,12 +123,14 @@ def about(plan: Plan) -> dict[str, str]:
 def facts(plan: Plan) -> list[html.Div]:
     """Cards: the heads that the mask keeps, the cache it saves, and the loss it is expected to cost."""
     needed, full = bytes_of(plan)
-    keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", f"{len(plan.windowed)} windowed")
+    linear = f", {len(plan.linear)} linear" if plan.linear else ""
+    others = f"{len(plan.windowed)} windowed{linear}"
+    keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", others)
     saved = _fact(
         "key/value cache saved",
         f"{plan.kv_saved:.0%}",
         f" {_size(full - needed)} of {_size(full)}",
-        f"per sequence of {plan.context:,} tokens, in 16-bit numbers",
+        f"per sequence of {plan.context:,} tokens, in 16-bit numbers" + (", states in float32" if linear else ""),
     )
     return [keep, saved, *(_predicted(prediction) for prediction in predictions(plan))]
 
@@ -151,20 +155,38 @@ def mask_figure(plan: Plan, theme: Theme) -> go.Figure:
 
 
 def ranking_table(plan: Plan) -> html.Table:
-    """Every head in the order of the ranking; a click on its name keeps or converts it."""
+    """Every head in the order of the ranking; a click on its name keeps or converts it.
+
+    Where the plan had a choice, with what a window and linear attention cost the head.
+    """
     rows: list[list[Any]] = []
+    costs = {own.head: own for own in plan.costs}
+    sees = {"full": "keeps all", "window": f"window {plan.window}", "linear": "linear attention"}
     for rank, ranked in enumerate(plan.ranking, start=1):
-        is_kept = ranked.head in plan.keep
+        choice = sees[name_of(plan.choices[ranked.head])]
         name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
         interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{fixed(ranked.ci_lo, 4)} – {fixed(ranked.ci_hi, 4)}"
-        rows.append([name, "keeps all" if is_kept else f"window {plan.window}", rank, fixed(ranked.score, 4), interval])
+        row = [name, choice, rank, fixed(ranked.score, 4), interval]
+        rows.append([*row, *(_costs(costs.get(ranked.head)) if costs else ())])
     unit = "" if plan.units == "none" else f" ({plan.units})"
-    return text_table(("head", "sees", "place", f"{plan.method}{unit}", "95 % CI"), rows, numbers_from=2)
+    names = ("head", "sees", "place", f"{plan.method}{unit}", "95 % CI")
+    return text_table((*names, *(("window", "linear") if costs else ())), rows, numbers_from=2)
+
+
+def _costs(costs: HeadCosts | None) -> tuple[str, str]:
+    """What either conversion costs a head in nats, or why it has no linear attention."""
+    if costs is None:
+        return "–", "–"
+    linear = costs.linear_flags.replace("_", " ") or (
+        "–" if costs.linear_nats != costs.linear_nats else fixed(costs.linear_nats, 4)
+    )
+    return fixed(costs.window_nats, 4), linear
 
 
 def ranking_frame(plan: Plan) -> pd.DataFrame:
-    """The ranking as a table; `keeps`: whether the mask keeps the head."""
-    return pd.DataFrame([{**asdict(r), "keeps": r.head in plan.keep} for r in plan.ranking])
+    """The ranking as a table; `keeps`: whether the mask keeps the head. Then the columns of `Plan.table`."""
+    ranking = pd.DataFrame([{**asdict(r), "keeps": r.head in plan.keep} for r in plan.ranking])
+    return pd.concat([ranking, plan.table().drop(columns=list(ranking.columns), errors="ignore")], axis=1)
 
 
 def _pareto(plan: Plan, theme: Theme) -> go.Figure:
@@ -247,7 +269,8 @@ def layout(_: Content) -> list[Any]:
     )
     mask = card(
         "Keep mask",
-        "framed: keeps the whole context · click turns a head, shift-click all between, drag a lasso around many",
+        "framed: keeps the whole context · diamond: linear attention · "
+        "click turns a head, shift-click all between, drag a lasso around many",
         graph(MASK, "mask"),
     )
     pareto = card("Loss against cache", "on held-out probes; star: as many heads as now", graph(PARETO), table="curve")
