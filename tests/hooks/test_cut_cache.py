@@ -184,6 +184,6 @@ def test_tokens_of_a_state_are_taken_back_and_another_form_is_refused(llama):
     with llama.linearize({head: wb.LinearAttention("elu", 2.0, 0.9)}):
         assisted = generate(llama, tokens=tokens, prompt_lookup_num_tokens=4)
         assert torch.equal(assisted.sequences, generate(llama, tokens=tokens, use_cache=False).sequences)
-    with llama.linearize({head: wb.LinearAttention()}), torch.no_grad():
-        with pytest.raises(WorkbenchError, match=r"L0KV1 .*no longer in force"):
-            llama.model(tokens[:, :1], past_key_values=assisted.past_key_values)
+    refused = pytest.raises(WorkbenchError, match=r"L0KV1 .*no longer in force")
+    with llama.linearize({head: wb.LinearAttention()}), torch.no_grad(), refused:
+        llama.model(tokens[:, :1], past_key_values=assisted.past_key_values)
