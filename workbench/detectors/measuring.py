@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -230,12 +230,19 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
         measured.append(measure(model, probe, fitting, far=of_probe, seed=seed, rows=rows, prefill=prefill))
         unscored |= {(name, probe.name): why for name, why in measured[-1].unscored.items()}
     warn_of_unscored(unscored, stacklevel=4)
-    metrics = pd.DataFrame([asdict(metric) for each in measured for metric in each.metrics], columns=_METRIC_COLUMNS)
+    metrics = _table([metric for each in measured for metric in each.metrics]).reindex(columns=_METRIC_COLUMNS)
     tables = [each.rows for each in measured]
     tables.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
-    frame = pd.DataFrame([asdict(row) for by_name in tables for scores in by_name.values() for row in scores])
+    frame = _table([row for by_name in tables for scores in by_name.values() for row in scores])
     frame = frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
     return _marked(frame, metrics, {d.name for d in of_sequences if d.needs_answers}), metrics
+
+
+def _table(rows: Sequence[Row] | Sequence[Metric]) -> pd.DataFrame:
+    """One row per entry, one column per field; asdict copies every value, and took 3 % of the time of a scan."""
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame({field.name: [getattr(row, field.name) for row in rows] for field in fields(rows[0])})
 
 
 def series_far(model: HookedModel, probe: Probe) -> Far:

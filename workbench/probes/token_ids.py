@@ -85,9 +85,11 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
         return _checked([i for i in range(vocab_size) if i not in special], bos)
     known: dict[str, int] = source.tokenizer.get_vocab()
     special = set(source.tokenizer.all_special_ids) | set(source.tokenizer.added_tokens_decoder)
-    ids = sorted(i for token, i in known.items() if i < vocab_size and i not in special and not _is_byte(token))
+    special |= {i for token, i in known.items() if token.startswith("<0x") and _is_byte(token)}
+    ids = np.sort(np.fromiter(known.values(), np.int64, len(known)))
+    ids = ids[(ids < vocab_size) & ~np.isin(ids, sorted(special))]
     cut = len(ids) // 100
-    return _checked(ids[cut : len(ids) - cut], bos)
+    return _checked(ids[cut : len(ids) - cut].tolist(), bos)
 
 
 def why_no_tokenizer(source: Any) -> str:
