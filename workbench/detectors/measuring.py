@@ -230,25 +230,25 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
         measured.append(measure(model, probe, fitting, far=of_probe, seed=seed, rows=rows, prefill=prefill))
         unscored |= {(name, probe.name): why for name, why in measured[-1].unscored.items()}
     warn_of_unscored(unscored, stacklevel=4)
-    metrics = pd.DataFrame(
-        [_by_column(metric) for each in measured for metric in each.metrics], columns=_METRIC_COLUMNS
-    )
+    metrics = _table([metric for each in measured for metric in each.metrics]).reindex(columns=_METRIC_COLUMNS)
     tables = [each.rows for each in measured]
     tables.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
-    frame = pd.DataFrame([_by_column(row) for by_name in tables for scores in by_name.values() for row in scores])
+    frame = _table([row for by_name in tables for scores in by_name.values() for row in scores])
     frame = frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
     return _marked(frame, metrics, {d.name for d in of_sequences if d.needs_answers}), metrics
+
+
+def _table(rows: Sequence[Row] | Sequence[Metric]) -> pd.DataFrame:
+    """One row per entry, one column per field; asdict copies every value, and took 3 % of the time of a scan."""
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame({field.name: [getattr(row, field.name) for row in rows] for field in fields(rows[0])})
 
 
 def series_far(model: HookedModel, probe: Probe) -> Far:
     """The window of `far_mass` in a scan: the model's smallest, else 256 or a quarter of the probe, at least 1."""
     windows = [info.window for info in model.layers if info.window is not None]
     return Far(window=min(windows) if windows else max(1, min(256, probe.tokens.shape[1] // 4)))
-
-
-def _by_column(row: Row | Metric) -> dict[str, Any]:
-    """The values of a row by name; `asdict` would copy each of them deeply."""
-    return {f.name: getattr(row, f.name) for f in fields(row)}
 
 
 def _with_quantisation(flags: str, model: HookedModel) -> str:

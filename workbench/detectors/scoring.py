@@ -8,7 +8,8 @@ same in all of them, which is never too narrow.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -66,16 +67,16 @@ def score_rows(
         low = mean - np.hypot(mean - low, _NORMAL * row_error)
         high = mean + np.hypot(high - mean, _NORMAL * row_error)
     per_head = {"score": mean, "half_a": half_a, "half_b": half_b, "sd_seq": sd, "ci_lo": low, "ci_hi": high}
-    scores = table_rows(layers, per_head, label, n=np.where(has_rows, rows, 0).sum(0), n_seq=n_seq)
     slots = [(layer_slot, head) for layer_slot, info in enumerate(layers) for head in range(info.n_heads)]
     of_heads = [
-        (
+        _joined(
+            flags,
             f"not_finite={n_lost[at]}/{n_seq[at] + n_lost[at]}" if n_lost[at] and n_seq[at] else "",
             "" if row_error is None else f"row_error={row_error[at]:.2g}",
         )
         for at in slots
     ]
-    return [replace(row, flags=_joined(flags, *more)) for row, more in zip(scores, of_heads, strict=True)]
+    return table_rows(layers, per_head, label, n=np.where(has_rows, rows, 0).sum(0), n_seq=n_seq, flags=of_heads)
 
 
 def table_rows(
@@ -85,9 +86,17 @@ def table_rows(
     *,
     n: Int[np.ndarray, "n_layers max_heads"],
     n_seq: Int[np.ndarray, "n_layers max_heads"],
+    flags: Sequence[str] | None = None,
 ) -> list[Row]:
-    """One Row per query head; of `score`, halves, spread and interval, those absent from `per_head` are NaN."""
+    """One Row per query head; of `score`, halves, spread and interval, those absent from `per_head` are NaN.
+
+    `flags`: of each row, in order.
+    """
     names = ("score", "half_a", "half_b", "sd_seq", "ci_lo", "ci_hi")
+    # Lists of Python numbers: to read an array number by number takes five times as long.
+    columns = {name: per_head[name].tolist() if name in per_head else None for name in names}
+    rows, sequences = n.tolist(), n_seq.tolist()
+    flag = iter(flags or repeat(""))
     return [
         Row(
             layer=info.index,
@@ -98,10 +107,10 @@ def table_rows(
             detector=label.detector,
             version=label.version,
             probe=label.probe,
-            n_seq=int(n_seq[layer_slot, head]),
-            n=int(n[layer_slot, head]),
-            flags="",
-            **{name: float(per_head[name][layer_slot, head]) if name in per_head else np.nan for name in names},
+            n_seq=int(sequences[layer_slot][head]),
+            n=int(rows[layer_slot][head]),
+            flags=next(flag),
+            **{name: np.nan if x is None else float(x[layer_slot][head]) for name, x in columns.items()},
         )
         for layer_slot, info in enumerate(layers)
         for head in range(info.n_heads)

@@ -51,7 +51,7 @@ from workbench.hooks.recording.forward_pass import (
 from workbench.hooks.recording.needs import Answers, Need, Recording
 from workbench.hooks.recording.reduction import Reduction, RowRequest
 from workbench.hooks.recording.row_readings import Readings, read_writing
-from workbench.hooks.recording.seen_cells import all_seen, sees_of
+from workbench.hooks.recording.seen_cells import sees_of
 from workbench.hooks.recording.whole_patterns import MOST_BYTES, check_memory, chosen_layers, read_patterns
 from workbench.hooks.saved.planned_folders import save_planned
 from workbench.hooks.taps.attention_call import AttentionCall
@@ -194,9 +194,8 @@ class HookedModel:
             slot = slots[call.layer, True]
             readings.read_linear(slot, call)
             request = replace(row_request.request, value_norms=False)  # the rows of a linear layer have no value norms
-            sees = all_seen(self._layers[slot].n_heads)
-            reduction.count_rows(slot, row_request, sees)
-            reduction.add(slot, call.statistics(request), row_request, sees)
+            reduction.count_rows(slot, row_request, None)
+            reduction.add(slot, call.statistics(request), row_request, None)
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())

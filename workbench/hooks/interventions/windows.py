@@ -181,6 +181,8 @@ def crops_of_heads(
 
 def masks_of_heads(call: AttentionCall, interventions: Interventions) -> list[tuple[tuple[int, ...], TileMask]]:
     """The mask of each query head of a layer under interventions, once for all heads that share it."""
+    if not interventions.windows:
+        return [(tuple(range(call.q.shape[1])), call.mask.simplest())]
     heads_of: dict[tuple[Window, ...], tuple[int, ...]] = {}
     for group in _groups(call, interventions, []):
         heads_of[group.windows] = (*heads_of.get(group.windows, ()), *group.heads)
@@ -225,6 +227,8 @@ def _treatment(
 
 def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
     n_heads = call.q.shape[1]
+    if not (interventions.windows or interventions.forms or uniform):
+        return [_Group(tuple(range(n_heads)), (), (), is_uniform=False, is_whole=True)]
     members: dict[tuple[tuple[Window, ...], Features | None, bool], list[int]] = {}
     forms: dict[int, LinearAttention] = {}
     for head in range(n_heads):

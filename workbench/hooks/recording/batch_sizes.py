@@ -10,8 +10,8 @@ from workbench.hooks.interventions.windows import Interventions
 _MOST = 4096
 # With fewer rows, matrix products read more weights than they compute.
 _LEAST = 512
-# Numbers of the widest activation that stay in a core's caches from one layer to the next. Measured on SmolLM2-135M, one
-# thread, CPU ms a token: 2,020 tokens at once 1.9, 505 at once 1.7; 2,048 at once 2.2, 512 at once 1.9.
+# Numbers of the widest activation that stay in a core's caches from one layer to the next. Measured on SmolLM2-135M,
+# one thread, CPU ms a token: 2,020 tokens at once 1.9, 505 at once 1.7; 2,048 at once 2.2, 512 at once 1.9.
 _IN_CACHE = 1 << 20
 # The widest activation, that of the MLP, is about as many times as wide as the residual stream.
 _WIDENING = 4

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from workbench.heads import Head, LayerInfo, WorkbenchError
 from workbench.hooks.interventions.targets import ChosenHeads, HeadKey
 from workbench.hooks.interventions.windows import Interventions
+from workbench.hooks.recording.answer_losses import losses_of
 from workbench.hooks.recording.cells import Sequences, counted_cells, sequences
 from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
@@ -97,11 +98,10 @@ def answers_of(
     logit_row = torch.searchsorted(distinct_rows, row.contiguous())
     loss = torch.empty(len(row))
     is_right = torch.empty(len(row), dtype=torch.bool)
-    for b in range(len(batch.tokens)):  # one sequence at a time: float32 logits of a batch may not fit
+    for b in range(len(batch.tokens)):
         is_here = sequence == b
-        scores = logits[b, logit_row[is_here]].float()
-        loss[is_here.cpu()] = cross_entropy(scores, answer[is_here], reduction="none").cpu()
-        is_right[is_here.cpu()] = (scores.argmax(-1) == answer[is_here]).cpu()
+        of_sequence = losses_of(logits[b], logit_row[is_here], answer[is_here])
+        loss[is_here.cpu()], is_right[is_here.cpu()] = (x.cpu() for x in of_sequence)
     return Answers(at=batch.answers.cpu(), loss_nats=loss, is_right=is_right)
 
 

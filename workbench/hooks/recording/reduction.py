@@ -6,8 +6,9 @@ the sums grow run by run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import einsum, rearrange
@@ -40,6 +41,8 @@ from workbench.hooks.recording.row_readings import Reading
 from workbench.hooks.recording.seen_cells import Sees
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
+# From the number of a cell sum, and the rows of it that each head sees (None: all), to their number by document.
+Count = Callable[[int, Bool[Tensor, "n h"] | None], Int[Tensor, "d h"]]
 _VALUE_NORMS = ("output_norm", "value_norm", "value_norm_seeing_first", "first_value_norm")
 
 
@@ -59,8 +62,10 @@ class _RowsOfCells:
         starts = row_starts(cells)
         return cls(of_run, cells[starts, :2], starts.cumsum(0) - 1)
 
-    def seen(self, sees: Sees) -> Bool[Tensor, "n_rows h"]:
-        """Whether each head sees one of the cells of each row."""
+    def seen(self, sees: Sees | None) -> Bool[Tensor, "n_rows h"] | None:
+        """Whether each head sees one of the cells of each row; None: all heads do."""
+        if sees is None:
+            return None
         seen = sees(self.of_run)
         n_seen = seen.new_zeros(len(self.rows), seen.shape[1], dtype=torch.long)
         return n_seen.index_add_(0, self.row_of_cell, seen.long()) > 0
@@ -74,7 +79,8 @@ class RowRequest:
     all cell sums, and `member` the index of each cell's sum. `set_rows`: the rows of each cell sum. `seen_sets`: of
     those that count only rows that see a cell, by index. `first`: the first tokens, for needs of rows that see them.
     `top_rows`: the rows whose most attended key is needed. `request`: the same for the kernels, which number rows from
-    the first query of the run.
+    the first query of the run. `group`: of each cell, its sum and document as one number. `counts`: by document, the
+    rows of each cell sum and, at last, the top rows, of a head that has them all.
     """
 
     queries: slice
@@ -87,6 +93,8 @@ class RowRequest:
     first: _RowsOfCells | None
     top_rows: Int[Tensor, "n_top 2"]
     request: Request
+    group: Int[Tensor, " n_cells"]
+    counts: tuple[Int[Tensor, " d"], ...]
 
 
 class Reduction:
@@ -166,13 +174,15 @@ class Reduction:
             merge(sets, self._batch.tokens.shape[1]) if sets else (top_rows.new_zeros(0, 3), top_rows.new_zeros(0))
         )
         is_whole = len(picked) == queries.stop - queries.start
+        set_rows = tuple(rows_of(c) for c in sets)
+        documents = [self._batch.document[rows[:, 0], rows[:, 1]] for rows in (*set_rows, top_rows)]
         return RowRequest(
             queries=queries,
             picked=picked,
             is_sampled=torch.isin(picked, self._sampled),
             cells=cells,
             member=member,
-            set_rows=tuple(rows_of(c) for c in sets),
+            set_rows=set_rows,
             seen_sets={
                 s: _RowsOfCells.of(cells[member == s], queries) for s, c in enumerate(self._cell_sums) if c.seen_only
             },
@@ -192,25 +202,31 @@ class Reduction:
                 row_weights=self._counted_rows(queries) if self._per_key else None,
                 value_norms=any(self._wants(name) for name in _VALUE_NORMS),
             ),
+            group=member * self._batch.n_documents + self._batch.document[cells[:, 0], cells[:, 1]],
+            counts=tuple(torch.bincount(document, minlength=self._batch.n_documents) for document in documents),
         )
 
-    def count_rows(self, layer_slot: int, rows: RowRequest, sees: Sees) -> None:
+    def count_rows(self, layer_slot: int, rows: RowRequest, sees: Sees | None) -> None:
         """Count the rows of a run that see a cell, the rows included that are not sampled."""
         for name, cells in self._of_all_rows.items():
             here = cells[(cells[:, 1] >= rows.queries.start) & (cells[:, 1] < rows.queries.stop)]
             of_run = _RowsOfCells.of(here, rows.queries)
-            at, seen = of_run.rows, of_run.seen(sees)
+            seen = of_run.seen(sees)
+            if seen is None:
+                seen = here.new_ones(len(of_run.rows), self._layers[layer_slot].n_heads, dtype=torch.bool)
             count = seen.new_zeros(self._batch.n_documents, seen.shape[1], dtype=torch.long)
-            count.index_add_(0, self._batch.document[at[:, 0], at[:, 1]], seen.long())
+            count.index_add_(0, self._batch.document[tuple(of_run.rows.unbind(-1))], seen.long())
             self._n_rows[name][:, layer_slot, : seen.shape[1]] += count.cpu()
 
-    def add(self, layer_slot: int, statistics: RowStatistics, rows: RowRequest, sees: Sees) -> None:
+    def add(self, layer_slot: int, statistics: RowStatistics, rows: RowRequest, sees: Sees | None) -> None:
         """Reduce the rows of a layer and add them to its sums; `layer_slot` is its index into the layers."""
         layer, picked = self._layers[layer_slot], rows.picked
         valid = self._batch.valid[:, picked] & rows.is_sampled
         position = picked - self._batch.first[:, picked]
         # A softmax row always sees itself; a linear row may be empty (Σ|A| = 0) and then counts nowhere.
         is_seen = self._batch.valid[:, None, picked] & ~torch.isneginf(statistics.lse)
+        has_all = bool((is_seen == self._batch.valid[:, None, picked]).all())
+        count = partial(self._count, rows, is_seen, has_all)
         by_row = {
             "entropy": (statistics.entropy, valid),
             "mean_distance": (statistics.mean_distance, valid),
@@ -227,11 +243,11 @@ class Reduction:
                 if name in SEEING_FIRST and sees_first is not None:
                     counted = counted & sees_first
                 values = torch.where(counted, values, 0).double()
-                sums = [self._by_document(x, picked) for x in (values, counted.long())]
                 squares = self._by_document(values**2, picked) if name in self._squares else None
-                self._add_sums(name, layer_slot, sums[0], rows=sums[1], squares=squares)
-        self._add_cells(layer_slot, statistics, rows, is_seen, sees)
-        self._add_top_keys(layer_slot, statistics, rows, is_seen)
+                total, n_rows = self._by_document(values, picked), self._by_document(counted.long(), picked)
+                self._add_sums(name, layer_slot, total, rows=n_rows, squares=squares)
+        self._add_cells(layer_slot, statistics, rows, count, sees)
+        self._add_top_keys(layer_slot, statistics, rows, count)
         self._keep_rows(layer_slot, statistics, rows, is_seen)
         self._keep_keys(layer_slot, statistics)
         # The kernels give it for a sequence's first key only, so that packed documents have none.
@@ -304,41 +320,40 @@ class Reduction:
         self,
         layer_slot: int,
         statistics: RowStatistics,
-        request: RowRequest,
-        is_seen: Bool[Tensor, "b h r"],
-        sees: Sees,
+        rows: RowRequest,
+        count: Count,
+        sees: Sees | None,
     ) -> None:
-        n_documents, n_heads = self._batch.n_documents, is_seen.shape[1]
-        totals = is_seen.new_zeros(len(self._sets) * n_documents, n_heads, dtype=torch.float64)
+        n_documents, n_heads = self._batch.n_documents, statistics.lse.shape[1]
+        totals = statistics.lse.new_zeros(n_heads, len(self._sets) * n_documents, dtype=torch.float64)
         squares = torch.zeros_like(totals)
         if statistics.cells is not None:
-            document = self._batch.document[request.cells[:, 0], request.cells[:, 1]]
-            values, group = statistics.cells.double(), request.member * n_documents + document
-            totals.index_add_(0, group, values)
+            values = statistics.cells.mT.double()
+            totals.scatter_add_(1, rows.group.expand(n_heads, -1), values)
             if self._is_thinned:
-                row = request.cells[:, 0] * self._batch.tokens.shape[1] + request.cells[:, 1]
-                rows, of_row = torch.unique(torch.stack([group, row], -1), dim=0, return_inverse=True)
-                in_row = totals.new_zeros(len(rows), n_heads).index_add_(0, of_row, values)
-                squares.index_add_(0, rows[:, 0], in_row**2)
-        for s, (cell_sum, rows) in enumerate(zip(self._cell_sums, request.set_rows, strict=True)):
+                row = rows.cells[:, 0] * self._batch.tokens.shape[1] + rows.cells[:, 1]
+                distinct, of_row = torch.unique(torch.stack([rows.group, row], -1), dim=0, return_inverse=True)
+                in_row = totals.new_zeros(n_heads, len(distinct)).index_add_(1, of_row, values)
+                squares.index_add_(1, distinct[:, 0], in_row**2)
+        for s, cell_sum in enumerate(self._cell_sums):
             of_set = slice(s * n_documents, (s + 1) * n_documents)
-            seen = request.seen_sets[s].seen(sees) if s in request.seen_sets else None
-            count = self._count(rows, request, is_seen, seen)
-            self._add_sums(cell_sum.name, layer_slot, totals[of_set], rows=count, squares=squares[of_set])
+            seen = rows.seen_sets[s].seen(sees) if s in rows.seen_sets else None
+            self._add_sums(
+                cell_sum.name, layer_slot, totals[:, of_set].mT, rows=count(s, seen), squares=squares[:, of_set].mT
+            )
 
-    def _add_top_keys(
-        self, layer_slot: int, statistics: RowStatistics, request: RowRequest, is_seen: Bool[Tensor, "b h r"]
-    ) -> None:
+    def _add_top_keys(self, layer_slot: int, statistics: RowStatistics, request: RowRequest, count: Count) -> None:
         if "answer_top1" not in self._names:
             return
-        total = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.float64)
+        n_heads = statistics.lse.shape[1]
+        total = statistics.lse.new_zeros(self._batch.n_documents, n_heads, dtype=torch.float64)
         if statistics.top_key is not None and self._batch.targets is not None:
             n_tokens, (sequence, row) = self._batch.tokens.shape[1], request.top_rows.unbind(-1)
             targets = self._batch.targets
             target_code = (targets[:, 0] * n_tokens + targets[:, 1]) * n_tokens + targets[:, 2]
             code = (sequence * n_tokens + row)[:, None] * n_tokens + statistics.top_key
             total.index_add_(0, self._batch.document[sequence, row], torch.isin(code, target_code).double())
-        self._add_sums("answer_top1", layer_slot, total, rows=self._count(request.top_rows, request, is_seen))
+        self._add_sums("answer_top1", layer_slot, total, rows=count(-1, None))
 
     def _keep_rows(
         self, layer_slot: int, statistics: RowStatistics, request: RowRequest, is_seen: Bool[Tensor, "b h r"]
@@ -376,21 +391,30 @@ class Reduction:
 
     def _count(
         self,
-        rows: Int[Tensor, "n 2"],
         request: RowRequest,
         is_seen: Bool[Tensor, "b h r"],
-        sees: Bool[Tensor, "n h"] | None = None,
+        has_all: bool,
+        which: int,
+        sees: Bool[Tensor, "n h"] | None,
     ) -> Int[Tensor, "d h"]:
-        """How many of these rows each head has in each document; `sees` leaves some of them out."""
+        """How many rows each head has in each document, of the cell sum `which`, or of the top rows, the last one.
+
+        `has_all`: every head sees some key from every row. `sees` leaves some rows out.
+        """
+        if has_all and sees is None:
+            return request.counts[which][:, None].expand(-1, is_seen.shape[1])
+        rows = (*request.set_rows, request.top_rows)[which]
         count = is_seen.new_zeros(self._batch.n_documents, is_seen.shape[1], dtype=torch.long)
         index = torch.searchsorted(request.picked, rows[:, 1].contiguous())
         document = self._batch.document[rows[:, 0], rows[:, 1]]
         counted = is_seen[rows[:, 0], :, index]
         return count.index_add_(0, document, (counted if sees is None else counted & sees).long())
 
-    def _sees_first(self, first: _RowsOfCells, request: RowRequest, sees: Sees) -> Bool[Tensor, "b h r"]:
-        """Whether each head sees the first token of the document, by picked row."""
+    def _sees_first(self, first: _RowsOfCells, request: RowRequest, sees: Sees | None) -> Bool[Tensor, "b h r"] | None:
+        """Whether each head sees the first token of the document, by picked row; None: all do, from every row."""
         at, seen = first.rows, first.seen(sees)
+        if seen is None:
+            return None
         sees_first = seen.new_zeros(len(self._batch.tokens), seen.shape[1], len(request.picked))
         sees_first[at[:, 0], :, torch.searchsorted(request.picked, at[:, 1].contiguous())] = seen
         return sees_first

@@ -21,26 +21,31 @@ from workbench.kernels.masks import CausalMask
 Sees = Callable[[Int[Tensor, "n_cells 3"]], Bool[Tensor, "n_cells n_heads"]]
 
 
-def sees_of(call: AttentionCall, interventions: Interventions) -> Sees:
-    """The cells that each query head of a softmax layer sees; a head with a linear form sees those of its mask."""
+def sees_of(call: AttentionCall, interventions: Interventions) -> Sees | None:
+    """The cells that each query head of a softmax layer sees; a head with a linear form sees those of its mask.
+
+    None: every head sees its whole past, as those of linear layers do.
+    """
+    masks = masks_of_heads(call, interventions)
+    if all(_shows_all(mask) for _, mask in masks):
+        return None
 
     def sees(cells: Int[Tensor, "n_cells 3"]) -> Bool[Tensor, "n_cells n_heads"]:
         visible = torch.ones(len(cells), call.q.shape[1], dtype=torch.bool, device=cells.device)
-        for heads, mask in masks_of_heads(call, interventions):
+        for heads, mask in masks:
             visible[:, list(heads)] = rearrange(_visible(mask, cells), "n -> n 1")
         return visible
 
     return sees
 
 
-def all_seen(n_heads: int) -> Sees:
-    """Every head of a linear layer sees its whole past."""
-    return lambda cells: torch.ones(len(cells), n_heads, dtype=torch.bool, device=cells.device)
+def _shows_all(mask: TileMask) -> bool:
+    return isinstance(mask, CausalMask) and mask.window is None and mask.valid is None
 
 
 def _visible(mask: TileMask, cells: Int[Tensor, "n_cells 3"]) -> Bool[Tensor, " n_cells"]:
     visible = torch.ones(len(cells), dtype=torch.bool, device=cells.device)
-    if isinstance(mask, CausalMask) and mask.window is None and mask.valid is None:
+    if _shows_all(mask):
         return visible
     for key in torch.unique(cells[:, 2]).tolist():
         at = (cells[:, 2] == key).nonzero()[:, 0]

@@ -17,6 +17,9 @@ class WithoutAttentionDropout(UserWarning):
 def evaluating(model: nn.Module) -> Generator[None]:
     """Inside the block, all modules are in evaluation mode; afterwards each is as it was."""
     modes = [(module, module.training) for module in model.modules()]
+    if not any(is_training for _, is_training in modes):
+        yield
+        return
     try:
         model.eval()
         yield

@@ -57,7 +57,10 @@ def _statistics(
     collector = Collector(request, (n_sequences, n_heads, n_queries, v.shape[2]), rows)
     sums = RowSums(request, layer.shape, len(rows), rows.device)
     norms = v.float().norm(dim=-1) if request.value_norms else None
-    scratch = Scratch(rows.device, cut.largest)
+    # All layers that the request goes to share the buffers: fresh ones cost a page fault for every 4 KB.
+    if rows.device not in request.scratches:
+        request.scratches[rows.device] = Scratch(rows.device, cut.largest)
+    scratch = request.scratches[rows.device]
     for run in runs_of_rows(layer, request, rows, cut, collector):
         for tile in run.tiles:
             softmax = layer.softmax(tile, scratch, keep_shifted=request.entropy)

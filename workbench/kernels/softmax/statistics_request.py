@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
+from workbench.kernels.tiles import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,9 @@ class Request:
     top: bool = False
     query_tags: Integer[Tensor, "#b q_tags"] | None = None
     key_tags: Integer[Tensor, "#b k"] | None = None
-    # What the tiles of this request share in all layers, by mask and shape, once it was found.
+    # What the tiles of this request share in all layers, by mask and shape, once it was found, and their buffers.
     runs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    scratches: dict[torch.device, Scratch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises:
