@@ -30,3 +30,11 @@ def test_logits_beyond_the_range_of_exp_have_finite_losses():
     logits = torch.tensor([[3e4, 0.0, -3e4]])
     loss, _ = losses_of(logits, torch.zeros(2, dtype=torch.long), torch.tensor([0, 2]))
     assert loss.tolist() == [0.0, 6e4]
+
+
+def test_losses_of_a_large_vocabulary_are_those_of_float64():
+    logits = 2 * torch.randn(8, 49152, generator=torch.Generator().manual_seed(0))
+    answer = torch.arange(8)
+    logits[answer, answer] = 13.0
+    loss, _ = losses_of(logits, answer, answer)
+    assert float((loss - cross_entropy(logits.double(), answer, reduction="none")).abs().max()) < 1e-6
