@@ -69,7 +69,7 @@ def ways_of(m: Any, probe: Any, detectors: list[Detector]) -> dict[str, Callable
 def measured(folder: str, rounds: int, *, is_short: bool) -> dict[str, Any]:
     """By probe and for the whole: seconds of every way in every round.
 
-    `is_short`: of one batch of each probe, times their number, with its tables and intervals in every batch; without the whole of describe.
+    `is_short`: of one batch of each probe, times their number; without the whole of describe.
     """
     m = wb.open_model(folder)
     probes = list(wb.probes.one_model(m).values())
@@ -132,7 +132,7 @@ def main() -> None:
         describe_machine(),
         "",
         f"{Path(arguments.model).name}, float32, 1 thread; CPU s, medians of {arguments.rounds} interleaved rounds"
-        f"{' of one batch of each probe, times their number, with its tables and intervals in every batch' if arguments.short else ''}; "
+        f"{' of one batch of each probe, times their number, tables and intervals in each' if arguments.short else ''}; "
         "ratios: median (least–most) over rounds",
         "",
         "| probe | plain | plain + losses | answers alone | scan | scan / plain | scan / plain + losses | "
