@@ -132,7 +132,7 @@ def main() -> None:
         describe_machine(),
         "",
         f"{Path(arguments.model).name}, float32, 1 thread; CPU s, medians of {arguments.rounds} interleaved rounds"
-        f"{' of one batch of each probe, times their number, tables and intervals in each' if arguments.short else ''}; "
+        f"{' of one batch of each probe, times their number, tables and all' if arguments.short else ''}; "
         "ratios: median (least–most) over rounds",
         "",
         "| probe | plain | plain + losses | answers alone | scan | scan / plain | scan / plain + losses | "
