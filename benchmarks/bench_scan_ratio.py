@@ -5,7 +5,7 @@ them. `plain + losses`: and the answers' cross-entropy and arg-max, as a user wo
 tokens through `measure` with every default detector. `describe`: the whole, with making the probes, tables and summary.
 `answers alone`: without detectors, so that what is left is what they cost.
 
-    python benchmarks/bench_scan_ratio.py MODEL [--rounds 5] [--json] [--write]
+    python benchmarks/bench_scan_ratio.py MODEL [--rounds 5] [--short] [--json] [--write]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 import workbench as wb
 from workbench.detectors import Detector, find_detectors, measure, series_far
+from workbench.probes import split
 
 # Tokens at once that plain passes of a model of 135 million parameters are fastest with.
 PLAIN_TOKENS = 512
@@ -65,10 +66,15 @@ def ways_of(m: Any, probe: Any, detectors: list[Detector]) -> dict[str, Callable
     }
 
 
-def measured(folder: str, rounds: int) -> dict[str, Any]:
-    """By probe and for the whole: seconds of every way in every round."""
+def measured(folder: str, rounds: int, *, is_short: bool) -> dict[str, Any]:
+    """By probe and for the whole: seconds of every way in every round.
+
+    `is_short`: of one batch of each probe, times their number; without the whole of describe.
+    """
     m = wb.open_model(folder)
     probes = list(wb.probes.one_model(m).values())
+    batches = {p.name: split(p, max(1, PLAIN_TOKENS // p.tokens.shape[1])) for p in probes} if is_short else {}
+    probes = [batches[p.name][0] for p in probes] if is_short else probes
     detectors = [d for d in find_detectors(None) if isinstance(d, Detector)]
     times: dict[str, dict[str, list[float]]] = {}
 
@@ -80,12 +86,13 @@ def measured(folder: str, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for probe in probes:
             for way, function in ways_of(m, probe, detectors).items():
-                note(probe.name, way, cpu(function))
+                note(probe.name, way, cpu(function) * len(batches.get(probe.name, [probe])))
         for way in ("plain", "plain + losses", "answers", "scan"):
             note("whole", way, sum(times[probe.name][way][-1] for probe in probes))
         note("whole", "open", cpu(lambda: wb.open_model(folder)))
         note("whole", "make probes", cpu(lambda: wb.probes.one_model(m)))
-        note("whole", "describe", cpu(lambda: wb.describe(m)))
+        if not is_short:
+            note("whole", "describe", cpu(lambda: wb.describe(m)))
     return times
 
 
@@ -110,20 +117,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short", action="store_true", help="one batch of each probe, times their number")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    times = measured(arguments.model, arguments.rounds)
+    times = measured(arguments.model, arguments.rounds, is_short=arguments.short)
     if arguments.json:
         print(json.dumps(times))
         return
     whole = times["whole"]
-    beside = {way: statistics.median(whole[way]) for way in ("open", "make probes", "describe")}
+    beside = {way: statistics.median(whole[way]) for way in ("open", "make probes", "describe") if way in whole}
     lines = [
         describe_machine(),
         "",
-        f"{Path(arguments.model).name}, float32, 1 thread; CPU s, medians of {arguments.rounds} interleaved rounds; "
+        f"{Path(arguments.model).name}, float32, 1 thread; CPU s, medians of {arguments.rounds} interleaved rounds"
+        f"{' of one batch of each probe, times their number, tables and all' if arguments.short else ''}; "
         "ratios: median (least–most) over rounds",
         "",
         "| probe | plain | plain + losses | answers alone | scan | scan / plain | scan / plain + losses | "

@@ -179,3 +179,30 @@ def test_a_crop_holds_the_patterns_own_probabilities(case):
     crop = attention_crop(head, queries=queries, keys=keys)
     pattern, _ = reference_pattern(layer_of(p))
     assert (crop - pattern[1, 1][queries][:, keys]).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_keys_that_are_no_numbers_change_no_row_before_them(value):
+    p = problem("gqa")
+    plain, _ = blockwise_statistics(layer_of(p), p["v"], Request(rows=torch.arange(60)))
+    broken = p["k"].clone()
+    broken[:, :, 60] = value
+    out, statistics = blockwise_statistics(layer_of(p, k=broken), p["v"], Request(entropy=True, rows=torch.arange(60)))
+    assert torch.equal(out, plain)
+    assert bool(statistics.entropy.isfinite().all())
+
+
+def test_layers_that_share_a_request_have_each_the_statistics_of_their_own_mask():
+    masked = {name: problem(name) for name in ("sinks", "left padding", "wide values", "window")}
+    for name, p in masked.items():
+        p["first"] = torch.zeros(2, dtype=torch.long)
+        masked[name] = {**p, "q": p["q"][:, :, :33], "k": p["k"][:, :, :33], "v": p["v"][:, :, :33]}
+        valid = p["mask"].valid
+        masked[name]["mask"] = replace(p["mask"], n_keys=33, valid=None if valid is None else valid[:, :33])
+    shared = everything(masked["sinks"])
+    for p in [*masked.values(), *masked.values()]:
+        out, statistics = blockwise_statistics(layer_of(p), p["v"], shared)
+        out_alone, alone = blockwise_statistics(layer_of(p), p["v"], everything(p))
+        assert torch.equal(out, out_alone)
+        for field in ("lse", "entropy", "mean_distance", "far_mass", "cells", "top_key"):
+            assert torch.equal(getattr(statistics, field), getattr(alone, field)), field
