@@ -102,9 +102,10 @@ def scores(
     patterns, _, linear = eager_patterns(model, tokens, attention_mask)
     # In float32: an eager implementation may round its probabilities, which is refused where they are recorded.
     layers = open_model(copy.deepcopy(model).float()).layers
+    with_sinks = _sink_layers(model)
     found: dict[tuple[str, int, int], float] = {}
     for layer, (pattern, info) in enumerate(zip(patterns, layers, strict=True)):
-        has_sinks = layer in _sink_layers(model)
+        has_sinks = layer in with_sinks
         for head in range(pattern.shape[1]):
             per_sequence: dict[str, list[float]] = {}
             for b in range(len(tokens)):
@@ -135,6 +136,7 @@ def scores(
 
 def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sliding, targets):
     values: dict[str, list[float]] = {name: [] for name in ON_TOKENS}
+    x = x.tolist()
     for i in range(len(x)):
         row = pattern[i, : i + 1]
         if is_linear:
@@ -142,8 +144,10 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sl
             if norm == 0:
                 continue
             row = row / norm
-        weights = np.abs(row)
-        sink_share = max(0.0, 1 - weights.sum()) if has_sinks else 0.0
+        sink_share = max(0.0, 1 - float(np.abs(row).sum())) if has_sinks else 0.0
+        squares = float((np.abs(row) ** 2).sum())
+        row = row.tolist()  # plain numbers, which loops are quicker over
+        weights = [abs(p) for p in row]
         if i >= 1:
             values["previous_token"].append(row[i - 1])
         values["current_token"].append(row[i])
@@ -151,7 +155,7 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sl
             values["sink"].append(row[0])
             values["sink_total"].append(row[0] + sink_share)
         if i < sees_first + (3 if is_sliding else 0):
-            values["sink_streaming"].append(row[:4].sum())
+            values["sink_streaming"].append(sum(row[:4]))
         same = [j for j in range(i) if x[j] == x[i]]
         if same:
             values["duplicate_token"].append(sum(row[j] for j in same))
@@ -162,7 +166,7 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sl
         values["entropy"].append(-sum(p * math.log(p) for p in outcomes if p > 0))
         if i >= 1:
             values["normalized_entropy"].append(values["entropy"][-1] / math.log(i + 1))
-        values["effective_support"].append(1 / ((weights**2).sum() + sink_share**2))
+        values["effective_support"].append(1 / (squares + sink_share**2))
         for window in (16, 64):
             if i >= window:
                 values[f"far_mass_{window}"].append(sum(weights[j] for j in range(i - window + 1)))

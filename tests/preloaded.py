@@ -13,7 +13,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,17 +78,36 @@ class PreloadedReading(Preloaded):
 
 @cache
 def _forker(modules: Sequence[str]) -> Forker:
-    """The process that forks for this one; it ends when this one does."""
+    """The process that forks for this one; it ends when this one does.
+
+    That of what reads a run is begun first, and the other is its fork.
+    """
     ours, its = socket_pair()
-    command = [sys.executable, "-m", "tests.forking", str(its.fileno()), *modules]
+    words = ["-m", "tests.forking", str(its.fileno()), *modules]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parent.parent
-    process = subprocess.Popen(command, env=environment, cwd=root, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+    if modules == READING:
+        options = {"env": environment, "cwd": root, "pass_fds": [its.fileno()], "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, *words], **options)
+
+        def has_ended() -> bool:
+            return process.poll() is not None
+
+    else:
+        files = {number: number for number in (1, 2, its.fileno())}
+        pid = _forker(READING).fork(words, files, environment=environment, folder=str(root))
+
+        def has_ended() -> bool:
+            return os.waitpid(pid, os.WNOHANG) != (0, 0)
+
     its.close()
-    atexit.register(_end, process, ours)
+    atexit.register(_end, ours, has_ended)
     return Forker(ours)
 
 
-def _end(process: subprocess.Popen[Any], connection: socket.socket) -> None:
+def _end(connection: socket.socket, has_ended: Callable[[], bool]) -> None:
     connection.close()
-    process.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while not has_ended():
+        assert time.monotonic() < deadline, "a process that forks does not end"
+        time.sleep(0.01)

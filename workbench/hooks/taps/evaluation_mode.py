@@ -21,11 +21,13 @@ def evaluating(model: nn.Module) -> Generator[None]:
         yield
         return
     try:
-        model.eval()
+        if any(is_training for _, is_training in modes):
+            model.eval()
         yield
     finally:
         for module, is_training in modes:
-            module.training = is_training
+            if module.training is not is_training:  # setting an attribute of a module is slow
+                module.training = is_training
 
 
 def warn_of_dropout(layer: str, probability: float) -> None:

@@ -140,10 +140,8 @@ def _rotary_modules(model: PreTrainedModel) -> Iterator[Any]:
 
 def _types_of(module: Any) -> list[str]:
     """The rope types of a module: one, or one for each kind of layer."""
-    # Asked for a name that it does not have, a module looks through all of its parts first, and this asks every module.
-    if "rope_type" not in vars(module) and not hasattr(type(module), "rope_type"):
-        return []
-    rope_type = module.rope_type
+    # Not by getattr, with which a module without the attribute looks for it among its weights first.
+    rope_type = vars(module).get("rope_type", getattr(type(module), "rope_type", None))
     types = list(rope_type.values()) if isinstance(rope_type, Mapping) else [rope_type]
     return [t for t in types if isinstance(t, str)]
 
