@@ -1,5 +1,6 @@
 """Probes of tasks as a model is measured on them, and as the store keeps the numbers."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -91,3 +92,11 @@ def test_a_seed_that_the_bootstrap_cannot_take_is_refused_before_anything_runs(m
 def test_a_far_window_that_is_no_number_of_tokens_is_refused(sizes):
     with pytest.raises(WorkbenchError, match="a window of at least 1 token and a sink of at least 0"):
         Far(*sizes)
+
+
+def test_a_far_window_may_be_a_number_of_tokens(model):
+    given = [score(model, "far_mass", probes="repeats:n=8,n_sequences=2", far=far) for far in (4, Far(4))]
+    pd.testing.assert_frame_equal(*given)
+    for bad in (True, 0):
+        with pytest.raises(WorkbenchError, match=r"expected wb\.Far|a window of at least 1 token"):
+            score(model, "far_mass", probes="repeats:n=8,n_sequences=2", far=bad)

@@ -170,6 +170,26 @@ def test_effects_of_linear_heads_are_measured_too():
     assert all(abs(e.effect_nats) > 0 for e in effects)
 
 
+def test_patched_heads_are_a_table_with_intervals_and_accuracies_and_the_answers_are_taken_out_by_default():
+    m = open_model(tiny_softmax("llama"))
+    probe = probes.key_value(m, n_pairs=6, n_queries=2, gap=4, n_sequences=6)
+    source = probes.corrupted(m, probe)
+    effects = patch_effects(m, probe)
+    assert effects == patch_effects(m, probe, source)
+    table, before = effects.table, m.answers(probe)
+    assert table["head_name"].tolist() == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
+    row = table.set_index("head_name").loc["L1H2"]
+    with m.patch([Head(1, 2)], m.head_outputs([Head(1, 2)], source)):
+        after = m.answers(probe)
+    assert (before.loss, before.accuracy) == (float(before.loss_nats.mean()), float(before.is_right.float().mean()))
+    assert row["effect_nats"] == after.loss - before.loss
+    assert row["accuracy_change"] == after.accuracy - before.accuracy
+    by_sequence = (after.loss_nats - before.loss_nats).reshape(6, -1).mean(1)
+    assert by_sequence.min() <= row["ci_lo"] < row["effect_nats"] < row["ci_hi"] <= by_sequence.max()
+    few = patch_effects(m, probes.part(probe, 0, 4), source[:4], ["L0H0"])
+    assert few.table[["ci_lo", "ci_hi"]].isna().all(axis=None)
+
+
 def test_a_corrupted_probe_differs_where_the_answers_stand_and_nowhere_else():
     probe = probes.key_value(97, n_pairs=6, n_queries=2, gap=4, n_sequences=4)
     tokens = probes.corrupted(97, probe)

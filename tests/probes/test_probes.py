@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from workbench import probes
@@ -131,7 +132,7 @@ def test_natural_text_from_a_file_fills_windows_that_do_not_overlap(tmp_path):
     model = word_model(words)
     probe = probes.text_file(model, path, length=64, n_sequences=20)
     ids = torch.tensor(model.tokenizer(content)["input_ids"])
-    windows = {tuple(ids[i : i + 64].tolist()) for i in range(0, len(ids) - 63, 64)}
+    windows = {(1, *ids[i : i + 63].tolist()) for i in range(0, len(ids) - 62, 63)}
     assert probe.tokens.shape == (20, 64)
     assert all(tuple(row.tolist()) in windows for row in probe.tokens)
     assert probe.class_name == "position"
@@ -139,8 +140,35 @@ def test_natural_text_from_a_file_fills_windows_that_do_not_overlap(tmp_path):
 
 
 def test_text_is_read_by_the_models_own_tokenizer():
-    probe = probes.text(word_model(["to", "be", "or", "not"]), "to be or not to be")
-    assert probe.tokens.tolist() == [[3, 4, 5, 6, 3, 4]]
+    model = word_model(["to", "be", "or", "not"])
+    assert probes.text(model, "to be or not to be").tokens.tolist() == [[1, 3, 4, 5, 6, 3, 4]]
+    assert probes.text(model, "to be or not to be", bos=None).tokens.tolist() == [[3, 4, 5, 6, 3, 4]]
+    assert probes.text(model, "to be", bos=6).tokens.tolist() == [[6, 3, 4]]
+
+
+@pytest.mark.parametrize("written", ["repeats:n=4", "key_value:n_pairs=2,n_queries=1,gap=2", "text:path={},length=9"])
+def test_every_probe_begins_with_the_same_token_and_bos_overrules_it(written, tmp_path):
+    (tmp_path / "words.txt").write_text("to be or not " * 60)
+    model = word_model(["to", "be", "or", "not", *map(str, range(50))])
+    written = f"{written.format(tmp_path / 'words.txt')},n_sequences=3"
+    by_rule, other, none = (probes.build(model, written + bos) for bos in ("", ",bos=7", ",bos=none"))
+    assert by_rule.tokens[:, 0].tolist() == [1, 1, 1]
+    assert other.tokens[:, 0].tolist() == [7, 7, 7]
+    assert not (none.tokens == 1).any()
+    assert len({by_rule.digest, other.digest, none.digest}) == 3
+    for bos in ("x", "-1", "999"):
+        with pytest.raises(WorkbenchError, match=r"bos is .*; expected a token's id"):
+            probes.build(model, f"{written},bos={bos}")
+
+
+def test_a_text_keeps_what_its_tokenizer_puts_before_it_unless_bos_overrules_it():
+    model = word_model(["to", "be"])
+    backend = model.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    assert probes.text(model, "to be").tokens.tolist() == [[2, 3, 4]]
+    assert probes.text(model, "to be", bos=None).tokens.tolist() == [[3, 4]]
+    assert probes.beginning(model) == 1
+    assert probes.repeats(probes.with_beginning(5, None), n=2, n_sequences=1).tokens.shape == (1, 4)
 
 
 def test_padding_predicts_nothing_and_is_not_predicted():

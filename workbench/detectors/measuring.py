@@ -122,7 +122,7 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     rows: Rows = "all",
     seed: int = 0,
     *,
-    far: Far | None = None,
+    far: Far | int | None = None,
     prefill: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -141,8 +141,8 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
             `attention_mask`, which may number packed documents; else `probes`; else `probes.one_model(m)`.
         probes: probes, or their names and arguments as `probes.build` reads them.
         rows: all query rows, or how many to sample; see `HookedModel.record`.
-        far: window and sink of `far_mass`; default 256 and 0, on probes of up to 256 tokens a quarter of their length.
-            The row's flags hold it.
+        far: window and sink of `far_mass`, or the window alone, in tokens; default 256 and 0, on probes of up to 256
+            tokens a quarter of their length. The row's flags hold it.
         prefill: run the model over pieces of this many tokens; see `HookedModel.record`.
         progress: a bar on a terminal and in a notebook, in tokens.
 
@@ -183,7 +183,7 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
     rows: Rows = "all",
     seed: int = 0,
     *,
-    far: Far | None = None,
+    far: Far | int | None = None,
     prefill: int | None = None,
     controls: bool = True,
     on_progress: OnTokens | None = None,
@@ -198,6 +198,7 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
         raise WorkbenchError("no detector was named; expected at least one, or None for those that run by default")
     of_sequences = [d for d in chosen if isinstance(d, Detector)]
     model = m if isinstance(m, HookedModel) else open_model(m)
+    of_all = _read_far(far)
     if isinstance(seed, bool) or not 0 <= seed < 1 << 63:
         raise WorkbenchError(f"seed is {seed!r}; expected a whole number from 0 to 2**63 - 1")
     if tokens is not None and probes is not None:
@@ -226,7 +227,7 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
     unscored: dict[tuple[str, str], str] = {}
     for probe in _announced(chosen_probes if of_sequences else [], on_progress):
         fitting = _fitting(of_sequences, probe, is_by_default=detectors is None)
-        of_probe = far or _default_far(probe)
+        of_probe = of_all or _default_far(probe)
         measured.append(measure(model, probe, fitting, far=of_probe, seed=seed, rows=rows, prefill=prefill))
         unscored |= {(name, probe.name): why for name, why in measured[-1].unscored.items()}
     warn_of_unscored(unscored, stacklevel=4)
@@ -254,6 +255,15 @@ def series_far(model: HookedModel, probe: Probe) -> Far:
 def _with_quantisation(flags: str, model: HookedModel) -> str:
     """The flags, and the quantisation that the model's weights come from."""
     return ";".join(flag for flag in (flags, model.quantisation and f"quantised={model.quantisation}") if flag)
+
+
+def _read_far(far: Any) -> Far | None:
+    """Window and sink, of which a whole number is the window."""
+    if far is None or isinstance(far, Far):
+        return far
+    if isinstance(far, bool) or not isinstance(far, int):
+        raise WorkbenchError(f"far is {far!r}; expected wb.Far(window, sink), or a window in tokens")
+    return Far(far)
 
 
 def _announced(probes: Sequence[Probe], on_progress: OnTokens | None) -> Iterator[Probe]:

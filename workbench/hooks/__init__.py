@@ -1,7 +1,7 @@
 """Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
 
 from workbench.hooks.interventions.fresh_caches import WholeCacheWarning, cache_bytes
-from workbench.hooks.interventions.patching import PatchEffect, patch_effects
+from workbench.hooks.interventions.patching import PatchEffect, PatchEffects, patch_effects
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
 from workbench.hooks.recording.cells import CellSum, Sequences
@@ -23,6 +23,7 @@ __all__ = [
     "LinearCall",
     "LinearLayer",
     "PatchEffect",
+    "PatchEffects",
     "PerSequence",
     "Reading",
     "Recording",

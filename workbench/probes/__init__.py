@@ -19,7 +19,7 @@ from workbench.probes.for_one_model import one_model
 # isort: on
 from workbench.probes.known_answers import Probe, corrupted, make_probe, part, split
 from workbench.probes.registry import PROBES, build, probe
-from workbench.probes.token_ids import HasVocabulary, Vocabulary, vocabulary
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, beginning, vocabulary, with_beginning
 
 __all__ = [
     "HasVocabulary",
@@ -27,6 +27,7 @@ __all__ = [
     "Probe",
     "Vocabulary",
     "abfill",
+    "beginning",
     "build",
     "common_words",
     "control",
@@ -57,6 +58,7 @@ __all__ = [
     "token_sequences",
     "variable_tracking",
     "vocabulary",
+    "with_beginning",
     "without_answers",
 ]
 

@@ -21,17 +21,30 @@ from workbench.heads import WorkbenchError
 from workbench.probes.filler_text import read_text
 from workbench.probes.known_answers import Probe, make_probe, octave
 from workbench.probes.registry import probe
-from workbench.probes.token_ids import HasVocabulary, check_sizes, why_no_tokenizer
+from workbench.probes.token_ids import (
+    Beginning,
+    HasVocabulary,
+    Vocabulary,
+    beginning,
+    check_sizes,
+    why_no_tokenizer,
+    with_beginning,
+)
 from workbench.probes.token_inputs import TokensLike, encode, token_batch
 
 
-def text(source: HasVocabulary, content: str, *, name: str = "text") -> Probe:
-    """One sequence: the text as the model's own tokenizer reads it, special tokens as the tokenizer adds them.
+def text(source: HasVocabulary, content: str, *, bos: int | str | None = "auto", name: str = "text") -> Probe:
+    """One sequence: the text as the model's own tokenizer reads it, behind the beginning that all probes have.
+
+    Args:
+        bos: the token it begins with: a token's id, None for none; "auto": as `beginning` says. Other special tokens
+            are put as the tokenizer puts them.
 
     Raises:
         WorkbenchError: if the model has no tokenizer, or the text has fewer than two tokens.
     """
-    ids = _encode(source, content)
+    lead, body = _begun(source if bos == "auto" else with_beginning(source, bos), content)
+    ids = torch.cat([lead, body])
     if len(ids) < 2:
         raise WorkbenchError(f"the text has {len(ids)} tokens; expected at least 2")
     return token_sequences(ids[None], name=name)
@@ -49,7 +62,7 @@ def text_file(
 ) -> Probe:
     """`n_sequences` windows of `length` tokens from a text file, drawn at random without overlap.
 
-    The file is tokenized once; each window starts with the beginning-of-sequence token if the tokenizer adds one.
+    The file is tokenized once; each window starts with the beginning-of-sequence token, if there is one.
 
     Raises:
         WorkbenchError: if the file cannot be read as UTF-8, is too short, the model has no tokenizer, or the length
@@ -168,10 +181,7 @@ def _cut_windows(
     Raises:
         WorkbenchError: as `text_file`.
     """
-    ids = _encode(source, read_text(path)) if path is not None else _documentation(source)
-    lead = _encode(source, "")
-    body = ids[len(lead) :] if len(lead) and torch.equal(ids[: len(lead)], lead) else ids
-    lead = lead if len(body) < len(ids) else lead[:0]
+    lead, body = _begun(source, None if path is None else read_text(path))
     n_body = length - len(lead)
     n_windows = len(body) // max(1, n_body)
     if n_windows < n_sequences:
@@ -186,7 +196,25 @@ def _cut_windows(
     return _Windows(torch.stack([torch.cat([lead, body[s : s + n_body]]) for s in starts]), len(lead), body, starts)
 
 
-def _encode(source: HasVocabulary, content: str) -> Int[Tensor, " t"]:
+def _begun(
+    source: HasVocabulary | Vocabulary, content: str | None
+) -> tuple[Int[Tensor, " n_lead"], Int[Tensor, " n_body"]]:
+    """What stands before a text, Python's documentation without one, and its own tokens.
+
+    A tokenizer that puts special tokens before a text keeps them, as `[CLS]`; where it puts none, the text begins as
+    every probe does.
+    """
+    ids = _documentation(source) if content is None else _encode(source, content)
+    own = _encode(source, "")
+    has_own = bool(len(own)) and torch.equal(ids[: len(own)], own)
+    body = ids[len(own) :] if has_own else ids
+    if has_own and not isinstance(source, Beginning):
+        return own, body
+    bos = beginning(source)
+    return torch.tensor([] if bos is None else [bos], dtype=torch.long), body
+
+
+def _encode(source: HasVocabulary | Vocabulary, content: str) -> Int[Tensor, " t"]:
     tokenizer = getattr(source, "tokenizer", None)  # a Vocabulary has none
     if tokenizer is None:
         raise WorkbenchError(
@@ -202,7 +230,7 @@ _lock = threading.Lock()
 _MOST_WORDS = 1 << 16  # writing a larger tokenizer out takes half as long as the text does
 
 
-def _documentation(source: HasVocabulary) -> Int[Tensor, " t"]:
+def _documentation(source: HasVocabulary | Vocabulary) -> Int[Tensor, " t"]:
     """Python's documentation as the model's tokenizer reads it; nobody may write into it."""
     key = _ways(getattr(source, "tokenizer", None))
     if key is None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from workbench.extensions import Registry
 from workbench.heads import WorkbenchError
 from workbench.probes.known_answers import Probe
-from workbench.probes.token_ids import HasVocabulary, Vocabulary
+from workbench.probes.token_ids import HasVocabulary, Vocabulary, with_beginning
 
 Maker = TypeVar("Maker", bound=Callable[..., Probe])
 
@@ -43,7 +43,8 @@ def probe(name: str) -> Callable[[Maker], Maker]:
 def build(source: HasVocabulary | Vocabulary | int, written: str) -> Probe:
     """Make the probe that `written` names: `repeats`, `needle:length=4096,depth=0+50+100`, `text:path=FILE`.
 
-    Values are numbers, lists of whole numbers joined by `+`, or text. Text in quotes may hold anything else, as in
+    Values are numbers, lists of whole numbers joined by `+`, or text. Every probe takes `bos=`, a token's id or `none`:
+    what its sequences begin with. Text in quotes may hold anything else, as in
     `text:path="a, b.txt"`.
 
     Raises:
@@ -54,6 +55,9 @@ def build(source: HasVocabulary | Vocabulary | int, written: str) -> Probe:
     parameters = signature(maker).parameters
     keywords: dict[str, Any] = {}
     for key, value, is_quoted in _arguments(written, arguments):
+        if key == "bos" and key not in parameters:
+            source = with_beginning(source, _parse_bos(written, value))
+            continue
         if key not in parameters and not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
             raise _unknown(written, key, list(parameters)[1:])
         is_text = is_quoted or (key in parameters and _takes_text(str(parameters[key].annotation)))
@@ -90,6 +94,12 @@ def _arguments(written: str, arguments: str) -> Iterator[tuple[str, str, bool]]:
         else:
             value, _, rest = rest.partition(",")
             yield key.strip(), value.strip(), False
+
+
+def _parse_bos(written: str, value: str) -> int | None:
+    if not value.isdigit() and value != "none":
+        raise WorkbenchError(f"probe {written!r}: bos is {value!r}; expected a token's id, or none")
+    return int(value) if value.isdigit() else None
 
 
 def _required(parameters: Mapping[str, Parameter]) -> list[str]:

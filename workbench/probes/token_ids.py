@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,13 +59,77 @@ class Vocabulary:
     bos: int | None
 
 
+Source: TypeAlias = "HasVocabulary | Vocabulary | int"
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A model whose probes begin with the token `bos`, or with none, whatever its tokenizer says: `with_beginning`."""
+
+    source: HasVocabulary
+    bos: int | None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.source.tokenizer
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.source.config
+
+    @property
+    def no_tokenizer(self) -> str:
+        """Why the model has no tokenizer."""
+        return getattr(self.source, "no_tokenizer", "")
+
+
+def with_beginning(source: Source, bos: int | str | None) -> HasVocabulary | Vocabulary:
+    """The same source of tokens, whose probes begin with another token than by the rule of `beginning`.
+
+    Args:
+        bos: a token's id; None or "none": sequences begin with no such token.
+
+    Raises:
+        WorkbenchError: if it is not an id of the vocabulary.
+    """
+    chosen = None if bos == "none" else bos
+    size = None
+    if not isinstance(source, Vocabulary):
+        size = source if isinstance(source, int) else int(source.config.get_text_config().vocab_size)
+    is_id = isinstance(chosen, int) and not isinstance(chosen, bool) and chosen >= 0 and (size is None or chosen < size)
+    if chosen is not None and not is_id:
+        among = "" if size is None else f" of the vocabulary 0 … {size - 1}"
+        raise WorkbenchError(f"bos is {bos!r}; expected a token's id{among}, or none")
+    token = None if chosen is None else int(chosen)
+    if isinstance(source, Vocabulary | int):
+        return replace(vocabulary(source), bos=token)
+    return Beginning(source, token)
+
+
+def beginning(source: Source) -> int | None:
+    """The token that every probe's sequences begin with; None without one.
+
+    It is the tokenizer's beginning-of-sequence token, else the configuration's if the vocabulary has it, whether the
+    tokenizer puts it before a text by itself or not.
+
+    Warns:
+        UserWarning: once for a model whose configuration and tokenizer name different ones.
+    """
+    if isinstance(source, int):
+        return None
+    if isinstance(source, Vocabulary | Beginning):
+        return source.bos
+    return _beginning(source.config.get_text_config(), source.tokenizer)
+
+
 def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
     """The ordinary tokens of a model, or of a vocabulary given by its size.
 
     Left out are special and added tokens, byte-fallback tokens, and ids that the tokenizer does not know; of a model
     without a tokenizer, its beginning, end and padding tokens. Tokenizers order ids by merge rank, so the first and
-    last hundredth, the most and least frequent tokens, are left out too. A sequence begins with the tokenizer's
-    beginning-of-sequence token or, where it has none, with the configuration's.
+    last hundredth, the most and least frequent tokens, are left out too. `bos` is that of `beginning`.
 
     Warns:
         UserWarning: where configuration and tokenizer name different beginning-of-sequence tokens.
@@ -78,7 +142,7 @@ def vocabulary(source: HasVocabulary | Vocabulary | int) -> Vocabulary:
     if isinstance(source, int):
         return _checked(list(range(source)), None)
     config = source.config.get_text_config()
-    vocab_size, bos = int(config.vocab_size), _beginning(config, source.tokenizer)
+    vocab_size, bos = int(config.vocab_size), beginning(source)
     if source.tokenizer is None:
         special: set[Any] = set()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -228,7 +292,7 @@ def _beginning(config: Any, tokenizer: Any) -> int | None:
         warnings.warn(
             f"bos_token_id of the configuration is {of_config}, {has_none} (vocabulary 0 … {vocab_size - 1}): "
             f"sequences of probes begin with {chosen}",
-            stacklevel=4,
+            stacklevel=5,
         )
     return bos
 

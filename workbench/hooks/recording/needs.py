@@ -100,11 +100,21 @@ class Answers:
     loss_nats: Float[Tensor, " n_rows"]
     is_right: Bool[Tensor, " n_rows"]
 
+    @property
+    def loss(self) -> float:
+        """The mean loss of the answers, in nats; NaN without one."""
+        return float(self.loss_nats.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of answers that are the model's arg-max; NaN without one."""
+        return float(self.is_right.float().mean())
+
     def __repr__(self) -> str:
         if not len(self.at):
             return "Answers(none)"
-        loss, right = float(self.loss_nats.mean()), float(self.is_right.float().mean())
-        return f"Answers({len(self.at)}: {loss:.3f} nats, {right:.3f} right; .at, .loss_nats, .is_right)"
+        totals = f"{self.loss:.3f} nats, {self.accuracy:.3f} right"
+        return f"Answers({len(self.at)}: {totals}; .at, .loss_nats, .is_right, .loss, .accuracy)"
 
 
 @dataclass(frozen=True, slots=True)
