@@ -45,7 +45,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="LENGTHS",
-            help="Judge the plan at these lengths, as 512,1024,2048. Default: three, with a tokenizer.",
+            help="Judge the plan at these lengths, as 512,1024,2048. With a tokenizer: three.",
         ),
     ] = None,
     no_verdict: Annotated[bool, typer.Option("--no-verdict", help="Do not judge the plan at several lengths.")] = False,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from workbench.console import duration
 from workbench.hooks import HookedModel
@@ -242,8 +243,7 @@ def measured(work: PlanWork) -> PlanCost:
 
 def operations(m: HookedModel, length: int) -> float:
     """Multiplications of a token's forward pass in a text of so many tokens, about: weights, and softmax attention."""
-    embedding = m.model.get_input_embeddings()
-    n_embedded = sum(p.numel() for p in embedding.parameters())
+    n_embedded = sum(table.weight.numel() for table in m.model.modules() if isinstance(table, nn.Embedding))
     weights = sum(p.numel() for p in m.model.parameters()) - n_embedded
     seen = {i.index: length if i.window is None else min(length, i.window) for i in m.layers if i.mixer == "softmax"}
     widths = {i.index: i.n_heads * i.d_head for i in m.layers if i.mixer == "softmax"}
