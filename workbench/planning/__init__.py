@@ -12,6 +12,7 @@ from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
+from workbench.store.length_verdict import LengthVerdict
 
 __all__ = [
     "METHODS",
@@ -19,6 +20,7 @@ __all__ = [
     "CompleteEvaluation",
     "Evaluation",
     "Game",
+    "LengthVerdict",
     "LinearFit",
     "PlanCost",
     "Ranking",
