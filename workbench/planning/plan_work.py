@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from workbench.console import duration
 from workbench.hooks import HookedModel
@@ -24,9 +25,11 @@ from workbench.planning.linear_fit import LinearFit
 from workbench.planning.model_passes import BACKWARD
 from workbench.planning.rankings.registry import METHODS, passes_of
 from workbench.planning.rankings.window_gates import AdaptiveNodes, gate_pass, integrated
+from workbench.planning.verdict_over_length import VerdictWork
 from workbench.store.conversions import Conversions
 from workbench.store.plan_file import Budget, Unit
 
+VERDICT = "verdict"
 # A random baseline is the mean over this many random orders.
 RANDOM_ORDERS = 5
 # A pass that is shorter than this is measured twice, since the first one also sets things up.
@@ -79,7 +82,11 @@ class PlanCost:
 
 @dataclass(frozen=True, slots=True)
 class PlanWork:
-    """A plan's settings and its games: the ranking's probe and the held-out probes, on one model."""
+    """A plan's settings and its games: the ranking's probe and the held-out probes, on one model.
+
+    `verdict`: the questions by length that the plan is judged on in the end; a sentence on why there are none, or None
+    where it is not judged.
+    """
 
     m: HookedModel
     window: int
@@ -92,6 +99,7 @@ class PlanWork:
     baselines: tuple[str, ...]
     game: Game
     held_out: tuple[Game, ...]
+    verdict: VerdictWork | str | None
     choices: Choices = ("window",)
 
     def towards(self, conversions: Conversions) -> PlanWork:
@@ -133,6 +141,9 @@ class PlanWork:
         parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, kept)]
         for baseline in self.baselines:
             parts += self._baseline_costs(baseline, kept)
+        if isinstance(self.verdict, VerdictWork):
+            is_left = VERDICT not in self.game.pieces
+            parts.append(PieceCost(VERDICT, is_left * self.verdict.n_passes, 0, is_left * self.verdict.n_tokens))
         return PlanCost(tuple(parts), self.game.pieces.n_kept)
 
     def settings(self) -> dict[str, Any]:
@@ -152,6 +163,7 @@ class PlanWork:
             "objective": evaluation.objective,
             "context": evaluation.context,
             "seed": evaluation.seed,
+            "verdict": self.verdict.digest if isinstance(self.verdict, VerdictWork) else self.verdict,
             "choices": named(self.choices),
         }
 
@@ -218,11 +230,25 @@ def measured(work: PlanWork) -> PlanCost:
         both_s = _seconds(lambda: gate_pass(work.game, batch, 0.5)) / n_tokens
 
     def timed(part: PieceCost) -> PieceCost:
+        if part.name == VERDICT and isinstance(work.verdict, VerdictWork):
+            by_length = work.verdict.tokens_by_length().items()
+            longer = [n * operations(work.m, length) / operations(work.m, batch.n_tokens) for length, n in by_length]
+            seconds = forward_s * sum(longer) if part.tokens else 0.0
+            return replace(part, seconds=seconds)
         alone = part.tokens if not part.backwards else 0
         seconds = alone * forward_s + (part.tokens - alone) * both_s / (1 + BACKWARD)
-        return PieceCost(part.name, part.forwards, part.backwards, part.tokens, seconds if part.tokens else 0.0)
+        return replace(part, seconds=seconds if part.tokens else 0.0)
 
     return PlanCost(tuple(timed(part) for part in cost.parts), cost.n_kept)
+
+
+def operations(m: HookedModel, length: int) -> float:
+    """Multiplications of a token's forward pass in a text of so many tokens, about: weights, and softmax attention."""
+    n_embedded = sum(table.weight.numel() for table in m.model.modules() if isinstance(table, nn.Embedding))
+    weights = sum(p.numel() for p in m.model.parameters()) - n_embedded
+    seen = {i.index: length if i.window is None else min(length, i.window) for i in m.layers if i.mixer == "softmax"}
+    widths = {i.index: i.n_heads * i.d_head for i in m.layers if i.mixer == "softmax"}
+    return weights + sum(2 * widths[index] * seen[index] / 2 for index in seen)
 
 
 def model_digest(m: HookedModel) -> str:

@@ -297,7 +297,8 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
         if sink:
             keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
         visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
-        block_call = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys])
+        # The mask holds what the positions say of documents, and they are not of these rows alone.
+        block_call = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys], positions=None)
         blocks.append(block_call.output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
