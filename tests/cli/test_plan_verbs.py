@@ -8,6 +8,7 @@ import pytest
 
 from tests.families import tiny
 from workbench import Plan, open_model
+from workbench.cli import plan_verbs
 from workbench.cli.main import main
 
 QUICK = ["--window", "6", "--method", "far_mass", "--probe", "copy_needle:distance=20,length=36,n_sequences=3"]
@@ -83,6 +84,29 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(model, run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_choices_are_in_the_table_and_in_json(model, run, tmp_path, capsys):
+    both = ["--choices", "window,linear", "--tolerance", 1, "--effort", "quick", "--baseline", "random"]
+    code, out, err = run(model, *QUICK, *HELD_OUT, *both, "--json", "--out", tmp_path / "p.json")
+    assert code == 0, err
+    document, saved = json.loads(out), Plan.load(tmp_path / "p.json")
+    assert set(document["linear"]) == {str(head) for head in saved.linear}
+    assert sorted(document["keep"] + document["windowed"] + list(document["linear"])) == [
+        "L0KV0",
+        "L0KV1",
+        "L1KV0",
+        "L1KV1",
+    ]
+    assert {costs["head"] for costs in document["costs"]} == {"L0KV0", "L0KV1", "L1KV0", "L1KV1"}
+    assert document["remarks"] == list(saved.remarks)
+    assert {"window_completeness_error", "linear_lost_nats"} <= set(document["evidence"])
+    plan_verbs._print_plan(saved, as_json=False)
+    table = capsys.readouterr()
+    assert "window_nats" in table.out
+    assert "linear_flags" in table.out
+    for remark in saved.remarks:
+        assert remark.split(":")[0] in table.err
+
+
 def test_layers_and_other_budgets(model, run):
     code, out, _ = run(model, *QUICK, *HELD_OUT, "--layerwise", "--keep", 0.5, "--json")
     kept = json.loads(out)["keep"]
@@ -114,6 +138,12 @@ def test_layers_and_other_budgets(model, run):
         (["MODEL", *QUICK, *HELD_OUT, "--kv-bytes", "1"], "hold no plan"),
         (["MODEL", *QUICK, *HELD_OUT, "--keep", "0.5", "--kv-bytes", "9"], "several budgets"),
         (["MODEL", *QUICK, *HELD_OUT, "--method", "luck"], "unknown method 'luck'"),
+        (["MODEL", *QUICK, *HELD_OUT, "--choices", "linear"], "choices are ('linear',); expected ('window',) or"),
+        (["MODEL", *QUICK, *HELD_OUT, "--choices", "window,sparse"], "choices are ('window', 'sparse'); expected"),
+        (
+            ["MODEL", *QUICK, *HELD_OUT, "--choices", "window,linear", "--duo", "heads.tsv"],
+            "knows no linear attention; leave it out",
+        ),
         (["MODEL", *QUICK, *HELD_OUT, "--baseline", "luck"], "unknown method 'luck'"),
         (["MODEL", *QUICK, *HELD_OUT, "--effort", "fast"], "effort is 'fast'; expected one of 'quick'"),
         (["MODEL", *QUICK, "--held-out", "nothing"], "unknown probe 'nothing'"),

@@ -85,6 +85,28 @@ def test_baselines_cost_what_was_said_at_most(m, counted):
 
 
 @pytest.mark.usefixtures("unmeasured")
+def test_a_choice_of_conversions_costs_no_more_than_was_said_and_goes_on_where_it_stopped(m, counted, tmp_path):
+    settings = dict(evaluation=TASKS, effort="quick", baselines=(), choices=("window", "linear"))
+    cost = plan_cost(m, WINDOW, 1, **settings)
+    assert [part.name for part in cost.parts] == ["choices", "ranking", "curve"]
+    whole = plan(m, WINDOW, 1, progress=False, out=tmp_path / "whole.json", **settings)
+    assert counted["tokens"] <= cost.tokens
+    first = counted["tokens"]
+
+    def interrupt(line):
+        if line.startswith("what window_gates keeps"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(m, WINDOW, 1, progress=interrupt, out=tmp_path / "again.json", **settings)
+    before = counted["tokens"]
+    again = plan(m, WINDOW, 1, progress=False, out=tmp_path / "again.json", **settings)
+    assert counted["tokens"] - before < 0.5 * first
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert repr(again) == repr(whole)
+
+
+@pytest.mark.usefixtures("unmeasured")
 def test_a_path_that_needs_fewer_nodes_costs_less_than_was_said(m, counted, monkeypatch):
     monkeypatch.setitem(EXTENTS, "quick", replace(EXTENTS["quick"], completeness=1e6))
     cost = plan_cost(m, WINDOW, 1, evaluation=TASKS, effort="quick")

@@ -12,6 +12,7 @@ from workbench.planning.rankings.registry import METHODS, Ranking, rank, ranking
 from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
+from workbench.store.conversions import Window
 from workbench.store.length_verdict import LengthVerdict
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LinearFit",
     "PlanCost",
     "Ranking",
+    "Window",
     "WindowGates",
     "WindowLadder",
     "area_under",

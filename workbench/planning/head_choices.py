@@ -15,9 +15,9 @@ Which heads stay full is then chosen by the ranking of the plan, towards each he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import ceil, log2, nan
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -232,15 +232,27 @@ def _lowered(
 
 
 def _fit(game: Game, choices: Choices) -> LinearFit:
+    """The user's own fit, or one to the probe, which is a finished piece once it is there."""
     own = next((choice for choice in choices if isinstance(choice, LinearFit)), None)
-    fit = own or fit_linear_attention(game.m, fitted_part(game.probe), progress=False)
-    forms = {head: form for head, form in fit.forms.items() if head in game.heads}
+    if own is None:
+
+        def rows() -> list[list[Any]]:
+            fit = fit_linear_attention(game.m, fitted_part(game.probe), progress=False)
+            return [[*h, *astuple(form), fit.error[h], fit.flags[h]] for h, form in fit.forms.items()]
+
+        by_head = {KVHead(*row[:2]): row[2:] for row in game.pieces.get("linear fit", rows)}
+        own = LinearFit(
+            {head: LinearAttention(*row[:3]) for head, row in by_head.items()},
+            {head: row[3] for head, row in by_head.items()},
+            {head: row[4] for head, row in by_head.items()},
+        )
+    forms = {head: form for head, form in own.forms.items() if head in game.heads}
     if not forms:
         raise WorkbenchError(
             "no layer of the model sees its whole past, so that no head can have linear attention; pass "
             "choices=('window',)"
         )
-    return LinearFit(forms, {h: fit.error[h] for h in forms}, {h: fit.flags[h] for h in forms})
+    return LinearFit(forms, {h: own.error[h] for h in forms}, {h: own.flags[h] for h in forms})
 
 
 def _with_margin(gates: WindowGates) -> np.ndarray:

@@ -172,7 +172,8 @@ class PlanWork:
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
         kept = self.game.pieces.count("gates at ", self.game.label)
         n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - kept), most_measured(len(self.game.heads))
-        n_fitted = 0 if any(isinstance(c, LinearFit) for c in self.choices) else fitted_tokens(self.game.probe)
+        is_fitted = "linear fit" in self.game.pieces or any(isinstance(c, LinearFit) for c in self.choices)
+        n_fitted = 0 if is_fitted else fitted_tokens(self.game.probe)
         forwards = (n_nodes + n_measured) * n_batches + bool(n_fitted)
         tokens = n_tokens * (n_nodes * (1 + BACKWARD) + n_measured) + n_fitted
         return PieceCost("choices", forwards, n_nodes * n_batches, tokens)
