@@ -99,7 +99,7 @@ _CASES = {
     ),
     "docs/planning.md": Case(
         {"window=1024": "window=8", "window=256": "window=8", "keep=0.25, unit": "keep=0.5, unit"},
-        before=_MODEL + "probe = wb.probes.copy_needle(m, [16], length=48)",
+        before=_MODEL + "probe = wb.probes.copy_needle(m, [16], length=48)\nprompt = probe.tokens[:1]",
     ),
     "docs/pretraining.md": Case(
         {
