@@ -8,6 +8,8 @@ import typer
 
 from workbench.cli import (
     app_verbs,
+    evaluate_verbs,
+    export_verbs,
     get_verbs,
     machine_verbs,
     plan_verbs,
@@ -32,6 +34,7 @@ app.add_typer(experiment, name="experiment")
 for verb in (
     *(get_verbs.get, scan_verbs.series, scan_verbs.scan, scan_verbs.status, score_verbs.score),
     *(run_verbs.top, run_verbs.emergence, run_verbs.report, run_verbs.check),
+    *(export_verbs.export_plan, evaluate_verbs.evaluate),
     *(machine_verbs.detectors, machine_verbs.doctor, plan_verbs.plan, verdict_verbs.verdict, app_verbs.demo, pretrain),
 ):
     app.command()(verb)

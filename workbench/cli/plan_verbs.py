@@ -66,6 +66,7 @@ def plan(
     from workbench.planning import evaluation_on, plan_cost
     from workbench.planning.efforts import extent
     from workbench.planning.planner import plan as make_plan
+    from workbench.store.plan_exports import check_duo
     from workbench.store.plan_file import KVBytes, LossTolerance
 
     budgets = [x for x in (keep, kv_bytes, tolerance) if x is not None]
@@ -79,6 +80,8 @@ def plan(
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
+    if duo is not None:
+        check_duo(duo)
     conversions = tuple(name.strip() for name in choices.split(","))
     if duo is not None and "linear" in conversions:
         raise WorkbenchError(

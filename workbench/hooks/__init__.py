@@ -1,5 +1,6 @@
 """Models whose attention can be recorded: open one, see its layers, record a pass, look at a crop of a pattern."""
 
+from workbench.hooks.interventions.fresh_caches import WholeCacheWarning, cache_bytes
 from workbench.hooks.interventions.patching import PatchEffect, patch_effects
 from workbench.hooks.model import DEFAULT_FAR, HookedModel
 from workbench.hooks.opening import open_model
@@ -27,6 +28,8 @@ __all__ = [
     "Recording",
     "RowReading",
     "Sequences",
+    "WholeCacheWarning",
+    "cache_bytes",
     "mixer",
     "open_model",
     "patch_effects",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -51,6 +53,7 @@ from workbench.hooks.recording.reduction import Reduction, RowRequest
 from workbench.hooks.recording.row_readings import Readings, read_writing
 from workbench.hooks.recording.seen_cells import all_seen, sees_of
 from workbench.hooks.recording.whole_patterns import MOST_BYTES, check_memory, chosen_layers, read_patterns
+from workbench.hooks.saved.planned_folders import save_planned
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, Reach, decay_reach, linear_layers, measured_reach, reading_linear
@@ -402,6 +405,22 @@ class HookedModel:
         plan.check(self._layers)
         with self.restrict(plan.windowed, plan.window, plan.sink), self.linearize(plan.linear):
             yield self
+
+    def save_planned(self, plan: Plan, folder: str | os.PathLike[str]) -> Path:
+        """Write the model under a plan to a new folder that transformers loads without the workbench.
+
+        A plan of whole layers, without sinks, goes into `layer_types` where the model's family reads them, and a Llama
+        becomes a `ministral`, whose forward pass is the same with windows: `AutoModelForCausalLM.from_pretrained` loads
+        it as it is. Every other plan goes with a file of code, and the folder is loaded with `trust_remote_code=True`;
+        it needs torch and transformers alone, computes the plan's attention with masks of tokens × tokens, and keeps a
+        whole cache. The folder has the plan, the tokenizer and the licence files of the model's own folder. Before it
+        is put in place it is loaded once, and its logits are compared with those of `apply` on a short text.
+
+        Raises:
+            WorkbenchError: if the folder exists, the plan is for another model, or the logits differ; nothing is left
+                then.
+        """
+        return save_planned(self, plan, Path(folder))
 
     @contextmanager
     def ablate(

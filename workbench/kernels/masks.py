@@ -87,6 +87,14 @@ def visible_tile(mask: TileMask, batch: slice, rows: Int[Tensor, " q"], n_keys: 
     return visible
 
 
+def visible_run(mask: TileMask, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> Bool[Tensor, "b q k"]:
+    """The mask of some rows on a run of keys as one dense tile."""
+    visible = torch.ones(batch.stop - batch.start, len(rows), keys[1] - keys[0], dtype=torch.bool, device=rows.device)
+    for first, cells in mask.hidden(batch, rows, keys) if keys[1] > keys[0] else ():
+        visible[..., first - keys[0] : first - keys[0] + cells.shape[-1]] &= ~cells
+    return visible
+
+
 def per_head(cells: Bool[Tensor, "#b q k"]) -> Bool[Tensor, "#b 1 1 q k"]:
     """Add the axes of key/value head and group, for masking a tile of scores."""
     return rearrange(cells, "b q k -> b 1 1 q k")

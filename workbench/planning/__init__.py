@@ -3,6 +3,7 @@
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
 from workbench.planning.evaluation_tasks import CompleteEvaluation, Evaluation, default_evaluation, evaluation_on
+from workbench.planning.harness_tasks import HarnessSettings, TaskScore, evaluate_tasks, table_of_tasks
 from workbench.planning.keep_curves import area_under, first_at
 from workbench.planning.linear_fit import LinearFit, fit_linear_attention
 from workbench.planning.plan_work import PlanCost
@@ -21,15 +22,18 @@ __all__ = [
     "CompleteEvaluation",
     "Evaluation",
     "Game",
+    "HarnessSettings",
     "LengthVerdict",
     "LinearFit",
     "PlanCost",
     "Ranking",
+    "TaskScore",
     "Window",
     "WindowGates",
     "WindowLadder",
     "area_under",
     "default_evaluation",
+    "evaluate_tasks",
     "evaluation_on",
     "first_at",
     "fit_linear_attention",
@@ -38,6 +42,7 @@ __all__ = [
     "plan_cost",
     "rank",
     "ranking",
+    "table_of_tasks",
     "verdict",
     "window_gates",
     "window_ladder",

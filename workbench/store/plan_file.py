@@ -12,13 +12,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_type_hints, runtime_checkable
 
 import pandas as pd
 
-from workbench.files.atomic import replace_file
 from workbench.files.plain_json import json_text
-from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError, some_of
+from workbench.heads import KVHead, LayerInfo, WorkbenchError, some_of
 from workbench.store.cache_sizes import bytes_held, bytes_under, saved_under, seen_tokens
 from workbench.store.conversions import (
     MOST_TOKENS,
@@ -30,9 +29,20 @@ from workbench.store.conversions import (
     name_of,
     softmax_heads,
 )
+from workbench.store.layer_type_families import why_ignored
 from workbench.store.length_verdict import LengthVerdict
+from workbench.store.plan_exports import SPEC_VERSION, fingerprint, spec_of_layers, write_duo, write_text
 
 VERSION = 2
+
+
+@runtime_checkable
+class SavesPlanned(Protocol):
+    """A model that writes itself under a plan: a `HookedModel`."""
+
+    def save_planned(self, plan: Any, folder: str | Path) -> Path: ...
+
+
 # Fields that files of version 1 do not have.
 _SINCE_2 = ("conversions", "costs", "remarks", "verdict")
 Unit = Literal["head", "layer"]
@@ -241,7 +251,7 @@ class Plan:
         document = {"version": VERSION, **asdict(self), "conversions": conversions}
         if self.verdict is None:
             del document["verdict"]
-        _write(path, json_text(document, indent=1) + "\n")
+        write_text(path, json_text(document, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -305,11 +315,13 @@ class Plan:
     def to_duo_attention(self, path: str | Path) -> None:
         """Write DuoAttention's head file: a row per layer of 1 for a kept and 0 for a windowed head, tab-separated.
 
-        Layers without softmax heads have a row of zeros, so that rows are layers. DuoAttention reads window and sink
-        from a file beside it, config.json, as recent_size and sink_size.
+        Layers without softmax heads have a row of zeros, so that rows are layers. Beside it the `config.json` is
+        written from which DuoAttention reads window and sink, as `recent_size` and `sink_size`; what else one of
+        DuoAttention's says stays.
 
         Raises:
-            WorkbenchError: if heads have linear attention, or the file cannot be written.
+            WorkbenchError: if heads have linear attention, a file cannot be written, or a `config.json` of something
+                else, such as a model's, is there.
         """
         self._refuse_linear("DuoAttention's file knows full heads and windows alone")
         n_columns = max(info.n_kv_heads for info in self.layers if info.mixer == "softmax")
@@ -317,17 +329,53 @@ class Plan:
         rows = [["0.0"] * n_columns for _ in range(n_rows)]
         for layer, kv_head in self.keep:
             rows[layer][kv_head] = "1.0"
-        _write(path, "".join("\t".join(row) + "\n" for row in rows))
+        write_duo(path, rows, Window(self.window, self.sink))
 
-    def to_layer_types(self) -> dict[str, Any]:
-        """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
+    def to_json_spec(self, path: str | Path) -> None:
+        """Write the plan as a JSON for engines that serve models: what each key/value head of each layer sees.
 
-        A kept sliding layer does not change, and a windowed one keeps its own window where that is narrower.
+        `schema`: "attention-plan". `schema_version`: raised when a field changes its meaning. `model`: `name`, and
+        `fingerprint`, the sha256 of `layers` without `kv_heads`, as JSON with sorted keys and without spaces.
+        `context`, `kv_bytes`: tokens, and what the plan holds of them. `layers`: one object per token mixer, in order:
+        `index, kind, mixer, window, has_sinks, n_heads, n_kv_heads, d_head` as the model has them, and `kv_heads`, one
+        object per key/value head of softmax attention. Its `kind` is `full`, as the layer itself; `window`, with
+        `window` and `sink`: the first `sink` keys and the last `window`, the query's own included; or `linear`, with
+        `features`, `sharpness` and `decay` as of `LinearAttention`.
 
         Raises:
-            WorkbenchError: if the plan keeps some heads of a layer and not others, or sinks, or needs two windows, or
-                heads have linear attention.
+            WorkbenchError: if the file cannot be written.
         """
+        spec = {
+            "schema": "attention-plan",
+            "schema_version": SPEC_VERSION,
+            "model": {"name": self.model, "fingerprint": fingerprint(self.layers)},
+            "context": self.context,
+            "kv_bytes": self.kv_bytes,
+            "layers": spec_of_layers(self.layers, self.choices),
+        }
+        write_text(path, json_text(spec, indent=1) + "\n")
+
+    def save_model(self, m: SavesPlanned, folder: str | Path) -> Path:
+        """Write a model under the plan as a folder that transformers loads; see `HookedModel.save_planned`.
+
+        Raises:
+            WorkbenchError: as there.
+        """
+        return m.save_planned(self, folder)
+
+    def to_layer_types(self, model_type: str | None = None) -> dict[str, Any]:
+        """A layer-wise plan as the settings of a Hugging Face config: `layer_types`, `sliding_window` if any slides.
+
+        A kept sliding layer does not change, and a windowed one keeps its own window where that is narrower. Not every
+        family reads these settings: with the `model_type` of a config, one that would ignore them is refused.
+
+        Raises:
+            WorkbenchError: if the family ignores them, or the plan keeps some heads of a layer and not others, or
+                sinks, or needs two windows, or gives heads linear attention.
+        """
+        ignored = None if model_type is None else why_ignored(model_type)
+        if ignored is not None:
+            raise WorkbenchError(ignored)
         self._refuse_linear("the linear_attention of layer_types is a mixer with weights of its own")
         mixed = [i for i, is_kept in self._kept_by_layer().items() if len(is_kept) > 1]
         if mixed:
@@ -369,20 +417,6 @@ class Plan:
         if info.index not in {r.layer for r in self.ranking} or KVHead(info.index, 0) in self.keep:
             return f"{info.kind}_attention", info.window if info.kind == "sliding" else None
         return "sliding_attention", self.window if info.window is None else min(info.window, self.window)
-
-
-def _write(path: str | Path, text: str) -> None:
-    path = Path(path)
-    try:
-        if path.is_file() or (path.parent.is_dir() and not path.exists()):
-            replace_file(path, text.encode())
-        else:
-            # Pipes and devices are written directly. The system refuses a folder, and a path in a missing folder.
-            path.write_text(text)
-    except StoreNotWritable as error:
-        raise WorkbenchError(f"the plan cannot be written: {error}") from error
-    except OSError as error:
-        raise WorkbenchError(f"{path}: the plan cannot be written: {error.strerror}") from error
 
 
 def _inconsistency(plan: Plan) -> str | None:

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workbench.hooks.interventions.cut_cache import CutLayer
+from workbench.hooks.interventions.fresh_caches import cutting_fresh_caches
 from workbench.hooks.interventions.user_passes import refusing_passes
 from workbench.hooks.interventions.windows import Interventions, intervened_output
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
@@ -54,6 +56,7 @@ class InForce:
         with ExitStack() as stack:
             if not self._changes:
                 stack.enter_context(refusing_passes(model, has_linear=lambda: bool(self.interventions.linear)))
+                stack.enter_context(cutting_fresh_caches(model, self._current))
             new = {head.layer for head in interventions.linear} - self._hooked
             stack.enter_context(changing_linear(model, new, self._in_linear))
             self._hooks.enter_context(stack.pop_all())
@@ -75,6 +78,13 @@ class InForce:
         self.interventions = interventions
         stand(model, _attending(interventions) if self._changes else None)
 
+    def _current(self) -> Interventions:
+        return self.interventions
+
+    def __deepcopy__(self, _: dict[int, object]) -> InForce:
+        """The same object: caches that are copied stay under the interventions of their model."""
+        return self
+
     def _in_linear(
         self, layer: int, out: Float[Tensor, "b t n_heads d_v"], valid: Tensor | None, start: int
     ) -> Float[Tensor, "b t n_heads d_v"]:
@@ -91,6 +101,8 @@ def in_force_on(model: PreTrainedModel) -> InForce:
 
 def _attending(interventions: Interventions) -> Handler:
     def attend(call: AttentionCall) -> Tensor:
+        if isinstance(call.held, CutLayer):
+            return call.held.output(call, interventions)
         return intervened_output(call, interventions)
 
     return attend

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import elu, pad
 
@@ -78,14 +78,11 @@ class LinearisedCall(AttentionCall):
 
     def _mixed(self, v: Float[Tensor, "b n_heads k d_v"], mask: CausalMask) -> Float[Tensor, "b q n_heads d_v"]:
         """Σ_j w_ij v_j / Σ_j w_ij; the denominator is the sum over one more column of values, of ones."""
-        k = self.k if mask.valid is None else self.k * rearrange(mask.valid.to(self.k), "b k -> b 1 k 1")
-        ones = v.new_ones(1).expand(*v.shape[:-1], 1)
+        k = _without_padding(self.k, mask.valid)
         ahead = self.k.shape[2] - self.q.shape[2]  # keys in the cache come before these queries
         q = pad(self.q, (0, 0, ahead, 0))
-        summed = linear_attention(q, k, _wide(torch.cat([v, ones], -1)), log_decay=self.log_decay).out[:, :, ahead:]
-        weight = summed[..., -1:]
-        out = summed[..., :-1] / torch.where(weight > 0, weight, 1)
-        return rearrange(out, "b h q d -> b q h d").to(v.dtype)
+        summed = linear_attention(q, k, _with_ones(v), log_decay=self.log_decay).out[:, :, ahead:]
+        return _normalised(summed).to(v.dtype)
 
     def _rows(self, mask: CausalMask) -> DecayRows:
         if self.q.shape[2] != self.k.shape[2]:
@@ -114,11 +111,56 @@ def linearised(call: AttentionCall, forms: Sequence[LinearAttention]) -> Lineari
     n_heads = call.q.shape[1]
     k, v = (x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], 1) for x in (call.k, call.v))
     factor = rearrange(call.q.new_tensor([f.sharpness * call.scale**0.5 for f in forms]), "h -> h 1 1")
-    feature_map = {"elu": _elu, "taylor": _taylor}[forms[0].features]
+    feature_map = _FEATURE_MAPS[forms[0].features]
     unchanged: dict[str, Any] = {f.name: getattr(call, f.name) for f in fields(AttentionCall)}
     changed: dict[str, Any] = {"q": feature_map(call.q * factor), "k": feature_map(k * factor), "v": v, "sinks": None}
     log_decay = torch.tensor([f.decay for f in forms], device=call.q.device, dtype=torch.float64).log().float()
     return LinearisedCall(**{**unchanged, **changed}, log_decay=log_decay)
+
+
+def continued(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h t d"],
+    v: Float[Tensor, "b h t d_v"],
+    to: LinearAttention,
+    before: StateBefore,
+) -> tuple[Float[Tensor, "b t h d_v"], Float[Tensor, "b h features d_v1"]]:
+    """Outputs of one form's heads on tokens that go on from a state, and the state after them.
+
+    `q` and `k` are rotated and not scaled; a state is Σ λ^(i−j) φ(k_j) [v_j, 1], in float32.
+    """
+    factor, feature_map = to.sharpness * before.scale**0.5, _FEATURE_MAPS[to.features]
+    keys = _without_padding(feature_map(k * factor), before.valid)
+    log_decay = torch.full(q.shape[1:2], to.decay, device=q.device, dtype=torch.float64).log().float()
+    outputs = linear_attention(
+        feature_map(q * factor), keys, _with_ones(v), log_decay=log_decay, initial_state=before.state
+    )
+    return _normalised(outputs.out).to(v.dtype), outputs.state
+
+
+@dataclass(frozen=True, slots=True)
+class StateBefore:
+    """What tokens go on from: a state, None for none; `valid`: those of the tokens themselves that are no padding.
+
+    `scale`: the model's own factor of q · k.
+    """
+
+    scale: float
+    state: Float[Tensor, "b h features d_v1"] | None
+    valid: Bool[Tensor, "b t"] | None
+
+
+def _without_padding(k: Float[Tensor, "b h t features"], valid: Bool[Tensor, "b t"] | None) -> Tensor:
+    return k if valid is None else k * rearrange(valid.to(k), "b k -> b 1 k 1")
+
+
+def _with_ones(v: Float[Tensor, "b h t d_v"]) -> Float[Tensor, "b h t d_v1"]:
+    return _wide(torch.cat([v, v.new_ones(1).expand(*v.shape[:-1], 1)], -1))
+
+
+def _normalised(summed: Float[Tensor, "b h t d_v1"]) -> Float[Tensor, "b t h d_v"]:
+    weight = summed[..., -1:]
+    return rearrange(summed[..., :-1] / torch.where(weight > 0, weight, 1), "b h q d -> b q h d")
 
 
 def _elu(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
@@ -134,3 +176,6 @@ def _taylor(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t features"]:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+_FEATURE_MAPS = {"elu": _elu, "taylor": _taylor}

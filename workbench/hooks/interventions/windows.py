@@ -20,9 +20,10 @@ from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.interventions.ablation import Ablation, Replacement, replaced
 from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.taps.attention_call import AttentionCall
+from workbench.hooks.taps.explicit_masks import Scores, rows_output
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
-from workbench.kernels.masks import visible_tile
+from workbench.kernels.masks import visible_run
 from workbench.store.conversions import Conversions, Features, Forms, LinearAttention, Window
 
 
@@ -134,6 +135,18 @@ def intervened_statistics(
     out, statistics = _attend(call, interventions, request)
     assert statistics is not None
     return out, statistics
+
+
+def has_uniform_heads(call: AttentionCall, interventions: Interventions) -> bool:
+    """Whether a head of this layer has equal weight on all keys that it may see."""
+    return bool(_uniform(call, interventions))
+
+
+def with_replacements(
+    call: AttentionCall, interventions: Interventions, out: Float[Tensor, "b q n_heads d_v"]
+) -> Float[Tensor, "b q n_heads d_v"]:
+    """A layer's output with the heads replaced that interventions replace."""
+    return _replaced(call, interventions, out)
 
 
 def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
@@ -287,19 +300,22 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
     start = int(mask.first.max()) if isinstance(mask, RestrictedMask) else 0  # padded sequences start later
     sinks_end = max(0, start + sink)
     offset = call.mask.query_offset - call.mask.key_offset
-    n_rows = max(128, band)
+    is_plain = type(call) is AttentionCall and call.softcap is None and call.sinks is None
+    n_rows = min(max(64, band), 256) if is_plain else max(128, band)
     blocks = []
     for r in range(0, n_q, n_rows):
         rows = torch.arange(r, min(n_q, r + n_rows), device=call.q.device)
         hi = min(n_k, int(rows[-1]) + offset + 1)
         lo = min(hi, max(sinks_end if sink else 0, r + offset - band + 1))
-        keys = torch.arange(lo, hi, device=call.q.device)
-        if sink:
-            keys = torch.cat([torch.arange(min(sinks_end, hi), device=call.q.device), keys])
-        visible = visible_tile(mask, slice(0, len(call.q)), rows, n_k)[..., keys]
-        # The mask holds what the positions say of documents, and they are not of these rows alone.
-        block_call = replace(call, q=call.q[:, :, rows], k=call.k[:, :, keys], v=call.v[:, :, keys], positions=None)
-        blocks.append(block_call.output(_GatheredMask(visible)))
+        runs = [(0, min(sinks_end, hi)), (lo, hi)] if sink else [(lo, hi)]
+        keys = torch.cat([torch.arange(*run, device=call.q.device) for run in runs])
+        visible = torch.cat([visible_run(mask, slice(0, len(call.q)), rows, run) for run in runs], -1)
+        q, k, v = call.q[:, :, rows], call.k[:, :, keys], call.v[:, :, keys]
+        if is_plain:
+            blocks.append(rows_output(q, k, v, visible, Scores(call.scale)))
+        else:
+            # The mask holds what the positions say of documents, and they are not of these rows alone.
+            blocks.append(replace(call, q=q, k=k, v=v, positions=None).output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function
 
 from workbench.heads import WorkbenchError
+from workbench.hooks.taps.explicit_masks import FEW_ROWS, Scores, rows_output
 from workbench.hooks.taps.standard_masks import sliding_window_of
 from workbench.kernels import (
     CausalMask,
@@ -30,6 +31,7 @@ from workbench.kernels import (
     attention_statistics,
     hidden_runs,
 )
+from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.differentiable_attention import differentiable_attention
 
 
@@ -148,6 +150,7 @@ class AttentionCall:
     """One softmax layer during its attention.
 
     `layer`: the model's own layer number. `positions`: of the tokens in their documents, where the model passes them.
+    `held`: the cache layer that handed out the keys, if it wants to be known; see `cached_keys`.
     """
 
     layer: int
@@ -159,6 +162,7 @@ class AttentionCall:
     softcap: float | None
     sinks: Float[Tensor, " n_heads"] | None
     positions: Int[Tensor, "#b q"] | None = None
+    held: Any = None
 
     def of_documents(self, documents: Int[Tensor, "b k"], positions: Int[Tensor, "b k"]) -> AttentionCall:
         """The call of packed documents that do not see each other; some families ignore positions."""
@@ -202,7 +206,18 @@ class AttentionCall:
         tensors = (self.q, self.k, self.v, self.sinks)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
             return differentiable_attention(self.softmax_layer(mask), self.v)
+        n_rows, n_keys = self.q.shape[2], self.k.shape[2]
+        if mask is None and n_rows < n_keys and n_rows <= FEW_ROWS:  # the newest tokens, behind a cache
+            return self._few_rows()
         return self.statistics(Request(), mask)[0]
+
+    def _few_rows(self) -> Float[Tensor, "b q n_heads d_v"]:
+        n_rows, n_keys = self.q.shape[2], self.k.shape[2]
+        visible = None
+        if n_rows > 1 or not self.mask.is_plain_causal:
+            rows = torch.arange(n_rows, device=self.q.device)
+            visible = visible_tile(self.mask.simplest(), slice(0, len(self.q)), rows, n_keys)
+        return rows_output(self.q, self.k, self.v, visible, Scores(self.scale, self.softcap, self.sinks))
 
     def softmax_layer(self, mask: TileMask | None = None) -> SoftmaxLayer:
         """The layer as the kernels take it, under its own mask or another."""

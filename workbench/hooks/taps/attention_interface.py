@@ -23,6 +23,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
+from workbench.hooks.taps.cached_keys import layer_of_keys
 from workbench.hooks.taps.evaluation_mode import warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.scored_call import biased_call
@@ -127,7 +128,8 @@ def _attend(
         if softcap is not None or s_aux is not None:
             raise WorkbenchError(f"{name} has a bias or a sink for each row beside a softcap or a fixed sink")
         call = biased_call(call, bias=position_bias, sinks=sinks, name=name)
-    call = replace(call, positions=_token_positions(others.get("position_ids")))
+    held = layer_of_keys(key, value, call.layer)
+    call = replace(call, positions=_token_positions(others.get("position_ids")), held=held)
     note_attention(call.layer, (query, key, value), None, attention_mask.valid)
     if dropout > 0:
         warn_of_dropout(name, dropout)
