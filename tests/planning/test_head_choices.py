@@ -107,7 +107,14 @@ def made(trained):
     held_out = replace(probes.part(probe, 0, 12), name="held_out")
     evaluation = Evaluation(replace(probes.part(probe, 12, 24), name="ranked"), (held_out,), context=4096, baselines=())
     return plan(
-        trained, 8, 0, LossTolerance(0.2), evaluation=evaluation, choices=("window", "linear"), progress=False
+        trained,
+        8,
+        0,
+        LossTolerance(0.2),
+        evaluation=evaluation,
+        choices=("window", "linear"),
+        progress=False,
+        verdict=False,
     ), evaluation
 
 

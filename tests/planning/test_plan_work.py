@@ -310,3 +310,11 @@ def test_a_long_plan_says_so_where_nobody_watches(m, monkeypatch, capsys):
     monkeypatch.setattr(plan_work, "_seconds", lambda run: 1000.0)
     plan(m, WINDOW, 1, evaluation=TASKS, effort="quick")
     assert "4 heads, ranked on 5 × 36 tokens: about" in capsys.readouterr().err
+
+
+def test_a_context_beyond_the_models_is_remarked_on(m):
+    far = replace(TASKS, context=9000)
+    remarks = plan(m, WINDOW, 1, evaluation=far, effort="quick", progress=False).remarks
+    assert "Caches are counted at 9,000 tokens, and the model's context has 8,192." in remarks
+    near = plan(m, WINDOW, 1, evaluation=TASKS, effort="quick", progress=False).remarks
+    assert not any("Caches" in remark for remark in near)

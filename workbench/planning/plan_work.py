@@ -76,8 +76,8 @@ class PlanCost:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part.name} {duration(part.seconds)}" for part in self.parts if part.tokens)
-        kept = f"; {self.n_kept} pieces are there from before" if self.n_kept else ""
-        return f"about {duration(self.seconds)} ({parts or 'nothing is left to do'}){kept}"
+        before = f"; {self.n_kept} pieces are there from before" if self.n_kept else ""
+        return f"about {duration(self.seconds)} ({parts or 'nothing is left to do'}){before}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,11 @@ class PlanWork:
 
     def cost(self) -> PlanCost:
         """What is left to do, in passes and tokens."""
-        kept = [game.pieces.count("outcome with ", game.label) for game in self.held_out]
+        n_measured = [game.pieces.count("outcome with ", game.label) for game in self.held_out]
         parts = [self._choices_cost()] if has_linear(self.choices) else []
-        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, kept)]
+        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, n_measured)]
         for baseline in self.baselines:
-            parts += self._baseline_costs(baseline, kept)
+            parts += self._baseline_costs(baseline, n_measured)
         if isinstance(self.verdict, VerdictWork):
             is_left = VERDICT not in self.game.pieces
             parts.append(PieceCost(VERDICT, is_left * self.verdict.n_passes, 0, is_left * self.verdict.n_tokens))
@@ -170,8 +170,8 @@ class PlanWork:
     def _choices_cost(self) -> PieceCost:
         """Gates towards either conversion, a fit of linear attention, and what its heads lose together."""
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
-        kept = self.game.pieces.count("gates at ", self.game.label)
-        n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - kept), most_measured(len(self.game.heads))
+        n_there = self.game.pieces.count("gates at ", self.game.label)
+        n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - n_there), most_measured(len(self.game.heads))
         is_fitted = "linear fit" in self.game.pieces or any(isinstance(c, LinearFit) for c in self.choices)
         n_fitted = 0 if is_fitted else fitted_tokens(self.game.probe)
         forwards = (n_nodes + n_measured) * n_batches + bool(n_fitted)
@@ -180,28 +180,28 @@ class PlanWork:
 
     def _ranking_cost(self, method: str, name: str) -> PieceCost:
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
-        kept = self.game.pieces.count("gates at ", self.game.label)
+        n_there = self.game.pieces.count("gates at ", self.game.label)
         nodes = self.nodes()
         if f"ranking by {method} is done" in self.game.pieces:
             return PieceCost(name, 0, 0, 0)
         if nodes is not None and method == self.method:
-            n = max(0, nodes.most - kept)
+            n = max(0, nodes.most - n_there)
             return PieceCost(name, n * n_batches, n * n_batches, n * n_tokens * (1 + BACKWARD))
         forwards, backwards = passes_of(self.game, method)
         per_batch = n_tokens / n_batches
         return PieceCost(name, forwards, backwards, round(per_batch * (forwards + BACKWARD * backwards)))
 
-    def _curve_cost(self, name: str, n_points: int, kept: list[int]) -> PieceCost:
-        """Forward passes over every held-out probe for every point, but for those `kept`, which are used up."""
+    def _curve_cost(self, name: str, n_points: int, n_measured: list[int]) -> PieceCost:
+        """Forward passes over every held-out probe for every point, but `n_measured`, which are used up."""
         forwards = tokens = 0
         for i, game in enumerate(self.held_out):
-            n_kept = min(kept[i], n_points)
-            kept[i] -= n_kept
-            forwards += (n_points - n_kept) * len(game.batches)
-            tokens += (n_points - n_kept) * _tokens(game)
+            n_left = max(0, n_points - n_measured[i])
+            n_measured[i] = max(0, n_measured[i] - n_points)
+            forwards += n_left * len(game.batches)
+            tokens += n_left * _tokens(game)
         return PieceCost(name, forwards, 0, tokens)
 
-    def _baseline_costs(self, baseline: str, kept: list[int]) -> list[PieceCost]:
+    def _baseline_costs(self, baseline: str, n_measured: list[int]) -> list[PieceCost]:
         is_random = baseline in ("random", "random_in_layer")
         if baseline == "random_in_layer" and self.unit == "layer":
             return []
@@ -209,7 +209,7 @@ class PlanWork:
         # Both ends are those of the plan's curve.
         n_inside = (self.n_points if self.n_groups <= FEW else self.extent.baseline_points) - 2
         n_points = n_inside * (RANDOM_ORDERS if is_random else 1)
-        return [*ranking, self._curve_cost(f"{baseline}: curve", n_points, kept)]
+        return [*ranking, self._curve_cost(f"{baseline}: curve", n_points, n_measured)]
 
 
 def measured(work: PlanWork) -> PlanCost:

@@ -166,13 +166,13 @@ class VerdictWork:
             for length, of_length in self.made.items():
                 announce(f"{length:,} tokens")
                 cells += course.cells(length, of_length, given_up, on_tokens=on_tokens)
-        found = LengthVerdict(self.tolerance, context(self.m) or 0, tuple(cells))
-        if all(found.state(length) == "nothing" for length in self.made):
+        judged = LengthVerdict(self.tolerance, context(self.m) or 0, tuple(cells))
+        if all(judged.state(length) == "nothing" for length in self.made):
             raise WorkbenchError(
-                f"nothing can be said of the plan, since no task counts: {' '.join(found.remarks)} Pass tasks that the "
-                "model can do (`workbench score MODEL` says which), or other lengths"
+                f"nothing can be said of the plan, since no task counts: {' '.join(judged.remarks)} Pass tasks that "
+                "the model can do (`workbench score MODEL` says which), or other lengths"
             )
-        return found
+        return judged
 
 
 @dataclass(frozen=True, slots=True)
