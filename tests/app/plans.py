@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.heads import KVHead, LayerInfo
+from workbench.store.length_verdict import VerdictCell
 from workbench.store.plan_file import CurvePoint, Plan, RankedHead
 
 
@@ -48,3 +49,16 @@ def made_plan() -> Plan:
         curve=curve,
         evidence={"full": 0.5, "windowed": 4.1},
     )
+
+
+def cells_of_verdict() -> tuple[VerdictCell, ...]:
+    """Needles at three lengths, which the plan does not lose at 16 tokens and loses from 32 on; and words left out."""
+    cells = []
+    for length, lost in ((16, 0.01), (32, 0.4), (64, 0.9)):
+        for arm, right, nats in (("full", 0.9, 0.1), ("planned", 0.9 - lost / 2, 0.1 + lost), ("windowed", 0.1, 3.0)):
+            scores = (right, right - 0.05, right + 0.05, nats, nats - 0.02, nats + 0.02)
+            more = nats - 0.1
+            cells.append(VerdictCell("needles", length, arm, *scores, more, more - 0.02, more + 0.02, 8, 2))
+    few = (0.2, 0.1, 0.3, 2.0, 1.5, 2.5, 0.0, 0.0, 0.0, 8, 2)
+    cells.append(VerdictCell("common words", 16, "full", *few, left_out="the model gets 0.20 of its answers right"))
+    return tuple(cells)

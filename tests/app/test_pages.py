@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from tests.app.plans import made_plan
+from tests.app.plans import cells_of_verdict, made_plan
 from tests.app.test_callbacks import call
 from tests.rescanned_run import FIRST, SECOND, scanned
 from tests.synthetic_run import DEMO, write_run
@@ -24,9 +24,13 @@ from workbench.app.state.live_runs import live_runs
 from workbench.app.state.view import View
 from workbench.runs import open_run
 from workbench.store import Failure, Store
+from workbench.store.length_verdict import LengthVerdict
 
 FEW = {"steps": (0, 64, 256, 1024), "detectors": ("induction", "sink")}
 HERE = {"Host": "127.0.0.1"}
+
+
+JUDGED = replace(made_plan(), verdict=LengthVerdict(0.05, 64, cells_of_verdict()))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("full", "hybrid"):
         write_run(folder / name, replace(DEMO[name], **FEW))
-    made_plan().save(folder / "plan-a.json")
+    JUDGED.save(folder / "plan-a.json")
+    made_plan().save(folder / "plan-b.json")
     return folder
 
 
@@ -263,3 +268,20 @@ def test_every_table_of_one_model_is_exported_or_refused_with_a_sentence(tmp_pat
     assert {"scores", "emergence", "metrics", "head", "moved"}.isdisjoint(refused)
     assert refused.pop("lock_in") == "lock-in compares at least two checkpoints; there are scores of 1\n"
     assert all("make one with" in sentence for sentence in refused.values()), refused  # there is no plan
+
+
+def test_the_plan_page_says_what_the_plan_loses_with_length_and_not_of_another_mask(app, folder):
+    def shown(*more):
+        view = {**view_on("plan", folder), "more": [list(pair) for pair in more]}
+        return call(app, "verdict.figure", ["view.data"], view=view)
+
+    answer = shown(("plan", "plan-a"))
+    assert JUDGED.verdict.sentence in str(answer["verdict-sentence"]["children"])
+    assert answer["verdict"]["figure"]["layout"]["annotations"][0]["text"] == "needles"
+    for more, words in (
+        ([("keep", "n5"), ("plan", "plan-a")], "the mask has others"),
+        ([("plan", "plan-b")], "workbench verdict MODEL --plan"),
+    ):
+        answer = shown(*more)
+        assert answer["verdict-sentence"]["children"] == ""
+        assert words in answer["verdict"]["figure"]["layout"]["annotations"][0]["text"]

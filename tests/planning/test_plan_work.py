@@ -29,7 +29,7 @@ def m():
     return open_model(tiny("llama"))
 
 
-UNSET = dict(unit="head", evaluation=None, effort="standard", baselines=None, choices=("window",))
+UNSET = dict(unit="head", evaluation=None, effort="standard", baselines=None, choices=("window",), verdict=False)
 TASKS = Evaluation(needles(0), (needles(1), needles(2)), context=64)
 
 

@@ -75,9 +75,10 @@ def test_where_converting_every_head_loses_nothing_there_is_no_share_and_it_is_s
     assert lost < 0  # an untrained model looks for no needles
     assert all(math.isnan(point.recovered) for point in made.curve)
     assert math.isnan(made.evidence["recovered"])
-    (remark,) = made.remarks
+    remark, unable = made.remarks
     assert remark.startswith(f"on needles_1 the model loses {lost:.3g} nats with every head converted")
     assert "there is no gap to recover" in remark
+    assert "the model itself gets" in unable
 
 
 def test_heads_whose_own_window_is_no_wider_take_no_part_of_the_budget():
@@ -167,7 +168,6 @@ def test_a_model_without_softmax_layers_has_no_plan():
         (dict(method="gates"), "unknown method 'gates'; expected one of window_gates"),
         (dict(unit="layer", keep=0.1), "keeps none of 2 layers; pass a larger one"),
         (dict(window=40), "'needles_0' has 36 tokens and a windowed head sees 40"),
-        (dict(evaluation=replace(QUICK, held_out=())), "no held-out probe"),
         (dict(evaluation=replace(QUICK, held_out=(needles(0),))), "'needles_0' is the one that heads are ranked on"),
         (dict(evaluation=replace(QUICK, held_out=(needles(1), needles(1)))), "named needles_1, needles_1; give each"),
         (dict(evaluation=replace(QUICK, baselines=("luck",))), "unknown method 'luck'"),

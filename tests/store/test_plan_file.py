@@ -1,7 +1,8 @@
 """A plan on disk: what is saved is what is loaded, other tools' files, sizes of caches, and files that are no plan."""
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.planning.plans import FULL, LINEAR, NAN, SLIDING, layers_of, plan_of
 from workbench import KVHead, LinearAttention, Plan, WorkbenchError
 from workbench.store.cache_sizes import bytes_under, kv_bytes, kv_saved, saved_under
 from workbench.store.conversions import Window
+from workbench.store.length_verdict import LengthVerdict, VerdictCell
 from workbench.store.plan_file import HeadCosts, RankedHead
 
 TWO = layers_of(FULL, FULL)
@@ -277,3 +279,21 @@ def test_a_plan_knows_its_model_by_its_layers():
 
 def test_a_ranked_head_is_a_head():
     assert RankedHead(3, 1, 0.5, NAN, NAN).head == KVHead(3, 1)
+
+
+def test_a_plan_holds_its_verdict_over_length_and_one_without_has_no_such_field(tmp_path):
+    cells = (VerdictCell("needles", 64, "planned", *(0.5, NAN, NAN), *(1.0,) * 6, 8, 2),)
+    plan = plan_of(layers_of(FULL), [(0, 1)])
+    judged = replace(plan, verdict=LengthVerdict(0.05, 128, cells))
+    judged.save(tmp_path / "judged.json")
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "judged.json").verdict
+    assert (again.tolerance, again.context, again.state(64)) == (0.05, 128, "loses")
+    assert math.isnan(again.cells[0].right_lo)
+    assert "verdict" not in json.loads((tmp_path / "plan.json").read_text())
+    assert Plan.load(tmp_path / "plan.json").verdict is None
+    torn = json.loads((tmp_path / "judged.json").read_text())
+    torn["verdict"]["cells"][0]["length"] = "64"
+    (tmp_path / "torn.json").write_text(json.dumps(torn))
+    with pytest.raises(WorkbenchError, match="length is '64'; expected int"):
+        Plan.load(tmp_path / "torn.json")

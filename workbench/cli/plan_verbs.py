@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
-from workbench.cli.verdict_verbs import judged, lengths_of, print_verdict, verdict_document
+from workbench.cli.verdict_verbs import lengths_of, print_verdict, verdict_document
 from workbench.console import is_watched, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
@@ -41,6 +41,14 @@ def plan(
     choices: Annotated[
         str, typer.Option(help="What heads that are not kept may get: window, or window,linear.")
     ] = "window",
+    verdict: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTHS",
+            help="Judge the plan at these lengths, as 512,1024,2048. With a tokenizer: three.",
+        ),
+    ] = None,
+    no_verdict: Annotated[bool, typer.Option("--no-verdict", help="Do not judge the plan at several lengths.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what it costs, print that, and stop.")] = False,
     out: Annotated[
         Path | None,
@@ -49,9 +57,6 @@ def plan(
         ),
     ] = None,
     duo: Annotated[Path | None, typer.Option(help="Write DuoAttention's head file here.")] = None,
-    verdict: Annotated[
-        str | None, typer.Option(help="Then judge the plan at these lengths, as 512,1024,2048: workbench verdict.")
-    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     device: Device = None,
     tokenizer: Tokenizer = None,
@@ -70,6 +75,8 @@ def plan(
     budget = 0.25 if keep is None else keep
     budget = budget if kv_bytes is None else KVBytes(kv_bytes)
     budget = budget if tolerance is None else LossTolerance(tolerance)
+    if verdict is not None and no_verdict:
+        raise WorkbenchError("--verdict and --no-verdict were given; pass one of them")
     for path in (out, duo):
         if path is not None and not path.resolve().parent.is_dir():
             raise WorkbenchError(f"{path}: its folder does not exist; make it first")
@@ -91,6 +98,7 @@ def plan(
         "effort": effort,
         "baselines": baseline,
         "choices": conversions,
+        "verdict": not no_verdict if lengths is None else lengths,
         "out": out,
     }
     if dry_run:
@@ -100,12 +108,7 @@ def plan(
     heads_plan = make_plan(m, window, sink, budget, method, progress=progress, **settings)
     if duo is not None:
         heads_plan.to_duo_attention(duo)
-    if lengths is not None:
-        heads_plan = judged(m, heads_plan, lengths, effort=effort, tolerance=tolerance, out=out)
     _print_plan(heads_plan, as_json)
-    if heads_plan.verdict is not None and not as_json:
-        print()
-        print_verdict(heads_plan.verdict, as_json=False)
 
 
 def _print_cost(cost: PlanCost, as_json: bool) -> None:
@@ -142,7 +145,7 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
                 "curve": curves.to_dict("records"),
                 "costs": [{**asdict(costs), "head": str(costs.head)} for costs in heads_plan.costs],
                 "remarks": list(heads_plan.remarks),
-                **({} if heads_plan.verdict is None else {"verdict": verdict_document(heads_plan.verdict)}),
+                "verdict": None if heads_plan.verdict is None else verdict_document(heads_plan.verdict),
             }
         )
         return
@@ -159,6 +162,9 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
         warn(f"{len(heads_plan.linear)} heads get linear attention, {len(heads_plan.windowed)} a window")
     for remark in heads_plan.remarks:
         warn(remark)
+    if heads_plan.verdict is not None:
+        print()
+        print_verdict(heads_plan.verdict, as_json=False)
 
 
 def _print_heads(heads_plan: Plan) -> None:

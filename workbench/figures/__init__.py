@@ -2,6 +2,7 @@
 
 from workbench.figures.checkpoint_agreement import lock_in, rank_agreement, scores_against
 from workbench.figures.conversion_effects import (
+    CostsLike,
     EarlyLike,
     early_choices,
     heads_before_and_after,
@@ -19,6 +20,7 @@ from workbench.figures.token_patterns import PatternModel, pattern
 from workbench.figures.trajectories import RunLike
 
 __all__ = [
+    "CostsLike",
     "EarlyLike",
     "JudgedPlan",
     "PatternModel",

@@ -269,8 +269,8 @@ def _add_marks(figure: go.Figure, squares: Sequence[tuple[int, int]], name: str,
 
 
 def _in_words(plan: PlanLike) -> str:
-    kept = f"the plan keeps {len(plan.keep)} of {len(plan.ranking)} heads"
-    return f"{kept}, and gives {len(plan.linear)} linear attention" if plan.linear else kept
+    full = f"the plan keeps {len(plan.keep)} of {len(plan.ranking)} heads"
+    return f"{full}, and gives {len(plan.linear)} linear attention" if plan.linear else full
 
 
 def _add_pareto_line(

@@ -14,6 +14,7 @@ from workbench.planning.rankings.window_gates import WindowGates, window_gates
 from workbench.planning.verdict_over_length import verdict
 from workbench.planning.window_sizes import WindowLadder, window_ladder, windowed_each
 from workbench.store.conversions import Window
+from workbench.store.length_verdict import LengthVerdict
 
 __all__ = [
     "METHODS",
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "Game",
     "HarnessSettings",
+    "LengthVerdict",
     "LinearFit",
     "PlanCost",
     "Ranking",

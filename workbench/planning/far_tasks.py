@@ -7,7 +7,7 @@ rare n-gram stands again from afar. Without one: needles of bare tokens, chains,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
@@ -27,13 +27,15 @@ class FarTask:
 
     `written`: its probe as `probes.build` reads it, without length, number of texts and seed. `measure`: whether the
     share of right answers says if the model can do it, or the loss alone. `distances`: the shares of the length at
-    which a copy's source stands, for a probe that takes distances.
+    which a copy's source stands, for a probe that takes distances. `smaller`: the same with less to ask, where a length
+    does not hold it.
     """
 
     name: str
     written: str
     measure: Measure = "right"
     distances: tuple[float, ...] = ()
+    smaller: str = ""
 
     def at(self, length: int, *, n_texts: int, seed: int) -> str:
         """The probe's notation at a length in tokens."""
@@ -49,7 +51,11 @@ class FarTask:
 
 
 NEEDLES = FarTask("needles", "niah_multiquery")
-CHAINS = FarTask("variable tracking", "variable_tracking:hops=1+2,n_chains=6,n_asked=6")
+CHAINS = FarTask(
+    "variable tracking",
+    "variable_tracking:hops=1+2,n_chains=6,n_asked=6",
+    smaller="variable_tracking:hops=1+2,n_chains=4,n_asked=2",
+)
 FAR_TEXT = FarTask("far text", "repeated_ngrams", measure="nats")
 COMMON_WORDS = FarTask("common words", "common_words")
 COPIES = FarTask("copied needles", "copy_needle", distances=(0.4, 0.6))
@@ -89,7 +95,13 @@ def far_probe(m: HookedModel, task: FarTask, window: Window, *, length: int, n_t
     if widest >= length:
         widest = window.window
     # About half of the texts may have their answer within the window.
-    built = build(m, task.at(length, n_texts=2 * n_texts, seed=seed))
+    try:
+        built = build(m, task.at(length, n_texts=2 * n_texts, seed=seed))
+    except WorkbenchError:
+        if not task.smaller:
+            raise
+        task = replace(task, written=task.smaller)
+        built = build(m, task.at(length, n_texts=2 * n_texts, seed=seed))
     if built.class_name == _COUNTED:
         return build(m, task.at(length, n_texts=n_texts, seed=seed))
     far = only_far(built, widest, sink=window.sink)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from workbench.console import duration
 from workbench.hooks import HookedModel
@@ -24,9 +25,11 @@ from workbench.planning.linear_fit import LinearFit
 from workbench.planning.model_passes import BACKWARD
 from workbench.planning.rankings.registry import METHODS, passes_of
 from workbench.planning.rankings.window_gates import AdaptiveNodes, gate_pass, integrated
+from workbench.planning.verdict_over_length import VerdictWork
 from workbench.store.conversions import Conversions
 from workbench.store.plan_file import Budget, Unit
 
+VERDICT = "verdict"
 # A random baseline is the mean over this many random orders.
 RANDOM_ORDERS = 5
 # A pass that is shorter than this is measured twice, since the first one also sets things up.
@@ -73,13 +76,17 @@ class PlanCost:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part.name} {duration(part.seconds)}" for part in self.parts if part.tokens)
-        kept = f"; {self.n_kept} pieces are there from before" if self.n_kept else ""
-        return f"about {duration(self.seconds)} ({parts or 'nothing is left to do'}){kept}"
+        before = f"; {self.n_kept} pieces are there from before" if self.n_kept else ""
+        return f"about {duration(self.seconds)} ({parts or 'nothing is left to do'}){before}"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanWork:
-    """A plan's settings and its games: the ranking's probe and the held-out probes, on one model."""
+    """A plan's settings and its games: the ranking's probe and the held-out probes, on one model.
+
+    `verdict`: the questions by length that the plan is judged on in the end; a sentence on why there are none, or None
+    where it is not judged.
+    """
 
     m: HookedModel
     window: int
@@ -92,6 +99,7 @@ class PlanWork:
     baselines: tuple[str, ...]
     game: Game
     held_out: tuple[Game, ...]
+    verdict: VerdictWork | str | None
     choices: Choices = ("window",)
 
     def towards(self, conversions: Conversions) -> PlanWork:
@@ -128,11 +136,14 @@ class PlanWork:
 
     def cost(self) -> PlanCost:
         """What is left to do, in passes and tokens."""
-        kept = [game.pieces.count("outcome with ", game.label) for game in self.held_out]
+        n_measured = [game.pieces.count("outcome with ", game.label) for game in self.held_out]
         parts = [self._choices_cost()] if has_linear(self.choices) else []
-        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, kept)]
+        parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, n_measured)]
         for baseline in self.baselines:
-            parts += self._baseline_costs(baseline, kept)
+            parts += self._baseline_costs(baseline, n_measured)
+        if isinstance(self.verdict, VerdictWork):
+            is_left = VERDICT not in self.game.pieces
+            parts.append(PieceCost(VERDICT, is_left * self.verdict.n_passes, 0, is_left * self.verdict.n_tokens))
         return PlanCost(tuple(parts), self.game.pieces.n_kept)
 
     def settings(self) -> dict[str, Any]:
@@ -152,14 +163,15 @@ class PlanWork:
             "objective": evaluation.objective,
             "context": evaluation.context,
             "seed": evaluation.seed,
+            "verdict": self.verdict.digest if isinstance(self.verdict, VerdictWork) else self.verdict,
             "choices": named(self.choices),
         }
 
     def _choices_cost(self) -> PieceCost:
         """Gates towards either conversion, a fit of linear attention, and what its heads lose together."""
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
-        kept = self.game.pieces.count("gates at ", self.game.label)
-        n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - kept), most_measured(len(self.game.heads))
+        n_there = self.game.pieces.count("gates at ", self.game.label)
+        n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - n_there), most_measured(len(self.game.heads))
         is_fitted = "linear fit" in self.game.pieces or any(isinstance(c, LinearFit) for c in self.choices)
         n_fitted = 0 if is_fitted else fitted_tokens(self.game.probe)
         forwards = (n_nodes + n_measured) * n_batches + bool(n_fitted)
@@ -168,28 +180,28 @@ class PlanWork:
 
     def _ranking_cost(self, method: str, name: str) -> PieceCost:
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
-        kept = self.game.pieces.count("gates at ", self.game.label)
+        n_there = self.game.pieces.count("gates at ", self.game.label)
         nodes = self.nodes()
         if f"ranking by {method} is done" in self.game.pieces:
             return PieceCost(name, 0, 0, 0)
         if nodes is not None and method == self.method:
-            n = max(0, nodes.most - kept)
+            n = max(0, nodes.most - n_there)
             return PieceCost(name, n * n_batches, n * n_batches, n * n_tokens * (1 + BACKWARD))
         forwards, backwards = passes_of(self.game, method)
         per_batch = n_tokens / n_batches
         return PieceCost(name, forwards, backwards, round(per_batch * (forwards + BACKWARD * backwards)))
 
-    def _curve_cost(self, name: str, n_points: int, kept: list[int]) -> PieceCost:
-        """Forward passes over every held-out probe for every point, but for those `kept`, which are used up."""
+    def _curve_cost(self, name: str, n_points: int, n_measured: list[int]) -> PieceCost:
+        """Forward passes over every held-out probe for every point, but `n_measured`, which are used up."""
         forwards = tokens = 0
         for i, game in enumerate(self.held_out):
-            n_kept = min(kept[i], n_points)
-            kept[i] -= n_kept
-            forwards += (n_points - n_kept) * len(game.batches)
-            tokens += (n_points - n_kept) * _tokens(game)
+            n_left = max(0, n_points - n_measured[i])
+            n_measured[i] = max(0, n_measured[i] - n_points)
+            forwards += n_left * len(game.batches)
+            tokens += n_left * _tokens(game)
         return PieceCost(name, forwards, 0, tokens)
 
-    def _baseline_costs(self, baseline: str, kept: list[int]) -> list[PieceCost]:
+    def _baseline_costs(self, baseline: str, n_measured: list[int]) -> list[PieceCost]:
         is_random = baseline in ("random", "random_in_layer")
         if baseline == "random_in_layer" and self.unit == "layer":
             return []
@@ -197,7 +209,7 @@ class PlanWork:
         # Both ends are those of the plan's curve.
         n_inside = (self.n_points if self.n_groups <= FEW else self.extent.baseline_points) - 2
         n_points = n_inside * (RANDOM_ORDERS if is_random else 1)
-        return [*ranking, self._curve_cost(f"{baseline}: curve", n_points, kept)]
+        return [*ranking, self._curve_cost(f"{baseline}: curve", n_points, n_measured)]
 
 
 def measured(work: PlanWork) -> PlanCost:
@@ -218,11 +230,25 @@ def measured(work: PlanWork) -> PlanCost:
         both_s = _seconds(lambda: gate_pass(work.game, batch, 0.5)) / n_tokens
 
     def timed(part: PieceCost) -> PieceCost:
+        if part.name == VERDICT and isinstance(work.verdict, VerdictWork):
+            by_length = work.verdict.tokens_by_length().items()
+            longer = [n * operations(work.m, length) / operations(work.m, batch.n_tokens) for length, n in by_length]
+            seconds = forward_s * sum(longer) if part.tokens else 0.0
+            return replace(part, seconds=seconds)
         alone = part.tokens if not part.backwards else 0
         seconds = alone * forward_s + (part.tokens - alone) * both_s / (1 + BACKWARD)
-        return PieceCost(part.name, part.forwards, part.backwards, part.tokens, seconds if part.tokens else 0.0)
+        return replace(part, seconds=seconds if part.tokens else 0.0)
 
     return PlanCost(tuple(timed(part) for part in cost.parts), cost.n_kept)
+
+
+def operations(m: HookedModel, length: int) -> float:
+    """Multiplications of a token's forward pass in a text of so many tokens, about: weights, and softmax attention."""
+    n_embedded = sum(table.weight.numel() for table in m.model.modules() if isinstance(table, nn.Embedding))
+    weights = sum(p.numel() for p in m.model.parameters()) - n_embedded
+    seen = {i.index: length if i.window is None else min(length, i.window) for i in m.layers if i.mixer == "softmax"}
+    widths = {i.index: i.n_heads * i.d_head for i in m.layers if i.mixer == "softmax"}
+    return weights + sum(2 * widths[index] * seen[index] / 2 for index in seen)
 
 
 def model_digest(m: HookedModel) -> str:

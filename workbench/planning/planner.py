@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from torch import nn
@@ -29,9 +30,13 @@ from workbench.planning.head_choices import Choices, HeadChoices, check_choices,
 from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, no_gap, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
-from workbench.planning.plan_work import PlanCost, PlanWork, measured
+from workbench.planning.plan_work import VERDICT, PlanCost, PlanWork, measured
 from workbench.planning.rankings.registry import Ranking, check_method
+from workbench.planning.task_abilities import unable
+from workbench.planning.verdict_over_length import TOLERANCE, VerdictWork, verdict_work
+from workbench.store.conversions import Window
 from workbench.store.finished_pieces import Pieces, kept_pieces, pieces_beside
+from workbench.store.length_verdict import LengthVerdict
 from workbench.store.plan_file import Budget, LossTolerance, Plan, RankedHead, Unit
 
 Progress = Callable[[str], None]
@@ -51,6 +56,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     choices: Choices = ("window",),
+    verdict: Sequence[int] | bool = True,
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
 ) -> Plan:
@@ -72,6 +78,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
         choices: what heads that are not kept may get. ("window", "linear"): each the cheaper that is safe for it, see
             `workbench.planning.head_choices`; a `LinearFit` in place of "linear" has the forms to choose.
+        verdict: judge the plan at these lengths, see `workbench.verdict`; True: at three, if the model has a tokenizer.
         out: write the plan here. Finished pieces are kept beside the file until then, so that the same call goes on
             where it was interrupted, with the same plan in the end.
         progress: a bar with the time to go on a terminal and in a notebook, and what it costs on stderr before it
@@ -94,6 +101,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
         effort=effort,
         baselines=baselines,
         choices=choices,
+        verdict=verdict,
     )
     announce = progress if callable(progress) else (lambda _: None)
     with _pieces(work, out, announce) as work:
@@ -118,6 +126,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
     effort: Effort = "standard",
     baselines: Sequence[str] | None = None,
     choices: Choices = ("window",),
+    verdict: Sequence[int] | bool = True,
     out: str | Path | None = None,
 ) -> PlanCost:
     """What `plan` with the same arguments costs, from one batch that is run and timed; nothing is written.
@@ -136,6 +145,7 @@ def plan_cost(  # noqa: PLR0913  # the arguments of `plan`
         effort=effort,
         baselines=baselines,
         choices=choices,
+        verdict=verdict,
     )
     if out is not None:
         work = _with_pieces(work, kept_pieces(Path(out), work.settings()))
@@ -154,6 +164,7 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
     effort: Effort,
     baselines: Sequence[str] | None,
     choices: Choices,
+    verdict: Sequence[int] | bool,
 ) -> PlanWork:
     """The settings of a plan, checked.
 
@@ -189,7 +200,42 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         game=game,
         held_out=held_out,
         choices=tuple(choices),
+        verdict=_questions(m, Window(window, sink), verdict, keep, effort=effort, seed=evaluation.seed),
     )
+
+
+def _questions(  # what a verdict needs
+    m: HookedModel, window: Window, lengths: Sequence[int] | bool, keep: Budget, *, effort: Effort, seed: int
+) -> VerdictWork | str | None:
+    """The questions by length that the plan is judged on, or why there are none; None where none are to be asked."""
+    tolerance = keep if isinstance(keep, LossTolerance) else TOLERANCE
+    if not isinstance(lengths, bool):
+        return verdict_work(m, window, lengths, tolerance=tolerance, effort=effort, seed=seed)
+    if not lengths or m.tokenizer is None:
+        return None
+    try:
+        return verdict_work(m, window, tolerance=tolerance, effort=effort, seed=seed)
+    except WorkbenchError as error:
+        return f"no verdict over the length: {error}"
+
+
+def _judged(work: PlanWork, plan: Plan, begin: Callable[[str, str], None]) -> Plan:
+    """The plan with its verdict over the length, or with a remark that says why there is none."""
+    if not isinstance(work.verdict, VerdictWork):
+        return plan if work.verdict is None else replace(plan, remarks=(*plan.remarks, work.verdict))
+    questions = work.verdict
+    begin(VERDICT, f"what the plan loses at {', '.join(f'{n:,}' for n in questions.made)} tokens")
+
+    def judge() -> dict[str, Any]:
+        try:
+            return {"verdict": questions.of(plan, announce=lambda _: None, shown=False).document()}
+        except WorkbenchError as error:
+            return {"remark": f"no verdict over the length: {error}"}
+
+    judged = work.game.pieces.get(VERDICT, judge)
+    if "remark" in judged:
+        return replace(plan, remarks=(*plan.remarks, judged["remark"]))
+    return replace(plan, verdict=LengthVerdict.read(judged["verdict"]))
 
 
 def _chosen(work: PlanWork, begin: Callable[[str, str], None]) -> tuple[PlanWork, HeadChoices | None]:
@@ -228,8 +274,8 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
-    remarks = [remark for game in held_out for remark in no_gap(game)]
-    return Plan(
+    remarks = [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
+    made = Plan(
         model=work.m.name,
         layers=work.m.layers,
         window=work.window,
@@ -249,6 +295,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         costs=() if chosen is None else chosen.costs,
         remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks),
     )
+    return _judged(work, made, begin)
 
 
 def _announce_cost(work: PlanWork, cost: PlanCost, progress: Progress | bool | None) -> None:

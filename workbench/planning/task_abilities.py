@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.emergence.right_answers import HALF
+from workbench.planning.conversion_objective import Game
 from workbench.planning.question_scores import QuestionScores, mean_interval
 from workbench.store.length_verdict import Measure
 
@@ -70,3 +71,14 @@ def ability(measure: Measure, full: QuestionScores, windowed: QuestionScores, *,
         float(gains.mean()),
         *mean_interval(gains, full.text, seed=seed),
     )
+
+
+def unable(game: Game) -> list[str]:
+    """A remark where the model gets less than half of a probe's answers right, so that losing them says little."""
+    right = game.outcome().accuracy
+    if game.probe.metric is None or right >= HALF:
+        return []
+    return [
+        f"{game.probe.name}: the model itself gets {right:.2f} of the answers right, less than half, so that a plan "
+        "judged on it says little; pass probes that it can do (`workbench score MODEL` says which)"
+    ]

@@ -21,8 +21,8 @@ from workbench.store.conversions import Window
 _SHORTEST = 512
 # Up to here a text is four times what a windowed head sees; longer ones are twice that.
 _FOUR_TIMES = 2048
-# Held-out texts of a task: fewer say nothing, from 5 on there is an interval.
-_FEWEST = 3
+# Held-out texts of a task: with fewer, points of the curve have no interval.
+_FEWEST = 5
 # The tasks whose far context is looked up, which heads are ranked on together.
 _RANKED = (NEEDLES.name, CHAINS.name)
 

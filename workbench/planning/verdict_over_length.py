@@ -69,43 +69,110 @@ def verdict(  # noqa: PLR0913  # public keywords
     """
     m = open_model(m)
     plan.check(m.layers)
+    work = verdict_work(
+        m,
+        Window(plan.window, plan.sink),
+        lengths,
+        tasks,
+        tolerance=tolerance,
+        effort=effort,
+        beyond_context=beyond_context,
+        seed=plan.seed,
+    )
+    announce = progress or (lambda _: None)
+    announce(
+        f"the verdict at {', '.join(f'{n:,}' for n in work.made)} tokens takes up to {work.n_passes:,} forward passes, "
+        f"{work.n_tokens:,} tokens in all"
+    )
+    return work.of(plan, announce=announce)
+
+
+def verdict_work(  # noqa: PLR0913  # what `verdict` takes, but for the plan
+    m: HookedModel,
+    window: Window,
+    lengths: Sequence[int] | None = None,
+    tasks: Sequence[str] | None = None,
+    *,
+    tolerance: float | int | LossTolerance = TOLERANCE,
+    effort: Effort = "standard",
+    beyond_context: bool = False,
+    seed: int = 0,
+) -> VerdictWork:
+    """The questions of a verdict on plans with this window, before there is a plan.
+
+    Raises:
+        WorkbenchError: as `verdict`, but for what depends on answers.
+    """
     extent(effort)  # refuses what is none
     nats = tolerance.nats if isinstance(tolerance, LossTolerance) else tolerance
     if isinstance(nats, bool) or not nats >= 0:
         raise WorkbenchError(f"a tolerance of {nats!r} nats was given; expected 0 or more")
-    window = Window(plan.window, plan.sink)
     tried = _checked_lengths(m, window, lengths, beyond_context)
-    course = _Course(m, plan, window, seed=plan.seed + _SEED)
     written = chosen_tasks(m, tasks, effort)
-    made = {n: course.probes(written, n, n_texts=_n_texts(n, effort)) for n in tried}
-    n_tokens = sum(p.tokens.numel() for of_length in made.values() for p in of_length.probes.values())
-    passes = sum(n_passes(list(of_length.probes.values())) for of_length in made.values())
-    announce = progress or (lambda _: None)
-    announce(
-        f"the verdict at {', '.join(f'{n:,}' for n in tried)} tokens takes up to {3 * passes:,} forward passes, "
-        f"{3 * n_tokens:,} tokens in all"
-    )
-    cells: list[VerdictCell] = []
-    given_up: dict[str, str] = {}
-    with watched_bar("token") as show:
-        done = 0
+    seed += _SEED
+    made = {n: _probes(m, window, written, n, n_texts=_n_texts(n, effort), seed=seed) for n in tried}
+    return VerdictWork(m, window, seed, float(nats), made)
 
-        def on_tokens(n: int) -> None:
-            nonlocal done
-            done += n
-            show(done, 3 * n_tokens, "verdict")
 
-        show(0, 3 * n_tokens, "verdict")
-        for length, of_length in made.items():
-            announce(f"{length:,} tokens")
-            cells += course.cells(length, of_length, given_up, on_tokens=on_tokens)
-    found = LengthVerdict(float(nats), context(m) or 0, tuple(cells))
-    if all(found.state(length) == "nothing" for length in tried):
-        raise WorkbenchError(
-            f"nothing can be said of the plan, since no task counts: {' '.join(found.remarks)} Pass tasks that the "
-            "model can do (`workbench score MODEL` says which), or other lengths"
-        )
-    return found
+@dataclass(frozen=True, slots=True)
+class VerdictWork:
+    """The questions of a verdict by length, and what it takes to answer them."""
+
+    m: HookedModel
+    window: Window
+    seed: int
+    tolerance: float
+    made: dict[int, _Made]
+
+    @property
+    def n_passes(self) -> int:
+        """Forward passes of all arms, at most: tasks that the model cannot do are left out as they show."""
+        return 3 * sum(n_passes(list(of_length.probes.values())) for of_length in self.made.values())
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of these passes."""
+        return sum(self.tokens_by_length().values())
+
+    @property
+    def digest(self) -> str:
+        """What identifies the questions."""
+        probes = [p.digest for made in self.made.values() for p in made.probes.values()]
+        return f"{self.tolerance} nats: {' '.join(probes)}"
+
+    def tokens_by_length(self) -> dict[int, int]:
+        """Tokens of all arms at each length."""
+        return {n: 3 * sum(p.tokens.numel() for p in made.probes.values()) for n, made in self.made.items()}
+
+    def of(self, plan: Plan, *, announce: Callable[[str], None], shown: bool = True) -> LengthVerdict:
+        """The verdict on a plan. `shown`: whether a bar may be drawn.
+
+        Raises:
+            WorkbenchError: if no task counts at any length.
+        """
+        course = _Course(self.m, plan, self.window, self.seed)
+        cells: list[VerdictCell] = []
+        given_up: dict[str, str] = {}
+        n_tokens = self.n_tokens
+        with watched_bar("token", shown=shown) as show:
+            done = 0
+
+            def on_tokens(n: int) -> None:
+                nonlocal done
+                done += n
+                show(done, n_tokens, "verdict")
+
+            show(0, n_tokens, "verdict")
+            for length, of_length in self.made.items():
+                announce(f"{length:,} tokens")
+                cells += course.cells(length, of_length, given_up, on_tokens=on_tokens)
+        judged = LengthVerdict(self.tolerance, context(self.m) or 0, tuple(cells))
+        if all(judged.state(length) == "nothing" for length in self.made):
+            raise WorkbenchError(
+                f"nothing can be said of the plan, since no task counts: {' '.join(judged.remarks)} Pass tasks that "
+                "the model can do (`workbench score MODEL` says which), or other lengths"
+            )
+        return judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +192,6 @@ class _Course:
     plan: Plan
     window: Window
     seed: int
-
-    def probes(self, tasks: Sequence[FarTask], length: int, *, n_texts: int) -> _Made:
-        probes: dict[str, Probe] = {}
-        problems: dict[str, str] = {}
-        for task in tasks:
-            try:
-                probes[task.name] = far_probe(self.m, task, self.window, length=length, n_texts=n_texts, seed=self.seed)
-            except WorkbenchError as error:
-                problems[task.name] = str(error)
-        return _Made(probes, {task.name: task for task in tasks}, problems)
 
     def cells(self, length: int, made: _Made, given_up: dict[str, str], *, on_tokens: OnTokens) -> list[VerdictCell]:
         """The cells of one length; tasks that the model cannot do are added to `given_up`."""
@@ -214,6 +271,19 @@ class _Course:
             measure=of_task.measure,
             left_out=of_task.reason,
         )
+
+
+def _probes(  # a model, its window, and what a probe is made of
+    m: HookedModel, window: Window, tasks: Sequence[FarTask], length: int, *, n_texts: int, seed: int
+) -> _Made:
+    probes: dict[str, Probe] = {}
+    problems: dict[str, str] = {}
+    for task in tasks:
+        try:
+            probes[task.name] = far_probe(m, task, window, length=length, n_texts=n_texts, seed=seed)
+        except WorkbenchError as error:
+            problems[task.name] = str(error)
+    return _Made(probes, {task.name: task for task in tasks}, problems)
 
 
 def _not_tried(task: str, length: int, reason: str) -> VerdictCell:

@@ -143,11 +143,11 @@ def _not_used(path: Path, settings: Mapping[str, Any]) -> str:
     """What is said of pieces of other settings."""
     try:
         first = path.read_text(errors="replace").partition("\n")[0]
-        theirs: Any = json.loads(first)
+        others: Any = json.loads(first)
     except (OSError, ValueError):
-        theirs = {}
-    theirs = theirs if isinstance(theirs, dict) else {}
-    names = [name for name in settings if settings[name] != theirs.get(name)]
+        others = {}
+    others = others if isinstance(others, dict) else {}
+    names = [name for name in settings if settings[name] != others.get(name)]
     return (
         f"{path.parent} has finished pieces of other settings ({', '.join(names)} differ), which are not used and go "
         "when this is written"

@@ -35,9 +35,15 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
     "plan-kept",
     "plan-about",
 )
+VERDICT, SENTENCE = "verdict", "verdict-sentence"
 _NO_PLAN = (
     "no plan beside these runs<br>make one with<br><b>workbench plan MODEL --window 256 --out plan.json</b><br>"
     "and open it with <b>workbench app RUN --plan plan.json</b>"
+)
+
+_NO_VERDICT = (
+    "this plan has not been judged over the length of the context<br>do it with<br>"
+    "<b>workbench verdict MODEL --plan plan.json --out plan.json</b>"
 )
 
 
@@ -106,6 +112,23 @@ def register(app: Dash, content: Content) -> None:
         drawn = mask_figure(plan, theme), _pareto(plan, theme), _waterfall(plan, theme)
         remarks = [html.Div(remark, className="about") for remark in plan.remarks]
         return *settings, [*badges(about(plan)), *remarks], facts(plan), *drawn, ranking_table(plan)
+
+    @app.callback(
+        Output(SENTENCE, "children"),
+        Output(VERDICT, "figure"),
+        Input(ids.VIEW, "data"),
+        Input(ids.THEME, "data"),
+    )
+    def show_verdict(view_json: Any, is_dark: Any) -> Any:
+        view, theme = View.of_page("plan", view_json), theme_of(is_dark)
+        if view is None:
+            return no_update, no_update
+        try:
+            made = _judged(view, content).verdict
+        except WorkbenchError as error:
+            return "", message(str(error), theme, height=120)
+        assert made is not None
+        return [html.Div(words) for words in (made.sentence, *made.remarks)], figures.verdict(made, theme=theme)
 
 
 def about(plan: Plan) -> dict[str, str]:
@@ -242,6 +265,26 @@ def _curve(view: View, content: Content, _: int | None) -> pd.DataFrame:
     return plan_of(view, content).curves()
 
 
+def _judged(view: View, content: Content) -> Plan:
+    """The plan of a view, with its verdict.
+
+    Raises:
+        WorkbenchError: if it has none, or the mask is another.
+    """
+    plan = plan_of(view, content)
+    if plan.verdict is None and view.get("keep"):
+        raise WorkbenchError("the verdict is of the plan's own heads, and the mask has others")
+    if plan.verdict is None:
+        raise WorkbenchError(_NO_VERDICT)
+    return plan
+
+
+def _lengths(view: View, content: Content, _: int | None) -> pd.DataFrame:
+    made = _judged(view, content).verdict
+    assert made is not None
+    return made.table()
+
+
 def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
     return ranking_frame(plan_of(view, content))
 
@@ -251,7 +294,7 @@ def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
     register=register,
     parameters=("plan", "keep"),
     settle=settle,
-    exports={"plan.json": _plan_file, "curve": _curve, "ranking": _ranking},
+    exports={"plan.json": _plan_file, "curve": _curve, "ranking": _ranking, "verdict": _lengths},
 )
 def layout(_: Content) -> list[Any]:
     """The mask of a plan, what it saves and what it costs."""
@@ -280,5 +323,11 @@ def layout(_: Content) -> list[Any]:
         title,
         html.Div(id=FACTS, className="kpis"),
         html.Div([mask, pareto], className="row halves"),
+        card(
+            "Verdict over length",
+            "what the plan loses on tasks that the model can do · bands: 95 % · hollow: does not count",
+            [html.Div(id=SENTENCE, className="about"), graph(VERDICT)],
+            table="verdict",
+        ),
         html.Div([waterfall, ranking], className="row halves"),
     ]

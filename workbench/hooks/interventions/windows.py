@@ -314,7 +314,9 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
         if is_plain:
             blocks.append(rows_output(q, k, v, visible, Scores(call.scale)))
         else:
-            blocks.append(replace(call, q=q, k=k, v=v).output(_GatheredMask(visible)))
+            # The mask holds what the positions say of documents, and they are not of these rows alone.
+            block_call = replace(call, q=q, k=k, v=v, positions=None)
+            blocks.append(block_call.output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
 
