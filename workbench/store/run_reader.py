@@ -166,7 +166,7 @@ class Reader:
 
 def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The same frame with its categories as strings."""
-    return pd.DataFrame({name: _as_strings(frame[name]) for name in frame.columns}, columns=frame.columns)
+    return pd.DataFrame({name: _as_strings(column) for name, column in frame.items()}, columns=frame.columns)
 
 
 def _as_strings(column: pd.Series) -> pd.Series:

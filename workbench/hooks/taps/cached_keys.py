@@ -40,11 +40,12 @@ def layer_of_keys(keys: Tensor, values: Tensor, layer: int) -> Any:
     """
     reference: Any = getattr(keys, _NAME, None)
     held = _referred(reference)
-    is_this_layers = held is not None and held.layer == layer and held.handed is not None
-    if is_this_layers and held.handed[0] is keys and held.handed[1] is values:
-        held.handed = None
-        return held
-    if any(isinstance(x, Tensor) and x.numel() > 1 and not any(x.stride()) for x in (keys, values)):
+    if held is not None and held.layer == layer and held.handed is not None:
+        own_keys, own_values = held.handed
+        if own_keys is keys and own_values is values:
+            held.handed = None
+            return held
+    if any(x.numel() > 1 and not any(x.stride()) for x in (keys, values)):
         raise WorkbenchError(
             "the model changes the keys or values that its cache gives it, and the cache was cut to windows before; "
             "begin with a new cache, or generate with use_cache=False"
