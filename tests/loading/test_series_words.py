@@ -93,7 +93,7 @@ def test_tokenizers_of_other_words_are_refused_with_the_checkpoints_and_the_next
     with pytest.raises(WorkbenchError, match=message):
         series_words(checkpoints, tmp_path, None)
     words = series_words(checkpoints, tmp_path, str(tmp_path / "checkpoint-30"))
-    assert probes.text(words.words(), "v1 v2").tokens.tolist() == [[4, 5]]
+    assert probes.text(words.words(), "v1 v2").tokens.tolist() == [[0, 4, 5]]
 
 
 def test_a_tokenizer_that_cannot_be_read_is_told_of_and_another_is_used(tmp_path, expected):
@@ -147,3 +147,13 @@ def test_a_checkpoint_whose_configuration_is_broken_changes_nothing(tmp_path, ex
 def test_a_worker_gets_the_same_words(tmp_path):
     words = series_words(series(tmp_path, at40={"vocab_size": 44}), tmp_path, None)
     assert torch.equal(drawn(pickle.loads(pickle.dumps(words))), drawn(words))
+
+
+def test_the_tokenizer_of_a_series_is_read_once_and_anew_when_its_files_change(tmp_path):
+    every = series(tmp_path)
+    word_tokenizer(20).save_pretrained(tmp_path)
+    words = series_words(every, tmp_path, None)
+    first = words.words().tokenizer
+    assert words.words().tokenizer is first
+    word_tokenizer(30).save_pretrained(tmp_path)
+    assert len(words.words().tokenizer) == len(first) + 10

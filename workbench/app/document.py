@@ -75,7 +75,7 @@ def status_line(
 ) -> list[Any]:
     """The scan's progress, for the header, and that there are scores beside those shown (`remarks` say which)."""
     share = done / planned if planned else 0.0
-    text = f"{runs} run{'s' * (runs != 1)} · {checkpoints} checkpoints"
+    text = f"{runs} run{'s' * (runs != 1)} · {checkpoints} checkpoint{'s' * (checkpoints != 1)}"
     line: list[Any] = [html.Span(text, className="muted")]
     if planned and done < planned:
         bar = html.Span(html.Span(style={"width": f"{100 * share:.1f}%"}), className="bar", role="presentation")

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,23 @@ class SeriesWords:
         configs = _configs(self.configs)
         if not configs:
             raise BadCheckpoint("no checkpoint has a config.json that describes a known model")
-        tokenizer = None if self.tokenizer is None else open_tokenizer(self.tokenizer)
+        tokenizer = None if self.tokenizer is None else _opened(self.tokenizer, _stamps(self.tokenizer))
         return ModelWords(_shared_config(configs), tokenizer, self.no_tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: Path | str, stamps: tuple[tuple[str, int, int], ...]) -> Any:  # noqa: ARG001  # a changed one is read anew
+    """A tokenizer, which a scan needs several times; one of 262,144 words takes seconds to read."""
+    return open_tokenizer(source)
+
+
+def _stamps(source: Path | str) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of the files of a folder."""
+    folder = Path(source)
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else [folder]
+    return tuple(
+        (file.name, stat.st_mtime_ns, stat.st_size) for file in files if file.exists() and (stat := file.stat())
+    )
 
 
 def series_words(checkpoints: Sequence[Named], root: Path, tokenizer: Path | str | None) -> SeriesWords:
