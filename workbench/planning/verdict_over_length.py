@@ -169,8 +169,8 @@ class VerdictWork:
         judged = LengthVerdict(self.tolerance, context(self.m) or 0, tuple(cells))
         if all(judged.state(length) == "nothing" for length in self.made):
             raise WorkbenchError(
-                f"nothing can be said of the plan, since no task counts: {' '.join(judged.remarks)} Pass tasks that the "
-                "model can do (`workbench score MODEL` says which), or other lengths"
+                f"nothing can be said of the plan, since no task counts: {' '.join(judged.remarks)} Pass tasks that "
+                "the model can do (`workbench score MODEL` says which), or other lengths"
             )
         return judged
 

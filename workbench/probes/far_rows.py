@@ -51,8 +51,9 @@ def only_far(probe: Probe, window: int, *, sink: int = 0, n_sequences: int = 0, 
     chosen = torch.unique(probe.answer_rows[is_far, 0])
     if len(chosen) < max(1, n_sequences):
         raise WorkbenchError(
-            f"probe {probe.name!r}: {len(chosen)} of {len(probe.tokens)} sequences have an answer outside of a window of "
-            f"{window} tokens; expected {max(1, n_sequences)}: pass a larger length or n_sequences, or a smaller window"
+            f"probe {probe.name!r}: {len(chosen)} of {len(probe.tokens)} sequences have an answer outside of a window "
+            f"of {window} tokens; expected {max(1, n_sequences)}: pass a larger length or n_sequences, or a smaller "
+            "window"
         )
     if n_sequences:
         chosen = chosen[torch.linspace(0, len(chosen) - 1, n_sequences, dtype=torch.float64).round().long()]
