@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.families import random_tokens, tiny
 from workbench import WorkbenchError, open_model, probes
 from workbench.hooks import CellSum, RowReading
+from workbench.hooks.recording.cells import row_starts, rows_of
 
 N_TOKENS = 19
 TOKENS = random_tokens(2, N_TOKENS)
@@ -175,3 +176,12 @@ def test_order_and_repeats_of_target_cells_change_nothing(how, data):
 def test_target_cells_outside_the_tokens_are_refused(cell):
     with pytest.raises(WorkbenchError, match=r"probe 'mine' has the target cell .* inside of \(2, 19\) tokens"):
         probes.make_probe("mine", TOKENS, target_cells=torch.tensor([cell]))
+
+
+def test_the_rows_of_sorted_cells_are_each_counted_once():
+    cells = torch.randint(0, 5, (200, 3), generator=torch.Generator().manual_seed(0))
+    cells = cells[(cells[:, 0] * 5 + cells[:, 1]).argsort(stable=True)]
+    rows, inverse = torch.unique_consecutive(cells[:, :2], dim=0, return_inverse=True)
+    assert torch.equal(rows_of(cells), rows)
+    assert torch.equal(row_starts(cells).cumsum(0) - 1, inverse)
+    assert rows_of(cells[:0]).shape == (0, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.probes.models import bpe_model
 from workbench import probes
 from workbench.heads import WorkbenchError
 from workbench.probes.filler_text import read_text
+from workbench.probes.natural_text import repeated_ngrams
 
 TEXT = "the cat sat on the mat.\n" * 200
 NAMES = [
@@ -113,3 +116,17 @@ def test_a_folder_or_a_missing_file_is_no_text(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(WorkbenchError, match="pass the path of a text file"):
             read_text(path)
+
+
+def test_pythons_documentation_is_read_anew_by_a_tokenizer_that_was_changed():
+    words = bpe_model("words")
+    tokenizer = copy.deepcopy(words.tokenizer)
+    changed = SimpleNamespace(tokenizer=tokenizer, config=words.config)
+    sizes = {"length": 64, "n_sequences": 4, "at_most": 200}
+    before = repeated_ngrams(changed, **sizes)
+    assert repeated_ngrams(words, **sizes).digest == before.digest == repeated_ngrams(changed, **sizes).digest
+    tokenizer.add_tokens(["the"])
+    after = repeated_ngrams(changed, **sizes)
+    assert after.digest != before.digest
+    assert (after.tokens == tokenizer.convert_tokens_to_ids("the")).any()
+    assert repeated_ngrams(words, **sizes).digest == before.digest

@@ -166,7 +166,8 @@ class Reader:
 
 def plain_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The same frame with its categories as strings."""
-    return pd.DataFrame({name: _as_strings(column) for name, column in frame.items()}, columns=frame.columns)
+    columns = {name: _as_strings(column) for name, column in frame.items()}
+    return pd.DataFrame(columns, index=frame.index, columns=frame.columns)
 
 
 def _as_strings(column: pd.Series) -> pd.Series:
