@@ -21,6 +21,10 @@ from workbench.app.registry import PAGES
 from workbench.detectors.registry import DETECTORS
 from workbench.hooks.taps.linear.registry import MIXERS
 from workbench.planning.rankings.registry import RANKINGS
+from workbench.planning.task_abilities import TaskAbility
+from workbench.planning.tasks_it_can_do import DefaultTasks
+from workbench.planning.verdict_over_length import verdict_work
+from workbench.probes import copy_needle
 from workbench.probes.registry import PROBES
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +178,24 @@ def registries():
             door.remove(name)
 
 
-@pytest.mark.usefixtures("registries")
+@pytest.fixture
+def able(monkeypatch):
+    """An untrained model can do no task that a plan is judged on. Here it counts as able, and the tasks are small."""
+
+    def needles(m, *_, seed, **__):
+        ranked_on, held_out = (copy_needle(m, [40], length=64, n_sequences=5, seed=seed + i) for i in range(2))
+        return DefaultTasks(ranked_on, (held_out,), ())
+
+    def short(m, window, *_, **settings):
+        return verdict_work(m, window, [64], ["copy_needle:distance=40"], **settings)
+
+    monkeypatch.setattr(TaskAbility, "verdict", "does")
+    monkeypatch.setattr("workbench.planning.evaluation_tasks.tasks_of_text", needles)
+    for module in ("planner", "verdict_over_length"):
+        monkeypatch.setattr(f"workbench.planning.{module}.verdict_work", short)
+
+
+@pytest.mark.usefixtures("registries", "able")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d)])
 def test_the_python_blocks_of_a_document_run(document, request, tmp_path, monkeypatch):

@@ -121,7 +121,7 @@ def test_a_model_that_can_do_none_of_the_tasks_gets_no_plan_and_is_told_what_to_
 def test_a_plan_on_a_probe_of_ones_own_that_the_model_cannot_do_says_so():
     m = open_model(tiny("llama"))
     own = Evaluation(far_pairs(m, length=40), (far_pairs(m, length=40, seed=1),), baselines=())
-    made = plan(m, 6, evaluation=own, method="far_mass", effort="quick", progress=False)
+    made = plan(m, 6, evaluation=own, method="far_mass", effort="quick", verdict=False, progress=False)
     assert made.curve[-1].accuracy < 0.5
     assert made.remarks[-1].startswith(f"far_pairs: the model itself gets {made.curve[-1].accuracy:.2f} of the answers")
 
@@ -153,14 +153,14 @@ def test_what_an_evaluation_says_is_taken_and_the_rest_is_completed():
     assert completed(m, replace(whole, context=None), 8, 0).context == 8192
 
 
-def test_lengths_follow_the_window_and_a_hybrid_has_needles_beyond_its_own_windows(m):
+def test_lengths_follow_the_window_and_a_hybrid_has_needles_beyond_its_own_windows(m, monkeypatch):
     assert tasks_it_can_do.far_length(m, Window(24, 4)) == 512
     assert tasks_it_can_do.far_length(m, Window(256, 4)) == 1040
     assert tasks_it_can_do.far_length(m, Window(1024, 0)) == 2048
     with pytest.raises(WorkbenchError, match="leave nothing far in a context of 8192 tokens; pass a smaller window"):
         tasks_it_can_do.far_length(m, Window(8192, 0))
     hybrid = open_model(tiny("gemma3"))
-    hybrid.config.max_position_embeddings = 8192
+    monkeypatch.setattr(hybrid.config, "max_position_embeddings", 8192)
     widest = max(i.window for i in hybrid.layers if i.window is not None)
     hybrid._layers = tuple(replace(i, window=700) if i.window == widest else i for i in hybrid.layers)
     assert tasks_it_can_do.far_length(hybrid, Window(24, 4)) == 1400

@@ -137,7 +137,7 @@ class Interrupt(BaseException):
 
 @pytest.mark.usefixtures("unmeasured")
 def test_a_plan_interrupted_after_each_piece_ends_with_the_same_bytes(m, tmp_path, monkeypatch):
-    settings = dict(evaluation=TASKS, effort="quick", baselines=("far_mass", "random"), progress=False)
+    settings = dict(evaluation=TASKS, effort="quick", baselines=("far_mass", "random"), verdict=[64], progress=False)
     plan(m, WINDOW, 1, out=tmp_path / "whole.json", **settings)
     append, pieces = finished_pieces.append_line, []
 
@@ -157,10 +157,10 @@ def test_a_plan_interrupted_after_each_piece_ends_with_the_same_bytes(m, tmp_pat
             continue
         break
     assert len(pieces) == len(set(pieces)) > 20
-    assert {name.split()[0] for name in pieces} == {"gates", "outcome", "ranking"}
+    assert {name.split()[0] for name in pieces} == {"gates", "outcome", "ranking", "verdict"}
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not parts_folder(out).exists()
-    assert Plan.load(out).keep
+    assert any("no verdict over the length" in remark for remark in Plan.load(out).remarks)  # it was never trained
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -310,3 +310,11 @@ def test_a_long_plan_says_so_where_nobody_watches(m, monkeypatch, capsys):
     monkeypatch.setattr(plan_work, "_seconds", lambda run: 1000.0)
     plan(m, WINDOW, 1, evaluation=TASKS, effort="quick")
     assert "4 heads, ranked on 5 × 36 tokens: about" in capsys.readouterr().err
+
+
+def test_a_context_beyond_the_models_is_remarked_on(m):
+    far = replace(TASKS, context=9000)
+    remarks = plan(m, WINDOW, 1, evaluation=far, effort="quick", progress=False).remarks
+    assert "Caches are counted at 9,000 tokens, and the model's context has 8,192." in remarks
+    near = plan(m, WINDOW, 1, evaluation=TASKS, effort="quick", progress=False).remarks
+    assert not any("Caches" in remark for remark in near)

@@ -155,7 +155,7 @@ def test_lengths_follow_the_window_and_end_with_the_context(m):
 
 def test_lengths_beyond_the_context_are_tried_on_request_and_flagged(monkeypatch):
     m = open_model(tiny("llama"))
-    m.model.config.max_position_embeddings = 40
+    monkeypatch.setattr(m.model.config, "max_position_embeddings", 40)
     plan = plan_of(m.layers, [(0, 0)], window=WINDOW)
     monkeypatch.setattr(verdict_over_length, "ability", lambda *_, **__: _DOES)
     with pytest.warns(UserWarning, match="longer than the 40 positions"):

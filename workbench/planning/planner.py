@@ -34,6 +34,7 @@ from workbench.planning.plan_work import VERDICT, PlanCost, PlanWork, measured
 from workbench.planning.rankings.registry import Ranking, check_method
 from workbench.planning.task_abilities import unable
 from workbench.planning.verdict_over_length import TOLERANCE, VerdictWork, verdict_work
+from workbench.probes.token_ids import context
 from workbench.store.conversions import Window
 from workbench.store.finished_pieces import Pieces, kept_pieces, pieces_beside
 from workbench.store.length_verdict import LengthVerdict
@@ -293,9 +294,17 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
         conversions={} if chosen is None else chosen.linear,
         costs=() if chosen is None else chosen.costs,
-        remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks),
+        remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks, *_beyond(work)),
     )
     return _judged(work, made, begin)
+
+
+def _beyond(work: PlanWork) -> list[str]:
+    """A remark where sizes of caches are counted at a length that the model was not made for."""
+    longest, counted = context(work.m), work.evaluation.context
+    if longest is None or counted <= longest:
+        return []
+    return [f"Caches are counted at {counted:,} tokens, and the model's context has {longest:,}."]
 
 
 def _announce_cost(work: PlanWork, cost: PlanCost, progress: Progress | bool | None) -> None:

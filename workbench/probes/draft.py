@@ -82,7 +82,10 @@ class Speller:
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         if not texts:
             return []
-        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        try:
+            encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # the tokenizers library raises plain Exceptions
+            raise WorkbenchError(f"the tokenizer cannot spell the task ({str(error)[:80]}); {_NEXT_STEP}") from error
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
     def _refuse_unknown(self, texts: Sequence[str], ids: Sequence[Ids]) -> None:

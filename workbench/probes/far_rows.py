@@ -48,16 +48,17 @@ def only_far(probe: Probe, window: int, *, sink: int = 0, n_sequences: int = 0, 
     if probe.answer_rows is None or probe.target_cells is None or len(probe.target_cells) == 0:
         raise WorkbenchError(f"probe {probe.name!r} has no target cells; expected one that knows where answers stand")
     is_far = _is_far(probe, window, sink)
-    kept = torch.unique(probe.answer_rows[is_far, 0])
-    if len(kept) < max(1, n_sequences):
+    chosen = torch.unique(probe.answer_rows[is_far, 0])
+    if len(chosen) < max(1, n_sequences):
         raise WorkbenchError(
-            f"probe {probe.name!r}: {len(kept)} of {len(probe.tokens)} sequences have an answer outside of a window of "
-            f"{window} tokens; expected {max(1, n_sequences)}: pass a larger length or n_sequences, or a smaller window"
+            f"probe {probe.name!r}: {len(chosen)} of {len(probe.tokens)} sequences have an answer outside of a window "
+            f"of {window} tokens; expected {max(1, n_sequences)}: pass a larger length or n_sequences, or a smaller "
+            "window"
         )
     if n_sequences:
-        kept = kept[torch.linspace(0, len(kept) - 1, n_sequences, dtype=torch.float64).round().long()]
+        chosen = chosen[torch.linspace(0, len(chosen) - 1, n_sequences, dtype=torch.float64).round().long()]
     number = torch.full((len(probe.tokens),), -1)
-    number[kept] = torch.arange(len(kept))
+    number[chosen] = torch.arange(len(chosen))
     is_kept = is_far & (number[probe.answer_rows[:, 0]] >= 0)
     rows = probe.answer_rows[is_kept]
 
@@ -67,8 +68,8 @@ def only_far(probe: Probe, window: int, *, sink: int = 0, n_sequences: int = 0, 
     cells = probe.target_cells[_is_among(probe.target_cells[:, :2], rows, probe.tokens.shape[1])]
     return make_probe(
         name or probe.name,
-        probe.tokens[kept],
-        attention_mask=None if probe.attention_mask is None else probe.attention_mask[kept],
+        probe.tokens[chosen],
+        attention_mask=None if probe.attention_mask is None else probe.attention_mask[chosen],
         answer_rows=_renumbered(rows, number),
         target_cells=_renumbered(cells, number),
         classes=of_rows(probe.classes),

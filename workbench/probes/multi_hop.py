@@ -85,11 +85,15 @@ def variable_tracking(  # noqa: PLR0913  (keywords of job files)
     speller, words = speller_of(source, form), vocabulary(source)
     in_turn = [[h] for h in n_hops] if n_asked == 1 else [[n_hops[i % len(n_hops)] for i in range(n_asked)]]
     drafts = []
-    for asked in in_turn:
+    for hops_in_turn in in_turn:
         for i in range(n_sequences):
-            rng = np.random.default_rng([seed, max(asked), i])
-            sizes = max(n_hops) if n_asked > 1 else asked[0], n_chains
-            chains = _in_tokens(words, sizes, asked, rng) if speller is None else _in_text(speller, sizes, asked, rng)
+            rng = np.random.default_rng([seed, max(hops_in_turn), i])
+            sizes = max(n_hops) if n_asked > 1 else hops_in_turn[0], n_chains
+            chains = (
+                _in_tokens(words, sizes, hops_in_turn, rng)
+                if speller is None
+                else _in_text(speller, sizes, hops_in_turn, rng)
+            )
             drafts.append(_sequence(chains, length=length, bos=words.bos, rng=rng))
     return assemble(name, drafts, class_name="hops")
 
@@ -115,7 +119,9 @@ def _sequence(chains: _Chains, *, length: int, bos: int | None, rng: np.random.G
     return draft
 
 
-def _in_text(speller: Speller, sizes: tuple[int, int], asked: Sequence[int], rng: np.random.Generator) -> _Chains:
+def _in_text(
+    speller: Speller, sizes: tuple[int, int], hops_in_turn: Sequence[int], rng: np.random.Generator
+) -> _Chains:
     """Chains of so many links, and so many of them; the questions are about the first ones."""
     n_links, n_chains = sizes
     names = np.array(letters(n_chains * n_links, 5, rng)).reshape(n_chains, n_links)
@@ -130,7 +136,7 @@ def _in_text(speller: Speller, sizes: tuple[int, int], asked: Sequence[int], rng
         offsets.append(len(spelled[0][0]))
         links.append([np.concatenate(row) for row in spelled])
     questions: list[_Question] = []
-    for i, hops in enumerate(asked):
+    for i, hops in enumerate(hops_in_turn):
         name, stop = names[i][hops - 1], "." if questions else ""
         ask = f"{stop} Question: What number is the value of VAR {name}? Answer: The value of VAR {name} is"
         tokens, value = speller.pieces(ask, f" {numbers[i]}")
@@ -140,13 +146,16 @@ def _in_text(speller: Speller, sizes: tuple[int, int], asked: Sequence[int], rng
     return _Chains(head, links, questions, lambda n: hay(n, rng))
 
 
-def _in_tokens(words: Vocabulary, sizes: tuple[int, int], asked: Sequence[int], rng: np.random.Generator) -> _Chains:
+def _in_tokens(
+    words: Vocabulary, sizes: tuple[int, int], hops_in_turn: Sequence[int], rng: np.random.Generator
+) -> _Chains:
     n_links, n_chains = sizes
     n_drawn = 1 + n_chains * (n_links + 1)
     drawn, filler = draw_one(words, n_drawn, rng, purpose=f"{n_chains} chains of {n_links} hops")
     cue, chains = drawn[:1], drawn[1:].reshape(n_chains, n_links + 1)
     links = [[chain[[h + 1, h]] for h in range(n_links)] for chain in chains]
     questions = [
-        _Question(np.concatenate([cue, chains[i, [hops]]]), chains[i, :1], i, 1, hops) for i, hops in enumerate(asked)
+        _Question(np.concatenate([cue, chains[i, [hops]]]), chains[i, :1], i, 1, hops)
+        for i, hops in enumerate(hops_in_turn)
     ]
     return _Chains(cue[:0], links, questions, lambda n: random_tokens(filler, n, rng))

@@ -315,8 +315,7 @@ def _banded_output(call: AttentionCall, windows: tuple[Window, ...]) -> Float[Te
             blocks.append(rows_output(q, k, v, visible, Scores(call.scale)))
         else:
             # The mask holds what the positions say of documents, and they are not of these rows alone.
-            block_call = replace(call, q=q, k=k, v=v, positions=None)
-            blocks.append(block_call.output(_GatheredMask(visible)))
+            blocks.append(replace(call, q=q, k=k, v=v, positions=None).output(_GatheredMask(visible)))
     return torch.cat(blocks, 1)
 
 
