@@ -11,6 +11,7 @@ from tests.detectors.test_exactness import assert_same
 from tests.families import WINDOW, random_tokens, tiny
 from tests.older_families import OLDER_CONFIGS, eager_twin, edited_logits
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
+from workbench.hooks import WholeCacheWarning
 from workbench.hooks.taps.eager import MAX_TOKENS, handling
 from workbench.kernels import Far
 
@@ -186,7 +187,8 @@ def test_generation_inside_a_block_is_restricted_too():
     tokens = random_tokens(2, 30)
     mask = (torch.arange(30) >= torch.tensor([0, 6])[:, None]).long()
     with m.restrict([KVHead(i, h) for i in (0, 1) for h in range(4)], window=3, sink=1):
-        made = m.model.generate(tokens, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=2)
+        with pytest.warns(WholeCacheWarning, match="no interface"):
+            made = m.model.generate(tokens, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=2)
         mask = torch.nn.functional.pad(mask, (0, 3), value=1)
         step = logits(m.model, made[:, :-1], mask)[:, -1].argmax(-1)
     assert torch.equal(made[:, -1], step)

@@ -9,6 +9,7 @@ that of two independent runs.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -98,6 +99,9 @@ def _run(m: HookedModel, plan: Plan | None, tasks: Sequence[str], settings: Harn
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise WorkbenchError(f"the harness has no task {unknown[0]!r}; `lm-eval ls tasks` lists those that it has")
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns of a model that is in memory, as this one is meant to
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
         with nullcontext() if plan is None else m.apply(plan):

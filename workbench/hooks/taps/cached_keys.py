@@ -38,13 +38,10 @@ def layer_of_keys(keys: Tensor, values: Tensor, layer: int) -> Any:
     Raises:
         WorkbenchError: for stand-ins that a model has changed.
     """
-    reference: Any = getattr(keys, _NAME, None)
-    held = _referred(reference)
-    if held is not None and held.layer == layer and held.handed is not None:
-        own_keys, own_values = held.handed
-        if own_keys is keys and own_values is values:
-            held.handed = None
-            return held
+    held = _holder(keys)
+    if held is not None and held.layer == layer and _is_pair(held.handed, keys, values):
+        held.handed = None
+        return held
     if any(x.numel() > 1 and not any(x.stride()) for x in (keys, values)):
         raise WorkbenchError(
             "the model changes the keys or values that its cache gives it, and the cache was cut to windows before; "
@@ -53,5 +50,10 @@ def layer_of_keys(keys: Tensor, values: Tensor, layer: int) -> Any:
     return None
 
 
-def _referred(reference: Any) -> Any:
+def _holder(keys: Tensor) -> HandsOut | None:
+    reference: Any = getattr(keys, _NAME, None)
     return None if reference is None else reference()
+
+
+def _is_pair(handed: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor) -> bool:
+    return handed is not None and handed[0] is keys and handed[1] is values
