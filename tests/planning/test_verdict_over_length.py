@@ -204,6 +204,11 @@ def test_the_sentence_says_from_where_on_or_that_it_cannot_be_told(lost, beginni
     assert sentence.endswith(end)
 
 
+def test_one_length_says_nothing_of_longer_ones():
+    sentence = made([LOSES], lengths=(512,)).sentence
+    assert sentence.startswith("At 512 tokens the plan loses more than 0.05 nats per answer: at 512 tokens 0.20 (")
+
+
 def test_the_area_is_the_mean_height_over_doublings():
     found = made([HOLDS, HOLDS, LOSES])
     right = {512: 1.0, 1024: 0.8, 2048: 0.2}

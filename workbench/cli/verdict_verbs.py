@@ -110,8 +110,9 @@ def print_verdict(made: LengthVerdict, as_json: bool) -> None:
     print_table(_COLUMNS, counted.to_numpy().tolist(), title="Right answers and nats per answer, by length")
     print()
     area = made.area
-    print_table(list(area), area.to_numpy().tolist(), title="Mean over the lengths, every doubling alike")
-    print()
+    if len(made.lengths) > 1:
+        print_table(list(area), area.to_numpy().tolist(), title="Mean over the lengths, every doubling alike")
+        print()
     print(made.sentence)
     for remark in made.remarks:
         warn(remark)

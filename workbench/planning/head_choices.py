@@ -222,7 +222,7 @@ def _lowered(
     }
     remarks = (
         (
-            f"{n_lowered} of {len(linear)} heads get a window and not the linear attention that is safe for each of "
+            f"{n_lowered} of {len(linear)} heads get a window and not the linear attention that was chosen for each of "
             f"them: together these lost {at_first:.3g} nats, and {allowed(0):.3g} were allowed",
         )
         if n_lowered

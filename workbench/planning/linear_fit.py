@@ -38,7 +38,7 @@ from workbench.store.conversions import Features, LinearAttention
 
 # Far out, elu features are those of a ReLU, whose weights no longer depend on the sharpness.
 _SHARPNESS: dict[Features, tuple[float, ...]] = {
-    "elu": (0.25, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0),
+    "elu": (0.0625, 0.25, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1024.0),
     "taylor": (0.125, 0.25, 0.5, 1.0, 2.0, 4.0),
 }
 _HALF_LIVES = (inf, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25)  # in tokens

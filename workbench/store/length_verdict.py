@@ -135,7 +135,7 @@ class LengthVerdict:
         if not states:
             return "Nothing can be said of the plan: no task counts at any length."
         first = self.loses_from
-        if first is not None:
+        if first is not None and len(states) > 1:
             shorter, longest = [n for n in states if n < first], max(states)
             then = f"; {self._worst(longest)}" if longest > first else ""
             return (
