@@ -10,7 +10,7 @@ import pytest
 from tests.children import run_child
 from tests.families import random_tokens, tiny
 from tests.linear_families import tiny as linear_tiny
-from tests.planning.junction import SUM, JunctionModel, far_answer
+from tests.planning.junction import AND, SUM, JunctionModel, far_answer
 from tests.preloaded import Preloaded
 from workbench import KVBytes, KVHead, LossTolerance, WorkbenchError, open_model, plan, probes
 from workbench.planning import METHODS, Evaluation, default_evaluation, evaluation_on
@@ -75,10 +75,20 @@ def test_where_converting_every_head_loses_nothing_there_is_no_share_and_it_is_s
     assert lost < 0  # an untrained model looks for no needles
     assert all(math.isnan(point.recovered) for point in made.curve)
     assert math.isnan(made.evidence["recovered"])
-    remark, unable = made.remarks
+    remark, unable = (text for text in made.remarks if "unexplained" not in text)
     assert remark.startswith(f"on needles_1 the model loses {lost:.3g} nats with every head converted")
     assert "there is no gap to recover" in remark
     assert "the model itself gets" in unable
+
+
+def test_gates_that_leave_much_unexplained_are_remarked_on(monkeypatch):
+    monkeypatch.setitem(METHODS, "window_gates", partial(integrated, nodes=1))
+    m, evaluation = open_model(JunctionModel(AND)), Evaluation(far_answers(20), (far_answers(22),), 64, baselines=())
+    made = plan(m, WINDOW, 0, 0.5, evaluation=evaluation, verdict=False)
+    error = made.evidence["completeness_error"]
+    assert error > 0.05
+    (remark,) = (text for text in made.remarks if "unexplained" in text)
+    assert remark.startswith(f"gates towards a window leave {error:.0%} of ")
 
 
 def test_heads_whose_own_window_is_no_wider_take_no_part_of_the_budget():

@@ -14,7 +14,7 @@ Which heads stay full is then chosen by the ranking of the plan, towards each he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from math import ceil, log2, nan
 from typing import Any, Literal, get_args
@@ -37,7 +37,7 @@ Choices = Sequence[ConversionName | LinearFit]
 # Nats per answer that a conversion of one head may cost to be safe.
 SAFE_NATS = 0.01
 # Gates that leave more of their gap unexplained are remarked on.
-UNEXPLAINED = 0.05
+_UNEXPLAINED = 0.05
 # Linear attention is fitted to so many tokens of the probe.
 _FIT_TOKENS = 2048
 # What a candidate of the fit costs, in forward passes of the model: measured on SmolLM2-135M.
@@ -276,12 +276,18 @@ def _fit_remarks(fit: LinearFit, forms: dict[KVHead, LinearAttention]) -> list[s
     return remarks
 
 
-def _remarks(towards: str, gates: WindowGates) -> list[str]:
-    error = gates.completeness_error
-    if not error > UNEXPLAINED:
+def unexplained(towards: str, evidence: Mapping[str, float]) -> list[str]:
+    """A sentence where gates leave more than 5 % of their gap unexplained; none for other rankings' evidence."""
+    error = evidence.get("completeness_error", nan)
+    if not error > _UNEXPLAINED:
         return []
-    gap = gates.windowed - gates.full
+    gap = evidence["windowed"] - evidence["full"]
     return [
-        f"gates towards {towards} leave {error:.0%} of {gap:.3g} nats unexplained, which counts as cost of the heads; "
-        "more nodes (effort='thorough') may explain it"
+        f"gates towards {towards} leave {error:.0%} of {gap:.3g} nats unexplained, by which each head's cost is in "
+        "doubt; more nodes (effort='thorough') may explain it"
     ]
+
+
+def _remarks(towards: str, gates: WindowGates) -> list[str]:
+    names = ("completeness_error", "windowed", "full")
+    return unexplained(towards, {name: getattr(gates, name) for name in names})

@@ -26,7 +26,7 @@ from workbench.planning.evaluation_tasks import (
     check_numbers,
     completed,
 )
-from workbench.planning.head_choices import Choices, HeadChoices, check_choices, choose, has_linear
+from workbench.planning.head_choices import Choices, HeadChoices, check_choices, choose, has_linear, unexplained
 from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, no_gap, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
@@ -275,7 +275,11 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
-    remarks = [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
+    is_mixed = chosen is not None and bool(chosen.linear)
+    remarks = unexplained("each head's own conversion" if is_mixed else "a window", ranking.evidence)
+    remarks += [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
+    if chosen is not None:
+        remarks = list(dict.fromkeys([*chosen.remarks, *remarks]))
     made = Plan(
         model=work.m.name,
         layers=work.m.layers,
@@ -294,7 +298,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
         conversions={} if chosen is None else chosen.linear,
         costs=() if chosen is None else chosen.costs,
-        remarks=(*evaluation.left_out, *(() if chosen is None else chosen.remarks), *remarks, *_beyond(work)),
+        remarks=(*evaluation.left_out, *remarks, *_beyond(work)),
     )
     return _judged(work, made, begin)
 
