@@ -34,7 +34,7 @@ def elsewhere(tmp_path):
 
 def test_a_checkpoint_without_a_tokenizer_has_that_of_the_trainers_folder(checkpoint):
     word_tokenizer().save_pretrained(checkpoint.parent)
-    assert probes.text(open_model(checkpoint, "cpu"), "w1 w2").tokens.tolist() == [[4, 5]]
+    assert probes.text(open_model(checkpoint, "cpu"), "w1 w2").tokens.tolist() == [[0, 4, 5]]
 
 
 def test_a_folder_that_is_no_checkpoint_of_a_run_takes_no_tokenizer_from_above(model, tmp_path):
@@ -52,9 +52,9 @@ def test_a_tokenizer_can_be_named_by_folder_by_file_and_as_an_object(checkpoint,
     for tokenizer in (elsewhere, str(elsewhere), "elsewhere", elsewhere / "tokenizer.json", bare, word_tokenizer()):
         for source in (checkpoint, model):
             m = open_model(source, "cpu" if source is checkpoint else None, tokenizer=tokenizer)
-            assert probes.text(m, "w1 w2").tokens.tolist() == [[4, 5]]
+            assert probes.text(m, "w1 w2", bos=None).tokens.tolist() == [[4, 5]]
     raw = word_tokenizer().backend_tokenizer
-    assert probes.text(open_model(model, tokenizer=raw), "w1 w2").tokens.tolist() == [[4, 5]]
+    assert probes.text(open_model(model, tokenizer=raw), "w1 w2", bos=None).tokens.tolist() == [[4, 5]]
 
 
 @pytest.mark.parametrize(
