@@ -105,7 +105,10 @@ def _require_training(runs: Sequence[Run]) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders; several are set side by side. Or one plan file."),
+    ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     detector: Annotated[
         list[str] | None, typer.Option(help="A detector; repeat for more. Default: all rising.")
@@ -115,15 +118,34 @@ def report(
     setting: SettingOption = None,
     as_json: Json = False,
 ) -> None:
-    """Write what runs show into one HTML file: claims with intervals, tables, figures. It needs no network."""
+    """Write what runs or a plan show into one HTML file: claims, tables, figures. It needs no network."""
     from workbench.report import contents_of, write_page
 
+    if any(path.is_file() for path in runs):
+        _report_of_plan(runs, out, as_json)
+        return
     contents = contents_of(open_runs(runs, setting), detectors=detector, probe=probe, n=n)
     written = write_page(contents, out)
     if as_json:
         print_json({"report": written, **contents.document()})
         return
     for claim in contents.claims:
+        print(claim)
+    warn(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+def _report_of_plan(paths: list[Path], out: Path, as_json: bool) -> None:
+    from workbench.report import plan_claims, write_plan_page
+    from workbench.store.plan_file import Plan
+
+    if len(paths) > 1:
+        raise WorkbenchError(f"{len(paths)} paths were given, a file among them; pass run folders, or one plan file")
+    plan = Plan.load(paths[0])
+    claims, written = plan_claims(plan), write_plan_page(plan, out)
+    if as_json:
+        print_json({"report": written, "claims": claims})
+        return
+    for claim in claims:
         print(claim)
     warn(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
