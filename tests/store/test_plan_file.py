@@ -240,12 +240,18 @@ def edited(tmp_path, change):
         ),
         (lambda d: d["conversions"][0][2].update(sharpness=None), "sharpness is nan; expected a number above 0"),
         (lambda d: d["conversions"][0][2].update(sharpness=1e999), "sharpness is inf; expected a number above 0"),
-        (lambda d: d["conversions"][0][2].update(decay=2), "decay is 2; expected a number above 0 and at most 1"),
-        (lambda d: d["conversions"][0][2].update(features="relu"), "features are 'relu'; expected 'elu' or 'taylor'"),
+        (lambda d: d["conversions"][0][2].update(decay=2.0), "decay is 2.0; expected a number above 0 and at most 1"),
+        (
+            lambda d: d["conversions"][0][2].update(features="relu"),
+            r"is no plan of this version(.|\n)*features(.|\n)*'relu'",
+        ),
         (lambda d: d["conversions"][0][2].update(form="sparse"), "a form 'sparse'; expected 'linear'"),
         (lambda d: d["conversions"][0][2].update(colour=1), "is no plan of this version: .*colour"),
         (lambda d: d["costs"][0].update(layer=9), "has costs of L9KV0, which its ranking does not have"),
-        (lambda d: d["costs"][0].update(window_nats="much"), "is no plan of this version: window_nats"),
+        (
+            lambda d: d["costs"][0].update(window_nats="much"),
+            r"is no plan of this version(.|\n)*window_nats(.|\n)*'much'",
+        ),
         (lambda d: d.update(remarks=[3]), "remarks hold 3; expected texts"),
         (lambda d: d.pop("conversions"), "is no plan of this version: 'conversions'"),
     ],
@@ -295,5 +301,5 @@ def test_a_plan_holds_its_verdict_over_length_and_one_without_has_no_such_field(
     torn = json.loads((tmp_path / "judged.json").read_text())
     torn["verdict"]["cells"][0]["length"] = "64"
     (tmp_path / "torn.json").write_text(json.dumps(torn))
-    with pytest.raises(WorkbenchError, match="length is '64'; expected int"):
+    with pytest.raises(WorkbenchError, match=r"is no plan of this version(.|\n)*length(.|\n)*'64'"):
         Plan.load(tmp_path / "torn.json")
