@@ -209,3 +209,14 @@ def test_an_interval_is_over_texts_where_there_are_five_and_else_over_questions(
     narrow_low, narrow_high = mean_interval(values, np.zeros(10, dtype=int), seed=0)
     assert high - low > narrow_high - narrow_low
     assert all(np.isnan(mean_interval(values[:4], FIVE[:4], seed=0)))
+
+
+def test_where_no_task_can_be_written_needles_of_tokens_take_its_place_and_it_is_said(m, monkeypatch):
+    def fails(*_arguments, **_settings):
+        raise WorkbenchError("the tokenizer cannot spell the task")
+
+    monkeypatch.setattr(tasks_it_can_do, "far_probe", fails)
+    evaluation = default_evaluation(m, 8, 0, n_sequences=6)
+    assert evaluation.probe.name == "far_needle_0"
+    assert [probe.name for probe in evaluation.held_out] == ["far_needle_1"]
+    assert "take the place of text: needles is left out: the tokenizer cannot spell" in evaluation.left_out[0]

@@ -12,7 +12,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import Objective
 from workbench.planning.efforts import EXTENTS
-from workbench.planning.tasks_it_can_do import nothing_far, tasks_of_text
+from workbench.planning.tasks_it_can_do import NothingWritten, nothing_far, tasks_of_text
 from workbench.probes import Probe, build, copy_needle
 from workbench.store.conversions import Window, check_window
 
@@ -92,8 +92,12 @@ def completed(
             ranked_on, judged_on = _copied(m, limits, n_sequences, seed=evaluation.seed)
         else:
             is_checked = evaluation.objective == "loss"
-            tasks = tasks_of_text(m, limits, n_sequences=n_sequences, seed=evaluation.seed, is_checked=is_checked)
-            ranked_on, judged_on, left_out = tasks.ranked_on, tasks.held_out, (*left_out, *tasks.left_out)
+            try:
+                tasks = tasks_of_text(m, limits, n_sequences=n_sequences, seed=evaluation.seed, is_checked=is_checked)
+                ranked_on, judged_on, left_out = tasks.ranked_on, tasks.held_out, (*left_out, *tasks.left_out)
+            except NothingWritten as error:
+                ranked_on, judged_on = _copied(m, limits, n_sequences, seed=evaluation.seed)
+                left_out = (*left_out, f"Needles of random tokens take the place of text: {error}")
         probe = ranked_on if probe is None else probe
         held_out = held_out or judged_on
     context = evaluation.context

@@ -27,6 +27,10 @@ _FEWEST = 5
 _RANKED = (NEEDLES.name, CHAINS.name)
 
 
+class NothingWritten(WorkbenchError):
+    """No task of text can be written for this model, as with a tokenizer that lacks its words."""
+
+
 @dataclass(frozen=True, slots=True)
 class DefaultTasks:
     """The probe that heads are ranked on, those that are held out, and sentences on tasks that are left out."""
@@ -43,6 +47,7 @@ def tasks_of_text(
 
     Raises:
         WorkbenchError: if the context holds nothing far, or the model can do none of the tasks.
+        NothingWritten: if none of them can be written.
     """
     length = far_length(m, limits)
     tasks = TEXT_TASKS if n_sequences >= EXTENTS["standard"].n_sequences else TEXT_TASKS[:2]
@@ -54,6 +59,8 @@ def tasks_of_text(
             probes[task.name] = far_probe(m, task, limits, length=length, n_texts=n_held_out, seed=seed + 1)
         except WorkbenchError as error:
             left_out.append(f"{task.name} is left out: {error}.")
+    if not probes:
+        raise NothingWritten(" ".join(left_out))
     if is_checked:
         by_name = {task.name: task for task in tasks}
         for name, reason in _reasons(m, limits, {by_name[name]: probe for name, probe in probes.items()}).items():
