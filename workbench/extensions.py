@@ -13,7 +13,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
@@ -90,7 +90,8 @@ class Registry(Generic[T]):
             raise WorkbenchError(f"unknown {self.noun} {name!r}; expected one of {', '.join(entries)}")
         return entries[name]
 
-    def _load(self, entry_point: EntryPoint) -> None:
+    # Any: where a package has installed the backport importlib_metadata, its entry points are of a class of their own.
+    def _load(self, entry_point: Any) -> None:
         try:
             entry_point.load()
         except WorkbenchError:

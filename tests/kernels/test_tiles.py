@@ -1,5 +1,8 @@
 """Tiles: how small ones may get does not show in the result, and a layer that does not fit at all is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,7 +40,8 @@ class LittleMemory(TorchDispatchMode):
         self.limit, self.fail, self.failures = limit, fail, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
+        handed = tree_leaves((args, kwargs))  # out= is no new tensor either
+        given = {x.untyped_storage().data_ptr() for x in handed if isinstance(x, torch.Tensor)}
         found = function(*args, **(kwargs or {}))
         for x in tree_leaves(found):
             if not isinstance(x, torch.Tensor) or x.untyped_storage().data_ptr() in given:
@@ -58,6 +62,15 @@ def statistics():
     layer, v = attention_inputs()
     out, found = blockwise_statistics(layer, v, EVERYTHING)
     return out, found.lse, found.mass, found.entropy, found.mean_distance, found.far_mass
+
+
+def test_threads_that_share_a_request_get_the_numbers_of_one_alone():
+    request = replace(EVERYTHING)
+    layers = [attention_inputs(CausalMask(301, window=window)) for window in (3, 40, 301, 120)]
+    alone = [blockwise_statistics(*layer, replace(EVERYTHING))[1].entropy for layer in layers]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda layer: blockwise_statistics(*layer, request)[1].entropy, 5 * layers))
+    assert all(torch.equal(a, b) for a, b in zip(together, 5 * alone, strict=True))
 
 
 def exact_statistics():

@@ -120,16 +120,16 @@ def test_far_mass_is_of_each_sequences_own_answer_rows():
     assert found.scores == pytest.approx(expected, rel=1e-4)
 
 
-def test_gates_of_a_head_that_sees_no_more_than_the_window_close_and_a_needed_one_stays_open():
-    """CWM's sliding layer of 8 is not changed by a window of 9: only the price acts on its gates."""
+def test_a_head_that_sees_no_more_than_the_window_has_no_gate_and_a_needed_one_stays_open_until_the_price_is_high():
+    """CWM's sliding layer of 8 is not changed by a window of 9, and only what is changed is ranked."""
     g = Game(open_model(tiny("cwm")), needles(), 9)
+    by_kind = {i.kind: i.index for i in g.m.layers}
+    assert {head.layer for head in g.heads} == {by_kind["full"]}
     found = duo_gates(g, steps=60)
-    sliding, full = found.scores[:2], found.scores[2:]
-    assert max(sliding) < 0.05
     assert found.evidence["mean_gate"] == pytest.approx(found.scores.mean(), abs=1e-5)
-    open_still = duo_gates(g, steps=5, price=0.0)
-    assert (open_still.scores[:2] >= 1).all()
-    assert min(full) > max(sliding)
+    assert min(found.scores) > 0.5
+    assert max(duo_gates(g, steps=60, price=50.0).scores) < 0.05
+    assert (duo_gates(g, steps=5, price=0.0).scores >= 1).all()
 
 
 def test_a_smaller_budget_anneals_to_a_higher_price_and_shuts_more_gates():

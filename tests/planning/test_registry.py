@@ -17,9 +17,10 @@ from workbench.planning.rankings.registry import RANKINGS
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extensions" / "own_ranking.py"
 WINDOW = 6
 BUILTIN = (
-    *("window_gates", "leave_one_windowed", "restore_one", "greedy", "duo_gates", "duo_gates_annealed", "first_order"),
-    *("gradient_at_zero", "output_error", "output_error_all", "far_mass", "mean_distance", "retrieval", "induction"),
-    *("ablate_zero", "ablate_mean", "ablate_uniform", "random", "random_in_layer"),
+    *("window_gates", "leave_one_windowed", "restore_one", "greedy", "duo_gates", "duo_gates_annealed"),
+    *("joint_gates", "restore_one_aligned", "first_order", "gradient_at_zero"),
+    *("output_error", "output_error_all", "far_mass", "mean_distance", "retrieval", "induction"),
+    *("ablate_zero", "ablate_mean", "ablate_uniform", "ablate_accuracy", "random", "random_in_layer"),
 )
 
 

@@ -141,6 +141,11 @@ class Scratch:
     def __init__(self, device: torch.device, capacity: int = 0):
         self._buffers = [torch.empty(n, device=device) for n in (capacity, capacity, 0)]
 
+    def grow(self, capacity: int) -> None:
+        """Make room for tiles of this many numbers."""
+        for which in (0, 1):
+            self.take(which, (capacity,))
+
     def take(self, which: int, shape: tuple[int, ...]) -> Tensor:
         size = 1
         for n in shape:

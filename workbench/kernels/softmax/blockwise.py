@@ -9,6 +9,8 @@ Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from einops import einsum, repeat
 from jaxtyping import Float, Int, Shaped
@@ -36,13 +38,20 @@ def blockwise_statistics(
     assert request.is_of_rows, "arg-maxima of all rows and tags are statistics of a profile"
     n_queries, device = layer.q.shape[2], layer.q.device
     rows = torch.arange(n_queries, device=device) if request.rows is None else request.rows.to(device)
-    return within_memory(
-        lambda cut: _statistics(layer, v, request, rows, cut),
-        layer.shape,
-        n_rows=len(rows),
-        n_keys=v.shape[2],
-        tile_bytes=tile_bytes,
-    )
+
+    def compute(cut: Cut) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
+        try:
+            return _statistics(layer, v, request, rows, cut)
+        except RuntimeError:  # memory may have run out: the next try begins with buffers of its own, smaller size
+            request.scratches.pop(_owner(rows), None)
+            raise
+
+    return within_memory(compute, layer.shape, n_rows=len(rows), n_keys=v.shape[2], tile_bytes=tile_bytes)
+
+
+def _owner(rows: Int[Tensor, " q2"]) -> tuple[torch.device, int]:
+    """Whose buffers they are: threads that share a request must not write into each other's tiles."""
+    return rows.device, threading.get_ident()
 
 
 def _statistics(
@@ -58,9 +67,8 @@ def _statistics(
     sums = RowSums(request, layer.shape, len(rows), rows.device)
     norms = v.float().norm(dim=-1) if request.value_norms else None
     # All layers that the request goes to share the buffers: fresh ones cost a page fault for every 4 KB.
-    if rows.device not in request.scratches:
-        request.scratches[rows.device] = Scratch(rows.device, cut.largest)
-    scratch = request.scratches[rows.device]
+    scratch = request.scratches.setdefault(_owner(rows), Scratch(rows.device))
+    scratch.grow(cut.largest)
     for run in runs_of_rows(layer, request, rows, cut, collector):
         for tile in run.tiles:
             softmax = layer.softmax(tile, scratch, keep_shifted=request.entropy)

@@ -89,9 +89,12 @@ class Request:
     top: bool = False
     query_tags: Integer[Tensor, "#b q_tags"] | None = None
     key_tags: Integer[Tensor, "#b k"] | None = None
-    # What the tiles of this request share in all layers, by mask and shape, once it was found, and their buffers.
+    # What the tiles of this request share in all layers, by mask and shape, once it was found, and their buffers,
+    # by device and thread.
     runs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    scratches: dict[torch.device, Scratch] = field(default_factory=dict, init=False, repr=False, compare=False)
+    scratches: dict[tuple[torch.device, int], Scratch] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Raises:
