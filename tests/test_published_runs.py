@@ -46,3 +46,25 @@ def test_their_page_names_the_strongest_heads_of_each_class_with_their_scores(ru
 
 def test_every_score_says_what_the_weights_were_quantised_to(run):
     assert run.scores()["flags"].str.contains("quantised=Q4_").all()
+
+
+def test_the_plan_that_the_readme_tells_of_is_the_kept_one():
+    plan = wb.Plan.load(FOLDER / "smollm2" / "window-128.json")
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    curve = {(point.probe, point.n_kept): point for point in plan.curve}
+    needles, chains = (curve[probe, len(plan.keep)] for probe in ("niah_multiquery", "variable_tracking"))
+
+    def share(point):
+        numbers = [f"{x:.2f}".removeprefix("0") for x in (point.recovered, point.ci_lo, point.ci_hi)]
+        return "{} [{}, {}]".format(*numbers)
+
+    few = [f"{curve[probe, 4].recovered:.2f}".removeprefix("0") for probe in ("niah_multiquery", "variable_tracking")]
+    assert f"Of {len(plan.ranking)} key/value heads it keeps {len(plan.keep)}" in readme
+    assert f"saves {plan.kv_saved:.0%}".replace("%", " %") in readme
+    assert f"{share(needles)} of the loss that windows cost is back, on chains of assignments {share(chains)}" in readme
+    assert f"four heads alone bring back {' and '.join(few)}" in readme
+    assert "cannot be told at 512, 1,024 and 2,048 tokens" in plan.verdict.sentence
+    of_arm = {(c.task, c.length, c.arm): c.right for c in plan.verdict.cells}
+    assert all(
+        right >= of_arm[task, length, "full"] for (task, length, arm), right in of_arm.items() if arm == "planned"
+    )

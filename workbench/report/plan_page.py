@@ -38,7 +38,7 @@ def plan_claims(plan: Plan) -> list[str]:
     if linear:
         counts.append(f"{linear} have linear attention")
     claims = [
-        f"Of {n} key/value heads that see further, {', '.join(counts)}.",
+        f"Of {n} key/value heads that see further than the window, {', '.join(counts)}.",
         f"This saves {plan.kv_saved:.0%} of the cache at {plan.context:,} tokens.",
     ]
     recovered, lost = (plan.evidence.get(name, math.nan) for name in ("recovered", "lost_nats"))
@@ -68,4 +68,4 @@ def _sections(plan: Plan) -> Iterator[str]:
         yield "<h2>A window against linear attention</h2>"
         yield figure_html(figures.window_against_linear(plan), numbers)
     yield "<h2>Every head</h2>"
-    yield table_html(plan.table())
+    yield table_html(plan.table().dropna(axis="columns", how="all"))
