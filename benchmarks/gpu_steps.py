@@ -19,7 +19,10 @@ from machine import device_milliseconds
 
 # What must be there for the steps; others are named if they are.
 _NEEDED = ("torch", "triton", "numpy", "einops", "jaxtyping")
-_OF_MODELS = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "pandas", "pydantic", "filelock")
+_OF_MODELS = (
+    *("transformers", "huggingface_hub", "tokenizers", "safetensors"),
+    *("pandas", "pyarrow", "pydantic", "filelock", "cachetools"),
+)
 _OPTIONAL = ("flash-linear-attention", "pytest", "pytest-xdist")
 
 
