@@ -250,7 +250,7 @@ def test_the_probe_page_runs_the_demo_on_a_text_and_shows_its_patterns(tab, serv
         tab.fill("#probe-text", "not a word it knows")
         tab.click("#probe-start")
         tab.wait_for_selector("#probe-said.failed", timeout=60_000)
-        assert "cannot read this text" in tab.inner_text("#probe-said")
+        assert "cannot read the text" in tab.inner_text("#probe-said")
         tab.fill("#probe-text", " ".join(f"w{i:02}" for i in [*range(5, 25), *range(5, 25)]))
         tab.click("#probe-start")
         tab.wait_for_selector("#probe-patterns canvas.map", timeout=60_000)

@@ -94,12 +94,12 @@ def test_a_series_has_probes_that_need_no_tokenizer(model, tmp_path):
 
 @pytest.mark.slow
 def test_the_scan_says_its_cost_first_and_ends_with_what_the_model_is(run, model, capsys):
-    scan_command(model, out=run.path, detector=list(CLASSES), maps=False)
+    scan_command(str(model), out=run.path, detector=list(CLASSES), maps=False)
     printed = capsys.readouterr()
     assert "tokens in all" in printed.err
     assert "What the model gets right" in printed.out
     assert "previous_token > 0.4 on repeats" in printed.out
-    scan_command(model, out=run.path, detector=list(CLASSES), maps=False, as_json=True)
+    scan_command(str(model), out=run.path, detector=list(CLASSES), maps=False, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert {row["probe"] for row in document["model"]["abilities"]} == set(run.scores()["probe"])
 

@@ -113,13 +113,8 @@ def _tokens(model: HookedModel, written: str, probe: str) -> Int[Tensor, " t"]:
 def _tokenized(model: HookedModel, written: str) -> Int[Tensor, " t"]:
     try:
         return text(model, written).tokens[0]
-    except WorkbenchError:
-        raise
-    except Exception as error:  # the tokenizers library raises no narrower class
-        raise WorkbenchError(
-            f"the checkpoint's tokenizer cannot read this text ({error}); write words that it knows, or pick a "
-            "standard probe"
-        ) from error
+    except WorkbenchError as error:
+        raise WorkbenchError(f"{error}; here, write words that it knows, or pick a standard probe") from error
 
 
 def _print_stage(stage: str) -> None:

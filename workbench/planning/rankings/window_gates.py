@@ -132,6 +132,7 @@ def integrate(
 
     if isinstance(nodes, AdaptiveNodes):
         if quadrature is not None:
+            path_nodes(1, quadrature)  # refuses an unknown one
             raise WorkbenchError(f"quadrature is {quadrature!r}, which places a number of nodes; pass nodes= as well")
         path = adapted(take, nodes)
         weights = node_weights(np.array(list(path)))
