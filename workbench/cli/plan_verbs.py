@@ -65,6 +65,7 @@ def plan(
     """Which key/value heads must keep the whole context, and what the model is worth if only they do."""
     from workbench.planning import evaluation_on, plan_cost
     from workbench.planning.efforts import extent
+    from workbench.planning.head_choices import check_choices
     from workbench.planning.planner import plan as make_plan
     from workbench.store.plan_exports import check_duo
     from workbench.store.plan_file import KVBytes, LossTolerance
@@ -83,6 +84,7 @@ def plan(
     if duo is not None:
         check_duo(duo)
     conversions = tuple(name.strip() for name in choices.split(","))
+    check_choices(conversions)
     if duo is not None and "linear" in conversions:
         raise WorkbenchError(
             "--duo writes DuoAttention's file, which knows no linear attention; leave it out, or pass --choices window"

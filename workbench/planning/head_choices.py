@@ -63,7 +63,7 @@ class HeadChoices:
         return {head: form for head, form in self.conversions.items() if isinstance(form, LinearAttention)}
 
 
-def check_choices(choices: Choices) -> None:
+def check_choices(choices: Sequence[Any]) -> None:
     """Raises:
     WorkbenchError: for choices that are none, or without a window, which every head may have.
     """
