@@ -25,7 +25,7 @@ from workbench.experiments.conversion.arms import pretrained
 from workbench.experiments.conversion.study_data import chains, counts
 from workbench.hooks import HookedModel, open_model
 from workbench.pretrain import Language, pretrain_run, recipe
-from workbench.probes import Probe, Vocabulary, build, copy_needle, make_probe
+from workbench.probes import Probe, Vocabulary, build, copy_needle, joined
 
 TRAINED = ("demo", "study", "large")
 PUBLISHED = ("smollm2", "gemma3-270m")
@@ -74,9 +74,9 @@ def questions(name: str, m: HookedModel, seed: int) -> Questions:
     if name in PUBLISHED:
         ranking, held_out = _texts(m, name, 4, seed=2 * seed + 1), _texts(m, name, 6, seed=2 * seed + 2)
         # Ranked on needles alone: whether chains are carried as well is part of the question.
-        return Questions(ranking[0], _together(held_out), held_out)
+        return Questions(ranking[0], joined(held_out), held_out)
     ranking, held_out = _kinds(name, 1, seed=0), _kinds(name, 2, seed=1)
-    return Questions(_together(ranking), _together(held_out), held_out)
+    return Questions(joined(ranking), joined(held_out), held_out)
 
 
 def _kinds(name: str, times: int, *, seed: int) -> tuple[Probe, ...]:
@@ -100,18 +100,3 @@ def _texts(m: HookedModel, name: str, n: int, *, seed: int) -> tuple[Probe, ...]
         build(m, f"{task}:length={length},n_sequences={n},seed={seed}")
         for task in ("niah_multikey_1", "variable_tracking")
     )
-
-
-def _together(kinds: tuple[Probe, ...]) -> Probe:
-    """One probe of all kinds; every sequence has the same weight, whatever its number of answers."""
-    if len(kinds) == 1:
-        return kinds[0]
-    first = np.cumsum([0, *(len(p.tokens) for p in kinds)]).tolist()
-    rows, cells = (
-        torch.cat(
-            [getattr(p, name) + torch.tensor([start, *[0] * width]) for p, start in zip(kinds, first, strict=False)]
-        )
-        for name, width in (("answer_rows", 1), ("target_cells", 2))
-    )
-    tokens = torch.cat([p.tokens for p in kinds])
-    return make_probe("together", tokens, answer_rows=rows, target_cells=cells)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
 from tests.families import tiny
 from tests.planning.plans import plan_of
 from workbench import open_model
-from workbench.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +22,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command's exit code, stdout and stderr; anything else than an exit is a traceback."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["workbench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def test_files_of_others_are_written_and_listed(folder, run, tmp_path):
+def test_files_of_others_are_written_and_listed(folder, command, tmp_path):
     places = ["--duo", tmp_path / "heads.tsv", "--spec", tmp_path / "spec.json"]
-    code, out, err = run("export-plan", folder / "heads.json", *places, "--json")
+    code, out, err = command("export-plan", folder / "heads.json", *places, "--json")
     assert code == 0
     assert json.loads(out) == {"duo": str(tmp_path / "heads.tsv"), "spec": str(tmp_path / "spec.json")}
     assert "spec.json" in err
@@ -50,19 +32,19 @@ def test_files_of_others_are_written_and_listed(folder, run, tmp_path):
     assert json.loads((tmp_path / "spec.json").read_text())["schema"] == "attention-plan"
 
 
-def test_layer_types_are_printed_and_refused_where_they_would_be_ignored(folder, run):
-    code, out, err = run("export-plan", folder / "layers.json", "--layer-types")
+def test_layer_types_are_printed_and_refused_where_they_would_be_ignored(folder, command):
+    code, out, err = command("export-plan", folder / "layers.json", "--layer-types")
     assert code == 0
     assert json.loads(out)["layer_types"] == ["full_attention", "sliding_attention"]
     assert "not every family reads layer_types" in err
-    code, _, err = run("export-plan", folder / "layers.json", "--layer-types", "--model", folder / "model")
+    code, _, err = command("export-plan", folder / "layers.json", "--layer-types", "--model", folder / "model")
     assert code == 2
     assert "as ministral" in err
 
 
-def test_a_model_under_a_plan_is_saved(folder, run, tmp_path):
+def test_a_model_under_a_plan_is_saved(folder, command, tmp_path):
     arguments = ["--model", folder / "model", "--save-model", tmp_path / "planned", "--json"]
-    code, out, _ = run("export-plan", folder / "layers.json", *arguments)
+    code, out, _ = command("export-plan", folder / "layers.json", *arguments)
     assert code == 0
     assert json.loads(out) == {"folder": str(tmp_path / "planned")}
     assert open_model(tmp_path / "planned").layers[1].window == 6
@@ -79,15 +61,15 @@ def test_a_model_under_a_plan_is_saved(folder, run, tmp_path):
         (["evaluate", "model", "--tasks", "t", "--include-path", "nowhere"], "is no folder"),
     ],
 )
-def test_mistakes_are_sentences(folder, run, monkeypatch, arguments, sentence):
+def test_mistakes_are_sentences(folder, command, monkeypatch, arguments, sentence):
     monkeypatch.chdir(folder)
-    code, out, err = run(*arguments)
+    code, out, err = command(*arguments)
     assert (code, out) == (2, "")
     assert sentence in err
 
 
-def test_a_plan_is_not_computed_where_its_duo_file_could_not_be_written(folder, run):
+def test_a_plan_is_not_computed_where_its_duo_file_could_not_be_written(folder, command):
     (folder / "model" / "heads.tsv").unlink(missing_ok=True)
-    code, _, err = run("plan", folder / "model", "--window", 6, "--duo", folder / "model" / "heads.tsv")
+    code, _, err = command("plan", folder / "model", "--window", 6, "--duo", folder / "model" / "heads.tsv")
     assert code == 2
     assert "to a folder of its own" in err

@@ -1,7 +1,7 @@
 """`workbench plan`: tables or one JSON document on stdout, files for others, and mistakes without a traceback."""
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ import pytest
 from tests.families import tiny
 from workbench import Plan, open_model
 from workbench.cli import plan_verbs
-from workbench.cli.main import main
 
 QUICK = ["--window", "6", "--method", "far_mass", "--probe", "copy_needle:distance=20,length=36,n_sequences=3"]
 HELD_OUT = ["--held-out", "copy_needle:distance=20,length=36,n_sequences=3,seed=1"]
@@ -23,20 +22,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command's exit code, stdout and stderr; anything else than an exit is a traceback."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["workbench", "plan", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
+def run(command):
+    """The command's exit code, stdout and stderr."""
+    return partial(command, "plan")
 
 
 def test_one_json_document_says_what_is_kept_and_what_it_is_worth(model, run, tmp_path):

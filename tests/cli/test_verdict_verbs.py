@@ -1,7 +1,6 @@
 """`workbench verdict` and `workbench plan --verdict`: a table and a sentence, the plan's file, and mistakes."""
 
 import json
-import sys
 
 import pytest
 
@@ -9,7 +8,6 @@ from tests.planning.far_pairs import FAR, NEAR, model_of_two_reaches, registered
 from tests.planning.plans import plan_of
 from workbench import Plan
 from workbench.cli import plan_verbs, verdict_verbs
-from workbench.cli.main import main
 
 TASK = ["--task", "far_pairs"]
 
@@ -21,22 +19,11 @@ def m():
 
 
 @pytest.fixture
-def run(m, monkeypatch, capsys):
+def run(m, monkeypatch, command):
     """The command on the hand-built model: its exit code, stdout and stderr."""
     for verbs in (plan_verbs, verdict_verbs):
         monkeypatch.setattr(verbs, "open_named_model", lambda *_: m)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["workbench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    return command
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,7 @@ from workbench.console import print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
 if TYPE_CHECKING:
-    from workbench.hooks import HookedModel
     from workbench.store.length_verdict import LengthVerdict
-    from workbench.store.plan_file import Plan
 
 _COLUMNS = ("task", "length", "arm", "right", "right_lo", "right_hi", "nats", "lost", "lost_lo", "lost_hi")
 
@@ -47,6 +44,7 @@ def verdict(
 ) -> None:
     """From which length on a plan loses more than its tolerance: retrieval, hops, counting and far text, at several."""
     from workbench.planning.efforts import extent
+    from workbench.planning.verdict_over_length import verdict as judge
     from workbench.store.plan_file import Plan
 
     extent(effort)  # refuses what is none
@@ -55,33 +53,11 @@ def verdict(
         raise WorkbenchError(f"{out}: its folder does not exist; make it first")
     tried = lengths_of(lengths)
     m = open_named_model(model, device, tokenizer)
-    settings: dict[str, Any] = {"tasks": task, "effort": effort, "beyond_context": beyond_context}
-    made = judged(m, heads_plan, tried, tolerance=tolerance, out=out, **settings).verdict
-    assert made is not None
-    print_verdict(made, as_json)
-
-
-def judged(  # options of the verbs
-    m: HookedModel,
-    heads_plan: Plan,
-    lengths: Sequence[int] | None,
-    *,
-    tolerance: float | None,
-    out: Path | None,
-    effort: str,
-    **settings: Any,
-) -> Plan:
-    """The plan with its verdict, written to `out` where there is one."""
-    from workbench.planning.verdict_over_length import TOLERANCE
-    from workbench.planning.verdict_over_length import verdict as judge
-
-    allowed = TOLERANCE if tolerance is None else tolerance
-    level: Any = effort
-    made = judge(m, heads_plan, lengths, tolerance=allowed, effort=level, progress=warn, **settings)
-    heads_plan = replace(heads_plan, verdict=made)
+    settings: dict[str, Any] = {"tolerance": tolerance, "effort": effort, "beyond_context": beyond_context}
+    made = judge(m, heads_plan, tried, task, progress=warn, **settings)
     if out is not None:
-        heads_plan.save(out)
-    return heads_plan
+        replace(heads_plan, verdict=made).save(out)
+    print_verdict(made, as_json)
 
 
 def lengths_of(written: str | None) -> list[int] | None:

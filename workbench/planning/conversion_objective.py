@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from workbench.heads import KVHead, WorkbenchError
@@ -157,7 +157,7 @@ class Game:
             answers = [self.m.answers(p) for p in answer_batches(self.probe)]
         nats = torch.cat([a.loss_nats for a in answers]).double()
         accuracy = torch.cat([a.is_right for a in answers]).double().mean()
-        sums = torch.cat([_by_sequence(a) for a in answers])
+        sums = torch.cat([sums_by_sequence(a, a.loss_nats) for a in answers])
         return float(nats.mean()), float(accuracy), sums.tolist()
 
 
@@ -165,10 +165,10 @@ def _digest(*texts: str) -> str:
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=12).hexdigest()
 
 
-def _by_sequence(answers: Answers) -> Float[Tensor, " n_seq"]:
-    """Nats of all answers of each sequence that has one."""
+def sums_by_sequence(answers: Answers, values: Shaped[Tensor, " n_rows"]) -> Float[Tensor, " n_seq"]:
+    """The sum of a value of each answer, over the answers of each sequence that has one."""
     _, sequence = torch.unique(answers.at[:, 0], return_inverse=True)
-    return torch.zeros(int(sequence.max()) + 1, dtype=torch.float64).index_add_(0, sequence, answers.loss_nats.double())
+    return torch.zeros(int(sequence.max()) + 1, dtype=torch.float64).index_add_(0, sequence, values.double())
 
 
 def _checked(m: HookedModel, conversions: Any, sink: int) -> Conversions:

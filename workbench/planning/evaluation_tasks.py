@@ -14,6 +14,7 @@ from workbench.planning.answer_loss import Objective
 from workbench.planning.efforts import EXTENTS
 from workbench.planning.tasks_it_can_do import NothingWritten, nothing_far, tasks_of_text
 from workbench.probes import Probe, build, copy_needle
+from workbench.probes.token_ids import context
 from workbench.store.conversions import Window, check_window
 
 _NEEDLE = 8
@@ -100,13 +101,13 @@ def completed(
                 left_out = (*left_out, f"Needles of random tokens take the place of text: {error}")
         probe = ranked_on if probe is None else probe
         held_out = held_out or judged_on
-    context = evaluation.context
-    if context is None:
-        context = _longest(m) or max(p.tokens.shape[1] for p in (probe, *held_out))
+    counted = evaluation.context
+    if counted is None:
+        counted = context(m) or max(p.tokens.shape[1] for p in (probe, *held_out))
     return CompleteEvaluation(
         probe=probe,
         held_out=held_out,
-        context=context,
+        context=counted,
         objective=evaluation.objective,
         baselines=evaluation.baselines,
         seed=evaluation.seed,
@@ -176,7 +177,7 @@ def check_evaluation(evaluation: CompleteEvaluation, n_seen: int) -> None:
 
 def _copied(m: HookedModel, limits: Window, n_sequences: int, *, seed: int) -> tuple[Probe, tuple[Probe, ...]]:
     """Needles of random tokens copied from beyond the window, and other ones to hold out."""
-    longest = _longest(m)
+    longest = context(m)
     near = limits.window + limits.sink + _NEEDLE
     length = 4 * near if longest is None else min(longest, 4 * near)
     far = [d for d in (near, 2 * near, 3 * near) if d + _NEEDLE + 1 <= length]
@@ -187,8 +188,3 @@ def _copied(m: HookedModel, limits: Window, n_sequences: int, *, seed: int) -> t
         for i in range(2)
     )
     return ranked_on, (judged_on,)
-
-
-def _longest(m: HookedModel) -> int | None:
-    """The model's longest context in tokens, where it has one."""
-    return getattr(m.config.get_text_config(), "max_position_embeddings", None)

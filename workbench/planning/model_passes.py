@@ -35,12 +35,12 @@ def counting(model: nn.Module, show: Callable[[Passes], None]) -> Generator[Pass
     passes = Passes()
 
     def count(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> None:
-        ids = options["input_ids"] if "input_ids" in options else args[0]
+        inputs: Any = args[0] if args else options.get("input_ids", options.get("inputs_embeds"))
         logits: Float[Tensor, "b t vocab"] = out.logits
         has_backward = logits.requires_grad
         passes.forwards += 1
         passes.backwards += has_backward
-        passes.tokens += ids.numel() * (1 + BACKWARD * has_backward)
+        passes.tokens += inputs.shape[:2].numel() * (1 + BACKWARD * has_backward)
         show(passes)
 
     handle = model.register_forward_hook(count, with_kwargs=True)

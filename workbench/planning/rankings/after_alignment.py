@@ -13,24 +13,23 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import WorkbenchError
 from workbench.hooks.interventions.gates import converted
 from workbench.hooks.taps.layer_lists import blocks
-from workbench.planning.answer_loss import loss_batches
 from workbench.planning.conversion_objective import Game
-from workbench.planning.rankings.registry import Ranking
+from workbench.planning.rankings.registry import ALIGNMENT_STEPS, Ranking
 
-STEPS, RATE = 20, 1e-4
+RATE = 1e-4
 
 
-def restore_one_aligned(game: Game, *, steps: int = STEPS, rate: float = RATE) -> Ranking:
+def restore_one_aligned(game: Game, *, steps: int = ALIGNMENT_STEPS, rate: float = RATE) -> Ranking:
     """The divergence that restoring this head alone removes from the model that was aligned with every head converted.
 
     Takes a forward and a backward pass of one batch per step, n + 1 passes of the probe for n heads, and memory for a
@@ -42,25 +41,21 @@ def restore_one_aligned(game: Game, *, steps: int = STEPS, rate: float = RATE) -
     """
     if steps < 1:
         raise WorkbenchError(f"steps is {steps}; expected at least 1")
-    batches = loss_batches(game.m, game.probe, "kl")
-
-    def divergence(heads: Collection[KVHead]) -> np.ndarray:
-        with torch.no_grad(), converted(game.m, heads, game.to):
-            return torch.cat([batch.nats()[batch.counted].double().cpu() for batch in batches]).numpy()
-
-    before = float(divergence(game.heads).mean())
+    # The divergence from the model as it is now.
+    towards = Game(game.m, game.probe, game.conversions(), objective="kl", seed=game.seed)
+    before = float(towards.nats(towards.heads).mean())
     weights = _layer_weights(game)
     with _trained_and_put_back(game.m.model, weights):
         optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0)
         for step in range(steps):
-            batch = batches[step % len(batches)]
+            batch = towards.batches[step % len(towards.batches)]
             optimiser.zero_grad()
-            with converted(game.m, game.heads, game.to):
+            with converted(game.m, towards.heads, towards.to):
                 batch.nats()[batch.counted].mean().backward()
             optimiser.step()
         optimiser.zero_grad()
-        none = divergence(game.heads)
-        rows = np.stack([none - divergence([h for h in game.heads if h != head]) for head in game.heads], -1)
+        none = towards.nats(towards.heads)
+        rows = np.stack([none - towards.without([head]) for head in game.heads], -1)
     evidence = {"divergence_before": before, "divergence_aligned": float(none.mean())}
     return Ranking("restore_one_aligned", "nats", game.heads, rows.mean(0), rows, evidence)
 

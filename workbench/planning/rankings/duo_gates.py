@@ -32,14 +32,14 @@ from workbench.hooks.recording.forward_pass import batch_of, logits_of
 from workbench.hooks.taps.eager import handling
 from workbench.planning.answer_loss import answer_batches
 from workbench.planning.conversion_objective import Game
-from workbench.planning.rankings.registry import Ranking
+from workbench.planning.rankings.registry import GATE_STEPS, Ranking
 
-PRICE, RATE, STEPS = 0.05, 0.02, 200
+PRICE, RATE = 0.05, 0.02
 # Of the price's logarithm: it can grow a hundredfold in the first half of the steps.
 _ANNEALING = 12.0
 
 
-def duo_gates(game: Game, *, steps: int = STEPS, price: float = PRICE) -> Ranking:
+def duo_gates(game: Game, *, steps: int = GATE_STEPS, price: float = PRICE) -> Ranking:
     """The gates after training; equal ones, as saturated ones are, in random order.
 
     Raises:
@@ -51,7 +51,7 @@ def duo_gates(game: Game, *, steps: int = STEPS, price: float = PRICE) -> Rankin
     return Ranking("duo_gates", "gate", game.heads, gates + jitter, evidence=evidence)
 
 
-def duo_gates_annealed(game: Game, *, steps: int = STEPS, budget: float = 0.25) -> Ranking:
+def duo_gates_annealed(game: Game, *, steps: int = GATE_STEPS, budget: float = 0.25) -> Ranking:
     """The mean gate over a training in which the price rises until the gates' mean is the budget, and falls below it.
 
     Raises:

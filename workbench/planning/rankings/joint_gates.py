@@ -24,15 +24,15 @@ from torch import Tensor
 from workbench.heads import WorkbenchError
 from workbench.hooks.interventions.gates import gated
 from workbench.planning.conversion_objective import Game
-from workbench.planning.rankings.registry import Ranking
+from workbench.planning.rankings.registry import GATE_STEPS, Ranking
 
 _TEMPERATURE, _LOW, _HIGH = 2 / 3, -0.1, 1.1
-_RATE, _DUAL_RATE, STEPS = 0.1, 1.0, 200
+_RATE, _DUAL_RATE = 0.1, 1.0
 # An open gate at first: it is above a half in 98 of 100 draws.
 _FIRST = 2.5
 
 
-def joint_gates(game: Game, *, steps: int = STEPS, budget: float = 0.25) -> Ranking:
+def joint_gates(game: Game, *, steps: int = GATE_STEPS, budget: float = 0.25) -> Ranking:
     """log α of each head's gate after training, higher for heads that stay full under the budget.
 
     Takes a forward and a backward pass of one batch per step.

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from workbench.heads import Head, KVHead
 from workbench.planning.answer_loss import answer_batches
-from workbench.planning.conversion_objective import Game
+from workbench.planning.conversion_objective import Game, sums_by_sequence
 from workbench.planning.rankings.registry import Ranking
 
 
@@ -84,16 +85,12 @@ def ablate_accuracy(game: Game) -> Ranking:
 
 def _right_and_nats(game: Game) -> tuple[np.ndarray, np.ndarray]:
     """The share of right answers and the mean loss of each sequence that has an answer, under what is in force."""
-    by_sequence: list[np.ndarray] = []
-    for probe in answer_batches(game.probe):
-        answers = game.m.answers(probe)
-        sequence = answers.at[:, 0].cpu().numpy()
-        values = np.stack([answers.is_right.double().cpu().numpy(), answers.loss_nats.double().cpu().numpy()])
-        counts = np.bincount(sequence)
-        sums = np.stack([np.bincount(sequence, weights=value) for value in values])
-        by_sequence.append(sums[:, counts > 0] / counts[counts > 0])
-    right, nats = np.concatenate(by_sequence, -1)
-    return right, nats
+    batches = [game.m.answers(probe) for probe in answer_batches(game.probe)]
+    right, nats, counts = (
+        torch.cat([sums_by_sequence(a, values(a)) for a in batches]).numpy()
+        for values in (lambda a: a.is_right, lambda a: a.loss_nats, lambda a: torch.ones_like(a.loss_nats))
+    )
+    return right / counts, nats / counts
 
 
 def _group(game: Game, head: KVHead) -> list[Head]:

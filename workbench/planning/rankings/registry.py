@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +20,7 @@ from workbench.console import watched_bar
 from workbench.extensions import Registry
 from workbench.heads import KVHead
 from workbench.planning.conversion_objective import Game
+from workbench.planning.model_passes import Passes, counting
 from workbench.planning.rankings.adaptive_nodes import AS_NEEDED
 
 
@@ -47,10 +47,8 @@ class Ranking:
         return [self.heads[i] for i in np.argsort(-self.scores, kind="stable")]
 
 
-# The default of `duo_gates`, each step with one batch.
-_GATE_STEPS = 200
-# Of restore_one_aligned; as in after_alignment, which needs this module.
-_ALIGNMENT_STEPS = 20
+# Steps of the rankings that train, each with one batch: of gates, and of the weights of `restore_one_aligned`.
+GATE_STEPS, ALIGNMENT_STEPS = 200, 20
 Method = Callable[[Game], Ranking]
 
 RANKINGS: Registry[Method] = Registry("workbench.rankings", noun="method", builtin="workbench.planning.rankings")
@@ -107,22 +105,17 @@ def rank(game: Game, method: str, *, progress: bool = True) -> Ranking:
         WorkbenchError: for an unknown method, or one that is not available for this model or probe.
     """
     check_method(method)
-    total, n_done = passes_of(game, method)[0], 0
+    total = passes_of(game, method)[0]
     with watched_bar("pass", shown=progress) as show:
 
-        def count(*_: Any) -> None:
-            nonlocal n_done
-            n_done += 1
-            show(n_done, max(total, n_done) if total else 0, method)
+        def show_passes(passes: Passes) -> None:
+            show(passes.forwards, max(total, passes.forwards) if total else 0, method)
 
         show(0, total, method)
-        counter = game.m.model.register_forward_hook(count)
-        try:
+        with counting(game.m.model, show_passes) as passes:
             ranked = METHODS[method](game)
-            show(n_done, n_done, method)
-            return ranked
-        finally:
-            counter.remove()
+        show(passes.forwards, passes.forwards, method)
+        return ranked
 
 
 def passes_of(game: Game, method: str) -> tuple[int, int]:
@@ -147,9 +140,9 @@ def passes_of(game: Game, method: str) -> tuple[int, int]:
         "random_in_layer": (nodes, nodes),
     }
     if method in ("duo_gates", "duo_gates_annealed", "joint_gates"):
-        return _GATE_STEPS, _GATE_STEPS
+        return GATE_STEPS, GATE_STEPS
     if method == "restore_one_aligned":
-        return (n + 3) * n_batches + _ALIGNMENT_STEPS, _ALIGNMENT_STEPS
+        return (n + 3) * n_batches + ALIGNMENT_STEPS, ALIGNMENT_STEPS
     forwards, backwards = passes.get(method, (0, 0))
     return forwards * n_batches, backwards * n_batches
 

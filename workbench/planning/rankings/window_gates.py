@@ -132,7 +132,7 @@ def integrate(
 
     if isinstance(nodes, AdaptiveNodes):
         if quadrature is not None:
-            path_nodes(1, quadrature)  # refuses an unknown one
+            _check_quadrature(quadrature)
             raise WorkbenchError(f"quadrature is {quadrature!r}, which places a number of nodes; pass nodes= as well")
         path = adapted(take, nodes)
         weights = node_weights(np.array(list(path)))
@@ -181,12 +181,16 @@ def path_nodes(
     """
     if nodes < 1:
         raise WorkbenchError(f"nodes is {nodes}; expected at least 1")
-    if quadrature not in (None, *get_args(Quadrature)):
-        raise WorkbenchError(f"quadrature is {quadrature!r}; expected 'gauss', 'midpoint' or None")
+    _check_quadrature(quadrature)
     if quadrature == "midpoint" or (quadrature is None and nodes <= _MIDPOINT_NODES):
         return (np.arange(nodes) + 0.5) / nodes, np.full(nodes, 1 / nodes)
     positions, weights = np.polynomial.legendre.leggauss(nodes)
     return (positions + 1) / 2, weights / 2
+
+
+def _check_quadrature(quadrature: Any) -> None:
+    if quadrature not in (None, *get_args(Quadrature)):
+        raise WorkbenchError(f"quadrature is {quadrature!r}; expected 'gauss', 'midpoint' or None")
 
 
 def gate_gradients(game: Game, batch: LossBatch, position: float) -> Float[Tensor, "b n_kv"]:
