@@ -55,7 +55,7 @@ _BY_CHANCE = ("random", "random_in_layer")
 _GREEDY_PICKS = 12  # with more heads the rest come in the order of the last round
 _TITLE = "Which ranking keeps the right heads"
 _ABOUT = (
-    "Made by `benchmarks/bench_rankings.py`: window 8 of 64 tokens, no sink; published models 128 of 768 "
+    "Made by `benchmarks/bench_rankings.py`: window 8 of 64 tokens, no sink; published models 128 (or as named) of 768 "
     "or 1,024, sink 4. *Area*: the share of the loss gap that "
     "the top k heads bring back, its mean over k. *± sd*: over seeds. *[95 %]*: of the mean difference over seeds, "
     "when the held-out sequences, the same for both rankings, are drawn again."

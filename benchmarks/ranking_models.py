@@ -9,7 +9,8 @@ These see 64 tokens, and a seed is another model. The folder of a conversion stu
 
 - `smollm2`, `gemma3-270m`: as `workbench get` puts them on this disk; needles among others of their kind
   (`niah_multikey_1`) and chains of two assignments (`variable_tracking`) in 768 tokens (1,024 for Gemma, whose own
-  windows are 512). There is one model, and a seed draws other probes.
+  windows are 512), answers beyond the window. There is one model, and a seed draws other probes. `smollm2-64` and `smollm2-512`: the same with
+  another window, 512 in 1,536 tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from workbench.pretrain import Language, pretrain_run, recipe
 from workbench.probes import Probe, Vocabulary, build, copy_needle, joined
 
 TRAINED = ("demo", "study", "large")
-PUBLISHED = ("smollm2", "gemma3-270m")
-MODELS = (*TRAINED, *PUBLISHED)
 LENGTH = 64
-_WINDOWS = {"smollm2": (128, 4), "gemma3-270m": (128, 4)}
-_LENGTHS = {"smollm2": 768, "gemma3-270m": 1024}
+_WINDOWS = {"smollm2": (128, 4), "gemma3-270m": (128, 4), "smollm2-64": (64, 4), "smollm2-512": (512, 4)}
+_LENGTHS = {"smollm2": 768, "gemma3-270m": 1024, "smollm2-64": 768, "smollm2-512": 1536}
+PUBLISHED = tuple(_LENGTHS)
+MODELS = (*TRAINED, *PUBLISHED)
 _STUDIES = {"study": quick_study, "large": medium_study}
 _DISTANCES = {"demo": (24, 32, 40), "study": (16, 24, 32, 40, 52), "large": (16, 24, 32, 40, 52)}
 
@@ -63,7 +64,7 @@ def counts_of(name: str, n_heads: int) -> list[int]:
 def model_of(name: str, seed: int, folder: Path) -> HookedModel:
     """A trained model, from its folder if that exists; a published one from where `workbench get` has put it."""
     if name in PUBLISHED:
-        return open_model(name)
+        return open_model(name.removesuffix("-64").removesuffix("-512"))
     if name == "demo":
         return open_model(pretrain_run(recipe("full", seed=seed), folder / f"full{seed}")[-1])
     return open_model(pretrained(_STUDIES[name](), folder, seed))
@@ -95,8 +96,13 @@ def _kinds(name: str, times: int, *, seed: int) -> tuple[Probe, ...]:
 
 
 def _texts(m: HookedModel, name: str, n: int, *, seed: int) -> tuple[Probe, ...]:
-    length = _LENGTHS[name]
+    """Sequences whose answer no windowed head sees."""
+    length, (window, sink) = _LENGTHS[name], _WINDOWS[name]
     return tuple(
-        build(m, f"{task}:length={length},n_sequences={n},seed={seed}")
+        build(
+            m,
+            f'far_answers:of="{task}:length={length},n_sequences={3 * n},seed={seed}",window={window},sink={sink},'
+            f"n_sequences={n},name={task}",
+        )
         for task in ("niah_multikey_1", "variable_tracking")
     )

@@ -1,11 +1,14 @@
 """`workbench plan`: tables or one JSON document on stdout, files for others, and mistakes without a traceback."""
 
 import json
+import random
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 
+from tests.command_process import workbench
 from tests.families import tiny
 from workbench import Plan, open_model
 from workbench.cli import plan_verbs
@@ -154,3 +157,26 @@ def test_a_mistake_ends_with_two_and_a_message(model, run, tmp_path, arguments, 
     assert code == 2, err
     assert told in err
     assert out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_plan_that_is_killed_at_random_moments_ends_with_the_same_bytes(model, tmp_path, seed):
+    moments = random.Random(seed)
+    words = [*QUICK, *HELD_OUT, "--method", "window_gates", "--baseline", "random", "--effort", "quick"]
+    for _ in range(2):  # the first one also warms up
+        began = time.monotonic()
+        assert workbench("plan", model, *words, "--out", tmp_path / "whole.json").returncode == 0
+        whole_s = time.monotonic() - began
+    out, n_killed = tmp_path / "plan.json", 0
+    for _ in range(12):
+        ended = workbench("plan", model, *words, "--out", out, killed_after=moments.uniform(0.1, 0.9) * whole_s)
+        n_killed += ended.returncode == -9
+        if ended.returncode == 0:
+            out.unlink()  # so that the next one has something to do
+        assert not out.exists()  # a plan is whole or not there
+    ended = workbench("plan", model, *words, "--out", out)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended.stderr
+    assert n_killed >= 6
+    assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if "plan.json" in path.name] == ["plan.json"]

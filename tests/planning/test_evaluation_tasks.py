@@ -12,10 +12,11 @@ from tests.planning.far_pairs import far_pairs
 from tests.probes.models import bpe_model
 from workbench import WorkbenchError, open_model, plan
 from workbench.planning import Evaluation, default_evaluation, tasks_it_can_do
+from workbench.planning.conversion_objective import Game
 from workbench.planning.evaluation_tasks import completed
 from workbench.planning.far_tasks import far_probe
-from workbench.planning.question_scores import QuestionScores, mean_interval, question_scores
-from workbench.planning.task_abilities import ability
+from workbench.planning.question_scores import AnsweredRows, QuestionScores, mean_interval, question_scores
+from workbench.planning.task_abilities import TaskAbility, ability
 from workbench.store.conversions import Window
 
 WINDOW, SINK = 24, 4
@@ -54,9 +55,9 @@ def doing(monkeypatch):
 
         def answered(_, probes, *, on_tokens=None):
             arm = next(arms)
-            return [scores(*shares[p.name][arm]) for p in probes]
+            return [AnsweredRows(*(np.full(len(p.answer_rows), x) for x in shares[p.name][arm])) for p in probes]
 
-        monkeypatch.setattr(tasks_it_can_do, "question_scores", answered)
+        monkeypatch.setattr(tasks_it_can_do, "answered", answered)
 
     return give
 
@@ -104,6 +105,27 @@ def test_natural_text_counts_by_its_loss_alone(m, doing):
     assert found.probe.name == "repeated_ngrams"
     assert [p.name for p in found.held_out] == ["repeated_ngrams"]
     assert not torch.equal(found.probe.tokens[:5], found.held_out[0].tokens)
+
+
+def test_what_was_measured_when_tasks_were_tried_is_what_the_curve_begins_and_ends_with(m, monkeypatch):
+    monkeypatch.setattr(tasks_it_can_do, "far_probe", probe_once)
+    monkeypatch.setattr(TaskAbility, "reason", "")  # it was never trained
+    tried = default_evaluation(m, WINDOW, SINK, n_sequences=6)
+    assert set(tried.ends) == {p.digest for p in tried.held_out}
+    for probe in tried.held_out:
+        game = Game(m, probe, WINDOW, sink=SINK)
+        for end, heads in zip(tried.ends[probe.digest], ((), game.heads), strict=True):
+            own = game.outcome(heads)
+            assert (end.nats, end.accuracy) == (pytest.approx(own.nats, abs=1e-5), own.accuracy)
+            assert end.sums == pytest.approx(own.sums, abs=1e-4)
+        known = Game(m, probe, WINDOW, sink=SINK, ends=tried.ends[probe.digest])
+        assert known.n_measured == 2
+        assert (known.outcome(), known.outcome(game.heads)) == tried.ends[probe.digest]
+        assert known.n_measured == 2
+        assert known.outcome(game.heads[:1]) == game.outcome(game.heads[:1])
+        assert known.n_measured == 3
+    # An evaluation that is passed on may be of another model or another window.
+    assert completed(m, tried, WINDOW + 1, SINK, n_sequences=6).ends == {}
 
 
 def test_a_model_that_can_do_none_of_the_tasks_gets_no_plan_and_is_told_what_to_do(m):
@@ -155,7 +177,8 @@ def test_what_an_evaluation_says_is_taken_and_the_rest_is_completed():
 
 def test_lengths_follow_the_window_and_a_hybrid_has_needles_beyond_its_own_windows(m, monkeypatch):
     assert tasks_it_can_do.far_length(m, Window(24, 4)) == 512
-    assert tasks_it_can_do.far_length(m, Window(256, 4)) == 1040
+    assert tasks_it_can_do.far_length(m, Window(256, 4)) == 1560
+    assert tasks_it_can_do.far_length(m, Window(128, 4)) == 792
     assert tasks_it_can_do.far_length(m, Window(1024, 0)) == 2048
     with pytest.raises(WorkbenchError, match="leave nothing far in a context of 8192 tokens; pass a smaller window"):
         tasks_it_can_do.far_length(m, Window(8192, 0))

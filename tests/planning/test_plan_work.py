@@ -51,7 +51,7 @@ def counted(m):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """A pace without the passes that measure it."""
-    monkeypatch.setattr(plan_work, "_seconds", lambda run: 1.0)
+    monkeypatch.setattr(plan_work, "_seconds", lambda run, n_passes: 1.0)
 
 
 def in_all(cost, name):
@@ -307,7 +307,7 @@ def test_a_bar_counts_the_tokens_of_all_passes_and_the_cost_is_said_where_it_is_
 
 
 def test_a_long_plan_says_so_where_nobody_watches(m, monkeypatch, capsys):
-    monkeypatch.setattr(plan_work, "_seconds", lambda run: 1000.0)
+    monkeypatch.setattr(plan_work, "_seconds", lambda run, n_passes: 1000.0)
     plan(m, WINDOW, 1, evaluation=TASKS, effort="quick")
     assert "4 heads, ranked on 5 × 36 tokens: about" in capsys.readouterr().err
 

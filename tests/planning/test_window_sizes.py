@@ -58,7 +58,7 @@ def test_a_head_is_needed_at_long_context_only():
     short, long = answer_from(5), answer_from(47)
     m = open_model(JunctionModel(SUM))
     table = need_global(m, short, long, 16)
-    expected = window_gates(m, long, 16, nodes=8).scores
+    expected = window_gates(m, long, 16).scores
     assert table.short.to_numpy() == pytest.approx([0, 0], abs=1e-5)
     assert table.long.to_numpy() == pytest.approx(expected)
     assert table.need_global.to_numpy() == pytest.approx(expected, abs=1e-5)

@@ -11,6 +11,7 @@ from workbench.detectors.bootstrap import percentile_interval, resampled_means
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.planning.answer_loss import Objective
+from workbench.planning.rankings.adaptive_nodes import AS_NEEDED, AdaptiveNodes
 from workbench.planning.rankings.window_gates import window_gates
 from workbench.probes.token_inputs import ProbeLike, read_probe
 
@@ -22,7 +23,7 @@ def need_global(  # noqa: PLR0913  # public keywords
     window: int,
     *,
     sink: int = 0,
-    nodes: int = 8,
+    nodes: int | AdaptiveNodes = AS_NEEDED,
     objective: Objective = "loss",
     seed: int = 0,
     progress: bool = True,
@@ -32,10 +33,11 @@ def need_global(  # noqa: PLR0913  # public keywords
     Both contain what a head is worth at any length because a window disturbs it. `need_global` is what the length
     adds; `per_doubling` is that for every doubling of the context. `progress`: a bar for each probe on a terminal and
     in a notebook, in passes.
+    `nodes`: of the gates' path: as many as it needs, or this number.
 
     Returns:
         One row per head: layer, kv_head, short, long, need_global, ci_lo, ci_hi, per_doubling; the interval is the 95 %
-        percentile bootstrap over the sequences of both probes.
+        percentile bootstrap over the sequences of both probes, and the gates' own margins on either side.
 
     Raises:
         WorkbenchError: if the long probe is not longer than the short one, or one of them has no answers.
@@ -52,6 +54,7 @@ def need_global(  # noqa: PLR0913  # public keywords
     # The two probes have different sequences, so their resamples are drawn independently.
     resampled = resampled_means(far.per_sequence, seed=2 * seed) - resampled_means(near.per_sequence, seed=2 * seed + 1)
     low, high = percentile_interval(resampled)
+    margin = far.margin + near.margin
     added = far.scores - near.scores
     return pd.DataFrame(
         {
@@ -60,8 +63,8 @@ def need_global(  # noqa: PLR0913  # public keywords
             "short": near.scores,
             "long": far.scores,
             "need_global": added,
-            "ci_lo": low,
-            "ci_hi": high,
+            "ci_lo": low - margin,
+            "ci_hi": high + margin,
             "per_doubling": added / math.log2(n_long / n_short),
         }
     )

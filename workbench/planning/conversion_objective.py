@@ -24,6 +24,7 @@ from workbench.hooks.interventions.gates import converted, converted_heads
 from workbench.hooks.interventions.targets import check_form, check_kv_head, check_linearisable
 from workbench.hooks.recording.needs import Answers
 from workbench.planning.answer_loss import Objective, answer_batches, loss_batches
+from workbench.probes import Probe
 from workbench.probes.token_inputs import ProbeLike, read_probe
 from workbench.store.cache_sizes import bytes_under, saved_under
 from workbench.store.conversions import Conversion, Conversions, Window, check_window, softmax_heads
@@ -42,6 +43,14 @@ class Outcome:
     sums: tuple[float, ...] = ()
 
 
+def outcome_of(probe: Probe, right: Float[np.ndarray, " n_rows"], nats: Float[np.ndarray, " n_rows"]) -> Outcome:
+    """The outcome of a probe from each of its answers, right (1) or not (0), and its loss."""
+    assert probe.answer_rows is not None
+    _, sequence = np.unique(probe.answer_rows[:, 0].numpy(), return_inverse=True)
+    sums = np.bincount(sequence, weights=nats)
+    return Outcome(float(nats.mean()), float(right.mean()), tuple(sums.tolist()))
+
+
 def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     """The mean of several outcomes on the same sequences."""
     if len(outcomes) == 1:
@@ -55,7 +64,8 @@ class Game:
 
     `window`: in tokens, for every head of a softmax layer whose own window is wider, with its `sink`; or a conversion
     for each head, `Window` or `LinearAttention`, and then only these heads are players. `seed`: of what is drawn at
-    random. `pieces`: what earlier games of the same model measured. The model must stay as it is when the game is made:
+    random. `pieces`: what earlier games of the same model measured. `ends`: what is known from elsewhere, the outcomes
+    with no head and with every head converted. The model must stay as it is when the game is made:
     outcomes are remembered, since curves need the same ones again.
 
     Raises:
@@ -73,6 +83,7 @@ class Game:
         objective: Objective = "loss",
         seed: int = 0,
         pieces: Pieces | None = None,
+        ends: tuple[Outcome, Outcome] | None = None,
     ):
         m = open_model(m)
         probe = read_probe(m, probe)
@@ -86,6 +97,7 @@ class Game:
         self.batches = loss_batches(m, probe, objective)
         self.objective: Objective = objective
         self.pieces = Pieces() if pieces is None else pieces
+        self.ends = ends
         # The window of what measures the far context, where heads have conversions of their own.
         self.far: Window | None = None
 
@@ -146,13 +158,25 @@ class Game:
         """The objective with every head converted but these."""
         return self.nats([head for head in self.heads if head not in full])
 
+    @property
+    def n_measured(self) -> int:
+        """How many outcomes are there already."""
+        ends = () if self.ends is None else ((), self.heads)
+        return self.pieces.count("outcome with ", self.label) + sum(self._piece(x) not in self.pieces for x in ends)
+
+    def _piece(self, heads: Collection[KVHead]) -> str:
+        return f"outcome with {_digest(self._named(heads))} on {self.label}"
+
     def outcome(self, heads: Collection[KVHead] = ()) -> Outcome:
         """Loss and accuracy on the probe's answers with these heads converted."""
-        name = f"outcome with {_digest(self._named(heads))} on {self.label}"
+        name = self._piece(heads)
         nats, accuracy, sums = self.pieces.get(name, lambda: self._outcome(heads))
         return Outcome(nats, accuracy, tuple(sums))
 
     def _outcome(self, heads: Collection[KVHead]) -> tuple[float, float, list[float]]:
+        if self.ends is not None and len(set(heads)) in (0, len(self.heads)):
+            end = self.ends[bool(heads)]
+            return end.nats, end.accuracy, list(end.sums)
         with converted(self.m, heads, self.to):
             answers = [self.m.answers(p) for p in answer_batches(self.probe)]
         nats = torch.cat([a.loss_nats for a in answers]).double()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import Objective
+from workbench.planning.conversion_objective import Outcome
 from workbench.planning.efforts import EXTENTS
 from workbench.planning.tasks_it_can_do import NothingWritten, nothing_far, tasks_of_text
 from workbench.probes import Probe, build, copy_needle
@@ -43,7 +44,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class CompleteEvaluation:
-    """An `Evaluation` with nothing left open."""
+    """An `Evaluation` with nothing left open.
+
+    `ends`: by the digest of a held-out probe, its outcome with no head and with every head windowed, where it was
+    measured on the way.
+    """
 
     probe: Probe
     held_out: tuple[Probe, ...]
@@ -52,6 +57,7 @@ class CompleteEvaluation:
     baselines: tuple[str, ...] | None
     seed: int
     left_out: tuple[str, ...]
+    ends: Mapping[str, tuple[Outcome, Outcome]] = field(default_factory=dict)
 
 
 def default_evaluation(
@@ -87,6 +93,7 @@ def completed(
     """
     check_numbers(window, sink)
     probe, held_out, left_out = evaluation.probe, evaluation.held_out, evaluation.left_out
+    ends: Mapping[str, tuple[Outcome, Outcome]] = {}  # an evaluation that was passed may be of another model or window
     if probe is None or not held_out:
         limits = Window(window, sink)
         if m.tokenizer is None:
@@ -96,6 +103,7 @@ def completed(
             try:
                 tasks = tasks_of_text(m, limits, n_sequences=n_sequences, seed=evaluation.seed, is_checked=is_checked)
                 ranked_on, judged_on, left_out = tasks.ranked_on, tasks.held_out, (*left_out, *tasks.left_out)
+                ends = tasks.ends
             except NothingWritten as error:
                 ranked_on, judged_on = _copied(m, limits, n_sequences, seed=evaluation.seed)
                 left_out = (*left_out, f"Needles of random tokens take the place of text: {error}")
@@ -112,6 +120,7 @@ def completed(
         baselines=evaluation.baselines,
         seed=evaluation.seed,
         left_out=left_out,
+        ends=ends,
     )
 
 

@@ -187,7 +187,10 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         check_method(baseline)
     check_evaluation(evaluation, window + sink)
     game = Game(m, evaluation.probe, window, sink=sink, objective=evaluation.objective, seed=evaluation.seed)
-    held_out = tuple(Game(m, p, window, sink=sink, seed=evaluation.seed) for p in evaluation.held_out)
+    held_out = tuple(
+        Game(m, p, window, sink=sink, seed=evaluation.seed, ends=evaluation.ends.get(p.digest))
+        for p in evaluation.held_out
+    )
     return PlanWork(
         m=m,
         window=window,

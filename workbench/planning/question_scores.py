@@ -24,6 +24,14 @@ OnTokens = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredRows:
+    """Of each answer row of a probe whether it is right (1 or 0), and its loss in nats."""
+
+    right: Float[np.ndarray, " n_rows"]
+    nats: Float[np.ndarray, " n_rows"]
+
+
+@dataclass(frozen=True, slots=True)
 class QuestionScores:
     """Of each question the share of its answer tokens that is right and the mean loss on them, in nats.
 
@@ -46,19 +54,28 @@ def question_scores(
 ) -> list[QuestionScores]:
     """The questions of each probe, answered under the interventions in force.
 
+    Raises:
+        WorkbenchError: if a probe has no answers, or does not fit the model.
+    """
+    return [by_question(p, rows) for p, rows in zip(probes, answered(m, probes, on_tokens=on_tokens), strict=True)]
+
+
+def answered(m: HookedModel, probes: Sequence[Probe], *, on_tokens: OnTokens | None = None) -> list[AnsweredRows]:
+    """The answers of each probe under the interventions in force, in the order of its `answer_rows`.
+
     Probes of one length without padding share their forward passes: sequences of a batch do not see each other.
 
     Raises:
         WorkbenchError: if a probe has no answers, or does not fit the model.
     """
-    scores: dict[int, QuestionScores] = {}
+    rows: dict[int, AnsweredRows] = {}
     for numbers in _sharing(probes):
         together = [probes[i] for i in numbers]
         right, nats = _answers(m, joined(together) if len(together) > 1 else together[0], on_tokens)
         ends = np.cumsum([_n_answers(p) for p in together])[:-1]
-        for i, is_right, loss in zip(numbers, np.split(right, ends), np.split(nats, ends), strict=True):
-            scores[i] = _by_question(probes[i], is_right, loss)
-    return [scores[i] for i in range(len(probes))]
+        for i, *of_probe in zip(numbers, np.split(right, ends), np.split(nats, ends), strict=True):
+            rows[i] = AnsweredRows(*of_probe)
+    return [rows[i] for i in range(len(probes))]
 
 
 def n_passes(probes: Sequence[Probe]) -> int:
@@ -115,9 +132,8 @@ def _answers(
     return right.numpy(), nats.numpy()
 
 
-def _by_question(
-    probe: Probe, right: Float[np.ndarray, " n_rows"], nats: Float[np.ndarray, " n_rows"]
-) -> QuestionScores:
+def by_question(probe: Probe, rows: AnsweredRows) -> QuestionScores:
+    """The answers of a probe, by question."""
     assert probe.answer_rows is not None
     text, row = probe.answer_rows.numpy().T
     classes = np.full(len(row), -1) if probe.classes is None else probe.classes.numpy()
@@ -125,8 +141,8 @@ def _by_question(
     is_first[1:] = (np.diff(text) != 0) | (np.diff(row) != 1) | (np.diff(classes) != 0)
     question, n_rows = np.cumsum(is_first) - 1, np.bincount(np.cumsum(is_first) - 1)
     return QuestionScores(
-        right=np.bincount(question, weights=right) / n_rows,
-        nats=np.bincount(question, weights=nats) / n_rows,
+        right=np.bincount(question, weights=rows.right) / n_rows,
+        nats=np.bincount(question, weights=rows.nats) / n_rows,
         text=text[is_first],
         classes=classes[is_first],
     )

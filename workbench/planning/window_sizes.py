@@ -15,6 +15,7 @@ from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.planning.answer_loss import Objective
 from workbench.planning.conversion_objective import Game
+from workbench.planning.rankings.adaptive_nodes import AS_NEEDED, AdaptiveNodes
 from workbench.planning.rankings.window_gates import integrate
 from workbench.probes.token_inputs import ProbeLike
 
@@ -23,14 +24,18 @@ from workbench.probes.token_inputs import ProbeLike
 class WindowLadder:
     """The worth of every head's context beyond each window, in nats per answer.
 
-    `windows`: in tokens, rising. `smallest_safe`: of each head, the smallest window from which on no window costs more
-    than `tolerance` nats; None where the largest still does. `lost_together`: the measured loss, in nats per answer,
-    when every head has its smallest safe window and heads without one see everything.
+    `windows`: in tokens, rising. `margin`: what each score may be off by, see `WindowGates.margin`. `smallest_safe`: of
+    each head, the smallest window from which on no window costs more than `tolerance` nats, margin included; None where
+    the largest still does. `completeness_error`: of the scores with each window, NaN where the window costs nothing.
+    `lost_together`: the measured loss, in nats per answer, when every head has its smallest safe window and heads
+    without one see everything.
     """
 
     heads: tuple[KVHead, ...]
     windows: tuple[int, ...]
     scores: Float[np.ndarray, "n_kv n_windows"]
+    margin: Float[np.ndarray, "n_kv n_windows"]
+    completeness_error: tuple[float, ...]
     tolerance: float
     smallest_safe: tuple[int | None, ...]
     lost_together: float
@@ -49,13 +54,16 @@ def window_ladder(  # noqa: PLR0913  # public keywords
     *,
     sink: int = 0,
     tolerance: float = 0.01,
-    nodes: int = 8,
+    nodes: int | AdaptiveNodes = AS_NEEDED,
     objective: Objective = "loss",
     progress: Callable[[str], None] | None = None,
 ) -> WindowLadder:
     """Score every key/value head with each window, and find the smallest that is safe for it.
 
     Takes one ranking for each window. A window as long as the probe costs nothing.
+
+    Args:
+        nodes: of the gates' path: as many as it needs, or this number.
 
     Raises:
         WorkbenchError: if a window is missing or impossible, the tolerance is negative, or the probe has no answers.
@@ -65,21 +73,26 @@ def window_ladder(  # noqa: PLR0913  # public keywords
         raise WorkbenchError("no window was given; expected some, such as [64, 128, 256]")
     if not tolerance >= 0:
         raise WorkbenchError(f"a tolerance of {tolerance} nats was given; expected 0 or more")
-    columns: list[dict[KVHead, float]] = []
+    by_head: list[dict[KVHead, tuple[float, float]]] = []
+    errors: list[float] = []
     games = [Game(m, probe, window, sink=sink, objective=objective) for window in ladder]
     for window, game in zip(ladder, games, strict=True):
         if progress is not None:
             progress(f"window {window}")
-        columns.append(dict(zip(game.heads, integrate(game, nodes=nodes).scores, strict=True)))
+        gates = integrate(game, nodes=nodes)
+        pairs = zip(gates.scores.tolist(), gates.margin.tolist(), strict=True)
+        by_head.append(dict(zip(game.heads, pairs, strict=True)))
+        errors.append(gates.completeness_error)
     # The narrowest window changes most heads; a head that a wider one does not change loses nothing by it.
     heads = games[0].heads
-    scores = np.array([[column.get(head, 0.0) for column in columns] for head in heads])
-    smallest_safe = tuple(_smallest(ladder, row <= tolerance) for row in scores)
+    measured = np.array([[column.get(head, (0.0, 0.0)) for column in by_head] for head in heads])
+    scores, margin = measured[..., 0], measured[..., 1]
+    smallest_safe = tuple(_smallest(ladder, row <= tolerance) for row in scores + margin)
     full = games[0].nats().mean()
     safe_windows = {head: window for head, window in zip(heads, smallest_safe, strict=True) if window is not None}
     with windowed_each(m, safe_windows, sink):
         lost = float(games[0].nats().mean() - full)
-    return WindowLadder(heads, ladder, scores, tolerance, smallest_safe, lost)
+    return WindowLadder(heads, ladder, scores, margin, tuple(errors), tolerance, smallest_safe, lost)
 
 
 @contextmanager
