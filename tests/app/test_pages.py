@@ -56,12 +56,14 @@ def view_on(page, folder, **more):
 
 
 def test_other_models_are_compared_by_rank_and_checkpoints_of_one_by_name(app, folder):
-    offered = call(app, 'at_a","type":"choice"}.data', ["view.data"], view=view_on("compare", folder))
-    assert "not by name" in offered["compare-how"]["children"]
+    drawn = call(app, "against.figure", ["view.data"], view=view_on("compare", folder))
+    assert "not by name" in drawn["compare-how"]["children"]
+    assert drawn["moved-title"]["children"] == "By rank: the largest differences"
     same = view_on("compare", folder, a="full", b="full")
     assert dict(same["more"])["at_a"] != dict(same["more"])["at_b"]
-    offered = call(app, 'at_a","type":"choice"}.data', ["view.data"], view=same)
-    assert "one lineage" in offered["compare-how"]["children"]
+    drawn = call(app, "against.figure", ["view.data"], view=same)
+    assert "one lineage" in drawn["compare-how"]["children"]
+    assert drawn["moved-title"]["children"] == "What moved most"
 
 
 def test_a_matrix_of_each_model_or_one_across_a_lineage(app, folder):

@@ -17,7 +17,8 @@ from workbench.app.registry import pages
 from workbench.app.score_planes import planes, stop_of
 from workbench.app.state.address import address_of, settled, view_of
 from workbench.app.state.content import Content, Runs
-from workbench.app.state.view import View, choices_of_detector, choices_of_probe, heads_of, neighbour
+from workbench.app.state.head_sets import of_same_heads
+from workbench.app.state.view import NO_HEAD, View, choices_of_detector, choices_of_probe, heads_of, neighbour
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
 
@@ -58,9 +59,10 @@ def next_view(view: View, trigger: str, inputs: Mapping[str, Any], runs: Runs) -
         if "key" in jump:
             if view.page != "head" or not view.head:
                 return view
-            return replace(view, head=neighbour(view.head, jump["key"], heads_of(runs[view.run])))
+            beside = neighbour(view.head, jump["key"], heads_of(runs[view.run]))
+            return replace(view, head=beside).having({NO_HEAD: ""})
         changed = {name: jump[name] for name in ("page", "run", "head", "detector", "probe") if name in jump}
-        return settled(replace(view, **changed).having(jump.get("set", {})), runs)
+        return of_same_heads(view, settled(replace(view, **changed).having(jump.get("set", {})), runs), runs)
     return settled(view, runs)
 
 

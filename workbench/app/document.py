@@ -14,6 +14,7 @@ from workbench.app.registry import Page, pages
 from workbench.app.state.content import Content
 
 POLL_MS = 2000
+_FEW_RUNS = 6
 _STORES = (
     *(ids.LOCATION, ids.NAVIGATE, ids.VIEW, ids.ADDRESS_STEP, ids.EMPTY_PAGE, ids.JUMP),
     *(ids.PLANES, ids.PLANES_REQUEST, ids.CURRENT_STEP, ids.RUN_CHECKPOINTS, ids.FINGERPRINTS),
@@ -110,6 +111,19 @@ def _header() -> html.Header:
     return html.Header([brand, html.Nav(links), html.Span(className="space"), html.Div(id=ids.STATUS), theme])
 
 
+def _run_filter(runs: list[str]) -> list[Any]:
+    """Of many runs: a text that the names of those shown contain, all of these, and one alone; see assets/runs.js."""
+    if len(runs) <= _FEW_RUNS:
+        return []
+    text = attributes(aria_label="filter runs by name", data_run_filter="")
+    few = "one run alone: the baseline where one is chosen, else the first that the filter shows"
+    return [
+        dmc.TextInput(placeholder=f"filter {len(runs)} runs", size="xs", w=130, className="run-filter", **text),
+        html.Button("all", className="text", title="all runs that the filter shows", **attributes(data_runs="all")),
+        html.Button("one", className="text", title=few, **attributes(data_runs="one")),
+    ]
+
+
 def _controls(runs: list[str]) -> html.Div:
     chips = dmc.ChipGroup(
         [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
@@ -119,7 +133,7 @@ def _controls(runs: list[str]) -> html.Div:
     )
     hint = html.Span([html.Kbd("["), html.Kbd("]"), " step ", html.Kbd("d"), " dark"], className="hint")
     choices = [
-        labelled("Runs", html.Div(chips, className="chips")),
+        labelled("Runs", html.Div([*_run_filter(runs), html.Div(chips, className="chips")], className="runs")),
         html.Span(className="space"),
         labelled("Detector", dmc.Select(id=ids.DETECTOR, data=[], size="xs", allowDeselect=False, w=170)),
         labelled("Probe", dmc.Select(id=ids.PROBE, data=[], size="xs", allowDeselect=False, w=150)),
