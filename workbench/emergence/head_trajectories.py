@@ -105,15 +105,19 @@ class Trajectories:
 
     @property
     def is_strongest_untrained(self) -> bool:
-        """Whether most of the strongest tenth of the heads are so at the first checkpoint, before training made them.
+        """Whether most of the strongest tenth of the heads are so at the first checkpoint, and have fallen since.
 
         As with the entropy of a head: it is highest where a head has not learned to look anywhere.
         """
         if self.score.shape[1] < 2:
             return False
         rows = self.strongest(max(3, len(self.heads) // 10))
-        peaks = np.nanargmax(self.score[rows], axis=1) if rows else np.zeros(0)
-        return len(rows) > 0 and float(np.mean(peaks == 0)) > 0.5
+        if not rows:
+            return False
+        score = self.score[rows]
+        last = score.shape[1] - 1 - (~np.isnan(score))[:, ::-1].argmax(1)
+        has_fallen = score[np.arange(len(rows)), last] < 0.9 * score[:, 0]
+        return float(np.mean((np.nanargmax(score, axis=1) == 0) & has_fallen)) > 0.5
 
     def most_changed(self, top: int) -> list[int]:
         """The rows of the heads whose score has changed most since their first checkpoint, in either direction."""

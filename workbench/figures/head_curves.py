@@ -24,7 +24,7 @@ from workbench.emergence.onset_words import COLUMNS as ONSET_COLUMNS
 from workbench.emergence.onset_words import onset_words
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
 from workbench.figures.score_tables import score_table
-from workbench.figures.style import COLOURS, DASHES, ONSET, Scale, Theme, legend_beside, line_style, styled
+from workbench.figures.style import COLOURS, DASHES, MOST_ABOVE, ONSET, Scale, Theme, legend_beside, line_style, styled
 from workbench.figures.trajectories import (
     DESCRIPTIVE,
     RunLike,
@@ -60,7 +60,8 @@ def emergence(
 
     The strongest are the `top` heads with the highest score at any checkpoint. A mark is an onset: the first checkpoint
     from which a head's score stays at or above half of its final one. Branches are dashed. Where the strongest heads
-    are those of an untrained model, as by entropy, the heads that changed most are drawn instead, and it is said.
+    are those of an untrained model, as by entropy, the heads that changed most are drawn instead, and it is said. Of
+    more than six runs only the means are drawn.
 
     Raises:
         WorkbenchError: if a run has no such scores, or `probe` is needed to tell several apart.
@@ -70,17 +71,21 @@ def emergence(
     axis = training_axis([curves.checkpoints for curves in curves_of_runs], x)
     scores = [curves.score for curves in curves_of_runs]
     scale = score_scale(detector, scores)
+    is_crowded = len(runs) > MOST_ABOVE
     figure = go.Figure()
     for i, (each_run, curves) in enumerate(zip(runs, curves_of_runs, strict=True)):
         rows = curves.leading(top)
-        lines = [_head_line(curves, row, scale) for row in rows] + [_mean_line(curves, rows)]
+        lines = [] if is_crowded else [_head_line(curves, row, scale) for row in rows]
+        lines.append(_mean_line(curves, rows))
         for line in lines:
             _add_line(figure, axis, curves.checkpoints, line, name=each_run.name, style=line_style(i, theme))
         marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe), axis.unit)
-        _add_onsets(figure, axis, curves, {row: mark for row, mark in marks.items() if row in rows})
+        if not is_crowded:
+            _add_onsets(figure, axis, curves, {row: mark for row, mark in marks.items() if row in rows})
     styled(figure, theme, height=300)
     title = f"{detector} ({scale.unit})" if scale.unit else f"{detector} score"
     legend_beside(figure, len(runs))
+    title += ", means alone" if is_crowded else ""
     title += CHANGED if all(curves.is_strongest_untrained for curves in curves_of_runs) else ""
     figure.update_yaxes(range=_padded(scale.lowered(scores)), title_text=title)
     figure.update_xaxes(title_text=axis.title)

@@ -33,6 +33,8 @@ from workbench.heads import Head, WorkbenchError
 _MOST_NUMBERED = 18  # columns of which each shows its score
 # With more squares than this, full hover texts outweigh the scores: then the hover text is head and score alone.
 _MOST_DESCRIBED = 2000
+# More panels than this are narrow, and have fewer ticks.
+_WIDE_PANELS, _FEW_TICKS = 4, 2
 _DOT_POSITIONS = 200  # that can be told apart
 _SHORT = "<b>%{customdata}</b><br>%{z:.6~r}<extra></extra>"
 
@@ -115,7 +117,7 @@ def strips(
     )
     figure.update_yaxes(showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
-    return draw_axis(figure, axis, theme)
+    return draw_axis(figure, axis, theme, most=_FEW_TICKS if len(runs) > _WIDE_PANELS else None)
 
 
 def place(
@@ -185,7 +187,7 @@ def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: 
 def _panels(titles: Sequence[str], *, spacing: float | int) -> go.Figure:
     """One row of titled panels, at most as far apart as plotly allows of so many."""
     n = len(titles)
-    between = min(spacing, 0.6 / n) if n > 1 else 0
+    between = min(spacing, 0.35 / n) if n > 1 else 0
     figure = make_subplots(1, n, horizontal_spacing=between, subplot_titles=list(titles))
     figure.update_annotations(font={"size": 12}, yshift=2)
     return figure

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from workbench.emergence.head_trajectories import CHECKPOINT_COLUMNS, checkpoint_of, short_count
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
 from workbench.figures.head_curves import Runs, as_runs, onset_marks
-from workbench.figures.style import COLOURS, ONSET, PALETTES, Theme, line_style, styled
+from workbench.figures.style import COLOURS, MOST_ABOVE, ONSET, PALETTES, Theme, line_style, styled
 from workbench.figures.trajectories import records, trajectories
 from workbench.heads import Head, KVHead, WorkbenchError
 
@@ -142,6 +142,8 @@ def mark_phases(
 ) -> go.Figure:
     """Mark phase changes in a figure over training: for each run a dotted line where half of the change is over.
 
+    Of more than six runs there are only the triangles at the foot.
+
     Args:
         changes: run name, in the order of the figure's runs -> rows of `Run.phase_changes()` to mark; rows that are no
             change, or in another unit than the axis, are left out.
@@ -149,9 +151,9 @@ def mark_phases(
     for i, (name, table) in enumerate(changes.items()):
         for row in records(table, "metric", "probe", "unit", "is_change", "n10", "n50", "n90"):
             if row["is_change"] and row["n50"] is not None and row["unit"] == x:
-                figure.add_vline(
-                    x=row["n50"], line={"color": line_style(i, theme)["color"], "width": 1.5, "dash": "dot"}, name=name
-                )
+                line = {"color": line_style(i, theme)["color"], "width": 1.5, "dash": "dot"}
+                if len(changes) <= MOST_ABOVE:
+                    figure.add_vline(x=row["n50"], line=line, name=name)
                 figure.add_scatter(
                     x=[row["n50"]],
                     y=[0.02],
