@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,8 +15,13 @@ from workbench.app.ids import parameter_id
 from workbench.figures.style import PALETTES, Theme, styled
 
 WAITING = "no scores yet<br>make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
+# The most characters of a line of a message; plotly breaks none.
+_LINE = 76
+# No button and no address that sends a figure to a server of Plotly's.
 _GRAPH: Any = {
     "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"],
 }
 
@@ -31,7 +37,7 @@ def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return figure.add_annotation(
-        text=text.replace("; ", ";<br>"),
+        text=_in_lines(text),
         x=0.5,
         y=0.5,
         xref="paper",
@@ -41,13 +47,31 @@ def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
     )
 
 
-def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
-    """A titled box around a figure or a table; `table` names the page's export that it shows."""
-    button = html.Button("⤓", className="icon export", title="export (e)", **attributes(aria_label="export"))
+def _in_lines(text: str) -> str:
+    """The text in lines that fit into a card."""
+    lines = [line for part in text.replace("; ", ";<br>").split("<br>") for line in textwrap.wrap(part, _LINE) or [""]]
+    return "<br>".join(lines)
+
+
+def card(title: Any, about: Any, body: Any, *, table: str = "", name: str = "") -> html.Section:
+    """A titled box around a figure or a table, which can fill the window and be embedded elsewhere.
+
+    `table` names the page's export that it shows; `name` is that of `/embed/NAME`, by default its figure's id, else its
+    table's name.
+    """
+    parts = body if isinstance(body, list) else [body]
+    whole = html.Div(parts)
+    graphs = [each for each in whole if isinstance(whole[each], dcc.Graph)]
+    buttons = [
+        html.Button(
+            "⤢", className="icon maximise", title="fill the window (m)", **attributes(aria_label="fill the window (m)")
+        ),
+        html.Button("⤓", className="icon export", title="export (e)", **attributes(aria_label="export")),
+    ]
     return html.Section(
-        [html.H3([title, html.Small(about), button]), *(body if isinstance(body, list) else [body])],
+        [html.H3([title, html.Small(about), *buttons]), *parts],
         className="card",
-        **attributes(data_table=table),
+        **attributes(data_table=table, data_card=name or next(iter(graphs), "") or table),
     )
 
 

@@ -254,6 +254,7 @@ def _compare(view: View, content: Content, _: int | None) -> pd.DataFrame:
 @page(
     "compare",
     register=register,
+    controls=("runs", "detector", "probe"),
     parameters=("x", "a", "b", "at_a", "at_b"),
     settle=settle,
     exports={"moved": _moved, "rank_agreement": _rank_agreement, "lock_in": _lock_in, "compare": _compare},

@@ -111,7 +111,7 @@ def _head(view: View, content: Content, step: int | None) -> pd.DataFrame:
     """All detectors' scores of one head, with ranks and onsets."""
     if not view.head:
         raise WorkbenchError("no head is chosen; open one on the Head page")
-    checkpoint = "last" if step is None else step
+    checkpoint = view.get("seen") or ("last" if step is None else step)
     return pd.DataFrame(head_scores(content.runs[view.run], Head.parse(view.head), checkpoint, probe=view.probe))
 
 
