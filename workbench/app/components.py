@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -15,8 +14,6 @@ from workbench.app.ids import parameter_id
 from workbench.figures.style import PALETTES, Theme, styled
 
 WAITING = "no scores yet<br>make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
-# The most characters of a line of a message; plotly breaks none.
-_LINE = 76
 # No button and no address that sends a figure to a server of Plotly's.
 _GRAPH: Any = {
     "displaylogo": False,
@@ -32,25 +29,19 @@ def theme_of(is_dark: bool | None) -> Theme:
 
 
 def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
-    """A figure that holds a text only: what is missing, and the command that makes it."""
+    """A figure that holds a text only: what is missing, and the command that makes it. The browser breaks its lines."""
     figure = styled(go.Figure(), theme, height=height)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return figure.add_annotation(
-        text=_in_lines(text),
+        text=text.replace("; ", ";<br>"),
         x=0.5,
         y=0.5,
         xref="paper",
         yref="paper",
         showarrow=False,
         font={"size": 13, "color": PALETTES[theme].muted},
-    )
-
-
-def _in_lines(text: str) -> str:
-    """The text in lines that fit into a card."""
-    lines = [line for part in text.replace("; ", ";<br>").split("<br>") for line in textwrap.wrap(part, _LINE) or [""]]
-    return "<br>".join(lines)
+    ).update_layout(meta={"message": text.replace("; ", ";<br>")})
 
 
 def card(title: Any, about: Any, body: Any, *, table: str = "", name: str = "") -> html.Section:

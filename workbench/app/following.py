@@ -68,7 +68,7 @@ def status_line(states: Sequence[ScanState]) -> list[Any]:
     rest = [state.in_words for state in states if not state.reason]
     if rest and all(words == "complete" for words in rest):
         line.append(html.Span("scan complete", className="muted", title=each))
-    elif planned and set(rest) <= {"complete", "ended with failures"}:
+    elif rest and set(rest) <= {"complete", "ended with failures"}:
         line.append(html.Span("scan ended with failures", className="muted", title=each))
     elif planned:
         share = 100 * done / planned

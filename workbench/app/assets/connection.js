@@ -25,6 +25,13 @@
     document.getElementById("not-answering")?.remove();
   }
 
+  // An app that was started anew may show other runs: the page opens again, at the address of what is seen.
+  let process = null;
+  function meet(name) {
+    if (name && process && name !== process) window.location.reload();
+    process = name || process;
+  }
+
   const send = window.fetch.bind(window);
   window.fetch = async (...request) => {
     const slow = setTimeout(() => show(SLOW), SLOW_MS);
@@ -33,6 +40,7 @@
       if (answer.status === 401) show(REFUSED);
       else if (answer.status >= 502 && answer.status <= 504) show(ENDED);
       else hide();
+      meet(answer.headers.get("X-Workbench-Process"));
       return answer;
     } catch (error) {
       if (error.name !== "AbortError") show(ENDED);

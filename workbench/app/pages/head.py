@@ -17,7 +17,9 @@ from workbench.app.head_tables import facts_of, head_scores, score_table
 from workbench.app.pages.overview import overview_figure
 from workbench.app.registry import page
 from workbench.app.state.content import Content
+from workbench.app.state.scan_states import why_empty
 from workbench.app.state.view import View
+from workbench.figures.style import Theme
 from workbench.heads import Head, WorkbenchError
 from workbench.runs import Run
 
@@ -61,8 +63,7 @@ def register(app: Dash, content: Content) -> None:
         if view is None:
             return (no_update,) * 4
         if not view.head:
-            waiting = message(WAITING.format(run=view.run or "RUN"), theme)
-            return "no head yet", [], waiting, waiting
+            return "no head yet", [], _waiting(view, content, theme), _waiting(view, content, theme)
         run, head = runs[view.run], Head.parse(view.head)
         grid = overview_figure(figures.heads, replace(view, runs=(view.run,)), runs, theme=theme)
         facts = badges(facts_of(run, run.layers(), head))
@@ -83,14 +84,22 @@ def register(app: Dash, content: Content) -> None:
     )
     def show_among_heads(view_json: Any, checkpoints: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
-        if view is None or not view.head:
+        if view is None:
             return no_update, no_update
+        if not view.head:
+            return _waiting(view, content, theme), []
         run, head, step = runs[view.run], Head.parse(view.head), (checkpoints or {}).get(view.run, "last")
         try:
             figure = figures.place(run, head, probe=view.probe, step=step, theme=theme)
         except WorkbenchError as error:
             return message(str(error), theme), []
         return figure, score_table(head_scores(run, head, step, probe=view.probe))
+
+
+def _waiting(view: View, content: Content, theme: Theme) -> go.Figure:
+    """Why there is no head yet, and the command that makes scores."""
+    chosen = [content.runs[name] for name in view.runs if name in content.runs]
+    return message(why_empty(chosen) or WAITING.format(run=view.run or "RUN"), theme)
 
 
 def framed(grid: go.Figure, run: Run, head: Head) -> go.Figure:

@@ -15,7 +15,7 @@ from workbench.app import ids
 from workbench.app.components import attributes, card, text_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content
-from workbench.app.state.scan_states import scan_state
+from workbench.app.state.scan_states import scan_state, unread_state
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.emergence.head_trajectories import checkpoint_of
@@ -56,7 +56,8 @@ def register(app: Dash, content: Content) -> None:
         if view is None:
             return (no_update,) * 5
         chosen = _chosen(view, content)
-        scans = [scan_card(run) for run in chosen]
+        unread = [run for run in content.runs.values() if run not in chosen and unread_state(run).reason]
+        scans = [scan_card(run) for run in (*chosen, *unread)]
         readable = [run for run in chosen if not scan_state(run, time.time()).reason]
         state = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in readable)
         if state == last_state:  # tracebacks that the reader unfolded stay open

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -14,8 +15,10 @@ from dash import Dash, Input, Output, State, html, no_update
 from workbench import figures
 from workbench.app import ids
 from workbench.app.components import WAITING, attributes, card, choice, graph, message, theme_of
+from workbench.app.isolated_runs import of_those_that_can
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
+from workbench.app.state.scan_states import why_empty, why_unreadable
 from workbench.app.state.view import View
 from workbench.figures.style import Theme
 from workbench.heads import WorkbenchError
@@ -94,12 +97,17 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
     """A figure of all chosen runs that have such scores, or the command that makes some."""
     drawn = scored(view, runs)
     if not drawn:
-        return message(WAITING.format(run=runs[view.run].path.name if view.run else "RUN"), theme)
+        waiting = WAITING.format(run=runs[view.run].path.name if view.run in runs else "RUN")
+        return message(why_empty(runs[name] for name in view.runs if name in runs) or waiting, theme)
+    over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
+    options = {"detector": view.detector, "probe": view.probe, "theme": theme, **over_training}
     try:
-        over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
-        figure: go.Figure = draw(drawn, detector=view.detector, probe=view.probe, theme=theme, **over_training)
+        figure, unread = of_those_that_can(lambda some: draw(some, **options), drawn)
     except WorkbenchError as error:
         return message(str(error), theme)
+    if unread:  # the run's card says why
+        note = {"text": f"without {', '.join(unread)}: see the cards above", "showarrow": False}
+        figure.add_annotation(note, xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="top")
     width = 0 if draw is figures.emergence else _PANEL_PX * len(drawn)
     return figure.update_layout(meta={"detector": view.detector, "probe": view.probe, "width": width})
 
@@ -118,6 +126,7 @@ def unscored(view: View, runs: Runs) -> dict[str, str]:
         if name in runs and name not in with_scores:
             probes = runs[name].probes_of(view.detector)
             reasons[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
+            reasons[name] = why_unreadable(runs[name]) or reasons[name]
     return reasons
 
 
@@ -211,7 +220,10 @@ def grouped(names: list[str]) -> list[dict[str, Any]]:
 def mark(figure: go.Figure, drawn: list[Run], choice: str | None, *, view: View, theme: Theme) -> go.Figure:
     """The phase changes of a metric of these runs, as marks in a figure over training."""
     metric, _, probe = (choice or "").partition(" on ")
-    changes = {run.name: run.pooled_phase_changes(metric, probe) for run in drawn}
+    changes: dict[str, pd.DataFrame] = {}
+    for run in drawn:
+        with suppress(WorkbenchError):  # the metric's card says why a run's numbers cannot be read
+            changes[run.name] = run.pooled_phase_changes(metric, probe)
     return figures.mark_phases(figure, changes, x=view.x, theme=theme)
 
 

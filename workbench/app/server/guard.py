@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -26,6 +27,7 @@ class Guard:
         self._token = token
         self._prefix = prefix
         self._policy = policy
+        self._process = secrets.token_hex(8)  # a page of another process is laid out for its runs
 
     def protect(self, server: Any) -> None:
         """Check every request of a flask server before it is answered."""
@@ -63,6 +65,7 @@ class Guard:
     def _add_headers(self, response: flask.Response) -> flask.Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["X-Workbench-Process"] = self._process
         response.headers["Content-Security-Policy"] = self._policy(flask.request.path)
         return response
 

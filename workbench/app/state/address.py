@@ -7,9 +7,11 @@ from dataclasses import replace
 from urllib.parse import parse_qs, urlencode
 
 from workbench.app.registry import pages
+from workbench.app.state.scan_states import is_there
 from workbench.app.state.slider_stops import PLACE_PARAMETERS
 from workbench.app.state.view import Scored, View, default_detector, default_head, default_probe, first_known
 from workbench.heads import WorkbenchError
+from workbench.runs import Run
 
 # Parameters of pages that are the fields `run` and `head` of `View`.
 _FIELDS = {"of", "head"}
@@ -71,12 +73,12 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
 
 
 def can_be_read(run: Scored) -> bool:
-    """Whether a run's parts can be listed; one that is not whole keeps the run from being read at all."""
+    """Whether a run's folder is there and its parts can be listed; one that is not whole keeps all from being read."""
     try:
         _ = run.detectors
     except (WorkbenchError, OSError):
         return False
-    return True
+    return not isinstance(run, Run) or is_there(run)
 
 
 def _parameters(page_name: str) -> tuple[str, ...]:

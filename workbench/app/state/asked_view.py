@@ -71,10 +71,10 @@ def _check_head(value: str | None, view: View, content: Content) -> None:
     if value is None or view.run not in content.runs:
         return
     try:
-        is_there = Head.parse(value) in heads_of(content.runs[view.run])
+        head = Head.parse(value)
     except WorkbenchError as error:
         raise NotThere(str(error)) from error
-    if not is_there:
+    if head not in heads_of(content.runs[view.run]):
         raise NotThere(
             f"there is no head {value} in {view.run}; there is: {_some(map(str, heads_of(content.runs[view.run])))}"
         )

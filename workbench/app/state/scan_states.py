@@ -34,12 +34,12 @@ def scan_state(run: Run, now: float) -> ScanState:
         status = run.status()
         return ScanState(run, _in_words(run, status, now), status, remarks=run.left_out)
     except (WorkbenchError, OSError) as error:
-        return ScanState(run, UNREADABLE if _is_there(run) else GONE, reason=str(error))
+        return ScanState(run, UNREADABLE if is_there(run) else GONE, reason=str(error))
 
 
 def unread_state(run: Run) -> ScanState:
     """The state of a run that is not shown, as far as it cannot be read; reads no more of the disk than it must."""
-    if not _is_there(run):
+    if not is_there(run):
         return scan_state(run, 0)
     reason = why_unreadable(run)
     return ScanState(run, UNREADABLE if reason else "", reason=reason)
@@ -48,6 +48,8 @@ def unread_state(run: Run) -> ScanState:
 def why_unreadable(run: Scored) -> str:
     """Why a run has nothing that can be shown; "" if it can be read. Reads no more of the disk than it must."""
     try:
+        if isinstance(run, Run) and not is_there(run):
+            return scan_state(run, 0).reason
         return "" if run.detectors or not isinstance(run, Run) else _why_unscored(run)
     except (WorkbenchError, OSError) as error:
         return str(error)
@@ -82,5 +84,6 @@ def _in_words(run: Run, status: Status, now: float) -> str:
     return "not started" if written is None else "quiet: stopped, or on a long unit"
 
 
-def _is_there(run: Run) -> bool:
+def is_there(run: Run) -> bool:
+    """Whether the run's folder still holds a run."""
     return (run.path / "run.json").is_file()
