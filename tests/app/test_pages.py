@@ -16,11 +16,12 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
 from workbench.app.exports import find_exports
 from workbench.app.pages.compare import settle as settle_compare
-from workbench.app.pages.jobs import checkpoint_strips, resume_command, scan_card, state_of
+from workbench.app.pages.jobs import checkpoint_strips, resume_command, scan_card
 from workbench.app.pages.overview import grouped
 from workbench.app.state.address import settled
 from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
+from workbench.app.state.scan_states import scan_state
 from workbench.app.state.view import View
 from workbench.runs import open_run
 from workbench.store import Failure, Store
@@ -116,8 +117,8 @@ def test_jobs_show_state_reasons_and_the_command_that_resumes(tmp_path):
     assert "failed" not in again
     run = live_runs([path])["run"]
     written = run.last_written()
-    assert state_of(run, written + 1) == "writing"
-    assert state_of(run, written + 1000).startswith("quiet")
+    assert scan_state(run, written + 1).in_words == "writing"
+    assert scan_state(run, written + 1000).in_words.startswith("quiet")
 
 
 def test_jobs_show_what_the_scan_said_and_which_checkpoints_are_gone(tmp_path):

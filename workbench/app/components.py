@@ -16,8 +16,11 @@ from workbench.figures.style import PALETTES, Theme, styled
 WAITING = "no scores yet<br>make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
 # The class of what is left out of a page, as cards of training are for a model of one checkpoint.
 ABSENT = "absent"
+# No button and no address that sends a figure to a server of Plotly's.
 _GRAPH: Any = {
     "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"],
 }
 
@@ -28,7 +31,7 @@ def theme_of(is_dark: bool | None) -> Theme:
 
 
 def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
-    """A figure that holds a text only: what is missing, and the command that makes it."""
+    """A figure that holds a text only: what is missing, and the command that makes it. The browser breaks its lines."""
     figure = styled(go.Figure(), theme, height=height)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -40,16 +43,28 @@ def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
         yref="paper",
         showarrow=False,
         font={"size": 13, "color": PALETTES[theme].muted},
-    )
+    ).update_layout(meta={"message": text.replace("; ", ";<br>")})
 
 
-def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
-    """A titled box around a figure or a table; `table` names the page's export that it shows."""
-    button = html.Button("⤓", className="icon export", title="export (e)", **attributes(aria_label="export"))
+def card(title: Any, about: Any, body: Any, *, table: str = "", name: str = "") -> html.Section:
+    """A titled box around a figure or a table, which can fill the window and be embedded elsewhere.
+
+    `table` names the page's export that it shows; `name` is that of `/embed/NAME`, by default its figure's id, else its
+    table's name.
+    """
+    parts = body if isinstance(body, list) else [body]
+    whole = html.Div(parts)
+    graphs = [each for each in whole if isinstance(whole[each], dcc.Graph)]
+    buttons = [
+        html.Button(
+            "⤢", className="icon maximise", title="fill the window (m)", **attributes(aria_label="fill the window (m)")
+        ),
+        html.Button("⤓", className="icon export", title="export (e)", **attributes(aria_label="export")),
+    ]
     return html.Section(
-        [html.H3([title, html.Small(about), button]), *(body if isinstance(body, list) else [body])],
+        [html.H3([title, html.Small(about), *buttons]), *parts],
         className="card",
-        **attributes(data_table=table),
+        **attributes(data_table=table, data_card=name or next(iter(graphs), "") or table),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from workbench.app.state.slider_stops import places_of
 from workbench.emergence.head_trajectories import Trajectories
 from workbench.emergence.onset_words import first_onset_words
 from workbench.emergence.thresholds import threshold_of
@@ -32,30 +33,19 @@ def planes(runs: Sequence[RunLike], detector: str, probe: str, *, x: AxisUnit = 
     scale = score_scale(detector, [course.score for course in courses])
     bits = 8 if sum(course.score.size for course in courses) > MANY else 16
     stops = sorted({amount for course in courses for amount in axis.amounts(course.checkpoints).tolist()})
+    packed = {
+        run.name: _plane(run, course, stops, axis=axis, bits=bits) for run, course in zip(runs, courses, strict=True)
+    }
+    places = places_of(packed, len(stops))
     return {
         "detector": detector,
         "version": _version(runs, detector, probe),
         "unit": scale.unit,
         "threshold": None if scale.unit else threshold_of(detector).value,
         "threshold_source": threshold_of(detector).source,
-        "stops": [_stop(amount, axis) for amount in stops],
-        "runs": {
-            run.name: _plane(run, course, stops, axis=axis, bits=bits)
-            for run, course in zip(runs, courses, strict=True)
-        },
+        "stops": [{**_stop(amount, axis), "place": place} for amount, place in zip(stops, places, strict=True)],
+        "runs": packed,
     }
-
-
-def stop_of(scores: dict[str, Any], step: int | None) -> int:
-    """The slider position of a step of the first run; the last position for None and for later steps."""
-    first = next(iter(scores["runs"].values()), None)
-    last = len(scores["stops"]) - 1
-    if first is None or step is None:
-        return last
-    for position, column in enumerate(first["columns"]):
-        if column >= 0 and (first["steps"][column] or -1) >= step:
-            return position
-    return last
 
 
 def _version(runs: Sequence[RunLike], detector: str, probe: str) -> str:

@@ -27,6 +27,8 @@ MOST_ABOVE = 6
 LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
 _LETTER_COLOURS = {"full": 0, "sliding": 1, "chunked": 2, "linear": 3, "none": 7}
 
+# Plotly's buttons that upload a figure, by the names of several versions; wherever a figure is shown, also a notebook.
+_SENDS_AWAY = ("sendDataToCloud", "sendChartToCloud")
 FONT = 'Inter, "Segoe UI", "DejaVu Sans", sans-serif'
 _POSITIVE = {
     "light": ("#f7fbff", "#d0e1f2", "#6baed6", "#2171b5", "#08306b"),
@@ -158,7 +160,12 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         margin={"l": 52, "r": 12, "t": 28, "b": 42},
         hoverlabel={"font": {"family": FONT, "size": 12}, "align": "left"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.muted, "activecolor": palette.text},
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": palette.muted,
+            "activecolor": palette.text,
+            "remove": list(_SENDS_AWAY),
+        },
         hovermode="closest",
         uirevision="keep",
     )

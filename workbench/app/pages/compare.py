@@ -310,6 +310,7 @@ def _compare(view: View, content: Content, _: int | None) -> pd.DataFrame:
 @page(
     "compare",
     register=register,
+    controls=("runs", "detector", "probe"),
     parameters=("x", "a", "b", "at_a", "at_b"),
     settle=settle,
     exports={

@@ -20,7 +20,9 @@ from workbench.app.pages.overview import overview_figure
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.head_sets import PARAMETER, pinned, toggled
+from workbench.app.state.scan_states import why_empty
 from workbench.app.state.view import NO_HEAD, View
+from workbench.figures.style import Theme
 from workbench.heads import Head, WorkbenchError
 from workbench.runs import Run
 from workbench.store.head_notes import read_notes
@@ -69,7 +71,7 @@ def register(app: Dash, content: Content) -> None:
         if view is None:
             return (no_update,) * 7
         if not view.head:
-            waiting = message(WAITING.format(run=view.run or "RUN"), theme)
+            waiting = _waiting(view, content, theme)
             return "no head yet", [], waiting, waiting, "", [], "row two"
         run, head = runs[view.run], Head.parse(view.head)
         answer = answer_of(run, content)
@@ -97,8 +99,10 @@ def register(app: Dash, content: Content) -> None:
     )
     def show_among_heads(view_json: Any, checkpoints: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
-        if view is None or not view.head:
+        if view is None:
             return no_update, no_update
+        if not view.head:
+            return _waiting(view, content, theme), []
         run, head, step = runs[view.run], Head.parse(view.head), (checkpoints or {}).get(view.run, "last")
         try:
             figure = figures.place(run, head, probe=view.probe, step=step, theme=theme)
@@ -147,6 +151,12 @@ def _notes(view: View, content: Content) -> list[Any]:
     return [html.Span(f"note at {note.ckpt}: {note.text}", className="note") for note in notes]
 
 
+def _waiting(view: View, content: Content, theme: Theme) -> go.Figure:
+    """Why there is no head yet, and the command that makes scores."""
+    chosen = [content.runs[name] for name in view.runs if name in content.runs]
+    return message(why_empty(chosen) or WAITING.format(run=view.run or "RUN"), theme)
+
+
 def framed(grid: go.Figure, run: Run, head: Head) -> go.Figure:
     """The layer-by-head grid with a frame around one head."""
     row = run.layers().loc[:, "layer"].tolist().index(head.layer)
@@ -165,7 +175,7 @@ def _head(view: View, content: Content, step: int | None) -> pd.DataFrame:
     """All detectors' scores of one head, with ranks and onsets."""
     if not view.head:
         raise WorkbenchError("no head is chosen; open one on the Head page")
-    checkpoint = "last" if step is None else step
+    checkpoint = view.get("seen") or ("last" if step is None else step)
     return pd.DataFrame(head_scores(content.runs[view.run], Head.parse(view.head), checkpoint, probe=view.probe))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -24,10 +25,12 @@ from workbench.app.components import (
     message,
     theme_of,
 )
+from workbench.app.isolated_runs import of_those_that_can
 from workbench.app.model_numbers import default_metrics, grouped, metric_choices, numbers_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
 from workbench.app.state.head_sets import PARAMETER, pinned
+from workbench.app.state.scan_states import why_empty, why_unreadable
 from workbench.app.state.view import View
 from workbench.emergence.onset_words import MEANING
 from workbench.figures.style import Theme, pin_run
@@ -98,9 +101,14 @@ def _register_answer(app: Dash, content: Content) -> None:
 
 
 def by_length(view: View, runs: Runs) -> tuple[list[Run], list[Run]]:
-    """The chosen runs that have scores of several checkpoints, and those that have scores of one."""
-    chosen = [runs[name] for name in view.runs if name in runs]
-    return [run for run in chosen if run.n_scored > 1], [run for run in chosen if run.n_scored == 1]
+    """The chosen runs that have scores of several checkpoints, and those of one; not those that cannot be read."""
+    several: list[Run] = []
+    one: list[Run] = []
+    for name in view.runs:
+        with suppress(WorkbenchError, KeyError):  # the run's card says why it cannot be read
+            n = runs[name].n_scored
+            (several if n > 1 else one if n else []).append(runs[name])
+    return several, one
 
 
 def is_of_view(figure_id: str, view: View, runs: Runs) -> bool:
@@ -183,12 +191,17 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
     """A figure of all chosen runs that have such scores, or the command that makes some."""
     drawn = scored(view, runs)
     if not drawn:
-        return message(WAITING.format(run=runs[view.run].path.name if view.run in runs else "RUN"), theme)
+        waiting = WAITING.format(run=runs[view.run].path.name if view.run in runs else "RUN")
+        return message(why_empty(runs[name] for name in view.runs if name in runs) or waiting, theme)
+    over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
+    options = {"detector": view.detector, "probe": view.probe, "theme": theme, **over_training}
     try:
-        over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
-        figure: go.Figure = draw(drawn, detector=view.detector, probe=view.probe, theme=theme, **over_training)
+        figure, unread = of_those_that_can(lambda some: draw(some, **options), drawn)
     except WorkbenchError as error:
         return message(str(error), theme)
+    if unread:  # the run's card says why
+        note = {"text": f"without {', '.join(unread)}: see the cards above", "showarrow": False}
+        figure.add_annotation(note, xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="top")
     meta = {"detector": view.detector, "probe": view.probe, "width": _least_width(draw, figure, len(drawn))}
     return figure.update_layout(meta=meta)
 
@@ -218,6 +231,7 @@ def unscored(view: View, runs: Runs) -> dict[str, str]:
         if name in runs and name not in with_scores:
             probes = runs[name].probes_of(view.detector)
             reasons[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
+            reasons[name] = why_unreadable(runs[name]) or reasons[name]
     return reasons
 
 
@@ -290,7 +304,10 @@ def _draw_metric(choice: str | None, view: View, is_dark: bool | None, *, conten
 def mark(figure: go.Figure, drawn: list[Run], choice: str | None, *, view: View, theme: Theme) -> go.Figure:
     """The phase changes of a metric of these runs, as marks in a figure over training."""
     metric, _, probe = (choice or "").partition(" on ")
-    changes = {run.name: run.pooled_phase_changes(metric, probe) for run in drawn}
+    changes: dict[str, pd.DataFrame] = {}
+    for run in drawn:
+        with suppress(WorkbenchError):  # the metric's card says why a run's numbers cannot be read
+            changes[run.name] = run.pooled_phase_changes(metric, probe)
     return figures.mark_phases(figure, changes, x=view.x, theme=theme)
 
 

@@ -292,6 +292,7 @@ def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
 @page(
     "plan",
     register=register,
+    controls=(),
     parameters=("plan", "keep"),
     settle=settle,
     exports={"plan.json": _plan_file, "curve": _curve, "ranking": _ranking, "verdict": _lengths},

@@ -115,7 +115,7 @@ def register(app: Dash, content: Content) -> None:
     app.server.add_url_rule(f"{prefix}cancel", "probing-cancel", cancel, methods=["POST"])
 
 
-@page("probe", register=register)
+@page("probe", register=register, controls=("runs",), title="My text")
 def layout(_: Content) -> list[Any]:
     """Run a checkpoint on a text or on a standard probe."""
     text = dcc.Textarea(

@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, urlencode
 
 from workbench.app.registry import pages
 from workbench.app.state.head_sets import PARAMETER
+from workbench.app.state.scan_states import is_there
+from workbench.app.state.slider_stops import PLACE_PARAMETERS
 from workbench.app.state.view import (
     NO_HEAD,
     Scored,
@@ -18,6 +20,8 @@ from workbench.app.state.view import (
     first_known,
     is_named,
 )
+from workbench.heads import WorkbenchError
+from workbench.runs import Run
 
 # Parameters of pages that are the fields `run` and `head` of `View`.
 _FIELDS = {"of", "head"}
@@ -43,8 +47,14 @@ def view_of(address: Mapping[str, str]) -> tuple[View, int | None]:
     return view.having({name: first(name) for name in parameters}), step
 
 
+def place_in(address: Mapping[str, str]) -> dict[str, str]:
+    """The stop of the slider that an address names; see `slider_stops`."""
+    query = parse_qs(address.get("search", "").lstrip("?"))
+    return {name: query[name][0] for name in PLACE_PARAMETERS if name in query}
+
+
 def address_of(view: View) -> str:
-    """The relative address of a view, without its step."""
+    """The relative address of a view, without the place of the slider."""
     fields = {"of": view.run, "head": view.head}
     query = [("run", run) for run in view.runs] + [("detector", view.detector), ("probe", view.probe)]
     names = dict.fromkeys((*_parameters(view.page), *(_PINNED if view.get(PARAMETER) else ())))
@@ -56,19 +66,33 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
     """The nearest view that can be shown.
 
     Unknown names are replaced by the first that are there, an unknown probe by the one that most of the chosen runs
-    were scored on.
+    were scored on. Runs that cannot be read are left out, unless all chosen ones are such: then every card says why.
     """
-    chosen = tuple(name for name in view.runs if name in runs) or tuple(runs)
+    asked = tuple(name for name in view.runs if name in runs) or tuple(runs)
+    chosen = tuple(name for name in asked if can_be_read(runs[name]))
+    page = view.page if view.page in [page.name for page in pages()] else pages()[0].name
+    if not chosen:
+        return replace(view, page=page, runs=asked, run=first_known([view.run], asked))
     detector = default_detector(view.detector, runs, chosen)
     probe = default_probe(view.probe, runs, chosen, detector)
-    names = [page.name for page in pages()]
-    page = view.page if view.page in names else names[0]
     run = first_known([view.run], chosen)
     nearest = View(page, chosen, detector, probe, run, view.head, view.more)
     if "head" not in _parameters(page):
         return nearest
-    head = default_head(nearest, runs[run])
+    try:
+        head = default_head(nearest, runs[run])
+    except WorkbenchError:  # a damaged part: the page's cards say so
+        return nearest
     return replace(nearest, head=head).having({NO_HEAD: "" if is_named(head, view.head) else view.head})
+
+
+def can_be_read(run: Scored) -> bool:
+    """Whether a run's folder is there and its parts can be listed; one that is not whole keeps all from being read."""
+    try:
+        _ = run.detectors
+    except (WorkbenchError, OSError):
+        return False
+    return not isinstance(run, Run) or is_there(run)
 
 
 def _parameters(page_name: str) -> tuple[str, ...]:
