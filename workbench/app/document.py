@@ -132,7 +132,7 @@ def _button(name: str, sign: str, title: str) -> html.Button:
     return html.Button(sign, id=name, className="icon", title=title, **attributes(aria_label=title))
 
 
-def _controls(runs: list[str]) -> html.Div:
+def _controls(runs: list[str]) -> html.Section:
     chips = dmc.ChipGroup(
         [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
     )
@@ -160,12 +160,13 @@ def _controls(runs: list[str]) -> html.Div:
         html.Div(slider, className="slider"),
         *steps,
     ]
-    return html.Div(
+    return html.Section(
         [
             html.Div(choices, className="choices"),
             html.Div(checkpoint, className="checkpoint control-checkpoint"),
         ],
         className="controls",
+        **attributes(aria_label="what is shown"),
     )
 
 

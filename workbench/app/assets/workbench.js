@@ -257,10 +257,11 @@
   function breakLines(plot) {
     const text = ((plot.layout && plot.layout.meta) || {}).message;
     if (!text || !plot.clientWidth) return;
-    const most = Math.max(24, Math.floor((plot.clientWidth - 40) / 7));
+    const most = Math.max(24, Math.floor((plot.clientWidth - 70) / 7.2));
+    const piece = new RegExp(`.{1,${most}}`, "g");
     const lines = text.split("<br>").flatMap((part) => {
       const broken = [""];
-      for (const word of part.split(/ |(?<=[/\\])/)) {
+      for (const word of part.split(/ |(?<=[/\\])/).flatMap((long) => (long.length > most ? long.match(piece) : [long]))) {
         const glue = broken[broken.length - 1] === "" || /[/\\]$/.test(broken[broken.length - 1]) ? "" : " ";
         const longer = broken[broken.length - 1] + glue + word;
         if (longer.replace(/<[^>]*>/g, "").length > most && broken[broken.length - 1]) broken.push(word);

@@ -35,6 +35,7 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
     "plan-kept",
     "plan-about",
 )
+_BUDGET = "Heads that keep the whole context"
 VERDICT, SENTENCE = "verdict", "verdict-sentence"
 _NO_PLAN = (
     "no plan beside these runs<br>make one with<br><b>workbench plan MODEL --window 256 --out plan.json</b><br>"
@@ -299,12 +300,14 @@ def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
 )
 def layout(_: Content) -> list[Any]:
     """The mask of a plan, what it saves and what it costs."""
-    slider = dmc.Slider(id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[])
+    slider = dmc.Slider(
+        id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[], thumbLabel=_BUDGET
+    )
     title = html.Section(
         [
             dcc.Store(id=KEPT_HEADS),
             choice("plan", label="Plan", width=220),
-            html.Div([html.Label("Heads that keep the whole context"), slider], className="budget"),
+            html.Div([html.Label(_BUDGET), slider], className="budget"),
             html.Button("the plan's own", className="text", **attributes(data_keep="")),
             html.Div(id=ABOUT, className="badges"),
         ],
