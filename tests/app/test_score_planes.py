@@ -70,7 +70,7 @@ def test_a_step_finds_its_stop_and_no_step_the_last(runs):
 
 
 def test_heads_are_only_counted_where_a_threshold_means_something(runs):
-    assert planes(runs, "induction", "repeats")["threshold"] == 0.3
+    assert planes(runs, "induction", "repeats")["threshold"] == 0.4
     assert planes(runs, "entropy", "text")["threshold"] is None
     assert planes(runs, "entropy", "text")["unit"] == "nats"
 

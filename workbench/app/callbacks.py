@@ -19,9 +19,10 @@ from workbench.app.slider_scores import slider_scores
 from workbench.app.state.address import address_of, place_in, settled, view_of
 from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content, Runs
+from workbench.app.state.head_sets import of_same_heads
 from workbench.app.state.scan_states import why_empty
 from workbench.app.state.slider_stops import nearest_stop, stop_of
-from workbench.app.state.view import View, choices_of_detector, choices_of_probe, heads_of, neighbour
+from workbench.app.state.view import NO_HEAD, View, choices_of_detector, choices_of_probe, heads_of, neighbour
 from workbench.heads import WorkbenchError
 
 # What the browser keeps where no run has such scores.
@@ -64,9 +65,10 @@ def next_view(view: View, trigger: str, inputs: Mapping[str, Any], runs: Runs) -
         if "key" in jump:
             if view.page != "head" or not view.head:
                 return view
-            return replace(view, head=neighbour(view.head, jump["key"], heads_of(runs[view.run])))
+            beside = neighbour(view.head, jump["key"], heads_of(runs[view.run]))
+            return replace(view, head=beside).having({NO_HEAD: ""})
         changed = {name: jump[name] for name in ("page", "run", "head", "detector", "probe") if name in jump}
-        return settled(replace(view, **changed).having(jump.get("set", {})), runs)
+        return of_same_heads(view, settled(replace(view, **changed).having(jump.get("set", {})), runs), runs)
     return settled(view, runs)
 
 
@@ -158,7 +160,7 @@ def _register_view(app: Dash, content: Content) -> None:
         by_key = trigger == ids.JUMP and ("key" in jump or bool(jump.get("replace")))
         replaces = by_address or by_key or trigger == ids.NAMES_CHANGED
         place = {"place": place_in(location), "visit": location.get("visit")} if by_address else no_update
-        not_there = _not_there(location if by_address else None, jump if trigger == ids.JUMP else None, new, content)
+        not_there = _not_there(location, new, content) if by_address else ""
         return (
             {"address": address_of(new), "replace": replaces, "keepsPlace": by_address},
             no_update if view_json is not None and view == new else new.as_json(),
@@ -181,19 +183,13 @@ def _choices(view: View, runs: Runs) -> tuple[Any, ...]:
     return detectors, view.detector or None, probes, view.probe or None
 
 
-def _not_there(location: Any, jump: Any, view: View, content: Content) -> str:
-    """What an address, or a jump to a head, names that is not there, and what is shown instead; "" if all is there."""
-    if location is not None:
-        query = parse_qs(location.get("search", "").lstrip("?"))
-    elif jump and "head" in jump:
-        query = {name: [jump[name]] for name in ("head",)}
-    else:
-        return ""
+def _not_there(location: Any, view: View, content: Content) -> str:
+    """What an address names that is not there; "" if all is there. A head that is not there is said on its page."""
+    query = parse_qs(location.get("search", "").lstrip("?"))
     try:
-        refuse_other(query, view, content)
+        refuse_other({name: values for name, values in query.items() if name != "head"}, view, content)
     except NotThere as error:
-        instead = f"; shown instead: {view.head} of {view.run}" if "head" in query and view.head else ""
-        return f"{error}{instead}"
+        return f"{error}; the nearest is shown"
     except (WorkbenchError, OSError):  # the cards say why
         return ""
     return ""

@@ -14,6 +14,8 @@ from workbench.app.ids import parameter_id
 from workbench.figures.style import PALETTES, Theme, styled
 
 WAITING = "no scores yet<br>make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
+# The class of what is left out of a page, as cards of training are for a model of one checkpoint.
+ABSENT = "absent"
 # No button and no address that sends a figure to a server of Plotly's.
 _GRAPH: Any = {
     "displaylogo": False,
@@ -111,7 +113,7 @@ def badges(labels: Mapping[str, str]) -> list[html.Span]:
     return [html.Span(text, className="badge", title=title) for text, title in labels.items()]
 
 
-def text_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers_from: int) -> html.Table:
+def text_table(titles: Sequence[Any], rows: Sequence[Sequence[Any]], *, numbers_from: int) -> html.Table:
     """A table of text; columns from `numbers_from` on are set as numbers."""
     head = html.Thead(html.Tr([html.Th(t, className="number" * (i >= numbers_from)) for i, t in enumerate(titles)]))
     body = [[html.Td(x, className="number" * (i >= numbers_from)) for i, x in enumerate(row)] for row in rows]

@@ -14,6 +14,7 @@ from workbench.app.registry import CONTROLS, Page, pages
 from workbench.app.state.content import Content
 
 POLL_MS = 2000
+_FEW_RUNS = 6
 _STORES = (
     *(ids.LOCATION, ids.NAVIGATE, ids.VIEW, ids.ADDRESS_STEP, ids.EMPTY_PAGE, ids.JUMP, ids.NOTICE),
     *(ids.PLANES, ids.PLANES_REQUEST, ids.CURRENT_STEP, ids.RUN_CHECKPOINTS, ids.FINGERPRINTS),
@@ -132,6 +133,19 @@ def _button(name: str, sign: str, title: str) -> html.Button:
     return html.Button(sign, id=name, className="icon", title=title, **attributes(aria_label=title))
 
 
+def _run_filter(runs: list[str]) -> list[Any]:
+    """Of many runs: a text that the names of those shown contain, all of these, and one alone; see assets/runs.js."""
+    if len(runs) <= _FEW_RUNS:
+        return []
+    text = attributes(aria_label="filter runs by name", data_run_filter="")
+    few = "one run alone: the baseline where one is chosen, else the first that the filter shows"
+    return [
+        dmc.TextInput(placeholder=f"filter {len(runs)} runs", size="xs", w=130, className="run-filter", **text),
+        html.Button("all", className="text", title="all runs that the filter shows", **attributes(data_runs="all")),
+        html.Button("one", className="text", title=few, **attributes(data_runs="one")),
+    ]
+
+
 def _controls(runs: list[str]) -> html.Section:
     chips = dmc.ChipGroup(
         [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
@@ -150,7 +164,16 @@ def _controls(runs: list[str]) -> html.Section:
     )
     steps = [html.Span([html.Kbd("["), html.Kbd("]"), " step"], className="hint control-checkpoint")]
     choices = [
-        _control("runs", "Runs", html.Div(chips, className="chips", role="group", **attributes(aria_label="runs"))),
+        _control(
+            "runs",
+            "Runs",
+            html.Div(
+                [*_run_filter(runs), html.Div(chips, className="chips")],
+                className="runs",
+                role="group",
+                **attributes(aria_label="runs"),
+            ),
+        ),
         html.Span(className="space"),
         _control("detector", "Detector", select(ids.DETECTOR, (), width=170, label="detector")),
         _control("probe", "Probe", select(ids.PROBE, (), width=150, label="probe")),

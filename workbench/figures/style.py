@@ -21,6 +21,9 @@ COLOURS = {
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 ONSET = "#E4572E"
 
+# More runs than this have their legend beside a figure, not above it.
+MOST_ABOVE = 6
+
 LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
 _LETTER_COLOURS = {"full": 0, "sliding": 1, "chunked": 2, "linear": 3, "none": 7}
 
@@ -123,6 +126,26 @@ def faint(colour: str, strength: float | int) -> str:
     """A colour (#rrggbb) made transparent; strength 1 is opaque."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, {strength})"
+
+
+def legend_beside(figure: go.Figure, n: int) -> go.Figure:
+    """Of many runs, set the legend beside the figure, one below the other, and make room for all of them."""
+    if n <= MOST_ABOVE:
+        return figure
+    layout: Any = figure.layout
+    height = max(layout.height or 0, 110 + 19 * n)
+    beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 11}}
+    return figure.update_layout(legend=beside, height=height)
+
+
+def pin_run(figure: go.Figure, name: str, theme: Theme) -> go.Figure:
+    """Draw one run's lines, the baseline, in the colour of text and unbroken, and mark its name in the legend."""
+    traces: Any = figure.data
+    for trace in traces:
+        if trace.type == "scatter" and name in (trace.legendgroup, trace.name):
+            trace.line.color, trace.line.dash = PALETTES[theme].text, "solid"
+            trace.name = f"{name} (baseline)" if trace.showlegend is not False and trace.name == name else trace.name
+    return figure
 
 
 def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:

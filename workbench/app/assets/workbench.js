@@ -2,7 +2,7 @@
 (function () {
   "use strict";
 
-  const DEFAULTS = { x: "tokens" }; // values that the address leaves out
+  const DEFAULTS = { x: "tokens", group: "each run", base: "no baseline" }; // values that the address leaves out
   const SVG = "http://www.w3.org/2000/svg";
 
   // The slider's position and the scores of the view.
@@ -165,14 +165,16 @@
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
     document.dispatchEvent(new Event("workbench:stepped"));
+    document.querySelector(".controls .checkpoint").classList.toggle("one", areAllOne(planes));
     graphs().forEach((id) => update(graph(id), id));
     window.dash_clientside.set_props("current-step", { data: currentStep() });
     writeStep();
     // Pages that follow the slider ask the server; on other pages nothing changes.
     const names = frame(view)?.dataset.followsCheckpoint ? checkpointNames(position, planes) : same;
+    const base = Object.fromEntries((view && view.more) || []).base;
     const words = label(position, planes);
     sayCheckpoint(words);
-    return [cards(position, planes, dark), words, names];
+    return [cards(position, planes, dark, base), words, names];
   }
 
   // For those who hear the page: the slider's value in words, and once it rests.
@@ -197,7 +199,17 @@
     return Object.fromEntries(here.map(([name, run]) => [name, run.names[run.columns[position]]]));
   }
 
+  // Models of one checkpoint each have nothing to step through.
+  function areAllOne(planes) {
+    const runs = Object.values(planes.runs);
+    return runs.length > 0 && runs.every((run) => run.checkpoints.length === 1);
+  }
+
   function label(position, planes) {
+    if (areAllOne(planes)) {
+      const names = [...new Set(Object.values(planes.runs).map((run) => run.checkpoints[0]))];
+      return names.length > 3 ? `one each of ${names.length} models` : names.join(", ");
+    }
     const labels = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
     const same = labels.every((text) => text === labels[0]);
     return (same && labels[0]) || planes.stops[position].label;
@@ -366,12 +378,16 @@
 
   /* the cards: the number of heads, now and so far */
 
-  function cards(position, planes, dark) {
+  function cards(position, planes, dark, base) {
     const colours = dark
       ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
       : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
     return Object.entries(planes.runs).map(([name, run], i) => {
-      const [value, about] = planes.threshold === null ? extremes(run, position, planes) : counted(run, position, planes);
+      const isCounted = planes.threshold !== null;
+      const [value, about] = isCounted ? counted(run, position, planes) : extremes(run, position, planes);
+      const baseline = isCounted && base !== name && planes.runs[base];
+      if (name === base && isCounted) value.push(span("of", " (baseline)"));
+      if (baseline) value.push(span("of", ` · ${against(run, baseline, position, planes)}`));
       return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
         borderLeftColor: colours[i % colours.length],
       });
@@ -387,18 +403,31 @@
     return unscored.map(([name, reason]) => why(name, planes.probe ? `not shown on ${planes.probe}: ${reason}` : reason));
   }
 
+  // How many heads are at the threshold or above.
+  function countOf(run, position, planes) {
+    const last = run.columns[position];
+    const n = run.heads.length;
+    const now = last < 0 ? [] : plane(run).score.subarray(last * n, (last + 1) * n);
+    return now.filter((value) => value >= planes.threshold).length;
+  }
+
+  function against(run, baseline, position, planes) {
+    const difference = countOf(run, position, planes) - countOf(baseline, position, planes);
+    return `${difference > 0 ? "+" : difference < 0 ? "−" : "±"}${Math.abs(difference)} to the baseline`;
+  }
+
   function counted(run, position, planes) {
-    const { score } = plane(run);
     const last = run.columns[position];
     const n = run.heads.length;
     const reached = firstReached(run, planes.threshold);
     const ever = reached.filter((column) => column <= last).length;
-    const now = last < 0 ? 0 : score.subarray(last * n, (last + 1) * n).filter((value) => value >= planes.threshold).length;
+    const now = countOf(run, position, planes);
     const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
     const isOne = run.checkpoints.length === 1;
     const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
-    if (isOne) return [[`${now}`, span("of", rule)], "one checkpoint: no onset to tell"];
-    return [[`${now}`, span("of", rule)], `${ever} so far · ${ever - now} lost · ${onset}`];
+    const source = span("of", rule, `threshold ${planes.threshold}: ${planes.threshold_source}`);
+    if (isOne) return [[`${now}`, source], "one checkpoint: no onset to tell"];
+    return [[`${now}`, source], `${ever} so far · ${ever - now} lost · ${onset}`];
   }
 
   // The first checkpoint at which each head reaches a threshold.
@@ -426,11 +455,11 @@
     return [[fixed(mean, 2), span("of", ` ${planes.unit}, mean ${planes.detector}`)], ends];
   }
 
-  function component(type, className, children, style) {
-    return { namespace: "dash_html_components", type, props: { className, children, style } };
+  function component(type, className, children, { style, title } = {}) {
+    return { namespace: "dash_html_components", type, props: { className, children, style, title } };
   }
-  const div = (className, children, style) => component("Div", className, children, style);
-  const span = (className, children) => component("Span", className, children);
+  const div = (className, children, style) => component("Div", className, children, { style });
+  const span = (className, children, title) => component("Span", className, children, { title });
 
   /* pointing and keys */
 
@@ -509,8 +538,8 @@
     const link = event.target.closest("a[data-page]");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      const { page, head, run } = link.dataset;
-      jump(head ? { page, head, run } : { page });
+      const { page, head, run, set } = link.dataset;
+      jump({ page, ...(head ? { head, run } : {}), ...(set ? { set: JSON.parse(set) } : {}) });
     }
   });
 

@@ -7,14 +7,26 @@ from dataclasses import replace
 from urllib.parse import parse_qs, urlencode
 
 from workbench.app.registry import pages
+from workbench.app.state.head_sets import PARAMETER
 from workbench.app.state.scan_states import is_there
 from workbench.app.state.slider_stops import PLACE_PARAMETERS
-from workbench.app.state.view import Scored, View, default_detector, default_head, default_probe, first_known
+from workbench.app.state.view import (
+    NO_HEAD,
+    Scored,
+    View,
+    default_detector,
+    default_head,
+    default_probe,
+    first_known,
+    is_named,
+)
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
 
 # Parameters of pages that are the fields `run` and `head` of `View`.
 _FIELDS = {"of", "head"}
+# Every page carries the heads that are pinned, and the run that they are of.
+_PINNED = ("of", PARAMETER)
 
 
 def view_of(address: Mapping[str, str]) -> tuple[View, int | None]:
@@ -31,7 +43,7 @@ def view_of(address: Mapping[str, str]) -> tuple[View, int | None]:
     step = int(first("step")) if first("step").isdecimal() else None
     runs = tuple(query.get("run", ()))
     view = View(page, runs, first("detector"), first("probe"), first("of") or (runs or ("",))[0], first("head"))
-    parameters = {name for page in pages() for name in page.parameters} - _FIELDS
+    parameters = {PARAMETER, *(name for page in pages() for name in page.parameters)} - _FIELDS
     return view.having({name: first(name) for name in parameters}), step
 
 
@@ -45,7 +57,8 @@ def address_of(view: View) -> str:
     """The relative address of a view, without the place of the slider."""
     fields = {"of": view.run, "head": view.head}
     query = [("run", run) for run in view.runs] + [("detector", view.detector), ("probe", view.probe)]
-    query += [(name, fields.get(name) or view.get(name)) for name in _parameters(view.page)]
+    names = dict.fromkeys((*_parameters(view.page), *(_PINNED if view.get(PARAMETER) else ())))
+    query += [(name, fields.get(name) or view.get(name)) for name in names]
     return f"{view.page}?{urlencode([(name, value) for name, value in query if value])}"
 
 
@@ -67,9 +80,10 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
     if "head" not in _parameters(page):
         return nearest
     try:
-        return replace(nearest, head=default_head(nearest, runs[run]))
+        head = default_head(nearest, runs[run])
     except WorkbenchError:  # a damaged part: the page's cards say so
         return nearest
+    return replace(nearest, head=head).having({NO_HEAD: "" if is_named(head, view.head) else view.head})
 
 
 def can_be_read(run: Scored) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from workbench.app.registry import pages
 from workbench.app.state.content import Content
+from workbench.app.state.head_sets import PARAMETER
 from workbench.app.state.plan_mask import is_mask_of
 from workbench.app.state.slider_stops import PLACE_PARAMETERS
 from workbench.app.state.view import View, choices_of_detector, choices_of_probe, heads_of
@@ -17,8 +18,8 @@ from workbench.heads import Head, WorkbenchError, some_of
 from workbench.store.plan_file import Plan
 
 # `v` is the version of the scores that a permalink was copied at.
-_OF_EVERY_PAGE = ("page", "run", "detector", "probe", *PLACE_PARAMETERS, "v")
-_CHOICES = {"x": ("tokens", "step")}
+_OF_EVERY_PAGE = ("page", "run", "detector", "probe", *PLACE_PARAMETERS, "v", PARAMETER)
+_CHOICES = {"x": ("tokens", "step"), "group": ("each run", "by name")}
 _FEW = 12
 
 
@@ -49,10 +50,13 @@ def refuse_other(query: Mapping[str, Sequence[str]], view: View, content: Conten
     _check("detector", one.get("detector"), choices_of_detector(content.runs, view.runs))
     _check("probe", one.get("probe"), choices_of_probe(content.runs, view.runs, view.detector))
     _check_head(one.get("head"), view, content)
+    for name in one.get(PARAMETER, "").split("."):
+        _check_head(name or None, view, content)
     _check_step(one.get("step"), view, content)
     _check_checkpoint(one.get("at"), one.get("by"), view, content)
     for name, choices in _CHOICES.items():
         _check(name, one.get(name), choices)
+    _check("base", one.get("base"), view.runs)
     _check("plan", one.get("plan"), content.plans)
     _check_mask(one.get("keep"), view, content)
     for name in ("a", "b", "at_a", "at_b"):
