@@ -288,9 +288,6 @@
   /* the cards: the number of heads, now and so far */
 
   function cards(position, planes, dark) {
-    const colours = dark
-      ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
-      : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
     const unscored = Object.entries(planes.unscored || {}).map(([name, reason]) =>
       div("card kpi", [div("what", [span("", name)]), div("value", "–"), div("about", `not shown on ${planes.probe}: ${reason}`)], {
         borderLeftColor: "var(--muted)",
@@ -299,7 +296,7 @@
     return Object.entries(planes.runs).map(([name, run], i) => {
       const [value, about] = planes.threshold === null ? extremes(run, position, planes) : counted(run, position, planes);
       return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
-        borderLeftColor: colours[i % colours.length],
+        borderLeftColor: `var(--run-${i % 16})`, // as `figures.style.COLOURS`
       });
     }).concat(unscored);
   }
@@ -411,7 +408,8 @@
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
       const { page, head, run } = link.dataset;
-      jump(head ? { page, head, run } : { page });
+      const set = link.dataset.set ? { set: JSON.parse(link.dataset.set) } : {}; // parameters of the page
+      jump({ page, ...(head ? { head, run } : {}), ...set });
     }
   });
 

@@ -138,6 +138,8 @@ def layout(content: Content) -> list[Any]:
             ),
             html.Div(id=BADGES, className="badges"),
             html.Span(className="space"),
+            html.Span(id="head-in-plan", className="links"),  # the Plan page fills it
+            html.Span(id="head-on-text"),  # the Probe page fills it
             *keys,
         ],
         className="card head-title",
