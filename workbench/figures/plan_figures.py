@@ -167,7 +167,8 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
                 showarrow=False,
             )
     styled(figure, theme, height=380)
-    figure.update_layout(legend={"y": 1.08}, margin={"t": 56})  # above the panels' titles
+    # The legend is above the panels' titles; a narrow card scrolls.
+    figure.update_layout(legend={"y": 1.08}, margin={"t": 56}, meta={"width": 80 + 150 * len(probes)})
     figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
     figure.update_xaxes(title_text="key/value cache saved", tickformat=".0%")
     figure.update_yaxes(tickformat=".0%")
@@ -310,7 +311,7 @@ def _add_pareto_line(
 
 def _error_bars(points: pd.DataFrame) -> dict[str, Any] | None:
     """The 95 % interval of the share recovered; None where no point has one."""
-    if points["ci_lo"].isna().all():
+    if not points["ci_lo"].notna().to_numpy().any():
         return None
     above, below = points["ci_hi"] - points["recovered"], points["recovered"] - points["ci_lo"]
     arrays = {"array": above.fillna(0).clip(lower=0), "arrayminus": below.fillna(0).clip(lower=0)}

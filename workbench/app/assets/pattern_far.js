@@ -51,7 +51,7 @@
       return button;
     });
     const about = best.length
-      ? `share of each head's attention that lies ${far.from} or more tokens back, sink excluded, mean over the rows that have such a token · √ scale from 0 to 1 · click opens the head`
+      ? `share of each head's attention that lies ${far.from} or more tokens back, sink excluded, mean over the rows that have such a token · colours from 0 to 1 · click opens the head`
       : `the text is too short: no row looks ${far.from} tokens back`;
     const section = parts.card("Which heads look far on this text", about, canvas, parts.make("div", "choices", parts.make("span", "muted", "farthest:"), ...buttons));
     parts.offer(section, { PNG: parts.asImage(canvas), CSV: parts.asTable(["layer", "head", "kind", "far_mass"], far.heads) });

@@ -36,9 +36,9 @@
     return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // the byte order of a pixel in little-endian memory
   }
 
-  // The colour of a value relative to the largest, on the scale of the patterns, and the ink that is legible on it.
-  function shade(stops, relative) {
-    const position = (1 + Math.sign(relative) * Math.sqrt(Math.min(1, Math.abs(relative)))) / 2;
+  // A colour of the scale, -1 to 1 from zero, and the ink that is legible on it.
+  function shade(stops, height) {
+    const position = (1 + Math.max(-1, Math.min(1, height))) / 2;
     const packed = between(stops.map(([stop, colour]) => [stop, channels(colour)]), position);
     const rgb = [packed & 255, (packed >> 8) & 255, (packed >> 16) & 255];
     const [red, green, blue] = rgb.map((channel) => (channel <= 10 ? channel / 3294.6 : ((channel / 255 + 0.055) / 1.055) ** 2.4));

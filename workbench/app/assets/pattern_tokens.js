@@ -85,7 +85,7 @@
 
   // A piece of a character, as the server writes it.
   const CUT = /^\S{1,8} \d\/\d$/u;
-  // Nats that have the darkest colour: a chance of 1 in 2,981.
+  // Nats that have the strongest colour: a chance of 1 in 2,981.
   const MOST_NATS = 8;
 
   const hasLosses = (view) => Boolean(view.losses?.nats?.length);
@@ -123,10 +123,11 @@
     return pixels().valueOf(whole, whole.codes[row * whole.columns + column]);
   }
 
-  // What a token's colour shows, relative to the largest: its attention from or to the chosen one, or its loss.
-  function relativeOf(view, i, token) {
+  // The height of a token's colour on the scale: of its attention from or to the chosen one, or of its loss.
+  function heightOf(view, i, token) {
     if (view.direction === "loss") return (view.losses.nats[i] ?? 0) / MOST_NATS;
-    return attention(view, i, token) / (view.whole.signed ? view.whole.scale || 1 : 1);
+    const relative = attention(view, i, token) / (view.whole.signed ? view.whole.scale || 1 : 1);
+    return Math.sign(relative) * Math.sqrt(Math.abs(relative));
   }
 
   // Colour the tokens by one of them, on the scale of the pattern; only those whose look changes are touched.
@@ -135,8 +136,8 @@
     const isLoss = direction === "loss";
     const stops = parts.stops(view);
     spans.forEach((span, i) => {
-      const relative = relativeOf(view, i, token);
-      const { colour: shade, ink } = Math.abs(relative) > 0.0025 ? window.workbenchPixels.shade(stops, relative) : { colour: "", ink: "" };
+      const height = heightOf(view, i, token);
+      const { colour: shade, ink } = Math.abs(height) > 0.05 ? window.workbenchPixels.shade(stops, height) : { colour: "", ink: "" };
       const isUnseen = !isLoss && (direction === "from" ? i > token : i < token);
       const look = `${shade} ${isUnseen} ${i === token}`;
       if (inks[i] === look) return;
@@ -160,7 +161,7 @@
   function aboutLosses(view) {
     const nats = view.losses.nats.filter((x) => x !== null);
     const mean = nats.reduce((sum, x) => sum + x, 0) / nats.length;
-    return `loss of each token given those before it · mean ${mean.toFixed(2)} nats over ${nats.length} tokens · √ scale, darkest from ${MOST_NATS} nats on`;
+    return `loss of each token given those before it · mean ${mean.toFixed(2)} nats over ${nats.length} tokens · the strongest colour: ${MOST_NATS} nats or more`;
   }
 
   Object.assign(parts, { point, pick, choose, tokensCard, colour, word, describeLink });

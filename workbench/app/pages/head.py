@@ -138,7 +138,7 @@ def layout(content: Content) -> list[Any]:
             ),
             html.Div(id=BADGES, className="badges"),
             html.Span(className="space"),
-            html.Span(id="head-in-plan", className="links"),  # the Plan page fills it
+            html.Span(id="head-in-plan", className="linked"),  # the Plan page fills it
             html.Span(id="head-on-text"),  # the Probe page fills it
             *keys,
         ],

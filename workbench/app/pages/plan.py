@@ -44,6 +44,8 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
 )
 VERDICT, SENTENCE, AWAY, IN_PLAN = "verdict", "verdict-sentence", "plan-away", "head-in-plan"
 _SEES = {"full": "keeps all", "window": "window {plan.window}", "linear": "linear attention"}
+# Of the query heads of a key/value head, so many are linked.
+_MOST_LINKS = 4
 _NO_PLAN = (
     "no plan beside these runs<br>make one with<br><b>workbench plan MODEL --window 256 --out plan.json</b><br>"
     "and open it with <b>workbench app RUN --plan plan.json</b>"
@@ -308,22 +310,24 @@ def ranking_table(plan: Plan, run: str = "") -> html.Table:
         choice = _SEES[name_of(plan.choices[ranked.head])].format(plan=plan)
         name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
         interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{fixed(ranked.ci_lo, 4)} – {fixed(ranked.ci_hi, 4)}"
-        row = [name, choice, rank, fixed(ranked.score, 4), interval]
-        opened = [_links_to_head(plan, ranked.head, run)] if run else []
-        rows.append([*row, *(_costs(costs.get(ranked.head)) if costs else ()), *opened])
+        readers = [_links_to_heads(plan, ranked.head, run)] if run else []
+        row = [name, choice, *readers, rank, fixed(ranked.score, 4), interval]
+        rows.append([*row, *(_costs(costs.get(ranked.head)) if costs else ())])
     unit = "" if plan.units == "none" else f" ({plan.units})"
-    names = ("head", "sees", "place", f"{plan.method}{unit}", "95 % CI")
-    return text_table(
-        (*names, *(("window", "linear") if costs else ()), *(("read by",) if run else ())), rows, numbers_from=2
-    )
+    names = ("head", "sees", *(("read by",) if run else ()), "place", f"{plan.method}{unit}", "95 % CI")
+    titles = (*names, *(("window", "linear") if costs else ()))
+    return text_table(titles, rows, numbers_from=titles.index("place"))
 
 
-def _links_to_head(plan: Plan, head: KVHead, run: str) -> html.Span:
+def _links_to_heads(plan: Plan, head: KVHead, run: str) -> html.Span:
+    """Links to the query heads that read a key/value head; of many the first few, and how many more there are."""
+    heads = query_heads_of(plan, head)
     links: list[Any] = []
-    for query_head in query_heads_of(plan, head):
+    for query_head in heads[:_MOST_LINKS]:
         to_head = attributes(data_page="head", data_head=str(query_head), data_run=run)
         links += [html.A(str(query_head), href="head", title="open on the Head page", **to_head), " "]
-    return html.Span(links)
+    more = len(heads) - _MOST_LINKS
+    return html.Span([*links, *([f"and {more} more"] if more > 0 else [])])
 
 
 def _costs(costs: HeadCosts | None) -> tuple[str, str]:
@@ -460,7 +464,7 @@ def layout(_: Content) -> list[Any]:
         card(
             "Verdict over length",
             "what the plan loses on tasks that the model can do · bands: 95 % · hollow: does not count",
-            [html.Div(id=SENTENCE, className="about"), graph(VERDICT)],
+            [html.Div(id=SENTENCE, className="sentence"), graph(VERDICT)],
             table="verdict",
         ),
         html.Div([waterfall, ranking], className="row halves"),
