@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-# Text is judged against the nearest backgrounds behind it, blended. Disabled controls, logotypes and text on a canvas or
-# a picture are left out, as are tokens on a coloured ground, whose ink is chosen for it.
+# Text is judged against the nearest backgrounds behind it, blended. Left out are disabled controls, numbers inside of
+# squares and bars of a figure, what is being loaded, and what stands on a canvas.
 LOW = """least => {
   const parse = text => {
     const numbers = (text.match(/[\\d.]+/g) || []).map(Number);
-    if (text.startsWith('color(srgb')) return [...numbers.slice(0, 3).map(x => x * 255), numbers[3] ?? 1];
-    return numbers.length >= 3 ? [...numbers.slice(0, 3), numbers[3] ?? 1] : [0, 0, 0, 0];
+    if (numbers.length < 3) return [0, 0, 0, 0];
+    const scale = text.startsWith('color(srgb') ? 255 : 1;
+    return [...numbers.slice(0, 3).map(x => x * scale), numbers[3] ?? 1];
   };
   const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
   const behind = element => {
@@ -17,27 +18,31 @@ LOW = """least => {
       layers.push(parse(getComputedStyle(e).backgroundColor));
       if (layers[layers.length - 1][3] === 1) break;
     }
-    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
+    return layers.reduceRight((below, layer) => over(layer, below), [255, 255, 255, 1]);
   };
-  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const linear = c => c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const LEFT_OUT = 'script, style, :disabled, [data-disabled], .modebar, .hoverlayer, .heatmaplayer, .bars, '
+    + '.textpoint, .heatmap-label, main [data-dash-is-loading="true"]';
   const low = new Map();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
-    if (!node.textContent.trim() || !element.getClientRects().length || element.closest('script, style, :disabled, [data-disabled]')) continue;
+    if (!node.textContent.trim() || !element.getClientRects().length || element.closest(LEFT_OUT)) continue;
     const style = getComputedStyle(element);
-    if (style.visibility === 'hidden' || style.opacity === '0' || element.closest('.modebar, .colorbar, .hoverlayer')) continue;
-    const isDrawn = element instanceof SVGElement;
-    let ink = parse(isDrawn ? style.fill : style.color);
-    for (let e = element; e; e = e.parentElement) ink = [...ink.slice(0, 3), ink[3] * Number(getComputedStyle(e).opacity)];
+    if (style.visibility === 'hidden') continue;
+    let ink = parse(element instanceof SVGElement ? style.fill : style.color);
+    for (let e = element; e; e = e.parentElement) {
+      ink = [...ink.slice(0, 3), ink[3] * Number(getComputedStyle(e).opacity)];
+    }
+    if (ink[3] === 0) continue;
     const ground = behind(element);
     const [a, b] = [luminance(over(ink, ground)), luminance(ground)];
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (isDrawn && element.closest('.heatmaplayer, .bars, .textpoint, .heatmap-label')) continue;
-    if (contrast < least) low.set(`${element.tagName}.${element.getAttribute('class') || ''}`, `${node.textContent.trim().slice(0, 30)}: ${contrast.toFixed(2)}`);
+    const kind = `${element.tagName}.${element.getAttribute('class') || ''}`;
+    if (contrast < least) low.set(kind, `${node.textContent.trim().slice(0, 30)}: ${contrast.toFixed(2)}`);
   }
-  return [...low].map(([where, what]) => `${where} ${what}`);
+  return [...low].map(([kind, what]) => `${kind} ${what}`);
 }"""
 
 

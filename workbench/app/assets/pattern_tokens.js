@@ -155,7 +155,7 @@
     const row = whole.block === 1 ? "" : ` · rows of ${whole.block} tokens together`;
     const title = view.direction === "from" ? "attention FROM" : "attention TO";
     const missing = view.losses?.reason ? ` · ${view.losses.reason}` : "";
-    return `${title} ${word(view, token)} @${token} · click changes the token · colours as in the pattern${row}${missing}`;
+    return `${title} ${word(view, token)} @${token} · click changes the token · √ scale${row}${missing}`;
   }
 
   function aboutLosses(view) {
