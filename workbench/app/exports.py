@@ -26,7 +26,7 @@ def register(app: Dash, content: Content) -> None:
 
     def export(name: str, extension: str) -> flask.Response:
         file_name = f"{name}.{extension}"
-        make = exports.get(file_name) or (exports.get(name) if extension in _MIME_TYPES else None)
+        make = exports.get(file_name) or (exports.get(name) if extension in _MIME_TYPES and "." not in name else None)
         if make is None:
             flask.abort(404)
         try:

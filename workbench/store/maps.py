@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 
+from workbench.files.token_text import joined
 from workbench.heads import Head, WorkbenchError, some_of
 from workbench.store.map_codes import decode, decode_signed, encode
 from workbench.store.map_parts import MapLabel, map_files, read_map_label
@@ -70,10 +71,10 @@ class PatternFile:
 
     @cached_property
     def pieces(self) -> tuple[str, ...] | None:
-        """The text of each token; None where the checkpoint has no tokenizer."""
+        """The text of each token; None where the checkpoint has no tokenizer. A piece of a character: `今 1/3`."""
         if "pieces" not in self._names:
             return None
-        return tuple(json.loads(self._read("pieces").tobytes().decode()))
+        return joined(json.loads(self._read("pieces").tobytes().decode()))
 
     @cached_property
     def heads(self) -> tuple[Head, ...]:
@@ -205,6 +206,21 @@ class PatternFile:
                 "within": np.cumsum(mass) / (beyond[0] if beyond[0] > 0 else 1),
             }
         )
+
+    @property
+    def far_from(self) -> int:
+        """Tokens back from which `far_mass` counts: the least stored distance of `label.far` or more, else the last."""
+        distances = self.label.distances
+        return next((distance for distance in distances if distance >= self.label.far), distances[-1])
+
+    def far_mass(self) -> Float[np.ndarray, " h"]:
+        """The share of attention `far_from` or more tokens back, without the sink, of every head in stored order.
+
+        The mean over the rows that have such a token besides the sink; NaN where the text is too short for any.
+        """
+        n_rows = self.label.n_tokens - 1 - self.far_from
+        beyond = self._read("beyond")[:, self.label.distances.index(self.far_from)].astype(float)
+        return beyond * (self.label.n_tokens / n_rows) if n_rows > 0 else np.full_like(beyond, np.nan)
 
     def effective_window(self, layer: int, head: int, share: float = 0.95, *, kind: str | None = None) -> float:
         """Tokens back within which `share` of the attention off the sink lies, interpolated linearly within a bin."""

@@ -174,7 +174,7 @@
     const base = Object.fromEntries((view && view.more) || []).base;
     const words = label(position, planes);
     sayCheckpoint(words);
-    return [cards(position, planes, dark, base), words, names];
+    return [cards(position, planes, base), words, names];
   }
 
   // For those who hear the page: the slider's value in words, and once it rests.
@@ -378,10 +378,7 @@
 
   /* the cards: the number of heads, now and so far */
 
-  function cards(position, planes, dark, base) {
-    const colours = dark
-      ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
-      : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
+  function cards(position, planes, base) {
     return Object.entries(planes.runs).map(([name, run], i) => {
       const isCounted = planes.threshold !== null;
       const [value, about] = isCounted ? counted(run, position, planes) : extremes(run, position, planes);
@@ -389,7 +386,7 @@
       if (name === base && isCounted) value.push(span("of", " (baseline)"));
       if (baseline) value.push(span("of", ` · ${against(run, baseline, position, planes)}`));
       return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
-        borderLeftColor: colours[i % colours.length],
+        borderLeftColor: `var(--run-${i % 16})`, // as `figures.style.COLOURS`
       });
     }).concat(unscoredCards(planes));
   }
