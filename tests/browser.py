@@ -43,7 +43,7 @@ def tab(window):
     """A page; `tab.complaints` lists errors and warnings of its console, failed requests, refused ones, and those that
     leave this machine, whether or not they get through."""
     page = window.new_page()
-    page.set_default_timeout(60_000)  # a busy machine is slow
+    page.set_default_timeout(int(os.environ.get("TT", 60000)))  # a busy machine is slow
     page.complaints = []
     page.on("console", lambda message: message.type in ("error", "warning") and page.complaints.append(message.text))
     page.on("request", lambda request: LEAVES.match(request.url) and page.complaints.append(f"leaves: {request.url}"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from workbench.heads import WorkbenchError
 
 
+@runtime_checkable
 class Named(Protocol):
     """What has a name, as a run has."""
 
