@@ -38,7 +38,9 @@ def address(served, tmp_path_factory, synthetic_runs):
 
 
 def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, address):
-    arrive(tab, f"{address.of}/overview?run=alone")
+    tab.goto(f"{address.of}/overview?run=alone")
+    drawn(tab, "grid")
+    tab.wait_for_function("document.querySelector('#grid .js-plotly-plot').broughtTo")
     assert "of 12 heads at induction ≥ 0.4" in tab.locator(".kpi").inner_text()
     assert "one checkpoint" in tab.locator(".kpi").inner_text()
     assert tab.inner_text("#checkpoint-label") == "main"
@@ -102,7 +104,7 @@ def test_a_page_that_is_named_may_frame_a_card_and_no_other_page(tab, address):
         tab.route(f"http://{name}.example/", lambda route: route.fulfill(body=frames, content_type="text/html"))
     tab.goto("http://notes.example/")
     frame = tab.frame_locator("iframe >> nth=0")
-    frame.locator("#grid .heatmaplayer").first.wait_for()
+    frame.locator("#grid .heatmaplayer").first.wait_for(state="attached")
     assert frame.locator(".card:visible").count() == 1
     assert not frame.locator("header").is_visible()
     frame.locator(".wb.dark").wait_for()

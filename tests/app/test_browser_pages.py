@@ -100,7 +100,7 @@ def test_a_head_is_jumped_to_by_name_and_the_keys_are_listed(tab, address):
     assert query(tab)["head"] == ["L1H2"]
     tab.click("#detector")  # the focus is in a dropdown, on a run's chip, on the slider: keys are keys all the same
     tab.keyboard.press("Escape")
-    for control in ("#detector", "#runs input >> nth=0", "#checkpoint [role=slider]"):
+    for control in ("#detector", ".control-runs input >> nth=0", "#checkpoint [role=slider]"):
         tab.locator(control).focus()
         tab.keyboard.press("?")
         assert "jump to a head" in tab.inner_text("dialog")

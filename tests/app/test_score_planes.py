@@ -11,6 +11,7 @@ import pytest
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.score_planes import planes
 from workbench.app.state.slider_stops import stop_of
+from workbench.emergence.head_trajectories import short_count
 from workbench.runs import open_run
 
 
@@ -79,9 +80,9 @@ def test_a_run_says_its_layers_and_first_onset(runs):
     sent = planes(runs, "induction", "repeats")["runs"]
     assert sent["hybrid"]["layers"] == "1 F · 2 W"
     assert sent["linear"]["layers"] == "1 F · 2 L"
-    earliest = int(runs[0].emergence("induction")["onset_tokens"].min())
-    assert sent["linear"]["first_onset"].endswith(" tokens")
-    assert float(sent["linear"]["first_onset"][:-8].rstrip("KM")) == pytest.approx(earliest / 1e6, rel=0.01)
+    earliest = runs[0].onsets("induction").sort_values("onset_tokens").iloc[0]
+    ends = (short_count(float(earliest[name])) for name in ("previous_tokens", "onset_tokens"))
+    assert sent["linear"]["first_onset"] == f"{' – '.join(ends)} tokens"
 
 
 def test_of_very_many_scores_eight_bits_come_back_within_a_five_hundredth_and_no_intervals(runs, monkeypatch):

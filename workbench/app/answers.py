@@ -51,8 +51,9 @@ class Answer:
 
 
 def answers(view: View, content: Content) -> dict[str, Answer]:
-    """The answer of each chosen run, by name."""
-    return {name: answer_of(content.runs[name], content, unit=view.x) for name in view.runs if name in content.runs}
+    """The answer of each chosen run, by name; of one that cannot be read, why."""
+    chosen = [content.runs[name] for name in view.runs if name in content.runs]
+    return {run.name: _answer_or_reason(run, content, view.x) for run in chosen}
 
 
 def answer_of(run: Run, content: Content, *, unit: str = "tokens") -> Answer:
@@ -89,6 +90,13 @@ def query_heads(plan: Plan) -> tuple[Head, ...]:
         group = infos[layer].n_heads // infos[layer].n_kv_heads
         heads += [Head(layer, kv_head * group + i) for i in range(group)]
     return tuple(heads)
+
+
+def _answer_or_reason(run: Run, content: Content, unit: str) -> Answer:
+    try:
+        return answer_of(run, content, unit=unit)
+    except (WorkbenchError, OSError) as error:
+        return Answer(run.name, (), "", str(error))
 
 
 def _answer(run: Run, plans: Mapping[str, Path], unit: str) -> Answer:

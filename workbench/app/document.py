@@ -146,6 +146,10 @@ def _run_filter(runs: list[str]) -> list[Any]:
     ]
 
 
+def _chips(group: dmc.ChipGroup) -> list[html.Div]:
+    return [html.Div(group, className="chips", role="group", **attributes(aria_label="runs"))]
+
+
 def _controls(runs: list[str]) -> html.Section:
     chips = dmc.ChipGroup(
         [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
@@ -164,16 +168,7 @@ def _controls(runs: list[str]) -> html.Section:
     )
     steps = [html.Span([html.Kbd("["), html.Kbd("]"), " step"], className="hint control-checkpoint")]
     choices = [
-        _control(
-            "runs",
-            "Runs",
-            html.Div(
-                [*_run_filter(runs), html.Div(chips, className="chips")],
-                className="runs",
-                role="group",
-                **attributes(aria_label="runs"),
-            ),
-        ),
+        _control("runs", "Runs", html.Div([*_run_filter(runs), *_chips(chips)], className="runs")),
         html.Span(className="space"),
         _control("detector", "Detector", select(ids.DETECTOR, (), width=170, label="detector")),
         _control("probe", "Probe", select(ids.PROBE, (), width=150, label="probe")),

@@ -101,9 +101,14 @@ def _register_answer(app: Dash, content: Content) -> None:
 
 
 def by_length(view: View, runs: Runs) -> tuple[list[Run], list[Run]]:
-    """The chosen runs that have scores of several checkpoints, and those that have scores of one."""
-    chosen = [runs[name] for name in view.runs if name in runs]
-    return [run for run in chosen if run.n_scored > 1], [run for run in chosen if run.n_scored == 1]
+    """The chosen runs that have scores of several checkpoints, and those of one; not those that cannot be read."""
+    several: list[Run] = []
+    one: list[Run] = []
+    for name in view.runs:
+        with suppress(WorkbenchError, KeyError):  # the run's card says why it cannot be read
+            n = runs[name].n_scored
+            (several if n > 1 else one if n else []).append(runs[name])
+    return several, one
 
 
 def is_of_view(figure_id: str, view: View, runs: Runs) -> bool:
