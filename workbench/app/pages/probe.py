@@ -17,7 +17,14 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from workbench.app import ids
 from workbench.app.components import attributes, controls, labelled
-from workbench.app.probe_sources import checkpoint_folders, checkpoint_source, named_model, note_on, reads_text
+from workbench.app.probe_sources import (
+    checkpoint_folders,
+    checkpoint_source,
+    foreign_tokenizer,
+    named_model,
+    note_on,
+    reads_text,
+)
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
@@ -97,7 +104,8 @@ def register(app: Dash, content: Content) -> None:
                 "no checkpoint is chosen; choose one of the list, which holds those whose folder is known, or write a "
                 "model's id"
             )
-        return checkpoint_source(runs[run].checkpoints().to_dict("records"), ckpt), runs[run].tokenizer
+        series = runs[run].checkpoints().to_dict("records")
+        return checkpoint_source(series, ckpt), foreign_tokenizer(series, runs[run].tokenizer)
 
     @app.callback(Output(NOTE, "children"), Input(MODEL, "value"), Input(CHECKPOINT, "value"))
     def say_what_is_fetched(model: Any, checkpoint: Any) -> str:
