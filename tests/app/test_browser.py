@@ -69,7 +69,7 @@ def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, addres
     assert query(tab)["detector"] == ["induction"]
     assert query(tab)["run"] == ["full", "hybrid", "linear", "sliding"]
     assert tab.locator(".kpi").count() == 4
-    assert "of 12 heads at induction ≥ 0.3" in tab.locator(".kpi").first.inner_text()
+    assert "of 12 heads at induction ≥ 0.4" in tab.locator(".kpi").first.inner_text()
     assert "scan complete" in tab.inner_text("#status")
     assert tab.complaints == []
 

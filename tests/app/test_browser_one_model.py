@@ -32,7 +32,7 @@ def address(served, tmp_path_factory, synthetic_runs):
 
 def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, address):
     arrive(tab, f"{address}/overview?run=alone")
-    assert "of 12 heads at induction ≥ 0.3" in tab.locator(".kpi").inner_text()
+    assert "of 12 heads at induction ≥ 0.4" in tab.locator(".kpi").inner_text()
     assert "one checkpoint" in tab.locator(".kpi").inner_text()
     assert tab.inner_text("#checkpoint-label") == "main"
     tab.locator("#grid").scroll_into_view_if_needed()

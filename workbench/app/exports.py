@@ -10,7 +10,8 @@ import pandas as pd
 from dash import Dash
 
 from workbench.app.registry import Export, pages
-from workbench.app.state.address import settled, view_of
+from workbench.app.slider_scores import seen_checkpoint
+from workbench.app.state.address import place_in, settled, view_of
 from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
@@ -78,4 +79,4 @@ def _view(content: Content) -> tuple[View, int | None]:
     for page in pages():
         view = page.settle(view, content)
     refuse_other(flask.request.args.to_dict(flat=False), view, content)
-    return view, step
+    return seen_checkpoint(view, place_in({"search": f"?{query}"}), content), step

@@ -82,6 +82,13 @@ def open_app(
         str, typer.Option(help="Token that visitors must have. Default: made at random and printed.")
     ] = "",
     allow_host: Annotated[list[str] | None, typer.Option(help="A host name of the app; repeat for more.")] = None,
+    allow_embed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may frame single cards (/embed/CARD), as https://notes.org; repeat for more.",
+        ),
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Path under which a proxy serves the app, as /x/.")] = "/",
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
     setting: SettingOption = None,
@@ -91,5 +98,5 @@ def open_app(
     from workbench.app.state.live_runs import run_folders
 
     shown = open_runs(run_folders(runs), setting) if setting else runs
-    access = Access(tuple(allow_host or ()), token, prefix)
+    access = Access(tuple(allow_host or ()), token, prefix, embedders=tuple(allow_embed or ()))
     serve(shown, plans=plan or (), host=host, port=port, access=access, open_browser=browser)

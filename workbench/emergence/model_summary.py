@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.emergence.right_answers import abilities, in_words
-from workbench.emergence.thresholds import THRESHOLDS, Threshold, claims
+from workbench.emergence.thresholds import GIVEN_ANSWERS, THRESHOLDS, claims
 from workbench.heads import Head, KVHead
 
 COLUMNS = (
@@ -62,12 +62,6 @@ CLASSES = (
     ),
     HeadClass("previous token", ("previous_token",), ("repeats", ""), _VERDICTS, "--detector previous_token"),
     HeadClass("sink", ("sink_gu",), ("repeated_ngrams", "text", ""), _VERDICTS, "--detector sink_gu", ties="sink"),
-)
-# The same count as `retrieval_wu_offsets` where the model's own answer is right and no second one follows it.
-GIVEN_ANSWERS = Threshold(
-    "retrieval_top1",
-    0.1,
-    "Wu et al. 2024: retrieval heads score above 0.1; here on given answers that the model gets right",
 )
 _THRESHOLDS = {threshold.detector: threshold for threshold in (*THRESHOLDS, GIVEN_ANSWERS)}
 

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from workbench.emergence.head_trajectories import Trajectories
 from workbench.figures.axis import AxisUnit, TrainingAxis, cell_edges, draw_axis, training_axis
-from workbench.figures.head_curves import Runs, as_runs, onset_marks
+from workbench.figures.head_curves import CHANGED, Runs, as_runs, onset_marks
 from workbench.figures.score_tables import only_detector
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, faint, letter, styled
 from workbench.figures.trajectories import (
@@ -33,6 +33,8 @@ from workbench.heads import Head, WorkbenchError
 _MOST_NUMBERED = 18  # columns of which each shows its score
 # With more squares than this, full hover texts outweigh the scores: then the hover text is head and score alone.
 _MOST_DESCRIBED = 2000
+# More panels than this are narrow, and have fewer ticks.
+_WIDE_PANELS, _FEW_TICKS = 4, 2
 _DOT_POSITIONS = 200  # that can be told apart
 _SHORT = "<b>%{customdata}</b><br>%{z:.6~r}<extra></extra>"
 
@@ -60,7 +62,7 @@ def heads(
     detector = only_detector(runs[0]) if detector is None else detector
     curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
     scale = score_scale(detector, [curves.score for curves in curves_of_runs])
-    figure = _panels(runs, spacing=0.05)
+    figure = _panels([each_run.name for each_run in runs], spacing=0.05)
     columns = sum(curves.width for curves in curves_of_runs)
     rows = max(len(curves.layers) for curves in curves_of_runs)
     for i, curves in enumerate(curves_of_runs):
@@ -87,7 +89,8 @@ def strips(
 ) -> go.Figure:
     """The strongest heads over all checkpoints, one row each, one panel per run, earliest onset first.
 
-    Ticks mark half-rise onsets. Every run has its own order: the same name is not the same head in another run.
+    Ticks mark onsets. Every run has its own order: the same name is not the same head in another run. Where the
+    strongest heads are those of an untrained model, as by entropy, they are the heads that changed most.
 
     Raises:
         WorkbenchError: if a run has no such scores.
@@ -96,10 +99,11 @@ def strips(
     curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
     scale = score_scale(detector, [curves.score for curves in curves_of_runs])
     axis = training_axis([curves.checkpoints for curves in curves_of_runs], x)
-    figure = _panels(runs, spacing=0.065)
+    titles = [r.name + CHANGED * c.is_strongest_untrained for r, c in zip(runs, curves_of_runs, strict=True)]
+    figure = _panels(titles, spacing=0.065)
     rows = 1
     for i, (each_run, curves) in enumerate(zip(runs, curves_of_runs, strict=True)):
-        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe))
+        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe), axis.unit)
         order = _by_onset(curves, marks, top)
         rows = max(rows, len(order))
         _add_strip(figure, curves, axis, order, unit=scale.unit, panel=i + 1)
@@ -113,7 +117,7 @@ def strips(
     )
     figure.update_yaxes(showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
-    return draw_axis(figure, axis, theme)
+    return draw_axis(figure, axis, theme, most=_FEW_TICKS if len(runs) > _WIDE_PANELS else None)
 
 
 def place(
@@ -180,10 +184,11 @@ def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: 
     )
 
 
-def _panels(runs: Sequence[RunLike], *, spacing: float | int) -> go.Figure:
-    """One row of panels titled with the runs' names."""
-    titles = [each_run.name for each_run in runs]
-    figure = make_subplots(1, len(runs), horizontal_spacing=spacing if len(runs) > 1 else 0, subplot_titles=titles)
+def _panels(titles: Sequence[str], *, spacing: float | int) -> go.Figure:
+    """One row of titled panels, at most as far apart as plotly allows of so many."""
+    n = len(titles)
+    between = min(spacing, 0.35 / n) if n > 1 else 0
+    figure = make_subplots(1, n, horizontal_spacing=between, subplot_titles=list(titles))
     figure.update_annotations(font={"size": 12}, yshift=2)
     return figure
 
@@ -239,7 +244,7 @@ def _head_ticks(curves: Trajectories) -> dict[str, Any]:
 def _by_onset(curves: Trajectories, marks: dict[int, tuple[int, str]], top: int) -> list[int]:
     """The rows of the strongest heads in the order of their onsets, those without one last; ties by their peak."""
     last = len(curves.checkpoints), ""
-    return sorted(curves.strongest(top), key=lambda row: marks.get(row, last)[0])
+    return sorted(curves.leading(top), key=lambda row: marks.get(row, last)[0])
 
 
 def _add_strip(

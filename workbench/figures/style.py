@@ -28,6 +28,9 @@ COLOURS = {
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 ONSET = "#E4572E"
 
+# More runs than this have their legend beside a figure, not above it.
+MOST_ABOVE = 6
+
 LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
 # Letters are text, which takes a contrast of 4.5.
 _LETTER_COLOURS = {
@@ -35,6 +38,8 @@ _LETTER_COLOURS = {
     "dark": {"full": "#4FA8E8", "sliding": "#F28C45", "chunked": "#2FC49C", "linear": "#E87FC0", "none": "#A6B0BF"},
 }
 
+# Plotly's buttons that upload a figure, by the names of several versions; wherever a figure is shown, also a notebook.
+_SENDS_AWAY = ("sendDataToCloud", "sendChartToCloud")
 FONT = 'Inter, "Segoe UI", "DejaVu Sans", sans-serif'
 _POSITIVE = {
     "light": ("#f7fbff", "#d0e1f2", "#6baed6", "#2171b5", "#08306b"),
@@ -139,6 +144,26 @@ def faint(colour: str, strength: float | int) -> str:
     return f"rgba({red}, {green}, {blue}, {strength})"
 
 
+def legend_beside(figure: go.Figure, n: int) -> go.Figure:
+    """Of many runs, set the legend beside the figure, one below the other, and make room for all of them."""
+    if n <= MOST_ABOVE:
+        return figure
+    layout: Any = figure.layout
+    height = max(layout.height or 0, 110 + 19 * n)
+    beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 11}}
+    return figure.update_layout(legend=beside, height=height)
+
+
+def pin_run(figure: go.Figure, name: str, theme: Theme) -> go.Figure:
+    """Draw one run's lines, the baseline, in the colour of text and unbroken, and mark its name in the legend."""
+    traces: Any = figure.data
+    for trace in traces:
+        if trace.type == "scatter" and name in (trace.legendgroup, trace.name):
+            trace.line.color, trace.line.dash = PALETTES[theme].text, "solid"
+            trace.name = f"{name} (baseline)" if trace.showlegend is not False and trace.name == name else trace.name
+    return figure
+
+
 def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
     """Apply the theme to a figure."""
     palette = PALETTES[theme]
@@ -151,7 +176,12 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         margin={"l": 52, "r": 12, "t": 28, "b": 42},
         hoverlabel={"font": {"family": FONT, "size": 12}, "align": "left"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.muted, "activecolor": palette.text},
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": palette.muted,
+            "activecolor": palette.text,
+            "remove": list(_SENDS_AWAY),
+        },
         hovermode="closest",
         uirevision="keep",
     )

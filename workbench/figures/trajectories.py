@@ -15,7 +15,7 @@ from workbench.emergence.head_trajectories import LAYER_COLUMNS, TRAJECTORY_COLU
 from workbench.figures.style import Scale
 
 # These describe a head and do not rise as it emerges, so that they have no onset.
-DESCRIPTIVE = frozenset({"entropy", "mean_distance"})
+DESCRIPTIVE = frozenset({"entropy", "normalized_entropy", "mean_distance"})
 UNITS = {
     "entropy": "nats",
     "mean_distance": "tokens",

@@ -47,7 +47,12 @@ class Rows:
         return self.newest.shown(self.reader)
 
     def refresh(self) -> bool:
-        """Look at the disk again; whether there is anything new, or another choice."""
+        """Look at the disk again; whether there is anything new, or another choice.
+
+        Raises:
+            WorkbenchError: if the run's folder is gone; what was read of it stays.
+        """
+        self._store.require_there()
         before = self.shown()
         changed = self.reader.refresh()
         self.newest.refresh()
@@ -101,6 +106,8 @@ class Rows:
                 parts = self._of_checkpoint(parts, name, where[name])
         where_rows = {name: where[name] for name in where if name in VARYING[table]}
         frame = self.reader.frame(table, parts, columns=columns, where=where_rows)
+        if frame.empty and parts:
+            self._store.require_there()
         if frame.empty and where_rows:
             self._refuse(self.reader.frame(table, parts, columns=list(where_rows)), where_rows)
         return frame.reset_index(drop=True)

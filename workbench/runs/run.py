@@ -297,9 +297,18 @@ class Run:
                 raise WorkbenchError(f"{detector} has scores on {', '.join(names)}; pass probe= with one of them")
             return self._rows.reader.cube(self._rows.in_series_order(parts))
 
-    def weight_digests(self, detector: str) -> set[str]:
-        """The digests of the weights that a detector scored; runs that share one have the same heads."""
-        return set(self.scores(detector=detector, columns=("weights",)).loc[:, "weights"])
+    def weight_digests(self, detector: str, *, trained: bool = False) -> set[str]:
+        """The digests of the weights that a detector scored; with `trained`, without those of step 0.
+
+        Runs that share trained weights have the same heads. Two that share their initial weights alone do not: which
+        head takes which role is settled in training.
+        """
+        scored = self.scores(detector=detector, columns=("weights", "step", "step_total", "tokens")).drop_duplicates()
+        if trained:
+            steps = scored["step_total"].fillna(scored["step"])
+            is_untrained = steps.eq(0).fillna(False) | scored["tokens"].eq(0).fillna(False)
+            scored = scored.loc[~is_untrained.to_numpy(bool)]
+        return set(scored.loc[:, "weights"])
 
     def metrics(
         self,

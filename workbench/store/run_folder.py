@@ -113,6 +113,18 @@ class Store:
         store._require_readable()
         return store
 
+    def require_there(self) -> None:
+        """Refuse to go on reading a folder that held a run and is gone: its parts would seem never to have been there.
+
+        Raises:
+            WorkbenchError: if there is no run.json any more.
+        """
+        if not self._run_json.is_file():
+            raise WorkbenchError(
+                f"the run folder {self.path} is gone: it was there when it was opened; put it back, or open the run "
+                "where it is now"
+            )
+
     def description(self) -> RunDescription:
         """What run.json says: schema, job, versions, created."""
         return RunDescription.from_json(_load_json(self._run_json))
@@ -448,6 +460,8 @@ class Store:
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise WorkbenchError(f"{path} cannot be read ({error.strerror}); is the run still there?") from error
     except ValueError as error:
         raise WorkbenchError(
             f"{path} is not JSON ({error}); restore it from a copy, or delete it and run the scan again"

@@ -42,6 +42,7 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
     "plan-kept",
     "plan-about",
 )
+_BUDGET = "Heads that keep the whole context"
 VERDICT, SENTENCE, AWAY, IN_PLAN = "verdict", "verdict-sentence", "plan-away", "head-in-plan"
 _SEES = {"full": "keeps all", "window": "window {plan.window}", "linear": "linear attention"}
 # Of the query heads of a key/value head, so many are linked.
@@ -429,18 +430,21 @@ def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
 @page(
     "plan",
     register=register,
+    controls=(),
     parameters=("plan", "keep"),
     settle=settle,
     exports={**{name: _file(name) for name in FORMS}, "curve": _curve, "ranking": _ranking, "verdict": _lengths},
 )
 def layout(_: Content) -> list[Any]:
     """The mask of a plan, what it saves and what it costs."""
-    slider = dmc.Slider(id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[])
+    slider = dmc.Slider(
+        id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[], thumbLabel=_BUDGET
+    )
     title = html.Section(
         [
             dcc.Store(id=KEPT_HEADS),
             choice("plan", label="Plan", width=220),
-            html.Div([html.Label("Heads that keep the whole context"), slider], className="budget"),
+            html.Div([html.Label(_BUDGET), slider], className="budget"),
             html.Button("the plan's own", className="text", **attributes(data_keep="")),
             html.Div(id=ABOUT, className="badges"),
             html.Div([html.Span("Take this plan away as a file:"), html.Div(id=AWAY)], className="away"),

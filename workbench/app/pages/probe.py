@@ -189,7 +189,7 @@ def checkpoint_names(view: View, content: Content) -> list[str]:
     return names
 
 
-@page("probe", register=register, parameters=PARAMETERS)
+@page("probe", register=register, parameters=PARAMETERS, controls=("runs",), title="My text")
 def layout(_: Content) -> list[Any]:
     """Run a checkpoint on a text or on a standard probe."""
     text = dcc.Textarea(
