@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +15,7 @@ from tests.app.contrast import low_contrast
 from tests.app.plans import made_plan
 from tests.app.test_browser import arrive, drawn, query, says
 from tests.synthetic_run import DEMO, write_run
+from workbench.app.registry import CONTROLS
 from workbench.store import Failure, Store
 from workbench.store.plan_file import Plan
 
@@ -55,6 +57,10 @@ def fits(tab, width):
     tab.set_viewport_size(before)
 
 
+def titles_of_figure_buttons(tab):
+    return tab.evaluate("[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+
+
 def downloaded(tab, selector):
     with tab.expect_download() as waiting:
         tab.click(selector)
@@ -68,6 +74,9 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
         tab.wait_for_selector(f"#page-{page}", state="visible")
         assert urlsplit(tab.url).path == f"/{page}"
         assert query(tab)["detector"] == ["retrieval"]
+        controls = {"compare": ["runs", "detector", "probe"], "plan": [], "jobs": ["runs"]}[page]
+        assert [name for name in CONTROLS if tab.is_visible(f".control-{name} >> nth=0")] == controls
+        assert [title for title in titles_of_figure_buttons(tab) if re.search("cloud|share|edit", title, re.I)] == []
         fits(tab, 390)
     for page in ("plan", "compare", "overview"):
         tab.go_back()
@@ -89,6 +98,16 @@ def test_a_head_is_jumped_to_by_name_and_the_keys_are_listed(tab, address):
     tab.keyboard.press("Enter")
     says(tab, "#head-title", "L1H2")
     assert query(tab)["head"] == ["L1H2"]
+    tab.click("#detector")  # the focus is in a dropdown, on a run's chip, on the slider: keys are keys all the same
+    tab.keyboard.press("Escape")
+    for control in ("#detector", "#runs input >> nth=0", "#checkpoint [role=slider]"):
+        tab.locator(control).focus()
+        tab.keyboard.press("?")
+        assert "jump to a head" in tab.inner_text("dialog")
+        tab.keyboard.press("Escape")
+        tab.wait_for_selector("dialog", state="detached")
+    titles = tab.evaluate("[...document.querySelectorAll('header .buttons button')].map(button => button.title)")
+    assert [re.search(r"\((.)\)$", title)[1] for title in titles] == ["/", "e", "?", "d"]
     assert tab.complaints == []
 
 
@@ -177,7 +196,10 @@ def test_figures_and_tables_are_exported_and_a_permalink_names_the_version(tab, 
     assert parse_qs(urlsplit(link).query)["step"] == ["256"]
     picture = downloaded(tab, "dialog [data-format=svg]")
     picture.save_as(tmp_path / "figure.svg")
-    assert "<svg" in (tmp_path / "figure.svg").read_text()
+    figure = (tmp_path / "figure.svg").read_text()
+    assert "<svg" in figure
+    assert re.search(r"full · sink on text · step 256 · 2\.1M tokens · sink@1 · workbench \d", figure)
+    assert picture.suggested_filename.startswith("workbench-emergence-full-sink-on-text-step-256-")
     picture = downloaded(tab, "dialog [data-format=png]")
     picture.save_as(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -101,7 +101,11 @@ def test_planes_are_sent_once_for_a_view(app):
     request = first["planes-request"]["data"]
     head = {"view": view(page="head"), "address_step": STEP_64, "planes_request": request}
     assert call(app, "planes.data", ["view.data"], **head) == {}
-    entropy = {"view": view(detector="entropy", probe="text"), "planes_request": request, "current_step": {"place": {"step": "64"}, "names": {"hybrid": "step64"}}}
+    entropy = {
+        "view": view(detector="entropy", probe="text"),
+        "planes_request": request,
+        "current_step": {"place": {"step": "64"}, "names": {"hybrid": "step64"}},
+    }
     on_entropy = call(app, "planes.data", ["view.data"], **entropy)
     assert on_entropy["planes"]["data"]["unit"] == "nats"
     assert on_entropy["checkpoint"]["value"] == 1
