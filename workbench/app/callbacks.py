@@ -27,7 +27,7 @@ def register(app: Dash, content: Content) -> None:
     _register_browser(app, content)
     _register_view(app, content)
     _register_planes(app, content)
-    _register_refresh(app, content.runs)
+    _register_refresh(app, content)
     fill_pages(app, content)
     for page in pages():
         page.register(app, content)
@@ -37,6 +37,8 @@ def register(app: Dash, content: Content) -> None:
 def read_ahead(content: Content) -> None:
     """Read and draw what the first page shows, while the browser is still loading its scripts."""
     runs = content.runs
+    if not runs:
+        return
     with suppress(WorkbenchError):  # the page that shows an unreadable run gives the reason
         view = settled(view_of({"pathname": "", "search": ""})[0], runs)
         _planes(view, content)
@@ -180,6 +182,8 @@ def _register_planes(app: Dash, content: Content) -> None:
         request = [list(view.runs), view.detector, view.probe, view.x, changed, address_step]
         if request == last_request:
             return (no_update,) * 5
+        if not content.runs:
+            return request, no_update, 0, [], 0
         try:
             scores = _planes(view, content)
         except WorkbenchError:
@@ -194,7 +198,9 @@ def _register_planes(app: Dash, content: Content) -> None:
         return request, scores, max(len(stops) - 1, 0), marks, stop_of(scores, step)
 
 
-def _register_refresh(app: Dash, runs: Runs) -> None:
+def _register_refresh(app: Dash, content: Content) -> None:
+    runs = content.runs
+
     @app.callback(
         Output(ids.STATUS, "children"),
         Output(ids.FINGERPRINTS, "data"),
@@ -208,6 +214,8 @@ def _register_refresh(app: Dash, runs: Runs) -> None:
         State(ids.FINGERPRINTS, "data"),
     )
     def refresh(_: Any, view_json: Any, last: Any) -> Any:
+        if not runs:
+            return "" if content.model is None else content.model.about, *(no_update,) * 6
         view = View() if view_json is None else View.from_json(view_json)
         chosen = [runs[name] for name in view.runs if name in runs] or list(runs.values())
         try:

@@ -28,7 +28,7 @@ def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvi
         *(dcc.Store(id=name) for name in _STORES),
         dcc.Store(id=ids.THEME, storage_type="local"),
         dcc.Interval(id=ids.TICK, interval=POLL_MS),
-        _header(),
+        _header([page for page in pages() if content.runs or page.name == "probe"]),
         _controls(list(content.runs)),
         html.Main(frames),
     ]
@@ -92,7 +92,7 @@ def status_line(
     return line
 
 
-def _header() -> html.Header:
+def _header(shown: Sequence[Page]) -> html.Header:
     links = [
         html.A(
             page.title,
@@ -101,7 +101,7 @@ def _header() -> html.Header:
             className="nav",
             **attributes(data_page=page.name),
         )
-        for page in pages()
+        for page in shown
     ]
     brand = html.B([html.Span("◧ ", className="accent"), "attention workbench"])
     theme = html.Button(
@@ -130,5 +130,7 @@ def _controls(runs: list[str]) -> html.Div:
         hint,
     ]
     return html.Div(
-        [html.Div(choices, className="choices"), html.Div(checkpoint, className="checkpoint")], className="controls"
+        [html.Div(choices, className="choices"), html.Div(checkpoint, className="checkpoint")],
+        className="controls",
+        style={} if runs else {"display": "none"},
     )

@@ -81,7 +81,7 @@ class Probings:
             raise WorkbenchError("there is no text; write some, or pick a standard probe")
         if len(text) > MOST_CHARACTERS:
             raise WorkbenchError(f"the text has {len(text):,} characters; expected at most {MOST_CHARACTERS:,}")
-        if isinstance(checkpoint, Path) and not checkpoint.is_dir():
+        if isinstance(checkpoint, Path) and not checkpoint.exists():
             published = f", or `workbench get {checkpoint.name}` and write its name as the model's id"
             raise WorkbenchError(
                 f"the checkpoint's folder {checkpoint} is not on this disk; put it back, or choose another checkpoint"

@@ -41,14 +41,29 @@
     }
     running = null;
     showProgress(state === "failed" ? reason : state, state === "failed");
-    if (state === "done") showPatterns(job, { layer: 0, head: 0 });
+    if (state === "done") showPatterns(job, firstHead());
   }
 
   function showPatterns(job, at) {
     window.workbenchPatterns.show("probe-patterns", { job }, at, (to) => showPatterns(job, to));
   }
 
+  // Where the app is opened on a model, the page says which head is shown first, and which model run it follows.
+  function firstHead() {
+    const { layer, head, kind } = document.getElementById("probe-patterns").dataset;
+    return layer === undefined ? { layer: 0, head: 0 } : { layer: Number(layer), head: Number(head), kind };
+  }
+
+  let followed = "";
+  function followFirst() {
+    const job = document.getElementById("probe-patterns")?.dataset.job;
+    if (!job || job === followed) return;
+    followed = running = job;
+    follow(job);
+  }
+
   function runProbe(started, cancelled) {
+    followFirst();
     if (started > clicks[0] && running === null) start();
     if (cancelled > clicks[1] && running) post("cancel", { job: running });
     clicks = [started || 0, cancelled || 0];

@@ -58,12 +58,15 @@ def register(app: Dash, content: Content) -> None:
             for name in view.runs
             for ckpt in checkpoint_folders(runs[name].checkpoints().to_dict("records"))
         ]
+        names += [] if content.model is None else [content.model.name]
         return names, chosen if chosen in names else (names or [None])[-1]
 
     def chosen_source(checkpoint: str, model: str) -> tuple[Path | HubReference, str | None]:
         """What is to be run, and the tokenizer of its run."""
         if model.strip():
             return named_model(model), None
+        if content.model is not None and checkpoint == content.model.name:
+            return content.model.source, content.model.tokenizer
         run, _, ckpt = checkpoint.partition(" · ")
         if run not in runs:
             raise WorkbenchError(
@@ -116,7 +119,7 @@ def register(app: Dash, content: Content) -> None:
 
 
 @page("probe", register=register)
-def layout(_: Content) -> list[Any]:
+def layout(content: Content) -> list[Any]:
     """Run a checkpoint on a text or on a standard probe."""
     text = dcc.Textarea(
         id=TEXT,
@@ -140,5 +143,13 @@ def layout(_: Content) -> list[Any]:
     about = "the model runs in a process of its own on this machine; the result is kept until the app ends"
     return [
         controls("Run a model on a text", about, html.Div([text, settings])),
-        html.Div(id=PATTERNS),
+        html.Div(id=PATTERNS, **_first_pattern(content)),
     ]
+
+
+def _first_pattern(content: Content) -> dict[str, Any]:
+    """The probe run that the page follows when it is opened, and the head whose pattern it shows."""
+    if content.model is None:
+        return {}
+    layer, head = map(str, content.model.head)
+    return attributes(data_job=content.first_job, data_layer=layer, data_head=head, data_kind=content.model.kind)

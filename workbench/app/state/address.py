@@ -43,8 +43,10 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
     """The nearest view that can be shown.
 
     Unknown names are replaced by the first that are there, an unknown probe by the one that most of the chosen runs
-    were scored on.
+    were scored on. Without runs, as where the app is opened on a model, it is the Probe page.
     """
+    if not runs:
+        return View("probe")
     chosen = tuple(name for name in view.runs if name in runs) or tuple(runs)
     detector = default_detector(view.detector, runs, chosen)
     probe = default_probe(view.probe, runs, chosen, detector)
