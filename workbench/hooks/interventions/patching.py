@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,7 @@ from workbench.probes.token_inputs import ProbeLike, TokensLike, read_probe
 
 # Of a pass forward and backward, which keeps activations.
 _BATCH_TOKENS = 2048
-Method = Literal["exact", "first_order"]
+METHODS = ("exact", "first_order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class PatchEffect:
     logit_difference_change: float = math.nan
     logit_difference_lo: float = math.nan
     logit_difference_hi: float = math.nan
-    method: Method = "exact"
+    method: str = "exact"
 
 
 class PatchEffects(list[PatchEffect]):
@@ -94,7 +93,7 @@ def patch_effects(
     source: TokensLike | Probe | None = None,
     heads: HeadsLike | None = None,
     *,
-    method: Method = "exact",
+    method: str = "exact",
     progress: bool = True,
 ) -> PatchEffects:
     """The loss on the probe's answers with one head patched from `source`, less the loss without, for each head.
@@ -115,8 +114,8 @@ def patch_effects(
         WorkbenchError: for heads the model does not have, a probe without answers, a source of another shape, an
             unknown method, or packed documents to first order.
     """
-    if method not in get_args(Method):
-        raise WorkbenchError(f"method is {method!r}; expected one of {', '.join(get_args(Method))}")
+    if method not in METHODS:
+        raise WorkbenchError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     m = open_model(m)
     probe = read_probe(m, probe)
     if probe.answer_rows is None or len(probe.answer_rows) == 0:
