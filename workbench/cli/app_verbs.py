@@ -129,7 +129,7 @@ def open_app(  # one parameter per flag
             raise WorkbenchError(f"{models[0]} is a model; --plan and --setting are of runs: leave them out")
         opened = strongest_head(models[0], detector or "induction", probe, tokenizer)
         warn(opened.about)
-        document |= {"model": models[0], "head": opened.head, "probe": opened.probe, "about": opened.about}
+        document |= {"model": models[0], "head": str(opened.head), "probe": opened.probe, "about": opened.about}
         serve_model(opened, place)
         return
     if detector or probe or tokenizer:

@@ -37,13 +37,13 @@ def did_you_mean(text: str) -> str:
 
     "" where there is none.
     """
-    if "/" not in text:
-        near = difflib.get_close_matches(text.lower(), PUBLISHED, n=2)
-        missing = [name for name in near if name not in published_here()]
-        fetch = f" `workbench get {missing[0]}` fetches it." if near[:1] == missing[:1] and near else ""
-        if near:
-            return f"did you mean {' or '.join(near)}?{fetch}"
     path = Path(text)
+    # What was written alone may come as a path below the working directory.
+    word = path.name if path.is_absolute() and path.parent == Path.cwd() else text
+    near = difflib.get_close_matches(word.lower(), PUBLISHED, n=2) if "/" not in word else []
+    if near:
+        is_here = near[0] in published_here()
+        return f"did you mean {' or '.join(near)}?{'' if is_here else f' `workbench get {near[0]}` fetches it.'}"
     try:
         beside = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
     except (OSError, ValueError):

