@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 
 from workbench.files.token_text import joined
-from workbench.heads import Head, WorkbenchError, some_of
+from workbench.heads import Head, WorkbenchError, brief, some_of
 from workbench.store.map_codes import decode, decode_signed, encode
 from workbench.store.map_parts import MapLabel, map_files, read_map_label
 from workbench.store.run_folder import Store
@@ -39,6 +39,9 @@ class HeadMap:
     edges: Int[np.ndarray, " n_edges"]
     is_signed: bool
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -53,6 +56,9 @@ class Tile:
     block: int
     is_signed: bool
     scale: float
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class PatternFile:

@@ -98,6 +98,8 @@ def register(app: Dash, content: Content) -> None:
         """What is to be run, and the tokenizer of its run."""
         if model.strip():
             return named_model(model), None
+        if content.model is not None and checkpoint == content.model.name:
+            return content.model.source, content.model.tokenizer
         run, _, ckpt = checkpoint.partition(" · ")
         if run not in runs:
             raise WorkbenchError(
@@ -181,8 +183,8 @@ def _route(app: Dash, name: str) -> str:
 
 
 def checkpoint_names(view: View, content: Content) -> list[str]:
-    """The checkpoints of the chosen runs whose folders are known, the last of each run first."""
-    names: list[str] = []
+    """The checkpoints of the chosen runs whose folders are known, the last of each run first; or the model alone."""
+    names = [] if content.model is None else [content.model.name]
     for name in view.runs:
         folders = checkpoint_folders(content.runs[name].checkpoints().to_dict("records"))
         names += [f"{name} · {ckpt}" for ckpt in reversed(folders)]
@@ -190,7 +192,7 @@ def checkpoint_names(view: View, content: Content) -> list[str]:
 
 
 @page("probe", register=register, parameters=PARAMETERS, controls=("runs",), title="My text")
-def layout(_: Content) -> list[Any]:
+def layout(content: Content) -> list[Any]:
     """Run a checkpoint on a text or on a standard probe."""
     text = dcc.Textarea(
         id=TEXT,
@@ -236,5 +238,13 @@ def layout(_: Content) -> list[Any]:
             about,
             html.Div([html.Label("Text", htmlFor=TEXT, className="muted"), text, settings]),
         ),
-        html.Div(id=PATTERNS),
+        html.Div(id=PATTERNS, **_first_pattern(content)),
     ]
+
+
+def _first_pattern(content: Content) -> dict[str, Any]:
+    """The probe run that the page follows when it is opened, and the head whose pattern it shows."""
+    if content.model is None:
+        return {}
+    layer, head = map(str, content.model.head)
+    return attributes(data_job=content.first_job, data_layer=layer, data_head=head, data_kind=content.model.kind)
