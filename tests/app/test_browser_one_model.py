@@ -5,15 +5,19 @@ Beside them runs with other steps, a run that is not whole, and one whose folder
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.app.test_browser import arrive, drawn, query, says
+from tests.files.test_token_text import byte_level
 from tests.synthetic_run import DEMO, write_run
+from workbench.app.pages.probe import EXAMPLE
 from workbench.store import Failure, Store
 
 pytestmark = pytest.mark.browser
@@ -24,6 +28,11 @@ FEW = {"detectors": ("induction",)}
 def address(served, tmp_path_factory, synthetic_runs):
     folder = tmp_path_factory.mktemp("alone")
     alone = write_run(folder / "alone", replace(DEMO["hybrid"], steps=(None,)))
+    byte_level().save_pretrained(folder / "main")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)).save_pretrained(folder / "main")
+    series = json.loads((alone / "checkpoints.json").read_text())
+    (alone / "checkpoints.json").write_text(json.dumps([{**series[0], "path": str(folder / "main")}]))
     between = write_run(folder / "between", replace(DEMO["sliding"], **FEW, steps=(20, 500, 2000)))
     doomed = write_run(folder / "doomed", replace(DEMO["linear"], **FEW, steps=(8, 64)))
     torn = write_run(folder / "torn", replace(DEMO["full"], **FEW, steps=(8,)))
@@ -140,4 +149,45 @@ def test_an_error_stays_in_its_card_and_says_what_to_run(tab, address):
         tab.goto(f"{address.of}/{page}?run=failed")
         tab.wait_for_selector(f"#page-{page} .waiting", state="hidden")
     says(tab, "#matrices", "scores")
+    assert tab.complaints == []
+
+
+def probed(tab):
+    """Wait for the patterns of a text; the head that is shown."""
+    says(tab, "#probe-said", "done in")
+    tab.wait_for_selector("#probe-patterns canvas.far")
+    return tab.get_attribute("#probe-patterns canvas.map", "aria-label").removeprefix("pattern of ")
+
+
+@pytest.mark.slow
+def test_a_text_is_run_from_a_head_kept_in_the_address_and_run_again_by_the_same_process(tab, address):
+    arrive(tab, f"{address.of}/head?run=alone&of=alone&head=L1H2", "head")
+    tab.click("text=this head on my text")
+    tab.wait_for_selector("#page-probe", state="visible")
+    says(tab, "#probe-said", "Run makes it")
+    assert tab.input_value("#probe-text") == EXAMPLE
+    assert tab.input_value("#probe-checkpoint") == "alone · main"
+    tab.click("#probe-start")
+    assert probed(tab) == "L1H2"
+    assert "the model was opened" in tab.inner_text("#probe-said")
+    tab.get_by_role("button", name="loss", exact=True).click()
+    assert "mean" in tab.locator("#probe-patterns h3 small:text('loss of each token')").inner_text()
+    assert "nats, probability" in tab.locator(".tokens span").nth(5).get_attribute("title")
+
+    tab.fill("#probe-text", "今天 the cat sat on the mat, and the cat sat on the mat")
+    tab.click("#probe-start")
+    tab.wait_for_function("location.search.includes('text=%E4')")
+    tab.wait_for_function("document.querySelectorAll('#probe-patterns .tokens span').length < 60")
+    farthest = probed(tab)
+    assert "the model was open, and it stays open" in tab.inner_text("#probe-said")
+    assert tab.locator("#probe-patterns .choices button.on").first.inner_text().startswith(f"{farthest} · ")
+    assert tab.locator(".tokens span").nth(1).inner_text() == "今 1/3"
+    tab.locator("#probe-patterns .choices button").nth(2).click()
+    tab.wait_for_function("location.search.includes('shown=L')")
+    shown = query(tab)["shown"][0]
+    tab.reload()
+    assert probed(tab) == shown != farthest
+    assert tab.input_value("#probe-text").startswith("今天 the cat")
+    tab.go_back()
+    tab.wait_for_function("document.querySelector('#probe-text').value.startsWith('The ferry')")
     assert tab.complaints == []

@@ -10,6 +10,7 @@ from tests.families import tiny
 from workbench.app.probe_sources import (
     checkpoint_folder,
     checkpoint_source,
+    foreign_tokenizer,
     missing_folder,
     named_model,
     note_on,
@@ -53,6 +54,8 @@ def test_a_published_model_is_run_from_where_it_is_on_this_machine(checkpoint, t
         checkpoint_source(series, "smollm2")
     )
     assert missing_folder(checkpoint) == ""
+    assert foreign_tokenizer(series, "elsewhere/smollm2") is None  # it is with the model, wherever that is
+    assert foreign_tokenizer(series, "another/tokenizer") == "another/tokenizer"
     (tmp_path / "smollm2").symlink_to(checkpoint)
     assert named_model(" smollm2 ") == checkpoint_source(series, "smollm2") == tmp_path / "smollm2"
 

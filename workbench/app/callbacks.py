@@ -34,7 +34,7 @@ def register(app: Dash, content: Content) -> None:
     _register_browser(app, content)
     _register_view(app, content)
     _register_planes(app, content)
-    following.register(app, content.runs)
+    following.register(app, content)
     fill_pages(app, content)
     for page in pages():
         page.register(app, content)
@@ -44,6 +44,8 @@ def register(app: Dash, content: Content) -> None:
 def read_ahead(content: Content) -> None:
     """Read and draw what the first page shows, while the browser is still loading its scripts."""
     runs = content.runs
+    if not runs:
+        return
     with suppress(WorkbenchError):  # the page that shows an unreadable run gives the reason
         view = settled(view_of({"pathname": "", "search": ""})[0], runs)
         slider_scores(view, content)
@@ -218,6 +220,8 @@ def _register_planes(app: Dash, content: Content) -> None:
         is_same = request == last_request
         if is_same and not by_address:
             return (no_update,) * 5
+        if not content.runs:
+            return request, no_update, 0, [], 0
         try:
             scores = slider_scores(view, content)
         except (WorkbenchError, OSError) as error:

@@ -30,7 +30,7 @@ def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvi
         dcc.Store(id=ids.THEME, storage_type="local"),
         dcc.Store(id=ids.CARDS, data=_pages_of_cards(content)),
         dcc.Interval(id=ids.TICK, interval=POLL_MS),
-        _header(),
+        _header([page for page in pages() if content.runs or page.name == "probe"]),
         html.Div(id=ids.BANNERS),
         _controls(list(content.runs)),
         html.Main(frames),
@@ -100,7 +100,7 @@ def fill_pages(app: Dash, content: Content) -> None:
         return [filled(page, content) if page.name == name else no_update for page in pages()]
 
 
-def _header() -> html.Header:
+def _header(shown: Sequence[Page]) -> html.Header:
     links = [
         html.A(
             page.title,
@@ -109,7 +109,7 @@ def _header() -> html.Header:
             className="nav",
             **attributes(data_page=page.name),
         )
-        for page in pages()
+        for page in shown
     ]
     brand = html.H1([html.Span("◧ ", className="accent"), "attention workbench"])
     buttons = [
@@ -184,6 +184,7 @@ def _controls(runs: list[str]) -> html.Section:
             html.Div(checkpoint, className="checkpoint control-checkpoint"),
         ],
         className="controls",
+        style={} if runs else {"display": "none"},
         **attributes(aria_label="what is shown"),
     )
 

@@ -36,6 +36,11 @@ def checkpoint_source(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path | 
     return folder
 
 
+def foreign_tokenizer(series: Sequence[Mapping[str, Any]], tokenizer: str | None) -> str | None:
+    """The tokenizer of a run; None where it is that of a checkpoint, which is with it wherever this lies now."""
+    return None if tokenizer in {str(folder) for folder in checkpoint_folders(series).values()} else tokenizer
+
+
 def named_model(text: str) -> Path | HubReference:
     """The model that a reader of the page names: the folder of a published one that is here, or a model at a hub.
 

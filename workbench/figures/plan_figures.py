@@ -27,6 +27,7 @@ from workbench.figures.style import (
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
 
 _MOST_NUMBERED = 18  # columns of which each shows its score
+_CORNER = 0.36  # from a square's middle to its marks, which stand clear of its score
 _CURVE_COLUMNS = ["n_kept", "nats", "accuracy", "ci_lo", "ci_hi"]
 
 
@@ -270,13 +271,13 @@ def _add_frames(figure: go.Figure, squares: Sequence[tuple[int, int]]) -> None:
 
 
 def _add_marks(figure: go.Figure, squares: Sequence[tuple[int, int]], name: str, symbol: str, theme: Theme) -> None:
-    """A small mark at the lower edge of squares, and a legend entry."""
+    """A small mark in the lower left corner of squares, and a legend entry."""
     figure.add_scatter(
-        x=[column for _, column in squares],
-        y=[row + 0.36 for row, _ in squares],
+        x=[column - _CORNER for _, column in squares],
+        y=[row + _CORNER for row, _ in squares],
         mode="markers",
         name=f"{name} ({len(squares)})",
-        marker={"symbol": symbol, "size": 8, "color": COLOURS[theme][2], "line": {"width": 2}},
+        marker={"symbol": symbol, "size": 7, "color": COLOURS[theme][2], "line": {"width": 2}},
         hoverinfo="skip",
         showlegend=True,
     )

@@ -94,9 +94,11 @@
     }
   }
 
-  // The head that the address names; null opens the one that looks the farthest.
+  // The head that the address names, or that the app was opened at; null opens the one that looks the farthest.
   function headOfAddress() {
     const match = /^L(\d+)H(\d+)$/.exec(more.shown || "");
+    const { job, layer, head, kind } = document.getElementById("probe-patterns").dataset;
+    if (!match && job && [job, null].includes(current)) return { layer: Number(layer), head: Number(head), kind };
     return match && { layer: Number(match[1]), head: Number(match[2]), ...(more.mixer ? { kind: more.mixer } : {}) };
   }
 
@@ -125,7 +127,7 @@
     }
     const isFirst = applied === null;
     applied = keyOf(more);
-    if (isFirst && applied === keyOf({})) return;
+    if (isFirst && applied === keyOf({})) return followFirst();
     const asked = { ...request(), ...(more.ckpt || more.model ? { checkpoint: more.ckpt || "", model: more.model || "" } : {}) };
     if (more.text || more.standard) Object.assign(asked, { text: more.text || asked.text, standard: more.standard || OWN_TEXT });
     const set = (id, to) => window.dash_clientside.set_props(id, { value: to });
@@ -134,6 +136,14 @@
     if (asked.checkpoint) set("probe-checkpoint", asked.checkpoint);
     set("probe-model", asked.model);
     await showKept(asked);
+  }
+
+  // Where the app is opened on a model, the page follows the model run that it began with.
+  function followFirst() {
+    const { job } = document.getElementById("probe-patterns").dataset;
+    if (!job) return;
+    running = job;
+    follow(job);
   }
 
   // Show the result of a text if the app keeps it; nothing is run.

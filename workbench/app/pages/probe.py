@@ -17,7 +17,14 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from workbench.app import ids
 from workbench.app.components import attributes, controls, labelled
-from workbench.app.probe_sources import checkpoint_folders, checkpoint_source, named_model, note_on, reads_text
+from workbench.app.probe_sources import (
+    checkpoint_folders,
+    checkpoint_source,
+    foreign_tokenizer,
+    named_model,
+    note_on,
+    reads_text,
+)
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
@@ -91,13 +98,16 @@ def register(app: Dash, content: Content) -> None:
         """What is to be run, and the tokenizer of its run."""
         if model.strip():
             return named_model(model), None
+        if content.model is not None and checkpoint == content.model.name:
+            return content.model.source, content.model.tokenizer
         run, _, ckpt = checkpoint.partition(" · ")
         if run not in runs:
             raise WorkbenchError(
                 "no checkpoint is chosen; choose one of the list, which holds those whose folder is known, or write a "
                 "model's id"
             )
-        return checkpoint_source(runs[run].checkpoints().to_dict("records"), ckpt), runs[run].tokenizer
+        series = runs[run].checkpoints().to_dict("records")
+        return checkpoint_source(series, ckpt), foreign_tokenizer(series, runs[run].tokenizer)
 
     @app.callback(Output(NOTE, "children"), Input(MODEL, "value"), Input(CHECKPOINT, "value"))
     def say_what_is_fetched(model: Any, checkpoint: Any) -> str:
@@ -173,8 +183,8 @@ def _route(app: Dash, name: str) -> str:
 
 
 def checkpoint_names(view: View, content: Content) -> list[str]:
-    """The checkpoints of the chosen runs whose folders are known, the last of each run first."""
-    names: list[str] = []
+    """The checkpoints of the chosen runs whose folders are known, the last of each run first; or the model alone."""
+    names = [] if content.model is None else [content.model.name]
     for name in view.runs:
         folders = checkpoint_folders(content.runs[name].checkpoints().to_dict("records"))
         names += [f"{name} · {ckpt}" for ckpt in reversed(folders)]
@@ -182,7 +192,7 @@ def checkpoint_names(view: View, content: Content) -> list[str]:
 
 
 @page("probe", register=register, parameters=PARAMETERS, controls=("runs",), title="My text")
-def layout(_: Content) -> list[Any]:
+def layout(content: Content) -> list[Any]:
     """Run a checkpoint on a text or on a standard probe."""
     text = dcc.Textarea(
         id=TEXT,
@@ -228,5 +238,13 @@ def layout(_: Content) -> list[Any]:
             about,
             html.Div([html.Label("Text", htmlFor=TEXT, className="muted"), text, settings]),
         ),
-        html.Div(id=PATTERNS),
+        html.Div(id=PATTERNS, **_first_pattern(content)),
     ]
+
+
+def _first_pattern(content: Content) -> dict[str, Any]:
+    """The probe run that the page follows when it is opened, and the head whose pattern it shows."""
+    if content.model is None:
+        return {}
+    layer, head = map(str, content.model.head)
+    return attributes(data_job=content.first_job, data_layer=layer, data_head=head, data_kind=content.model.kind)
