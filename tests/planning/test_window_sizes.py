@@ -31,6 +31,14 @@ def test_a_window_is_safe_from_where_it_reaches_what_the_head_reads():
     assert found.lost_together == pytest.approx(0, abs=1e-5)
     assert found.table().smallest_safe.tolist() == [21, 21]
     assert found.table()[20].tolist() == found.scores[:, 1].tolist()
+    rows = found.by_window()
+    assert list(rows.columns) == ["head_name", "layer", "kv_head", "window", "nats", "is_safe"]
+    of_20 = rows[rows.window == 20]
+    assert of_20.head_name.tolist() == [str(head) for head in found.heads]
+    assert of_20.nats.tolist() == found.scores[:, 1].tolist()
+    assert rows[rows.is_safe].window.tolist() == [21, 64] * 2
+    assert "\n" not in repr(found)
+    assert "scores=<2 × 4 float64>" in repr(found)
 
 
 def test_a_head_without_a_safe_window_sees_everything():

@@ -34,7 +34,7 @@ def register(app: Dash, content: Content) -> None:
     _register_browser(app, content)
     _register_view(app, content)
     _register_planes(app, content)
-    following.register(app, content.runs)
+    following.register(app, content)
     fill_pages(app, content)
     for page in pages():
         page.register(app, content)
@@ -45,6 +45,8 @@ def register(app: Dash, content: Content) -> None:
 def read_ahead(content: Content) -> None:
     """Read and draw what the first page shows, while the browser is still loading its scripts."""
     runs = content.runs
+    if not runs:
+        return
     with suppress(WorkbenchError):  # the page that shows an unreadable run gives the reason
         view = settled(view_of({"pathname": "", "search": ""})[0], runs)
         slider_scores(view, content)
@@ -161,7 +163,7 @@ def _register_view(app: Dash, content: Content) -> None:
         by_key = trigger == ids.JUMP and ("key" in jump or bool(jump.get("replace")))
         replaces = by_address or by_key or trigger == ids.NAMES_CHANGED
         place = {"place": place_in(location), "visit": location.get("visit")} if by_address else no_update
-        not_there = _not_there(location if by_address else None, jump if trigger == ids.JUMP else None, new, content)
+        not_there = _not_there(location, new, content) if by_address else ""
         return (
             {"address": address_of(new), "replace": replaces, "keepsPlace": by_address},
             no_update if view_json is not None and view == new else new.as_json(),
@@ -184,19 +186,13 @@ def _choices(view: View, runs: Runs) -> tuple[Any, ...]:
     return detectors, view.detector or None, probes, view.probe or None
 
 
-def _not_there(location: Any, jump: Any, view: View, content: Content) -> str:
-    """What an address, or a jump to a head, names that is not there, and what is shown instead; "" if all is there."""
-    if location is not None:
-        query = parse_qs(location.get("search", "").lstrip("?"))
-    elif jump and "head" in jump:
-        query = {name: [jump[name]] for name in ("head",)}
-    else:
-        return ""
+def _not_there(location: Any, view: View, content: Content) -> str:
+    """What an address names that is not there; "" if all is there. A head that is not there is said on its page."""
+    query = parse_qs(location.get("search", "").lstrip("?"))
     try:
-        refuse_other(query, view, content)
+        refuse_other({name: values for name, values in query.items() if name != "head"}, view, content)
     except NotThere as error:
-        instead = f"; shown instead: {view.head} of {view.run}" if "head" in query and view.head else ""
-        return f"{error}{instead}"
+        return f"{error}; the nearest is shown"
     except (WorkbenchError, OSError):  # the cards say why
         return ""
     return ""
@@ -225,6 +221,8 @@ def _register_planes(app: Dash, content: Content) -> None:
         is_same = request == last_request
         if is_same and not by_address:
             return (no_update,) * 5
+        if not content.runs:
+            return request, no_update, 0, [], 0
         try:
             scores = slider_scores(view, content)
         except (WorkbenchError, OSError) as error:

@@ -102,7 +102,9 @@ def select(name: Any, choices: Sequence[str], *, width: int, label: str) -> dmc.
 
 
 def labelled(label: str, control: Any) -> html.Div:
-    """A control with its name before it."""
+    """A control with its name before it, which screen readers read out with it."""
+    if isinstance(control, dmc.Select | dmc.TextInput) and not hasattr(control, "aria-label"):
+        setattr(control, "aria-label", label)
     return html.Div([html.Label(label), control], className="labelled")
 
 

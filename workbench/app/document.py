@@ -31,7 +31,7 @@ def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvi
         dcc.Store(id=ids.THEME, storage_type="local"),
         dcc.Store(id=ids.CARDS, data=_pages_of_cards(content)),
         dcc.Interval(id=ids.TICK, interval=POLL_MS),
-        _header(),
+        _header([page for page in pages() if content.runs or page.name == "probe"]),
         html.Div(id=ids.BANNERS),
         _controls(list(content.runs)),
         html.Main(frames),
@@ -101,7 +101,7 @@ def fill_pages(app: Dash, content: Content) -> None:
         return [filled(page, content) if page.name == name else no_update for page in pages()]
 
 
-def _header() -> html.Header:
+def _header(shown: Sequence[Page]) -> html.Header:
     links = [
         html.A(
             page.title,
@@ -110,7 +110,7 @@ def _header() -> html.Header:
             className="nav",
             **attributes(data_page=page.name),
         )
-        for page in pages()
+        for page in shown
     ]
     brand = html.H1([html.Span("◧ ", className="accent"), "attention workbench"])
     buttons = [
@@ -151,7 +151,7 @@ def _chips(group: dmc.ChipGroup) -> list[html.Div]:
     return [html.Div(group, className="chips", role="group", **attributes(aria_label="runs"))]
 
 
-def _controls(runs: list[str]) -> html.Div:
+def _controls(runs: list[str]) -> html.Section:
     chips = dmc.ChipGroup(
         [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
     )
@@ -179,13 +179,15 @@ def _controls(runs: list[str]) -> html.Div:
         html.Div(slider, className="slider"),
         *steps,
     ]
-    return html.Div(
+    return html.Section(
         [
             html.Div(choices, className="choices"),
             html.Div(id=DEFINITIONS, className="definitions muted control-detector"),
             html.Div(checkpoint, className="checkpoint control-checkpoint"),
         ],
         className="controls",
+        style={} if runs else {"display": "none"},
+        **attributes(aria_label="what is shown"),
     )
 
 

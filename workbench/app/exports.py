@@ -26,7 +26,7 @@ def register(app: Dash, content: Content) -> None:
 
     def export(name: str, extension: str) -> flask.Response:
         file_name = f"{name}.{extension}"
-        make = exports.get(file_name) or (exports.get(name) if extension in _MIME_TYPES else None)
+        make = exports.get(file_name) or (exports.get(name) if extension in _MIME_TYPES and "." not in name else None)
         if make is None:
             flask.abort(404)
         try:
@@ -74,6 +74,8 @@ def _view(content: Content) -> tuple[View, int | None]:
         NotThere: if the request names what is not there, so that other rows would answer it.
     """
     query = flask.request.query_string.decode("utf-8", "replace")
+    if not content.runs:
+        raise NotThere("the app is open on a model alone, and there is no run whose tables could be exported")
     view, step = view_of({"pathname": flask.request.args.get("page", ""), "search": f"?{query}"})
     view = settled(view, content.runs)
     for page in pages():

@@ -10,7 +10,7 @@ from dash import Dash, Input, Output, State, html, no_update
 
 from workbench.app import ids
 from workbench.app.components import attributes
-from workbench.app.state.content import Runs
+from workbench.app.state.content import Content
 from workbench.app.state.scan_states import ScanState, scan_state, unread_state
 from workbench.app.state.view import View
 from workbench.heads import WorkbenchError
@@ -19,8 +19,9 @@ from workbench.runs import Run
 _NAMES = ("scores", "metrics", "head", "names", "any")
 
 
-def register(app: Dash, runs: Runs) -> None:
+def register(app: Dash, content: Content) -> None:
     """The callback of the timer."""
+    runs = content.runs
 
     @app.callback(
         Output(ids.STATUS, "children"),
@@ -36,6 +37,8 @@ def register(app: Dash, runs: Runs) -> None:
         State(ids.FINGERPRINTS, "data"),
     )
     def refresh(_: Any, view_json: Any, last: Any) -> Any:
+        if not runs:
+            return "" if content.model is None else content.model.about, *(no_update,) * 7
         view = View() if view_json is None else View.from_json(view_json)
         chosen = [runs[name] for name in view.runs if name in runs] or list(runs.values())
         of = [*view.runs, view.detector, view.probe]

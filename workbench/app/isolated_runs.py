@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from workbench.heads import WorkbenchError
-from workbench.runs import Run
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What has a name, as a run has."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        ...
+
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Named)
 
 
-def of_those_that_can(make: Callable[[list[Run]], T], runs: Sequence[Run]) -> tuple[T, dict[str, str]]:
+def of_those_that_can(make: Callable[[list[R]], T], runs: Sequence[R]) -> tuple[T, dict[str, str]]:
     """What `make` makes of these runs but those that it fails for, and by their names why.
 
     Raises:
@@ -27,7 +38,7 @@ def of_those_that_can(make: Callable[[list[Run]], T], runs: Sequence[Run]) -> tu
         return make(rest), reasons
 
 
-def _reason(make: Callable[[list[Run]], T], run: Run) -> str:
+def _reason(make: Callable[[list[R]], T], run: R) -> str:
     try:
         make([run])
     except (WorkbenchError, OSError) as error:

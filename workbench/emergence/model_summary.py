@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.emergence.right_answers import abilities, in_words
 from workbench.emergence.thresholds import GIVEN_ANSWERS, THRESHOLDS, claims
-from workbench.heads import Head, KVHead
+from workbench.heads import Head, KVHead, brief
 
 COLUMNS = (
     *("class", "name", "layer", "head", "kv_head", "kind", "detector", "probe"),
@@ -79,6 +79,9 @@ class ModelSummary:
     heads: pd.DataFrame
     classes: pd.DataFrame
     remarks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def document(self) -> dict[str, Any]:
         """The summary as one JSON document."""

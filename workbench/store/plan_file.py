@@ -161,6 +161,13 @@ class Plan:
     remarks: tuple[str, ...] = ()
     verdict: LengthVerdict | None = None
 
+    def __repr__(self) -> str:
+        linear = f", {len(self.linear)} linear" if self.linear else ""
+        heads = f"{len(self.keep)} of {len(self.ranking)} heads kept{linear}, window {self.window}, sink {self.sink}"
+        saved = f"{self.kv_saved:.0%} of the cache saved at {self.context} tokens"
+        parts = ".keep, .choices, .table(), .curves(), .evidence, .remarks"
+        return f"Plan({self.model}: {heads}, {saved}, by {self.method} on {self.probe}; {parts})"
+
     @property
     def choices(self) -> dict[KVHead, Choice]:
         """Every ranked head in order, with "full", its `Window` or its `LinearAttention`."""
@@ -220,6 +227,7 @@ class Plan:
             form = choice if isinstance(choice, LinearAttention) else None if own is None else own.form
             rows.append(
                 {
+                    "head_name": str(ranked.head),
                     "layer": ranked.layer,
                     "kv_head": ranked.kv_head,
                     "choice": name_of(choice),

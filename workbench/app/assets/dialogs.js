@@ -107,7 +107,7 @@
     const height = ownHeight + CAPTION_PX;
     const background = getComputedStyle(plot.closest(".card")).backgroundColor;
     const text = `<b>${title}</b><br><span style="font-size: 11px">${context().join(" · ")}</span>`;
-    const caption = { text, x: 8, xref: "container", xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 8 }, font: { size: 13 } };
+    const caption = { text, x: 8, xref: "container", xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 20 }, font: { size: 13 } };
     caption.x = 8 / width;
     const layout = { ...plot.layout, paper_bgcolor: background, width, height, title: caption, margin: { ...plot.layout.margin, t: (margin?.t ?? 28) + CAPTION_PX } };
     window.Plotly.downloadImage({ data: plot.data, layout }, { format, filename: fileName(name), width, height, scale: format === "png" ? 2 : 1 });
@@ -133,7 +133,7 @@
   // The buttons and links that export a card.
   function exportsOf(card) {
     const plot = [...card.querySelectorAll(".dash-graph")].map((holder) => window.workbench.graph(holder.id))[0];
-    const title = (card.querySelector("h3")?.firstChild?.textContent || "figure").trim();
+    const title = (card.querySelector("h3")?.firstChild?.textContent || card.querySelector("h3 input")?.value || "figure").trim();
     const name = `workbench-${(card.querySelector(".dash-graph")?.id || card.dataset.table || "figure").replace(/\W+/g, "-")}`;
     const links = [];
     if (plot && plot.data && plot.data.length) {

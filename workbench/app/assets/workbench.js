@@ -171,10 +171,10 @@
     writeStep();
     // Pages that follow the slider ask the server; on other pages nothing changes.
     const names = frame(view)?.dataset.followsCheckpoint ? checkpointNames(position, planes) : same;
+    const base = Object.fromEntries((view && view.more) || []).base;
     const words = label(position, planes);
     sayCheckpoint(words);
-    const base = Object.fromEntries((view && view.more) || []).base;
-    return [cards(position, planes, dark, base), words, names];
+    return [cards(position, planes, base), words, names];
   }
 
   // For those who hear the page: the slider's value in words, and once it rests.
@@ -269,10 +269,11 @@
   function breakLines(plot) {
     const text = ((plot.layout && plot.layout.meta) || {}).message;
     if (!text || !plot.clientWidth) return;
-    const most = Math.max(24, Math.floor((plot.clientWidth - 40) / 7));
+    const most = Math.max(24, Math.floor((plot.clientWidth - 70) / 7.2));
+    const piece = new RegExp(`.{1,${most}}`, "g");
     const lines = text.split("<br>").flatMap((part) => {
       const broken = [""];
-      for (const word of part.split(/ |(?<=[/\\])/)) {
+      for (const word of part.split(/ |(?<=[/\\])/).flatMap((long) => (long.length > most ? long.match(piece) : [long]))) {
         const glue = broken[broken.length - 1] === "" || /[/\\]$/.test(broken[broken.length - 1]) ? "" : " ";
         const longer = broken[broken.length - 1] + glue + word;
         if (longer.replace(/<[^>]*>/g, "").length > most && broken[broken.length - 1]) broken.push(word);
@@ -377,10 +378,7 @@
 
   /* the cards: the number of heads, now and so far */
 
-  function cards(position, planes, dark, base) {
-    const colours = dark
-      ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
-      : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
+  function cards(position, planes, base) {
     return Object.entries(planes.runs).map(([name, run], i) => {
       const isCounted = planes.threshold !== null;
       const [value, about] = isCounted ? counted(run, position, planes) : extremes(run, position, planes);
@@ -388,7 +386,7 @@
       if (name === base && isCounted) value.push(span("of", " (baseline)"));
       if (baseline) value.push(span("of", ` · ${against(run, baseline, position, planes)}`));
       return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
-        borderLeftColor: colours[i % colours.length],
+        borderLeftColor: `var(--run-${i % 16})`, // as `figures.style.COLOURS`
       });
     }).concat(unscoredCards(planes));
   }

@@ -3,7 +3,7 @@
   "use strict";
 
   let largest = null; // the card over the window, what had the focus before, and what is out of reach meanwhile
-  let pointed = null; // the card under the pointer
+  let latest = null; // the card that was pointed at, or got the focus, last
 
   const titleOf = (card) => (card.querySelector("h3")?.firstChild?.textContent || card.dataset.card || "card").trim();
   const plotOf = (card) => [...card.querySelectorAll(".dash-graph")].map((holder) => window.workbench.graph(holder.id))[0];
@@ -50,7 +50,7 @@
     const card = largest ? largest.card : alone();
     const plot = card && plotOf(card);
     if (!plot || !plot.layout || !window.Plotly) return;
-    if (!plot.isStretched) plot.ownHeight = plot.layout.height;
+    if (!plot.isStretched) plot.ownHeight = plot._fullLayout.height;
     const below = card.getBoundingClientRect().bottom - plot.getBoundingClientRect().bottom;
     const room = window.innerHeight - (plot.getBoundingClientRect().top - card.getBoundingClientRect().top) - (largest ? 24 : Math.min(40, Math.max(16, below)));
     setHeight(plot, Math.max(room, largest ? plot.ownHeight || 0 : 160), true);
@@ -59,7 +59,7 @@
   // Without `Plotly.relayout`, which would send the whole figure through Dash.
   function setHeight(plot, height, isStretched = false) {
     plot.isStretched = isStretched;
-    if (!height || plot.layout.height === height) return;
+    if (!height || Math.abs(plot._fullLayout.height - height) < 1) return;
     plot.layout.height = height;
     window.Plotly.redraw(plot);
   }
@@ -85,7 +85,14 @@
     link.addEventListener("click", () => window.workbench.openApp());
     document.body.append(link);
     const theme = new URLSearchParams(window.location.search).get("theme");
-    if (theme) setTimeout(() => window.dash_clientside.set_props("theme", { data: theme === "dark" }), 0);
+    const paint = () => {
+      const before = ["theme", "theme-timestamp"].map((key) => [key, localStorage.getItem(key)]);
+      window.dash_clientside.set_props("theme", { data: theme === "dark" });
+      // The reader's own choice, for the pages of the app, stays.
+      const keep = ([key, value]) => (value === null ? localStorage.removeItem(key) : localStorage.setItem(key, value));
+      setTimeout(() => before.forEach(keep), 1000);
+    };
+    if (theme) document.addEventListener("workbench:navigated", paint, { once: true });
   }
 
   // Once the page is laid out: a card of that name is there, or the page says which there are.
@@ -116,14 +123,27 @@
     if (event.key === "Escape" && largest) return restore();
     if (event.key !== "m" || window.workbench.isTyping(event.target)) return;
     if (largest) return restore();
-    const focused = document.activeElement?.closest(".page .card");
-    const card = [focused, pointed].find((each) => each && each.getClientRects().length && each.querySelector("button.maximise"));
-    if (card) maximise(card);
+    if (latest?.getClientRects().length && latest.querySelector("button.maximise")) maximise(latest);
     else window.workbench.announce("point at a card, or focus something in it, then press m");
   }
 
+  /* what scrolls is reached by keyboard, too */
+
+  let looking = null;
+  function reachScrolled() {
+    clearTimeout(looking);
+    looking = setTimeout(() => {
+      for (const box of document.querySelectorAll(".wb .table, .wb pre, .wb .dash-graph")) {
+        const isScrolled = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
+        if (isScrolled && box.getClientRects().length && !box.hasAttribute("tabindex")) box.tabIndex = 0;
+      }
+    }, 300);
+  }
+
+  new MutationObserver(reachScrolled).observe(document.body, { childList: true, subtree: true });
+  window.addEventListener("resize", reachScrolled);
   document.addEventListener("keydown", pressed);
-  document.addEventListener("mouseover", (event) => (pointed = event.target.closest?.(".page .card") || null));
+  for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, (event) => (latest = event.target.closest?.(".page .card") || latest));
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.maximise");
     if (!button) return;

@@ -16,6 +16,7 @@ from workbench.app.onset_tables import class_onsets, onset_table
 from workbench.app.pages.overview import emerged, scored
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
+from workbench.app.state.scan_states import why_empty
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.figures.style import Theme
@@ -122,7 +123,8 @@ def sides_of(view: View, runs: Runs) -> Sides:
     """
     if view.get("a") not in runs or view.get("b") not in runs:
         raise WorkbenchError(
-            f"no chosen run has scores of {view.detector or 'any detector'}; make some with "
+            why_empty(runs[name] for name in view.runs if name in runs)
+            or f"no chosen run has scores of {view.detector or 'any detector'}; make some with "
             "<b>workbench scan DIR --out RUN</b>"
         )
     a, b = runs[view.get("a")], runs[view.get("b")]

@@ -252,6 +252,8 @@ def layout(content: Content) -> list[Any]:
             ),
             html.Div(id=BADGES, className="badges"),
             html.Span(className="space"),
+            html.Span(id="head-in-plan", className="linked"),  # the Plan page fills it
+            html.Span(id="head-on-text"),  # the Probe page fills it
             *keys,
             html.Div(id=NOTICE, className="failed", **attributes(role="status")),
             html.Div(id=LINKS, className="links-of-head"),

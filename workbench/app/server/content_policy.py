@@ -9,7 +9,8 @@ from workbench.heads import WorkbenchError
 
 # Pages that a notebook on this machine is shown in.
 NOTEBOOKS = ("http://127.0.0.1:*", "http://localhost:*")
-# Styles may be inline: Mantine and plotly write them into elements. Images of canvases and figures are data.
+# Styles may be inline: Mantine and plotly write them into elements. Images of canvases and figures are data. Scripts
+# come from the app alone; they may compile text, as plotly does for WebGL traces that a page of another package draws.
 _LOADS = (
     "default-src 'none'",
     "connect-src 'self'",
@@ -30,7 +31,7 @@ def content_policy(scripts: Sequence[str], framed_by: Sequence[str]) -> str:
     `scripts`: hashes of the scripts that stand in the page itself.  `framed_by`: origins whose pages may frame it,
     besides the app's own.
     """
-    run = " ".join(("script-src 'self'", *scripts))
+    run = " ".join(("script-src 'self' 'unsafe-eval'", *scripts))
     return "; ".join((*_LOADS, run, " ".join(("frame-ancestors 'self'", *framed_by))))
 
 

@@ -28,12 +28,14 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from workbench.app import exports
 from workbench.app.callbacks import read_ahead, register
 from workbench.app.document import document, page_styles
+from workbench.app.probe_processes import Probings
 from workbench.app.registry import pages
 from workbench.app.server.content_policy import NOTEBOOKS, checked_origin, content_policy
 from workbench.app.server.failed_callbacks import answer_with_reason
 from workbench.app.server.guard import LOOPBACK, Guard
 from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
+from workbench.app.state.opened_model import OpenedModel
 from workbench.app.state.plan_mask import find_plans
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
@@ -112,7 +114,7 @@ def app_of(content: Content, access: Access) -> Dash:
     )
     app.index_string = _index(app.index_string, _prefix(access.prefix))
     names = [page.name for page in pages()]
-    app.layout = document(content, laid_out=names[:1])
+    app.layout = document(content, laid_out=names[:1] if content.runs else [names[0], "probe"])
     app.validation_layout = document(content, laid_out=names)
     register(app, content)
     exports.register(app, content)
@@ -124,6 +126,17 @@ def app_of(content: Content, access: Access) -> Dash:
         wsgi_app = app.server.wsgi_app
         app.server.wsgi_app = DispatcherMiddleware(wsgi_app, {prefix.rstrip("/"): wsgi_app})
     return app
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the app listens, and who is told: `announce` is handed the address once the app answers there."""
+
+    host: str = "127.0.0.1"
+    port: int = 8050
+    access: Access = Access()
+    open_browser: bool = False
+    announce: Callable[[str], None] | None = None
 
 
 def serve(
@@ -142,21 +155,47 @@ def serve(
     Raises:
         WorkbenchError: if a folder holds no run, a file no plan, or the port is taken.
     """
-    access = access or Access()
+    serve_content(lambda: open_content(runs, plans), Place(host, port, access or Access(), open_browser))
+
+
+def serve_model(model: OpenedModel, place: Place) -> None:
+    """Serve the Probe page of a model that has no run until interrupted; it begins with the model's first probe.
+
+    Raises:
+        WorkbenchError: if the port is taken, or the model is no longer there.
+    """
+
+    def content() -> Content:
+        probings = Probings()
+        job = probings.start(model.source, probe=model.probe, tokenizer=model.tokenizer)
+        return Content({}, probings=probings, model=model, first_job=job)
+
+    serve_content(content, place)
+
+
+def serve_content(open_content: Callable[[], Content], place: Place) -> None:
+    """Serve what `open_content` gives until interrupted.
+
+    Raises:
+        WorkbenchError: as `serve`.
+    """
+    host, port, access = place.host, place.port, place.access
     if host not in LOOPBACK:
         names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
         token = access.token or secrets.token_urlsafe(18)
         access = replace(access, hosts=(*access.hosts, *sorted(names)), token=token)
-    content = open_content(runs, plans)
-    app = app_of(content, access)
     _require_free(host, port)
+    content = open_content()
+    app = app_of(content, access)
     server = Server(host, port, app.server, handler=_Quiet)
     address = _address(host, server.server_port, access)
     try:
         with _interrupted_by_sigterm():
             print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
             threading.Thread(target=read_ahead, args=(content,), daemon=True).start()
-            if open_browser:
+            if place.announce is not None:
+                place.announce(address)
+            if place.open_browser:
                 threading.Timer(0.3, webbrowser.open, [address]).start()
             server.serve_forever()
     except KeyboardInterrupt:

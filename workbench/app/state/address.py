@@ -67,7 +67,10 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
 
     Unknown names are replaced by the first that are there, an unknown probe by the one that most of the chosen runs
     were scored on. Runs that cannot be read are left out, unless all chosen ones are such: then every card says why.
+    Without runs, as where the app is opened on a model, it is the Probe page.
     """
+    if not runs:
+        return View("probe", more=view.more)
     asked = tuple(name for name in view.runs if name in runs) or tuple(runs)
     chosen = tuple(name for name in asked if can_be_read(runs[name]))
     page = view.page if view.page in [page.name for page in pages()] else pages()[0].name

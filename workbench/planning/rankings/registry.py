@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from workbench.console import watched_bar
 from workbench.extensions import Registry
-from workbench.heads import KVHead
+from workbench.heads import KVHead, brief
 from workbench.planning.conversion_objective import Game
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.rankings.adaptive_nodes import AS_NEEDED
@@ -40,6 +40,9 @@ class Ranking:
     per_sequence: Float[np.ndarray, "n_seq n_kv"] | None = None
     evidence: dict[str, float] = field(default_factory=dict)
     margin: Float[np.ndarray, " n_kv"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def order(self) -> list[KVHead]:

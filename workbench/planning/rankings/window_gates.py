@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.console import watched_bar
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import KVHead, WorkbenchError, brief
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.gates import gated
 from workbench.planning.answer_loss import LossBatch, Objective
@@ -60,6 +60,9 @@ class WindowGates:
     windowed: float
     margin: Float[np.ndarray, " n_kv"]
     n_nodes: int
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def scores(self) -> Float[np.ndarray, " n_kv"]:
