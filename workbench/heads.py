@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["full", "sliding", "chunked", "linear", "none"]
 # "softmax", "lightning", "gdn", "kda", "ssm", or the name of a mixer that another package registers.
@@ -19,10 +19,32 @@ NO_ROWS = "no_rows"
 NO_LEARNED_SINK = "no layer of the model has a learned sink logit"
 
 
+# What a record prints of its fields.
+_FEW_ENTRIES, _MOST_CHARACTERS = 4, 60
+
+
 def some_of(names: Sequence[str], most: int = 5) -> str:
     """Names for a message: the first ones, and how many others there are, as `a, b and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def brief(record: Any) -> str:
+    """A dataclass in one line: arrays and tables by their sizes, long collections by their number of entries."""
+    named = ((field.name, getattr(record, field.name)) for field in fields(record) if field.repr)
+    return f"{type(record).__name__}({', '.join(f'{name}={_in_short(value)}' for name, value in named)})"
+
+
+def _in_short(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        sizes = " × ".join(map(str, shape)) or "one number"
+        kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+        return f"<{sizes} {kind}>" if kind else f"<table of {sizes}>"
+    if isinstance(value, tuple | list | set | frozenset | dict) and len(value) > _FEW_ENTRIES:
+        return f"<{len(value)} entries>"
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
 
 
 class WorkbenchError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -12,6 +13,8 @@ from workbench.store import Store
 
 pytestmark = pytest.mark.browser
 
+HEADINGS = """[...document.querySelectorAll('h1, h2, h3, h4')]
+  .filter(heading => heading.getClientRects().length).map(heading => Number(heading.tagName[1]))"""
 STEP = """key => new Promise(done => {
   const plot = document.querySelector('#grid .js-plotly-plot');
   const before = plot.broughtTo;
@@ -69,8 +72,43 @@ def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, addres
     assert query(tab)["detector"] == ["induction"]
     assert query(tab)["run"] == ["full", "hybrid", "linear", "sliding"]
     assert tab.locator(".kpi").count() == 4
-    assert "of 12 heads at induction ≥ 0.3" in tab.locator(".kpi").first.inner_text()
+    assert "of 12 heads at induction ≥ 0.4" in tab.locator(".kpi").first.inner_text()
     assert "scan complete" in tab.inner_text("#status")
+    assert tab.evaluate("document.documentElement.lang") == "en"
+    headings = tab.evaluate(HEADINGS)
+    assert headings[:3] == [1, 2, 3]
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+    assert tab.get_attribute("#checkpoint [role=slider]", "aria-valuetext") == tab.inner_text("#checkpoint-label")
+    assert tab.complaints == []
+
+
+def test_an_app_that_does_not_answer_is_said_to_until_it_does(tab, address):
+    arrive(tab, f"{address}/overview?detector=retrieval")
+    tab.context.set_offline(True)
+    says(tab, "#not-answering", "does not answer")
+    assert tab.locator("#grid .heatmaplayer").count() == 4  # what was read stays
+    tab.context.set_offline(False)
+    tab.wait_for_selector("#not-answering", state="detached")
+    assert [text for text in tab.complaints if "DISCONNECTED" not in text and "did not respond" not in text] == []
+
+
+def test_a_card_fills_the_window_by_its_key_and_the_focus_returns(tab, address):
+    arrive(tab, f"{address}/overview?detector=retrieval")
+    button = tab.locator("[data-card=grid] button.maximise")
+    before = tab.locator("#grid").bounding_box()["height"]
+    button.focus()
+    tab.keyboard.press("m")
+    tab.wait_for_selector("[data-card=grid].maximised[role=dialog]")
+    tab.wait_for_function("document.querySelector('#grid .js-plotly-plot')._fullLayout.height > 700")
+    assert tab.locator("[data-card=grid]").bounding_box() == {"x": 0, "y": 0, "width": 1280, "height": 900}
+    assert tab.evaluate("document.querySelector('header').inert && document.querySelector('[data-card=strips]').inert")
+    tab.keyboard.press("[")  # the slider's keys go on
+    says(tab, "#checkpoint-label", f"step {STEPS[-2]:,}")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector(".maximised", state="detached")
+    assert button.evaluate("button => button === document.activeElement")
+    assert tab.locator("#grid").bounding_box()["height"] == before
+    assert tab.evaluate("document.querySelector('header').inert") is False
     assert tab.complaints == []
 
 
@@ -188,10 +226,16 @@ def test_a_scan_that_is_still_writing_is_followed(tab, served, tmp_path):
         arrive(tab, address)
         assert "scan 20 %" in tab.inner_text("#status")
         assert tab.inner_text("#checkpoint-label").startswith(f"step {STEPS[3]} ")
+        zoom = "Plotly.relayout(document.querySelector('#emergence .js-plotly-plot'), {'yaxis.range': [0.1, 0.2]})"
+        tab.evaluate(f"{zoom}.then(() => null)")
         write_run(path, shape, upto=9)
         says(tab, "#checkpoint-label", f"step {STEPS[8]} ")
         says(tab, "#status", "scan 45 %")
         tab.wait_for_function("document.querySelector('#strips .js-plotly-plot')._fullData[0].x.length === 9 + 1")
+        assert tab.evaluate("document.querySelector('#emergence .js-plotly-plot')._fullLayout.yaxis.range") == [
+            0.1,
+            0.2,
+        ]
         assert tab.complaints == []
         tab.goto("about:blank")
 
@@ -204,7 +248,7 @@ def test_an_empty_run_says_what_to_run_and_fills_when_the_scan_starts(tab, serve
         says(tab, "#emergence", "workbench scan DIR --out new")
         write_run(tmp_path / "new", replace(DEMO["full"], detectors=("induction",)), upto=3)
         drawn(tab, "emergence", "grid")
-        tab.wait_for_selector(".kpi")
+        tab.wait_for_selector(".kpi .of")
         assert tab.complaints == []
         tab.goto("about:blank")
 
@@ -216,10 +260,12 @@ def test_a_part_that_is_not_whole_is_named_and_the_page_stays(tab, served, tmp_p
         arrive(tab, address)
         torn = Store.open(path).parts()[0].path.with_name("f" * 32 + ".parquet")
         torn.write_bytes(b"half")
-        says(tab, "#status", "workbench check")
+        says(tab, "#banners", "workbench check")
+        says(tab, "#status", "cannot be read: run")
         assert tab.locator(".kpi").count() == 1
         torn.unlink()
-        says(tab, "#status", "checkpoints")
+        tab.wait_for_function("document.querySelector('#banners').childElementCount === 0")
+        says(tab, "#status", "scan ")
         assert tab.complaints == []
         tab.goto("about:blank")
 

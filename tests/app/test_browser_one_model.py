@@ -1,28 +1,56 @@
-"""A run of one model, of which no step is known, alone and beside a run over training: no page hangs or is empty."""
+"""A run of one model, of which no step is known, alone and beside a run over training: no page hangs or is empty.
+
+Beside them runs with other steps, a run that is not whole, and one whose folder goes while it is shown.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.app.test_browser import arrive, drawn, query, says
+from tests.files.test_token_text import byte_level
 from tests.synthetic_run import DEMO, write_run
+from workbench.app.pages.probe import EXAMPLE
+from workbench.store import Failure, Store
 
 pytestmark = pytest.mark.browser
+FEW = {"detectors": ("induction",)}
 
 
 @pytest.fixture(scope="module")
 def address(served, tmp_path_factory, synthetic_runs):
-    alone = write_run(tmp_path_factory.mktemp("alone") / "alone", replace(DEMO["hybrid"], steps=(None,)))
-    with served([alone, synthetic_runs[0]]) as address:
-        yield address
+    folder = tmp_path_factory.mktemp("alone")
+    alone = write_run(folder / "alone", replace(DEMO["hybrid"], steps=(None,)))
+    byte_level().save_pretrained(folder / "main")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)).save_pretrained(folder / "main")
+    series = json.loads((alone / "checkpoints.json").read_text())
+    (alone / "checkpoints.json").write_text(json.dumps([{**series[0], "path": str(folder / "main")}]))
+    between = write_run(folder / "between", replace(DEMO["sliding"], **FEW, steps=(20, 500, 2000)))
+    doomed = write_run(folder / "doomed", replace(DEMO["linear"], **FEW, steps=(8, 64)))
+    torn = write_run(folder / "torn", replace(DEMO["full"], **FEW, steps=(8,)))
+    part = Store.open(torn).parts()[0].path
+    part.write_bytes(part.read_bytes()[:100])
+    failed = Store.create(folder / "failed", job={"checkpoints": "/data/x"}, versions={})
+    failed.write_plan({"checkpoints": ["main"], "units": []})
+    failed.fail(Failure("main", None, "bad_checkpoint", "model.safetensors: its header is torn", "trace"))
+    runs = [alone, synthetic_runs[0], between, doomed, torn, failed.path]
+    with served(runs, access="embedders=('http://notes.example',)") as address:
+        yield SimpleNamespace(of=address, doomed=doomed)
 
 
 def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, address):
-    arrive(tab, f"{address}/overview?run=alone")
-    assert "of 12 heads at induction ≥ 0.3" in tab.locator(".kpi").inner_text()
+    tab.goto(f"{address.of}/overview?run=alone")
+    drawn(tab, "grid")
+    tab.wait_for_function("document.querySelector('#grid .js-plotly-plot').broughtTo")
+    assert "of 12 heads at induction ≥ 0.4" in tab.locator(".kpi").inner_text()
     assert "one checkpoint" in tab.locator(".kpi").inner_text()
     assert tab.inner_text("#checkpoint-label") == "main"
     tab.locator("#grid").scroll_into_view_if_needed()
@@ -39,7 +67,7 @@ def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, add
 
 
 def test_one_model_beside_a_run_over_training_leaves_both_their_cards(tab, address):
-    arrive(tab, f"{address}/overview?run=alone&run=full")
+    arrive(tab, f"{address.of}/overview?run=alone&run=full")
     assert tab.locator(".kpi").count() == 2
     assert "first onset" in tab.locator(".kpi").nth(1).inner_text()
     tab.keyboard.press("[")  # the model of one checkpoint stays beside every step of the other
@@ -51,12 +79,115 @@ def test_one_model_beside_a_run_over_training_leaves_both_their_cards(tab, addre
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", ["run=alone", "run=alone&run=full"])
 def test_no_page_of_one_model_hangs(tab, address, runs):
-    tab.goto(f"{address}/compare?{runs}")
+    tab.goto(f"{address.of}/compare?{runs}")
     says(tab, "#against", "same checkpoint" if runs == "run=alone" else "full · step3072")
     says(tab, "#lock-in", "at least two checkpoints")
     says(tab, "#page-compare", "no steps are known of alone")
     for page in ("plan", "jobs", "probe"):
-        tab.goto(f"{address}/{page}?{runs}")
+        tab.goto(f"{address.of}/{page}?{runs}")
         tab.wait_for_selector(f"#page-{page}", state="visible")
         tab.wait_for_selector(".waiting", state="hidden")
+    assert tab.complaints == []
+
+
+def test_a_reload_shows_the_same_checkpoint_where_runs_have_other_steps(tab, address):
+    arrive(tab, f"{address.of}/overview?run=between&run=full&detector=induction")
+    seen = []
+    for _ in range(3):
+        tab.keyboard.press("[")
+        tab.wait_for_timeout(250)
+        seen.append((tab.inner_text("#checkpoint-label"), urlsplit(tab.url).query))
+    assert len({query for _, query in seen}) == 3
+    for label, search in (seen[0], seen[2]):
+        arrive(tab, f"{address.of}/overview?{search}")
+        assert (tab.inner_text("#checkpoint-label"), urlsplit(tab.url).query) == (label, search)
+    tab.goto(f"{address.of}/head?of=full&head=L0H0&{seen[0][1]}")
+    says(tab, "#checkpoint-label", seen[0][0])
+    assert tab.complaints == []
+
+
+def test_a_page_that_is_named_may_frame_a_card_and_no_other_page(tab, address):
+    card = f"{address.of}/embed/grid?run=full&detector=induction&theme=dark"
+    frames = f'<iframe src="{card}"></iframe><iframe src="{address.of}/overview"></iframe>'
+    for name in ("notes", "evil"):
+        tab.route(f"http://{name}.example/", lambda route: route.fulfill(body=frames, content_type="text/html"))
+    tab.goto("http://notes.example/")
+    frame = tab.frame_locator("iframe >> nth=0")
+    frame.locator("#grid .heatmaplayer").first.wait_for(state="attached")
+    assert frame.locator(".card:visible").count() == 1
+    assert not frame.locator("header").is_visible()
+    frame.locator(".wb.dark").wait_for()
+    assert any("frame-ancestors" in text for text in tab.complaints)  # the whole page is refused
+    tab.complaints.clear()
+    tab.goto("http://evil.example/")
+    tab.wait_for_function("document.querySelectorAll('iframe').length === 2")
+    tab.wait_for_timeout(500)
+    assert sum("frame-ancestors" in text for text in tab.complaints) == 2
+    assert tab.frames[1].locator("#react-entry-point").count() == 0
+
+
+def test_an_error_stays_in_its_card_and_says_what_to_run(tab, address):
+    arrive(tab, f"{address.of}/overview?run=full&run=doomed&run=torn&run=failed&detector=induction")
+    says(tab, "#banners", "torn: cannot be read")
+    says(tab, "#banners", "workbench check")
+    assert query(tab)["run"] == ["full", "doomed", "failed"]
+    says(tab, "#kpis", "its header is torn")
+    shutil.rmtree(address.doomed)
+    says(tab, "#status", "run folder gone: doomed")
+    assert "scan complete" not in tab.inner_text("#status")
+    assert tab.locator("#grid .heatmaplayer").count() == 2  # what was read stays
+    tab.click("#nav-jobs")
+    says(tab, "#scans", "run folder gone")
+    says(tab, "#scans", "cannot be read")
+    says(tab, "#failed", "its header is torn")
+    for page, figure in (("overview", "strips"), ("head", "history"), ("compare", "matrices")):
+        tab.goto(f"{address.of}/{page}?run=doomed&run=full&detector=induction")
+        drawn(tab, figure)
+        tab.goto(f"{address.of}/{page}?run=torn&detector=induction")
+        says(tab, f"#{figure}", "is not a whole part")
+        tab.wait_for_selector(f"#page-{page} .waiting", state="hidden")
+        tab.goto(f"{address.of}/{page}?run=failed")
+        tab.wait_for_selector(f"#page-{page} .waiting", state="hidden")
+    says(tab, "#matrices", "scores")
+    assert tab.complaints == []
+
+
+def probed(tab):
+    """Wait for the patterns of a text; the head that is shown."""
+    says(tab, "#probe-said", "done in")
+    tab.wait_for_selector("#probe-patterns canvas.far")
+    return tab.get_attribute("#probe-patterns canvas.map", "aria-label").removeprefix("pattern of ")
+
+
+@pytest.mark.slow
+def test_a_text_is_run_from_a_head_kept_in_the_address_and_run_again_by_the_same_process(tab, address):
+    arrive(tab, f"{address.of}/head?run=alone&of=alone&head=L1H2", "head")
+    tab.click("text=this head on my text")
+    tab.wait_for_selector("#page-probe", state="visible")
+    says(tab, "#probe-said", "Run makes it")
+    assert tab.input_value("#probe-text") == EXAMPLE
+    assert tab.input_value("#probe-checkpoint") == "alone · main"
+    tab.click("#probe-start")
+    assert probed(tab) == "L1H2"
+    assert "the model was opened" in tab.inner_text("#probe-said")
+    tab.get_by_role("button", name="loss", exact=True).click()
+    assert "mean" in tab.locator("#probe-patterns h3 small:text('loss of each token')").inner_text()
+    assert "nats, probability" in tab.locator(".tokens span").nth(5).get_attribute("title")
+
+    tab.fill("#probe-text", "今天 the cat sat on the mat, and the cat sat on the mat")
+    tab.click("#probe-start")
+    tab.wait_for_function("location.search.includes('text=%E4')")
+    tab.wait_for_function("document.querySelectorAll('#probe-patterns .tokens span').length < 60")
+    farthest = probed(tab)
+    assert "the model was open, and it stays open" in tab.inner_text("#probe-said")
+    assert tab.locator("#probe-patterns .choices button.on").first.inner_text().startswith(f"{farthest} · ")
+    assert tab.locator(".tokens span").nth(1).inner_text() == "今 1/3"
+    tab.locator("#probe-patterns .choices button").nth(2).click()
+    tab.wait_for_function("location.search.includes('shown=L')")
+    shown = query(tab)["shown"][0]
+    tab.reload()
+    assert probed(tab) == shown != farthest
+    assert tab.input_value("#probe-text").startswith("今天 the cat")
+    tab.go_back()
+    tab.wait_for_function("document.querySelector('#probe-text').value.startsWith('The ferry')")
     assert tab.complaints == []

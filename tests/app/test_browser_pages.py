@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -10,9 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 import pytest
 
+from tests.app.contrast import low_contrast
 from tests.app.plans import made_plan
 from tests.app.test_browser import arrive, drawn, query, says
 from tests.synthetic_run import DEMO, write_run
+from workbench.app.registry import CONTROLS
 from workbench.store import Failure, Store
 from workbench.store.plan_file import Plan
 
@@ -46,6 +49,18 @@ def on(tab, address, page):
     tab.wait_for_selector(f".wb.on-{page.partition('?')[0]}")
 
 
+def fits(tab, width):
+    """Check that nothing stands beside a window of this width."""
+    before = tab.viewport_size
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth", timeout=20_000)
+    tab.set_viewport_size(before)
+
+
+def titles_of_figure_buttons(tab):
+    return tab.evaluate("[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+
+
 def downloaded(tab, selector):
     with tab.expect_download() as waiting:
         tab.click(selector)
@@ -59,6 +74,10 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
         tab.wait_for_selector(f"#page-{page}", state="visible")
         assert urlsplit(tab.url).path == f"/{page}"
         assert query(tab)["detector"] == ["retrieval"]
+        controls = {"compare": ["runs", "detector", "probe"], "plan": [], "jobs": ["runs"]}[page]
+        assert [name for name in CONTROLS if tab.is_visible(f".control-{name} >> nth=0")] == controls
+        assert [title for title in titles_of_figure_buttons(tab) if re.search("cloud|share|edit", title, re.I)] == []
+        fits(tab, 390)
     for page in ("plan", "compare", "overview"):
         tab.go_back()
         tab.wait_for_selector(f"#page-{page}", state="visible")
@@ -79,6 +98,16 @@ def test_a_head_is_jumped_to_by_name_and_the_keys_are_listed(tab, address):
     tab.keyboard.press("Enter")
     says(tab, "#head-title", "L1H2")
     assert query(tab)["head"] == ["L1H2"]
+    tab.click("#detector")  # the focus is in a dropdown, on a run's chip, on the slider: keys are keys all the same
+    tab.keyboard.press("Escape")
+    for control in ("#detector", ".control-runs input >> nth=0", "#checkpoint [role=slider]"):
+        tab.locator(control).focus()
+        tab.keyboard.press("?")
+        assert "jump to a head" in tab.inner_text("dialog")
+        tab.keyboard.press("Escape")
+        tab.wait_for_selector("dialog", state="detached")
+    titles = tab.evaluate("[...document.querySelectorAll('header .buttons button')].map(button => button.title)")
+    assert [re.search(r"\((.)\)$", title)[1] for title in titles] == ["/", "e", "?", "d"]
     assert tab.complaints == []
 
 
@@ -144,10 +173,8 @@ def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab
         tab.mouse.move(*corner, steps=6)
     tab.mouse.up()
     kept_after(7)
-    tab.keyboard.press("e")
     file = tmp_path / "plan.json"
-    downloaded(tab, "dialog a[href*='plan.json']").save_as(file)
-    tab.keyboard.press("Escape")
+    downloaded(tab, "#plan-away a[download='plan.json']").save_as(file)
     assert {tuple(head) for head in Plan.load(file).keep} == keeps()
     tab.go_back()
     kept_after(5)
@@ -169,7 +196,10 @@ def test_figures_and_tables_are_exported_and_a_permalink_names_the_version(tab, 
     assert parse_qs(urlsplit(link).query)["step"] == ["256"]
     picture = downloaded(tab, "dialog [data-format=svg]")
     picture.save_as(tmp_path / "figure.svg")
-    assert "<svg" in (tmp_path / "figure.svg").read_text()
+    figure = (tmp_path / "figure.svg").read_text()
+    assert "<svg" in figure
+    assert re.search(r"full · sink on text · step 256 · 2\.1M tokens · sink@1 · workbench \d", figure)
+    assert picture.suggested_filename.startswith("workbench-emergence-full-sink-on-text-step-256-")
     picture = downloaded(tab, "dialog [data-format=png]")
     picture.save_as(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -212,19 +242,25 @@ def test_jobs_follow_a_scan_and_give_reasons(tab, served, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 640])  # 640 CSS pixels are 1280 at 200 %
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_pages_fit_at_1280_pixels_and_at_twice_the_zoom(tab, address, theme, width):
-    tab.set_viewport_size({"width": width, "height": 900})
-    for page in ("overview", "head", "compare", "plan", "jobs"):
+def test_pages_fit_phones_and_twice_the_zoom_and_their_text_and_focus_are_seen(tab, address, theme):
+    for page in ("overview", "head", "compare", "plan", "jobs", "probe"):
+        tab.set_viewport_size({"width": 1280, "height": 900})
         tab.goto(f"{address}/{page}?detector=retrieval")
         tab.wait_for_selector(f"#page-{page}", state="visible")
         if (theme == "dark") != (tab.locator("html.dark").count() == 1):
             tab.keyboard.press("d")
         tab.wait_for_function("!document.querySelector('.page .waiting')?.offsetParent")
         tab.wait_for_timeout(1000)
-        shot(tab, f"{page}-{theme}-{width}")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert low_contrast(tab) == [], page
+        for width in (1280, 640, 390):  # 640 CSS pixels are 1280 at 200 %
+            fits(tab, width)
+            shot(tab, f"{page}-{theme}-{width}")
+        for _ in range(6):
+            tab.keyboard.press("Tab")
+            outline = "getComputedStyle(document.activeElement)"
+            assert tab.evaluate(f"{outline}.outlineStyle") != "none", tab.evaluate("document.activeElement.outerHTML")
+            assert tab.evaluate(f"parseFloat({outline}.outlineWidth)") >= 2
     assert tab.complaints == []
 
 

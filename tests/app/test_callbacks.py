@@ -16,6 +16,7 @@ from workbench.app.state.view import View
 from workbench.heads import Head, WorkbenchError
 
 FEW = replace(DEMO["hybrid"], steps=(0, 64, 1024), detectors=("induction", "retrieval", "entropy", "learned_sink"))
+STEP_64 = {"place": {"step": "64"}}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,9 @@ def test_an_address_sets_the_controls_and_is_completed(app):
     assert answer["navigate"]["data"] == {
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,
+        "keepsPlace": True,
     }
-    assert answer["address-step"]["data"] == {"step": 64}
+    assert answer["address-step"]["data"]["place"] == {"step": "64"}
     assert answer["detector"] == {"data": ["entropy", "induction", "learned_sink", "retrieval"], "value": "induction"}
 
 
@@ -92,14 +94,18 @@ def test_the_overview_draws_while_it_is_shown_and_only_then(app, figure):
 
 
 def test_planes_are_sent_once_for_a_view(app):
-    first = call(app, "planes.data", ["view.data", "address-step.data"], view=view(), address_step={"step": 64})
+    first = call(app, "planes.data", ["view.data", "address-step.data"], view=view(), address_step=STEP_64)
     assert first["checkpoint"]["max"] == 2
     assert first["checkpoint"]["value"] == 1
     assert [mark["label"] for mark in first["checkpoint"]["marks"]] == ["0", "524K", "8.39M"]
     request = first["planes-request"]["data"]
-    head = {"view": view(page="head"), "address_step": {"step": 64}, "planes_request": request}
+    head = {"view": view(page="head"), "address_step": STEP_64, "planes_request": request}
     assert call(app, "planes.data", ["view.data"], **head) == {}
-    entropy = {"view": view(detector="entropy", probe="text"), "planes_request": request, "current_step": 64}
+    entropy = {
+        "view": view(detector="entropy", probe="text"),
+        "planes_request": request,
+        "current_step": {"place": {"step": "64"}, "names": {"hybrid": "step64"}},
+    }
     on_entropy = call(app, "planes.data", ["view.data"], **entropy)
     assert on_entropy["planes"]["data"]["unit"] == "nats"
     assert on_entropy["checkpoint"]["value"] == 1
@@ -167,7 +173,8 @@ def test_a_torn_part_is_named_in_the_header(tmp_path):
     app = build_app([path])
     (next((path / "scores").iterdir()) / f"{'f' * 32}.parquet").write_bytes(b"half")
     answer = call(app, "status.children", ["tick.n_intervals"], view={**view(), "runs": ["run"]})
-    assert "workbench check" in answer["status"]["children"]
+    assert "cannot be read: run" in json.dumps(answer["status"]["children"])
+    assert "workbench check" in json.dumps(answer["banners"]["children"])
 
 
 def test_runs_of_the_same_name_get_different_names_and_folders_of_runs_are_opened(tmp_path):
@@ -223,3 +230,19 @@ def test_a_models_id_on_the_probe_page_is_answered_with_what_run_would_fetch(app
     answer = client.post("/probing/start", headers={"Host": "127.0.0.1"}, json={"model": "../x", "text": "1"})
     assert "is no id of a model" in answer.json["error"]
     assert hub.requests == []
+
+
+def test_the_history_is_drawn_under_the_chosen_detector_first_and_then_under_all(path):
+    app = build_app([path])
+    head = view(page="head", head="L0H1")
+    first = call(app, "history-rest.data", ["view.data"], view=head)
+    assert [trace["name"] for trace in first["history"]["figure"]["data"]] == ["induction"]
+    rest = first["history-rest"]["data"]
+    name = next(name for name in app.callback_map if name.startswith("history.figure"))
+    other = view(page="head", head="L0H2")
+    assert call(app, name, ["history-rest.data"], history_rest=rest, view=other) == {}  # another head by now
+    whole = call(app, name, ["history-rest.data"], history_rest=rest, view=head)
+    assert {trace["name"] for trace in next(iter(whole.values()))["figure"]["data"]} > {"induction"}
+    again = call(app, "history-rest.data", ["view.data"], view=other)
+    assert len(again["history"]["figure"]["data"]) > 1
+    assert "history-rest" not in again

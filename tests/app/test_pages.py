@@ -16,11 +16,12 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
 from workbench.app.exports import find_exports
 from workbench.app.pages.compare import settle as settle_compare
-from workbench.app.pages.jobs import checkpoint_strips, resume_command, scan_card, state_of
+from workbench.app.pages.jobs import checkpoint_strips, resume_command, scan_card
 from workbench.app.pages.overview import grouped
 from workbench.app.state.address import settled
 from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
+from workbench.app.state.scan_states import scan_state
 from workbench.app.state.view import View
 from workbench.runs import open_run
 from workbench.store import Failure, Store
@@ -56,12 +57,14 @@ def view_on(page, folder, **more):
 
 
 def test_other_models_are_compared_by_rank_and_checkpoints_of_one_by_name(app, folder):
-    offered = call(app, 'at_a","type":"choice"}.data', ["view.data"], view=view_on("compare", folder))
-    assert "not by name" in offered["compare-how"]["children"]
+    drawn = call(app, "against.figure", ["view.data"], view=view_on("compare", folder))
+    assert "not by name" in drawn["compare-how"]["children"]
+    assert drawn["moved-title"]["children"] == "By rank: the largest differences"
     same = view_on("compare", folder, a="full", b="full")
     assert dict(same["more"])["at_a"] != dict(same["more"])["at_b"]
-    offered = call(app, 'at_a","type":"choice"}.data', ["view.data"], view=same)
-    assert "one lineage" in offered["compare-how"]["children"]
+    drawn = call(app, "against.figure", ["view.data"], view=same)
+    assert "one lineage" in drawn["compare-how"]["children"]
+    assert drawn["moved-title"]["children"] == "What moved most"
 
 
 def test_a_matrix_of_each_model_or_one_across_a_lineage(app, folder):
@@ -114,8 +117,8 @@ def test_jobs_show_state_reasons_and_the_command_that_resumes(tmp_path):
     assert "failed" not in again
     run = live_runs([path])["run"]
     written = run.last_written()
-    assert state_of(run, written + 1) == "writing"
-    assert state_of(run, written + 1000).startswith("quiet")
+    assert scan_state(run, written + 1).in_words == "writing"
+    assert scan_state(run, written + 1000).in_words.startswith("quiet")
 
 
 def test_jobs_show_what_the_scan_said_and_which_checkpoints_are_gone(tmp_path):
@@ -173,7 +176,7 @@ def test_a_scan_with_probes_made_in_python_goes_on_in_python(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-@pytest.mark.parametrize("name", sorted(set(find_exports()) - {"head", "plan.json"}))
+@pytest.mark.parametrize("name", sorted(name for name in find_exports() if name != "head" and "." not in name))
 def test_every_table_is_exported(app, name, form):
     address = f"/export/{name}.{form}?page=compare&detector=induction&a=full&b=hybrid"
     answer = app.server.test_client().get(address, headers=HERE)
@@ -262,7 +265,8 @@ def test_every_table_of_one_model_is_exported_or_refused_with_a_sentence(tmp_pat
     alone = build_app([write_run(tmp_path / "alone", replace(DEMO["full"], steps=(None,)))]).server.test_client()
     answers = {
         name: alone.get(f"/export/{name}.csv?page=head&detector=induction", headers=HERE)
-        for name in set(find_exports()) - {"plan.json"}
+        for name in find_exports()
+        if "." not in name
     }
     refused = {name: answer.get_data(as_text=True) for name, answer in answers.items() if answer.status_code != 200}
     assert {"scores", "emergence", "metrics", "head", "moved"}.isdisjoint(refused)
@@ -285,3 +289,77 @@ def test_the_plan_page_says_what_the_plan_loses_with_length_and_not_of_another_m
         answer = shown(*more)
         assert answer["verdict-sentence"]["children"] == ""
         assert words in answer["verdict"]["figure"]["layout"]["annotations"][0]["text"]
+
+
+def test_one_model_has_sorted_heads_and_numbers_in_the_place_of_training(tmp_path):
+    alone = replace(DEMO["full"], steps=(None,), detectors=("induction",))
+    write_run(tmp_path / "alone", alone)
+    write_run(tmp_path / "full", replace(DEMO["full"], **FEW))
+    app = build_app([tmp_path])
+
+    def overview(*runs):
+        return {**view_on("overview", tmp_path), "runs": list(runs)}
+
+    answer = call(app, "answer.children", ["view.data"], view=overview("alone"))
+    shown = {name: answer[f"overview-{name}"]["className"] for name in ("training", "one-model", "distribution")}
+    assert shown == {"training": "absent", "one-model": "stack", "distribution": "absent"}
+    assert "copy accuracy" in str(answer["numbers"])
+    assert call(app, "emergence.figure", ["view.data"], view=overview("alone")) == {}
+    assert call(app, "ranked.figure", ["view.data"], view=overview("alone"))["ranked"]["figure"]["data"]
+    both = call(app, "answer.children", ["view.data"], view=overview("alone", "full"))
+    assert {both[f"overview-{name}"]["className"] for name in ("training", "one-model")} == {"stack"}
+    names = {
+        t["name"]
+        for t in call(app, "ranked.figure", ["view.data"], view=overview("alone", "full"))["ranked"]["figure"]["data"]
+    }
+    assert names == {"alone"}
+    assert call(app, "emergence.figure", ["view.data"], view=overview("alone", "full"))["emergence"]["figure"]["data"]
+    head = {**view_on("head", tmp_path), "runs": ["alone"], "run": "alone", "head": "L0H0"}
+    answer = call(app, "head-title.children", ["view.data"], view=head)
+    assert "one-checkpoint" in answer["head-lines"]["className"]
+    assert "history" not in answer
+    assert "onset" not in str(call(app, "place.figure", ["view.data"], view=head)["head-scores"])
+
+
+def test_runs_that_share_their_untrained_weights_alone_are_no_lineage(tmp_path):
+    write_run(tmp_path / "a" / "one", replace(DEMO["full"], steps=(0, 64), detectors=("induction",)))
+    write_run(tmp_path / "b" / "one", replace(DEMO["full"], steps=(0, 512), detectors=("induction",)))
+    write_run(tmp_path / "c" / "one", replace(DEMO["full"], steps=(64, 1024), detectors=("induction",)))
+    app = build_app([tmp_path / name for name in "abc"])
+    runs = live_runs([tmp_path / name for name in "abc"])
+
+    def compared(a, b):
+        view = settle_compare(settled(View(page="compare").having({"a": a, "b": b}), runs), Content(runs)).as_json()
+        return call(app, "against.figure", ["view.data"], view=view)
+
+    start = compared("a/one", "b/one")
+    assert "their untrained weights alone" in start["compare-how"]["children"]
+    assert "beyond noise" not in str(start["moved"])
+    branch = compared("a/one", "c/one")
+    assert "one lineage" in branch["compare-how"]["children"]
+    assert "beyond noise" in str(branch["moved"])
+
+
+def test_rankings_of_8_and_270_heads_are_compared_by_share(tmp_path):
+    for name, shape in (("few", (2, 4, 2)), ("many", (30, 9, 3))):
+        sizes = dict(zip(("n_layers", "n_heads", "n_kv_heads"), shape, strict=True))
+        write_run(tmp_path / name, replace(DEMO["full"], steps=(1024,), detectors=("induction",), **sizes))
+    answer = call(build_app([tmp_path]), "against.figure", ["view.data"], view=view_on("compare", tmp_path))
+    assert "A has 8 heads, B 270" in answer["compare-how"]["children"]
+    assert "share of the ranking" in answer["moved-title"]["children"]
+    assert len(answer["moved"]["children"]["props"]["children"][1]["props"]["children"]) == 8
+
+
+def test_every_onset_of_the_app_is_the_same_number_in_the_same_words(app, folder):
+    run = live_runs([folder])["full"]
+    first = run.onsets("induction", probe="repeats").sort_values("onset_tokens").iloc[0]
+    planes = call(app, "planes.data", ["view.data"], view=view_on("overview", folder))["planes"]["data"]
+    words = planes["runs"]["full"]["first_onset"]
+    classes = call(app, "classes.figure", ["view.data"], view=view_on("compare", folder))
+    assert words in str(classes["class-table"])
+    head = f"L{first['layer']}H{first['head']}"
+    view = {**view_on("head", folder), "run": "full", "head": head}
+    assert words in str(call(app, "place.figure", ["view.data"], view=view)["head-scores"])
+    strips = call(app, "strips.figure", ["view.data"], view={**view_on("overview", folder), "runs": ["full"]})
+    ticks = next(trace for trace in strips["strips"]["figure"]["data"] if trace.get("mode") == "markers")
+    assert f"<b>{head}</b> onset<br>{words}" in ticks["text"]

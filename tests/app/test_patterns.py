@@ -83,6 +83,15 @@ def test_a_head_names_its_strongest_far_link_first(client):
     assert sum(bar["mass"] for bar in facts["profile"]) + facts["sink"] == pytest.approx(1, abs=1e-5)
 
 
+def test_the_heads_are_named_with_their_attention_far_back_over_the_rows_that_have_such_tokens(client, made):
+    far = got(client, "far", run="full").get_json()
+    assert far["from"] == FAR  # a power of two, as distances are stored
+    distance = np.arange(N)[:, None] - np.arange(N)
+    expected = (made * (distance >= FAR))[:, :, 1:].sum((1, 2)) / (N - 1 - FAR)
+    assert [head[:3] for head in far["heads"][:5]] == [[0, h, "full"] for h in range(4)] + [[1, 0, "full"]]
+    assert [head[3] for head in far["heads"]] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
@@ -169,7 +178,8 @@ def test_tokens_are_text_and_pointing_works_both_ways(tab, address):
     assert tab.title() == "L1H2 · attention workbench"
     tokens.nth(PLANTED[0]).hover()
     colour = "i => document.querySelectorAll('#head-patterns .tokens span')[i].style.background"
-    assert "245, 158, 11" in tab.evaluate(colour, PLANTED[1])
+    (link,) = pixels(tab, PLANTED)
+    assert tab.evaluate(colour, PLANTED[1]) == "rgb({}, {}, {})".format(*link)  # as in the pattern
     assert tab.evaluate(colour, 40) == ""
     box = placed(tab)
     x, y = ((i + 0.5) / N for i in (PLANTED[1], PLANTED[0]))
@@ -179,7 +189,7 @@ def test_tokens_are_text_and_pointing_works_both_ways(tab, address):
     assert tab.locator("#head-patterns .tokens span.pointed").inner_text().strip() == "w7"
     tab.get_by_role("button", name="to", exact=True).click()
     tokens.nth(PLANTED[1]).hover()
-    assert "245, 158, 11" in tab.evaluate(colour, PLANTED[0])
+    assert tab.evaluate(colour, PLANTED[0]) == "rgb({}, {}, {})".format(*link)
     assert tab.complaints == []
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -9,11 +12,23 @@ import pytest
 from tests.app.plans import made_plan
 from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
-from workbench.app.pages.plan import facts, mask_figure, ranking_frame, ranking_table, settle
+from workbench.app.pages.plan import (
+    FORMS,
+    away,
+    facts,
+    kv_head_of,
+    mask_figure,
+    query_heads_of,
+    ranking_frame,
+    ranking_table,
+    run_of_plan,
+    settle,
+)
+from workbench.app.server.serving import open_content
 from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import bytes_of, edited, find_plans, mask_of, predictions, text_of
 from workbench.app.state.view import View
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.store.conversions import LinearAttention
 from workbench.store.plan_file import HeadCosts, Plan
 
@@ -119,6 +134,43 @@ def test_the_page_says_who_is_linear_what_either_costs_and_what_is_in_doubt(fold
     assert exported.remarks == ("little is left",)
     names = {trace.name for trace in mask_figure(mixed, "light").data}
     assert {"linear attention (2)", "window of 8 tokens (4)"} <= names
+
+
+def test_a_plan_is_taken_away_in_every_form_that_can_say_it(folder, plan, mixed):
+    client = build_app([folder / "run"]).server.test_client()
+    query = {"page": "plan", "plan": "kept", "keep": "n3"}
+    there = {name: client.get(f"/export/{name}", query_string=query, headers={"Host": "localhost"}) for name in FORMS}
+    assert Plan.load(_saved(folder, there["plan.json"].data)).keep == edited(plan, "n3").keep
+    with zipfile.ZipFile(io.BytesIO(there["duo-attention.zip"].data)) as duo:
+        rows = [line.split("\t") for line in duo.read("full_attention_heads.tsv").decode().splitlines()]
+        assert json.loads(duo.read("config.json")) == {"sink_size": 1, "recent_size": 8}
+    full = {(layer, h) for layer, row in enumerate(rows) for h, cell in enumerate(row) if float(cell) == 1}
+    assert full == {tuple(head) for head in edited(plan, "n3").keep}
+    heads = there["spec.json"].get_json()["layers"][1]["kv_heads"]
+    assert [head["kind"] for head in heads] == ["window", "full", "window", "full"]
+    assert there["layer-types.json"].status_code == 409  # which the page says where the link would be
+    assert "keep some heads and not others" in there["layer-types.json"].get_data(as_text=True)
+    links = str(away(mixed, View(page="plan")))
+    assert "DuoAttention: the plan gives L0KV2 and L1KV3 linear attention" in links or "linear attention, and" in links
+    assert links.count("download=") == 2
+
+
+def _saved(folder, payload):
+    (folder / "exported.json").write_bytes(payload)
+    return folder / "exported.json"
+
+
+def test_a_plan_inside_a_run_of_its_model_links_to_the_heads_that_read_each_key_value_head(folder, plan):
+    other = replace(plan, layers=tuple(replace(info, n_heads=8) for info in plan.layers), model="run")
+    other.save(folder / "run" / "other.json")
+    content = open_content([folder / "run"], [])
+    assert run_of_plan("kept", content) == "run"
+    assert run_of_plan("other", content) == ""  # the heads are others
+    assert [str(head) for head in query_heads_of(other, KVHead(1, 2))] == ["L1H4", "L1H5"]
+    assert kv_head_of(other, Head(1, 5)) == KVHead(1, 2)
+    assert kv_head_of(other, Head(1, 8)) is None
+    table = str(ranking_table(other, "run").to_plotly_json())
+    assert "data-head='L1H4'" in table or "'data-head': 'L1H4'" in table
 
 
 def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_written_shortly(folder, plan):

@@ -27,7 +27,7 @@ from workbench.heads import WorkbenchError
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "extensions" / "own_page.py"
 # The pages that the package names come first, in that order; then those that their folder alone lists.
-FIRST = ["overview", "head", "compare", "plan", "jobs", "probe"]
+FIRST = ["overview", "head", "head_table", "compare", "plan", "jobs", "probe"]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tests.synthetic_run import DEMO, write_run
-from workbench.app.score_planes import planes, stop_of
+from workbench.app.score_planes import planes
+from workbench.app.state.slider_stops import stop_of
+from workbench.emergence.head_trajectories import short_count
 from workbench.runs import open_run
 
 
@@ -61,14 +63,15 @@ def test_step_zero_is_at_the_place_where_the_figures_draw_it(runs):
 
 def test_a_step_finds_its_stop_and_no_step_the_last(runs):
     sent = planes(runs, "induction", "repeats")
-    assert stop_of(sent, 64) == 2
-    assert stop_of(sent, 65) == 4
-    assert stop_of(sent, None) == stop_of(sent, 99_999) == 4
-    assert stop_of({"runs": {}, "stops": []}, 64) == -1
+    assert stop_of(sent, {"step": "0"}) == 0
+    assert stop_of(sent, {"step": "64"}) == 2
+    assert stop_of(sent, {"step": "65"}) == 4
+    assert stop_of(sent, {}) == stop_of(sent, {"step": "99999"}) == stop_of(sent, {"at": "typo"}) == 4
+    assert stop_of({"runs": {}, "stops": []}, {"step": "64"}) == -1
 
 
 def test_heads_are_only_counted_where_a_threshold_means_something(runs):
-    assert planes(runs, "induction", "repeats")["threshold"] == 0.3
+    assert planes(runs, "induction", "repeats")["threshold"] == 0.4
     assert planes(runs, "entropy", "text")["threshold"] is None
     assert planes(runs, "entropy", "text")["unit"] == "nats"
 
@@ -77,9 +80,9 @@ def test_a_run_says_its_layers_and_first_onset(runs):
     sent = planes(runs, "induction", "repeats")["runs"]
     assert sent["hybrid"]["layers"] == "1 F · 2 W"
     assert sent["linear"]["layers"] == "1 F · 2 L"
-    earliest = int(runs[0].emergence("induction")["onset_tokens"].min())
-    assert sent["linear"]["first_onset"].endswith(" tokens")
-    assert float(sent["linear"]["first_onset"][:-8].rstrip("KM")) == pytest.approx(earliest / 1e6, rel=0.01)
+    earliest = runs[0].onsets("induction").sort_values("onset_tokens").iloc[0]
+    ends = (short_count(float(earliest[name])) for name in ("previous_tokens", "onset_tokens"))
+    assert sent["linear"]["first_onset"] == f"{' – '.join(ends)} tokens"
 
 
 def test_of_very_many_scores_eight_bits_come_back_within_a_five_hundredth_and_no_intervals(runs, monkeypatch):
@@ -123,4 +126,4 @@ def test_a_model_without_a_step_is_shown_at_every_stop_of_the_others(runs, tmp_p
     assert sent["runs"]["alone"]["columns"] == [0] * len(sent["stops"])
     assert sent["runs"]["linear"]["columns"][-1] == 3
     assert (sent["runs"]["alone"]["steps"], sent["runs"]["alone"]["first_onset"]) == ([None], "")
-    assert stop_of(sent, 64) == len(sent["stops"]) - 1  # the first run has no such step
+    assert stop_of(sent, {"step": "64"}) == len(sent["stops"]) - 1  # the first run has no such step

@@ -99,3 +99,15 @@ def test_intervals_that_do_not_overlap_are_apart():
     assert paired(rows(0.1, np.nan, np.nan), rows(0.5, 0.4, 0.6), by="head")["apart"].tolist() == [False]
     with pytest.raises(WorkbenchError, match="by rank"):
         paired(rows(np.nan, 0, 0), rows(0.5, 0.4, 0.6), by="head")
+
+
+def test_rankings_of_other_lengths_meet_at_equal_shares_and_say_nothing_of_noise(scores):
+    few, many = at(scores, "step256").head(4), at(scores, "step1024")
+    pairs = paired(few, many, by="share").sort_values("score", ascending=False)
+    ranked = np.sort(many["score"].to_numpy())[::-1]
+    assert pairs["score"].tolist() == sorted(few["score"], reverse=True)
+    assert pairs["score_other"].tolist() == [ranked[i] for i in (3, 11, 18, 26)]  # the middles of four shares of 30
+    assert pairs["apart"].isna().all()
+    assert paired(few, many, by="rank")["apart"].isna().all()
+    swapped = paired(many, few, by="share").sort_values("score", ascending=False)
+    assert swapped["score"].tolist() == pairs["score_other"].tolist()

@@ -59,3 +59,18 @@ def test_first_occurrences_are_the_control_of_repeated_text_and_classes_weigh_by
 
 def test_a_text_without_answers_to_get_right_has_no_row():
     assert abilities(metrics(("text", "loss_nats", None, None, 3.0, 2.9, 3.1, 100))).empty
+
+
+def test_later_occurrences_have_one_interval_over_all_distances_and_the_sentence_has_it():
+    rows = [
+        ("repeated_ngrams", "copy_accuracy", None, None, 0.5, 0.4, 0.6, 60),
+        ("repeated_ngrams", "copy_accuracy_later", None, None, 0.84, 0.75, 0.9, 50),
+        ("repeated_ngrams", "copy_accuracy", 0, None, 0.2, 0.1, 0.3, 10),
+        ("repeated_ngrams", "copy_accuracy", 8, None, 0.6, math.nan, math.nan, 10),  # in too few sequences
+        ("repeated_ngrams", "copy_accuracy", 64, None, 0.9, 0.8, 1.0, 40),
+    ]
+    (row,) = abilities(metrics(*rows)).to_dict("records")
+    assert (row["metric"], row["n"], row["verdict"]) == ("copy_accuracy", 50, "does")
+    assert (row["right"], row["right_lo"], row["right_hi"]) == (0.84, 0.75, 0.9)
+    sentence = "the model gets 0.84 (0.75–0.90) of the answers of repeated_ngrams right, 0.20 (0.10–0.30) without them"
+    assert in_words(row).startswith(sentence)

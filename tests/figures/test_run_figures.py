@@ -122,7 +122,7 @@ def test_strips_lists_heads_by_onset_and_marks_it(runs):
     assert order[: len(known)] == known
     marks = next(trace for trace in figure.data if isinstance(trace, go.Scatter))
     assert list(marks.x) == [step * 8192 for step in known]
-    assert "half-rise onset" in marks.text[0]
+    assert "</b> onset<br>" in marks.text[0]
     scores = runs["full"].scores(detector="induction", head=heads[0])["score"]
     assert list(strip.z[0]) == list(scores)
 

@@ -231,6 +231,21 @@ def test_opening_a_folder_without_a_run_names_the_command_that_makes_one(tmp_pat
         Store.open(tmp_path / "nowhere")
 
 
+def test_no_run_is_advised_into_a_folder_that_holds_something_else(tmp_path):
+    weights = tmp_path / "model"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"")
+    for folder in (weights, tmp_path):  # a checkpoint, and a folder of checkpoints
+        with pytest.raises(WorkbenchError, match=rf"holds weights.*scan {folder} --out runs/{folder.name}`$"):
+            Store.open(folder)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a")
+    with pytest.raises(WorkbenchError, match=r"no run\.json in it; make one with .*--out RUN, another folder`"):
+        Store.open(tmp_path / "notes")
+    with pytest.raises(WorkbenchError, match=rf"did you mean {weights}\?"):
+        Store.open(tmp_path / "modell")
+
+
 def test_checkpoints_and_plan_are_replaced_as_a_whole(store):
     assert store.checkpoints() == []
     assert store.plan() == {"checkpoints": [], "units": []}

@@ -1,4 +1,4 @@
-"""Callbacks of the whole app: the view, the scores under the slider, and the refresh while a scan writes."""
+"""Callbacks of the whole app: the view, and the scores under the slider."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qs
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
-from workbench.app import ids, pattern_routes
-from workbench.app.document import fill_pages, graph_ids, status_line
+from workbench.app import definitions, following, ids, pattern_routes
+from workbench.app.document import fill_pages, graph_ids
 from workbench.app.pages import overview
-from workbench.app.pages.overview import KPIS, scored, unscored
+from workbench.app.pages.overview import KPIS
 from workbench.app.registry import pages
-from workbench.app.score_planes import planes, stop_of
-from workbench.app.state.address import address_of, settled, view_of
+from workbench.app.slider_scores import slider_scores
+from workbench.app.state.address import address_of, place_in, settled, view_of
+from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content, Runs
-from workbench.app.state.view import View, choices_of_detector, choices_of_probe, heads_of, neighbour
+from workbench.app.state.head_sets import of_same_heads
+from workbench.app.state.scan_states import why_empty
+from workbench.app.state.slider_stops import nearest_stop, stop_of
+from workbench.app.state.view import NO_HEAD, View, choices_of_detector, choices_of_probe, heads_of, neighbour
 from workbench.heads import WorkbenchError
-from workbench.runs import Run
+
+# What the browser keeps where no run has such scores.
+_NO_PLANES = {"runs": {}, "stops": [], "detector": "", "probe": "", "unscored": {}, "threshold": None}
 
 
 def register(app: Dash, content: Content) -> None:
@@ -27,19 +34,22 @@ def register(app: Dash, content: Content) -> None:
     _register_browser(app, content)
     _register_view(app, content)
     _register_planes(app, content)
-    _register_refresh(app, content.runs)
+    following.register(app, content)
     fill_pages(app, content)
     for page in pages():
         page.register(app, content)
     pattern_routes.register(app, content)
+    definitions.register(app)
 
 
 def read_ahead(content: Content) -> None:
     """Read and draw what the first page shows, while the browser is still loading its scripts."""
     runs = content.runs
+    if not runs:
+        return
     with suppress(WorkbenchError):  # the page that shows an unreadable run gives the reason
         view = settled(view_of({"pathname": "", "search": ""})[0], runs)
-        _planes(view, content)
+        slider_scores(view, content)
         overview.read_ahead(view, content)
 
 
@@ -58,16 +68,22 @@ def next_view(view: View, trigger: str, inputs: Mapping[str, Any], runs: Runs) -
         if "key" in jump:
             if view.page != "head" or not view.head:
                 return view
-            return replace(view, head=neighbour(view.head, jump["key"], heads_of(runs[view.run])))
+            beside = neighbour(view.head, jump["key"], heads_of(runs[view.run]))
+            return replace(view, head=beside).having({NO_HEAD: ""})
         changed = {name: jump[name] for name in ("page", "run", "head", "detector", "probe") if name in jump}
-        return settled(replace(view, **changed).having(jump.get("set", {})), runs)
+        return of_same_heads(view, settled(replace(view, **changed).having(jump.get("set", {})), runs), runs)
     return settled(view, runs)
 
 
 def _register_browser(app: Dash, content: Content) -> None:
     """Callbacks that run in the browser: see assets/workbench.js."""
     js = "workbench"
-    app.clientside_callback(ClientsideFunction(js, "readAddress"), Output(ids.LOCATION, "data"), Input(ids.ROOT, "id"))
+    app.clientside_callback(
+        ClientsideFunction(js, "readAddress"),
+        Output(ids.LOCATION, "data"),
+        Input(ids.ROOT, "id"),
+        State(ids.CARDS, "data"),
+    )
     app.clientside_callback(ClientsideFunction(js, "writeAddress"), Input(ids.NAVIGATE, "data"))
     app.clientside_callback(
         ClientsideFunction(js, "applyTheme"),
@@ -86,6 +102,7 @@ def _register_browser(app: Dash, content: Content) -> None:
         Input(ids.THEME, "data"),
         Input(ids.VIEW, "data"),
     )
+    app.clientside_callback(ClientsideFunction(js, "showNotice"), Input(ids.NOTICE, "data"), prevent_initial_call=True)
     for page in pages():
         figures = [Input(graph, "figure") for graph in graph_ids(page, content)]
         if figures:
@@ -102,6 +119,12 @@ def _register_view(app: Dash, content: Content) -> None:
     runs = content.runs
     settle = {page.name: page.settle for page in pages()}
 
+    def settled_on_page(view: View) -> View:
+        try:
+            return settle[view.page](view, content)
+        except WorkbenchError:  # a damaged part: the page's cards say so
+            return view
+
     @app.callback(
         Output(ids.NAVIGATE, "data"),
         Output(ids.VIEW, "data"),
@@ -111,6 +134,7 @@ def _register_view(app: Dash, content: Content) -> None:
         Output(ids.DETECTOR, "value"),
         Output(ids.PROBE, "data"),
         Output(ids.PROBE, "value"),
+        Output(ids.NOTICE, "data"),
         Input(ids.LOCATION, "data"),
         Input(ids.RUNS, "value"),
         Input(ids.DETECTOR, "value"),
@@ -123,7 +147,7 @@ def _register_view(app: Dash, content: Content) -> None:
     def change_view(location: Any, chosen: Any, detector: Any, probe: Any, jump: Any, _: Any, view_json: Any) -> Any:
         trigger = str(ctx.triggered_id)
         if view_json is None and trigger != ids.LOCATION:
-            return (no_update,) * 8
+            return (no_update,) * 9
         view = View() if view_json is None else View.from_json(view_json)
         inputs = {
             ids.LOCATION: location,
@@ -132,31 +156,46 @@ def _register_view(app: Dash, content: Content) -> None:
             ids.PROBE: probe,
             ids.JUMP: jump,
         }
-        new = next_view(view, trigger, inputs, runs)
-        new = settle[new.page](new, content)
+        new = settled_on_page(next_view(view, trigger, inputs, runs))
         if new == view and trigger in {ids.DETECTOR, ids.PROBE}:  # the server set the control, and it reports back
-            return (no_update,) * 8
+            return (no_update,) * 9
         by_address = trigger == ids.LOCATION
         by_key = trigger == ids.JUMP and ("key" in jump or bool(jump.get("replace")))
         replaces = by_address or by_key or trigger == ids.NAMES_CHANGED
+        place = {"place": place_in(location), "visit": location.get("visit")} if by_address else no_update
+        not_there = _not_there(location, new, content) if by_address else ""
         return (
-            {"address": address_of(new), "replace": replaces},
+            {"address": address_of(new), "replace": replaces, "keepsPlace": by_address},
             no_update if view_json is not None and view == new else new.as_json(),
-            {"step": view_of(location)[1]} if by_address else no_update,
+            place,
             list(new.runs),
-            choices_of_detector(runs, new.runs),
-            new.detector or None,
-            choices_of_probe(runs, new.runs, new.detector),
-            new.probe or None,
+            *_choices(new, runs),
+            {"text": not_there} if not_there else no_update,
         )
 
 
-def _planes(view: View, content: Content) -> dict[str, Any]:
-    """The scores of the chosen runs that have such, for the slider."""
-    drawn = scored(view, content.runs)
-    digests = [run.fingerprint("scores", detector=view.detector, probe=view.probe) for run in drawn]
-    key = ("planes", view.detector, view.probe, view.x, *(run.name for run in drawn), *digests)
-    return content.made.once(key, lambda: planes(drawn, view.detector, view.probe, x=view.x))
+def _choices(view: View, runs: Runs) -> tuple[Any, ...]:
+    """The choices and values of the selects of detector and probe."""
+    try:
+        detectors, probes = (
+            choices_of_detector(runs, view.runs),
+            choices_of_probe(runs, view.runs, view.detector),
+        )
+    except (WorkbenchError, OSError):  # no chosen run can be read: the cards say why
+        return (no_update,) * 4
+    return detectors, view.detector or None, probes, view.probe or None
+
+
+def _not_there(location: Any, view: View, content: Content) -> str:
+    """What an address names that is not there; "" if all is there. A head that is not there is said on its page."""
+    query = parse_qs(location.get("search", "").lstrip("?"))
+    try:
+        refuse_other({name: values for name, values in query.items() if name != "head"}, view, content)
+    except NotThere as error:
+        return f"{error}; the nearest is shown"
+    except (WorkbenchError, OSError):  # the cards say why
+        return ""
+    return ""
 
 
 def _register_planes(app: Dash, content: Content) -> None:
@@ -177,69 +216,24 @@ def _register_planes(app: Dash, content: Content) -> None:
     )
     def send_planes(view_json: Any, changed: Any, address_step: Any, current_step: Any, last_request: Any) -> Any:
         view = View.from_json(view_json)
-        request = [list(view.runs), view.detector, view.probe, view.x, changed, address_step]
-        if request == last_request:
-            return (no_update,) * 5
-        try:
-            scores = _planes(view, content)
-        except WorkbenchError:
-            return request, {"runs": {}, "stops": [], "detector": "", "probe": ""}, 0, [], 0
+        request = [list(view.runs), view.detector, view.probe, view.x, changed]
         by_address = any(change["prop_id"].startswith(f"{ids.ADDRESS_STEP}.") for change in ctx.triggered)
-        step = (address_step or {}).get("step") if by_address else current_step
+        is_same = request == last_request
+        if is_same and not by_address:
+            return (no_update,) * 5
+        if not content.runs:
+            return request, no_update, 0, [], 0
+        try:
+            scores = slider_scores(view, content)
+        except (WorkbenchError, OSError) as error:
+            reason = why_empty([content.runs[name] for name in view.runs]) or str(error)
+            return request, {**_NO_PLANES, "reason": reason}, 0, [], 0
         stops = scores["stops"]
+        place = (address_step or {}).get("place", {})
+        position = stop_of(scores, place) if by_address else nearest_stop(scores, current_step or {})
+        if is_same:
+            return *(no_update,) * 4, position
         stride = max(1, (len(stops) - 1) // 5)
         marked = range(len(stops) - 1, -1, -stride)
         marks = [{"value": i, "label": stops[i]["label"].removesuffix(" tokens")} for i in reversed(marked)]
-        scores = {**scores, "probe": view.probe, "unscored": unscored(view, content.runs)}
-        return request, scores, max(len(stops) - 1, 0), marks, stop_of(scores, step)
-
-
-def _register_refresh(app: Dash, runs: Runs) -> None:
-    @app.callback(
-        Output(ids.STATUS, "children"),
-        Output(ids.FINGERPRINTS, "data"),
-        Output(ids.SCORES_CHANGED, "data"),
-        Output(ids.METRICS_CHANGED, "data"),
-        Output(ids.HEAD_CHANGED, "data"),
-        Output(ids.NAMES_CHANGED, "data"),
-        Output(ids.ANY_CHANGED, "data"),
-        Input(ids.TICK, "n_intervals"),
-        State(ids.VIEW, "data"),
-        State(ids.FINGERPRINTS, "data"),
-    )
-    def refresh(_: Any, view_json: Any, last: Any) -> Any:
-        view = View() if view_json is None else View.from_json(view_json)
-        chosen = [runs[name] for name in view.runs if name in runs] or list(runs.values())
-        try:
-            before = last if last and last["of"] == [*view.runs, view.detector, view.probe] else _digests(view, chosen)
-            statuses = [run.status() for run in chosen]
-        except WorkbenchError as error:
-            return str(error), *(no_update,) * 6
-        after = _digests(view, chosen)
-        line = status_line(
-            sum(status.done for status in statuses),
-            sum(status.planned for status in statuses),
-            sum(status.failed for status in statuses),
-            runs=len(chosen),
-            checkpoints=sum(status.checkpoints for status in statuses),
-            remarks=[f"{run.name}: {remark}" for run in chosen for remark in run.left_out],
-        )
-        names = ("scores", "metrics", "head", "names", "any")
-        changed = [after[name] if after[name] != before[name] else no_update for name in names]
-        return line, after, *changed
-
-
-def _digests(view: View, chosen: list[Run]) -> dict[str, Any]:
-    """Digests of what the page shows, table by table, so that only changed figures are drawn again."""
-    return {
-        "of": [*view.runs, view.detector, view.probe],
-        "scores": [run.fingerprint("scores", detector=view.detector, probe=view.probe) for run in chosen],
-        "metrics": [run.fingerprint("metrics") for run in chosen],
-        "head": [run.fingerprint("scores") for run in chosen if run.name == view.run],
-        "any": [
-            f"{run.fingerprint('scores')} {run.fingerprint('metrics')} {run.failures_changed_ns()}" for run in chosen
-        ],
-        "names": sorted(
-            {f"{name} on {probe}" for run in chosen for name in run.detectors for probe in run.probes_of(name)}
-        ),
-    }
+        return request, scores, max(len(stops) - 1, 0), marks, position

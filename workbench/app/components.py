@@ -14,8 +14,13 @@ from workbench.app.ids import parameter_id
 from workbench.figures.style import PALETTES, Theme, styled
 
 WAITING = "no scores yet<br>make some with<br><b>workbench scan DIR --out {run}</b><br>this page follows the scan"
+# The class of what is left out of a page, as cards of training are for a model of one checkpoint.
+ABSENT = "absent"
+# No button and no address that sends a figure to a server of Plotly's.
 _GRAPH: Any = {
     "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"],
 }
 
@@ -26,7 +31,7 @@ def theme_of(is_dark: bool | None) -> Theme:
 
 
 def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
-    """A figure that holds a text only: what is missing, and the command that makes it."""
+    """A figure that holds a text only: what is missing, and the command that makes it. The browser breaks its lines."""
     figure = styled(go.Figure(), theme, height=height)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -38,16 +43,28 @@ def message(text: str, theme: Theme, *, height: int = 220) -> go.Figure:
         yref="paper",
         showarrow=False,
         font={"size": 13, "color": PALETTES[theme].muted},
-    )
+    ).update_layout(meta={"message": text.replace("; ", ";<br>")})
 
 
-def card(title: Any, about: Any, body: Any, *, table: str = "") -> html.Section:
-    """A titled box around a figure or a table; `table` names the page's export that it shows."""
-    button = html.Button("⤓", className="icon export", title="export (e)", **attributes(aria_label="export"))
+def card(title: Any, about: Any, body: Any, *, table: str = "", name: str = "") -> html.Section:
+    """A titled box around a figure or a table, which can fill the window and be embedded elsewhere.
+
+    `table` names the page's export that it shows; `name` is that of `/embed/NAME`, by default its figure's id, else its
+    table's name.
+    """
+    parts = body if isinstance(body, list) else [body]
+    whole = html.Div(parts)
+    graphs = [each for each in whole if isinstance(whole[each], dcc.Graph)]
+    buttons = [
+        html.Button(
+            "⤢", className="icon maximise", title="fill the window (m)", **attributes(aria_label="fill the window (m)")
+        ),
+        html.Button("⤓", className="icon export", title="export (e)", **attributes(aria_label="export")),
+    ]
     return html.Section(
-        [html.H3([title, html.Small(about), button]), *(body if isinstance(body, list) else [body])],
+        [html.H3([title, html.Small(about), *buttons]), *parts],
         className="card",
-        **attributes(data_table=table),
+        **attributes(data_table=table, data_card=name or next(iter(graphs), "") or table),
     )
 
 
@@ -85,7 +102,9 @@ def select(name: Any, choices: Sequence[str], *, width: int, label: str) -> dmc.
 
 
 def labelled(label: str, control: Any) -> html.Div:
-    """A control with its name before it."""
+    """A control with its name before it, which screen readers read out with it."""
+    if isinstance(control, dmc.Select | dmc.TextInput) and not hasattr(control, "aria-label"):
+        setattr(control, "aria-label", label)
     return html.Div([html.Label(label), control], className="labelled")
 
 
@@ -94,7 +113,7 @@ def badges(labels: Mapping[str, str]) -> list[html.Span]:
     return [html.Span(text, className="badge", title=title) for text, title in labels.items()]
 
 
-def text_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers_from: int) -> html.Table:
+def text_table(titles: Sequence[Any], rows: Sequence[Sequence[Any]], *, numbers_from: int) -> html.Table:
     """A table of text; columns from `numbers_from` on are set as numbers."""
     head = html.Thead(html.Tr([html.Th(t, className="number" * (i >= numbers_from)) for i, t in enumerate(titles)]))
     body = [[html.Td(x, className="number" * (i >= numbers_from)) for i, x in enumerate(row)] for row in rows]

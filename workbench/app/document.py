@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 
 from workbench.app import ids
-from workbench.app.components import attributes, labelled
-from workbench.app.registry import Page, pages
+from workbench.app.components import attributes, labelled, select
+from workbench.app.definitions import DEFINITIONS
+from workbench.app.registry import CONTROLS, Page, pages
 from workbench.app.state.content import Content
 
 POLL_MS = 2000
+_FEW_RUNS = 6
 _STORES = (
-    *(ids.LOCATION, ids.NAVIGATE, ids.VIEW, ids.ADDRESS_STEP, ids.EMPTY_PAGE, ids.JUMP),
+    *(ids.LOCATION, ids.NAVIGATE, ids.VIEW, ids.ADDRESS_STEP, ids.EMPTY_PAGE, ids.JUMP, ids.NOTICE),
     *(ids.PLANES, ids.PLANES_REQUEST, ids.CURRENT_STEP, ids.RUN_CHECKPOINTS, ids.FINGERPRINTS),
     *(ids.SCORES_CHANGED, ids.METRICS_CHANGED, ids.HEAD_CHANGED, ids.NAMES_CHANGED, ids.ANY_CHANGED),
 )
@@ -23,16 +25,36 @@ _STORES = (
 
 def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvider:
     """The document with these pages laid out; the other frames are empty until `fill_pages` fills them."""
-    frames = [frame(page, page.layout(content) if page.name in laid_out else ()) for page in pages()]
+    frames = [frame(page, filled(page, content) if page.name in laid_out else ()) for page in pages()]
     body = [
         *(dcc.Store(id=name) for name in _STORES),
         dcc.Store(id=ids.THEME, storage_type="local"),
+        dcc.Store(id=ids.CARDS, data=_pages_of_cards(content)),
         dcc.Interval(id=ids.TICK, interval=POLL_MS),
-        _header(),
+        _header([page for page in pages() if content.runs or page.name == "probe"]),
+        html.Div(id=ids.BANNERS),
         _controls(list(content.runs)),
         html.Main(frames),
+        html.Div(id="announced", className="unseen", role="status", **attributes(aria_live="polite")),
     ]
     return dmc.MantineProvider(html.Div(body, id=ids.ROOT, className="wb"), id=ids.MANTINE, forceColorScheme="light")
+
+
+def _pages_of_cards(content: Content) -> dict[str, str]:
+    """The page of each card, by the name under which it is embedded."""
+    pages_of: dict[str, str] = {}
+    for page in pages():
+        for name in _cards_in(page.layout(content)):
+            pages_of.setdefault(name, page.name)
+    return pages_of
+
+
+def _cards_in(parts: Any) -> Iterable[str]:
+    """The names of the cards among these components and inside them."""
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
+        if name := getattr(part, "data-card", ""):
+            yield name
+        yield from _cards_in(getattr(part, "children", ()))
 
 
 def frame(page: Page, children: Iterable[Any]) -> html.Div:
@@ -41,18 +63,27 @@ def frame(page: Page, children: Iterable[Any]) -> html.Div:
     return html.Div(list(children), id=page.frame_id, className="page", **attributes(**data))
 
 
+def filled(page: Page, content: Content) -> list[Any]:
+    """A page's components under a heading that screen readers read out."""
+    return [html.H2(page.title, className="unseen"), *page.layout(content)]
+
+
 def graph_ids(page: Page, content: Content) -> list[str]:
     """The ids of a page's figures."""
-    whole = frame(page, page.layout(content))
+    whole = frame(page, filled(page, content))
     return [name for name in whole if isinstance(whole[name], dcc.Graph)]
 
 
 def page_styles() -> str:
-    """The style element that shows the frame of the current page and marks its link in the header."""
+    """The style element that shows the current page's frame and the controls it follows, and marks its link."""
+    hidden = ", ".join(
+        f".wb.on-{page.name} .control-{name}" for page in pages() for name in CONTROLS if name not in page.controls
+    )
     frames = ", ".join(f".wb.on-{page.name} #{page.frame_id}" for page in pages())
     links = ", ".join(f".wb.on-{page.name} #nav-{page.name}" for page in pages())
     mark = "color: var(--accent); background: color-mix(in srgb, var(--accent) 12%, transparent); font-weight: 600;"
-    return f"<style>{frames} {{ display: grid; }} {links} {{ {mark} }}</style>"
+    hide = f"{hidden} {{ display: none; }}" if hidden else ""
+    return f"<style>{frames} {{ display: grid; }} {links} {{ {mark} }} {hide}</style>"
 
 
 def fill_pages(app: Dash, content: Content) -> None:
@@ -67,32 +98,10 @@ def fill_pages(app: Dash, content: Content) -> None:
         prevent_initial_call=True,
     )
     def lay_out(name: Any) -> Any:
-        return [list(page.layout(content)) if page.name == name else no_update for page in pages()]
+        return [filled(page, content) if page.name == name else no_update for page in pages()]
 
 
-def status_line(
-    done: int, planned: int, failed: int, *, runs: int, checkpoints: int, remarks: Sequence[str] = ()
-) -> list[Any]:
-    """The scan's progress, for the header, and that there are scores beside those shown (`remarks` say which)."""
-    share = done / planned if planned else 0.0
-    text = f"{runs} run{'s' * (runs != 1)} · {checkpoints} checkpoint{'s' * (checkpoints != 1)}"
-    line: list[Any] = [html.Span(text, className="muted")]
-    if planned and done < planned:
-        bar = html.Span(html.Span(style={"width": f"{100 * share:.1f}%"}), className="bar", role="presentation")
-        line += [html.Span(f"scan {100 * share:.0f} %", className="accent"), bar]
-    elif planned:
-        line.append(html.Span("scan complete", className="muted"))
-    if failed:
-        text = f"{failed} unit{'s' * (failed != 1)} failed"
-        to_jobs = attributes(data_page="jobs")
-        line.append(html.A(text, href="jobs", className="failed", title="see why", **to_jobs))
-    if remarks:
-        to_jobs = attributes(data_page="jobs")
-        line.append(html.A("not all scores are shown", href="jobs", title="\n".join(remarks), **to_jobs))
-    return line
-
-
-def _header() -> html.Header:
+def _header(shown: Sequence[Page]) -> html.Header:
     links = [
         html.A(
             page.title,
@@ -101,34 +110,87 @@ def _header() -> html.Header:
             className="nav",
             **attributes(data_page=page.name),
         )
-        for page in pages()
+        for page in shown
     ]
-    brand = html.B([html.Span("◧ ", className="accent"), "attention workbench"])
-    theme = html.Button(
-        "◐", id="dark", className="icon", title="dark or light (d)", **attributes(aria_label="dark or light")
+    brand = html.H1([html.Span("◧ ", className="accent"), "attention workbench"])
+    buttons = [
+        _button("jump-head", "/", "jump to a head (/)"),
+        _button("export", "⤓", "export: figures, tables, a permalink (e)"),
+        _button("help", "?", "all keys (?)"),
+        _button("dark", "◐", "dark or light (d)"),
+    ]
+    return html.Header(
+        [
+            brand,
+            html.Nav(links, **attributes(aria_label="pages")),
+            html.Span(className="space"),
+            html.Div(id=ids.STATUS),
+            html.Div(buttons, className="buttons"),
+        ]
     )
-    return html.Header([brand, html.Nav(links), html.Span(className="space"), html.Div(id=ids.STATUS), theme])
 
 
-def _controls(runs: list[str]) -> html.Div:
+def _button(name: str, sign: str, title: str) -> html.Button:
+    return html.Button(sign, id=name, className="icon", title=title, **attributes(aria_label=title))
+
+
+def _run_filter(runs: list[str]) -> list[Any]:
+    """Of many runs: a text that the names of those shown contain, all of these, and one alone; see assets/runs.js."""
+    if len(runs) <= _FEW_RUNS:
+        return []
+    text = attributes(aria_label="filter runs by name", data_run_filter="")
+    few = "one run alone: the baseline where one is chosen, else the first that the filter shows"
+    return [
+        dmc.TextInput(placeholder=f"filter {len(runs)} runs", size="xs", w=130, className="run-filter", **text),
+        html.Button("all", className="text", title="all runs that the filter shows", **attributes(data_runs="all")),
+        html.Button("one", className="text", title=few, **attributes(data_runs="one")),
+    ]
+
+
+def _chips(group: dmc.ChipGroup) -> list[html.Div]:
+    return [html.Div(group, className="chips", role="group", **attributes(aria_label="runs"))]
+
+
+def _controls(runs: list[str]) -> html.Section:
     chips = dmc.ChipGroup(
         [dmc.Chip(name, value=name, size="xs", variant="light") for name in runs], id=ids.RUNS, multiple=True, value=[]
     )
     slider = dmc.Slider(
-        id=ids.CHECKPOINT, min=0, max=0, value=0, step=1, size="sm", label=None, updatemode="drag", marks=[]
+        id=ids.CHECKPOINT,
+        min=0,
+        max=0,
+        value=0,
+        step=1,
+        size="sm",
+        label=None,
+        updatemode="drag",
+        marks=[],
+        thumbLabel="checkpoint",
     )
-    hint = html.Span([html.Kbd("["), html.Kbd("]"), " step ", html.Kbd("d"), " dark"], className="hint")
+    steps = [html.Span([html.Kbd("["), html.Kbd("]"), " step"], className="hint control-checkpoint")]
     choices = [
-        labelled("Runs", html.Div(chips, className="chips")),
+        _control("runs", "Runs", html.Div([*_run_filter(runs), *_chips(chips)], className="runs")),
         html.Span(className="space"),
-        labelled("Detector", dmc.Select(id=ids.DETECTOR, data=[], size="xs", allowDeselect=False, w=170)),
-        labelled("Probe", dmc.Select(id=ids.PROBE, data=[], size="xs", allowDeselect=False, w=150)),
+        _control("detector", "Detector", select(ids.DETECTOR, (), width=170, label="detector")),
+        _control("probe", "Probe", select(ids.PROBE, (), width=150, label="probe")),
     ]
     checkpoint = [
-        html.Div([html.Label("Checkpoint"), html.Span(id=ids.CHECKPOINT_LABEL)], className="at"),
+        html.Div([html.Span("Checkpoint", className="muted"), html.Span(id=ids.CHECKPOINT_LABEL)], className="at"),
         html.Div(slider, className="slider"),
-        hint,
+        *steps,
     ]
-    return html.Div(
-        [html.Div(choices, className="choices"), html.Div(checkpoint, className="checkpoint")], className="controls"
+    return html.Section(
+        [
+            html.Div(choices, className="choices"),
+            html.Div(id=DEFINITIONS, className="definitions muted control-detector"),
+            html.Div(checkpoint, className="checkpoint control-checkpoint"),
+        ],
+        className="controls",
+        style={} if runs else {"display": "none"},
+        **attributes(aria_label="what is shown"),
     )
+
+
+def _control(name: str, label: str, control: Any) -> html.Div:
+    """A control that pages without it do not show."""
+    return html.Div(labelled(label, control), className=f"control-{name}")

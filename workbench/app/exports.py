@@ -10,7 +10,8 @@ import pandas as pd
 from dash import Dash
 
 from workbench.app.registry import Export, pages
-from workbench.app.state.address import settled, view_of
+from workbench.app.slider_scores import seen_checkpoint
+from workbench.app.state.address import place_in, settled, view_of
 from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content
 from workbench.app.state.view import View
@@ -25,7 +26,7 @@ def register(app: Dash, content: Content) -> None:
 
     def export(name: str, extension: str) -> flask.Response:
         file_name = f"{name}.{extension}"
-        make = exports.get(file_name) or (exports.get(name) if extension in _MIME_TYPES else None)
+        make = exports.get(file_name) or (exports.get(name) if extension in _MIME_TYPES and "." not in name else None)
         if make is None:
             flask.abort(404)
         try:
@@ -73,9 +74,11 @@ def _view(content: Content) -> tuple[View, int | None]:
         NotThere: if the request names what is not there, so that other rows would answer it.
     """
     query = flask.request.query_string.decode("utf-8", "replace")
+    if not content.runs:
+        raise NotThere("the app is open on a model alone, and there is no run whose tables could be exported")
     view, step = view_of({"pathname": flask.request.args.get("page", ""), "search": f"?{query}"})
     view = settled(view, content.runs)
     for page in pages():
         view = page.settle(view, content)
     refuse_other(flask.request.args.to_dict(flat=False), view, content)
-    return view, step
+    return seen_checkpoint(view, place_in({"search": f"?{query}"}), content), step

@@ -7,15 +7,16 @@ from typing import Any
 import pandas as pd
 from dash import html
 
-from workbench.emergence.head_trajectories import short_count
-from workbench.figures.trajectories import DESCRIPTIVE, UNITS, RunLike, at_step, chosen_probes, records
+from workbench.emergence.onset_words import COLUMNS as ONSET_COLUMNS
+from workbench.emergence.onset_words import MEANING, NO_ONSET, onset_words
+from workbench.figures.trajectories import DESCRIPTIVE, UNITS, RunLike, at_step, chosen_probes, detector_label, records
 from workbench.heads import Head
 
 _COLUMNS = ("detector", "probe", "layer", "head", "score", "ci_lo", "ci_hi", "n", "n_seq")
 
 
-def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str) -> list[dict[str, Any]]:
-    """One row per detector: the score, its ranks in the layer and in the model, and its onset.
+def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str, onsets: bool = True) -> list[dict[str, Any]]:
+    """One row per detector: the score, its ranks in the layer and in the model, and with `onsets` its onset.
 
     Scores are those on `probe`; a detector that was not scored on it is shown on another.
     """
@@ -33,17 +34,51 @@ def head_scores(run: RunLike, head: Head, step: int | str, *, probe: str) -> lis
     rows = records(of_head, *_COLUMNS, "rank", "of", "rank_in_layer", "of_layer")
     pairs = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
     rows = [row for row in rows if (row["detector"], row["probe"]) in pairs]
-    return [{**row, "onset": _onset(run, head, row["detector"], row["probe"])} for row in rows]
+    return [{**row, "onset": _onset(run, head, row["detector"], row["probe"])} for row in rows] if onsets else rows
+
+
+def every_head(run: RunLike, step: int | str, *, probe: str) -> pd.DataFrame:
+    """One row per query head at a checkpoint: head, layer, number, kind, kv_head, and a score of each detector.
+
+    A column has the name of its detector, and of its probe where that is not `probe`. `NAME ci_lo` and `NAME ci_hi`
+    hold the 95 % interval. NaN: no score.
+    """
+    scores = run.scores(**at_step(step), columns=(*_COLUMNS, "kind", "kv_head"))
+    scores = scores.loc[scores["head"].notna()]
+    pairs = chosen_probes(set(zip(scores["detector"], scores["probe"], strict=True)), probe)
+    keys = ["layer", "head", "kind", "kv_head"]
+    table = scores.loc[:, keys].drop_duplicates().sort_values(keys).set_index(keys)
+    for detector, on in sorted(pairs):
+        rows = scores.loc[(scores["detector"] == detector) & (scores["probe"] == on)].set_index(keys)
+        label = detector_label(detector, on, pairs, probe)
+        table = table.join(rows.loc[:, ["score", "ci_lo", "ci_hi"]].set_axis([label, *_interval_of(label)], axis=1))
+    table = table.reset_index()
+    names = [
+        str(Head(int(row["layer"]), int(row["head"]))) for row in table.loc[:, ["layer", "head"]].to_dict("records")
+    ]
+    table = table.rename(columns={"head": "number"})
+    table.insert(0, "head", names)
+    return table
+
+
+def score_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of `every_head` that hold scores."""
+    return [name for name in table.columns if _interval_of(str(name))[0] in table.columns]
+
+
+def _interval_of(label: str) -> tuple[str, str]:
+    return f"{label} ci_lo", f"{label} ci_hi"
 
 
 def score_table(rows: list[dict[str, Any]]) -> html.Table:
     """The rows of `head_scores` as a table, by detector."""
-    titles = ("detector", "probe", "score", "95 % CI", "n", "in layer", "in model", "onset")
+    titles = ["detector", "probe", "score", "95 % CI", "n", "in layer", "in model"]
+    titles += ["onset"] if any("onset" in row for row in rows) else []
     about = {
         "n": "rows / sequences",
         "in layer": "rank among the heads of its layer",
         "in model": "rank among all heads",
-        "onset": "half-rise onset: since when the score has stayed at or above half of its final one",
+        "onset": MEANING,
     }
     head = html.Thead(html.Tr([html.Th(title, title=about.get(title)) for title in titles]))
     return html.Table([head, html.Tbody([html.Tr(_table_row(row)) for row in rows])])
@@ -75,21 +110,12 @@ def _table_row(row: dict[str, Any]) -> list[html.Td]:
         html.Td(f"{row['n']:,} / {row['n_seq']}", className="number"),
         html.Td(f"{row['rank_in_layer']} of {row['of_layer']}", className="number"),
         html.Td(f"{row['rank']} of {row['of']}", className="number"),
-        html.Td(row["onset"], className="number"),
+        *([html.Td(row["onset"], className="number")] if "onset" in row else []),
     ]
 
 
 def _onset(run: RunLike, head: Head, detector: str, probe: str) -> str:
     if detector in DESCRIPTIVE:
-        return "–"
-    table = run.onsets(detector, probe=probe)
-    of_head = table.loc[(table["layer"] == head.layer) & (table["head"] == head.head)]
-    if of_head.empty:
-        return "–"
-    onset = records(of_head.tail(1), "onset_step", "onset_tokens", "at_first")[0]
-    if onset["onset_step"] is None:
-        return "–"
-    sign = "≤ " if onset["at_first"] else ""
-    if onset["onset_tokens"] is None:
-        return f"{sign}step {onset['onset_step']:,}"
-    return f"{sign}{short_count(float(onset['onset_tokens']))} tokens"
+        return NO_ONSET
+    of_head = run.onsets(detector, probe=probe, head=head)
+    return NO_ONSET if of_head.empty else onset_words(records(of_head.tail(1), *ONSET_COLUMNS)[0])

@@ -2,7 +2,7 @@
 
 # Stores in the browser.
 LOCATION, NAVIGATE, VIEW, ADDRESS_STEP, EMPTY_PAGE = "location", "navigate", "view", "address-step", "empty-page"
-JUMP, THEME = "jump", "theme"
+JUMP, THEME, NOTICE, CARDS = "jump", "theme", "notice", "cards"
 PLANES, PLANES_REQUEST, CURRENT_STEP, RUN_CHECKPOINTS, FINGERPRINTS = (
     "planes",
     "planes-request",
@@ -20,7 +20,7 @@ SCORES_CHANGED, METRICS_CHANGED, HEAD_CHANGED, NAMES_CHANGED, ANY_CHANGED = (
 # A timer: the server looks at the runs with every tick.
 TICK = "tick"
 # Header and controls around the pages.
-MANTINE, ROOT, STATUS = "mantine", "root", "status"
+MANTINE, ROOT, STATUS, BANNERS = "mantine", "root", "status", "banners"
 RUNS, DETECTOR, PROBE, HEAD_RUN = "runs", "detector", "probe", "head-run"
 CHECKPOINT, CHECKPOINT_LABEL = "checkpoint", "checkpoint-label"
 

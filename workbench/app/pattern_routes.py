@@ -7,6 +7,7 @@ answered with `{"error": …}`: the reason and what to do.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def register(app: Dash, content: Content) -> None:
         return run.maps.find(ckpt=query.get("ckpt"), probe=probes[0])
 
     prefix = f"{app.config.routes_pathname_prefix}patterns/"
-    for name, answer in (("of", _file), ("head", _head), ("atlas", _atlas), ("tile", _tile)):
+    for name, answer in (("of", _file), ("far", _far), ("head", _head), ("atlas", _atlas), ("tile", _tile)):
         app.server.add_url_rule(f"{prefix}{name}", f"patterns-{name}", _view_function(find, answer))
     app.clientside_callback(
         ClientsideFunction("workbench", "showHeadPatterns"),
@@ -88,6 +89,13 @@ def _file(file: PatternFile, _: Query) -> flask.Response:
             "colours": {theme: colour_scale(both, theme) for theme in ("light", "dark")},
         }
     )
+
+
+def _far(file: PatternFile, _: Query) -> flask.Response:
+    """How far every head looks on this sequence: the share of its attention `from` or more tokens back."""
+    heads = zip(file.heads, file.kinds, file.far_mass().tolist(), strict=True)
+    rows = [[head.layer, head.head, kind, None if math.isnan(mass) else mass] for head, kind, mass in heads]
+    return flask.jsonify({"from": file.far_from, "heads": rows})
 
 
 def _layer_head_kind(file: PatternFile, query: Query) -> tuple[int, int, str | None]:

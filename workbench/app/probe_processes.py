@@ -1,74 +1,126 @@
-"""Run checkpoints on texts, each in a process of its own; the last few results are kept until the app ends.
+"""Run models on texts in a process of their own, which keeps its model open for the next text.
 
-The app itself never imports torch. Only checkpoints that a run's series lists can be run, and models that the Hugging
-Face cache has or a hub hands out: a reader of the page cannot name a folder.
+The app itself never imports torch. There is one process, with one model: it is ended when another model is asked for,
+when a run is cancelled, after ten minutes without a text, and with the app. The last few results are kept until the
+app ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.checkpoints.hub_references import cached_checkpoint, is_whole
+from workbench.app.probe_sources import missing_folder
+from workbench.checkpoints.hub_references import cached_checkpoint
+from workbench.files.file_stamps import stamp_of
 from workbench.heads import WorkbenchError
-from workbench.hub.hub_errors import endpoint, is_offline
-from workbench.hub.named_models import resolve_model
-from workbench.hub.published_models import PUBLISHED
-from workbench.hub.references import HubReference, parse_reference
+from workbench.hub.byte_sizes import bytes_in_words
+from workbench.hub.references import HubReference
 from workbench.store import PatternFile
 
 # The number of results that are kept; a new one replaces the oldest.
 KEPT = 4
 MOST_CHARACTERS = 100_000
+IDLE_S = 600.0
 # Files of the process: see `workbench.scanning.probe_page_worker`.
-REQUEST, RESULT, ERRORS = "request.json", "result.safetensors", "errors.txt"
+REQUEST, RESULT, LOSSES, ERRORS = "request.json", "result.safetensors", "losses.json", "errors.txt"
+
+# What a process was started for: the kind and the name of its model, and its tokenizer.
+ModelKey = tuple[str, str, str | None]
 
 
-@dataclass
+@dataclass(eq=False)
+class ModelProcess:
+    """A process with a model, the requests that it has not answered, and the thread that reads what it prints.
+
+    `lock`: held while it is handed a request, and while it is looked at whether it is idle.
+    """
+
+    key: ModelKey
+    process: subprocess.Popen[str]
+    errors: Path
+    lock: threading.RLock
+    requests: dict[str, Probing] = field(default_factory=dict[str, "Probing"])
+    reader: threading.Thread | None = None
+    idle: threading.Timer | None = None
+    # Whether the app has ended it.
+    is_over: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def how_it_ended(self) -> str:
+        """The last line that it wrote to stderr, or how it ended."""
+        code = self.process.wait()
+        lines = [line.strip() for line in self.errors.read_text(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return lines[-1]
+        if code >= 0:
+            return f"the model's process ended with exit code {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+        return f"the model's process was ended by {name}{memory}"
+
+
+@dataclass(eq=False)
 class Probing:
-    """One model run: its process, and the last line that it printed."""
+    """One model run: its folder, its process, the last stage that this printed, and how it ended."""
 
     folder: Path
-    process: subprocess.Popen[str]
+    worker: ModelProcess
+    note: str = ""
     progress: str = "starting"
-    is_cancelled: bool = False
-    reader: threading.Thread | None = None
+    end: str = ""
+    reason: str = ""
 
     @property
     def state(self) -> str:
         """running, done, cancelled or failed."""
-        code = self.process.poll()
-        if self.is_cancelled:
-            return "cancelled"
-        if code is None:
-            return "running"
-        return "done" if code == 0 and (self.folder / RESULT).exists() else "failed"
+        if not self.end and not self.worker.is_running:
+            if self.worker.reader is not None:
+                self.worker.reader.join()  # what it printed last may not have been read
+            if not self.end:
+                self.end, self.reason = "failed", f"{self.worker.how_it_ended()}; run it again, which starts it again"
+        return self.end or "running"
+
+
+@dataclass(eq=False)
+class _Held:
+    """What goes when the app ends."""
+
+    probings: dict[str, Probing] = field(default_factory=dict[str, Probing])
+    worker: ModelProcess | None = None
+    base: Path | None = None
 
 
 class Probings:
     """The model runs of one app; their folders are removed when the app ends."""
 
-    def __init__(self) -> None:
-        self._probings: dict[str, Probing] = {}
-        self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _close, self._probings)
+    def __init__(self, *, idle_s: float = IDLE_S) -> None:
+        self._held = _Held()
+        self._idle_s = idle_s
+        self._lock = threading.RLock()
+        self._finalizer = weakref.finalize(self, _close, self._held)
 
     def start(
         self, checkpoint: Path | HubReference, *, text: str = "", probe: str = "", tokenizer: str | None = None
     ) -> str:
         """Run a checkpoint on a text, or on a probe's specification, and return the name of the run.
 
-        A model at a hub that is not in the cache is fetched into it first.
+        A model at a hub that is not in the cache is fetched into it first. The same text on the same files is not run
+        again while its result is kept. A process that has this model open runs it.
 
         `tokenizer`: that of the checkpoint's run; None: the checkpoint's own.
 
@@ -81,59 +133,56 @@ class Probings:
             raise WorkbenchError("there is no text; write some, or pick a standard probe")
         if len(text) > MOST_CHARACTERS:
             raise WorkbenchError(f"the text has {len(text):,} characters; expected at most {MOST_CHARACTERS:,}")
-        if isinstance(checkpoint, Path) and not checkpoint.is_dir():
-            published = f", or `workbench get {checkpoint.name}` and write its name as the model's id"
-            raise WorkbenchError(
-                f"the checkpoint's folder {checkpoint} is not on this disk; put it back, or choose another checkpoint"
-                f"{published if checkpoint.name in PUBLISHED else ''}"
-            )
+        if isinstance(checkpoint, Path) and (missing := missing_folder(checkpoint)):
+            raise WorkbenchError(missing)
+        request = _request(checkpoint, text=text, probe=probe, tokenizer=tokenizer)
         with self._lock:
-            for name in list(self._probings):
-                self._cancel(self._probings[name])
-            while len(self._probings) >= KEPT:
-                shutil.rmtree(self._probings.pop(next(iter(self._probings))).folder, ignore_errors=True)
-            name = secrets.token_hex(8)
-            folder = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
-            kind = "checkpoint" if isinstance(checkpoint, Path) else "reference"
-            request = {kind: str(checkpoint), "text": text, "probe": probe, "tokenizer": tokenizer}
+            name = _name_of(request, checkpoint)
+            if self._is_kept(name):
+                return name
+            for other in self._held.probings:
+                self.cancel(other)
+            self._held.probings.pop(name, None)
+            while len(self._held.probings) >= KEPT:
+                oldest = self._held.probings.pop(next(iter(self._held.probings)))
+                shutil.rmtree(oldest.folder, ignore_errors=True)
+            if self._held.base is None:
+                self._held.base = Path(tempfile.mkdtemp(prefix="workbench-probe-"))
+            folder = self._held.base / name
+            folder.mkdir(exist_ok=True)
             (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
-            with (folder / ERRORS).open("w", encoding="utf-8") as errors:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "workbench.scanning.probe_page_worker", str(folder)],
-                    stdin=subprocess.PIPE,  # it ends when this does: the app is gone, however it ended
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    start_new_session=True,  # a Ctrl-C on the terminal ends the app, which ends this
-                )
-            self._probings[name] = probing = Probing(folder, process)
-            probing.reader = threading.Thread(target=_read_lines, args=(probing,), daemon=True)
-            probing.reader.start()
+            self._held.probings[name] = self._handed_on(folder, _key_of(request))
         return name
 
+    def find(
+        self, checkpoint: Path | HubReference, *, text: str = "", probe: str = "", tokenizer: str | None = None
+    ) -> str | None:
+        """The name of a run of the same text on the same files that is running, or whose result is kept."""
+        request = _request(checkpoint, text=text, probe=probe, tokenizer=tokenizer)
+        with self._lock:
+            name = _name_of(request, checkpoint)
+            return name if self._is_kept(name) else None
+
     def status(self, name: str) -> dict[str, Any]:
-        """The state of a model run, its last printed line (`said`), and the reason of a failure.
+        """The state of a model run, its last stage (`said`), a note on its process, and the reason of a failure.
 
         Raises:
             WorkbenchError: if there is none of that name.
         """
         probing = self._find(name)
         state = probing.state
-        reason = ""
-        if state == "failed":
-            probing.process.wait()
-            errors = [line for line in (probing.folder / ERRORS).read_text().splitlines() if line.strip()]
-            exit_code = f"the process ended with {probing.process.returncode}"
-            reason = errors[-1].strip().removeprefix("error: ") if errors else exit_code
-        return {"state": state, "said": probing.progress, "reason": reason}
+        return {"state": state, "said": probing.progress, "note": probing.note, "reason": probing.reason}
 
     def cancel(self, name: str) -> None:
-        """End a model run.
+        """End a model run, with its process.
 
         Raises:
             WorkbenchError: if there is none of that name.
         """
-        self._cancel(self._find(name))
+        probing = self._find(name)
+        if probing.state == "running":
+            probing.end = "cancelled"
+            _end(probing.worker)
 
     def result(self, name: str) -> PatternFile:
         """The patterns that a model run recorded.
@@ -141,106 +190,137 @@ class Probings:
         Raises:
             WorkbenchError: if there is none of that name, or it has not ended successfully.
         """
-        probing = self._find(name)
-        if probing.state != "done":
-            raise WorkbenchError(f"there is no result: the model run is {probing.state}; run it again")
-        return PatternFile(probing.folder / RESULT)
+        return PatternFile(self._done(name).folder / RESULT)
+
+    def losses(self, name: str) -> dict[str, Any]:
+        """The loss of each token in nats (`nats`; None for the first), or the reason why there are none.
+
+        Raises:
+            WorkbenchError: as `result`.
+        """
+        return json.loads((self._done(name).folder / LOSSES).read_text(encoding="utf-8"))
 
     def close(self) -> None:
         """End a running process and remove all results."""
         self._finalizer()
 
+    def _done(self, name: str) -> Probing:
+        probing = self._find(name)
+        if probing.state != "done":
+            raise WorkbenchError(f"there is no result: the model run is {probing.state}; run it again")
+        return probing
+
     def _find(self, name: str) -> Probing:
-        if name not in self._probings:
+        if name not in self._held.probings:
             raise WorkbenchError("that result is no longer kept; run the model again")
-        return self._probings[name]
+        return self._held.probings[name]
 
-    def _cancel(self, probing: Probing) -> None:
-        if probing.process.poll() is None:
-            probing.is_cancelled = True
-            _end(probing)
+    def _is_kept(self, name: str) -> bool:
+        return name in self._held.probings and self._held.probings[name].state in {"running", "done"}
 
+    def _handed_on(self, folder: Path, key: ModelKey) -> Probing:
+        """Hand a request to the process that has its model open, or to a new one."""
+        worker, note = self._held.worker, ""
+        if worker is not None and worker.key == key and not worker.is_running and not worker.is_over:
+            note = f"{worker.how_it_ended()}; it was started again"
+        if worker is None or worker.key != key or not worker.is_running:
+            if worker is not None:
+                _end(worker)
+            worker = self._held.worker = self._started(key, folder.parent)
+        if worker.idle is not None:
+            worker.idle.cancel()
+        probing = worker.requests[folder.name] = Probing(folder, worker, note)
+        assert worker.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended just now, which the state of the run says
+            worker.process.stdin.write(f"{folder}\n")
+            worker.process.stdin.flush()
+        return probing
 
-def checkpoint_source(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path | HubReference:
-    """The folder of a checkpoint or, where a scan of a hub has removed its weights, its place at the hub.
-
-    Raises:
-        WorkbenchError: if the series has no such checkpoint.
-    """
-    folder = checkpoint_folder(series, ckpt)
-    record = next(record for record in series if record["ckpt"] == ckpt)
-    repo, commit = record.get("repo"), record.get("commit")
-    if isinstance(repo, str) and isinstance(commit, str) and not (folder.is_dir() and is_whole(folder)):
-        return HubReference(repo, commit)
-    return folder
-
-
-def named_model(text: str) -> Path | HubReference:
-    """The model that a reader of the page names: the folder of a published one that is here, or a model at a hub.
-
-    Raises:
-        WorkbenchError: if it is no id of one model, or a published one that was not fetched.
-    """
-    written = text.strip()
-    if written in PUBLISHED:
-        return resolve_model(written, exists=False)
-    reference = parse_reference(written, exists=False)
-    if reference is None or reference.is_glob:
-        raise WorkbenchError(
-            f"{written!r} is no id of a model; write org/name, org/name@revision, or one of {', '.join(PUBLISHED)}"
-        )
-    return reference
-
-
-def note_on(source: Path | HubReference) -> str:
-    """What running a checkpoint will fetch, in words; nothing is asked of a hub. Empty where it is on this disk."""
-    if isinstance(source, Path):
-        return ""
-    if cached_checkpoint(source) is not None:
-        return f"{source} is in the Hugging Face cache; nothing is fetched"
-    if is_offline():
-        return f"{source} is not in the Hugging Face cache, and HF_HUB_OFFLINE is set: it cannot be fetched"
-    return f"{source} is not in the Hugging Face cache: Run fetches it from {endpoint()}, and says its size"
+    def _started(self, key: ModelKey, base: Path) -> ModelProcess:
+        errors = base / ERRORS
+        with errors.open("w", encoding="utf-8") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workbench.scanning.probe_page_worker", str(base)],
+                stdin=subprocess.PIPE,  # it ends when this does: the app is gone, however it ended
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,  # a Ctrl-C on the terminal ends the app, which ends this
+            )
+        worker = ModelProcess(key, process, errors, self._lock)
+        worker.reader = threading.Thread(target=_read_lines, args=(worker, self._idle_s), daemon=True)
+        worker.reader.start()
+        return worker
 
 
-def checkpoint_folder(series: Sequence[Mapping[str, Any]], ckpt: str) -> Path:
-    """The folder of a checkpoint, as its run's series recorded it.
-
-    Raises:
-        WorkbenchError: if the series has no such checkpoint.
-    """
-    paths = checkpoint_folders(series)
-    if ckpt not in paths:
-        raise WorkbenchError(f"the run's series has no checkpoint {ckpt!r} with a folder; choose one of the list")
-    return paths[ckpt]
+def _request(checkpoint: Path | HubReference, *, text: str, probe: str, tokenizer: str | None) -> dict[str, Any]:
+    kind = "checkpoint" if isinstance(checkpoint, Path) else "reference"
+    return {kind: str(checkpoint), "text": text, "probe": probe, "tokenizer": tokenizer}
 
 
-def checkpoint_folders(series: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """The recorded folders of a run's checkpoints, by name; those of checkpoints that are gone are left out."""
-    there = [record for record in series if not record.get("is_gone")]
-    return {str(record["ckpt"]): Path(path) for record in there if isinstance(path := record.get("path"), str)}
+def _key_of(request: dict[str, Any]) -> ModelKey:
+    kind = "checkpoint" if "checkpoint" in request else "reference"
+    return kind, request[kind], request["tokenizer"]
 
 
-def _read_lines(probing: Probing) -> None:
-    """Keep the last line that the process prints."""
-    assert probing.process.stdin is not None
-    assert probing.process.stdout is not None
-    with probing.process.stdin, probing.process.stdout as lines:
+def _name_of(request: dict[str, Any], source: Path | HubReference) -> str:
+    """A digest of a request and of the state of its model's files."""
+    stamp = stamp_of(source) if isinstance(source, Path) else str(cached_checkpoint(source))
+    return hashlib.blake2b(json.dumps([request, stamp], sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _read_lines(worker: ModelProcess, idle_s: float) -> None:
+    """Note what the process prints: the stage of a request, or how it ended."""
+    assert worker.process.stdout is not None
+    with worker.process.stdout as lines:
         for line in lines:
-            probing.progress = line.strip() or probing.progress
-        probing.process.wait()
+            with contextlib.suppress(ValueError, KeyError):  # what a library prints is no line of ours
+                _note(worker, json.loads(line), idle_s)
+    worker.process.wait()
 
 
-def _end(probing: Probing) -> None:
-    if probing.process.poll() is None:
-        probing.process.kill()
-        probing.process.wait()
-    if probing.reader is not None:
-        probing.reader.join()
+def _note(worker: ModelProcess, printed: dict[str, Any], idle_s: float) -> None:
+    probing = worker.requests[printed["folder"]]
+    if "stage" in printed:
+        probing.progress = printed["stage"]
+        return
+    # Before the end is said: a request that follows it at once takes the timer away.
+    del worker.requests[printed["folder"]]
+    worker.idle = threading.Timer(idle_s, _end_if_idle, args=(worker,))
+    worker.idle.daemon = True
+    worker.idle.start()
+    probing.reason = printed["reason"]
+    if printed["end"] == "done":
+        how = "the model was open" if printed["was_open"] else "the model was opened"
+        minutes = f"{idle_s / 60:.0f} minutes" if idle_s >= 60 else f"{idle_s:g} s"
+        stays = f"it stays open for the next text for {minutes}, in {bytes_in_words(printed['memory'])} of memory"
+        probing.progress = f"done in {printed['seconds']:.1f} s; {how}, and {stays}"
+    probing.end = probing.end or printed["end"]
 
 
-def _close(probings: dict[str, Probing]) -> None:
-    for probing in probings.values():
-        _end(probing)
-        shutil.rmtree(probing.folder, ignore_errors=True)
-    probings.clear()
+def _end_if_idle(worker: ModelProcess) -> None:
+    with worker.lock:
+        if not worker.requests:
+            _end(worker)
+
+
+def _end(worker: ModelProcess) -> None:
+    worker.is_over = True
+    if worker.idle is not None:
+        worker.idle.cancel()
+    if worker.is_running:
+        worker.process.kill()
+        worker.process.wait()
+    if worker.reader is not None and worker.reader is not threading.current_thread():
+        worker.reader.join()
+    if worker.process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            worker.process.stdin.close()
+
+
+def _close(held: _Held) -> None:
+    if held.worker is not None:
+        _end(held.worker)
+    if held.base is not None:
+        shutil.rmtree(held.base, ignore_errors=True)
+    held.probings.clear()

@@ -25,6 +25,8 @@ Layout = Callable[[Content], Sequence[Any]]
 # Makes a table, or the bytes of a file, of a view, the app's content, and a step (None: the last).
 Export = Callable[[View, Content, int | None], pd.DataFrame | bytes]
 
+# The controls above the pages.
+CONTROLS = ("runs", "detector", "probe", "checkpoint")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
@@ -39,11 +41,8 @@ class Page:
     settle: Callable[[View, Content], View]
     exports: Mapping[str, Export]
     follows_checkpoint: bool
-
-    @property
-    def title(self) -> str:
-        """The page's name in the header."""
-        return self.name.replace("_", " ").capitalize()
+    controls: tuple[str, ...]
+    title: str
 
     @property
     def frame_id(self) -> str:
@@ -62,7 +61,7 @@ def _unchanged(view: View, _: Content) -> View:
     return view
 
 
-def page(
+def page(  # noqa: PLR0913  # what a page declares, a keyword each
     name: str,
     *,
     register: Callable[[Dash, Content], None] = _no_callbacks,
@@ -70,6 +69,8 @@ def page(
     settle: Callable[[View, Content], View] = _unchanged,
     exports: Mapping[str, Export] | None = None,
     follows_checkpoint: bool = False,
+    controls: Sequence[str] = CONTROLS,
+    title: str = "",
 ) -> Callable[[Layout], Layout]:
     """Register a function that returns a page's components, given the app's content, as the page `name`.
 
@@ -82,17 +83,32 @@ def page(
         exports: by name, tables that the page shows; a name with an extension (`plan.json`) gives that file's bytes.
             Each is served as `/export/NAME.csv` and `/export/NAME.parquet`, or as `/export/plan.json`.
         follows_checkpoint: whether `ids.RUN_CHECKPOINTS` follows the slider while the page is shown.
+        controls: those of "runs", "detector", "probe" and "checkpoint" that the page follows; others are not shown.
+        title: in the header; default the name, capitalised.
 
     Raises:
-        WorkbenchError: for a name that no address can carry, a function without a docstring, or a name that is taken.
+        WorkbenchError: for a name that no address can carry, a function without a docstring, a name that is taken, or
+            a control that does not exist.
     """
+    if unknown := [control for control in controls if control not in CONTROLS]:
+        raise WorkbenchError(f"page {name!r} follows {unknown}; the controls are {', '.join(CONTROLS)}")
     if not _NAME.fullmatch(name):
         raise WorkbenchError(
             f"page {name!r} cannot stand in an address; use lower-case letters, digits, _ and -, a letter first"
         )
 
     def add(layout: Layout) -> Layout:
-        entry = Page(name, layout, register, tuple(parameters), settle, dict(exports or {}), follows_checkpoint)
+        entry = Page(
+            name,
+            layout,
+            register,
+            tuple(parameters),
+            settle,
+            dict(exports or {}),
+            follows_checkpoint,
+            tuple(controls),
+            title or name.replace("_", " ").capitalize(),
+        )
         PAGES.add(name, entry, function=layout)
         return layout
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from workbench.app.state.slider_stops import places_of
 from workbench.emergence.head_trajectories import Trajectories
+from workbench.emergence.onset_words import first_onset_words
+from workbench.emergence.thresholds import threshold_of
 from workbench.figures.axis import AxisUnit, TrainingAxis, training_axis
 from workbench.figures.style import LETTERS
 from workbench.figures.trajectories import RunLike, score_scale, trajectories
 
-THRESHOLD = 0.3
 # More scores than this are sent in 8 bits and without intervals, so that a page stays below 1 MB.
 MANY = 150_000
 
@@ -24,36 +26,26 @@ def planes(runs: Sequence[RunLike], detector: str, probe: str, *, x: AxisUnit = 
 
     Scores and intervals are unsigned integers of `bits` over their range; the highest integer stands for no score. The
     error is below 1e-5 of the range with 16 bits and below 0.2 % with 8, where intervals are left out (""). `threshold`
-    is null for detectors with a unit of their own, whose heads are not counted.
+    is null for detectors with a unit of their own, whose heads are not counted; `threshold_source` says whose it is.
     """
     courses = [trajectories(run, detector, probe) for run in runs]
     axis = training_axis([course.checkpoints for course in courses], x)
     scale = score_scale(detector, [course.score for course in courses])
     bits = 8 if sum(course.score.size for course in courses) > MANY else 16
     stops = sorted({amount for course in courses for amount in axis.amounts(course.checkpoints).tolist()})
+    packed = {
+        run.name: _plane(run, course, stops, axis=axis, bits=bits) for run, course in zip(runs, courses, strict=True)
+    }
+    places = places_of(packed, len(stops))
     return {
         "detector": detector,
         "version": _version(runs, detector, probe),
         "unit": scale.unit,
-        "threshold": None if scale.unit else THRESHOLD,
-        "stops": [_stop(amount, axis) for amount in stops],
-        "runs": {
-            run.name: _plane(run, course, stops, axis=axis, bits=bits)
-            for run, course in zip(runs, courses, strict=True)
-        },
+        "threshold": None if scale.unit else threshold_of(detector).value,
+        "threshold_source": threshold_of(detector).source,
+        "stops": [{**_stop(amount, axis), "place": place} for amount, place in zip(stops, places, strict=True)],
+        "runs": packed,
     }
-
-
-def stop_of(scores: dict[str, Any], step: int | None) -> int:
-    """The slider position of a step of the first run; the last position for None and for later steps."""
-    first = next(iter(scores["runs"].values()), None)
-    last = len(scores["stops"]) - 1
-    if first is None or step is None:
-        return last
-    for position, column in enumerate(first["columns"]):
-        if column >= 0 and (first["steps"][column] or -1) >= step:
-            return position
-    return last
 
 
 def _version(runs: Sequence[RunLike], detector: str, probe: str) -> str:
@@ -76,9 +68,7 @@ def _plane(
     arrays = course.score, course.ci_lo, course.ci_hi
     low = min((float(np.nanmin(a)) for a in arrays if not np.isnan(a).all()), default=0.0)
     high = max((float(np.nanmax(a)) for a in arrays if not np.isnan(a).all()), default=1.0)
-    onsets = run.onsets(course.detector, probe=course.probe).loc[
-        :, "onset_tokens" if axis.unit == "tokens" else "onset_step"
-    ]
+    onsets = run.onsets(course.detector, probe=course.probe)
     amounts = axis.amounts(course.checkpoints)
     return {
         "low": low,
@@ -97,7 +87,7 @@ def _plane(
         "names": [checkpoint.name for checkpoint in course.checkpoints],
         "steps": [point.step if point.step_total is None else point.step_total for point in course.checkpoints],
         "columns": _columns(amounts, stops, is_placed=not np.isin(amounts, list(axis.unplaced.values())).all()),
-        "first_onset": "" if onsets.isna().all() else axis.name_of(float(onsets.min())),
+        "first_onset": first_onset_words(onsets, unit=axis.unit),
     }
 
 

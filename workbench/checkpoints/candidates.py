@@ -96,7 +96,8 @@ def find_candidates(directory: Path) -> Candidates:
         return Candidates(directory.parent, [_candidate(directory, directory.name)], {}, Overrides())
     if not directory.is_dir():
         missing = why_no_weights(directory) if directory.exists() else why_missing(reference, "directory")
-        raise NoCheckpoints(f"{missing}. Expected a directory with {_EXPECTED}")
+        is_mistyped = "did you mean" in missing
+        raise NoCheckpoints(missing if is_mistyped else f"{missing}. Expected a directory with {_EXPECTED}")
     models = {} if is_repository(directory) else cached_models(directory)
     if len(models) > 1:
         raise NoCheckpoints(

@@ -29,7 +29,7 @@ from workbench.hub.downloads import Watch, download, quiet_hub
 from workbench.hub.file_choice import RemoteFile, needed_files
 from workbench.hub.hub_errors import BadReference, NotAtHub, Unreachable, endpoint, is_offline
 from workbench.hub.local_cache import cache_folder, repository_folder
-from workbench.hub.named_models import resolve_model
+from workbench.hub.named_models import did_you_mean, resolve_model
 from workbench.hub.references import HubReference
 from workbench.hub.repositories import RemoteRevision, remote_files, remote_revisions
 from workbench.hub.small_files import small_files
@@ -83,7 +83,9 @@ def obtain_checkpoint(
     except Unreachable as error:
         return _cached_after_all(parsed, error)
     except NotAtHub as error:
-        raise NotAtHub(f"{error}. On this disk, there is no folder {reference} either") from error
+        near = did_you_mean(str(reference))
+        first = f"{reference}: no such folder; {near} " if near else ""
+        raise NotAtHub(f"{first}{error}. On this disk, there is no folder {reference} either") from error
     for remark in planned.remarks:
         warn(remark)
     folder = fetch(planned, check=check, watch=watch)
@@ -209,6 +211,7 @@ def _cached_after_all(reference: HubReference, error: Unreachable) -> Located:
     try:
         located = locate_checkpoint(reference)
     except BadCheckpoint as missing:
-        raise Unreachable(f"{error}; {missing}") from error
+        is_near = did_you_mean(str(reference))
+        raise Unreachable(f"{missing}. {error}" if is_near else f"{error}; {missing}") from error
     warn(f"{error}. {located.folder} in the Hugging Face cache is taken")
     return located

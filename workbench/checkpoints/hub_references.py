@@ -24,7 +24,7 @@ from workbench.hub.local_cache import (
     revisions,
     with_name,
 )
-from workbench.hub.named_models import resolve_model
+from workbench.hub.named_models import did_you_mean, resolve_model
 from workbench.hub.references import HubReference, parse_reference
 
 _OTHERS = ("datasets--", "spaces--")
@@ -136,8 +136,11 @@ def why_missing(reference: str | os.PathLike[str] | HubReference, noun: str = "f
     parsed = reference if isinstance(reference, HubReference) else parse_reference(reference)
     if text.rpartition("/")[2].startswith(_OTHERS):
         return f"{text}: is no model of a Hugging Face cache; pass a model's id, as org/name"
+    near = did_you_mean(text)
     if parsed is None:
-        return f"{text}: no such {noun}; check the path"
+        return f"{text}: no such {noun}; {near or 'check the path'}"
+    if near and "/" not in text:
+        return f"{text}: no such {noun}; {near} A model of that name at a hub is hf://{text}"
     offline = " HF_HUB_OFFLINE is set, so that no hub is asked; unset it, or" if is_offline() else ""
     if "/" not in text:
         offline += f" pass hf://{text}, or" if noun == "directory" else ""

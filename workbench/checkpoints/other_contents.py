@@ -32,7 +32,8 @@ _OTHER_FRAMEWORKS = {
     ".npz": "NumPy",
     ".tflite": "TensorFlow Lite",
 }
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+# The files by any of which a folder has a tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 def why_no_weights(path: Path) -> str:
@@ -87,7 +88,7 @@ def _of_folder(path: Path) -> str:
     for entry in entries:
         if entry.is_file() and entry.suffix in _OTHER_FRAMEWORKS:
             return f"{missing}; {entry.name} is of {_OTHER_FRAMEWORKS[entry.suffix]}, which is not read: {_CONVERT}"
-    parts = {"a config.json": [CONFIG], "a tokenizer": _TOKENIZERS}
+    parts = {"a config.json": [CONFIG], "a tokenizer": TOKENIZER_FILES}
     there = [part for part, names in parts.items() if any((path / name).exists() for name in names)]
     found_there = f"; there is {' and '.join(there)} alone" if there else ""
     return f"{missing}{found_there}. Put the weights there, or check the path"

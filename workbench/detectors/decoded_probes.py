@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.heads import WorkbenchError
+from workbench.heads import WorkbenchError, brief
 from workbench.hooks import HookedModel
 from workbench.hooks.recording.greedy_decoding import greedy
 from workbench.probes import Probe, make_probe
@@ -55,6 +55,9 @@ class DecodedInstance:
     prompt: Int[Tensor, " t"]
     reply: Int[Tensor, " n"]
     needle: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def decode(m: HookedModel, probe: Probe, *, steps: int = STEPS) -> list[DecodedInstance]:

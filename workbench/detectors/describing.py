@@ -11,6 +11,7 @@ from torch import nn
 
 from workbench.detectors.measuring import OnTokens, score_and_measure
 from workbench.emergence import ModelSummary, summarise_model
+from workbench.heads import brief
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.probes import Probe, control
@@ -24,6 +25,9 @@ class Description:
     scores: pd.DataFrame
     metrics: pd.DataFrame
     summary: ModelSummary
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __str__(self) -> str:
         return "\n".join(self.summary.sentences())

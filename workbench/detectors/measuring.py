@@ -19,8 +19,8 @@ from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
 from workbench.detectors.scoring import ScoreLabel, concatenate, score_rows, table_rows
 from workbench.detectors.unscored import flag_of, warn_of_unscored, why_unscored
-from workbench.emergence.right_answers import abilities
-from workbench.heads import LayerInfo, Metric, Row, WorkbenchError
+from workbench.emergence.right_answers import LATER, abilities
+from workbench.heads import Head, LayerInfo, Metric, Row, WorkbenchError, brief
 from workbench.hooks import HookedModel, PerSequence, Recording, open_model
 from workbench.hooks.head_weights import read_weights
 from workbench.hooks.model import DEFAULT_FAR
@@ -52,6 +52,9 @@ class Measured:
     metrics: list[Metric]
     forward_s: float = 0.0
     unscored: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def measure(  # noqa: PLR0913  (keywords that callers pass)
@@ -126,7 +129,9 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
     prefill: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Head scores as a tidy table: layer, head, kv_head, kind, detector, probe, score, n, n_seq, ci_lo, ci_hi and more.
+    """Head scores as a tidy table: head_name, layer, head, kv_head, kind, detector, probe, score, n, n_seq and more.
+
+    `ci_lo`, `ci_hi`: the 95 % interval. `score_flags`: the column `flags` under a name that is no attribute of a table.
 
     Scores of answers on a default probe that the model cannot do have `cannot=` in their flags, the share of right
     answers and that on the control: they say where the head looks, not that it retrieves.
@@ -236,7 +241,18 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
     tables.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
     frame = _table([row for by_name in tables for scores in by_name.values() for row in scores])
     frame = frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
-    return _marked(frame, metrics, {d.name for d in of_sequences if d.needs_answers}), metrics
+    return _named(_marked(frame, metrics, {d.name for d in of_sequences if d.needs_answers})), metrics
+
+
+def _named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The scores with the names of heads first, and flags under a second name.
+
+    `frame.head` and `frame.flags` are attributes of every DataFrame: `frame.head_name` and `frame.score_flags` are not.
+    """
+    layers, heads = frame["layer"].tolist(), frame["head"].tolist()
+    names = [str(Head(layer, head)) for layer, head in zip(layers, heads, strict=True)]
+    frame.insert(0, "head_name", pd.Series(names, index=frame.index, dtype=object))
+    return frame.assign(score_flags=frame["flags"])
 
 
 def _table(rows: Sequence[Row] | Sequence[Metric]) -> pd.DataFrame:
@@ -387,6 +403,9 @@ def _metrics(probe: Probe, batches: Sequence[Probe], recordings: Sequence[Record
     for name, value in values.items():
         pooled = _by_sequence(value, sequence, len(probe.tokens))
         metrics.append(_metric(probe, name, pooled, label=None, seed=seed))
+        if classes is not None and probe.class_name == "distance" and 0 < (classes > 0).sum() < len(classes):
+            later = _by_sequence(value[classes > 0], sequence[classes > 0], len(probe.tokens))
+            metrics.append(_metric(probe, name + LATER, later, label=None, seed=seed))
         for c in [] if classes is None else np.unique(classes):
             of_class = _by_sequence(value[classes == c], sequence[classes == c], len(probe.tokens))
             metrics.append(_metric(probe, name, of_class, label=int(c), seed=seed))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.detectors.decoded_probes import Decoding
 from workbench.extensions import Registry
-from workbench.heads import WorkbenchError
+from workbench.heads import WorkbenchError, brief
 from workbench.hooks import PerSequence, Recording
 from workbench.hooks.head_weights import Weights
 from workbench.hooks.recording.needs import Need, check_needs
@@ -37,6 +37,9 @@ class PerHead:
 
     score: Float[Tensor, "n_layers max_heads"]
     n: Int[Tensor, "n_layers max_heads"]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 WeightFunction = Callable[[Weights], PerHead]

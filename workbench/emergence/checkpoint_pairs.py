@@ -13,7 +13,7 @@ from workbench.emergence.rank_statistics import FEWEST_HEADS, spearman_matrix
 from workbench.emergence.score_curves import curves_of
 from workbench.heads import Head, KVHead, WorkbenchError
 
-Matching = Literal["head", "rank"]
+Matching = Literal["head", "rank", "share"]
 
 _HEAD = ["layer", "head", "kv_head"]
 _VALUES = ["kind", "score", "ci_lo", "ci_hi"]
@@ -59,11 +59,13 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, *, by: Matching) -> pd.DataFr
     Args:
         one, other: rows of `Run.scores()` of one detector, probe and checkpoint each.
         by: "head" pairs heads of the same layer and number, which are the same heads within one lineage only; "rank"
-            pairs the strongest with the strongest, and so on, which compares how many there are of what strength.
+            pairs the strongest with the strongest, and so on, which compares how many there are of what strength;
+            "share" pairs each head of the smaller model with the one at the same share of the larger one's ranking.
 
     Returns:
         One row per pair: name, name_other, kind, score, ci_lo, ci_hi, the same with `_other`, change (other - one),
-        apart: whether the 95 % intervals do not overlap.
+        apart: whether the 95 % intervals do not overlap; NA where the two are not the same head, as a pair that is made
+        by rank says nothing about noise.
 
     Raises:
         WorkbenchError: if no head of one has a partner.
@@ -71,11 +73,15 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, *, by: Matching) -> pd.DataFr
     for rows in (one, other):
         refuse_two_forms(rows)
     sides = [_with_key(rows, by) for rows in (one, other)]
+    if by == "share":
+        n = min(map(len, sides))
+        sides = [_at_shares(side, n) for side in sides]
     pairs = sides[0].merge(sides[1], on=_HEAD if by == "head" else "rank", suffixes=("", "_other"))
     if pairs.empty:
         raise WorkbenchError("the two have no scored head in common; pair them by rank")
     pairs["change"] = pairs["score_other"] - pairs["score"]
-    pairs["apart"] = (pairs["ci_lo"] > pairs["ci_hi_other"]) | (pairs["ci_lo_other"] > pairs["ci_hi"])
+    apart = (pairs["ci_lo"] > pairs["ci_hi_other"]) | (pairs["ci_lo_other"] > pairs["ci_hi"])
+    pairs["apart"] = apart if by == "head" else pd.array([pd.NA] * len(pairs), "boolean")
     names = ["name", *_VALUES]
     order = np.argsort(-np.abs(pairs["change"].to_numpy(np.float64)), kind="stable")
     columns = [*names, *(f"{name}_other" for name in names), "change", "apart"]
@@ -103,3 +109,9 @@ def _with_key(rows: pd.DataFrame, by: Matching) -> pd.DataFrame:
         return rows
     ordered = rows.sort_values("score", ascending=False, kind="stable").drop(columns=_HEAD)
     return ordered.assign(rank=np.arange(len(ordered)))
+
+
+def _at_shares(ordered: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The rows in the middle of `n` equal shares of the ranking: all rows, where there are as many."""
+    places = ((np.arange(n) + 0.5) * len(ordered) / max(n, 1)).astype(np.int64)
+    return ordered.iloc[places].assign(rank=np.arange(n))

@@ -103,6 +103,34 @@ class Trajectories:
         arrays = {name: getattr(self, name).astype(dtype) for name in ("score", "ci_lo", "ci_hi")}
         return replace(self, **arrays)
 
+    @property
+    def is_strongest_untrained(self) -> bool:
+        """Whether most of the strongest tenth of the heads are so at the first checkpoint, and have fallen since.
+
+        As with the entropy of a head: it is highest where a head has not learned to look anywhere.
+        """
+        if self.score.shape[1] < 2:
+            return False
+        rows = self.strongest(max(3, len(self.heads) // 10))
+        if not rows:
+            return False
+        score = self.score[rows]
+        last = score.shape[1] - 1 - (~np.isnan(score))[:, ::-1].argmax(1)
+        has_fallen = score[np.arange(len(rows)), last] < 0.9 * score[:, 0]
+        return float(np.mean((np.nanargmax(score, axis=1) == 0) & has_fallen)) > 0.5
+
+    def most_changed(self, top: int) -> list[int]:
+        """The rows of the heads whose score has changed most since their first checkpoint, in either direction."""
+        scored = ~np.isnan(self.score)
+        rows = np.arange(len(self.heads))
+        first, last = scored.argmax(1), scored.shape[1] - 1 - scored[:, ::-1].argmax(1)
+        change = np.where(scored.any(1), np.abs(self.score[rows, last] - self.score[rows, first]), -np.inf)
+        return [int(row) for row in np.argsort(-change, kind="stable")[:top] if np.isfinite(change[row])]
+
+    def leading(self, top: int) -> list[int]:
+        """The strongest rows; those that changed most, where the strongest are those of an untrained model."""
+        return self.most_changed(top) if self.is_strongest_untrained else self.strongest(top)
+
     def strongest(self, top: int) -> list[int]:
         """The rows of the heads with the highest score at any checkpoint, highest first."""
         peak = np.where(np.isnan(self.score), -np.inf, self.score).max(1)
@@ -152,9 +180,11 @@ def trajectories_of(scores: pd.DataFrame, detector: str, *, run: str = "") -> Tr
     )
 
 
-def layer_rows(trajectories: Trajectories, layer: int) -> pd.DataFrame:
-    """One layer as rows of `Run.scores`; `kv_head` is missing where the scores are of query heads."""
-    rows = [row for row, head in enumerate(trajectories.heads) if head.layer == layer]
+def layer_rows(trajectories: Trajectories, layer: int, *, head: Head | KVHead | None = None) -> pd.DataFrame:
+    """One layer, or one head of it, as rows of `Run.scores`; `kv_head` is missing where scores are of query heads."""
+    rows = [row for row, of_row in enumerate(trajectories.heads) if of_row.layer == layer]
+    if head is not None:  # a query head and a key/value head of one number are equal as tuples
+        rows = [row for row in rows if (type(trajectories.heads[row]), trajectories.heads[row]) == (type(head), head)]
     n_ckpts = len(trajectories.checkpoints)
     numbers = [_numbers_of(trajectories.heads[row]) for row in rows]
     columns: dict[str, Any] = {

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.emergence.right_answers import abilities, in_words
-from workbench.emergence.thresholds import THRESHOLDS, Threshold, claims
-from workbench.heads import Head, KVHead
+from workbench.emergence.thresholds import GIVEN_ANSWERS, THRESHOLDS, claims
+from workbench.heads import Head, KVHead, brief
 
 COLUMNS = (
     *("class", "name", "layer", "head", "kv_head", "kind", "detector", "probe"),
@@ -63,12 +63,6 @@ CLASSES = (
     HeadClass("previous token", ("previous_token",), ("repeats", ""), _VERDICTS, "--detector previous_token"),
     HeadClass("sink", ("sink_gu",), ("repeated_ngrams", "text", ""), _VERDICTS, "--detector sink_gu", ties="sink"),
 )
-# The same count as `retrieval_wu_offsets` where the model's own answer is right and no second one follows it.
-GIVEN_ANSWERS = Threshold(
-    "retrieval_top1",
-    0.1,
-    "Wu et al. 2024: retrieval heads score above 0.1; here on given answers that the model gets right",
-)
 _THRESHOLDS = {threshold.detector: threshold for threshold in (*THRESHOLDS, GIVEN_ANSWERS)}
 
 
@@ -85,6 +79,9 @@ class ModelSummary:
     heads: pd.DataFrame
     classes: pd.DataFrame
     remarks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def document(self) -> dict[str, Any]:
         """The summary as one JSON document."""

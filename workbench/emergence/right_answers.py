@@ -24,6 +24,8 @@ from workbench.heads import WITHOUT_ANSWERS
 
 HALF = 0.5
 LOSS = "loss_nats"
+# Behind the name of a metric: over the answers that stand a second time, all distances together.
+LATER = "_later"
 COLUMNS = (
     *("probe", "metric", "n", "right", "right_lo", "right_hi", "nats"),
     *("chance", "chance_lo", "chance_hi", "chance_nats", "verdict"),
@@ -61,16 +63,23 @@ def in_words(row: dict[str, Any]) -> str:
             f"the model cannot do {row['probe']}: {row['right']:.2f} of its answers are right, {row['chance']:.2f} "
             "where the answers are gone from the context"
         )
-    control = "" if row["verdict"] == "not known" else f", {row['chance']:.2f} without them in the context"
+    control = "" if row["verdict"] == "not known" else f", {_in_words(row, 'chance')} without them in the context"
     control = "" if pd.isna(row["chance"]) else control
-    return f"the model gets {row['right']:.2f} of the answers of {row['probe']} right{control}"
+    return f"the model gets {_in_words(row, 'right')} of the answers of {row['probe']} right{control}"
+
+
+def _in_words(row: dict[str, Any], name: str) -> str:
+    """A share with its 95 % interval, if it has one."""
+    low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
+    return f"{row[name]:.2f}" if low is None or pd.isna(low) else f"{row[name]:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _row(metrics: pd.DataFrame, probe: str) -> dict[str, Any] | None:
     if probe.endswith(WITHOUT_ANSWERS):
         return None
     of_probe = metrics.loc[(metrics["probe"] == probe) & metrics["position"].isna()]
-    names = [name for name in dict.fromkeys(of_probe["metric"]) if name != LOSS and not _CLASSED.fullmatch(name)]
+    is_other = re.compile(f"{LOSS}|.*{LATER}|{_CLASSED.pattern}")
+    names = [name for name in dict.fromkeys(of_probe["metric"]) if not is_other.fullmatch(name)]
     if not names:
         return None
     metric = names[0]
@@ -78,6 +87,8 @@ def _row(metrics: pd.DataFrame, probe: str) -> dict[str, Any] | None:
         behind = of_probe.loc[(of_probe["distance"] > 0).fillna(False)]
         first = of_probe.loc[(of_probe["distance"] == 0).fillna(False)]
         right, nats, chance, chance_nats = (_share(rows, name) for rows in (behind, first) for name in (metric, LOSS))
+        pooled = _share(of_probe, metric + LATER), _share(of_probe, LOSS + LATER)
+        right, nats = pooled if pooled[0].n else (right, nats)  # runs of earlier versions have it by distance alone
     else:
         pooled = of_probe.loc[of_probe["distance"].isna()]
         without = metrics.loc[(metrics["probe"] == probe + WITHOUT_ANSWERS) & metrics["distance"].isna()]

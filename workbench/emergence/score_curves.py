@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.heads import brief
+
 AxisUnit = Literal["tokens", "step", ""]
 
 HEAD = ("layer", "head", "kv_head", "kind")
@@ -33,6 +35,9 @@ class Curves:
     se: Float[np.ndarray, "heads ckpts"]
     amount: Float[np.ndarray, " ckpts"]
     unit: AxisUnit
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def curves_of(scores: pd.DataFrame) -> Curves:

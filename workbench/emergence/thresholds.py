@@ -45,6 +45,22 @@ THRESHOLDS: tuple[Threshold, ...] = (
     Threshold("sink_gu", 0.5, "ours: a sink in most samples, each above Gu et al.'s 0.3"),
 )
 
+# The same count as `retrieval_wu_offsets` where the model's own answer is right and no second one follows it.
+GIVEN_ANSWERS = Threshold(
+    "retrieval_top1",
+    0.1,
+    "Wu et al. 2024: retrieval heads score above 0.1; here on given answers that the model gets right",
+)
+# Where no one has published a threshold, heads are counted from here on.
+UNPUBLISHED = 0.3
+
+
+def threshold_of(detector: str) -> Threshold:
+    """The score from which a detector's heads are counted: the published one, or ours where there is none."""
+    above = (t for t in (*THRESHOLDS, GIVEN_ANSWERS) if t.rule == "above")
+    published = {threshold.detector: threshold for threshold in above}
+    return published.get(detector) or Threshold(detector, UNPUBLISHED, "ours: no threshold of it is published")
+
 
 def claims(
     table: pd.DataFrame, thresholds: Iterable[Threshold] = THRESHOLDS, *, min_sequences: int = MIN_SEQUENCES

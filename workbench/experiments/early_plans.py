@@ -25,7 +25,7 @@ from jaxtyping import Float
 from workbench.console import fixed
 from workbench.detectors.bootstrap import bootstrap
 from workbench.emergence import chosen_at
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import KVHead, WorkbenchError, brief
 from workbench.hooks import HookedModel
 from workbench.planning.answer_loss import answer_batches
 from workbench.probes import Probe
@@ -52,6 +52,9 @@ class EarlyChoices:
     on: str
     window: int
     sink: int
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def safe_since(self, tolerance: float = 0.1) -> pd.DataFrame:
         """Per probe, the first checkpoint from which on `lost` stays within the tolerance, in nats per answer.

@@ -11,11 +11,14 @@ from workbench.figures.conversion_effects import (
 )
 from workbench.figures.distributions import ridgelines
 from workbench.figures.head_curves import emergence, history, metrics
+from workbench.figures.head_marks import mark_heads
 from workbench.figures.head_panels import heads, place, strips
 from workbench.figures.length_scores import JudgedPlan, VerdictLike, verdict
 from workbench.figures.linear_layers import crossover, state_precision
-from workbench.figures.onsets import compare, mark_phases, onset
+from workbench.figures.onsets import compare, mark_phases, onset, onset_shares
 from workbench.figures.plan_figures import PlanLike, pareto, plan, waterfall
+from workbench.figures.ranked_heads import ranked
+from workbench.figures.run_groups import emergence_of_groups, group_names, metrics_of_groups
 from workbench.figures.token_patterns import PatternModel, pattern
 from workbench.figures.trajectories import RunLike
 
@@ -31,18 +34,24 @@ __all__ = [
     "crossover",
     "early_choices",
     "emergence",
+    "emergence_of_groups",
+    "group_names",
     "heads",
     "heads_before_and_after",
     "history",
     "lock_in",
+    "mark_heads",
     "mark_phases",
     "metrics",
+    "metrics_of_groups",
     "onset",
+    "onset_shares",
     "pareto",
     "pattern",
     "place",
     "plan",
     "rank_agreement",
+    "ranked",
     "recall_by_distance",
     "ridgelines",
     "scores_against",

@@ -171,6 +171,9 @@ def _format_lock_in(row: dict[str, Any], name: str, label: str) -> str:
 
 def _format_pair(row: dict[str, Any], unit: str) -> str:
     pair = row["name"] if row["name"] == row["name_other"] else f"{row['name']} and {row['name_other']}"
-    apart = "the 95 % intervals do not overlap" if row["apart"] else "the 95 % intervals overlap, or are not known"
     values = f"{fixed(row['score'], 4)} and {fixed(row['score_other'], 4)} {unit}".strip()
+    if row["apart"] is None:
+        difference = f"difference {fixed(row['change'], 4, sign='+')}<br>two heads of one place in their rankings"
+        return f"<b>{pair}</b> · {row['kind']}<br>{values}<br>{difference}"
+    apart = "the 95 % intervals do not overlap" if row["apart"] else "the 95 % intervals overlap, or are not known"
     return f"<b>{pair}</b> · {row['kind']}<br>{values}<br>change {fixed(row['change'], 4, sign='+')}<br>{apart}"

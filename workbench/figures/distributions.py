@@ -32,7 +32,10 @@ def ridgelines(
     curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
     scores = [curves.score for curves in curves_of_runs]
     scale = score_scale(detector, scores).lowered(scores)
-    figure = make_subplots(1, len(runs), subplot_titles=[each_run.name for each_run in runs], horizontal_spacing=0.06)
+    spacing = min(0.06, 0.35 / len(runs))
+    figure = make_subplots(
+        1, len(runs), subplot_titles=[each_run.name for each_run in runs], horizontal_spacing=spacing
+    )
     for i, curves in enumerate(curves_of_runs):
         columns = _evenly_spaced(curves, rows)
         line = {"color": line_style(i, theme)["color"], "width": 1}

@@ -20,9 +20,11 @@ from workbench.emergence.head_trajectories import (
     checkpoint_of,
     mixed_twice,
 )
+from workbench.emergence.onset_words import COLUMNS as ONSET_COLUMNS
+from workbench.emergence.onset_words import onset_words
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
 from workbench.figures.score_tables import score_table
-from workbench.figures.style import COLOURS, DASHES, ONSET, Scale, Theme, line_style, styled
+from workbench.figures.style import COLOURS, DASHES, MOST_ABOVE, ONSET, Scale, Theme, legend_beside, line_style, styled
 from workbench.figures.trajectories import (
     DESCRIPTIVE,
     RunLike,
@@ -30,9 +32,9 @@ from workbench.figures.trajectories import (
     detector_label,
     format_score,
     hover,
-    layer_scores,
     records,
     score_scale,
+    scores_of_head,
     trajectories,
 )
 from workbench.heads import Head, KVHead, WorkbenchError
@@ -41,6 +43,8 @@ Runs = RunLike | pd.DataFrame | Sequence[RunLike | pd.DataFrame]
 _INTERVAL = ("n", "ci_lo", "ci_hi")
 _LINE = ("detector", "probe", "mixer")
 _BRANCH = {"dash": "dash"}
+# Behind a title, where heads are chosen by their change.
+CHANGED = " · heads that changed most"
 
 
 def emergence(
@@ -54,8 +58,10 @@ def emergence(
 ) -> go.Figure:
     """How the strongest heads of each run emerge: their mean in bold, each of them thin, onsets marked.
 
-    The strongest are the `top` heads with the highest score at any checkpoint. A mark is a half-rise onset: the first
-    checkpoint from which a head's score stays at or above half of its final one. Branches are dashed.
+    The strongest are the `top` heads with the highest score at any checkpoint. A mark is an onset: the first checkpoint
+    from which a head's score stays at or above half of its final one. Branches are dashed. Where the strongest heads
+    are those of an untrained model, as by entropy, the heads that changed most are drawn instead, and it is said. Of
+    more than six runs only the means are drawn.
 
     Raises:
         WorkbenchError: if a run has no such scores, or `probe` is needed to tell several apart.
@@ -65,16 +71,22 @@ def emergence(
     axis = training_axis([curves.checkpoints for curves in curves_of_runs], x)
     scores = [curves.score for curves in curves_of_runs]
     scale = score_scale(detector, scores)
+    is_crowded = len(runs) > MOST_ABOVE
     figure = go.Figure()
     for i, (each_run, curves) in enumerate(zip(runs, curves_of_runs, strict=True)):
-        rows = curves.strongest(top)
-        lines = [_head_line(curves, row, scale) for row in rows] + [_mean_line(curves, rows)]
+        rows = curves.leading(top)
+        lines = [] if is_crowded else [_head_line(curves, row, scale) for row in rows]
+        lines.append(_mean_line(curves, rows))
         for line in lines:
             _add_line(figure, axis, curves.checkpoints, line, name=each_run.name, style=line_style(i, theme))
-        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe))
-        _add_onsets(figure, axis, curves, {row: mark for row, mark in marks.items() if row in rows})
+        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe), axis.unit)
+        if not is_crowded:
+            _add_onsets(figure, axis, curves, {row: mark for row, mark in marks.items() if row in rows})
     styled(figure, theme, height=300)
     title = f"{detector} ({scale.unit})" if scale.unit else f"{detector} score"
+    legend_beside(figure, len(runs))
+    title += ", means alone" if is_crowded else ""
+    title += CHANGED if all(curves.is_strongest_untrained for curves in curves_of_runs) else ""
     figure.update_yaxes(range=_padded(scale.lowered(scores)), title_text=title)
     figure.update_xaxes(title_text=axis.title)
     return draw_axis(figure, axis, theme)
@@ -115,18 +127,19 @@ def history(
     run: RunLike,
     head: Head | KVHead,
     *,
+    detector: str | None = None,
     probe: str | None = None,
     x: AxisUnit = "tokens",
     theme: Theme = "light",
 ) -> go.Figure:
-    """One head under all detectors over training; detectors with a unit of their own have their own panel.
+    """One head under all detectors over training, or under one; those with a unit of their own have their own panel.
 
     With `probe`, each detector is drawn on that probe, or on another that its label names; without it, on all.
 
     Raises:
         WorkbenchError: if the run has no such head.
     """
-    lines = _detector_lines(run, head, probe)
+    lines = _detector_lines(run, head, probe, detector)
     units = sorted({scale.unit for _, _, scale in lines})
     axis = training_axis([[checkpoint_of(row) for row in rows] for _, rows, _ in lines], x)
     heights, colours = [1 if unit else 3 for unit in units], COLOURS[theme]
@@ -169,7 +182,7 @@ def as_runs(run: Runs) -> list[RunLike]:
     return runs
 
 
-def onset_marks(curves: Trajectories, onsets: pd.DataFrame) -> dict[int, tuple[int, str]]:
+def onset_marks(curves: Trajectories, onsets: pd.DataFrame, unit: AxisUnit) -> dict[int, tuple[int, str]]:
     """Row -> column and hover text of its onset; empty for a detector that describes and does not rise."""
     rows = {head: row for row, head in enumerate(curves.heads)}
     rows_by_kind = {(head, curves.layer_of(row).kind): row for row, head in enumerate(curves.heads)}
@@ -177,16 +190,13 @@ def onset_marks(curves: Trajectories, onsets: pd.DataFrame) -> dict[int, tuple[i
     marks: dict[int, tuple[int, str]] = {}
     if curves.detector in DESCRIPTIVE:
         return marks
-    for onset in records(onsets, "layer", "head", "kv_head", "kind", "onset_step", "previous_step"):
+    for onset in records(onsets, "layer", "head", "kv_head", "kind", *ONSET_COLUMNS):
         if onset["onset_step"] is None:
             continue
         is_query_head = onset["head"] is not None
         head = Head(onset["layer"], onset["head"]) if is_query_head else KVHead(onset["layer"], onset["kv_head"])
-        period = f"at or before step {onset['onset_step']:,}, the first checkpoint"
-        if onset["previous_step"] is not None:
-            period = f"between steps {onset['previous_step']:,} and {onset['onset_step']:,}"
         row = rows_by_kind.get((head, onset["kind"]), rows[head])
-        marks[row] = columns[onset["onset_step"]], f"<b>{head}</b> half-rise onset<br>{period}"
+        marks[row] = columns[onset["onset_step"]], f"<b>{head}</b> onset<br>{onset_words(onset, unit=unit)}"
     return marks
 
 
@@ -203,7 +213,8 @@ def _head_line(curves: Trajectories, row: int, scale: Scale) -> dict[str, Any]:
 
 def _mean_line(curves: Trajectories, rows: Sequence[int]) -> dict[str, Any]:
     mean = curves.score[rows].mean(0) if rows else np.full(len(curves.checkpoints), math.nan)
-    text = [f"mean of the top {len(rows)} heads {fixed(value, 4)}<br>" for value in mean]
+    which = "that changed most" if curves.is_strongest_untrained else "with the highest scores"
+    text = [f"mean of the {len(rows)} heads {which} {fixed(value, 4)}<br>" for value in mean]
     return {
         "y": mean,
         "text": [value + str(checkpoint) for value, checkpoint in zip(text, curves.checkpoints, strict=True)],
@@ -290,18 +301,13 @@ def _metric_line(rows: list[dict[str, Any]], metric: str, distance: str) -> dict
 
 
 def _detector_lines(
-    run: RunLike, head: Head | KVHead, probe: str | None
+    run: RunLike, head: Head | KVHead, probe: str | None, only: str | None
 ) -> list[tuple[str, list[dict[str, Any]], Scale]]:
     """Name, rows and scale of every detector that scored this head, on the chosen probe or on all."""
-    scores = layer_scores(run, head.layer)
-    column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
-    scores_of_head = scores.loc[scores[column] == number]
-    if scores_of_head.empty:
-        known = ", ".join(str(value) for value in sorted(scores.loc[:, column].dropna().unique()))
-        raise WorkbenchError(f"{head} has no scores in {run.name}; layer {head.layer} has heads {known}")
+    scores = scores_of_head(run, head, detector=only, probe=probe)
     # a layer with two mixers has two heads of one number, and a line for each
-    mixer = scores_of_head["kind"].astype(str) if mixed_twice(scores_of_head) else ""
-    rows = records(scores_of_head.assign(mixer=mixer), *CHECKPOINT_COLUMNS, *_INTERVAL, *_LINE, "score")
+    mixer = scores["kind"].astype(str) if mixed_twice(scores) else ""
+    rows = records(scores.assign(mixer=mixer), *CHECKPOINT_COLUMNS, *_INTERVAL, *_LINE, "score")
     keys = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
     lines: list[tuple[str, list[dict[str, Any]], Scale]] = []
     for detector, on, mixer in sorted({(row["detector"], row["probe"], row["mixer"]) for row in rows}):

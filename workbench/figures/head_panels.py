@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from workbench.emergence.head_trajectories import Trajectories
 from workbench.figures.axis import AxisUnit, TrainingAxis, cell_edges, draw_axis, training_axis
-from workbench.figures.head_curves import Runs, as_runs, onset_marks
+from workbench.figures.head_curves import CHANGED, Runs, as_runs, onset_marks
 from workbench.figures.score_tables import only_detector
 from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, faint, letter, styled
 from workbench.figures.trajectories import (
@@ -33,6 +34,8 @@ from workbench.heads import Head, WorkbenchError
 _MOST_NUMBERED = 18  # columns of which each shows its score
 # With more squares than this, full hover texts outweigh the scores: then the hover text is head and score alone.
 _MOST_DESCRIBED = 2000
+# More panels than this are narrow, and have fewer ticks.
+_WIDE_PANELS, _FEW_TICKS = 4, 2
 _DOT_POSITIONS = 200  # that can be told apart
 _SHORT = "<b>%{customdata}</b><br>%{z:.6~r}<extra></extra>"
 
@@ -60,7 +63,7 @@ def heads(
     detector = only_detector(runs[0]) if detector is None else detector
     curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
     scale = score_scale(detector, [curves.score for curves in curves_of_runs])
-    figure = _panels(runs, spacing=0.05)
+    figure = _panels([each_run.name for each_run in runs], spacing=0.05)
     columns = sum(curves.width for curves in curves_of_runs)
     rows = max(len(curves.layers) for curves in curves_of_runs)
     for i, curves in enumerate(curves_of_runs):
@@ -87,7 +90,8 @@ def strips(
 ) -> go.Figure:
     """The strongest heads over all checkpoints, one row each, one panel per run, earliest onset first.
 
-    Ticks mark half-rise onsets. Every run has its own order: the same name is not the same head in another run.
+    Ticks mark onsets. Every run has its own order: the same name is not the same head in another run. Where the
+    strongest heads are those of an untrained model, as by entropy, they are the heads that changed most.
 
     Raises:
         WorkbenchError: if a run has no such scores.
@@ -96,10 +100,11 @@ def strips(
     curves_of_runs = [trajectories(each_run, detector, probe) for each_run in runs]
     scale = score_scale(detector, [curves.score for curves in curves_of_runs])
     axis = training_axis([curves.checkpoints for curves in curves_of_runs], x)
-    figure = _panels(runs, spacing=0.065)
+    titles = [r.name + CHANGED * c.is_strongest_untrained for r, c in zip(runs, curves_of_runs, strict=True)]
+    figure = _panels(titles, spacing=0.065)
     rows = 1
     for i, (each_run, curves) in enumerate(zip(runs, curves_of_runs, strict=True)):
-        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe))
+        marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe), axis.unit)
         order = _by_onset(curves, marks, top)
         rows = max(rows, len(order))
         _add_strip(figure, curves, axis, order, unit=scale.unit, panel=i + 1)
@@ -113,7 +118,7 @@ def strips(
     )
     figure.update_yaxes(showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
-    return draw_axis(figure, axis, theme)
+    return draw_axis(figure, axis, theme, most=_FEW_TICKS if len(runs) > _WIDE_PANELS else None)
 
 
 def place(
@@ -129,38 +134,42 @@ def place(
     """
     scores = run.scores(**at_step(step))
     scores = scores.loc[scores["score"].notna() & scores["head"].notna() & ~scores["detector"].isin(list(UNITS))]
-    rows = records(scores, "layer", "head", "kind", "detector", "probe", "score", "ci_lo", "ci_hi", "n")
-    shown = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
-    rows: list[dict[str, Any]] = [
-        {**row, "label": detector_label(row["detector"], row["probe"], shown, probe)}
-        for row in rows
-        if (row["detector"], row["probe"]) in shown
-    ]
-    of_head = [row for row in rows if (row["layer"], row["head"]) == head]
+    pairs = scores.loc[:, ["detector", "probe"]].drop_duplicates().itertuples(index=False, name=None)
+    shown = chosen_probes(((str(detector), str(on)) for detector, on in pairs), probe)
+    labels = {pair: detector_label(*pair, shown, probe) for pair in shown}
+    keys = list(zip(scores["detector"], scores["probe"], strict=True))
+    scores = scores.assign(label=[labels.get(key) for key in keys])
+    scores = scores.loc[scores["label"].notna()]
+    is_of_layer, is_head = scores["layer"] == head.layer, scores["head"] == head.head
+    of_head, of_layer = _dots(scores.loc[is_of_layer & is_head]), _dots(scores.loc[is_of_layer & ~is_head])
     if not of_head:
         raise WorkbenchError(f"{head} has no scores at {step if step == 'last' else f'step {step}'} in {run.name}")
-    of_layer = [row for row in rows if row["layer"] == head.layer and row["head"] != head.head]
-    others = _thinned([row for row in rows if row["layer"] != head.layer])
+    others = _dots(_thinned(scores.loc[~is_of_layer]))
     figure = go.Figure()
     # transparent colours, not transparent dots: a browser composes each transparent dot as a layer
     dots = {"color": faint(COLOURS[theme][0], 0.75), "size": 8}
     _add_dots(figure, "other layers", others, {"color": faint(PALETTES[theme].muted, 0.28), "size": 5})
     _add_dots(figure, f"layer {head.layer}", of_layer, dots)
     _add_dots(figure, str(head), of_head, {"color": COLOURS[theme][1], "size": 12, "symbol": "diamond"})
-    names = sorted({row["label"] for row in rows}, reverse=True)
+    names = sorted(set(labels.values()), reverse=True)
     styled(figure, theme, height=110 + 34 * len(names))
-    low = min(0.0, math.floor(10 * min(row["score"] for row in rows)) / 10)
+    low = min(0.0, math.floor(10 * float(scores["score"].min())) / 10)
     figure.update_layout(margin={"l": 24 + 7 * max(map(len, names))})
     figure.update_xaxes(range=[low - 0.03, 1.03], title_text="score")
     figure.update_yaxes(categoryorder="array", categoryarray=names, ticks="")
     return figure
 
 
-def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _dots(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return records(rows, "layer", "head", "kind", "label", "score", "ci_lo", "ci_hi", "n")
+
+
+def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
     """Of very many rows, one for each position that can be told apart."""
     if len(rows) <= _MOST_DESCRIBED:
         return rows
-    return list({(row["label"], round(row["score"] * _DOT_POSITIONS)): row for row in rows}.values())
+    places = (rows["score"] * _DOT_POSITIONS).round()
+    return rows.loc[~pd.DataFrame({"label": rows["label"], "place": places}).duplicated(keep="last")]
 
 
 def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: dict[str, Any]) -> None:
@@ -180,10 +189,11 @@ def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: 
     )
 
 
-def _panels(runs: Sequence[RunLike], *, spacing: float | int) -> go.Figure:
-    """One row of panels titled with the runs' names."""
-    titles = [each_run.name for each_run in runs]
-    figure = make_subplots(1, len(runs), horizontal_spacing=spacing if len(runs) > 1 else 0, subplot_titles=titles)
+def _panels(titles: Sequence[str], *, spacing: float | int) -> go.Figure:
+    """One row of titled panels, at most as far apart as plotly allows of so many."""
+    n = len(titles)
+    between = min(spacing, 0.35 / n) if n > 1 else 0
+    figure = make_subplots(1, n, horizontal_spacing=between, subplot_titles=list(titles))
     figure.update_annotations(font={"size": 12}, yshift=2)
     return figure
 
@@ -239,7 +249,7 @@ def _head_ticks(curves: Trajectories) -> dict[str, Any]:
 def _by_onset(curves: Trajectories, marks: dict[int, tuple[int, str]], top: int) -> list[int]:
     """The rows of the strongest heads in the order of their onsets, those without one last; ties by their peak."""
     last = len(curves.checkpoints), ""
-    return sorted(curves.strongest(top), key=lambda row: marks.get(row, last)[0])
+    return sorted(curves.leading(top), key=lambda row: marks.get(row, last)[0])
 
 
 def _add_strip(

@@ -75,7 +75,7 @@ def verdict(verdict: VerdictLike | JudgedPlan, *, theme: Theme = "light") -> go.
         if measure == "right":
             figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=row, col=column)
     styled(figure, theme, height=90 + 270 * n_rows)
-    figure.update_layout(legend={"y": 1 + 0.12 / n_rows}, margin={"t": 64})
+    figure.update_layout(legend={"y": 1 + 0.12 / n_rows}, margin={"t": 64}, meta={"width": 80 + 220 * n_columns})
     figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
     for arm, words, colour in _ARMS:
         figure.add_scatter(

@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 
 from workbench.emergence.head_trajectories import CHECKPOINT_COLUMNS, checkpoint_of, short_count
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
-from workbench.figures.style import COLOURS, ONSET, PALETTES, Theme, line_style, styled
-from workbench.figures.trajectories import records
+from workbench.figures.head_curves import Runs, as_runs, onset_marks
+from workbench.figures.style import COLOURS, MOST_ABOVE, ONSET, PALETTES, Theme, line_style, styled
+from workbench.figures.trajectories import records, trajectories
 from workbench.heads import Head, KVHead, WorkbenchError
 
 _FITS = ("fit_floor", "fit_amplitude", "fit_n50", "fit_width", "n50", "n50_lo", "n50_hi")
@@ -100,10 +101,48 @@ def compare(tables: Mapping[str, pd.DataFrame], *, detector: str, theme: Theme =
     return draw_axis(figure, axis, theme)
 
 
+def onset_shares(
+    run: Runs, *, detector: str, probe: str | None = None, x: AxisUnit = "tokens", theme: Theme = "light"
+) -> go.Figure:
+    """The share of each run's scored heads that have their onset by a checkpoint, one step line per run.
+
+    A run of one checkpoint has no training to count over, and is left out.
+
+    Raises:
+        WorkbenchError: if no run has scores of two checkpoints.
+    """
+    courses = [(each, trajectories(each, detector, probe)) for each in as_runs(run)]
+    styles = {each.name: line_style(i, theme) for i, (each, _) in enumerate(courses)}
+    courses = [(each, curves) for each, curves in courses if len(curves.checkpoints) > 1]
+    if not courses:
+        raise WorkbenchError("there is no training to count onsets over: each run has scores of one checkpoint")
+    axis = training_axis([curves.checkpoints for _, curves in courses], x)
+    figure = go.Figure()
+    for each, curves in courses:
+        onsets = each.onsets(detector, probe=curves.probe)
+        columns = [column for column, _ in onset_marks(curves, onsets, axis.unit).values()]
+        n = [sum(column <= c for column in columns) for c in range(len(curves.checkpoints))]
+        figure.add_scatter(
+            x=axis.positions(curves.checkpoints),
+            y=[count / max(len(onsets), 1) for count in n],
+            name=each.name,
+            mode="lines",
+            line={**styles[each.name], "shape": "hv", "width": 2},
+            text=[f"{count} of {len(onsets)} heads by {c}" for count, c in zip(n, curves.checkpoints, strict=True)],
+            hovertemplate="%{text}<extra>" + each.name + "</extra>",
+        )
+    styled(figure, theme, height=300)
+    figure.update_yaxes(title_text=f"share of heads with an onset: {detector}", rangemode="tozero")
+    figure.update_xaxes(title_text=axis.title)
+    return draw_axis(figure, axis, theme)
+
+
 def mark_phases(
     figure: go.Figure, changes: Mapping[str, pd.DataFrame], *, x: AxisUnit = "tokens", theme: Theme = "light"
 ) -> go.Figure:
     """Mark phase changes in a figure over training: for each run a dotted line where half of the change is over.
+
+    Of more than six runs there are only the triangles at the foot.
 
     Args:
         changes: run name, in the order of the figure's runs -> rows of `Run.phase_changes()` to mark; rows that are no
@@ -112,9 +151,9 @@ def mark_phases(
     for i, (name, table) in enumerate(changes.items()):
         for row in records(table, "metric", "probe", "unit", "is_change", "n10", "n50", "n90"):
             if row["is_change"] and row["n50"] is not None and row["unit"] == x:
-                figure.add_vline(
-                    x=row["n50"], line={"color": line_style(i, theme)["color"], "width": 1.5, "dash": "dot"}, name=name
-                )
+                line = {"color": line_style(i, theme)["color"], "width": 1.5, "dash": "dot"}
+                if len(changes) <= MOST_ABOVE:
+                    figure.add_vline(x=row["n50"], line=line, name=name)
                 figure.add_scatter(
                     x=[row["n50"]],
                     y=[0.02],

@@ -12,10 +12,23 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.console import fixed
-from workbench.figures.style import COLOURS, ONSET, PALETTES, Scale, Theme, colour_axis, letter, line_style, styled
+from workbench.figures.style import (
+    COLOURS,
+    ONSET,
+    PALETTES,
+    Scale,
+    Theme,
+    colour_axis,
+    letter,
+    line_style,
+    sign_colours,
+    styled,
+)
 from workbench.heads import KVHead, LayerInfo, WorkbenchError
 
 _MOST_NUMBERED = 18  # columns of which each shows its score
+_CORNER = 0.36  # from a square's middle to its marks, which stand clear of its score
+_CURVE_COLUMNS = ["n_kept", "nats", "accuracy", "ci_lo", "ci_hi"]
 
 
 @runtime_checkable
@@ -155,7 +168,8 @@ def pareto(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
                 showarrow=False,
             )
     styled(figure, theme, height=380)
-    figure.update_layout(legend={"y": 1.08}, margin={"t": 56})  # above the panels' titles
+    # The legend is above the panels' titles; a narrow card scrolls.
+    figure.update_layout(legend={"y": 1.08}, margin={"t": 56}, meta={"width": 80 + 150 * len(probes)})
     figure.update_annotations(font={"size": 12, "color": PALETTES[theme].text})
     figure.update_xaxes(title_text="key/value cache saved", tickformat=".0%")
     figure.update_yaxes(tickformat=".0%")
@@ -195,8 +209,9 @@ def waterfall(plan: PlanLike, *, top: int = 24, theme: Theme = "light") -> go.Fi
         x=[name for name, _ in bars],
         y=[value for _, value in bars],
         measure=["absolute", *["relative"] * (len(steps) + 1), "total"],
-        decreasing={"marker": {"color": COLOURS[theme][0]}},
-        increasing={"marker": {"color": COLOURS[theme][1]}},
+        # A bar that goes down is a head with a score above zero, which has this colour in the mask.
+        decreasing={"marker": {"color": sign_colours(theme)[0]}},
+        increasing={"marker": {"color": sign_colours(theme)[1]}},
         totals={"marker": {"color": PALETTES[theme].muted}},
         connector={"line": {"color": PALETTES[theme].grid, "width": 1}},
         hovertemplate="%{x}: %{delta:.6~r} nats, then %{final:.6~r}<extra></extra>",
@@ -256,13 +271,13 @@ def _add_frames(figure: go.Figure, squares: Sequence[tuple[int, int]]) -> None:
 
 
 def _add_marks(figure: go.Figure, squares: Sequence[tuple[int, int]], name: str, symbol: str, theme: Theme) -> None:
-    """A small mark at the lower edge of squares, and a legend entry."""
+    """A small mark in the lower left corner of squares, and a legend entry."""
     figure.add_scatter(
-        x=[column for _, column in squares],
-        y=[row + 0.36 for row, _ in squares],
+        x=[column - _CORNER for _, column in squares],
+        y=[row + _CORNER for row, _ in squares],
         mode="markers",
         name=f"{name} ({len(squares)})",
-        marker={"symbol": symbol, "size": 8, "color": COLOURS[theme][2], "line": {"width": 2}},
+        marker={"symbol": symbol, "size": 7, "color": COLOURS[theme][2], "line": {"width": 2}},
         hoverinfo="skip",
         showlegend=True,
     )
@@ -285,10 +300,24 @@ def _add_pareto_line(
         legendgroup=method,
         line={**line, "width": 2.5 if is_plans else 1.5},
         marker={"size": 6 if is_plans else 4},
-        customdata=ordered[["n_kept", "nats", "accuracy"]].to_numpy(),
+        error_y=_error_bars(ordered) if is_plans else None,
+        customdata=[[*row[:3], _interval_in_words(*row[3:])] for row in ordered[_CURVE_COLUMNS].to_numpy().tolist()],
         hovertemplate=f"<b>{method}</b><br>%{{customdata[0]:.0f}} heads kept · %{{x:.0%}} of the cache saved<br>"
-        "%{y:.1%} recovered · %{customdata[1]:.6~r} nats · %{customdata[2]:.1%} right<extra></extra>",
+        "%{y:.1%} recovered%{customdata[3]} · %{customdata[1]:.6~r} nats · %{customdata[2]:.1%} right<extra></extra>",
         showlegend=panel == 1,
         row=1,
         col=panel,
     )
+
+
+def _error_bars(points: pd.DataFrame) -> dict[str, Any] | None:
+    """The 95 % interval of the share recovered; None where no point has one."""
+    if not points["ci_lo"].notna().to_numpy().any():
+        return None
+    above, below = points["ci_hi"] - points["recovered"], points["recovered"] - points["ci_lo"]
+    arrays = {"array": above.fillna(0).clip(lower=0), "arrayminus": below.fillna(0).clip(lower=0)}
+    return {"type": "data", "symmetric": False, **arrays, "thickness": 1, "width": 3}
+
+
+def _interval_in_words(low: float | int, high: float | int) -> str:
+    return "" if math.isnan(low) else f" [{low:.1%}, {high:.1%}]"

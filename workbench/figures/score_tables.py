@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.emergence.head_trajectories import CHECKPOINT_COLUMNS
+from workbench.emergence.onset_words import COLUMNS as ONSET_COLUMNS
 from workbench.heads import WorkbenchError, some_of
 
 _NEEDED = ("layer", "head", "kind", "detector", "probe", "score")
@@ -43,7 +44,7 @@ class ScoreTable:
 
     def onsets(self, *_: Any, **__: Any) -> pd.DataFrame:
         """None: a table of scores has no onsets."""
-        columns = ("layer", "head", "kv_head", "kind", "onset_step", "previous_step")
+        columns = ("layer", "head", "kv_head", "kind", *ONSET_COLUMNS)
         return pd.DataFrame({name: [] for name in columns})
 
 

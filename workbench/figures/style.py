@@ -12,18 +12,34 @@ from jaxtyping import Float
 
 Theme = Literal["light", "dark"]
 
-# Okabe and Ito 2008, told apart with any colour vision, without black and yellow, which vanish on a background;
-# lighter on dark ground, where their blue has a contrast of 3.
+# The first three after Okabe and Ito 2008. The others are the farthest from all before them, one after the other, among
+# colours with a contrast of 3 or more to the card. Any two differ by 15 or more (CIEDE2000), and by 7 or more without
+# the red or the green cones (Machado et al. 2009).
 COLOURS = {
-    "light": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"),
-    "dark": ("#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"),
+    "light": (
+        *("#0072B2", "#C24E00", "#008F68", "#B8548F", "#0D0066", "#454021", "#5A2B3C", "#9C7AFF"),
+        *("#085E5E", "#4000FF", "#979749", "#0F9FB3", "#35436E", "#83613F", "#D24B5C", "#970C2F"),
+    ),
+    "dark": (
+        *("#4FA8E8", "#F28C45", "#2FC49C", "#E87FC0", "#FFFF00", "#6A6A1B", "#6E3DFF", "#356E6E"),
+        *("#EC1349", "#CFE5E8", "#FFE4B8", "#D1C6F1", "#D011A0", "#3F8350", "#FFBF00", "#A7C07C"),
+    ),
 }
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 ONSET = "#E4572E"
 
-LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
-_LETTER_COLOURS = {"full": 0, "sliding": 1, "chunked": 2, "linear": 3, "none": 7}
+# More runs than this have their legend beside a figure, not above it.
+MOST_ABOVE = 6
 
+LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
+# Letters are text, which takes a contrast of 4.5.
+_LETTER_COLOURS = {
+    "light": {"full": "#0069A5", "sliding": "#B34700", "chunked": "#00755A", "linear": "#A23F7C", "none": "#5B6777"},
+    "dark": {"full": "#4FA8E8", "sliding": "#F28C45", "chunked": "#2FC49C", "linear": "#E87FC0", "none": "#A6B0BF"},
+}
+
+# Plotly's buttons that upload a figure, by the names of several versions; wherever a figure is shown, also a notebook.
+_SENDS_AWAY = ("sendDataToCloud", "sendChartToCloud")
 FONT = 'Inter, "Segoe UI", "DejaVu Sans", sans-serif'
 _POSITIVE = {
     "light": ("#f7fbff", "#d0e1f2", "#6baed6", "#2171b5", "#08306b"),
@@ -31,7 +47,7 @@ _POSITIVE = {
 }
 _NEGATIVE = {
     "light": ("#f7fbff", "#fddcc4", "#f5a26b", "#d9601c", "#7f2704"),
-    "dark": ("#141b27", "#4a2a2a", "#a3492f", "#e08a4c", "#ffe0c0"),
+    "dark": ("#141b27", "#451b2e", "#8c2450", "#b52f8a", "#b03ad8"),
 }
 _STOPS = (0.0, 0.15, 0.42, 0.72, 1.0)
 
@@ -73,14 +89,14 @@ class Scale(NamedTuple):
 
 
 def line_style(i: int, theme: Theme) -> dict[str, str]:
-    """Colour and dash of the i-th run of a figure."""
+    """Colour and dash of the i-th run of a figure: 16 colours, and 48 pairs before one comes again."""
     colours = COLOURS[theme]
     return {"color": colours[i % len(colours)], "dash": DASHES[i % len(DASHES)]}
 
 
 def letter(kind: str, theme: Theme) -> str:
     """A layer kind as its coloured letter, for tick labels."""
-    return f'<span style="color:{COLOURS[theme][_LETTER_COLOURS[kind]]}"><b>{LETTERS[kind]}</b></span>'
+    return f'<span style="color:{_LETTER_COLOURS[theme][kind]}"><b>{LETTERS[kind]}</b></span>'
 
 
 def colour_scale(scale: Scale, theme: Theme) -> list[tuple[float, str]]:
@@ -94,6 +110,11 @@ def colour_scale(scale: Scale, theme: Theme) -> list[tuple[float, str]]:
     zero = -scale.low / (scale.high - scale.low)
     below = [(zero * (1 - stop), colour) for stop, colour in zip(_STOPS, _NEGATIVE[theme], strict=True)]
     return [*reversed(below), *((zero + (1 - zero) * stop, colour) for stop, colour in positive[1:])]
+
+
+def sign_colours(theme: Theme) -> tuple[str, str]:
+    """The colours of bars above and below zero, from the two sides of the diverging scale."""
+    return _POSITIVE[theme][3], _NEGATIVE[theme][3]
 
 
 def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:
@@ -123,6 +144,26 @@ def faint(colour: str, strength: float | int) -> str:
     return f"rgba({red}, {green}, {blue}, {strength})"
 
 
+def legend_beside(figure: go.Figure, n: int) -> go.Figure:
+    """Of many runs, set the legend beside the figure, one below the other, and make room for all of them."""
+    if n <= MOST_ABOVE:
+        return figure
+    layout: Any = figure.layout
+    height = max(layout.height or 0, 110 + 19 * n)
+    beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 11}}
+    return figure.update_layout(legend=beside, height=height)
+
+
+def pin_run(figure: go.Figure, name: str, theme: Theme) -> go.Figure:
+    """Draw one run's lines, the baseline, in the colour of text and unbroken, and mark its name in the legend."""
+    traces: Any = figure.data
+    for trace in traces:
+        if trace.type == "scatter" and name in (trace.legendgroup, trace.name):
+            trace.line.color, trace.line.dash = PALETTES[theme].text, "solid"
+            trace.name = f"{name} (baseline)" if trace.showlegend is not False and trace.name == name else trace.name
+    return figure
+
+
 def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
     """Apply the theme to a figure."""
     palette = PALETTES[theme]
@@ -135,7 +176,12 @@ def styled(figure: go.Figure, theme: Theme, *, height: int) -> go.Figure:
         margin={"l": 52, "r": 12, "t": 28, "b": 42},
         hoverlabel={"font": {"family": FONT, "size": 12}, "align": "left"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.muted, "activecolor": palette.text},
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": palette.muted,
+            "activecolor": palette.text,
+            "remove": list(_SENDS_AWAY),
+        },
         hovermode="closest",
         uirevision="keep",
     )

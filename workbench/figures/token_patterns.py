@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.figures.style import PALETTES, Scale, Theme, colour_axis, styled
+from workbench.files.token_text import pieces_of
 from workbench.heads import WorkbenchError
 
 # More squares than this make a figure of tens of MB.
@@ -104,8 +105,8 @@ def _is_list(chosen: Any) -> bool:
 
 
 def _names(ids: list[int], tokenizer: Any) -> list[str]:
-    """Tokens as the tokenizer spells them, or their ids; < and & are not read as markup."""
-    texts = [str(i) for i in ids] if tokenizer is None else [tokenizer.decode([i]) for i in ids]
+    """The text of tokens, or their ids; < and & are not read as markup."""
+    texts = pieces_of(tokenizer, ids) or [str(i) for i in ids]
     return [repr(text)[1:-1].replace("&", "&amp;").replace("<", "&lt;") for text in texts]
 
 

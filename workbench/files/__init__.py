@@ -1,1 +1,1 @@
-"""How files are written and read: whole after a crash, and JSON without NaN."""
+"""How files are written and read: whole after a crash, JSON without NaN, bytes of tokens as text."""

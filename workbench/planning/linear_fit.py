@@ -72,13 +72,21 @@ class LinearFit:
         return {head: form for head, form in self.forms.items() if not self.flags[head]}
 
     def table(self) -> pd.DataFrame:
-        """One row per head: layer, kv_head, features, sharpness, decay, error, flags."""
+        """One row per head: head_name, layer, kv_head, features, sharpness, decay, error, flags (also as fit_flags)."""
         rows = [
-            {"layer": head.layer, "kv_head": head.kv_head, **asdict(form), "error": self.error[head]}
+            {
+                "head_name": str(head),
+                "layer": head.layer,
+                "kv_head": head.kv_head,
+                **asdict(form),
+                "error": self.error[head],
+                "flags": self.flags[head],
+                "fit_flags": self.flags[head],  # `table.flags` is an attribute of every DataFrame
+            }
             for head, form in self.forms.items()
         ]
-        columns = ["layer", "kv_head", "features", "sharpness", "decay", "error"]
-        return pd.DataFrame(rows, columns=columns).assign(flags=[self.flags[head] for head in self.forms])
+        columns = ["head_name", "layer", "kv_head", "features", "sharpness", "decay", "error", "flags", "fit_flags"]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def fit_linear_attention(

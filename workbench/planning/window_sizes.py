@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import nn
 
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import KVHead, WorkbenchError, brief
 from workbench.hooks import HookedModel, open_model
 from workbench.planning.answer_loss import Objective
 from workbench.planning.conversion_objective import Game
@@ -41,17 +41,34 @@ class WindowLadder:
     lost_together: float
 
     def __repr__(self) -> str:
-        windows, safe = ", ".join(map(str, self.windows)), sum(window is not None for window in self.smallest_safe)
-        return (
-            f"WindowLadder({len(self.heads)} heads, windows {windows}: {safe} have one within "
-            f"{self.tolerance:g} nats, {self.lost_together:.3g} lost together; .table())"
-        )
+        return brief(self)
 
     def table(self) -> pd.DataFrame:
         """One row per head: layer, kv_head, a column of nats for each window, smallest_safe."""
         columns = {window: self.scores[:, i] for i, window in enumerate(self.windows)}
         heads = {name: [getattr(head, name) for head in self.heads] for name in ("layer", "kv_head")}
         return pd.DataFrame({**heads, **columns, "smallest_safe": pd.array(self.smallest_safe, dtype="Int64")})
+
+    def by_window(self) -> pd.DataFrame:
+        """One row per head and window: head_name, layer, kv_head, window in tokens, nats, is_safe.
+
+        `is_safe`: the window is no narrower than the smallest safe one. The columns of `table` are numbers and words;
+        these are words alone, as Parquet and plotting libraries take them.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "head_name": str(head),
+                    "layer": head.layer,
+                    "kv_head": head.kv_head,
+                    "window": window,
+                    "nats": float(self.scores[i, j]),
+                    "is_safe": smallest is not None and window >= smallest,
+                }
+                for i, (head, smallest) in enumerate(zip(self.heads, self.smallest_safe, strict=True))
+                for j, window in enumerate(self.windows)
+            ]
+        )
 
 
 def window_ladder(  # noqa: PLR0913  # public keywords

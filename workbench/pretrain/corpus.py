@@ -27,7 +27,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from workbench.files.atomic import replacing_folder
-from workbench.heads import WorkbenchError
+from workbench.heads import WorkbenchError, brief
 
 BOS_TOKEN = "<bos>"
 _SMALLEST_VOCABULARY, _LARGEST_VOCABULARY = 257, 1 << 16  # every byte and <bos>; the range of 16 bits
@@ -57,6 +57,9 @@ class Corpus:
     vocabulary: int
     tokens: UInt16[np.ndarray, " n_tokens"]
     starts: Int64[np.ndarray, " n_documents"]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def held_out(self) -> Path:

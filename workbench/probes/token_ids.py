@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.heads import WorkbenchError
+from workbench.heads import WorkbenchError, brief
 
 # Settings of a configuration whose model rotates queries and keys.
 _ROTARY = (
@@ -57,6 +57,9 @@ class Vocabulary:
 
     ids: Int[Tensor, " n_ids"]
     bos: int | None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 Source: TypeAlias = "HasVocabulary | Vocabulary | int"

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.emergence import aligned, compare, counts
-from workbench.heads import Head, KVHead, WorkbenchError
+from workbench.heads import Head, KVHead, WorkbenchError, brief
 from workbench.runs.run import Run
 
 # Detectors that describe a head; their scores do not rise as it emerges.
@@ -41,6 +41,9 @@ class Summary:
 
     tables: dict[str, pd.DataFrame]
     sentences: list[dict[str, str]]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def summarise(

@@ -16,12 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.detectors import THRESHOLDS, series_far
+from workbench.files.token_text import pieces_of
 from workbench.heads import Head
 from workbench.hooks import HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.pattern_maps import PatternMaps, record_maps
 from workbench.probes import Probe
-from workbench.probes.token_text import pieces_of
 from workbench.store import MapArrays, Origin, QueriesKeys, Store
 from workbench.store.map_parts import map_unit
 from workbench.store.part_files import read_label, read_rows

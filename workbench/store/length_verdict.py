@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.console import fixed
+from workbench.heads import brief
 
 Arm = Literal["full", "planned", "windowed"]
 Measure = Literal["right", "nats"]
@@ -63,6 +64,9 @@ class LengthVerdict:
     tolerance: float
     context: int
     cells: tuple[VerdictCell, ...]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from workbench.files.atomic import replace_file
-from workbench.heads import StoreTooNew, WorkbenchError
+from workbench.heads import StoreTooNew, WorkbenchError, brief
 from workbench.store.map_codes import encode, encode_signed
 from workbench.store.part_files import Problem
 from workbench.store.part_format import Origin, canonical_digest
@@ -35,6 +35,9 @@ class QueriesKeys:
     low: Int[np.ndarray, " t"]
     scale: float
     softcap: float | None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,9 @@ class MapArrays:
     link_value: Float[np.ndarray, "h n_links"]
     fine: Mapping[int, Mapping[int, Float[np.ndarray, "m m"]]] = field(default_factory=dict[int, Any])
     qk: Mapping[int, QueriesKeys] = field(default_factory=dict[int, QueriesKeys])
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,8 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 
-from workbench.heads import Head, WorkbenchError, some_of
+from workbench.files.token_text import joined
+from workbench.heads import Head, WorkbenchError, brief, some_of
 from workbench.store.map_codes import decode, decode_signed, encode
 from workbench.store.map_parts import MapLabel, map_files, read_map_label
 from workbench.store.run_folder import Store
@@ -37,6 +39,9 @@ class HeadMap:
     edges: Int[np.ndarray, " n_edges"]
     is_signed: bool
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -51,6 +56,9 @@ class Tile:
     block: int
     is_signed: bool
     scale: float
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class PatternFile:
@@ -70,10 +78,10 @@ class PatternFile:
 
     @cached_property
     def pieces(self) -> tuple[str, ...] | None:
-        """The text of each token; None where the checkpoint has no tokenizer."""
+        """The text of each token; None where the checkpoint has no tokenizer. A piece of a character: `今 1/3`."""
         if "pieces" not in self._names:
             return None
-        return tuple(json.loads(self._read("pieces").tobytes().decode()))
+        return joined(json.loads(self._read("pieces").tobytes().decode()))
 
     @cached_property
     def heads(self) -> tuple[Head, ...]:
@@ -205,6 +213,23 @@ class PatternFile:
                 "within": np.cumsum(mass) / (beyond[0] if beyond[0] > 0 else 1),
             }
         )
+
+    @property
+    def far_from(self) -> int:
+        """Tokens back from which `far_mass` counts: the stored distance that is nearest to `label.far` by its ratio."""
+        distances = [distance for distance in self.label.distances if distance > 0]
+        return min(distances, key=lambda distance: abs(math.log(distance / self.label.far)), default=1)
+
+    def far_mass(self) -> Float[np.ndarray, " h"]:
+        """The share of attention `far_from` or more tokens back, without the sink, of every head in stored order.
+
+        The mean over the rows that have such a token besides the sink; NaN where the text is too short for any.
+        """
+        n_rows = self.label.n_tokens - 1 - self.far_from
+        if n_rows < 1:
+            return np.full(len(self.heads), np.nan)
+        beyond = self._read("beyond")[:, self.label.distances.index(self.far_from)].astype(float)
+        return beyond * (self.label.n_tokens / n_rows)
 
     def effective_window(self, layer: int, head: int, share: float = 0.95, *, kind: str | None = None) -> float:
         """Tokens back within which `share` of the attention off the sink lies, interpolated linearly within a bin."""

@@ -162,14 +162,11 @@ class Plan:
     verdict: LengthVerdict | None = None
 
     def __repr__(self) -> str:
-        seen = f"{len(self.windowed)} with window {self.window}, sink {self.sink}"
         linear = f", {len(self.linear)} linear" if self.linear else ""
-        share = self.evidence.get("recovered", math.nan)
-        recovered = "" if math.isnan(share) else f"; {share:.2f} of the loss is back where it does worst"
-        return (
-            f"Plan({self.model}: {len(self.keep)} of {len(self.ranking)} heads full, {seen}{linear}; saves "
-            f"{self.kv_saved:.0%} of the cache at {self.context:,} tokens{recovered}; .choices, .curve, .verdict)"
-        )
+        heads = f"{len(self.keep)} of {len(self.ranking)} heads kept{linear}, window {self.window}, sink {self.sink}"
+        saved = f"{self.kv_saved:.0%} of the cache saved at {self.context} tokens"
+        parts = ".choices, .table(), .curves(), .evidence, .remarks, .verdict"
+        return f"Plan({self.model}: {heads}, {saved}, by {self.method} on {self.probe}; {parts})"
 
     @property
     def choices(self) -> dict[KVHead, Choice]:
@@ -230,6 +227,7 @@ class Plan:
             form = choice if isinstance(choice, LinearAttention) else None if own is None else own.form
             rows.append(
                 {
+                    "head_name": str(ranked.head),
                     "layer": ranked.layer,
                     "kv_head": ranked.kv_head,
                     "choice": name_of(choice),

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.checkpoints.formats import checkpoint_format
 from workbench.files.atomic import (
     advisory_lock,
     append_line,
@@ -29,6 +30,7 @@ from workbench.files.atomic import (
 )
 from workbench.files.plain_json import json_text
 from workbench.heads import Metric, Row, StoreTooNew, WorkbenchError
+from workbench.hub.named_models import did_you_mean
 from workbench.store.map_parts import (
     MapArrays,
     MapSource,
@@ -106,12 +108,21 @@ class Store:
         """
         store = cls(Path(path))
         if not store._run_json.is_file():
-            reason = "there is no run.json in it" if store.path.is_dir() else "there is no such folder"
-            raise WorkbenchError(
-                f"{store.path} is not a run: {reason}; make one with `workbench scan DIR --out {store.path}`"
-            )
+            raise WorkbenchError(_why_no_run(store.path))
         store._require_readable()
         return store
+
+    def require_there(self) -> None:
+        """Refuse to go on reading a folder that held a run and is gone: its parts would seem never to have been there.
+
+        Raises:
+            WorkbenchError: if there is no run.json any more.
+        """
+        if not self._run_json.is_file():
+            raise WorkbenchError(
+                f"the run folder {self.path} is gone: it was there when it was opened; put it back, or open the run "
+                "where it is now"
+            )
 
     def description(self) -> RunDescription:
         """What run.json says: schema, job, versions, created."""
@@ -445,9 +456,26 @@ class Store:
             )
 
 
+def _why_no_run(path: Path) -> str:
+    """What a path is instead of a run, and how to make one: never inside of what it holds."""
+    if not path.is_dir():
+        next_step = did_you_mean(str(path)) or f"make one with `workbench scan DIR --out {path}`"
+        return f"{path} is not a run: there is no such folder; {next_step}"
+    folders = [path, *(entry for entry in path.iterdir() if entry.is_dir())]
+    if any(checkpoint_format(folder) != "none" for folder in folders):
+        return (
+            f"{path} is not a run: it holds weights; scan them into another folder: `workbench scan {path} --out "
+            f"runs/{path.resolve().name}`"
+        )
+    place = "RUN, another folder" if any(path.iterdir()) else str(path)
+    return f"{path} is not a run: there is no run.json in it; make one with `workbench scan DIR --out {place}`"
+
+
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise WorkbenchError(f"{path} cannot be read ({error.strerror}); is the run still there?") from error
     except ValueError as error:
         raise WorkbenchError(
             f"{path} is not JSON ({error}); restore it from a copy, or delete it and run the scan again"

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
-from workbench.heads import Head, WorkbenchError
+from workbench.heads import Head, WorkbenchError, brief
 from workbench.store.part_files import Part
 
 COLUMNS = ("layer", "head", "score")
@@ -25,6 +25,9 @@ class Cube:
     layers: Int64[np.ndarray, " n"]
     heads: Int64[np.ndarray, " n"]
     scores: Float32[np.ndarray, "ckpts n"]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def head(self, layer: int, head: int) -> pd.DataFrame:
         """One head over all checkpoints: ckpt, step, score.

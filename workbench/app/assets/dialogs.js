@@ -1,13 +1,14 @@
-// Dialogs over a page: jump to a head, the keys, exports.
+// Dialogs over a page: jump to a head, the keys, exports. Notices beside it.
 (function () {
   "use strict";
 
   const KEYS = [
     ["[ ]", "previous, next checkpoint"],
-    ["h l", "head to the left, to the right"],
-    ["j k", "next, previous layer"],
+    ["h l", "on the Head page: head to the left, to the right"],
+    ["j k", "on the Head page: next, previous layer"],
     ["/", "jump to a head, as L13H2"],
-    ["e", "export: figures, tables, a permalink"],
+    ["m", "fill the window with the card under the pointer, or with the focus; Escape goes back"],
+    ["e", "export: figures, tables, a permalink, addresses to embed"],
     ["d", "dark or light"],
     ["?", "these keys"],
   ];
@@ -64,12 +65,32 @@
   /* export */
 
   function permalink() {
-    const address = new URL(window.location.href);
+    const { pathname, search } = window.location;
     const planes = window.workbench.planes();
-    const step = window.workbench.lastStep();
-    if (step !== null) address.searchParams.set("step", step);
-    if (planes && planes.version) address.searchParams.set("v", planes.version);
-    return address.href;
+    const [, query] = window.workbench.addressWithPlace(`?${search.slice(1)}`, window.workbench.lastPlace()).split("?");
+    const parameters = new URLSearchParams(query);
+    if (planes && planes.version) parameters.set("v", planes.version);
+    return `${window.location.origin}${pathname}?${parameters}`;
+  }
+
+  // What a file shows: the run, the head, detector and probe, the checkpoint, and the versions that made it.
+  function context() {
+    const query = new URLSearchParams(window.location.search);
+    const page = document.querySelector(".wb").className.match(/on-([\w-]+)/)[1];
+    const follows = (control) => !!document.querySelector(`.control-${control}`)?.getClientRects().length || window.workbench.embedded !== null;
+    const planes = window.workbench.planes();
+    const of = { head: [query.get("of"), query.get("head")], compare: ["a", "b"].map((side) => query.get(side) && `${query.get(side)} at ${query.get(`at_${side}`)}`), plan: [query.get("plan")] };
+    const words = of[page] || [query.getAll("run").join(", ")];
+    if (follows("detector") && query.get("detector")) words.push(`${query.get("detector")} on ${query.get("probe")}`);
+    if (follows("checkpoint")) words.push(document.getElementById("checkpoint-label").textContent);
+    if (follows("detector") && planes && planes.version) words.push(planes.version);
+    words.push(`workbench ${document.querySelector('meta[name="workbench-version"]')?.content || ""}`.trim());
+    return words.filter(Boolean);
+  }
+
+  function fileName(name) {
+    const words = [name, ...context().slice(0, -1)].join("-");
+    return words.replace(/[^\w.]+/g, "-").replace(/-+$/, "").slice(0, 140);
   }
 
   function exportAddress(name, extension) {
@@ -79,24 +100,47 @@
     return `${window.workbench.prefix()}export/${name}.${extension}?${query}`;
   }
 
-  function saveFigure(plot, name, format) {
-    const { width, height } = plot._fullLayout;
+  const CAPTION_PX = 44;
+
+  function saveFigure(plot, name, title, format) {
+    const { width, height: ownHeight, margin } = plot._fullLayout;
+    const height = ownHeight + CAPTION_PX;
     const background = getComputedStyle(plot.closest(".card")).backgroundColor;
-    const figure = { data: plot.data, layout: { ...plot.layout, paper_bgcolor: background, width, height } };
-    window.Plotly.downloadImage(figure, { format, filename: name, width, height, scale: format === "png" ? 2 : 1 });
+    const text = `<b>${title}</b><br><span style="font-size: 11px">${context().join(" · ")}</span>`;
+    const caption = { text, x: 8, xref: "container", xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 20 }, font: { size: 13 } };
+    caption.x = 8 / width;
+    const layout = { ...plot.layout, paper_bgcolor: background, width, height, title: caption, margin: { ...plot.layout.margin, t: (margin?.t ?? 28) + CAPTION_PX } };
+    window.Plotly.downloadImage({ data: plot.data, layout }, { format, filename: fileName(name), width, height, scale: format === "png" ? 2 : 1 });
+  }
+
+  // An image of a canvas under the same caption.
+  async function titled(blob, title, card) {
+    const picture = await createImageBitmap(blob);
+    const canvas = node("canvas", { width: Math.max(picture.width, 560), height: picture.height + CAPTION_PX });
+    const brush = canvas.getContext("2d");
+    const style = getComputedStyle(card);
+    brush.fillStyle = style.backgroundColor;
+    brush.fillRect(0, 0, canvas.width, canvas.height);
+    brush.fillStyle = style.color;
+    brush.font = "bold 13px sans-serif";
+    brush.fillText(title, 8, 18);
+    brush.font = "11px sans-serif";
+    brush.fillText(context().join(" · "), 8, 35);
+    brush.drawImage(picture, 0, CAPTION_PX);
+    return new Promise((done) => canvas.toBlob(done));
   }
 
   // The buttons and links that export a card.
   function exportsOf(card) {
     const plot = [...card.querySelectorAll(".dash-graph")].map((holder) => window.workbench.graph(holder.id))[0];
-    const title = (card.querySelector("h3")?.firstChild?.textContent || "figure").trim();
+    const title = (card.querySelector("h3")?.firstChild?.textContent || card.querySelector("h3 input")?.value || "figure").trim();
     const name = `workbench-${(card.querySelector(".dash-graph")?.id || card.dataset.table || "figure").replace(/\W+/g, "-")}`;
     const links = [];
     if (plot && plot.data && plot.data.length) {
       for (const format of ["png", "svg"]) {
         const button = node("button", { className: "text", textContent: format.toUpperCase() });
         button.dataset.format = format;
-        button.addEventListener("click", () => saveFigure(plot, name, format));
+        button.addEventListener("click", () => saveFigure(plot, name, title, format));
         links.push(button);
       }
     }
@@ -109,8 +153,17 @@
     for (const [format, make] of Object.entries(card.makers || {})) {
       const button = node("button", { className: "text", textContent: format });
       button.dataset.format = format.toLowerCase();
-      button.addEventListener("click", async () => save(await make(), `workbench-${title.replace(/\W+/g, "-").toLowerCase()}.${format.toLowerCase()}`));
+      button.addEventListener("click", async () => {
+        const blob = await make();
+        const isImage = format === "PNG";
+        save(isImage ? await titled(blob, title, card) : blob, `${fileName(`workbench-${title.toLowerCase()}`)}.${format.toLowerCase()}`);
+      });
       links.push(button);
+    }
+    if (links.length && card.dataset.card && window.workbench.embedded === null) {
+      const copy = node("button", { className: "text", textContent: "Embed", title: "copy the address of this card alone, for a page that frames it" });
+      copy.dataset.copy = window.workbench.embedAddress(card);
+      links.push(copy);
     }
     return { title: title || card.dataset.table, links };
   }
@@ -136,7 +189,7 @@
   }
 
   function visible(selector) {
-    return [...document.querySelectorAll(`.page ${selector}`)].filter((element) => element.offsetParent);
+    return [...document.querySelectorAll(`.page ${selector}`)].filter((element) => element.getClientRects().length);
   }
 
   function exportAll() {
@@ -153,7 +206,12 @@
     notice(`This link was made with ${linked}; these runs were scored with ${planes.version}. Numbers may differ.`);
   }
 
+  function showNotice(data) {
+    if (data) notice(`${data.text.charAt(0).toUpperCase()}${data.text.slice(1)}.`);
+  }
+
   function notice(text) {
+    document.querySelectorAll(".wb-notice").forEach((old) => old.remove());
     const close = node("button", { className: "text", textContent: "close" });
     const bar = node("div", { className: "wb-notice" }, [node("span", { textContent: `${text} ` }), close]);
     bar.setAttribute("role", "status");
@@ -164,7 +222,7 @@
   document.addEventListener("workbench:stepped", checkVersion);
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-    if (/^(input|textarea|select)$/i.test(event.target.tagName)) return;
+    if (window.workbench.isTyping(event.target)) return;
     const action = { "/": jumpTo, "?": help, e: exportAll }[event.key];
     if (!action) return;
     event.preventDefault();
@@ -175,10 +233,14 @@
     if (button) openExport([button.closest(".card")]);
     if (event.target.closest("#help")) help();
     if (event.target.closest("#export")) exportAll();
+    if (event.target.closest("#jump-head")) jumpTo();
     const copy = event.target.closest("[data-copy]");
     if (copy) {
       navigator.clipboard?.writeText(copy.dataset.copy);
       copy.textContent = "copied";
     }
   });
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { showNotice });
 })();

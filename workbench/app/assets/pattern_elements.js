@@ -3,6 +3,8 @@
   "use strict";
 
   const parts = (window.workbenchPatternParts ??= {});
+  // The names of the cards, as in `/embed/NAME`: words of their titles.
+  const NAMES = ["heads", "distance", "links", "tokens", "pattern"];
   const SVG = "http://www.w3.org/2000/svg";
 
   function make(tag, className, ...children) {
@@ -23,15 +25,21 @@
     const small = make("small", "", about);
     const section = make("section", "card", make("h3", "", title, small), ...body);
     section.about = small;
+    section.dataset.card = NAMES.find((name) => title.toLowerCase().includes(name)) || "pattern";
+    section.querySelector("h3").append(iconButton("maximise", "⤢", "fill the window (m)"));
     return section;
+  }
+
+  function iconButton(name, sign, title) {
+    const button = make("button", `icon ${name}`, sign);
+    button.title = title;
+    button.setAttribute("aria-label", title);
+    return button;
   }
 
   // Offer exports of a card, on `e` and ⤓; `makers`: by format, the function that makes the file.
   function offer(section, makers) {
-    const button = make("button", "icon export", "⤓");
-    button.title = "export (e)";
-    button.setAttribute("aria-label", "export");
-    section.querySelector("h3").append(button);
+    section.querySelector("h3").append(iconButton("export", "⤓", "export (e)"));
     section.makers = makers;
   }
 

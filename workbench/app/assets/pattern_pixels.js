@@ -36,6 +36,16 @@
     return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // the byte order of a pixel in little-endian memory
   }
 
+  // A colour of the scale, -1 to 1 from zero, and the ink that is legible on it.
+  function shade(stops, height) {
+    const position = (1 + Math.max(-1, Math.min(1, height))) / 2;
+    const packed = between(stops.map(([stop, colour]) => [stop, channels(colour)]), position);
+    const rgb = [packed & 255, (packed >> 8) & 255, (packed >> 16) & 255];
+    const [red, green, blue] = rgb.map((channel) => (channel <= 10 ? channel / 3294.6 : ((channel / 255 + 0.055) / 1.055) ** 2.4));
+    const luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    return { colour: `rgb(${rgb.join(", ")})`, ink: luminance > 0.179 ? "#000000" : "#ffffff" };
+  }
+
   // A canvas with one pixel per cell.
   function picture(codes, rows, columns, tile, stops) {
     const canvas = document.createElement("canvas");
@@ -62,5 +72,5 @@
     return { ...JSON.parse(description), codes: new Uint8Array(await answer.arrayBuffer()) };
   }
 
-  window.workbenchPixels = { valueOf, picture, request };
+  window.workbenchPixels = { valueOf, shade, picture, request };
 })();

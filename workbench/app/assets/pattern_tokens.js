@@ -30,7 +30,7 @@
     const value = pixels().valueOf(view.tile, view.tile.codes[cell.row * view.tile.columns + cell.column]);
     view.caption.textContent = `query ${tokens(view, queries)} → key ${tokens(view, keys)} · A = ${parts.number(value)}`;
     for (let i = keys[0]; i <= keys[1]; i++) view.spans[i].classList.add("pointed");
-    colour(view, view.direction === "from" ? queries[0] : keys[0]);
+    if (view.direction !== "loss") colour(view, view.direction === "from" ? queries[0] : keys[0]);
   }
 
   // Choose the token whose row, or column, colours the others.
@@ -52,8 +52,9 @@
     const box = parts.make("div", isSpaced ? "tokens" : "tokens apart");
     view.spans = Array.from(ids, (id, i) => {
       const text = pieces ? pieces[i].replaceAll("\n", "↵\n") || "∅" : String(id);
-      const span = parts.make("span", "", text);
+      const span = parts.make("span", CUT.test(text) ? "cut" : "", text);
       span.dataset.i = i;
+      if (hasLosses(view)) span.title = `${word(view, i)} @${i} · ${lossInWords(view, i)}`;
       return span;
     });
     box.append(...grouped(view.spans));
@@ -62,9 +63,9 @@
     box.addEventListener("mouseover", (event) => index(event) !== undefined && hover(view, Number(index(event))));
     box.addEventListener("mouseleave", () => hover(view, null));
     box.addEventListener("click", (event) => index(event) !== undefined && choose(view, Number(index(event))));
-    const buttons = ["from", "to"].map((direction) => {
+    const buttons = ["from", "to", ...(hasLosses(view) ? ["loss"] : [])].map((direction) => {
       const button = parts.make("button", "button quiet", direction);
-      button.title = direction === "from" ? "what this token looks at" : "who looks at this token";
+      button.title = { from: "what this token looks at", to: "who looks at this token", loss: "how unexpected each token is" }[direction];
       button.addEventListener("click", () => {
         view.direction = direction;
         colour(view);
@@ -75,9 +76,24 @@
     view.buttons = buttons;
     const section = parts.card("Tokens", "", box);
     section.querySelector("h3").append(...buttons);
-    const rows = () => view.spans.map((span, i) => [i, ids[i], pieces ? pieces[i] : "", attention(view, i, view.query)]);
-    parts.offer(section, { CSV: () => parts.asTable(["token", "id", "text", view.direction === "from" ? "attended" : "attends"], rows())() });
+    const nats = hasLosses(view) ? view.losses.nats : null;
+    const side = () => (view.direction === "to" ? "attends" : "attended");
+    const rows = () => view.spans.map((span, i) => [i, ids[i], pieces ? pieces[i] : "", attention(view, i, view.query), ...(nats ? [nats[i] ?? ""] : [])]);
+    parts.offer(section, { CSV: () => parts.asTable(["token", "id", "text", side(), ...(nats ? ["nats"] : [])], rows())() });
     return section;
+  }
+
+  // A piece of a character, as the server writes it.
+  const CUT = /^\S{1,8} \d\/\d$/u;
+  // Nats that have the strongest colour: a chance of 1 in 2,981.
+  const MOST_NATS = 8;
+
+  const hasLosses = (view) => Boolean(view.losses?.nats?.length);
+
+  function lossInWords(view, i) {
+    const nats = view.losses.nats[i];
+    if (nats === null) return "the first token: nothing is before it";
+    return `loss ${nats.toFixed(2)} nats, probability ${Math.exp(-nats).toPrecision(2)}`;
   }
 
   // Groups of tokens that are out of sight are not laid out.
@@ -90,6 +106,7 @@
 
   function hover(view, token) {
     view.svg.querySelectorAll(".hover").forEach((line) => line.remove());
+    if (view.direction === "loss") return token === null ? undefined : (view.caption.textContent = `${word(view, token)} @${token} · ${lossInWords(view, token)}`);
     if (token === null) return colour(view);
     colour(view, token);
     const { q0, q1 } = parts.extent(view);
@@ -106,27 +123,45 @@
     return pixels().valueOf(whole, whole.codes[row * whole.columns + column]);
   }
 
-  // Colour the tokens by one of them; only those whose look changes are touched.
+  // The height of a token's colour on the scale: of its attention from or to the chosen one, or of its loss.
+  function heightOf(view, i, token) {
+    if (view.direction === "loss") return (view.losses.nats[i] ?? 0) / MOST_NATS;
+    const relative = attention(view, i, token) / (view.whole.signed ? view.whole.scale || 1 : 1);
+    return Math.sign(relative) * Math.sqrt(Math.abs(relative));
+  }
+
+  // Colour the tokens by one of them, on the scale of the pattern; only those whose look changes are touched.
   function colour(view, token = view.query) {
     const { whole, spans, inks, direction } = view;
-    const largest = whole.signed ? whole.scale || 1 : 1;
+    const isLoss = direction === "loss";
+    const stops = parts.stops(view);
     spans.forEach((span, i) => {
-      const value = attention(view, i, token);
-      const strength = Math.sqrt(Math.abs(value) / largest);
-      const shade = strength > 0.05 ? `rgba(${value < 0 ? "47, 127, 181" : "245, 158, 11"}, ${strength.toFixed(3)})` : "";
-      const isUnseen = direction === "from" ? i > token : i < token;
-      const ink = `${shade} ${isUnseen} ${i === token}`;
-      if (inks[i] === ink) return;
-      inks[i] = ink;
+      const height = heightOf(view, i, token);
+      const { colour: shade, ink } = Math.abs(height) > 0.05 ? window.workbenchPixels.shade(stops, height) : { colour: "", ink: "" };
+      const isUnseen = !isLoss && (direction === "from" ? i > token : i < token);
+      const look = `${shade} ${isUnseen} ${i === token}`;
+      if (inks[i] === look) return;
+      inks[i] = look;
       span.style.background = shade;
-      span.style.color = strength > 0.55 ? "#10151d" : ""; // light text is not legible on it
+      span.style.color = ink;
       span.classList.toggle("unseen", isUnseen);
-      span.classList.toggle("query", i === token);
+      span.classList.toggle("query", !isLoss && i === token);
     });
     view.buttons.forEach((button) => button.classList.toggle("on", button.textContent === direction));
+    view.words.about.textContent = isLoss ? aboutLosses(view) : aboutToken(view, token, whole);
+  }
+
+  function aboutToken(view, token, whole) {
     const row = whole.block === 1 ? "" : ` · rows of ${whole.block} tokens together`;
-    const title = direction === "from" ? "attention FROM" : "attention TO";
-    view.words.about.textContent = `${title} ${word(view, token)} @${token} · click changes the token${row}`;
+    const title = view.direction === "from" ? "attention FROM" : "attention TO";
+    const missing = view.losses?.reason ? ` · ${view.losses.reason}` : "";
+    return `${title} ${word(view, token)} @${token} · click changes the token · √ scale${row}${missing}`;
+  }
+
+  function aboutLosses(view) {
+    const nats = view.losses.nats.filter((x) => x !== null);
+    const mean = nats.reduce((sum, x) => sum + x, 0) / nats.length;
+    return `loss of each token given those before it · mean ${mean.toFixed(2)} nats over ${nats.length} tokens · the strongest colour: ${MOST_NATS} nats or more`;
   }
 
   Object.assign(parts, { point, pick, choose, tokensCard, colour, word, describeLink });

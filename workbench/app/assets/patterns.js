@@ -8,7 +8,7 @@
   const shown = new Map(); // by the id of the container
 
   // `source`: the parameters that name the patterns to the server; `at`: {layer, head, kind}, the kind where a layer has
-  // two mixers; `onHead`: called with the head that is clicked.
+  // two mixers; null: the head that looks the farthest; `onHead`: called with the head that is clicked.
   async function show(id, source, at, onHead) {
     const holder = document.getElementById(id);
     if (!holder) return;
@@ -19,7 +19,9 @@
     try {
       const same = before?.file && JSON.stringify(before.source) === JSON.stringify(source);
       view.file = same ? before.file : await ask(view, "of", {});
-      const hasLayer = view.file.layers.some((layer) => layer.layer === at.layer);
+      if (source.job) [view.far, view.losses] = same ? [before.far, before.losses] : await Promise.all([ask(view, "far", {}), lossesOf(view)]);
+      view.at ??= parts.farthest(view.far);
+      const hasLayer = view.file.layers.some((layer) => layer.layer === view.at.layer);
       if (!hasLayer) view.at = { layer: view.file.layers[0].layer, head: 0 };
       const [atlas, facts, tile] = await Promise.all([
         ask(view, "atlas", { layer: view.at.layer }),
@@ -41,6 +43,11 @@
     return window.workbenchPixels.request(`patterns/${route}`, { ...view.source, ...more }, view.stop.signal);
   }
 
+  // The loss of each token of a text that was run, or why there is none.
+  async function lossesOf(view) {
+    return window.workbenchPixels.request("probing/losses", { job: view.source.job }, view.stop.signal);
+  }
+
   function tileOf(view, q0, q1, k0, k1) {
     return ask(view, "tile", { ...view.at, q0, q1, k0, k1 });
   }
@@ -51,11 +58,14 @@
   }
 
   function build(view) {
+    if (view.direction === "loss" && !view.losses?.nats?.length) view.direction = "from";
     view.pattern = parts.patternCard(view);
     view.words = parts.tokensCard(view);
     const beside = parts.make("div", "beside", view.words, parts.profileCard(view), parts.linksCard(view));
     const halves = parts.make("div", "halves", view.pattern, beside);
-    view.holder.replaceChildren(parts.make("div", "patterns", parts.atlasCard(view), halves));
+    const map = view.far ? [parts.farCard(view)] : [];
+    view.holder.replaceChildren(parts.make("div", "patterns", ...map, parts.atlasCard(view), halves));
+    if (view.far) parts.paintFar(view);
     parts.paintAtlas(view);
     parts.paint(view);
     parts.colour(view);
@@ -64,8 +74,10 @@
   function redraw() {
     for (const view of shown.values()) {
       if (!view.atlas) continue;
+      if (view.far) parts.paintFar(view);
       parts.paintAtlas(view);
       parts.paint(view);
+      parts.colour(view);
     }
   }
 

@@ -2,7 +2,7 @@
 (function () {
   "use strict";
 
-  const DEFAULTS = { x: "tokens" }; // values that the address leaves out
+  const DEFAULTS = { x: "tokens", group: "each run", base: "no baseline" }; // values that the address leaves out
   const SVG = "http://www.w3.org/2000/svg";
 
   // The slider's position and the scores of the view.
@@ -16,53 +16,82 @@
     return (config && JSON.parse(config.textContent).requests_pathname_prefix) || "/";
   }
 
+  // `/embed/CARD` shows one card alone; the page that has the card stands in the address, or in a list of the server's.
+  const PLACE = ["step", "at", "by"]; // what names a stop of the slider; see slider_stops.py
+  const path = window.location.pathname.slice(prefix().length);
+  const embedded = path.startsWith("embed/") ? decodeURIComponent(path.slice("embed/".length)) : null;
+  let pages = {}; // of cards
+
+  let visits = 0;
   function here() {
-    return { pathname: window.location.pathname, search: window.location.search };
+    const { pathname, search } = window.location;
+    if (embedded === null) return { pathname, search, visit: ++visits };
+    const query = new URLSearchParams(search);
+    const page = query.get("page") || pages[embedded] || "overview";
+    query.delete("page");
+    query.delete("theme");
+    return { pathname: prefix() + page, search: `?${query}`, visit: ++visits };
   }
 
-  function currentStep() {
+  // Where the slider stands; null at the last stop, which the address leaves out, so that it follows a scan.
+  function currentPlace() {
     const { position, planes } = shown;
     if (!planes || position === null || position >= planes.stops.length - 1) return null;
-    const first = Object.values(planes.runs)[0];
-    const column = first ? first.columns[position] : -1;
-    return column < 0 ? null : first.steps[column];
+    return planes.stops[position].place;
   }
 
-  // The step at the slider. The address leaves out the last one, so that it follows a scan; a permalink has it.
-  function lastStep() {
+  // The place as a permalink has it.
+  function lastPlace() {
     const { position, planes } = shown;
-    const first = planes && Object.values(planes.runs)[0];
-    const column = first ? first.columns[position] : -1;
-    return column < 0 ? null : first.steps[column];
+    return (planes && planes.stops[position]?.place) || {};
   }
 
-  function addressWithStep(address) {
+  // What the server needs to find the place again among other runs.
+  function currentStep() {
+    const place = currentPlace();
+    if (!place) return null;
+    const { position, planes } = shown;
+    return { place, names: checkpointNames(position, planes), x: planes.stops[position].x };
+  }
+
+  function addressWithPlace(address, place) {
     const [page, query] = address.split("?");
     const parameters = new URLSearchParams(query);
-    const step = currentStep();
-    parameters.delete("step");
-    if (step !== null) parameters.set("step", step);
+    PLACE.forEach((name) => parameters.delete(name));
+    for (const [name, value] of Object.entries(place || {})) parameters.set(name, value);
     return page + "?" + parameters.toString();
   }
 
-  function readAddress() {
+  function readAddress(_, pagesOfCards) {
+    pages = pagesOfCards || {};
     return here();
   }
 
   function writeAddress(to) {
     if (!to) return;
-    const address = prefix() + (shown.planes ? addressWithStep(to.address) : keepStep(to.address));
+    const address = prefix() + asEmbedded(to.keepsPlace || !shown.planes ? keepPlace(to.address) : addressWithPlace(to.address, currentPlace()));
     if (address !== window.location.pathname + window.location.search) {
-      if (to.replace) window.history.replaceState(null, "", address);
+      if (to.replace || embedded !== null) window.history.replaceState(null, "", address);
       else window.history.pushState(null, "", address);
     }
     const head = new URLSearchParams(to.address.split("?")[1]).get("head");
     document.title = head ? head + " · attention workbench" : "attention workbench";
+    document.dispatchEvent(new Event("workbench:navigated"));
   }
 
-  function keepStep(address) {
-    const step = new URLSearchParams(window.location.search).get("step");
-    return step === null ? address : address + "&step=" + step;
+  function keepPlace(address) {
+    const query = new URLSearchParams(window.location.search);
+    return addressWithPlace(address, Object.fromEntries(PLACE.filter((name) => query.has(name)).map((name) => [name, query.get(name)])));
+  }
+
+  function asEmbedded(address) {
+    if (embedded === null) return address;
+    const [page, search] = address.split("?");
+    const query = new URLSearchParams(search);
+    const theme = new URLSearchParams(window.location.search).get("theme");
+    query.set("page", page);
+    if (theme) query.set("theme", theme);
+    return `embed/${encodeURIComponent(embedded)}?${query}`;
   }
 
   let writing = null;
@@ -70,7 +99,7 @@
     clearTimeout(writing);
     writing = setTimeout(() => {
       const page = window.location.pathname.slice(prefix().length);
-      const address = prefix() + addressWithStep(page + "?" + window.location.search.slice(1));
+      const address = prefix() + addressWithPlace(page + "?" + window.location.search.slice(1), currentPlace());
       if (address !== window.location.pathname + window.location.search) {
         window.history.replaceState(null, "", address);
       }
@@ -84,7 +113,7 @@
   function applyTheme(dark, view) {
     const page = view ? view.page : document.querySelector(".page").dataset.pageName;
     document.documentElement.classList.toggle("dark", Boolean(dark));
-    return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}`];
+    return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}${embedded === null ? "" : " embedded"}`];
   }
 
   function frame(view) {
@@ -128,16 +157,41 @@
 
   function showCheckpoint(position, planes, dark, view) {
     const same = window.dash_clientside.no_update;
-    if (!planes || !planes.stops.length) return [[], "", same];
+    if (!planes) return [[], "", same];
+    if (!planes.stops.length) {
+      shown = { position: null, planes: null };
+      return [unscoredCards(planes), "", same];
+    }
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
     document.dispatchEvent(new Event("workbench:stepped"));
+    document.querySelector(".controls .checkpoint").classList.toggle("one", areAllOne(planes));
     graphs().forEach((id) => update(graph(id), id));
     window.dash_clientside.set_props("current-step", { data: currentStep() });
     writeStep();
     // Pages that follow the slider ask the server; on other pages nothing changes.
     const names = frame(view)?.dataset.followsCheckpoint ? checkpointNames(position, planes) : same;
-    return [cards(position, planes, dark), label(position, planes), names];
+    const base = Object.fromEntries((view && view.more) || []).base;
+    const words = label(position, planes);
+    sayCheckpoint(words);
+    return [cards(position, planes, base), words, names];
+  }
+
+  // For those who hear the page: the slider's value in words, and once it rests.
+  let saying = null;
+  let lastSaid = null;
+  function sayCheckpoint(words) {
+    clearTimeout(saying);
+    saying = setTimeout(() => {
+      document.querySelector("#checkpoint [role=slider]")?.setAttribute("aria-valuetext", words);
+      if (lastSaid !== null && lastSaid !== words) announce(`checkpoint ${words}`);
+      lastSaid = words;
+    }, 300);
+  }
+
+  function announce(text) {
+    const region = document.getElementById("announced");
+    if (region) region.textContent = text;
   }
 
   function checkpointNames(position, planes) {
@@ -145,7 +199,17 @@
     return Object.fromEntries(here.map(([name, run]) => [name, run.names[run.columns[position]]]));
   }
 
+  // Models of one checkpoint each have nothing to step through.
+  function areAllOne(planes) {
+    const runs = Object.values(planes.runs);
+    return runs.length > 0 && runs.every((run) => run.checkpoints.length === 1);
+  }
+
   function label(position, planes) {
+    if (areAllOne(planes)) {
+      const names = [...new Set(Object.values(planes.runs).map((run) => run.checkpoints[0]))];
+      return names.length > 3 ? `one each of ${names.length} models` : names.join(", ");
+    }
     const labels = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
     const same = labels.every((text) => text === labels[0]);
     return (same && labels[0]) || planes.stops[position].label;
@@ -176,6 +240,7 @@
       return;
     }
     fit(plot);
+    breakLines(plot);
     const hasText = ((plot.layout && plot.layout.annotations) || []).some((annotation) => annotation.text);
     document.getElementById(id).classList.toggle("waiting", !plot.data.length && !hasText);
     if (!plot.isWatched) {
@@ -183,9 +248,13 @@
       plot.on("plotly_afterplot", () => update(plot, id));
       if (!marked(id, "mask")) plot.on("plotly_click", (event) => clicked(event.points[0]));
       document.dispatchEvent(new CustomEvent("workbench:watched", { detail: { plot, id } }));
-      new ResizeObserver(() => fit(plot)).observe(plot.parentElement);
+      new ResizeObserver(() => {
+        fit(plot);
+        breakLines(plot);
+      }).observe(plot.parentElement);
     }
     update(plot, id);
+    document.dispatchEvent(new CustomEvent("workbench:drawn", { detail: { plot, id } }));
   }
 
   // A figure has its own height. Its width is the card's; many panels need more, and then the card scrolls.
@@ -194,6 +263,28 @@
     const width = plot.parentElement.clientWidth && Math.max(plot.parentElement.clientWidth, least);
     plot.style.minWidth = `${least}px`;
     if (width > 0 && plot._fullLayout && Math.abs(plot._fullLayout.width - width) > 1) window.Plotly.Plots.resize(plot);
+  }
+
+  // Plotly breaks no lines: a message gets lines that fit into its card.
+  function breakLines(plot) {
+    const text = ((plot.layout && plot.layout.meta) || {}).message;
+    if (!text || !plot.clientWidth) return;
+    const most = Math.max(24, Math.floor((plot.clientWidth - 70) / 7.2));
+    const piece = new RegExp(`.{1,${most}}`, "g");
+    const lines = text.split("<br>").flatMap((part) => {
+      const broken = [""];
+      for (const word of part.split(/ |(?<=[/\\])/).flatMap((long) => (long.length > most ? long.match(piece) : [long]))) {
+        const glue = broken[broken.length - 1] === "" || /[/\\]$/.test(broken[broken.length - 1]) ? "" : " ";
+        const longer = broken[broken.length - 1] + glue + word;
+        if (longer.replace(/<[^>]*>/g, "").length > most && broken[broken.length - 1]) broken.push(word);
+        else broken[broken.length - 1] = longer;
+      }
+      return broken;
+    });
+    const annotation = plot.layout.annotations?.[0];
+    if (!annotation || annotation.text === lines.join("<br>")) return;
+    annotation.text = lines.join("<br>");
+    window.Plotly.redraw(plot);
   }
 
   // Bring a plot to the shown checkpoint. A new figure from the server has a new `plot.data`.
@@ -287,35 +378,53 @@
 
   /* the cards: the number of heads, now and so far */
 
-  function cards(position, planes, dark) {
-    const colours = dark
-      ? ["#4FA8E8", "#F28C45", "#2FC49C", "#E39AC6", "#9AD8F7", "#F4BE4F", "#B7A0E6", "#A6B0BF"]
-      : ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8A6FB0", "#7F7F7F"];
-    const unscored = Object.entries(planes.unscored || {}).map(([name, reason]) =>
-      div("card kpi", [div("what", [span("", name)]), div("value", "–"), div("about", `not shown on ${planes.probe}: ${reason}`)], {
-        borderLeftColor: "var(--muted)",
-      }),
-    );
+  function cards(position, planes, base) {
     return Object.entries(planes.runs).map(([name, run], i) => {
-      const [value, about] = planes.threshold === null ? extremes(run, position, planes) : counted(run, position, planes);
+      const isCounted = planes.threshold !== null;
+      const [value, about] = isCounted ? counted(run, position, planes) : extremes(run, position, planes);
+      const baseline = isCounted && base !== name && planes.runs[base];
+      if (name === base && isCounted) value.push(span("of", " (baseline)"));
+      if (baseline) value.push(span("of", ` · ${against(run, baseline, position, planes)}`));
       return div("card kpi", [div("what", [span("", name), span("muted", run.layers)]), div("value", value), div("about", about)], {
-        borderLeftColor: colours[i % colours.length],
+        borderLeftColor: `var(--run-${i % 16})`, // as `figures.style.COLOURS`
       });
-    }).concat(unscored);
+    }).concat(unscoredCards(planes));
+  }
+
+  // What is not shown, and why.
+  function unscoredCards(planes) {
+    const why = (name, reason) =>
+      div("card kpi", [div("what", [span("", name)]), div("value", "–"), div("about", reason)], { borderLeftColor: "var(--muted)" });
+    const unscored = Object.entries(planes.unscored || {});
+    if (!unscored.length && !Object.keys(planes.runs).length) return [why("no scores", (planes.reason || "").replace(/<[^>]*>/g, " "))];
+    return unscored.map(([name, reason]) => why(name, planes.probe ? `not shown on ${planes.probe}: ${reason}` : reason));
+  }
+
+  // How many heads are at the threshold or above.
+  function countOf(run, position, planes) {
+    const last = run.columns[position];
+    const n = run.heads.length;
+    const now = last < 0 ? [] : plane(run).score.subarray(last * n, (last + 1) * n);
+    return now.filter((value) => value >= planes.threshold).length;
+  }
+
+  function against(run, baseline, position, planes) {
+    const difference = countOf(run, position, planes) - countOf(baseline, position, planes);
+    return `${difference > 0 ? "+" : difference < 0 ? "−" : "±"}${Math.abs(difference)} to the baseline`;
   }
 
   function counted(run, position, planes) {
-    const { score } = plane(run);
     const last = run.columns[position];
     const n = run.heads.length;
     const reached = firstReached(run, planes.threshold);
     const ever = reached.filter((column) => column <= last).length;
-    const now = last < 0 ? 0 : score.subarray(last * n, (last + 1) * n).filter((value) => value >= planes.threshold).length;
+    const now = countOf(run, position, planes);
     const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
     const isOne = run.checkpoints.length === 1;
     const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
-    if (isOne) return [[`${now}`, span("of", rule)], "one checkpoint: no onset to tell"];
-    return [[`${now}`, span("of", rule)], `${ever} so far · ${ever - now} lost · ${onset}`];
+    const source = span("of", rule, `threshold ${planes.threshold}: ${planes.threshold_source}`);
+    if (isOne) return [[`${now}`, source], "one checkpoint: no onset to tell"];
+    return [[`${now}`, source], `${ever} so far · ${ever - now} lost · ${onset}`];
   }
 
   // The first checkpoint at which each head reaches a threshold.
@@ -343,17 +452,27 @@
     return [[fixed(mean, 2), span("of", ` ${planes.unit}, mean ${planes.detector}`)], ends];
   }
 
-  function component(type, className, children, style) {
-    return { namespace: "dash_html_components", type, props: { className, children, style } };
+  function component(type, className, children, { style, title } = {}) {
+    return { namespace: "dash_html_components", type, props: { className, children, style, title } };
   }
-  const div = (className, children, style) => component("Div", className, children, style);
-  const span = (className, children) => component("Span", className, children);
+  const div = (className, children, style) => component("Div", className, children, { style });
+  const span = (className, children, title) => component("Span", className, children, { title });
 
   /* pointing and keys */
 
   let jumps = 0;
   function jump(to) {
+    if (embedded !== null && to.page && to.page !== here().pathname.slice(prefix().length)) return openApp(to);
     window.dash_clientside.set_props("jump", { data: { ...to, count: ++jumps } });
+  }
+
+  // The whole app in a tab of its own: an embedded card has no pages.
+  function openApp({ page, head, run } = {}) {
+    const { pathname, search } = here();
+    const query = new URLSearchParams(search);
+    if (head) query.set("head", head);
+    if (head && run) query.set("of", run);
+    window.open(`${prefix()}${page || pathname.slice(prefix().length)}?${query}`, "_blank", "noopener");
   }
 
   function clicked(point) {
@@ -385,12 +504,18 @@
   }
 
   function pressed(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (/^(input|textarea|select)$/i.test(event.target.tagName) && event.target.type !== "search") return;
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
     if (document.querySelector("dialog[open]")) return;
     if (event.key === "[" || event.key === "]") step(event.key === "]" ? 1 : -1);
     else if (event.key === "d") toggleTheme();
     else if ("hjkl".includes(event.key) && event.key.length === 1) jump({ key: event.key });
+  }
+
+  // Whether a key is a letter of a text. Chips and the inputs of selects, which only show a choice, take no text.
+  function isTyping(element) {
+    if (element.isContentEditable || /^(textarea|select)$/i.test(element.tagName)) return true;
+    const isText = !/^(checkbox|radio|range|button|submit|color|file|image|reset)$/.test(element.type || "");
+    return /^input$/i.test(element.tagName || "") && isText && !element.readOnly && !element.disabled;
   }
 
   function step(by) {
@@ -410,12 +535,12 @@
     const link = event.target.closest("a[data-page]");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      const { page, head, run } = link.dataset;
-      jump(head ? { page, head, run } : { page });
+      const { page, head, run, set } = link.dataset;
+      jump({ page, ...(head ? { head, run } : {}), ...(set ? { set: JSON.parse(set) } : {}) });
     }
   });
 
-  window.workbench = { jump, prefix, graph, marked, lastStep, planes: () => shown.planes };
+  window.workbench = { jump, prefix, graph, marked, lastPlace, addressWithPlace, announce, isTyping, embedded, openApp, planes: () => shown.planes };
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     workbench: {
       ...((window.dash_clientside || {}).workbench || {}),

@@ -2,5 +2,5 @@
 
 from importlib import import_module
 
-for _name in ("overview", "head", "compare", "plan", "jobs", "probe"):
+for _name in ("overview", "head", "head_table", "compare", "plan", "jobs", "probe"):
     import_module(f"workbench.app.pages.{_name}")

@@ -11,13 +11,14 @@ from dash import Dash, Input, Output, html, no_update
 
 from workbench import emergence, figures
 from workbench.app import ids
-from workbench.app.components import attributes, card, choice, graph, message, text_table, theme_of
-from workbench.app.pages.overview import emerged
+from workbench.app.components import ABSENT, attributes, card, choice, graph, message, text_table, theme_of
+from workbench.app.onset_tables import class_onsets, onset_table
+from workbench.app.pages.overview import emerged, scored
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
+from workbench.app.state.scan_states import why_empty
 from workbench.app.state.view import View
 from workbench.console import fixed
-from workbench.emergence.head_trajectories import short_count
 from workbench.figures.style import Theme
 from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
@@ -33,24 +34,64 @@ MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, PAIRING, LOCK_IN, LOCK_IN_SENTEN
     "lock-in",
     "lock-in-said",
 )
+SCATTER_ABOUT, MOVED_TITLE, MOVED_ABOUT, TRAINING = "against-about", "moved-title", "moved-about", "compare-training"
 _MOVED_ROWS = 40
 _SAME = "A and B are the same checkpoint: choose another run or checkpoint above"
 _MATRICES_PX = 760
+_BY_RANK = "By rank: the largest differences"
+# Of each way to pair heads: what the points are, and the title and the words above the table.
+_TITLES: dict[str, tuple[str, str, str]] = {
+    "head": (
+        "a head's score in A and in B; framed: their 95 % intervals do not overlap · click opens the head",
+        "What moved most",
+        "the largest changes first",
+    ),
+    "rank": (
+        "two heads of one rank, in A and in B: the points of two rankings, not of one head · click opens that of A",
+        _BY_RANK,
+        "A and B have other heads: no head moved, and noise is not told",
+    ),
+    "share": (
+        "two heads at one share of their rankings, in A and in B · click opens that of A",
+        "By share of the ranking: the largest differences",
+        "A and B have other heads, and not as many: no head moved, and noise is not told",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The two sides of a comparison: runs, names of checkpoints, and whether heads of one name are the same head."""
+    """The two sides of a comparison: runs, names of checkpoints, and whether heads of one name are the same head.
+
+    `shares_heads`: they are two checkpoints of a run, or of runs that have trained weights in common.
+    `shares_start`: the two runs have no more than their untrained weights in common.
+    """
 
     runs: tuple[Run, Run]
     checkpoints: tuple[str, str]
     shares_heads: bool
+    shares_start: bool = False
 
     @property
     def names(self) -> tuple[str, str]:
         """Run and checkpoint of each side."""
-        a, b = (f"{run.name} · {name}" for run, name in zip(self.runs, self.checkpoints, strict=True))
+        both = zip(self.runs, self.checkpoints, strict=True)
+        a, b = (name if run.name == name else f"{run.name} · {name}" for run, name in both)
         return a, b
+
+    @property
+    def has_training(self) -> bool:
+        """Whether either side has more than one checkpoint."""
+        return any(not run.is_one_model for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of heads of two sides, as `emergence.paired` has them, how they were made, and of how many heads."""
+
+    table: pd.DataFrame
+    by: emergence.Matching
+    n_heads: tuple[int, int]
 
 
 def settle(view: View, content: Content) -> View:
@@ -82,21 +123,29 @@ def sides_of(view: View, runs: Runs) -> Sides:
     """
     if view.get("a") not in runs or view.get("b") not in runs:
         raise WorkbenchError(
-            f"no chosen run has scores of {view.detector or 'any detector'}; make some with "
+            why_empty(runs[name] for name in view.runs if name in runs)
+            or f"no chosen run has scores of {view.detector or 'any detector'}; make some with "
             "<b>workbench scan DIR --out RUN</b>"
         )
     a, b = runs[view.get("a")], runs[view.get("b")]
-    shares_heads = a is b or bool(a.weight_digests(view.detector) & b.weight_digests(view.detector))
-    return Sides((a, b), (view.get("at_a"), view.get("at_b")), shares_heads)
+    shares_heads, shares_start = a is b, False
+    if a is not b:
+        shares_heads = bool(
+            a.weight_digests(view.detector, trained=True) & b.weight_digests(view.detector, trained=True)
+        )
+        shares_start = not shares_heads and bool(a.weight_digests(view.detector) & b.weight_digests(view.detector))
+    return Sides((a, b), (view.get("at_a"), view.get("at_b")), shares_heads, shares_start)
 
 
-def pairs_of(sides: Sides, view: View) -> pd.DataFrame:
-    """The pairs of heads of two sides; see `emergence.paired`."""
+def pairs_of(sides: Sides, view: View) -> Pairs:
+    """The pairs of heads of two sides: the same heads, or by rank, or by share of the ranking where one has more."""
     a, b = (
         run.scores(detector=view.detector, probe=view.probe, ckpt=name)
         for run, name in zip(sides.runs, sides.checkpoints, strict=True)
     )
-    return emergence.paired(a, b, by="head" if sides.shares_heads else "rank")
+    n_heads = len(a.dropna(subset="score")), len(b.dropna(subset="score"))
+    by: emergence.Matching = "head" if sides.shares_heads else "rank" if n_heads[0] == n_heads[1] else "share"
+    return Pairs(emergence.paired(a, b, by=by), by, n_heads)
 
 
 def agreement_of(sides: Sides, view: View) -> dict[str, pd.DataFrame]:
@@ -116,7 +165,7 @@ def register(app: Dash, content: Content) -> None:
 
     @app.callback(
         *(Output(ids.parameter_id(name), key) for name in ("a", "at_a", "b", "at_b") for key in ("data", "value")),
-        Output(PAIRING, "children"),
+        Output(TRAINING, "className"),
         *changes[:2],
     )
     def offer_sides(view_json: Any, _: Any) -> Any:
@@ -131,22 +180,28 @@ def register(app: Dash, content: Content) -> None:
             labels = checkpoint_labels(runs[view.get(run)], view).items()
             choices += [names, view.get(run), [{"value": name, "label": label} for name, label in labels]]
             choices.append(view.get(checkpoint))
-        return *choices, _pairing(sides_of(view, runs))
+        return *choices, "stack" if sides_of(view, runs).has_training else ABSENT
 
-    @app.callback(Output(SCATTER, "figure"), Output(MOVED, "children"), *changes)
+    @app.callback(
+        Output(SCATTER, "figure"),
+        Output(MOVED, "children"),
+        Output(PAIRING, "children"),
+        *(Output(name, "children") for name in (SCATTER_ABOUT, MOVED_TITLE, MOVED_ABOUT)),
+        *changes,
+    )
     def show_pairs(view_json: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("compare", view_json), theme_of(is_dark)
         if view is None:
-            return no_update, no_update
+            return (no_update,) * 6
         try:
             sides = sides_of(view, runs)
             if sides.names[0] == sides.names[1]:
-                return message(_SAME, theme), []
+                return message(_SAME, theme), [], "", *_TITLES["head"]
             pairs = pairs_of(sides, view)
-            figure = figures.scores_against(pairs, detector=view.detector, names=sides.names, theme=theme)
+            figure = figures.scores_against(pairs.table, detector=view.detector, names=sides.names, theme=theme)
         except WorkbenchError as error:
-            return message(str(error), theme), []
-        return figure, moved_table(pairs, view.get("a"))
+            return message(str(error), theme), [], "", *_TITLES["head"]
+        return figure, moved_table(pairs, view.get("a")), pairing(sides, pairs), *_TITLES[pairs.by]
 
     @app.callback(Output(MATRICES, "figure"), *changes)
     def show_matrices(view_json: Any, _: Any, is_dark: Any) -> Any:
@@ -179,10 +234,20 @@ def register(app: Dash, content: Content) -> None:
         return *_draw_lock_in(view, runs, theme), *_draw_classes(view, runs, theme)
 
 
-def _pairing(sides: Sides) -> str:
-    if sides.shares_heads:
+def pairing(sides: Sides, pairs: Pairs) -> str:
+    """Which heads are compared with which, and why."""
+    if pairs.by == "head":
         return "one lineage: heads of the same name are compared"
-    return "no checkpoint in common: heads are compared by rank, the strongest with the strongest, not by name"
+    n, n_other = pairs.n_heads
+    why = "they share their untrained weights alone, and no trained checkpoint" if sides.shares_start else ""
+    why = why or "they have no checkpoint in common"
+    if pairs.by == "rank":
+        return f"{why}: heads are compared by rank, the strongest with the strongest, not by name"
+    few, many = min(n, n_other), max(n, n_other)
+    return (
+        f"{why}, and A has {n} heads, B {n_other}: each of the {few} stands beside the one at the same share of the "
+        f"ranking of the {many}, in the middle of every {many / few:.3g}; never by name or by rank"
+    )
 
 
 def _draw_lock_in(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, str]:
@@ -196,46 +261,35 @@ def _draw_lock_in(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, str]
 
 def _draw_classes(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, Any]:
     try:
-        tables = emerged(view, runs)
-        stepless = [name for name, table in tables.items() if set(table["unit"]) == {""}]
-        if len(stepless) < len(tables):
-            tables = {name: table for name, table in tables.items() if name not in stepless}
-        figure = figures.compare(tables, detector=view.detector, theme=theme)
-        counted = class_table(emergence.compare(tables))
-        if not stepless:
-            return figure, counted
-        return figure, [counted, html.P(f"not counted: no steps are known of {', '.join(stepless)}", className="muted")]
+        of_training = [run for run in scored(view, runs) if run.n_scored > 1]
+        figure = figures.onset_shares(of_training, detector=view.detector, probe=view.probe, x=view.x, theme=theme)
     except WorkbenchError as error:
         return message(str(error), theme), []
+    counted = onset_table(class_onsets(scored(view, runs), view))
+    left_out = [run.name for run in scored(view, runs) if run.n_scored == 1]
+    if not left_out:
+        return figure, counted
+    return figure, [counted, html.P(f"not counted, of one checkpoint: {', '.join(left_out)}", className="muted")]
 
 
-def moved_table(pairs: pd.DataFrame, run: str) -> html.Table:
-    """The pairs that changed most; a click on a head opens its page."""
+def moved_table(pairs: Pairs, run: str) -> html.Table:
+    """The pairs that differ most; a click on a head opens its page. Noise is told of the same head alone."""
+    is_same = pairs.by == "head"
     rows: list[list[Any]] = []
-    for row in records(pairs.head(_MOVED_ROWS), *pairs.columns):
+    for row in records(pairs.table.head(_MOVED_ROWS), *pairs.table.columns):
         link = html.A(row["name"], href="head", **attributes(data_page="head", data_head=row["name"], data_run=run))
-        names = [link] if row["name"] == row["name_other"] else [link, f" – {row['name_other']}"]
+        names: list[Any] = [link] if is_same else [link, f" – {row['name_other']}"]
         kinds = row["kind"] if row["kind"] == row["kind_other"] else f"{row['kind']} – {row['kind_other']}"
-        numbers = fixed(row["score"]), fixed(row["score_other"]), fixed(row["change"], sign="+")
-        rows.append([names, kinds, *numbers, "yes" if row["apart"] else ""])
-    return text_table(("head", "kind", "A", "B", "change", "beyond noise"), rows, numbers_from=2)
-
-
-def class_table(summary: pd.DataFrame) -> html.Table:
-    """How many heads of the class each run has, and when they emerged."""
-    rows: list[list[Any]] = []
-    for row in records(summary, *summary.columns):
-        onsets = ["–" if row[name] is None else short_count(row[name]) for name in ("first", "median", "q90")]
-        counts = (f"{row[name]}" for name in ("n_heads", "at_first", "emerged", "transient"))
-        rows.append([row["run"], *counts, f"{row['share']:.0%}", *onsets])
-    unit = str(summary["unit"].iloc[0]) or "amount"
-    titles = ("run", "heads", "there at first", "emerged", "lost again", "there at the end")
-    return text_table((*titles, f"first ({unit})", "median", "9 in 10"), rows, numbers_from=1)
+        numbers = [fixed(row["score"]), fixed(row["score_other"]), fixed(row["change"], sign="+")]
+        rows.append([names, kinds, *numbers, *(["yes" if row["apart"] else ""] if is_same else [])])
+    titles = ("head", "kind", "A", "B", "change", "beyond noise") if is_same else ("A – B", "kind", "A", "B", "B − A")
+    return text_table(titles, rows, numbers_from=2)
 
 
 def _moved(view: View, content: Content, _: int | None) -> pd.DataFrame:
     sides = sides_of(view, content.runs)
-    return pairs_of(sides, view).assign(one=sides.names[0], other=sides.names[1])
+    pairs = pairs_of(sides, view)
+    return pairs.table.assign(one=sides.names[0], other=sides.names[1], paired_by=pairs.by)
 
 
 def _rank_agreement(view: View, content: Content, _: int | None) -> pd.DataFrame:
@@ -247,6 +301,10 @@ def _lock_in(view: View, content: Content, _: int | None) -> pd.DataFrame:
     return sides_of(view, content.runs).runs[0].lock_in(view.detector, probe=view.probe)
 
 
+def _class_onsets(view: View, content: Content, _: int | None) -> pd.DataFrame:
+    return class_onsets(scored(view, content.runs), view)
+
+
 def _compare(view: View, content: Content, _: int | None) -> pd.DataFrame:
     return emergence.compare(emerged(view, content.runs))
 
@@ -254,9 +312,16 @@ def _compare(view: View, content: Content, _: int | None) -> pd.DataFrame:
 @page(
     "compare",
     register=register,
+    controls=("runs", "detector", "probe"),
     parameters=("x", "a", "b", "at_a", "at_b"),
     settle=settle,
-    exports={"moved": _moved, "rank_agreement": _rank_agreement, "lock_in": _lock_in, "compare": _compare},
+    exports={
+        "moved": _moved,
+        "rank_agreement": _rank_agreement,
+        "lock_in": _lock_in,
+        "compare": _compare,
+        "class_onsets": _class_onsets,
+    },
 )
 def layout(_: Content) -> list[Any]:
     """Two runs, or two checkpoints of one run, and all chosen runs over training."""
@@ -273,12 +338,12 @@ def layout(_: Content) -> list[Any]:
         [
             card(
                 "Score against score",
-                "a head's score in A and in B; framed: their 95 % intervals do not overlap · click opens the head",
+                html.Span(_TITLES["head"][0], id=SCATTER_ABOUT),
                 graph(SCATTER, "clickable"),
             ),
             card(
-                "What moved most",
-                "the largest changes first",
+                html.Span(_TITLES["head"][1], id=MOVED_TITLE),
+                html.Span(_TITLES["head"][2], id=MOVED_ABOUT),
                 html.Div(id=MOVED, className="table tall"),
                 table="moved",
             ),
@@ -300,8 +365,9 @@ def layout(_: Content) -> list[Any]:
     )
     classes = card(
         "By class over training: all chosen runs",
-        "share of heads that have emerged by then; heads of different runs meet by class, never by index",
-        [graph(CLASSES), html.Div(id=CLASS_TABLE, className="table")],
-        table="compare",
+        "share of heads that have their onset by then; heads of different runs meet by class, never by index",
+        [graph(CLASSES, "cursor"), html.Div(id=CLASS_TABLE, className="table")],
+        table="class_onsets",
     )
-    return [title, pairs, matrices, html.Div([lock, classes], className="row halves")]
+    over_training = [matrices, html.Div([lock, classes], className="row halves")]
+    return [title, pairs, html.Div(over_training, id=TRAINING, className="stack")]

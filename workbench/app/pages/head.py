@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from workbench import figures
 from workbench.app import ids
+from workbench.app.answers import Answer, answer_of
 from workbench.app.components import WAITING, attributes, badges, card, graph, message, theme_of
 from workbench.app.head_tables import facts_of, head_scores, score_table
 from workbench.app.pages.overview import overview_figure
 from workbench.app.registry import page
 from workbench.app.state.content import Content
-from workbench.app.state.view import View
+from workbench.app.state.head_sets import PARAMETER, pinned, toggled
+from workbench.app.state.scan_states import why_empty
+from workbench.app.state.view import NO_HEAD, View
+from workbench.figures.style import Theme
 from workbench.heads import Head, WorkbenchError
 from workbench.runs import Run
+from workbench.store.head_notes import read_notes
 
 TITLE, BADGES, HISTORY, AMONG_HEADS, SCORES, HEAD_GRID, PATTERNS = (
     "head-title",
@@ -30,6 +36,8 @@ TITLE, BADGES, HISTORY, AMONG_HEADS, SCORES, HEAD_GRID, PATTERNS = (
     "head-grid",
     "head-patterns",
 )
+HISTORY_REST = "history-rest"
+NOTICE, LINKS, LINES = "head-notice", "head-links", "head-lines"
 
 
 def register(app: Dash, content: Content) -> None:
@@ -50,8 +58,10 @@ def register(app: Dash, content: Content) -> None:
     @app.callback(
         Output(TITLE, "children"),
         Output(BADGES, "children"),
-        Output(HISTORY, "figure"),
         Output(HEAD_GRID, "figure"),
+        Output(NOTICE, "children"),
+        Output(LINKS, "children"),
+        Output(LINES, "className"),
         Input(ids.VIEW, "data"),
         Input(ids.HEAD_CHANGED, "data"),
         Input(ids.THEME, "data"),
@@ -59,19 +69,25 @@ def register(app: Dash, content: Content) -> None:
     def show_head(view_json: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
         if view is None:
-            return (no_update,) * 4
+            return (no_update,) * 6
         if not view.head:
-            waiting = message(WAITING.format(run=view.run or "RUN"), theme)
-            return "no head yet", [], waiting, waiting
+            return "no head yet", [], _waiting(view, content, theme), "", [], "row two"
         run, head = runs[view.run], Head.parse(view.head)
+        answer = answer_of(run, content)
         grid = overview_figure(figures.heads, replace(view, runs=(view.run,)), runs, theme=theme)
-        facts = badges(facts_of(run, run.layers(), head))
+        grid = figures.mark_heads(grid, {run.name: answer.heads}, theme=theme)
+        grid = figures.mark_heads(grid, {run.name: pinned(view, runs)}, mark="ring", theme=theme)
+        is_one = run.n_scored < 2
         return (
             view.head,
-            facts,
-            figures.history(run, head, probe=view.probe, x=view.x, theme=theme),
+            badges(facts_of(run, run.layers(), head)),
             framed(grid, run, head),
+            notice(view),
+            links(view, content, answer),
+            "row two one-checkpoint" if is_one else "row two",
         )
+
+    _register_history(app, content)
 
     @app.callback(
         Output(AMONG_HEADS, "figure"),
@@ -83,14 +99,112 @@ def register(app: Dash, content: Content) -> None:
     )
     def show_among_heads(view_json: Any, checkpoints: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
-        if view is None or not view.head:
+        if view is None:
             return no_update, no_update
+        if not view.head:
+            return _waiting(view, content, theme), []
         run, head, step = runs[view.run], Head.parse(view.head), (checkpoints or {}).get(view.run, "last")
         try:
             figure = figures.place(run, head, probe=view.probe, step=step, theme=theme)
         except WorkbenchError as error:
             return message(str(error), theme), []
-        return figure, score_table(head_scores(run, head, step, probe=view.probe))
+        return figure, score_table(head_scores(run, head, step, probe=view.probe, onsets=run.n_scored > 1))
+
+
+def _register_history(app: Dash, content: Content) -> None:
+    """The history: first under the chosen detector, then, once they are read, under all."""
+    # Of each run, the scores that have been read under all detectors.
+    whole: dict[str, str] = {}
+
+    def draw(view: View, is_dark: Any, *, detector: str | None) -> go.Figure:
+        run, head, theme = content.runs[view.run], Head.parse(view.head), theme_of(is_dark)
+        try:
+            return figures.history(run, head, detector=detector, probe=view.probe, x=view.x, theme=theme)
+        except WorkbenchError as error:
+            return message(str(error), theme)
+
+    @app.callback(
+        Output(HISTORY, "figure"),
+        Output(HISTORY_REST, "data"),
+        Input(ids.VIEW, "data"),
+        Input(ids.HEAD_CHANGED, "data"),
+        Input(ids.THEME, "data"),
+    )
+    def show_history(view_json: Any, _: Any, is_dark: Any) -> Any:
+        view = View.of_page("head", view_json)
+        if view is None:
+            return no_update, no_update
+        if not view.head:
+            return _waiting(view, content, theme_of(is_dark)), no_update
+        run = content.runs[view.run]
+        if run.n_scored < 2:
+            return no_update, no_update
+        digest = run.fingerprint("scores")
+        if whole.get(view.run) == digest or view.probe not in run.probes_of(view.detector):
+            return draw(view, is_dark, detector=None), no_update
+        figure = draw(view, is_dark, detector=view.detector)
+        return figure.update_layout(meta={"follows": "all detectors"}), [view_json, is_dark, digest]
+
+    @app.callback(
+        Output(HISTORY, "figure", allow_duplicate=True),
+        Input(HISTORY_REST, "data"),
+        State(ids.VIEW, "data"),
+        State(ids.THEME, "data"),
+        prevent_initial_call=True,
+    )
+    def show_whole_history(rest: Any, view_json: Any, is_dark: Any) -> Any:
+        if not rest or rest[0] != view_json:  # another head is shown by now, and has its own history
+            return no_update
+        view = View.from_json(view_json)
+        figure = draw(view, is_dark, detector=None)
+        whole[view.run] = rest[2]
+        return figure
+
+
+def notice(view: View) -> str:
+    """That the head that was asked for is not there, and which is shown in its place; "" where it is."""
+    name = view.get(NO_HEAD)
+    return f"there is no head {name} in {view.run}: this is {view.head}, its strongest" if name else ""
+
+
+def links(view: View, content: Content, answer: Answer) -> list[Any]:
+    """What the plan gives the head, its text on the Probe page, its note, and the pinned heads."""
+    head = Head.parse(view.head)
+    parts: list[Any] = []
+    if answer.plan:
+        choice_of = "keeps the whole context" if head in answer.heads else "does not need the whole context"
+        to_plan = attributes(data_page="plan", data_set=json.dumps({"plan": answer.plan, "keep": ""}))
+        parts.append(html.A(f"{choice_of}: plan {answer.plan}", href="plan", **to_plan))
+    elif head in answer.heads:
+        parts.append(html.Span(f"looks far, {answer.basis}", className="muted"))
+    to_probe = attributes(data_page="probe", data_head=view.head, data_run=view.run)
+    parts.append(html.A("this head on a text", href="probe", **to_probe))
+    chosen = pinned(view, content.runs)
+    pin = attributes(data_page="head", data_set=json.dumps({PARAMETER: toggled(view, head)}))
+    parts.append(html.A("unpin" if head in chosen else "pin", href="head", **pin))
+    others = [html.A(str(other), href="head", **_to_head(other, view)) for other in chosen if other != head]
+    if others:
+        parts.append(html.Span(["pinned: ", *(part for link in others for part in (link, " "))]))
+    return [*parts, *_notes(view, content)]
+
+
+def _to_head(head: Head, view: View) -> dict[str, Any]:
+    return attributes(data_page="head", data_head=str(head), data_run=view.run)
+
+
+def _notes(view: View, content: Content) -> list[Any]:
+    """The notes on a head, with their checkpoints; a file that cannot be read gives its reason."""
+    try:
+        notes = [note for note in read_notes(content.runs[view.run].path) if note.head == view.head]
+    except WorkbenchError as error:
+        return [html.Span(str(error), className="failed")]
+    return [html.Span(f"note at {note.ckpt}: {note.text}", className="note") for note in notes]
+
+
+def _waiting(view: View, content: Content, theme: Theme) -> go.Figure:
+    """Why there is no head yet, and the command that makes scores."""
+    chosen = [content.runs[name] for name in view.runs if name in content.runs]
+    return message(why_empty(chosen) or WAITING.format(run=view.run or "RUN"), theme)
 
 
 def framed(grid: go.Figure, run: Run, head: Head) -> go.Figure:
@@ -111,7 +225,7 @@ def _head(view: View, content: Content, step: int | None) -> pd.DataFrame:
     """All detectors' scores of one head, with ranks and onsets."""
     if not view.head:
         raise WorkbenchError("no head is chosen; open one on the Head page")
-    checkpoint = "last" if step is None else step
+    checkpoint = view.get("seen") or ("last" if step is None else step)
     return pd.DataFrame(head_scores(content.runs[view.run], Head.parse(view.head), checkpoint, probe=view.probe))
 
 
@@ -138,23 +252,29 @@ def layout(content: Content) -> list[Any]:
             ),
             html.Div(id=BADGES, className="badges"),
             html.Span(className="space"),
+            html.Span(id="head-in-plan", className="linked"),  # the Plan page fills it
+            html.Span(id="head-on-text"),  # the Probe page fills it
             *keys,
+            html.Div(id=NOTICE, className="failed", **attributes(role="status")),
+            html.Div(id=LINKS, className="links-of-head"),
         ],
         className="card head-title",
     )
+    history = card(
+        "Score history",
+        "all detectors, on the chosen probe where they were scored on it",
+        graph(HISTORY, "cursor"),
+    )
     lines = html.Div(
         [
-            card(
-                "Score history",
-                "all detectors, on the chosen probe where they were scored on it",
-                graph(HISTORY, "cursor"),
-            ),
+            html.Div([dcc.Store(id=HISTORY_REST), history], className="of-training"),
             card(
                 "Among the other heads",
                 "at this checkpoint · click opens the head",
                 graph(AMONG_HEADS, "clickable"),
             ),
         ],
+        id=LINES,
         className="row two",
     )
     scores = html.Div(id=SCORES, className="table")

@@ -15,17 +15,15 @@ from workbench.app import ids
 from workbench.app.components import attributes, card, text_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content
+from workbench.app.state.scan_states import scan_state, unread_state
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.emergence.head_trajectories import checkpoint_of
 from workbench.figures.trajectories import records
-from workbench.heads import WorkbenchError
 from workbench.runs import Run
 from workbench.store import JobDescription, Timing
 
 SCANS, FAILED, CHECKPOINTS, SLOWEST = "scans", "failed", "job-checkpoints", "job-slowest"
-# A scan that has written nothing for so long is called quiet.
-_QUIET_S = 120
 _SLOWEST_ROWS = 8
 _SECONDS = {
     "all": "total_s",
@@ -58,24 +56,13 @@ def register(app: Dash, content: Content) -> None:
         if view is None:
             return (no_update,) * 5
         chosen = _chosen(view, content)
-        state = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in chosen)
-        scans = [scan_card(run) for run in chosen]
+        unread = [run for run in content.runs.values() if run not in chosen and unread_state(run).reason]
+        scans = [scan_card(run) for run in (*chosen, *unread)]
+        readable = [run for run in chosen if not scan_state(run, time.time()).reason]
+        state = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in readable)
         if state == last_state:  # tracebacks that the reader unfolded stay open
             return scans, no_update, no_update, no_update, no_update
-        return scans, failure_list(chosen), checkpoint_strips(chosen), slowest_table(chosen), state
-
-
-def state_of(run: Run, now: float) -> str:
-    """The state of a scan, judged by its folder."""
-    status = run.status()
-    written = run.last_written()
-    if status.planned and status.done >= status.planned:
-        return "complete"
-    if status.is_complete and status.checkpoints_failed:
-        return "ended with failures"
-    if written is not None and now - written < _QUIET_S:
-        return "writing"
-    return "not started" if written is None else "quiet: stopped, or on a long unit"
+        return scans, failure_list(readable), checkpoint_strips(readable), slowest_table(readable), state
 
 
 def resume_command(run: Run) -> str:
@@ -110,27 +97,24 @@ def _python_call(job: JobDescription, out: Path) -> str:
 
 
 def scans_table(runs: list[Run]) -> pd.DataFrame:
-    """One row per run: its state, the units planned, done and failed, and the command that resumes it."""
-    now = time.time()
-    rows = [
-        {
-            "run": run.name,
-            "state": state_of(run, now),
-            **{name: getattr(run.status(), name) for name in ("planned", "done", "failed")},
-            "resume": resume_command(run),
-        }
-        for run in runs
-    ]
+    """One row per run: its state, the units planned, done and failed, the command that resumes it, why it is unread."""
+    rows: list[dict[str, Any]] = []
+    for state in (scan_state(run, time.time()) for run in runs):
+        counts = {name: getattr(state.status, name, None) for name in ("planned", "done", "failed")}
+        resume = "" if state.reason else resume_command(state.run)
+        rows.append({"run": state.run.name, "state": state.in_words, **counts, "resume": resume, "why": state.reason})
     return pd.DataFrame(rows)
 
 
 def scan_card(run: Run) -> html.Div:
     """One run's progress, or which of its files cannot be read."""
-    try:
-        status, now = run.status(), time.time()
-        state, command, written = state_of(run, now), resume_command(run), run.last_written()
-    except WorkbenchError as error:
-        return html.Div([html.B(run.name), html.Span(str(error), className="failed")], className="scan")
+    now = time.time()
+    state = scan_state(run, now)
+    status = state.status
+    if status is None:
+        words = html.Span(state.in_words, className="badge failed")
+        return html.Div([html.Div([html.B(run.name), words]), html.Div(state.reason)], className="scan")
+    command, written = resume_command(run), run.last_written()
     share = status.done / status.planned if status.planned else 0.0
     ago = "" if written is None else f" · last part {_ago(now - written)} ago"
     checkpoints = f"{status.checkpoints_done} of {status.checkpoints} checkpoints{ago}"
@@ -144,13 +128,13 @@ def scan_card(run: Run) -> html.Div:
             html.Div(
                 [
                     html.B(run.name),
-                    html.Span(state, className="badge"),
+                    html.Span(state.in_words, className="badge"),
                     html.Span(progress, className="muted"),
                     *failed,
                 ]
             ),
             html.Div(html.Span(style={"width": f"{100 * share:.2f}%"}), className="bar wide"),
-            html.Div(line, className="command") if state != "complete" else None,
+            html.Div(line, className="command") if state.in_words != "complete" else None,
             *(html.Div(remark, className="muted") for remark in run.remarks),
         ],
         className="scan",
@@ -236,6 +220,7 @@ def _chosen(view: View, content: Content) -> list[Run]:
 @page(
     "jobs",
     register=register,
+    controls=("runs",),
     exports={
         "scans": lambda view, content, _: scans_table(_chosen(view, content)),
         "failures": lambda view, content, _: failures_table(_chosen(view, content)),

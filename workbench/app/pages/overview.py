@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -12,31 +12,55 @@ import plotly.graph_objects as go
 from dash import Dash, Input, Output, State, html, no_update
 
 from workbench import figures
-from workbench.app import ids
-from workbench.app.components import WAITING, attributes, card, choice, graph, message, theme_of
+from workbench.app import grouped_runs, ids
+from workbench.app.answer_card import sentences
+from workbench.app.answers import answers
+from workbench.app.components import (
+    ABSENT,
+    WAITING,
+    attributes,
+    card,
+    choice,
+    graph,
+    message,
+    theme_of,
+)
+from workbench.app.isolated_runs import of_those_that_can
+from workbench.app.model_numbers import default_metrics, grouped, metric_choices, numbers_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
+from workbench.app.state.head_sets import PARAMETER, pinned
+from workbench.app.state.scan_states import why_empty, why_unreadable
 from workbench.app.state.view import View
-from workbench.figures.style import Theme
+from workbench.emergence.onset_words import MEANING
+from workbench.figures.style import Theme, pin_run
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
 
-KPIS, EMERGENCE, STRIPS, RIDGES, GRID = "kpis", "emergence", "strips", "ridges", "grid"
+KPIS, EMERGENCE, STRIPS, RIDGES, GRID, RANKED = "kpis", "emergence", "strips", "ridges", "grid", "ranked"
+ANSWER, NUMBERS = "answer", "numbers"
+TRAINING, ONE_MODEL, DISTRIBUTION = "overview-training", "overview-one-model", "overview-distribution"
 DRAWN: dict[str, Callable[..., go.Figure]] = {
     EMERGENCE: figures.emergence,
     STRIPS: figures.strips,
     GRID: figures.heads,
+    RANKED: figures.ranked,
     RIDGES: figures.ridgelines,
 }
+# Figures over training, and those of a single checkpoint; the others are of either.
+_OF_TRAINING, _OF_ONE_MODEL = {EMERGENCE, STRIPS, RIDGES}, {RANKED}
+# The choice of no run as the baseline.
+NO_BASELINE = "no baseline"
 # The least width of one run's panel.
 _PANEL_PX = 210
-# Numbers of one class, such as `recall_hops_2` and `loss_nats_depth_50`.
-_CLASSED = re.compile(r"(?P<metric>.+)_(?P<by>[a-z]+)_(?P<value>\d+)")
+# A number in a cell of the grid; the ticks of a panel.
+_NUMBER_PX, _AXES_PX = 33, 70
 LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-right", "figure-left", "figure-right"
 
 
 def register(app: Dash, content: Content) -> None:
     """The figures of the Overview."""
+    _register_answer(app, content)
     _register_figures(app, content)
     _register_metrics(app, content)
 
@@ -45,9 +69,55 @@ def read_ahead(view: View, content: Content) -> None:
     """Read and draw what the page shows first, in the light theme."""
     choices = default_metrics(metric_choices(view, content.runs), view.probe)
     for figure_id in DRAWN:
-        _draw(figure_id, view, None, content=content, metric=choices[0])
+        if is_of_view(figure_id, view, content.runs):
+            _draw(figure_id, view, None, content=content, metric=choices[0])
     for metric in choices:
         _draw_metric(metric, view, None, content=content)
+
+
+def _register_answer(app: Dash, content: Content) -> None:
+    @app.callback(
+        Output(ANSWER, "children"),
+        Output(NUMBERS, "children"),
+        *(Output(name, "className") for name in (TRAINING, ONE_MODEL, DISTRIBUTION)),
+        Input(ids.VIEW, "data"),
+        Input(ids.SCORES_CHANGED, "data"),
+        Input(ids.METRICS_CHANGED, "data"),
+        prevent_initial_call=True,
+    )
+    def show_answer(view_json: Any, _: Any, __: Any) -> Any:
+        view = View.of_page("overview", view_json)
+        if view is None:
+            return (no_update,) * 5
+        over_training, of_one_model = by_length(view, content.runs)
+        is_training = bool(over_training) or not of_one_model  # a scan that begins may become one over training
+        beside = "stack several" if len(of_one_model) > 1 else "stack"
+        shown = [
+            "stack" if is_training else ABSENT,
+            beside if of_one_model else ABSENT,
+            "stack" if is_training else ABSENT,
+        ]
+        return sentences(answers(view, content)), numbers_table(of_one_model), *shown
+
+
+def by_length(view: View, runs: Runs) -> tuple[list[Run], list[Run]]:
+    """The chosen runs that have scores of several checkpoints, and those of one; not those that cannot be read."""
+    several: list[Run] = []
+    one: list[Run] = []
+    for name in view.runs:
+        with suppress(WorkbenchError, KeyError):  # the run's card says why it cannot be read
+            n = runs[name].n_scored
+            (several if n > 1 else one if n else []).append(runs[name])
+    return several, one
+
+
+def is_of_view(figure_id: str, view: View, runs: Runs) -> bool:
+    """Whether a figure is shown of the chosen runs: those over training not of models of one checkpoint alone."""
+    over_training, of_one_model = by_length(view, runs)
+    return not (
+        (figure_id in _OF_TRAINING and of_one_model and not over_training)
+        or (figure_id in _OF_ONE_MODEL and not of_one_model)
+    )
 
 
 def _register_figures(app: Dash, content: Content) -> None:
@@ -63,14 +133,25 @@ def _register_figures(app: Dash, content: Content) -> None:
         )
         def show_figure(view_json: Any, _: Any, is_dark: Any, metric: Any, figure_id: Any = figure_id) -> Any:
             view = View.of_page("overview", view_json)
-            if view is None:
+            if view is None or not is_of_view(figure_id, view, content.runs):
                 return no_update
             shown_metric = metric or default_metrics(metric_choices(view, content.runs), view.probe)[0]
             return _draw(figure_id, view, is_dark, content=content, metric=shown_metric)
 
-    @app.callback(Output(ids.parameter_id("x"), "value"), Input(ids.VIEW, "data"), prevent_initial_call=True)
-    def show_unit(view_json: Any) -> Any:
-        return no_update if view_json is None else View.from_json(view_json).x
+    @app.callback(
+        Output(ids.parameter_id("x"), "value"),
+        Output(ids.parameter_id("group"), "value"),
+        Output(ids.parameter_id("base"), "data"),
+        Output(ids.parameter_id("base"), "value"),
+        Input(ids.VIEW, "data"),
+        prevent_initial_call=True,
+    )
+    def show_choices(view_json: Any) -> Any:
+        view = View.of_page("overview", view_json)
+        if view is None:
+            return (no_update,) * 4
+        base = view.get("base") if view.get("base") in view.runs else NO_BASELINE
+        return view.x, "by name" if grouped_runs.grouped_by_name(view) else "each run", [NO_BASELINE, *view.runs], base
 
 
 def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content, metric: str | None) -> go.Figure:
@@ -78,13 +159,29 @@ def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content,
 
     def draw() -> go.Figure:
         theme = theme_of(is_dark)
-        figure = overview_figure(DRAWN[figure_id], view, content.runs, theme=theme)
+        runs = content.runs
+        if figure_id in _OF_ONE_MODEL:
+            runs = {run.name: run for run in by_length(view, runs)[1]}
+        if figure_id == EMERGENCE and grouped_runs.grouped_by_name(view):
+            return grouped_runs.emergence_figure(scored(view, runs), view=view, theme=theme)
+        figure = overview_figure(DRAWN[figure_id], view, runs, theme=theme)
+        if figure_id == GRID:
+            needed = {name: answer.heads for name, answer in found.items()}
+            figure = figures.mark_heads(figure, needed, theme=theme)
+            return figures.mark_heads(figure, {view.run: pinned(view, runs)}, mark="ring", theme=theme)
         if figure_id != EMERGENCE:
             return figure
-        return mark(figure, scored(view, content.runs), metric, view=view, theme=theme)
+        figure = mark(figure, scored(view, runs), metric, view=view, theme=theme)
+        return pin_run(figure, view.get("base"), theme) if view.get("base") else figure
 
     digests = [content.runs[name].fingerprint("scores", detector=view.detector, probe=view.probe) for name in view.runs]
     key = (figure_id, view.runs, view.detector, view.probe, view.x, bool(is_dark), *digests)
+    found = answers(view, content) if figure_id == GRID else {}
+    key += (
+        view.run,
+        *(view.get(name) for name in (PARAMETER, "group", "base")),
+        *((name, answer.heads) for name, answer in found.items()),
+    )
     if figure_id == EMERGENCE:
         key += (metric, *(content.runs[name].fingerprint("metrics") for name in view.runs))
     return content.made.once(key, draw)
@@ -94,14 +191,30 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
     """A figure of all chosen runs that have such scores, or the command that makes some."""
     drawn = scored(view, runs)
     if not drawn:
-        return message(WAITING.format(run=runs[view.run].path.name if view.run else "RUN"), theme)
+        waiting = WAITING.format(run=runs[view.run].path.name if view.run in runs else "RUN")
+        return message(why_empty(runs[name] for name in view.runs if name in runs) or waiting, theme)
+    over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
+    options = {"detector": view.detector, "probe": view.probe, "theme": theme, **over_training}
     try:
-        over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
-        figure: go.Figure = draw(drawn, detector=view.detector, probe=view.probe, theme=theme, **over_training)
+        figure, unread = of_those_that_can(lambda some: draw(some, **options), drawn)
     except WorkbenchError as error:
         return message(str(error), theme)
-    width = 0 if draw is figures.emergence else _PANEL_PX * len(drawn)
-    return figure.update_layout(meta={"detector": view.detector, "probe": view.probe, "width": width})
+    if unread:  # the run's card says why
+        note = {"text": f"without {', '.join(unread)}: see the cards above", "showarrow": False}
+        figure.add_annotation(note, xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="top")
+    meta = {"detector": view.detector, "probe": view.probe, "width": _least_width(draw, figure, len(drawn))}
+    return figure.update_layout(meta=meta)
+
+
+def _least_width(draw: Callable[..., go.Figure], figure: go.Figure, n: int) -> int:
+    """The pixels below which panels of runs cannot be read; cells that show their numbers need room for them."""
+    if draw is figures.emergence:
+        return 0
+    if draw is figures.ranked:
+        return 2 * _PANEL_PX * n
+    traces: Any = figure.data
+    cells = sum(trace.z.shape[1] for trace in traces if trace.type == "heatmap" and trace.texttemplate)
+    return max(_PANEL_PX * n, _NUMBER_PX * cells + _AXES_PX * n)
 
 
 def scored(view: View, runs: Runs) -> list[Run]:
@@ -118,12 +231,13 @@ def unscored(view: View, runs: Runs) -> dict[str, str]:
         if name in runs and name not in with_scores:
             probes = runs[name].probes_of(view.detector)
             reasons[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
+            reasons[name] = why_unreadable(runs[name]) or reasons[name]
     return reasons
 
 
 def emerged(view: View, runs: Runs) -> dict[str, pd.DataFrame]:
     """The traced heads of all chosen runs that have such scores."""
-    chosen = [runs[name] for name in view.runs if view.probe in runs[name].probes_of(view.detector)]
+    chosen = scored(view, runs)
     return {run.name: run.emergence(view.detector, probe=view.probe) for run in chosen}
 
 
@@ -173,45 +287,27 @@ def _draw_metric(choice: str | None, view: View, is_dark: bool | None, *, conten
         if not drawn:
             return message("no model-level numbers yet", theme)
         # The cards and the legend of Emergence name the colours.
+        if grouped_runs.grouped_by_name(view):
+            return grouped_runs.metrics_figure(drawn, metric, probe, view=view, theme=theme).update_layout(
+                showlegend=False
+            )
         figure = figures.metrics(drawn, metric=metric, probe=probe, x=view.x, theme=theme)
-        return mark(figure, drawn, choice, view=view, theme=theme).update_layout(showlegend=False)
+        figure = mark(figure, drawn, choice, view=view, theme=theme).update_layout(showlegend=False)
+        return pin_run(figure, view.get("base"), theme) if view.get("base") else figure
 
     digests = [run.fingerprint("metrics", probe=probe) for run in drawn]
     names = [run.name for run in drawn]
-    return content.made.once((metric, probe, view.x, bool(is_dark), *names, *digests), draw)
-
-
-def metric_choices(view: View, runs: Runs) -> list[str]:
-    """The model-level numbers of all chosen runs, as `metric on probe`."""
-    return sorted({f"{metric} on {probe}" for name in view.runs for metric, probe in runs[name].metric_names()})
-
-
-def default_metrics(names: list[str], probe: str) -> tuple[str | None, str | None]:
-    """The first metrics of the two figures: an accuracy and a loss, on the probe if there are such."""
-    by_probe = sorted(names, key=lambda name: not name.endswith(f" on {probe}"))
-    accuracy = next((name for name in by_probe if "accuracy" in name), names[0] if names else None)
-    return accuracy, next((name for name in by_probe if "loss" in name), names[-1] if names else None)
-
-
-def grouped(names: list[str]) -> list[dict[str, Any]]:
-    """The choices in groups: each pooled number, and the numbers of each class, such as hops, in order."""
-    groups: dict[str, list[tuple[int, str]]] = {}
-    for name in names:
-        metric, _, probe = name.partition(" on ")
-        classed = _CLASSED.fullmatch(metric)
-        title = (f"{classed['metric']} by {classed['by']}" if classed else metric).replace("_", " ")
-        group = f"{title} · {probe}" if classed else title
-        groups.setdefault(group, []).append((int(classed["value"]) if classed else 0, name))
-    return [
-        {"group": group, "items": [{"value": name, "label": name.replace("_", " ")} for _, name in sorted(items)]}
-        for group, items in groups.items()
-    ]
+    key = (metric, probe, view.x, view.get("group"), view.get("base"), bool(is_dark), *names, *digests)
+    return content.made.once(key, draw)
 
 
 def mark(figure: go.Figure, drawn: list[Run], choice: str | None, *, view: View, theme: Theme) -> go.Figure:
     """The phase changes of a metric of these runs, as marks in a figure over training."""
     metric, _, probe = (choice or "").partition(" on ")
-    changes = {run.name: run.pooled_phase_changes(metric, probe) for run in drawn}
+    changes: dict[str, pd.DataFrame] = {}
+    for run in drawn:
+        with suppress(WorkbenchError):  # the metric's card says why a run's numbers cannot be read
+            changes[run.name] = run.pooled_phase_changes(metric, probe)
     return figures.mark_phases(figure, changes, x=view.x, theme=theme)
 
 
@@ -241,51 +337,98 @@ def _concatenated(tables: list[pd.DataFrame]) -> pd.DataFrame:
 @page(
     "overview",
     register=register,
-    parameters=("x",),
+    parameters=("x", "group", "base"),
     exports={"scores": _scores, "emergence": _emergence, "metrics": _metrics},
 )
 def layout(_: Content) -> list[Any]:
-    """Heads over training, at one checkpoint, and model-level numbers."""
+    """The answer, heads over training, at one checkpoint, and model-level numbers."""
+    return [
+        html.Section(
+            [
+                html.H3(["Which heads need the whole context?", html.Small("● marks them in the grids")]),
+                html.Div(id=ANSWER, className="answer"),
+            ],
+            className="card",
+        ),
+        html.Div(id=KPIS, className="kpis"),
+        html.Div(_one_model(), id=ONE_MODEL, className=ABSENT),
+        html.Div(_over_training(), id=TRAINING, className="stack"),
+        card(
+            "Layer × head at this checkpoint",
+            "F full · W sliding window · C chunked · L linear · grey: no score · ● needs the whole context · "
+            "□ pinned · click opens the head",
+            graph(GRID, "clickable grid"),
+            table="scores",
+        ),
+        html.Div(_distribution(), id=DISTRIBUTION, className="stack"),
+    ]
+
+
+def _one_model() -> list[Any]:
+    """What stands in the place of training for a model of one checkpoint."""
+    ranked = card(
+        "The strongest heads",
+        "best first, with 95 % intervals; dotted: from there on heads are counted · click opens the head",
+        graph(RANKED, "clickable"),
+        table="scores",
+    )
+    numbers = card(
+        "What the model gets right and loses",
+        "pooled over distances and depths, with 95 % intervals",
+        html.Div(id=NUMBERS, className="table tall"),
+        table="metrics",
+    )
+    return [html.Div([ranked, numbers], className="row halves")]
+
+
+def _over_training() -> list[Any]:
     curves = html.Div(
         [
             card(
                 "Emergence",
                 [
-                    "bold: mean of each run's 3 strongest heads; rings: half-rise onset; dotted: phase change",
+                    html.Span(
+                        "bold: mean of each run's 3 strongest heads; rings: onset; dotted: phase change", title=MEANING
+                    ),
                     choice("x", width=84, choices=("tokens", "step")),
+                    choice("group", width=100, choices=("each run", "by name")),
+                    choice("base", width=130),
                 ],
                 graph(EMERGENCE, "cursor"),
             ),
-            card(
-                _metric_select(LEFT_METRIC),
-                "dotted: farthest distance",
-                graph(LEFT_FIGURE, "cursor"),
-                table="metrics",
-            ),
-            card(
-                _metric_select(RIGHT_METRIC),
-                "dotted: farthest distance",
-                graph(RIGHT_FIGURE, "cursor"),
-                table="metrics",
+            *(
+                card(
+                    _metric_select(select_id),
+                    "dotted: farthest distance",
+                    graph(figure_id, "cursor"),
+                    table="metrics",
+                )
+                for select_id, figure_id in ((LEFT_METRIC, LEFT_FIGURE), (RIGHT_METRIC, RIGHT_FIGURE))
             ),
         ],
         className="row three",
     )
     strips = card(
         "Heads × checkpoints",
-        "strongest heads, earliest onset (tick) first, in each run's own order · click opens the head",
+        html.Span(
+            "strongest heads, earliest onset (tick) first, in each run's own order · click opens the head",
+            title=MEANING,
+        ),
         graph(STRIPS, "clickable cursor"),
         table="emergence",
     )
-    ridges = card(
-        "Score distribution over training",
-        "heights: log of 1 + heads; where a class of heads parts from the rest",
-        graph(RIDGES),
-        table="scores",
-    )
-    kinds = "F full · W sliding window · C chunked · L linear · grey: no score · click opens the head"
-    grid = card("Layer × head at this checkpoint", kinds, graph(GRID, "clickable grid"), table="scores")
-    return [html.Div(id=KPIS, className="kpis"), curves, strips, grid, ridges]
+    return [curves, strips]
+
+
+def _distribution() -> list[Any]:
+    return [
+        card(
+            "Score distribution over training",
+            "heights: log of 1 + heads; where a class of heads parts from the rest",
+            graph(RIDGES),
+            table="scores",
+        )
+    ]
 
 
 def _metric_select(name: str) -> dmc.Select:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
 import tempfile
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +19,16 @@ from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 from workbench import figures
 from workbench.app import ids
 from workbench.app.components import attributes, badges, card, choice, graph, message, text_table, theme_of
-from workbench.app.registry import page
+from workbench.app.registry import Export, page
+from workbench.app.state.address import address_of
 from workbench.app.state.content import Content
 from workbench.app.state.plan_mask import Prediction, bytes_of, edited, mask_of, predictions, text_of
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.figures.style import Theme
-from workbench.heads import WorkbenchError
+from workbench.figures.trajectories import records
+from workbench.files.plain_json import json_text
+from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.store.conversions import name_of
 from workbench.store.plan_file import HeadCosts, Plan
 
@@ -35,7 +42,11 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
     "plan-kept",
     "plan-about",
 )
-VERDICT, SENTENCE = "verdict", "verdict-sentence"
+_BUDGET = "Heads that keep the whole context"
+VERDICT, SENTENCE, AWAY, IN_PLAN = "verdict", "verdict-sentence", "plan-away", "head-in-plan"
+_SEES = {"full": "keeps all", "window": "window {plan.window}", "linear": "linear attention"}
+# Of the query heads of a key/value head, so many are linked.
+_MOST_LINKS = 4
 _NO_PLAN = (
     "no plan beside these runs<br>make one with<br><b>workbench plan MODEL --window 256 --out plan.json</b><br>"
     "and open it with <b>workbench app RUN --plan plan.json</b>"
@@ -93,25 +104,27 @@ def register(app: Dash, content: Content) -> None:
         Output(PARETO, "figure"),
         Output(WATERFALL, "figure"),
         Output(RANKING, "children"),
+        Output(AWAY, "children"),
         Input(ids.VIEW, "data"),
         Input(ids.THEME, "data"),
     )
     def show_plan(view_json: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("plan", view_json), theme_of(is_dark)
         if view is None:
-            return (no_update,) * 11
+            return (no_update,) * 12
         names = sorted(content.plans)
         try:
             plan = plan_of(view, content)
         except WorkbenchError as error:
             reason = message(str(error), theme, height=300)
-            return names, view.get("plan") or None, None, 1, 0, [], html.Div(), reason, reason, reason, []
+            return names, view.get("plan") or None, None, 1, 0, [], html.Div(), reason, reason, reason, [], []
         order = [str(r.head) for r in plan.ranking]
         state = {"keep": [str(head) for head in plan.keep], "order": order}
         settings = names, view.get("plan"), state, len(order), len(plan.keep)
         drawn = mask_figure(plan, theme), _pareto(plan, theme), _waterfall(plan, theme)
         remarks = [html.Div(remark, className="about") for remark in plan.remarks]
-        return *settings, [*badges(about(plan)), *remarks], facts(plan), *drawn, ranking_table(plan)
+        table = ranking_table(plan, run_of_plan(view.get("plan"), content))
+        return *settings, [*badges(about(plan)), *remarks], facts(plan), *drawn, table, away(plan, view)
 
     @app.callback(
         Output(SENTENCE, "children"),
@@ -129,6 +142,115 @@ def register(app: Dash, content: Content) -> None:
             return "", message(str(error), theme, height=120)
         assert made is not None
         return [html.Div(words) for words in (made.sentence, *made.remarks)], figures.verdict(made, theme=theme)
+
+    @app.callback(Output(IN_PLAN, "children"), Input(ids.VIEW, "data"))
+    def link_from_head(view_json: Any) -> Any:
+        """What the plans of the head's run give its key/value head, as links from the Head page."""
+        view = View.of_page("head", view_json)
+        if view is None or not view.head:
+            return no_update
+        return links_to_plans(view, content)
+
+
+def run_of_plan(name: str, content: Content) -> str:
+    """The run that a plan is beside or inside of, or that has the name of its model; "" where heads may be others."""
+    path = content.plans.get(name)
+    if path is None:
+        return ""
+    plan = Plan.load(path)
+    inside = [run.name for run in content.runs.values() if path.parent == run.path]
+    named = [run.name for run in content.runs.values() if run.name == plan.model]
+    for run in (*inside, *named):
+        if {info.index: info.n_heads for info in plan.layers if info.mixer == "softmax"}.items() <= _heads_of(
+            content.runs[run].layers()
+        ).items():
+            return run
+    return ""
+
+
+def _heads_of(layers: pd.DataFrame) -> dict[int, int]:
+    return {int(row["layer"]): int(row["n_heads"]) for row in records(layers, "layer", "n_heads")}
+
+
+def kv_head_of(plan: Plan, head: Head) -> KVHead | None:
+    """The key/value head that a query head reads; None where the plan has no such softmax head."""
+    for info in plan.layers:
+        if info.mixer == "softmax" and info.index == head.layer and head.head < info.n_heads:
+            return KVHead(info.index, head.head * info.n_kv_heads // info.n_heads)
+    return None
+
+
+def query_heads_of(plan: Plan, head: KVHead) -> list[Head]:
+    """The query heads that read a key/value head."""
+    info = next(info for info in plan.layers if info.mixer == "softmax" and info.index == head.layer)
+    group = info.n_heads // info.n_kv_heads
+    return [Head(head.layer, head.kv_head * group + i) for i in range(group)]
+
+
+def links_to_plans(view: View, content: Content) -> list[html.A]:
+    """For each plan of the view's run, what it gives the key/value head of the view's head."""
+    links: list[html.A] = []
+    for name, path in content.plans.items():
+        try:
+            plan = Plan.load(path)
+            kv_head = kv_head_of(plan, Head.parse(view.head)) if run_of_plan(name, content) == view.run else None
+        except WorkbenchError:
+            continue  # the Plan page says what is wrong with it
+        if kv_head is not None and kv_head in plan.choices:
+            choice = _SEES[name_of(plan.choices[kv_head])].format(plan=plan)
+            to_plan = attributes(data_page="plan", data_set=json.dumps({"plan": name, "keep": ""}))
+            links.append(html.A(f"{kv_head} {choice}: {name}", href="plan", className="button quiet", **to_plan))
+    return links
+
+
+# The forms in which a plan is taken away: the file, its words, and what it is for.
+FORMS = {
+    "plan.json": ("Plan", "this mask as a plan file, which Plan.load and every verb read"),
+    "spec.json": ("JSON for engines", "what each key/value head of each layer sees, for engines that serve models"),
+    "duo-attention.zip": ("DuoAttention", "its head file, and the config.json with window and sink"),
+    "layer-types.json": ("layer_types", "settings of a Hugging Face config; not every family reads them"),
+}
+
+
+def away(plan: Plan, view: View) -> list[Any]:
+    """A link for each form in which the plan can be taken away, and why the others cannot."""
+    links: list[Any] = []
+    for file, (title, meaning) in FORMS.items():
+        try:
+            file_of(plan, file)
+        except WorkbenchError as error:
+            links.append(html.Span(f"{title}: {error}", className="muted"))
+            continue
+        query = address_of(view).partition("?")[2]
+        href = f"export/{file}?{query}&page=plan"
+        links.append(html.A(f"⤓ {title}", href=href, download=file, title=meaning, className="button quiet"))
+    return links
+
+
+def file_of(plan: Plan, file: str) -> bytes:
+    """The plan in one of its forms.
+
+    Raises:
+        WorkbenchError: if the form cannot say what the plan says.
+    """
+    if file == "layer-types.json":
+        return f"{json_text(plan.to_layer_types(), indent=1)}\n".encode()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if file == "duo-attention.zip":
+            plan.to_duo_attention(folder / "full_attention_heads.tsv")
+            return _zipped(folder)
+        write = plan.to_json_spec if file == "spec.json" else plan.save
+        write(folder / file)
+        return (folder / file).read_bytes()
+
+
+def _zipped(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    return buffer.getvalue()
 
 
 def about(plan: Plan) -> dict[str, str]:
@@ -177,23 +299,36 @@ def mask_figure(plan: Plan, theme: Theme) -> go.Figure:
     return figure.update_layout(dragmode="lasso", uirevision=None)
 
 
-def ranking_table(plan: Plan) -> html.Table:
+def ranking_table(plan: Plan, run: str = "") -> html.Table:
     """Every head in the order of the ranking; a click on its name keeps or converts it.
 
-    Where the plan had a choice, with what a window and linear attention cost the head.
+    Where the plan had a choice, with what a window and linear attention cost the head. `run`: the run with the query
+    heads that read it, each with a link; "": none is open.
     """
     rows: list[list[Any]] = []
     costs = {own.head: own for own in plan.costs}
-    sees = {"full": "keeps all", "window": f"window {plan.window}", "linear": "linear attention"}
     for rank, ranked in enumerate(plan.ranking, start=1):
-        choice = sees[name_of(plan.choices[ranked.head])]
+        choice = _SEES[name_of(plan.choices[ranked.head])].format(plan=plan)
         name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
         interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{fixed(ranked.ci_lo, 4)} – {fixed(ranked.ci_hi, 4)}"
-        row = [name, choice, rank, fixed(ranked.score, 4), interval]
+        readers = [_links_to_heads(plan, ranked.head, run)] if run else []
+        row = [name, choice, *readers, rank, fixed(ranked.score, 4), interval]
         rows.append([*row, *(_costs(costs.get(ranked.head)) if costs else ())])
     unit = "" if plan.units == "none" else f" ({plan.units})"
-    names = ("head", "sees", "place", f"{plan.method}{unit}", "95 % CI")
-    return text_table((*names, *(("window", "linear") if costs else ())), rows, numbers_from=2)
+    names = ("head", "sees", *(("read by",) if run else ()), "place", f"{plan.method}{unit}", "95 % CI")
+    titles = (*names, *(("window", "linear") if costs else ()))
+    return text_table(titles, rows, numbers_from=titles.index("place"))
+
+
+def _links_to_heads(plan: Plan, head: KVHead, run: str) -> html.Span:
+    """Links to the query heads that read a key/value head; of many the first few, and how many more there are."""
+    heads = query_heads_of(plan, head)
+    links: list[Any] = []
+    for query_head in heads[:_MOST_LINKS]:
+        to_head = attributes(data_page="head", data_head=str(query_head), data_run=run)
+        links += [html.A(str(query_head), href="head", title="open on the Head page", **to_head), " "]
+    more = len(heads) - _MOST_LINKS
+    return html.Span([*links, *([f"and {more} more"] if more > 0 else [])])
 
 
 def _costs(costs: HeadCosts | None) -> tuple[str, str]:
@@ -227,11 +362,13 @@ def _waterfall(plan: Plan, theme: Theme) -> go.Figure:
 
 def _predicted(prediction: Prediction) -> html.Div:
     source = "from the measured curve" if prediction.is_measured else "sum of scores: measure it with workbench.plan"
+    has_interval = not math.isnan(prediction.ci_lo)
+    interval = f" [{prediction.ci_lo:.0%}, {prediction.ci_hi:.0%}]" if has_interval else ""
     return _fact(
         f"expected on {prediction.probe}",
         fixed(prediction.nats),
         " nats per answer",
-        f"{prediction.recovered:.0%} recovered · {source}",
+        f"{prediction.recovered:.0%}{interval} recovered · {source}",
     )
 
 
@@ -253,12 +390,13 @@ def _size(n: int) -> str:
     return f"{n} bytes"
 
 
-def _plan_file(view: View, content: Content, _: int | None) -> bytes:
-    """The plan with the mask of the view, as `Plan.load` reads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "plan.json"
-        plan_of(view, content).save(file)
-        return file.read_bytes()
+def _file(name: str) -> Export:
+    """The export of the plan of a view, in one of its forms."""
+
+    def export(view: View, content: Content, _: int | None) -> bytes:
+        return file_of(plan_of(view, content), name)
+
+    return export
 
 
 def _curve(view: View, content: Content, _: int | None) -> pd.DataFrame:
@@ -292,20 +430,24 @@ def _ranking(view: View, content: Content, _: int | None) -> pd.DataFrame:
 @page(
     "plan",
     register=register,
+    controls=(),
     parameters=("plan", "keep"),
     settle=settle,
-    exports={"plan.json": _plan_file, "curve": _curve, "ranking": _ranking, "verdict": _lengths},
+    exports={**{name: _file(name) for name in FORMS}, "curve": _curve, "ranking": _ranking, "verdict": _lengths},
 )
 def layout(_: Content) -> list[Any]:
     """The mask of a plan, what it saves and what it costs."""
-    slider = dmc.Slider(id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[])
+    slider = dmc.Slider(
+        id=BUDGET, min=0, max=1, value=0, step=1, size="sm", updatemode="mouseup", marks=[], thumbLabel=_BUDGET
+    )
     title = html.Section(
         [
             dcc.Store(id=KEPT_HEADS),
             choice("plan", label="Plan", width=220),
-            html.Div([html.Label("Heads that keep the whole context"), slider], className="budget"),
+            html.Div([html.Label(_BUDGET), slider], className="budget"),
             html.Button("the plan's own", className="text", **attributes(data_keep="")),
             html.Div(id=ABOUT, className="badges"),
+            html.Div([html.Span("Take this plan away as a file:"), html.Div(id=AWAY)], className="away"),
         ],
         className="card head-title",
         **attributes(data_file="plan.json", data_file_about="this mask, for Plan.load"),
@@ -326,7 +468,7 @@ def layout(_: Content) -> list[Any]:
         card(
             "Verdict over length",
             "what the plan loses on tasks that the model can do · bands: 95 % · hollow: does not count",
-            [html.Div(id=SENTENCE, className="about"), graph(VERDICT)],
+            [html.Div(id=SENTENCE, className="sentence"), graph(VERDICT)],
             table="verdict",
         ),
         html.Div([waterfall, ranking], className="row halves"),

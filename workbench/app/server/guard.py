@@ -1,9 +1,10 @@
-"""Answer requests to known host names from known origins only, and require a token if one is set."""
+"""Answer requests to known host names from known origins only, require a token if one is set, and send the policy."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+import secrets
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -18,18 +19,20 @@ class Guard:
     """Refuses requests that another site could send through the reader's browser (DNS rebinding, foreign origins).
 
     With a token, every request must carry it: first in the address (`?token=...`), then in a cookie that scripts cannot
-    read.
+    read. `policy`: the content policy of a path's answer.
     """
 
-    def __init__(self, hosts: Iterable[str], token: str, prefix: str) -> None:
+    def __init__(self, hosts: Iterable[str], token: str, prefix: str, policy: Callable[[str], str]) -> None:
         self.hosts = frozenset(host.lower() for host in hosts)
         self._token = token
         self._prefix = prefix
+        self._policy = policy
+        self._process = secrets.token_hex(8)  # a page of another process is laid out for its runs
 
     def protect(self, server: Any) -> None:
         """Check every request of a flask server before it is answered."""
         server.before_request(self._check_request)
-        server.after_request(_add_headers)
+        server.after_request(self._add_headers)
 
     def _check_request(self) -> flask.Response | None:
         if _name(f"//{flask.request.host}") not in self.hosts:
@@ -59,12 +62,12 @@ class Guard:
         answer.set_cookie(_COOKIE, self._token, max_age=_YEAR_S, httponly=True, samesite="Strict", path=self._prefix)
         return answer
 
-
-def _add_headers(response: flask.Response) -> flask.Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Content-Security-Policy"] = "frame-ancestors 'self' http://127.0.0.1:* http://localhost:*"
-    return response
+    def _add_headers(self, response: flask.Response) -> flask.Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["X-Workbench-Process"] = self._process
+        response.headers["Content-Security-Policy"] = self._policy(flask.request.path)
+        return response
 
 
 def _name(address: str) -> str | None:

@@ -14,12 +14,13 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dash import Dash, html, set_props
+from dash import Dash
 from flask_compress import Compress
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -27,15 +28,20 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from workbench.app import exports
 from workbench.app.callbacks import read_ahead, register
 from workbench.app.document import document, page_styles
-from workbench.app.ids import STATUS
+from workbench.app.probe_processes import Probings
 from workbench.app.registry import pages
+from workbench.app.server.content_policy import NOTEBOOKS, checked_origin, content_policy
+from workbench.app.server.failed_callbacks import answer_with_reason
 from workbench.app.server.guard import LOOPBACK, Guard
 from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
+from workbench.app.state.opened_model import OpenedModel
 from workbench.app.state.plan_mask import find_plans
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
 
+# Below this path stand single cards, for pages that frame them.
+EMBED = "/embed/"
 # Scripts that Dash loads only when a figure is laid out.
 _LATE_SCRIPTS = ("plotly/package_data/plotly.min.js", "dash/dcc/async-graph.js")
 # Brotli's level 1 is smaller and faster than any level of gzip on scores and figures. Scripts are not compressed:
@@ -55,12 +61,21 @@ class Access:
     """Who may reach the app, and under which address.
 
     `hosts`: further host names, besides this machine's own. `token`: required of every request; "" requires none.
-    `prefix`: the path under which a proxy serves the app.
+    `prefix`: the path under which a proxy serves the app. `embedders`: origins whose pages may frame single cards
+    (`/embed/CARD`), as `https://notes.example.org`. `has_notebooks`: whether notebooks on this machine may frame pages.
+
+    Raises:
+        WorkbenchError: if an embedder is no origin.
     """
 
     hosts: tuple[str, ...] = ()
     token: str = ""
     prefix: str = "/"
+    embedders: tuple[str, ...] = ()
+    has_notebooks: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embedders", tuple(map(checked_origin, self.embedders)))
 
 
 def build_app(
@@ -95,22 +110,33 @@ def app_of(content: Content, access: Access) -> Dash:
         suppress_callback_exceptions=False,
         requests_pathname_prefix=_prefix(access.prefix),
         routes_pathname_prefix="/",
-        on_error=_show_error,
+        on_error=answer_with_reason,
     )
     app.index_string = _index(app.index_string, _prefix(access.prefix))
     names = [page.name for page in pages()]
-    app.layout = document(content, laid_out=names[:1])
+    app.layout = document(content, laid_out=names[:1] if content.runs else [names[0], "probe"])
     app.validation_layout = document(content, laid_out=names)
     register(app, content)
     exports.register(app, content)
     app.server.config.update(_COMPRESSION)
     Compress(app.server)
     prefix = _prefix(access.prefix)
-    Guard(LOOPBACK | set(access.hosts), access.token, prefix).protect(app.server)
+    Guard(LOOPBACK | set(access.hosts), access.token, prefix, _policy(app, access)).protect(app.server)
     if prefix != "/":  # some proxies pass the prefix on, others strip it: both are answered
         wsgi_app = app.server.wsgi_app
         app.server.wsgi_app = DispatcherMiddleware(wsgi_app, {prefix.rstrip("/"): wsgi_app})
     return app
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the app listens, and who is told: `announce` is handed the address once the app answers there."""
+
+    host: str = "127.0.0.1"
+    port: int = 8050
+    access: Access = Access()
+    open_browser: bool = False
+    announce: Callable[[str], None] | None = None
 
 
 def serve(
@@ -129,21 +155,47 @@ def serve(
     Raises:
         WorkbenchError: if a folder holds no run, a file no plan, or the port is taken.
     """
-    access = access or Access()
+    serve_content(lambda: open_content(runs, plans), Place(host, port, access or Access(), open_browser))
+
+
+def serve_model(model: OpenedModel, place: Place) -> None:
+    """Serve the Probe page of a model that has no run until interrupted; it begins with the model's first probe.
+
+    Raises:
+        WorkbenchError: if the port is taken, or the model is no longer there.
+    """
+
+    def content() -> Content:
+        probings = Probings()
+        job = probings.start(model.source, probe=model.probe, tokenizer=model.tokenizer)
+        return Content({}, probings=probings, model=model, first_job=job)
+
+    serve_content(content, place)
+
+
+def serve_content(open_content: Callable[[], Content], place: Place) -> None:
+    """Serve what `open_content` gives until interrupted.
+
+    Raises:
+        WorkbenchError: as `serve`.
+    """
+    host, port, access = place.host, place.port, place.access
     if host not in LOOPBACK:
         names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
         token = access.token or secrets.token_urlsafe(18)
-        access = Access((*access.hosts, *sorted(names)), token, access.prefix)
-    content = open_content(runs, plans)
-    app = app_of(content, access)
+        access = replace(access, hosts=(*access.hosts, *sorted(names)), token=token)
     _require_free(host, port)
+    content = open_content()
+    app = app_of(content, access)
     server = Server(host, port, app.server, handler=_Quiet)
     address = _address(host, server.server_port, access)
     try:
         with _interrupted_by_sigterm():
             print(f"workbench app at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
             threading.Thread(target=read_ahead, args=(content,), daemon=True).start()
-            if open_browser:
+            if place.announce is not None:
+                place.announce(address)
+            if place.open_browser:
                 threading.Timer(0.3, webbrowser.open, [address]).start()
             server.serve_forever()
     except KeyboardInterrupt:
@@ -155,7 +207,7 @@ def serve(
 def show(run: Any, *, height: int = 900) -> None:
     """The app inside a notebook, below the cell, over a run (or its folder, or several)."""
     runs: Sequence[Any] = run if isinstance(run, list | tuple) else [run]
-    app = build_app(runs)
+    app = build_app(runs, access=Access(has_notebooks=True))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -175,18 +227,25 @@ def _interrupted_by_sigterm() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _policy(app: Dash, access: Access) -> Callable[[str], str]:
+    """The content policy of each path; callbacks must all be registered, as their scripts are named in it."""
+    scripts = app.csp_hashes()
+    notebooks = NOTEBOOKS if access.has_notebooks else ()
+    of_page = content_policy(scripts, notebooks)
+    of_card = content_policy(scripts, (*notebooks, *access.embedders))
+    return lambda path: of_card if path.startswith(EMBED) else of_page
+
+
+def _version() -> str:
+    return version("attention-workbench")
+
+
 def _index(html_page: str, prefix: str) -> str:
     """The HTML page with the styles of the registered pages; it loads plotly at once, not with the first figure."""
     links = (f'<link rel="preload" as="script" href="{prefix}_dash-component-suites/{name}">' for name in _LATE_SCRIPTS)
+    html_page = html_page.replace("<html>", '<html lang="en">')
+    html_page = html_page.replace("{%metas%}", f'{{%metas%}}<meta name="workbench-version" content="{_version()}">')
     return html_page.replace("{%metas%}", "{%metas%}" + "".join(links) + page_styles())
-
-
-def _show_error(error: Exception) -> Any:
-    """Show an error that the reader can mend in the header; the rest of the page stays."""
-    if not isinstance(error, WorkbenchError):
-        raise error
-    set_props(STATUS, {"children": html.Span(str(error), className="failed")})
-    return None
 
 
 def _prefix(path: str) -> str:

@@ -10,14 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from workbench.app.registry import pages
 from workbench.app.state.content import Content
+from workbench.app.state.head_sets import PARAMETER
 from workbench.app.state.plan_mask import is_mask_of
+from workbench.app.state.slider_stops import PLACE_PARAMETERS
 from workbench.app.state.view import View, choices_of_detector, choices_of_probe, heads_of
 from workbench.heads import Head, WorkbenchError, some_of
 from workbench.store.plan_file import Plan
 
 # `v` is the version of the scores that a permalink was copied at.
-_OF_EVERY_PAGE = ("page", "run", "detector", "probe", "step", "v")
-_CHOICES = {"x": ("tokens", "step")}
+_OF_EVERY_PAGE = ("page", "run", "detector", "probe", *PLACE_PARAMETERS, "v", PARAMETER)
+_CHOICES = {"x": ("tokens", "step"), "group": ("each run", "by name")}
 _FEW = 12
 
 
@@ -48,9 +50,13 @@ def refuse_other(query: Mapping[str, Sequence[str]], view: View, content: Conten
     _check("detector", one.get("detector"), choices_of_detector(content.runs, view.runs))
     _check("probe", one.get("probe"), choices_of_probe(content.runs, view.runs, view.detector))
     _check_head(one.get("head"), view, content)
+    for name in one.get(PARAMETER, "").split("."):
+        _check_head(name or None, view, content)
     _check_step(one.get("step"), view, content)
+    _check_checkpoint(one.get("at"), one.get("by"), view, content)
     for name, choices in _CHOICES.items():
         _check(name, one.get(name), choices)
+    _check("base", one.get("base"), view.runs)
     _check("plan", one.get("plan"), content.plans)
     _check_mask(one.get("keep"), view, content)
     for name in ("a", "b", "at_a", "at_b"):
@@ -69,10 +75,10 @@ def _check_head(value: str | None, view: View, content: Content) -> None:
     if value is None or view.run not in content.runs:
         return
     try:
-        is_there = Head.parse(value) in heads_of(content.runs[view.run])
+        head = Head.parse(value)
     except WorkbenchError as error:
         raise NotThere(str(error)) from error
-    if not is_there:
+    if head not in heads_of(content.runs[view.run]):
         raise NotThere(
             f"there is no head {value} in {view.run}; there is: {_some(map(str, heads_of(content.runs[view.run])))}"
         )
@@ -84,6 +90,16 @@ def _check_step(value: str | None, view: View, content: Content) -> None:
     steps = {int(s) for name in view.runs for s in content.runs[name].checkpoints()["step"].dropna()}
     if not re.fullmatch(r"\d{1,18}", value, re.ASCII) or int(value) not in steps:
         raise NotThere(f"there is no step {value!r} here; there is: {_some(map(str, sorted(steps))) or 'none'}")
+
+
+def _check_checkpoint(value: str | None, by: str | None, view: View, content: Content) -> None:
+    """A stop of the slider that is named by a checkpoint of a run, the first if none is named."""
+    if value is None:
+        return
+    _check("by", by, view.runs)
+    run = by or (view.runs or ("",))[0]
+    if run in content.runs:
+        _check("checkpoint", value, content.runs[run].checkpoints()["ckpt"].tolist())
 
 
 def _check_mask(value: str | None, view: View, content: Content) -> None:

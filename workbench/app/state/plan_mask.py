@@ -26,13 +26,15 @@ class Prediction:
     """The loss that a mask is expected to have on one held-out probe, and the share of the gap that it recovers.
 
     `is_measured`: interpolated linearly on the plan's measured curve; else summed from the kept heads' scores, which
-    ignores how heads work together.
+    ignores how heads work together. `ci_lo` to `ci_hi`: the 95 % interval of `recovered`; NaN where there is none.
     """
 
     probe: str
     nats: float
     recovered: float
     is_measured: bool
+    ci_lo: float = math.nan
+    ci_hi: float = math.nan
 
 
 def find_plans(runs: Sequence[Path], named: Sequence[str | Path]) -> dict[str, Path]:
@@ -99,10 +101,11 @@ def predictions(plan: Plan) -> list[Prediction]:
     for probe, points in own.groupby("probe", sort=False):
         points = points.sort_values("n_kept")
         n = points["n_kept"].to_numpy(np.float64)
-        nats, recovered = (points[name].to_numpy(np.float64) for name in ("nats", "recovered"))
+        measured = [points[name].to_numpy(np.float64) for name in ("nats", "recovered", "ci_lo", "ci_hi")]
+        nats = measured[0]
         if is_prefix and n[0] <= len(plan.keep) <= n[-1]:
-            on_curve = (float(np.interp(len(plan.keep), n, values)) for values in (nats, recovered))
-            expected.append(Prediction(str(probe), *on_curve, is_measured=True))
+            height, recovered, low, high = (float(np.interp(len(plan.keep), n, values)) for values in measured)
+            expected.append(Prediction(str(probe), height, recovered, is_measured=True, ci_lo=low, ci_hi=high))
         elif total_score and plan.units == "nats":
             share = kept_score / total_score
             expected.append(Prediction(str(probe), float(nats[0] + share * (nats[-1] - nats[0])), share, False))

@@ -11,6 +11,8 @@ import pandas as pd
 
 from workbench.heads import Head, WorkbenchError
 
+# Of a settled view: the head that was asked for, where the run has none of this name.
+NO_HEAD = "no_head"
 _PREFERRED_DETECTORS = ("induction", "retrieval", "window_gates")
 _PREFERRED_PROBES = ("repeats", "copy_needle")
 
@@ -122,6 +124,14 @@ def default_head(view: View, run: Scored) -> str:
     scores = run.scores(detector=view.detector, step="last", columns=("layer", "head", "score"))
     best = scores.dropna().sort_values("score").tail(1).to_dict("records")
     return str(Head(int(best[0]["layer"]), int(best[0]["head"])) if best else heads[0])
+
+
+def is_named(head: str, name: str) -> bool:
+    """Whether a name is that of a head, in any spelling; no name asks for any head."""
+    try:
+        return not name or Head.parse(name) == Head.parse(head)
+    except WorkbenchError:
+        return False
 
 
 def heads_of(run: Scored) -> list[Head]:

@@ -24,7 +24,7 @@ from workbench.experiments.conversion.keep_sets import (
 )
 from workbench.experiments.conversion.settings import Conversion
 from workbench.experiments.conversion.study_folder import calls, piece_path, read
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import KVHead, WorkbenchError, brief
 
 NO_TRAINING, CONTINUED, FROM_SCRATCH = "no training", "continued pretraining", "from scratch"
 DAMAGES = ("leave_one_windowed", "restore_one", "window_gates", "linear_gates")
@@ -57,6 +57,9 @@ class Results:
     cpu_s: dict[str, float]
     calls: list[dict[str, Any]]
     missing: list[Path]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def read_results(study: Conversion, out: Path, *, seeds: int) -> Results:

@@ -92,14 +92,14 @@ def gated(
 
     with ExitStack() as stack:
         stack.enter_context(handling(m.model, attend))
-        stack.enter_context(_frozen(m.model))
+        stack.enter_context(frozen(m.model))
         if checkpointed:
             stack.enter_context(_checkpointed(m.model))
         yield
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Generator[None]:
+def frozen(model: nn.Module) -> Generator[None]:
     """Inside the block, parameters take no gradient."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:

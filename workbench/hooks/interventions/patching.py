@@ -4,29 +4,42 @@ A linear head may carry an answer that its pattern does not show; patching its o
 
 Reference:
     Meng et al. 2022, Locating and Editing Factual Associations in GPT, section 2.1 (causal tracing); Wang et al. 2022,
-    Interpretability in the Wild, section 3 (path patching). Here one head's output is patched at all positions.
+    Interpretability in the Wild, section 3 (path patching, logit differences). Here one head's output is patched at all
+    positions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
 from torch import nn
 
 from workbench.console import watched_bar
-from workbench.heads import Head, Mixer
+from workbench.heads import Head, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.head_inputs import HeadsLike, query_heads
+from workbench.hooks.interventions.first_order import FirstOrder, first_order
+from workbench.hooks.interventions.patched_answers import (
+    AnswerCounts,
+    AnswerSums,
+    check_shapes,
+    foils_of,
+    scored_answers,
+)
+from workbench.hooks.interventions.targets import ChosenHeads
 from workbench.hooks.model import HookedModel
 from workbench.hooks.opening import open_model
-from workbench.probes.known_answers import Probe, corrupted
+from workbench.hooks.recording.cells import sequences
+from workbench.hooks.recording.forward_pass import batch_of
+from workbench.probes.known_answers import Probe, corrupted, split
 from workbench.probes.token_inputs import ProbeLike, TokensLike, read_probe
 
-# As those of scores.
-_RESAMPLES, _MIN_SEQUENCES = 1000, 5
+# Of a pass forward and backward, which keeps activations.
+_BATCH_TOKENS = 2048
+METHODS = ("exact", "first_order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,10 @@ class PatchEffect:
     """The change of the mean loss on a probe's answers when one head's output comes from another input, in nats.
 
     Positive: the model needs the head's own output. `mixer` tells two mixers of a layer apart. `ci_lo`, `ci_hi`: the
-    95 % interval over sequences, NaN below five. `accuracy_change`: of the share of answers that are right.
+    95 % interval over sequences, NaN below five; so for the others. `accuracy_change`: of the share of answers that are
+    right; NaN to first order. `logit_difference_change`: of the answer's logit less that of the token which the source
+    has in the answer's place, negative where the head carries the answer; NaN where the source has the answers, too.
+    `method`: as of `patch_effects`.
     """
 
     layer: int
@@ -44,6 +60,12 @@ class PatchEffect:
     ci_lo: float = math.nan
     ci_hi: float = math.nan
     accuracy_change: float = math.nan
+    accuracy_lo: float = math.nan
+    accuracy_hi: float = math.nan
+    logit_difference_change: float = math.nan
+    logit_difference_lo: float = math.nan
+    logit_difference_hi: float = math.nan
+    method: str = "exact"
 
 
 class PatchEffects(list[PatchEffect]):
@@ -51,11 +73,18 @@ class PatchEffects(list[PatchEffect]):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per head: head_name, layer, head, mixer, effect_nats, ci_lo, ci_hi, accuracy_change."""
+        """One row per head: head_name, and the fields of `PatchEffect`."""
         names = [str(Head(effect.layer, effect.head)) for effect in self]
         rows = pd.DataFrame([asdict(effect) for effect in self], columns=[field.name for field in fields(PatchEffect)])
         rows.insert(0, "head_name", pd.Series(names, dtype=object))
         return rows
+
+    def __repr__(self) -> str:
+        if not self:
+            return "PatchEffects(no heads)"
+        most = max(self, key=lambda effect: abs(effect.effect_nats))
+        largest = f"{Head(most.layer, most.head)} {most.effect_nats:+.3g} nats"
+        return f"PatchEffects({len(self)} heads, {most.method}; the largest {largest}; .table)"
 
 
 def patch_effects(
@@ -64,23 +93,34 @@ def patch_effects(
     source: TokensLike | Probe | None = None,
     heads: HeadsLike | None = None,
     *,
+    method: str = "exact",
     progress: bool = True,
 ) -> PatchEffects:
     """The loss on the probe's answers with one head patched from `source`, less the loss without, for each head.
 
-    `source`: tokens of the same shape; by default the probe's own without its answers (`probes.corrupted`). Costs one
-    forward pass per head, and one over the source per layer. `heads`: by default all, softmax and linear. `progress`: a
-    bar on a terminal and in a notebook, in heads.
+    Args:
+        source: tokens of the same shape; by default the probe's own without its answers (`probes.corrupted`).
+        heads: by default all, softmax and linear.
+        method: `exact` takes one forward pass per head, and one over the source per layer. `first_order` takes one
+            forward pass over the source, and one forward and two backward over the probe, for all heads together: the
+            change by gradients, which finds the heads that matter and is not their exact effect
+            (`workbench.hooks.interventions.first_order`).
+        progress: a bar on a terminal and in a notebook, in heads or, to first order, in sequences.
 
     Returns:
         A list of `PatchEffect`, whose `table` is the same as pandas.
 
     Raises:
-        WorkbenchError: for heads the model does not have, a probe without answers, or a source of another shape.
+        WorkbenchError: for heads the model does not have, a probe without answers, a source of another shape, an
+            unknown method, or packed documents to first order.
     """
+    if method not in METHODS:
+        raise WorkbenchError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     m = open_model(m)
     probe = read_probe(m, probe)
-    other = corrupted(m, probe) if source is None else source
+    if probe.answer_rows is None or len(probe.answer_rows) == 0:
+        raise WorkbenchError(f"probe {probe.name!r} has no answers; expected one with answer_rows")
+    source = corrupted(m, probe) if source is None else source
     chosen = None if heads is None else set(query_heads(m.layers, heads))
     by_layer = [
         (
@@ -89,34 +129,91 @@ def patch_effects(
         )
         for info in m.layers
     ]
-    n_heads = sum(len(layer_heads) for _, layer_heads in by_layer)
-    effects = PatchEffects()
-    with watched_bar("head", shown=progress) as show:
+    patching = _Patching(m, probe, source, by_layer)
+    with watched_bar("head" if method == "exact" else "sequence", shown=progress) as show:
+        return PatchEffects(patching.exact(show) if method == "exact" else patching.first_order(show))
+
+
+@dataclass(frozen=True, slots=True)
+class _Patching:
+    m: HookedModel
+    probe: Probe
+    source: TokensLike | Probe
+    by_layer: list[tuple[LayerInfo, list[Head]]]
+
+    def exact(self, show: Callable[[int, int, str], None]) -> Iterator[PatchEffect]:
+        """One pass per head."""
+        batch = batch_of(self.m.model, self.probe)
+        assert batch.answers is not None
+        foils = foils_of(batch, batch_of(self.m.model, self.source, tokenizer=self.m.tokenizer))
+        sequence = batch.answers[:, 0].cpu().numpy()
+        done, n_heads = 0, sum(len(heads) for _, heads in self.by_layer)
         show(0, n_heads, "unpatched")
-        unpatched = m.answers(probe)
-        for info, layer_heads in by_layer:
-            outputs = m.head_outputs(layer_heads, other, mixer=info.mixer) if layer_heads else {}
-            for head in layer_heads:
-                with m.patch([head], outputs, mixer=info.mixer):
-                    patched = m.answers(probe)
-                change = (patched.loss_nats - unpatched.loss_nats).double().cpu().numpy()
-                interval = _interval(change, unpatched.at[:, 0].cpu().numpy())
-                accuracy = patched.accuracy - unpatched.accuracy
-                effect = PatchEffect(
-                    info.index, head.head, info.mixer, patched.loss - unpatched.loss, *interval, accuracy
+        before = scored_answers(self.m, batch, foils)
+        for info, heads in self.by_layer:
+            outputs = self.m.head_outputs(heads, self.source, mixer=info.mixer) if heads else {}
+            for head in heads:
+                with self.m.patch([head], outputs, mixer=info.mixer):
+                    after = scored_answers(self.m, batch, foils)
+                nats, right, difference = (
+                    AnswerSums.of(getattr(after, name) - getattr(before, name), sequence)
+                    for name in ("nats", "is_right", "difference")
                 )
-                effects.append(effect)
-                show(len(effects), n_heads, f"layer {info.index}")
-    return effects
+                # The means as `Answers` has them, so that both agree to the last digit.
+                effect, accuracy = (
+                    float(getattr(after, name).mean()) - float(getattr(before, name).mean())
+                    for name in ("nats", "is_right")
+                )
+                ends = (*nats.interval(), accuracy, *right.interval(), difference.mean(), *difference.interval())
+                yield PatchEffect(info.index, head.head, info.mixer, effect, *ends)
+                done += 1
+                show(done, n_heads, f"layer {info.index}")
 
-
-def _interval(change: Float[np.ndarray, " n_rows"], sequence: Int[np.ndarray, " n_rows"]) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over answers, sequences drawn anew."""
-    _, index = np.unique(sequence, return_inverse=True)
-    n = int(index.max()) + 1
-    if n < _MIN_SEQUENCES:
-        return math.nan, math.nan
-    total, count = np.bincount(index, weights=change), np.bincount(index)
-    draws = np.random.default_rng([0, n]).integers(n, size=(_RESAMPLES, n))
-    low, high = np.percentile(total[draws].sum(1) / count[draws].sum(1), (2.5, 97.5))
-    return float(low), float(high)
+    def first_order(self, show: Callable[[int, int, str], None]) -> Iterator[PatchEffect]:
+        """One pass forward and backward for all heads, some sequences at a time."""
+        source = batch_of(self.m.model, self.source, tokenizer=self.m.tokenizer)
+        of_mixer = {
+            is_linear: tuple(
+                head for info, heads in self.by_layer if (info.kind == "linear") is is_linear for head in heads
+            )
+            for is_linear in (False, True)
+        }
+        chosen = ChosenHeads(of_mixer[False], of_mixer[True])
+        n_tokens, n_sequences = self.probe.tokens.shape[1], len(self.probe.tokens)
+        check_shapes(source, n_sequences, n_tokens)
+        pieces: list[tuple[AnswerCounts, FirstOrder]] = []
+        n_together, done = max(1, _BATCH_TOKENS // n_tokens), 0
+        show(0, n_sequences, "first order")
+        for part in split(self.probe, n_together):
+            batch = batch_of(self.m.model, part)
+            if batch.is_packed or source.is_packed:
+                raise WorkbenchError(
+                    "packed documents cannot be patched to first order; pass one to a sequence, padded"
+                )
+            rows = slice(None) if len(source.tokens) == 1 else slice(done, done + len(part.tokens))
+            done += len(part.tokens)
+            if batch.answers is not None and len(batch.answers):
+                own = sequences(source.tokens[rows], source.valid[rows])
+                foils = foils_of(batch, own)
+                pieces.append((AnswerCounts.of(batch, foils), first_order(self.m, batch, own, foils, chosen)))
+            show(done, n_sequences, "first order")
+        n_answers, n_foils = (
+            np.concatenate([getattr(counts, name) for counts, _ in pieces]) for name in ("answers", "foils")
+        )
+        for info, heads in self.by_layer:
+            for head in heads:
+                key = head, info.kind == "linear"
+                nats = AnswerSums(np.concatenate([piece.nats[key] for _, piece in pieces]), n_answers)
+                difference = AnswerSums(np.concatenate([piece.difference[key] for _, piece in pieces]), n_foils)
+                low, high = difference.interval()
+                yield PatchEffect(
+                    info.index,
+                    head.head,
+                    info.mixer,
+                    nats.mean(),
+                    *nats.interval(),
+                    logit_difference_change=difference.mean(),
+                    logit_difference_lo=low,
+                    logit_difference_hi=high,
+                    method="first_order",
+                )

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from workbench.heads import WorkbenchError
+from workbench.heads import WorkbenchError, brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ class Sequences:
     needles: Int[Tensor, "n_rows 2"] | None = None
     is_paired: bool = False
     documents: Int[Tensor, "n_spans 3"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def is_packed(self) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
-from workbench.heads import LayerInfo, WorkbenchError
+from workbench.heads import LayerInfo, WorkbenchError, brief
 from workbench.hooks.interventions.windows import Interventions, one_head
 from workbench.hooks.recording.cells import Sequences, counted_rows
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
@@ -57,6 +57,9 @@ class Reading:
 
     values: Float[Tensor, "b n_layers max_heads n"]
     rows: Int[Tensor, "b n_layers max_heads"]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True, slots=True)

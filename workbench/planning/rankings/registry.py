@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from workbench.console import watched_bar
 from workbench.extensions import Registry
-from workbench.heads import KVHead
+from workbench.heads import KVHead, brief
 from workbench.planning.conversion_objective import Game
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.rankings.adaptive_nodes import AS_NEEDED
@@ -42,10 +42,7 @@ class Ranking:
     margin: Float[np.ndarray, " n_kv"] | None = None
 
     def __repr__(self) -> str:
-        first = ", ".join(
-            f"{head} {score:.3g}" for head, score in zip(self.order[:3], -np.sort(-self.scores)[:3], strict=True)
-        )
-        return f"Ranking({self.method}, {len(self.heads)} heads in {self.units}: {first}, …; .order, .scores)"
+        return brief(self)
 
     @property
     def order(self) -> list[KVHead]:

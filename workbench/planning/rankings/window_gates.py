@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.console import watched_bar
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import KVHead, WorkbenchError, brief
 from workbench.hooks import HookedModel
 from workbench.hooks.interventions.gates import gated
 from workbench.planning.answer_loss import LossBatch, Objective
@@ -62,10 +62,7 @@ class WindowGates:
     n_nodes: int
 
     def __repr__(self) -> str:
-        return (
-            f"WindowGates({len(self.heads)} heads on {len(self.per_sequence)} sequences: {self.full:.3f} nats full, "
-            f"{self.windowed:.3f} windowed, completeness error {self.completeness_error:.1%}; .scores, .margin)"
-        )
+        return brief(self)
 
     @property
     def scores(self) -> Float[np.ndarray, " n_kv"]:

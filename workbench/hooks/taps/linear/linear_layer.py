@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d
 from transformers.activations import ACT2FN
 
-from workbench.heads import LayerInfo, Mixer
+from workbench.heads import LayerInfo, Mixer, brief
 from workbench.kernels import Request, RowStatistics, SignedRows, signed_crop, signed_statistics
 
 
@@ -37,6 +37,9 @@ class LinearLayer:
     d_head: int
     has_conv: bool
     slopes: Float[Tensor, " n_heads"] | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def info(self) -> LayerInfo:
@@ -69,6 +72,9 @@ class LinearCall:
     v: Float[Tensor, "b n_heads t d_v"]
     log_decay: Float[Tensor, "#b n_heads t rates"]
     rows: SignedRows
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def statistics(self, request: Request) -> RowStatistics:
         """The statistics of the layer's implied rows, over Σ|A|."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.heads import Mixer
+from workbench.heads import Mixer, brief
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 
 
@@ -31,6 +31,9 @@ class Reach:
     half_life: Float[Tensor, "n_heads rates"]
     reach_99: Float[Tensor, "n_heads rates"]
     is_measured: bool
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def decay_reach(layer: LinearLayer) -> Reach | None:

@@ -1,0 +1,97 @@
+"""Which heads need the whole context is told by a plan of that model, else by detectors with their thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic_run import DEMO, write_run
+from workbench.app.answer_card import sentences
+from workbench.app.answers import answer_of, plan_of_run, query_heads
+from workbench.app.server.serving import open_content
+from workbench.heads import Head
+from workbench.store.plan_file import Plan
+
+PUBLISHED = Path(__file__).parents[2] / "examples" / "published"
+
+
+@pytest.fixture(scope="module")
+def published():
+    return open_content([PUBLISHED / "smollm2", PUBLISHED / "gemma3-270m"], [])
+
+
+def words(component):
+    children = getattr(component, "children", component)
+    if isinstance(children, list | tuple):
+        return "".join(map(words, children))
+    return str(children or "") if not hasattr(children, "children") else words(children)
+
+
+def test_a_plan_of_the_model_answers_with_its_heads_and_what_they_bring_back(published):
+    answer = answer_of(published.runs["smollm2"], published)
+    plan = Plan.load(PUBLISHED / "smollm2" / "window-128.json")
+    assert (answer.plan, answer.count) == ("window-128", f"{len(plan.keep)} of 90 key/value heads")
+    assert {(head.layer, head.head // 3) for head in answer.heads} == set(plan.keep)
+    first = plan.ranking[0].head
+    assert answer.heads[:3] == tuple(Head(first.layer, 3 * first.kv_head + i) for i in range(3))
+    best = next(p for p in plan.curve if p.method == plan.method and p.n_kept == len(plan.keep))
+    assert f"{best.recovered:.2f} [{best.ci_lo:.2f}, {best.ci_hi:.2f}]" in answer.basis
+    assert answer.since == ""  # one checkpoint
+
+
+def test_without_a_plan_detectors_answer_with_their_thresholds_and_say_that_they_only_look(published):
+    run = published.runs["gemma3-270m"]
+    answer = answer_of(run, published)
+    retrieval = run.scores(detector="retrieval_top1", probe="niah_single_2")
+    induction = run.scores(detector="induction", probe="repeats")
+    passing = [
+        *retrieval.loc[(retrieval["ci_lo"] > 0.1) & (retrieval["kind"] == "full")].itertuples(),
+        *induction.loc[(induction["ci_lo"] > 0.4) & (induction["kind"] == "full")].itertuples(),
+    ]
+    assert set(answer.heads) == {Head(row.layer, row.head) for row in passing}
+    assert answer.count == f"{len(answer.heads)} of the 12 heads that see the whole context"
+    assert "retrieval_top1 > 0.1 on niah_single_2" in answer.basis
+    assert "induction > 0.4 on repeats" in answer.basis
+    assert any("detectors say where heads look" in remark for remark in answer.remarks)
+
+
+def test_a_plan_of_another_model_or_other_layers_answers_for_no_run(published):
+    gemma, smollm = published.runs["gemma3-270m"], published.runs["smollm2"]
+    assert plan_of_run(gemma, published.plans) is None
+    name, plan = plan_of_run(smollm, published.plans)
+    assert name == "window-128"
+    assert len(query_heads(plan)) == 3 * len(plan.keep)
+    assert plan_of_run(smollm, {}) is None
+
+
+def test_a_plan_beside_a_run_has_to_name_its_model(tmp_path, published):
+    run = published.runs["smollm2"]
+    plan = Plan.load(PUBLISHED / "smollm2" / "window-128.json")
+    for model, is_found in (("elsewhere/smollm2", True), ("another", False), ("", False)):
+        replace(plan, model=model).save(tmp_path / "plan.json")
+        assert (plan_of_run(run, {"plan": tmp_path / "plan.json"}) is not None) == is_found
+
+
+def test_over_training_the_answer_says_since_when_and_links_to_the_heads(tmp_path):
+    write_run(tmp_path / "full", replace(DEMO["full"], detectors=("induction",)))
+    write_run(tmp_path / "sliding", replace(DEMO["sliding"], steps=(0, 64), detectors=("induction",)))
+    write_run(tmp_path / "sinks", replace(DEMO["full"], steps=(0, 64), detectors=("sink",)))
+    content = open_content([tmp_path], [])
+    found = {name: answer_of(run, content) for name, run in content.runs.items()}
+    onsets = (
+        content.runs["full"]
+        .onsets("induction")
+        .merge(content.runs["full"].scores(step="last").query("ci_lo > 0.4").loc[:, ["layer", "head"]])
+    )
+    assert len(onsets) == len(found["full"].heads) > 1
+    earliest = onsets.sort_values("onset_tokens").iloc[0]
+    assert found["full"].since.startswith("the first since ")
+    assert f"{earliest['onset_tokens'] / 1e6:.3g}M tokens, half of them by" in found["full"].since
+    assert found["sliding"].basis == "by its layers: none sees the whole context"
+    assert "there are no scores of retrieval_top1" in found["sinks"].basis
+    text = [words(sentence) for sentence in sentences(found)]
+    assert text[0].startswith("full: ")
+    assert str(found["full"].heads[0]) in text[0]
+    assert "not known" in text[1]

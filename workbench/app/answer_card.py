@@ -1,0 +1,45 @@
+"""The answers to which heads need the whole context as sentences, with links to the heads and to the plan."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dash import html
+
+from workbench.app.answers import Answer
+from workbench.app.components import attributes
+
+# Query heads that an answer names.
+_LINKED = 8
+
+
+def sentences(found: Mapping[str, Answer]) -> list[html.P]:
+    """The answers as sentences, one a run, with links to heads and plan; what is said of several comes last."""
+    counts = Counter(remark for answer in found.values() for remark in answer.remarks)
+    shared = [remark for remark, n in counts.items() if n > 1]
+    last = [html.P("; ".join(shared), className="muted")] if shared else []
+    return [*(_sentence(answer, [r for r in answer.remarks if r not in shared]) for answer in found.values()), *last]
+
+
+def _sentence(answer: Answer, remarks: Sequence[str]) -> html.P:
+    parts: list[Any] = [html.B(answer.run), ": "]
+    if not answer.count:
+        return html.P([*parts, f"not known: {answer.basis}. ", html.Span("; ".join(remarks), className="muted")])
+    verb = " need it, " if answer.plan else " look far, "
+    parts += [html.Span(answer.count, className="strong"), verb, html.Span(answer.basis, title=answer.source)]
+    parts += [f"; {answer.since}" if answer.since else "", ". "]
+    if answer.heads:
+        links = [_head_link(answer.run, str(head)) for head in answer.heads[:_LINKED]]
+        parts += [part for link in links for part in (link, " ")]
+        parts += [f"and {len(answer.heads) - _LINKED} more query heads "] * (len(answer.heads) > _LINKED)
+    if answer.plan:
+        to_plan = attributes(data_page="plan", data_set=json.dumps({"plan": answer.plan, "keep": ""}))
+        parts += [html.A("the plan, its costs and its verdict", href="plan", **to_plan), " "]
+    return html.P([*parts, html.Span("; ".join(remarks), className="muted")])
+
+
+def _head_link(run: str, head: str) -> html.A:
+    return html.A(head, href="head", **attributes(data_page="head", data_head=head, data_run=run))
