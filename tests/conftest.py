@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from tests.browser import chromium, tab, window
 from tests.hub.hub_client import hub
-from tests.quick_demo import HISTORY, make_interrupted_demo
+from tests.made_once import for_all_processes, made_once
+from tests.preloaded import begin_as_forks
+from tests.quick_demo import make_interrupted_demo
 from tests.type_checks import sample_calls
 
-__all__ = ["chromium", "demo", "demo_runs", "hub", "tab", "window"]
+__all__ = ["chromium", "demo", "demo_runs", "for_all_processes", "hub", "tab", "window"]
 
 # Compiling tests and instrumented modules anew, where the environment forbids to keep that, is half of collecting them.
 sys.dont_write_bytecode = False
@@ -26,6 +27,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["TRITON_INTERPRET"] = "1"
 # No test asks a hub but its own (`hub`), whatever ids it names.
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes side by side share the cores; before any library counts them
+    begin_as_forks()
 
 gc.disable()  # until all tests are collected: nearly all that is made until then stays
 sample_calls()  # before any module of the workbench is imported
@@ -64,27 +68,17 @@ def pytest_unconfigure():
 
 
 def pytest_configure(config):
-    """Processes side by side share the cores, one each, and take files in the order that `LONG` gives them."""
+    """Processes side by side take files in the order that `LONG` gives them."""
     config.option.loadscopereorder = False
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        import torch
-
-        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
+def demo():
     """The quick demo, really pretrained and scanned: its folder, with checkpoints/ and runs/.
 
     One process makes it for all, by two commands: the first is interrupted, the second goes on.
     """
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # which the workers share
-    with FileLock(base / "demo.lock"):
-        if not (base / "demo" / HISTORY).exists():
-            make_interrupted_demo(base / "demo")
-    return base / "demo"
+    return made_once("demo", make_interrupted_demo)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,10 @@ import threading
 import time
 import traceback
 import types
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from multiprocessing import util
+from pathlib import Path
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -211,6 +213,43 @@ def _end_as_python(words: Sequence[str]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(code or 0)
+
+
+def fork_of_tests(connection: socket.socket, modules: Sequence[str]) -> int:
+    """The number of a fork of this process of pytest that forks for others, as one begun by `python -m` does.
+
+    The fork has this process's libraries. What pytest and its plugins do to imports, warnings, output and files is
+    undone in it before it imports `modules`, none of which may have been imported here.
+    """
+    assert not set(modules) & set(sys.modules), "what pytest has instrumented cannot be as it is without pytest"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    try:
+        _forget_pytest(connection)
+        _main(connection, modules)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _forget_pytest(connection: socket.socket) -> None:
+    atexit._clear()
+    os.closerange(3, connection.fileno())
+    os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    for name, file, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        stream = open(file, mode, errors="backslashreplace" if file == 2 else None, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.meta_path[:] = [x for x in sys.meta_path if not type(x).__module__.startswith(("_pytest", "jaxtyping"))]
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    warnings.resetwarnings()
+    gc.enable()
 
 
 def _main(connection: socket.socket, modules: Sequence[str]) -> None:

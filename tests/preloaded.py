@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import inspect
 import os
 import socket
@@ -15,11 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.forking import Forker, socket_pair
+from tests.forking import Forker, fork_of_tests, socket_pair
 
 # What verbs that read a run import when they are called, and the app: no torch.
 READING = ("workbench.cli.main", "workbench.runs", "workbench.emergence", "workbench.figures", "workbench.report")
@@ -27,6 +27,11 @@ READING += ("workbench.app",)
 # What the others import, and the workers of a scan and of the demo.
 ALL = (*READING, "workbench.hooks", "workbench.scanning.worker", "workbench.scanning.execution", "workbench.planning")
 ALL += ("workbench.experiments.conversion", "workbench.demo")
+# What these import from elsewhere that takes long, in the order in which the processes are begun.
+LIBRARIES = {
+    READING: ("pandas", "dash", "dash_ag_grid", "dash_mantine_components", "typer"),
+    ALL: ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto", "transformers.generation"),
+}
 
 
 class Preloaded(subprocess.Popen[Any]):
@@ -76,12 +81,32 @@ class PreloadedReading(Preloaded):
     modules = READING
 
 
-@cache
+# The processes that fork for this one, by what they have imported.
+_forkers: dict[Sequence[str], Forker] = {}
+
+
+def begin_as_forks() -> None:
+    """Begin the processes that fork as forks of this one, so that the libraries of all three are imported once.
+
+    For a process of pytest that has not imported the workbench; it imports what the others need, in one thread.
+    """
+    if sys.platform != "linux":
+        return
+    for modules, libraries in LIBRARIES.items():
+        for name in libraries:
+            importlib.import_module(name)
+        ours, its = socket_pair()
+        pid = fork_of_tests(its, modules)
+        _forkers[modules] = _forker_at(ours, its, lambda pid=pid: os.waitpid(pid, os.WNOHANG) != (0, 0))
+
+
 def _forker(modules: Sequence[str]) -> Forker:
     """The process that forks for this one; it ends when this one does.
 
     That of what reads a run is begun first, and the other is its fork.
     """
+    if modules in _forkers:
+        return _forkers[modules]
     ours, its = socket_pair()
     words = ["-m", "tests.forking", str(its.fileno()), *modules]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -100,6 +125,11 @@ def _forker(modules: Sequence[str]) -> Forker:
         def has_ended() -> bool:
             return os.waitpid(pid, os.WNOHANG) != (0, 0)
 
+    _forkers[modules] = _forker_at(ours, its, has_ended)
+    return _forkers[modules]
+
+
+def _forker_at(ours: socket.socket, its: socket.socket, has_ended: Callable[[], bool]) -> Forker:
     its.close()
     atexit.register(_end, ours, has_ended)
     return Forker(ours)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from tests.made_once import made_once
 from workbench.heads import Kind, Metric, Row
 from workbench.store import Origin, Store, canonical_digest
 
@@ -57,7 +60,17 @@ DEMO = {
 
 
 def write_run(path: Path, shape: Shape, *, upto: int | None = None) -> Path:
-    """Write a run, or only its first `upto` checkpoints; the plan always names all of them."""
+    """Write a run, or only its first `upto` checkpoints; the plan always names all of them.
+
+    A whole one is a copy of one that is made once for all tests.
+    """
+    if upto is None and not path.exists():
+        name = f"{path.name}-{canonical_digest(asdict(shape))}"
+        return Path(shutil.copytree(made_once(f"runs/{name}/{path.name}", partial(_write_run, shape=shape)), path))
+    return _write_run(path, shape, upto=upto)
+
+
+def _write_run(path: Path, shape: Shape, *, upto: int | None = None) -> Path:
     store = Store.create(path, job={"checkpoints": "synthetic"}, versions={"workbench": "0.1.0"})
     names = [_name(step) for step in shape.steps]
     units = [{"probe": PROBE_OF[d], "detector": d, "version": 1, "table": "scores"} for d in shape.detectors]

@@ -12,11 +12,12 @@ import torch
 from tests.kernels.on_device import DEVICE
 
 if find_spec("triton") is not None and DEVICE == "cpu":
-    from tests.kernels import interpreted_bf16
+    from tests.kernels import interpreted_bf16, interpreter_scope
 
     interpreted_bf16.install()
+    interpreter_scope.install()
 else:
-    collect_ignore = ["interpreted_bf16.py"]
+    collect_ignore = ["interpreted_bf16.py", "interpreter_scope.py"]
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ unless allowed, and there is no network access and no prompt.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -44,6 +46,8 @@ _NO_MEMORY = ("DefaultCPUAllocator", os.strerror(errno.ENOMEM))
 _MANY_LAYERS = 1000
 # Buffers that are computed from the config, by `restore_decay`.
 _DECAY = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
+# Of each `_likeness` whose tensors were seen to fit as they are named.
+_FITTING: set[str] = set()
 # Errors of transformers on a broken config or weight file; a config of odd numbers fails in a model's arithmetic.
 FAILURES = (
     OSError,
@@ -172,6 +176,9 @@ def _fitting_state(
 
     The names of wrappers are taken out only where that makes everything fit.
     """
+    likeness = _likeness(config, weights)
+    if likeness in _FITTING:
+        return state
     try:
         _load(path, config, state, target=target)
     except BadCheckpoint as error:
@@ -180,6 +187,7 @@ def _fitting_state(
             raise
         faults = [error]
     else:
+        _FITTING.add(likeness)
         return state
     tensors = _read_safetensors(weights) if state is None else state
     for renaming in proposals:
@@ -191,6 +199,14 @@ def _fitting_state(
         else:
             return renamed
     raise faults[1]  # of the proposal with which most names are the model's own
+
+
+def _likeness(config: PreTrainedConfig, weights: WeightsInfo) -> str:
+    """What the checkpoints of a series have in common, whose tensors fit if those of one of them do."""
+    fields = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    tensors = sorted((name, tensor.dtype, tensor.shape) for name, tensor in weights.tensors.items())
+    described = json.dumps([type(config).__name__, fields, tensors], sort_keys=True, default=str)
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
 
 def _read_safetensors(weights: WeightsInfo) -> dict[str, Tensor]:
