@@ -21,8 +21,8 @@ COLOURS = {
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 ONSET = "#E4572E"
 
-LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
-_LETTER_COLOURS = {"full": 0, "sliding": 1, "chunked": 2, "linear": 3, "none": 7}
+LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "sparse": "K", "linear": "L", "none": "N"}
+_LETTER_COLOURS = {"full": 0, "sliding": 1, "chunked": 2, "sparse": 5, "linear": 3, "none": 7}
 
 FONT = 'Inter, "Segoe UI", "DejaVu Sans", sans-serif'
 _POSITIVE = {

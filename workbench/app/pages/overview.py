@@ -283,7 +283,7 @@ def layout(_: Content) -> list[Any]:
         graph(RIDGES),
         table="scores",
     )
-    kinds = "F full · W sliding window · C chunked · L linear · grey: no score · click opens the head"
+    kinds = "F full · W sliding window · C chunked · K selected keys · L linear · grey: no score · click opens the head"
     grid = card("Layer × head at this checkpoint", kinds, graph(GRID, "clickable grid"), table="scores")
     return [html.Div(id=KPIS, className="kpis"), curves, strips, grid, ridges]
 
