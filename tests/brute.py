@@ -122,6 +122,7 @@ def scores(
                     far_window=far_window,
                     sees_first=info.window or len(tokens[0]),
                     is_sliding=info.kind == "sliding",
+                    is_sparse=info.kind == "sparse",
                     targets=None if targets is None else [(r, k) for s, r, k in targets.tolist() if s == b],
                 )
                 for name, row_values in values.items():
@@ -134,7 +135,7 @@ def scores(
     return found
 
 
-def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sliding, targets):
+def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sliding, is_sparse, targets):
     values: dict[str, list[float]] = {name: [] for name in ON_TOKENS}
     x = x.tolist()
     for i in range(len(x)):
@@ -151,10 +152,11 @@ def _sequence(x, pattern, *, is_linear, has_sinks, far_window, sees_first, is_sl
         if i >= 1:
             values["previous_token"].append(row[i - 1])
         values["current_token"].append(row[i])
-        if i < sees_first:
+        # A row of a sparse layer sees the first token where its indexer selected it; then it has some weight.
+        if i < sees_first and not (is_sparse and row[0] == 0):
             values["sink"].append(row[0])
             values["sink_total"].append(row[0] + sink_share)
-        if i < sees_first + (3 if is_sliding else 0):
+        if i < sees_first + (3 if is_sliding else 0) and not (is_sparse and not any(row[:4])):
             values["sink_streaming"].append(sum(row[:4]))
         same = [j for j in range(i) if x[j] == x[i]]
         if same:

@@ -16,7 +16,11 @@ from transformers import (
     MistralConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 VOCABULARY, WIDTH, HEADS, GROUPS, WINDOW = 97, 32, 4, 2, 8
 _MIXED = ["sliding_attention", "full_attention"]
@@ -74,10 +78,13 @@ def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
     """The model of a family; the same weights whatever the attention implementation."""
     from tests.more_families import MORE_CONFIGS
     from tests.older_families import OLDER_CONFIGS
+    from tests.selecting_families import SELECTING_CONFIGS
 
     torch.manual_seed(0)
-    config = {**CONFIGS, **MORE_CONFIGS, **OLDER_CONFIGS}[family]()
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    config = {**CONFIGS, **MORE_CONFIGS, **OLDER_CONFIGS, **SELECTING_CONFIGS}[family]()
+    is_of_pictures = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    make = AutoModelForImageTextToText if is_of_pictures else AutoModelForCausalLM
+    model = make.from_config(config, attn_implementation=implementation)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -7,7 +7,7 @@ import transformers
 from tests.families import GROUPS, HEADS, VOCABULARY, WIDTH, WINDOW
 
 _MIXED = ["sliding_attention", "full_attention"]
-_BASE = {
+BASE = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 48,
@@ -20,10 +20,10 @@ _BASE = {
     "pad_token_id": 2,
     "tie_word_embeddings": False,
 }
-_WIDE = {**_BASE, "head_dim": 16}
+_WIDE = {**BASE, "head_dim": 16}
 _SLIDING = {"sliding_window": WINDOW, "layer_types": _MIXED}
 _EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
-_LATENT = {
+LATENT = {
     "kv_lora_rank": 16,
     "q_lora_rank": 16,
     "qk_nope_head_dim": 8,
@@ -54,10 +54,10 @@ _BIASED = {
 _PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
 
 MORE_CONFIGS = {
-    "qwen2": lambda: transformers.Qwen2Config(**_BASE, use_sliding_window=True, **_SLIDING),
+    "qwen2": lambda: transformers.Qwen2Config(**BASE, use_sliding_window=True, **_SLIDING),
     "qwen3": lambda: transformers.Qwen3Config(**_WIDE),
-    "olmo2": lambda: transformers.Olmo2Config(**_BASE),
-    "olmo3": lambda: transformers.Olmo3Config(**_BASE, **_SLIDING),
+    "olmo2": lambda: transformers.Olmo2Config(**BASE),
+    "olmo3": lambda: transformers.Olmo3Config(**BASE, **_SLIDING),
     "gemma3": lambda: transformers.Gemma3TextConfig(**_WIDE, **_SLIDING, query_pre_attn_scalar=16),
     "gemma4": lambda: transformers.Gemma4TextConfig(
         **_WIDE, **_SLIDING, **_PER_LAYER, global_head_dim=32, num_global_key_value_heads=1, num_kv_shared_layers=0
@@ -70,9 +70,9 @@ MORE_CONFIGS = {
         num_kv_shared_layers=2,
     ),
     "cohere2": lambda: transformers.Cohere2Config(**_WIDE, **_SLIDING),
-    "phi": lambda: transformers.PhiConfig(**_BASE),
-    "phi3": lambda: transformers.Phi3Config(**_BASE, sliding_window=WINDOW),
-    "starcoder2": lambda: transformers.Starcoder2Config(**_BASE, sliding_window=WINDOW),
+    "phi": lambda: transformers.PhiConfig(**BASE),
+    "phi3": lambda: transformers.Phi3Config(**BASE, sliding_window=WINDOW),
+    "starcoder2": lambda: transformers.Starcoder2Config(**BASE, sliding_window=WINDOW),
     "granite_swa": lambda: transformers.GraniteSWAConfig(**_WIDE, **_SLIDING),
     "inkling": lambda: transformers.InklingTextConfig(**_BIASED, intermediate_size=48),
     "inkling2": lambda: transformers.Inkling2TextConfig(**_BIASED, n_layers_per_attn_res_block=2),
@@ -86,7 +86,7 @@ MORE_CONFIGS = {
     ),
     "minimax_m2": lambda: transformers.MiniMaxM2Config(**_WIDE, **_EXPERTS, rotary_dim=8),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(
-        **{**_BASE, "num_key_value_heads": HEADS}, **_LATENT, head_dim=8
+        **{**BASE, "num_key_value_heads": HEADS}, **LATENT, head_dim=8
     ),
 }
 

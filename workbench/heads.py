@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-Kind = Literal["full", "sliding", "chunked", "linear", "none"]
+Kind = Literal["full", "sliding", "chunked", "sparse", "linear", "none"]
 # "softmax", "lightning", "gdn", "kda", "ssm", or the name of a mixer that another package registers.
 Mixer = str
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -127,7 +127,8 @@ class LayerInfo:
     """One token mixer of a model.
 
     `index` is the model's own layer number; a layer with two mixers has two entries. `window` is in tokens, own
-    position included; None if the layer sees the whole past. `has_sinks`: learned sink logits.
+    position included; None if the layer sees the whole past. `has_sinks`: learned sink logits. `n_selected`: of a
+    `sparse` layer, which selects keys for each query from its whole past: how many; None for all others.
     """
 
     index: int
@@ -139,6 +140,7 @@ class LayerInfo:
     n_kv_heads: int
     d_head: int
     quantisation: str = field(default="", compare=False)
+    n_selected: int | None = None
 
     @property
     def hook_name(self) -> str | None:

@@ -17,7 +17,14 @@ from workbench.figures.style import COLOURS, LETTERS, PALETTES, Scale, Theme, co
 from workbench.figures.trajectories import records, score_scale
 from workbench.heads import WorkbenchError
 
-_SHAPES = {"full": "circle", "sliding": "square", "chunked": "diamond", "linear": "triangle-up", "none": "x"}
+_SHAPES = {
+    "full": "circle",
+    "sliding": "square",
+    "chunked": "diamond",
+    "sparse": "cross",
+    "linear": "triangle-up",
+    "none": "x",
+}
 _LINES = (
     ("lock_in", "all heads", "dash", 0),
     ("lock_in_within", "within layers", "solid", 1),

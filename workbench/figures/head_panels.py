@@ -50,7 +50,8 @@ def heads(
 ) -> go.Figure:
     """Every head's score at one checkpoint, layer by head, one panel per run.
 
-    The letter of each layer is its kind: F full, W sliding window, C chunked, L linear, N none. Grey: no score.
+    The letter of each layer is its kind: F full, W sliding window, C chunked, K selected keys, L linear, N none. Grey:
+    no score.
 
     Args:
         run: a run, a table as `wb.score` and `Run.scores` return it, or several of them.

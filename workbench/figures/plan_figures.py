@@ -77,7 +77,8 @@ def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
     """Every key/value head's score, layer by head, with a frame around those that the plan keeps.
 
     Where a plan gives heads linear attention, a diamond marks them and a bar those with a window. The letter of each
-    layer is its kind: F full, W sliding window, C chunked, L linear. Grey: no head that the window changes.
+    layer is its kind: F full, W sliding window, C chunked, K selected keys, L linear. Grey: no head that the window
+    changes.
     """
     layers = sorted({info.index: info for info in _softmax_last(plan.layers)}.values(), key=lambda info: info.index)
     row = {info.index: i for i, info in enumerate(layers)}

@@ -31,11 +31,25 @@ ONSET = "#E4572E"
 # More runs than this have their legend beside a figure, not above it.
 MOST_ABOVE = 6
 
-LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "linear": "L", "none": "N"}
+LETTERS = {"full": "F", "sliding": "W", "chunked": "C", "sparse": "K", "linear": "L", "none": "N"}
 # Letters are text, which takes a contrast of 4.5.
 _LETTER_COLOURS = {
-    "light": {"full": "#0069A5", "sliding": "#B34700", "chunked": "#00755A", "linear": "#A23F7C", "none": "#5B6777"},
-    "dark": {"full": "#4FA8E8", "sliding": "#F28C45", "chunked": "#2FC49C", "linear": "#E87FC0", "none": "#A6B0BF"},
+    "light": {
+        "full": "#0069A5",
+        "sliding": "#B34700",
+        "chunked": "#00755A",
+        "linear": "#A23F7C",
+        "none": "#5B6777",
+        "sparse": "#6B4FBB",
+    },
+    "dark": {
+        "full": "#4FA8E8",
+        "sliding": "#F28C45",
+        "chunked": "#2FC49C",
+        "linear": "#E87FC0",
+        "none": "#A6B0BF",
+        "sparse": "#B39DFF",
+    },
 }
 
 # Plotly's buttons that upload a figure, by the names of several versions; wherever a figure is shown, also a notebook.

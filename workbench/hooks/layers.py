@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from workbench.heads import Kind, LayerInfo, WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
+from workbench.hooks.taps.key_selection import checking_selection, is_indexer, n_selected, selecting_few
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear import linear_layers
 from workbench.hooks.taps.linear.lightning import warn_of_rounded_decay
@@ -37,6 +39,8 @@ def layer_slots(layers: Sequence[LayerInfo]) -> dict[tuple[int, bool], int]:
 def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     """The token mixers of a model in order of layers, from two passes over three tokens.
 
+    Indexers, which select keys, select two in these passes.
+
     A layer with two mixers has two entries, the softmax one first; a layer without any (the MLP and MoE layers of
     Nemotron-H) has none. The first pass compares the outputs of linear layers with their implied patterns. In the
     second, a marker replaces the output of each softmax layer and must arrive behind the layer.
@@ -58,11 +62,15 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     config = model.config.get_text_config()
     tokens = torch.arange(3, device=model.device)[None] % int(config.vocab_size)
     valid = torch.ones_like(tokens, dtype=torch.bool)
-    with torch.no_grad(), handling(model, note), checking_linear(model, valid) as is_right:
+    with torch.no_grad(), selecting_few(model), ExitStack() as stack:
+        stack.enter_context(handling(model, note))
+        is_right = stack.enter_context(checking_linear(model, valid))
+        selects_right = stack.enter_context(checking_selection(model))
         _run(model, tokens)
-    with torch.no_grad(), handling(model, marker), noting_arrivals(model) as arrived:
+    with torch.no_grad(), selecting_few(model), handling(model, marker), noting_arrivals(model) as arrived:
         if calls:
             _run(model, tokens)
+    sparse, keys = {i for i, c in calls.items() if c[0].mask.selected is not None}, n_selected(model)
     linear = linear_layers(model)
     without_mixer = _without_mixer(config)
     softmax = {i: c[0] for i, c in calls.items()}
@@ -74,6 +82,10 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         "{} see later tokens": [i for i, c in softmax.items() if not is_causal(c)],
         "{} attend to keys that stand for many tokens each": [i for i in softmax if "compress" in _type_of(config, i)],
         "the probabilities of {} do not sum to 1": [i for i, c in softmax.items() if not is_normalised(c)],
+        "{} select keys, how many is not known": [i for i in sparse if keys is None or not calls[i][0].mask.leaves_out],
+        "the model's own attention to the keys that {} select is another": [
+            i for i in sparse if not selects_right.get(i, False)
+        ],
         "{} go on with something else than what their attention gives": [i for i in softmax if i not in arrived],
         "the output of {} is not its implied pattern times v in this version of transformers": [
             i for i in linear if not is_right.get(i, False)
@@ -83,7 +95,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         _refuse_nonfinite(model, tokens)  # whose faults are not those of its family
         raise WorkbenchError(_refusal(model, faults))
     warn_of_rounded_decay(model)
-    infos = [_softmax_layer(config, i, call) for i, call in softmax.items()]
+    infos = [_softmax_layer(config, i, call, n_keys=keys) for i, call in softmax.items()]
     infos += [layer.info for layer in linear.values()]
     if not infos:
         raise WorkbenchError(f"{type(model).__name__} has no layer that mixes tokens: there is nothing to record")
@@ -168,8 +180,9 @@ def _type_of(config: Any, index: int) -> str:
     return str(layer_types[index]) if is_listed else ""
 
 
-def _softmax_layer(config: Any, index: int, call: AttentionCall) -> LayerInfo:
-    kind: Kind = "full"
+def _softmax_layer(config: Any, index: int, call: AttentionCall, *, n_keys: int | None) -> LayerInfo:
+    """`n_keys`: that the model's indexers select."""
+    kind: Kind = "full" if call.mask.selected is None else "sparse"
     if call.mask.window is not None:
         kind = "chunked" if _type_of(config, index) == "chunked_attention" else "sliding"
     return LayerInfo(
@@ -181,12 +194,14 @@ def _softmax_layer(config: Any, index: int, call: AttentionCall) -> LayerInfo:
         n_heads=call.q.shape[1],
         n_kv_heads=call.k.shape[1],
         d_head=call.v.shape[-1] if isinstance(call, ScoredCall) else call.q.shape[-1],
+        n_selected=n_keys if kind == "sparse" else None,
     )
 
 
 def _refusal(model: PreTrainedModel, faults: Mapping[str, list[int]]) -> str:
     classes = {i: type(m).__name__ for i, m in blocks(model)}
-    classes |= {i: type(m).__name__ for m in model.modules() if isinstance(i := getattr(m, "layer_idx", None), int)}
+    modules = [m for m in model.modules() if not is_indexer(m)]
+    classes |= {i: type(m).__name__ for m in modules if isinstance(i := getattr(m, "layer_idx", None), int)}
 
     def names(layers: list[int]) -> str:
         return ", ".join(f"layer {i} ({classes.get(i, 'of unknown class')})" for i in sorted(layers))

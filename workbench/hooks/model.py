@@ -87,7 +87,10 @@ class HookedModel:
         return f"HookedModel({self.name}: {words_of_model(self.model, self._layers, self.quantisation)})"
 
     def summary(self) -> pd.DataFrame:
-        """One row per token mixer: layer, kind, mixer, window, has_sinks, n_heads, n_kv_heads, d_head, quantisation."""
+        """One row per token mixer: layer, kind, mixer, window, has_sinks, heads, width, quantisation, n_selected.
+
+        `n_selected`: of a sparse layer, whose indexer selects keys for every row: how many.
+        """
         return table_of_layers(self._layers)
 
     @property
@@ -360,8 +363,10 @@ class HookedModel:
     def restrict(self, kv_heads: HeadsLike, window: int, sink: int = 0) -> Generator[HookedModel]:
         """Inside the block, these key/value heads see only the first `sink` and the last `window` keys, in tokens.
 
-        The own position is one of the `window`; a layer's own narrower mask stays. Holds for `record`, `pattern`,
-        `score` and the model's own forward and generate. Nested restrictions of one head leave the keys that all allow.
+        The own position is one of the `window`; a layer's own narrower mask stays, and so does the selection of an
+        indexer: a head of a sparse layer sees the selected keys among these, and gives zero where there are none. Holds
+        for `record`, `pattern`, `score` and the model's own forward and generate. Nested restrictions of one head leave
+        the keys that all allow.
 
         Raises:
             WorkbenchError: for heads the model does not have, or in a linear layer.

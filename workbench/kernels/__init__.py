@@ -3,7 +3,7 @@
 from workbench.kernels.linear.decay_rows import DecayRows
 from workbench.kernels.linear.delta_rows import DeltaRows
 from workbench.kernels.linear.signed_rows import SignedRows, signed_crop, signed_pattern, signed_statistics
-from workbench.kernels.masks import CausalMask, Hidden, TileMask, hidden_runs
+from workbench.kernels.masks import CausalMask, Hidden, SelectedMask, TileMask, hidden_runs
 from workbench.kernels.softmax.crops import attention_crop, attention_crops
 from workbench.kernels.softmax.recorder_statistics import attention_statistics
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
@@ -18,6 +18,7 @@ __all__ = [
     "Hidden",
     "Request",
     "RowStatistics",
+    "SelectedMask",
     "SignedRows",
     "SoftmaxLayer",
     "TileMask",

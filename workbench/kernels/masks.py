@@ -63,6 +63,35 @@ class CausalMask:
         return runs
 
 
+@dataclass(frozen=True, slots=True)
+class SelectedMask:
+    """A mask of which each row sees only the keys that were selected for it.
+
+    `selected`: their indices, in any order; those of keys that `base` hides, and those that are no key, select nothing.
+    """
+
+    base: TileMask
+    selected: Int[Tensor, "b q n"]
+
+    def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
+        return self.base.key_range(rows)
+
+    def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
+        runs = self.base.hidden(batch, rows, keys)
+        if keys[1] > keys[0]:
+            runs.append(Hidden(keys[0], ~selected_tile(self.selected[batch, rows], keys)))
+        return runs
+
+
+def selected_tile(selected: Int[Tensor, "b q n"], keys: tuple[int, int]) -> Bool[Tensor, "b q k"]:
+    """Which keys of a run are among the selected ones of each row."""
+    n_keys = keys[1] - keys[0]
+    column = selected.long() - keys[0]
+    column = torch.where((column >= 0) & (column < n_keys), column, n_keys)  # one column more, for all others
+    tile = torch.zeros(*selected.shape[:2], n_keys + 1, dtype=torch.bool, device=selected.device)
+    return tile.scatter_(-1, column, True)[..., :n_keys]
+
+
 def hidden_runs(hidden: Bool[Tensor, "#b q k"], first_key: int) -> list[Hidden]:
     """Cut a tile into its runs of columns that hide anything: usually one triangle at each edge of the band."""
     touched = hidden.flatten(0, 1).any(0).nonzero().flatten()

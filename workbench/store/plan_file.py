@@ -379,12 +379,18 @@ class Plan:
 
         Raises:
             WorkbenchError: if the family ignores them, or the plan keeps some heads of a layer and not others, or
-                sinks, or needs two windows, or gives heads linear attention.
+                sinks, or needs two windows, or gives heads linear attention, or a layer selects keys.
         """
         ignored = None if model_type is None else why_ignored(model_type)
         if ignored is not None:
             raise WorkbenchError(ignored)
         self._refuse_linear("the linear_attention of layer_types is a mixer with weights of its own")
+        selecting = [info.index for info in self.layers if info.kind == "sparse"]
+        if selecting:
+            raise WorkbenchError(
+                f"layers {selecting} attend to keys that an indexer selects, and layer_types know no windows on them; "
+                "apply the plan with m.apply(plan)"
+            )
         mixed = [i for i, is_kept in self._kept_by_layer().items() if len(is_kept) > 1]
         if mixed:
             raise WorkbenchError(

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicIndexedLayer, DynamicLayer
 
 from workbench.heads import Head, LayerInfo, WorkbenchError
 from workbench.hooks.interventions.targets import ChosenHeads, HeadKey
@@ -118,8 +118,7 @@ def logits_of(
     if prefill is None or prefill >= n_tokens:
         announce(slice(0, n_tokens))
         return _forward(model, batch, rows, slice(0, n_tokens), use_cache=False).logits
-    # Without a config, every layer of the cache keeps every key, so that a sliding layer gets its usual mask.
-    cache = DynamicCache()
+    cache = _whole_cache(model)
     pieces: list[Tensor] = []
     for start in range(0, n_tokens, prefill):
         queries = slice(start, min(n_tokens, start + prefill))
@@ -265,6 +264,19 @@ def _run(model: PreTrainedModel, batch: Sequences, rows: Int[Tensor, " r"], quer
     out = model(**options)
     out.logits = out.logits[:, rows - queries.start] if len(rows) else out.logits[:, -1:]
     return out
+
+
+def _whole_cache(model: PreTrainedModel) -> DynamicCache:
+    """A cache of which every layer keeps every key, so that a sliding layer gets its usual mask.
+
+    Layers with an indexer keep its keys too; only a cache that knows the configuration has such layers.
+    """
+    own = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    cache = DynamicCache()
+    if any(isinstance(layer, DynamicIndexedLayer) for layer in own):
+        whole = (DynamicIndexedLayer() if isinstance(layer, DynamicIndexedLayer) else DynamicLayer() for layer in own)
+        cache.layers.extend(whole)
+    return cache
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:

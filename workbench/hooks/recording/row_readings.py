@@ -221,4 +221,5 @@ def _mask_of(mask: LazyMask, b: int) -> LazyMask:
         mask,
         valid=None if mask.valid is None else mask.valid[b : b + 1],
         earlier=None if mask.earlier is None else mask.earlier[b : b + 1],
+        selected=None if mask.selected is None else mask.selected[b : b + 1],
     )

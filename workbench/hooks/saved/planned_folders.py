@@ -74,6 +74,12 @@ def save_planned(m: Convertible, plan: Plan, folder: str | Path) -> Path:
         raise WorkbenchError(f"{folder} exists; expected a new folder for the model")
     if not folder.resolve().parent.is_dir():
         raise WorkbenchError(f"{folder}: its parent folder does not exist; make it first")
+    selecting = [info.index for info in m.layers if info.kind == "sparse"]
+    if selecting:
+        raise WorkbenchError(
+            f"layers {selecting} attend to keys that an indexer selects, which no folder can say together with a plan; "
+            "apply the plan with m.apply(plan)"
+        )
     if plan.choices and all(choice == "full" for choice in plan.choices.values()):
         raise WorkbenchError("the plan keeps every head full, so that the model is unchanged; save it as it is")
     problems: list[str] = []

@@ -24,6 +24,7 @@ from workbench.kernels import (
     Hidden,
     Request,
     RowStatistics,
+    SelectedMask,
     SoftmaxLayer,
     TileMask,
     attention_crop,
@@ -31,8 +32,11 @@ from workbench.kernels import (
     attention_statistics,
     hidden_runs,
 )
-from workbench.kernels.masks import visible_tile
+from workbench.kernels.masks import selected_tile, visible_tile
 from workbench.kernels.softmax.differentiable_attention import differentiable_attention
+
+# Rows of a mask that a model's indexer reads, made at a time.
+_DENSE_ROWS = 256
 
 
 class MaskTaken(WorkbenchError, AttributeError):
@@ -46,6 +50,8 @@ class LazyMask:
     `window`: the local size that the model gives for the layer, a sliding window or a chunk, in tokens.
     `documents`: numbers of packed documents, which do not see each other whatever `function` returns. `earlier`: the
     number of valid keys before these, which a sliding layer's cache has dropped; None: `key_offset` of them.
+    `selected`: of each row, the indices of the keys that an indexer selected, the only ones that it sees; see
+    `selecting`, and `leaves_out` whether a key is not among them. `n_sequences`, `device`: as the model says them.
     `handler`: of the pass that the mask was made for, which computes the layers again in its backward pass too;
     `standing`: without one, those of the interventions that were in force, by the id of the attention module.
     """
@@ -59,6 +65,10 @@ class LazyMask:
     valid: Bool[Tensor, "b k"] | None
     documents: Int[Tensor, "b k"] | None = None
     earlier: Int[Tensor, " b"] | None = None
+    selected: Int[Tensor, "b q n"] | None = None
+    leaves_out: bool = False
+    n_sequences: int | None = None
+    device: torch.device | str | None = None
     handler: Callable[[Any], Tensor] | None = None
     standing: Mapping[int, Callable[[Any], Tensor]] = field(default_factory=dict)
 
@@ -115,21 +125,52 @@ class LazyMask:
         if self.documents is not None:
             of_rows = self.documents[batch][:, rows + self.query_offset - self.key_offset]
             hidden = hidden | (of_rows[:, :, None] != self.documents[batch, None, keys[0] : keys[1]])
+        if self.selected is not None and self.leaves_out:
+            hidden = hidden | ~selected_tile(self.selected[batch, rows], keys)
         return hidden_runs(hidden, keys[0])
 
-    def __getitem__(self, index: Any) -> LazyMask:
-        """The mask of a run of query rows, `mask[:, :, a:b, :]`, as families that share keys across layers slice it."""
+    def __getitem__(self, index: Any) -> LazyMask | Bool[Tensor, "b q k"]:
+        """The two cuts that models make before they attend.
+
+        `mask[:, :, a:b, :]`: the mask of a run of query rows, as families that share keys across layers slice it.
+        `mask[:, 0]`: which keys each row sees, True where it does, as a tensor, for an indexer that selects among them;
+        it makes as many scores of its own, in float32.
+
+        Raises:
+            MaskTaken: for any other cut.
+        """
+        if isinstance(index, tuple) and index[:2] == (slice(None), 0) and all(i == slice(None) for i in index[2:]):
+            return self._dense()
         if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
-            raise WorkbenchError(
-                f"the model cuts its attention mask as {index!r}; only rows can be cut: [:, :, a:b, :]"
+            raise MaskTaken(
+                f"the model cuts its attention mask as {index!r}; only rows can be cut, [:, :, a:b, :], or the one "
+                "head taken, [:, 0]"
             )
         start, stop, _ = index[2].indices(self.n_queries)
-        return replace(self, n_queries=stop - start, query_offset=self.query_offset + start)
+        selected = None if self.selected is None else self.selected[:, start:stop]
+        return replace(self, n_queries=stop - start, query_offset=self.query_offset + start, selected=selected)
+
+    def _dense(self) -> Bool[Tensor, "b q k"]:
+        device = self.device if self.valid is None else self.valid.device
+        n_sequences = self.n_sequences or (1 if self.valid is None else len(self.valid))
+        visible = torch.empty(n_sequences, self.n_queries, self.n_keys, dtype=torch.bool, device=device)
+        mask, rows = self.simplest(), torch.arange(self.n_queries, device=device)
+        for block in rows.split(_DENSE_ROWS):
+            visible[:, block] = visible_tile(mask, slice(0, n_sequences), block, self.n_keys)
+        return visible
+
+    def selecting(self, indices: Int[Tensor, "b q n"]) -> LazyMask:
+        """This mask on the keys alone that an indexer selected for each row, by their indices among the keys.
+
+        Where it selected every key, as in texts shorter than what it selects, the mask hides nothing more.
+        """
+        leaves_out = indices.shape[-1] < self.n_keys or not bool(selected_tile(indices, (0, self.n_keys)).all())
+        return replace(self, selected=indices, leaves_out=leaves_out)
 
     @property
     def is_plain_causal(self) -> bool:
         """True if every query sees its whole past and nothing is padding."""
-        return self._is_causal and self.valid is None
+        return self._is_causal and self.valid is None and not self.leaves_out
 
     @property
     def _is_causal(self) -> bool:
@@ -137,6 +178,8 @@ class LazyMask:
 
     def simplest(self) -> TileMask:
         """The same mask without a function call per tile, if it is causal or a sliding window; else the mask itself."""
+        if self.selected is not None and self.leaves_out:
+            return SelectedMask(replace(self, selected=None, leaves_out=False).simplest(), self.selected)
         window = sliding_window_of(self.function)
         is_sliding = window is not None and self.window == window and self.documents is None
         if not (self._is_causal or is_sliding):

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -90,11 +91,13 @@ def _attend(
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
     sinks: Tensor | None = None,
+    indices: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The registered attention function: turn transformers' arguments into an AttentionCall.
 
     `s_aux`: one learned sink logit per head; `sinks`: one per head and row. `position_bias`: added to scaled scores.
+    `indices`: of the keys that the layer's indexer selected for each row, which sees no others.
     """
     name = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', None)}"
     unknown = sorted(k for k, x in others.items() if isinstance(x, Tensor) and k not in _HARMLESS_TENSORS)
@@ -114,12 +117,13 @@ def _attend(
             f"{name} has {query.shape[2]} queries and {key.shape[2]} keys but a mask of {attention_mask.n_queries} × "
             f"{attention_mask.n_keys}; run it without a cache (use_cache=False)"
         )
+    mask = attention_mask if indices is None else attention_mask.selecting(indices)
     call = AttentionCall(
         layer=_layer_of(module),
         q=query,
         k=key,
         v=value,
-        mask=attention_mask,
+        mask=mask,
         scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap=softcap,
         sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
@@ -168,6 +172,8 @@ def _lazy_mask(
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
     **_: Any,
 ) -> LazyMask:
     """The registered mask function: keep the function and the padding, build nothing."""
@@ -185,6 +191,8 @@ def _lazy_mask(
         window=local_size,
         valid=valid,
         earlier=earlier,
+        n_sequences=batch_size,
+        device=device,
         handler=handler_of_pass.get(),
         standing=standing_handlers(),
     )
