@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from workbench.console import fixed
-from workbench.heads import brief
 
 Arm = Literal["full", "planned", "windowed"]
 Measure = Literal["right", "nats"]
@@ -66,7 +65,7 @@ class LengthVerdict:
     cells: tuple[VerdictCell, ...]
 
     def __repr__(self) -> str:
-        return brief(self)
+        return f"LengthVerdict({self.sentence} .table(), .area)"
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -109,9 +108,6 @@ class LengthVerdict:
                         }
                     )
         return pd.DataFrame(rows, columns=pd.Index(["task", "arm", "right", "nats", "shortest", "longest"]))
-
-    def __repr__(self) -> str:
-        return f"LengthVerdict({self.sentence} .table(), .area)"
 
     @property
     def loses_from(self) -> int | None:

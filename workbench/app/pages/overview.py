@@ -355,8 +355,8 @@ def layout(_: Content) -> list[Any]:
         html.Div(_over_training(), id=TRAINING, className="stack"),
         card(
             "Layer × head at this checkpoint",
-            "F full · W sliding window · C chunked · K selected keys · L linear · grey: no score · ● needs the whole context · "
-            "□ pinned · click opens the head",
+            "F full · W sliding window · C chunked · K selected keys · L linear · grey: no score · "
+            "● needs the whole context · □ pinned · click opens the head",
             graph(GRID, "clickable grid"),
             table="scores",
         ),
