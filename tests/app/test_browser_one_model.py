@@ -23,6 +23,8 @@ from workbench.app.pages.probe import EXAMPLE
 from workbench.store import Failure, Store
 
 pytestmark = pytest.mark.browser
+IN_ADDRESS = """() => Object.entries(workbench.lastPlace())
+  .every(([name, value]) => new URLSearchParams(location.search).get(name) === value)"""
 FEW = {"detectors": ("induction",)}
 
 
@@ -123,8 +125,10 @@ def test_a_reload_shows_the_same_checkpoint_where_runs_have_other_steps(tab, add
     arrive(tab, f"{address.of}/overview?run=between&run=full&detector=induction")
     seen = []
     for _ in range(3):
+        before = tab.inner_text("#checkpoint-label")
         tab.keyboard.press("[")
-        tab.wait_for_timeout(250)
+        tab.wait_for_function("text => document.querySelector('#checkpoint-label').textContent !== text", arg=before)
+        tab.wait_for_function(IN_ADDRESS)
         seen.append((tab.inner_text("#checkpoint-label"), urlsplit(tab.url).query))
     assert len({query for _, query in seen}) == 3
     for label, search in (seen[0], seen[2]):

@@ -331,3 +331,17 @@ def test_a_detector_without_any_score_is_a_remark_where_its_question_arises(tmp_
     store.commit_scores(origin, canonical_digest(["sink"]), [scored], probe_digest="text", seq_len=64)
     sentence = f"learned_sink has no score on repeats, text (all NaN): {why}"
     assert open_run(tmp_path / "run").remarks == ((sentence,) if is_said else ())
+
+
+def test_a_folder_that_is_gone_is_refused_and_not_taken_for_a_run_without_scores(tmp_path):
+    path = write_run(tmp_path / "run", replace(SMALL, steps=(0, 8)))
+    kept = open_run(path).with_cache(2**20)
+    before = kept.scores(detector="induction")
+    path.rename(tmp_path / "elsewhere")
+    for read in (kept.status, kept.refresh, lambda: kept.scores(detector="retrieval"), kept.description):
+        with pytest.raises(WorkbenchError, match=r"is gone: .* put it back|is the run still there"):
+            read()
+    assert kept.scores(detector="induction") is before  # what was read stays
+    (tmp_path / "elsewhere").rename(path)
+    assert kept.status().done == kept.status().planned
+    assert not kept.scores(detector="retrieval").empty
