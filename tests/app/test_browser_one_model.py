@@ -84,6 +84,10 @@ def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, add
     assert "of 12 heads at induction ≥ 0.4" in tab.locator(".kpi").inner_text()
     assert "one checkpoint" in tab.locator(".kpi").inner_text()
     assert tab.inner_text("#checkpoint-label") == "main"
+    drawn(tab, "ranked")
+    says(tab, "#numbers", "copy accuracy")
+    assert [tab.locator(card).is_visible() for card in ("#emergence", "#strips", "#ridges", ".slider")] == [False] * 4
+    says(tab, "#answer", "heads that see the whole context look far, by induction > 0.4 on repeats")
     tab.locator("#grid").scroll_into_view_if_needed()
     box = tab.locator("#grid .nsewdrag").first.bounding_box()
     tab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])

@@ -230,3 +230,19 @@ def test_a_models_id_on_the_probe_page_is_answered_with_what_run_would_fetch(app
     answer = client.post("/probing/start", headers={"Host": "127.0.0.1"}, json={"model": "../x", "text": "1"})
     assert "is no id of a model" in answer.json["error"]
     assert hub.requests == []
+
+
+def test_the_history_is_drawn_under_the_chosen_detector_first_and_then_under_all(path):
+    app = build_app([path])
+    head = view(page="head", head="L0H1")
+    first = call(app, "history-rest.data", ["view.data"], view=head)
+    assert [trace["name"] for trace in first["history"]["figure"]["data"]] == ["induction"]
+    rest = first["history-rest"]["data"]
+    name = next(name for name in app.callback_map if name.startswith("history.figure"))
+    other = view(page="head", head="L0H2")
+    assert call(app, name, ["history-rest.data"], history_rest=rest, view=other) == {}  # another head by now
+    whole = call(app, name, ["history-rest.data"], history_rest=rest, view=head)
+    assert {trace["name"] for trace in next(iter(whole.values()))["figure"]["data"]} > {"induction"}
+    again = call(app, "history-rest.data", ["view.data"], view=other)
+    assert len(again["history"]["figure"]["data"]) > 1
+    assert "history-rest" not in again

@@ -12,8 +12,8 @@ from tests.children import run_child
 from tests.preloaded import PreloadedReading
 from tests.synthetic_run import DEMO, DISTANCES, STEPS, Shape, write_run
 from workbench.heads import Head, Row, WorkbenchError
-from workbench.runs import open_run
-from workbench.store import Failure, Origin, Store, canonical_digest
+from workbench.runs import Run, open_run
+from workbench.store import Failure, Origin, Store, canonical_digest, read_beside
 
 FEW = (0, 8, 64, 256, 1024, 3072)
 SMALL = replace(DEMO["hybrid"], steps=FEW, detectors=("induction", "retrieval", "learned_sink"))
@@ -248,7 +248,7 @@ def test_refresh_brings_in_what_was_written_since(tmp_path):
 def test_reading_a_run_imports_no_torch(path):
     code = f"""
 import sys
-from workbench.runs import open_run
+from workbench.runs import Run, open_run
 run = open_run({str(path)!r})
 run.top(), run.status(), run.metrics()
 print(sorted({{"torch", "transformers", "transformer_lens"}} & set(sys.modules)))
@@ -345,3 +345,53 @@ def test_a_folder_that_is_gone_is_refused_and_not_taken_for_a_run_without_scores
     (tmp_path / "elsewhere").rename(path)
     assert kept.status().done == kept.status().planned
     assert not kept.scores(detector="retrieval").empty
+
+
+def test_one_heads_onset_and_scores_are_those_among_all(path):
+    run = Run(Store.open(path), cache_bytes=2**24)
+    for detector in ("induction", "learned_sink"):
+        every = run.onsets(detector)
+        for head in (Head(0, 1), Head(2, 3)):
+            own = run.onsets(detector, head=head)
+            there = every.loc[(every["layer"] == head.layer) & (every["head"] == head.head)]
+            pd.testing.assert_frame_equal(own.reset_index(drop=True), there.reset_index(drop=True))
+            pd.testing.assert_frame_equal(open_run(path).onsets(detector, head=head).reset_index(drop=True), own)
+    layer = run.layer_scores(1)
+    own = run.layer_scores(1, head=Head(1, 2))
+    there = layer.loc[layer["head"] == 2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, there)
+
+
+def test_runs_of_one_start_share_untrained_weights_and_no_trained_ones(tmp_path):
+    shape = replace(SMALL, detectors=("induction",))
+    runs = [
+        open_run(write_run(tmp_path / f"{i}" / "run", replace(shape, steps=steps)))
+        for i, steps in enumerate([(0, 8), (0, 64), (8, 256), (None,)])
+    ]
+    shared = [run.weight_digests("induction", trained=True) for run in runs]
+    assert runs[0].weight_digests("induction") & runs[1].weight_digests("induction")
+    assert not shared[0] & shared[1]
+    assert shared[0] & shared[2]
+    assert len(shared[3]) == 1  # a model without a step is a trained one
+
+
+def test_arrays_hold_each_checkpoints_scores_whatever_heads_the_others_have(tmp_path):
+    steps = (8, 64, 256)
+    path = write_run(tmp_path / "run", replace(SMALL, steps=steps, detectors=("induction", "learned_sink")))
+    run = Run(Store.open(path), cache_bytes=2**24)
+    for detector in ("induction", "learned_sink"):
+        course, rows = run.trajectories(detector), run.scores(detector=detector)
+        for i, head in enumerate(course.heads):
+            own = rows.loc[(rows["layer"] == head.layer) & (rows["head"] == head.head)].sort_values("step")
+            for name in ("score", "ci_lo", "ci_hi", "n"):
+                values = pd.Series(getattr(course, name)[i]).round(12).tolist()
+                assert str(values) == str(own[name].round(12).tolist())
+    other = write_run(tmp_path / "other", replace(SMALL, steps=(8,), n_heads=2, detectors=("induction",)))
+    first, second = (
+        read_beside(
+            folder, next(part for part in Store.open(folder).parts() if part.label.table == "scores"), ("n",), ("head",)
+        )
+        for folder in (path, other)
+    )
+    assert first[1] != second[1]
+    assert first[0]["n"].to_pylist()

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
-from workbench.app import following, ids, pattern_routes
+from workbench.app import definitions, following, ids, pattern_routes
 from workbench.app.document import fill_pages, graph_ids
 from workbench.app.pages import overview
 from workbench.app.pages.overview import KPIS
@@ -39,6 +39,7 @@ def register(app: Dash, content: Content) -> None:
     for page in pages():
         page.register(app, content)
     pattern_routes.register(app, content)
+    definitions.register(app)
 
 
 def read_ahead(content: Content) -> None:

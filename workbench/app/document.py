@@ -10,6 +10,7 @@ from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 
 from workbench.app import ids
 from workbench.app.components import attributes, labelled, select
+from workbench.app.definitions import DEFINITIONS
 from workbench.app.registry import CONTROLS, Page, pages
 from workbench.app.state.content import Content
 
@@ -181,6 +182,7 @@ def _controls(runs: list[str]) -> html.Section:
     return html.Section(
         [
             html.Div(choices, className="choices"),
+            html.Div(id=DEFINITIONS, className="definitions muted control-detector"),
             html.Div(checkpoint, className="checkpoint control-checkpoint"),
         ],
         className="controls",

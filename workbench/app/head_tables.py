@@ -117,6 +117,5 @@ def _table_row(row: dict[str, Any]) -> list[html.Td]:
 def _onset(run: RunLike, head: Head, detector: str, probe: str) -> str:
     if detector in DESCRIPTIVE:
         return NO_ONSET
-    table = run.onsets(detector, probe=probe)
-    of_head = table.loc[(table["layer"] == head.layer) & (table["head"] == head.head)]
+    of_head = run.onsets(detector, probe=probe, head=head)
     return NO_ONSET if of_head.empty else onset_words(records(of_head.tail(1), *ONSET_COLUMNS)[0])

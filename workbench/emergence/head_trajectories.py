@@ -180,9 +180,11 @@ def trajectories_of(scores: pd.DataFrame, detector: str, *, run: str = "") -> Tr
     )
 
 
-def layer_rows(trajectories: Trajectories, layer: int) -> pd.DataFrame:
-    """One layer as rows of `Run.scores`; `kv_head` is missing where the scores are of query heads."""
-    rows = [row for row, head in enumerate(trajectories.heads) if head.layer == layer]
+def layer_rows(trajectories: Trajectories, layer: int, *, head: Head | KVHead | None = None) -> pd.DataFrame:
+    """One layer, or one head of it, as rows of `Run.scores`; `kv_head` is missing where scores are of query heads."""
+    rows = [row for row, of_row in enumerate(trajectories.heads) if of_row.layer == layer]
+    if head is not None:  # a query head and a key/value head of one number are equal as tuples
+        rows = [row for row in rows if (type(trajectories.heads[row]), trajectories.heads[row]) == (type(head), head)]
     n_ckpts = len(trajectories.checkpoints)
     numbers = [_numbers_of(trajectories.heads[row]) for row in rows]
     columns: dict[str, Any] = {

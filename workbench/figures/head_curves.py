@@ -32,9 +32,9 @@ from workbench.figures.trajectories import (
     detector_label,
     format_score,
     hover,
-    layer_scores,
     records,
     score_scale,
+    scores_of_head,
     trajectories,
 )
 from workbench.heads import Head, KVHead, WorkbenchError
@@ -127,18 +127,19 @@ def history(
     run: RunLike,
     head: Head | KVHead,
     *,
+    detector: str | None = None,
     probe: str | None = None,
     x: AxisUnit = "tokens",
     theme: Theme = "light",
 ) -> go.Figure:
-    """One head under all detectors over training; detectors with a unit of their own have their own panel.
+    """One head under all detectors over training, or under one; those with a unit of their own have their own panel.
 
     With `probe`, each detector is drawn on that probe, or on another that its label names; without it, on all.
 
     Raises:
         WorkbenchError: if the run has no such head.
     """
-    lines = _detector_lines(run, head, probe)
+    lines = _detector_lines(run, head, probe, detector)
     units = sorted({scale.unit for _, _, scale in lines})
     axis = training_axis([[checkpoint_of(row) for row in rows] for _, rows, _ in lines], x)
     heights, colours = [1 if unit else 3 for unit in units], COLOURS[theme]
@@ -300,18 +301,13 @@ def _metric_line(rows: list[dict[str, Any]], metric: str, distance: str) -> dict
 
 
 def _detector_lines(
-    run: RunLike, head: Head | KVHead, probe: str | None
+    run: RunLike, head: Head | KVHead, probe: str | None, only: str | None
 ) -> list[tuple[str, list[dict[str, Any]], Scale]]:
     """Name, rows and scale of every detector that scored this head, on the chosen probe or on all."""
-    scores = layer_scores(run, head.layer)
-    column, number = ("head", head.head) if isinstance(head, Head) else ("kv_head", head.kv_head)
-    scores_of_head = scores.loc[scores[column] == number]
-    if scores_of_head.empty:
-        known = ", ".join(str(value) for value in sorted(scores.loc[:, column].dropna().unique()))
-        raise WorkbenchError(f"{head} has no scores in {run.name}; layer {head.layer} has heads {known}")
+    scores = scores_of_head(run, head, detector=only, probe=probe)
     # a layer with two mixers has two heads of one number, and a line for each
-    mixer = scores_of_head["kind"].astype(str) if mixed_twice(scores_of_head) else ""
-    rows = records(scores_of_head.assign(mixer=mixer), *CHECKPOINT_COLUMNS, *_INTERVAL, *_LINE, "score")
+    mixer = scores["kind"].astype(str) if mixed_twice(scores) else ""
+    rows = records(scores.assign(mixer=mixer), *CHECKPOINT_COLUMNS, *_INTERVAL, *_LINE, "score")
     keys = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
     lines: list[tuple[str, list[dict[str, Any]], Scale]] = []
     for detector, on, mixer in sorted({(row["detector"], row["probe"], row["mixer"]) for row in rows}):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
@@ -116,7 +117,9 @@ def strips(
         margin={"l": 24 + 8 * longest}, coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing
     )
     figure.update_yaxes(showgrid=False, ticks="")
-    figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
+    # of many panels the titles would lie over each other
+    title = axis.title.replace("training ", "").partition(" · ")[0] if len(runs) > 2 else axis.title
+    figure.update_xaxes(showgrid=False, title_text=title)
     return draw_axis(figure, axis, theme, most=_FEW_TICKS if len(runs) > _WIDE_PANELS else None)
 
 
@@ -133,38 +136,42 @@ def place(
     """
     scores = run.scores(**at_step(step))
     scores = scores.loc[scores["score"].notna() & scores["head"].notna() & ~scores["detector"].isin(list(UNITS))]
-    rows = records(scores, "layer", "head", "kind", "detector", "probe", "score", "ci_lo", "ci_hi", "n")
-    shown = chosen_probes(((row["detector"], row["probe"]) for row in rows), probe)
-    rows: list[dict[str, Any]] = [
-        {**row, "label": detector_label(row["detector"], row["probe"], shown, probe)}
-        for row in rows
-        if (row["detector"], row["probe"]) in shown
-    ]
-    of_head = [row for row in rows if (row["layer"], row["head"]) == head]
+    pairs = scores.loc[:, ["detector", "probe"]].drop_duplicates().itertuples(index=False, name=None)
+    shown = chosen_probes(((str(detector), str(on)) for detector, on in pairs), probe)
+    labels = {pair: detector_label(*pair, shown, probe) for pair in shown}
+    keys = list(zip(scores["detector"], scores["probe"], strict=True))
+    scores = scores.assign(label=[labels.get(key) for key in keys])
+    scores = scores.loc[scores["label"].notna()]
+    is_of_layer, is_head = scores["layer"] == head.layer, scores["head"] == head.head
+    of_head, of_layer = _dots(scores.loc[is_of_layer & is_head]), _dots(scores.loc[is_of_layer & ~is_head])
     if not of_head:
         raise WorkbenchError(f"{head} has no scores at {step if step == 'last' else f'step {step}'} in {run.name}")
-    of_layer = [row for row in rows if row["layer"] == head.layer and row["head"] != head.head]
-    others = _thinned([row for row in rows if row["layer"] != head.layer])
+    others = _dots(_thinned(scores.loc[~is_of_layer]))
     figure = go.Figure()
     # transparent colours, not transparent dots: a browser composes each transparent dot as a layer
     dots = {"color": faint(COLOURS[theme][0], 0.75), "size": 8}
     _add_dots(figure, "other layers", others, {"color": faint(PALETTES[theme].muted, 0.28), "size": 5})
     _add_dots(figure, f"layer {head.layer}", of_layer, dots)
     _add_dots(figure, str(head), of_head, {"color": COLOURS[theme][1], "size": 12, "symbol": "diamond"})
-    names = sorted({row["label"] for row in rows}, reverse=True)
+    names = sorted(set(labels.values()), reverse=True)
     styled(figure, theme, height=110 + 34 * len(names))
-    low = min(0.0, math.floor(10 * min(row["score"] for row in rows)) / 10)
+    low = min(0.0, math.floor(10 * float(scores["score"].min())) / 10)
     figure.update_layout(margin={"l": 24 + 7 * max(map(len, names))})
     figure.update_xaxes(range=[low - 0.03, 1.03], title_text="score")
     figure.update_yaxes(categoryorder="array", categoryarray=names, ticks="")
     return figure
 
 
-def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _dots(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return records(rows, "layer", "head", "kind", "label", "score", "ci_lo", "ci_hi", "n")
+
+
+def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
     """Of very many rows, one for each position that can be told apart."""
     if len(rows) <= _MOST_DESCRIBED:
         return rows
-    return list({(row["label"], round(row["score"] * _DOT_POSITIONS)): row for row in rows}.values())
+    places = (rows["score"] * _DOT_POSITIONS).round()
+    return rows.loc[~pd.DataFrame({"label": rows["label"], "place": places}).duplicated(keep="last")]
 
 
 def _add_dots(figure: go.Figure, name: str, rows: list[dict[str, Any]], marker: dict[str, Any]) -> None:

@@ -11,8 +11,15 @@ import pandas as pd
 from jaxtyping import Float
 
 from workbench.console import fixed
-from workbench.emergence.head_trajectories import LAYER_COLUMNS, TRAJECTORY_COLUMNS, Trajectories, trajectories_of
+from workbench.emergence.head_trajectories import (
+    LAYER_COLUMNS,
+    TRAJECTORY_COLUMNS,
+    Trajectories,
+    layer_rows,
+    trajectories_of,
+)
 from workbench.figures.style import Scale
+from workbench.heads import Head, KVHead, WorkbenchError
 
 # These describe a head and do not rise as it emerges, so that they have no onset.
 DESCRIPTIVE = frozenset({"entropy", "normalized_entropy", "mean_distance"})
@@ -46,7 +53,7 @@ class RunLike(Protocol):
         """As `Run.emergence`."""
         ...
 
-    def onsets(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
+    def onsets(self, detector: str, *, probe: str | None = None, head: Head | None = None) -> pd.DataFrame:
         """As `Run.onsets`."""
         ...
 
@@ -59,8 +66,8 @@ class HasTrajectories(Protocol):
         """As `read_trajectories`."""
         ...
 
-    def layer_scores(self, layer: int) -> pd.DataFrame:
-        """As `layer_scores`."""
+    def layer_scores(self, layer: int, *, head: Head | KVHead | None = None) -> pd.DataFrame:
+        """As `Run.layer_scores`."""
         ...
 
 
@@ -84,10 +91,27 @@ def read_trajectories(run: RunLike, detector: str, probe: str | None) -> Traject
     return trajectories_of(scores, detector, run=run.name)
 
 
-def layer_scores(run: RunLike, layer: int) -> pd.DataFrame:
-    """The scores of one layer over all of training, of all detectors on all probes: `LAYER_COLUMNS`."""
-    has_arrays = isinstance(run, HasTrajectories)
-    return run.layer_scores(layer) if has_arrays else run.scores(layer=layer, columns=LAYER_COLUMNS)
+def scores_of_head(
+    run: RunLike, head: Head | KVHead, *, detector: str | None = None, probe: str | None = None
+) -> pd.DataFrame:
+    """The scores of one head over all of training, of all detectors on all probes or of one: `LAYER_COLUMNS`.
+
+    Raises:
+        WorkbenchError: if the run has no such head.
+    """
+    column = "head" if isinstance(head, Head) else "kv_head"
+    if isinstance(run, HasTrajectories) and detector is not None:
+        rows = layer_rows(run.trajectories(detector, probe), head.layer, head=head)
+    elif isinstance(run, HasTrajectories):
+        rows = run.layer_scores(head.layer, head=head)
+    else:
+        of_layer = run.scores(layer=head.layer, columns=LAYER_COLUMNS)
+        rows = of_layer.loc[of_layer[column] == head[1]]
+    if rows.empty:
+        of_layer = run.scores(layer=head.layer, columns=LAYER_COLUMNS)
+        known = ", ".join(str(value) for value in sorted(of_layer.loc[:, column].dropna().unique()))
+        raise WorkbenchError(f"{head} has no scores in {run.name}; layer {head.layer} has heads {known}")
+    return rows
 
 
 def chosen_probes(pairs: Iterable[tuple[str, str]], probe: str | None) -> set[tuple[str, str]]:

@@ -32,6 +32,9 @@ class Rows:
         if select == "all" and settings:
             raise WorkbenchError('select="all" has the rows of all settings; leave out settings=, or select="newest"')
         self.newest = NewestParts(store.path, self.settings)
+        # The newest parts by table, detector and probe, and the order of checkpoints, as long as the same are shown.
+        self._newest: tuple[Shown, dict[tuple[str | None, ...], tuple[Part, ...]]] | None = None
+        self._ranks: tuple[Shown, int, dict[str, int]] | None = None
 
     @cached_property
     def reader(self) -> Reader:
@@ -62,8 +65,14 @@ class Rows:
         self, table: Table | None = None, *, detector: str | None = None, probe: str | None = None
     ) -> tuple[Part, ...]:
         """The newest parts; a filter that is None lets all through."""
-        paths = self.shown().paths
-        return tuple(part for part in self.reader.parts(table, detector=detector, probe=probe) if part.path in paths)
+        shown = self.shown()
+        if self._newest is None or self._newest[0] is not shown:
+            self._newest = shown, {}
+        kept, key = self._newest[1], (table, detector, probe)
+        if key not in kept:
+            parts = self.reader.parts(table, detector=detector, probe=probe)
+            kept[key] = tuple(part for part in parts if part.path in shown.paths)
+        return kept[key]
 
     def parts(
         self, table: Table, *, detector: str | None, probe: str | None, is_every: bool = False
@@ -119,7 +128,11 @@ class Rows:
 
     def series_ranks(self) -> dict[str, int]:
         """Each checkpoint's position in training, also of those that the series does not know, or no longer."""
-        return {record["name"]: rank for rank, record in enumerate(self.series())}
+        shown, changed_ns = self.shown(), self._store.series_changed_ns()
+        if self._ranks is None or self._ranks[0] is not shown or self._ranks[1] != changed_ns:
+            ranks = {record["name"]: rank for rank, record in enumerate(self.series())}
+            self._ranks = shown, changed_ns, ranks
+        return self._ranks[2]
 
     def series(self) -> list[dict[str, Any]]:
         """The checkpoints in the order of training; see `workbench.store.series_order`."""

@@ -36,11 +36,11 @@ from workbench.emergence.head_trajectories import (
     layer_rows,
     trajectories_of,
 )
-from workbench.heads import NO_LEARNED_SINK, NO_ROWS, Head, WorkbenchError
+from workbench.heads import NO_LEARNED_SINK, NO_ROWS, Head, KVHead, WorkbenchError
 from workbench.runs.cache import SharedCache
 from workbench.runs.newest_parts import newest_maps
 from workbench.runs.row_selection import Rows, Select, Step
-from workbench.runs.score_arrays import ScoreArrays, onsets_of, read_arrays
+from workbench.runs.score_arrays import Arrangements, ScoreArrays, onsets_of, read_arrays
 from workbench.runs.status import Status, status_of
 from workbench.store import (
     Cube,
@@ -106,6 +106,7 @@ class Run:
         self._lock = threading.RLock()
         self._cache = SharedCache(cache_bytes, _bytes_of) if cache_bytes else None
         self._dtype = np.float32 if single_precision else np.float64
+        self._arrangements: Arrangements = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -255,8 +256,8 @@ class Run:
         key = ("rows", step, *where.items(), names)
         return self._cached("scores", key, read, detector=detector, probe=probe)
 
-    def layer_scores(self, layer: int) -> pd.DataFrame:
-        """The scores of one layer over all of training, of all detectors on all probes.
+    def layer_scores(self, layer: int, *, head: Head | KVHead | None = None) -> pd.DataFrame:
+        """The scores of one layer, or of one head, over all of training, of all detectors on all probes.
 
         Without a cache these are rows of `scores`. With one they are made of the cached trajectories, and `kv_head` is
         missing in the rows of query heads.
@@ -265,13 +266,16 @@ class Run:
             WorkbenchError: if there is no such layer.
         """
         if self._cache is None:
-            return self.scores(layer=layer, columns=LAYER_COLUMNS)
+            rows = self.scores(layer=layer, columns=LAYER_COLUMNS)
+            if head is None:
+                return rows
+            return rows.loc[rows["head" if isinstance(head, Head) else "kv_head"] == head[1]]
 
         def read() -> pd.DataFrame:
             each = [self.trajectories(name, probe) for name in self.detectors for probe in self.probes_of(name)]
-            return pd.concat([layer_rows(trajectories, layer) for trajectories in each], ignore_index=True)
+            return pd.concat([layer_rows(trajectories, layer, head=head) for trajectories in each], ignore_index=True)
 
-        return self._cached("scores", ("layer", layer), read)
+        return self._cached("scores", ("layer", layer, type(head), head), read)
 
     def trajectories(self, detector: str, probe: str | None = None) -> Trajectories:
         """The scores of every head at every checkpoint under one detector, as arrays.
@@ -421,8 +425,8 @@ class Run:
 
         return self._cached("scores", ("emergence", least, past), compute, detector=detector, probe=probe)
 
-    def onsets(self, detector: str, *, probe: str | None = None) -> pd.DataFrame:
-        """The half-rise onset of every head and nothing else, which is quick; see `workbench.emergence.onsets`.
+    def onsets(self, detector: str, *, probe: str | None = None, head: Head | None = None) -> pd.DataFrame:
+        """The onset of every head, or of one, and nothing else, which is quick; see `workbench.emergence.onsets`.
 
         Raises:
             WorkbenchError: if the detector or probe is not there; it lists what is.
@@ -433,10 +437,13 @@ class Run:
             if len(self._rows.names("probe", [part for part in parts if part.label.rows])) == 1:
                 arrays = self._arrays(detector, probe)
                 if arrays.heads is not None:
-                    return onsets_of(arrays.trajectories, arrays.heads)
-            return plain_text(onsets(self._rows.frame("scores", parts, columns=_OF_ONSETS)))
+                    return onsets_of(arrays.trajectories, arrays.heads, head=head)
+            table = plain_text(onsets(self._rows.frame("scores", parts, columns=_OF_ONSETS)))
+            if head is None:
+                return table
+            return table.loc[(table["layer"] == head.layer) & (table["head"] == head.head)]
 
-        return self._cached("scores", ("onsets",), compute, detector=detector, probe=probe)
+        return self._cached("scores", ("onsets", head), compute, detector=detector, probe=probe)
 
     def lock_in(
         self, detector: str, *, probe: str | None = None, against: Step | str = "last", k: int | None = None
@@ -603,7 +610,7 @@ class Run:
         def read() -> ScoreArrays:
             parts = self._rows.parts("scores", detector=detector, probe=probe)
             ordered = self._rows.in_series_order([part for part in parts if part.label.rows])
-            arrays = read_arrays(self.path, ordered, self._dtype)
+            arrays = read_arrays(self.path, ordered, self._dtype, self._arrangements)
             if arrays is not None:
                 return arrays
             scores = plain_text(self._rows.frame("scores", parts, columns=TRAJECTORY_COLUMNS))

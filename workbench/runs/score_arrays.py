@@ -17,7 +17,8 @@ import pyarrow as pa
 from workbench.emergence.head_trajectories import Checkpoint, Trajectories, trajectories_of
 from workbench.emergence.onset_definitions import half_rises
 from workbench.emergence.score_curves import Curves, axis_of, in_order
-from workbench.store import Part, read_rows
+from workbench.heads import Head
+from workbench.store import Part, read_beside, read_rows
 
 _HEAD = ("layer", "head", "kv_head", "kind", "window")
 _SCORES = ("score", "ci_lo", "ci_hi")
@@ -40,18 +41,31 @@ class ScoreArrays:
         return self.trajectories.nbytes + (0 if self.heads is None else int(self.heads.memory_usage().sum()))
 
 
-def read_arrays(root: Path, parts: Sequence[Part], dtype: Any) -> ScoreArrays | None:
-    """The scores of parts in series order, in this floating-point type; None where their heads differ."""
+# Of heads as they are stored, their arrangement: trajectories without scores, and the row of the part of each.
+Arrangements = dict[tuple[bytes, ...], tuple[Trajectories, np.ndarray]]
+_MOST_ARRANGEMENTS = 4
+
+
+def read_arrays(
+    root: Path, parts: Sequence[Part], dtype: Any, arrangements: Arrangements | None = None
+) -> ScoreArrays | None:
+    """The scores of parts in series order, in this floating-point type; None where their heads differ.
+
+    `arrangements` keeps what detectors of the same heads have in common.
+    """
     if len({part.label.ckpt for part in parts}) < max(1, len(parts)) or len({part.label.probe for part in parts}) > 1:
         return None
     try:
-        return _read_aligned(root, parts, dtype)
+        return _read_aligned(root, parts, dtype, {} if arrangements is None else arrangements)
     except FileNotFoundError:  # replaced meanwhile: the next refresh sees it
         return None
 
 
-def onsets_of(trajectories: Trajectories, heads: pd.DataFrame) -> pd.DataFrame:
-    """The half-rise onsets of `ScoreArrays`, as `workbench.emergence.onsets` has them from the rows."""
+def onsets_of(trajectories: Trajectories, heads: pd.DataFrame, *, head: Head | None = None) -> pd.DataFrame:
+    """The onsets of `ScoreArrays`, or of one head of them, as `workbench.emergence.onsets` has them from the rows."""
+    if head is not None:
+        rows = [row for row, of_row in enumerate(trajectories.heads) if isinstance(of_row, Head) and of_row == head]
+        trajectories, heads = replace(trajectories, score=trajectories.score[rows]), heads.iloc[rows]
     names = [checkpoint.name for checkpoint in trajectories.checkpoints]
     training = {
         name: pd.array([getattr(checkpoint, name) for checkpoint in trajectories.checkpoints], "Int64")
@@ -66,27 +80,42 @@ def onsets_of(trajectories: Trajectories, heads: pd.DataFrame) -> pd.DataFrame:
     return half_rises(Curves(by_head.reset_index(drop=True), checkpoints, score, score, amount, unit))
 
 
-def _read_aligned(root: Path, parts: Sequence[Part], dtype: Any) -> ScoreArrays | None:
+def _read_aligned(root: Path, parts: Sequence[Part], dtype: Any, arrangements: Arrangements) -> ScoreArrays | None:
     head_columns = read_rows(root, parts[0], _HEAD)
     n_rows = head_columns.num_rows
-    arrays = {name: np.empty((n_rows, len(parts)), dtype) for name in _SCORES}
-    n = np.empty((n_rows, len(parts)), np.int32 if dtype == np.float32 else np.int64)
+    arrays = {name: np.empty((len(parts), n_rows), dtype) for name in _SCORES}
+    n = np.empty((len(parts), n_rows), np.int32 if dtype == np.float32 else np.int64)
+    first = None
     for i, part in enumerate(parts):
-        rows = read_rows(root, part, (*_HEAD, *_SCORES, "n"))
-        if rows.select(_HEAD) != head_columns:
+        rows, heads = read_beside(root, part, (*_SCORES, "n"), _HEAD)
+        first = heads if i == 0 else first
+        is_same = heads is not None and heads == first
+        if not is_same and read_rows(root, part, _HEAD) != head_columns:
             return None
         for name, array in arrays.items():
-            array[:, i] = rows[name].to_numpy()
-        n[:, i] = rows["n"].to_numpy()
+            array[i] = rows[name].to_numpy()
+        n[i] = rows["n"].to_numpy()
     table = head_columns.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    arranged, order = _arranged(table, parts[-1])
+    key = first or ()
+    if not key or key not in arrangements:
+        while len(arrangements) >= _MOST_ARRANGEMENTS:
+            arrangements.pop(next(iter(arrangements)))
+        arrangements[key] = _arranged(table, parts[-1])
+    arranged, order = arrangements[key]
     trajectories = replace(
         arranged,
+        detector=parts[-1].label.detector,
+        probe=parts[-1].label.probe,
         checkpoints=tuple(_checkpoint(part) for part in parts),
-        n=n[order],
-        **{name: array[order] for name, array in arrays.items()},
+        n=_by_head(n, order),
+        **{name: _by_head(array, order) for name, array in arrays.items()},
     )
     return ScoreArrays(trajectories, _curve_heads(table, order, parts))
+
+
+def _by_head(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Values by checkpoint and row, by head in this order and checkpoint."""
+    return np.ascontiguousarray(array.T)[order]
 
 
 def _arranged(table: pd.DataFrame, part: Part) -> tuple[Trajectories, np.ndarray]:

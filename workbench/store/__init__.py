@@ -2,7 +2,7 @@
 
 from workbench.store.map_parts import MAPS_SCHEMA, MapArrays, MapLabel, QueriesKeys
 from workbench.store.maps import HeadMap, Maps, PatternFile, Tile
-from workbench.store.part_files import Part, Problem, read_rows
+from workbench.store.part_files import Part, Problem, read_beside, read_rows
 from workbench.store.part_format import (
     KEY_SCHEMA,
     METRICS,
@@ -72,6 +72,7 @@ __all__ = [
     "in_words",
     "parse_settings",
     "plain_text",
+    "read_beside",
     "read_current",
     "read_requests",
     "read_rows",

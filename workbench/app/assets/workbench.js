@@ -132,6 +132,7 @@
   function applyTheme(dark, view) {
     const page = view ? view.page : document.querySelector(".page").dataset.pageName;
     document.documentElement.classList.toggle("dark", Boolean(dark));
+    document.documentElement.dataset.agThemeMode = dark ? "dark" : "light"; // of the head table's grid
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}${embedded === null ? "" : " embedded"}`];
   }
 

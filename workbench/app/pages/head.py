@@ -9,7 +9,7 @@ from typing import Any
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from workbench import figures
 from workbench.app import ids
@@ -36,6 +36,7 @@ TITLE, BADGES, HISTORY, AMONG_HEADS, SCORES, HEAD_GRID, PATTERNS = (
     "head-grid",
     "head-patterns",
 )
+HISTORY_REST = "history-rest"
 NOTICE, LINKS, LINES = "head-notice", "head-links", "head-lines"
 
 
@@ -57,7 +58,6 @@ def register(app: Dash, content: Content) -> None:
     @app.callback(
         Output(TITLE, "children"),
         Output(BADGES, "children"),
-        Output(HISTORY, "figure"),
         Output(HEAD_GRID, "figure"),
         Output(NOTICE, "children"),
         Output(LINKS, "children"),
@@ -69,10 +69,9 @@ def register(app: Dash, content: Content) -> None:
     def show_head(view_json: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
         if view is None:
-            return (no_update,) * 7
+            return (no_update,) * 6
         if not view.head:
-            waiting = _waiting(view, content, theme)
-            return "no head yet", [], waiting, waiting, "", [], "row two"
+            return "no head yet", [], _waiting(view, content, theme), "", [], "row two"
         run, head = runs[view.run], Head.parse(view.head)
         answer = answer_of(run, content)
         grid = overview_figure(figures.heads, replace(view, runs=(view.run,)), runs, theme=theme)
@@ -82,12 +81,13 @@ def register(app: Dash, content: Content) -> None:
         return (
             view.head,
             badges(facts_of(run, run.layers(), head)),
-            no_update if is_one else figures.history(run, head, probe=view.probe, x=view.x, theme=theme),
             framed(grid, run, head),
             notice(view),
             links(view, content, answer),
             "row two one-checkpoint" if is_one else "row two",
         )
+
+    _register_history(app, content)
 
     @app.callback(
         Output(AMONG_HEADS, "figure"),
@@ -109,6 +109,56 @@ def register(app: Dash, content: Content) -> None:
         except WorkbenchError as error:
             return message(str(error), theme), []
         return figure, score_table(head_scores(run, head, step, probe=view.probe, onsets=run.n_scored > 1))
+
+
+def _register_history(app: Dash, content: Content) -> None:
+    """The history: first under the chosen detector, then, once they are read, under all."""
+    # Of each run, the scores that have been read under all detectors.
+    whole: dict[str, str] = {}
+
+    def draw(view: View, is_dark: Any, *, detector: str | None) -> go.Figure:
+        run, head, theme = content.runs[view.run], Head.parse(view.head), theme_of(is_dark)
+        try:
+            return figures.history(run, head, detector=detector, probe=view.probe, x=view.x, theme=theme)
+        except WorkbenchError as error:
+            return message(str(error), theme)
+
+    @app.callback(
+        Output(HISTORY, "figure"),
+        Output(HISTORY_REST, "data"),
+        Input(ids.VIEW, "data"),
+        Input(ids.HEAD_CHANGED, "data"),
+        Input(ids.THEME, "data"),
+    )
+    def show_history(view_json: Any, _: Any, is_dark: Any) -> Any:
+        view = View.of_page("head", view_json)
+        if view is None:
+            return no_update, no_update
+        if not view.head:
+            return _waiting(view, content, theme_of(is_dark)), no_update
+        run = content.runs[view.run]
+        if run.n_scored < 2:
+            return no_update, no_update
+        digest = run.fingerprint("scores")
+        if whole.get(view.run) == digest or view.probe not in run.probes_of(view.detector):
+            return draw(view, is_dark, detector=None), no_update
+        figure = draw(view, is_dark, detector=view.detector)
+        return figure.update_layout(meta={"follows": "all detectors"}), [view_json, is_dark, digest]
+
+    @app.callback(
+        Output(HISTORY, "figure", allow_duplicate=True),
+        Input(HISTORY_REST, "data"),
+        State(ids.VIEW, "data"),
+        State(ids.THEME, "data"),
+        prevent_initial_call=True,
+    )
+    def show_whole_history(rest: Any, view_json: Any, is_dark: Any) -> Any:
+        if not rest or rest[0] != view_json:  # another head is shown by now, and has its own history
+            return no_update
+        view = View.from_json(view_json)
+        figure = draw(view, is_dark, detector=None)
+        whole[view.run] = rest[2]
+        return figure
 
 
 def notice(view: View) -> str:
@@ -217,7 +267,7 @@ def layout(content: Content) -> list[Any]:
     )
     lines = html.Div(
         [
-            html.Div(history, className="of-training"),
+            html.Div([dcc.Store(id=HISTORY_REST), history], className="of-training"),
             card(
                 "Among the other heads",
                 "at this checkpoint · click opens the head",
