@@ -1,6 +1,7 @@
 """Make the pictures of README and docs anew: `python -m tests.screenshots DEMO`.
 
-DEMO is the folder of the runs that `workbench demo` wrote. The Probe page runs SmolLM2, which `workbench get smollm2` fetches. `--only NAME...` makes some of them.
+DEMO is the folder of the runs that `workbench demo` wrote. The Probe page runs SmolLM2, which `workbench get smollm2`
+fetches. `--only NAME...` makes some of the pictures.
 """
 
 from __future__ import annotations
