@@ -285,3 +285,56 @@ def test_with_a_token_the_app_opens_and_the_address_does_not_keep_it(tab, served
         arrive(tab, f"{address.partition('?')[0]}overview?detector=induction")
         assert tab.complaints == []
         tab.goto("about:blank")
+
+
+def test_a_head_is_pinned_and_annotated_in_the_table_and_both_go_along_to_its_page(tab, address, synthetic_runs):
+    notes = synthetic_runs[0] / "notes.json"
+    try:
+        tab.goto(f"{address}/head_table?of=full&detector=induction")
+        row = tab.locator("#head-table .ag-center-cols-container [row-index='0']")
+        row.wait_for()
+        head = tab.locator("#head-table [row-index='0'] .opens-head").inner_text()
+        tab.locator("#head-table [row-index='0'] input[type=checkbox]").click()
+        tab.wait_for_function("head => new URLSearchParams(location.search).get('heads') === head", arg=head)
+        says(tab, "#head-table-sentence", "1 pinned")
+        tab.locator("#head-table .ag-center-cols-viewport").evaluate("view => { view.scrollLeft = view.scrollWidth }")
+        tab.locator("#head-table [row-index='0'] [col-id=note]").dblclick()
+        tab.keyboard.type("copies names")
+        tab.keyboard.press("Enter")
+        says(tab, "#head-table-notes", f"kept: the note on {head}")
+        tab.locator("#head-table [row-index='0'] .opens-head").click()
+        says(tab, "#head-links", "copies names")
+        says(tab, "#head-links", "unpin")
+        assert (query(tab)["head"], query(tab)["heads"], query(tab)["of"]) == ([head], [head], ["full"])
+        tab.click("#nav-overview")
+        tab.wait_for_selector("#answer a[data-head]")
+        assert query(tab)["heads"] == [head]
+        tab.locator("#answer a[data-head]").first.click()
+        tab.wait_for_selector("#page-head", state="visible")
+        assert tab.complaints == []
+    finally:
+        notes.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_of_many_runs_some_are_found_by_name_grouped_and_set_against_a_baseline(tab, served, tmp_path):
+    shape = replace(DEMO["full"], steps=(0, 64, 1024), detectors=("induction",))
+    many = [write_run(tmp_path / f"{kind}-seed{i}", replace(shape, seed=i)) for i in range(4) for kind in ("a", "b")]
+    with served(many) as address:
+        arrive(tab, address)
+        says(tab, "#emergence", "means alone")
+        tab.fill(".run-filter input", "b-")
+        assert tab.locator(".chips .mantine-Chip-root:visible").count() == 4
+        tab.click("[data-runs=all]")
+        tab.wait_for_function("() => document.querySelectorAll('.kpi').length === 4")
+        tab.click("[data-runs=one]")
+        tab.wait_for_function("() => document.querySelectorAll('.kpi').length === 1")
+        arrive(tab, f"{address}/overview?group=by+name&base=a-seed0")
+        says(tab, "#emergence", "a · 4 runs")
+        says(tab, ".kpi", "(baseline)")
+        says(tab, ".kpis", "to the baseline")
+        tab.set_viewport_size({"width": 390, "height": 900})
+        tab.wait_for_timeout(500)
+        assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+        assert tab.complaints == []
+        tab.goto("about:blank")

@@ -14,7 +14,7 @@ PUBLISHED = Path(__file__).parents[2] / "examples" / "published"
 
 
 def test_a_detector_is_defined_by_the_first_line_of_its_own_docstring():
-    lines = {name: entry.summary.removesuffix(".") for name, entry in all_detectors().items()}
+    lines = {name: entry.summary.removesuffix(".").replace("`", "") for name, entry in all_detectors().items()}
     other = {name for name, line in lines.items() if definition(name) != line}
     assert {"induction", "retrieval_top1", "entropy", "copying"}.isdisjoint(other)
     assert all(name.startswith(("sink_gu", "tl_", "far_")) for name in other), other  # registered in a loop

@@ -333,6 +333,20 @@ def test_a_detector_without_any_score_is_a_remark_where_its_question_arises(tmp_
     assert open_run(tmp_path / "run").remarks == ((sentence,) if is_said else ())
 
 
+def test_a_folder_that_is_gone_is_refused_and_not_taken_for_a_run_without_scores(tmp_path):
+    path = write_run(tmp_path / "run", replace(SMALL, steps=(0, 8)))
+    kept = open_run(path).with_cache(2**20)
+    before = kept.scores(detector="induction")
+    path.rename(tmp_path / "elsewhere")
+    for read in (kept.status, kept.refresh, lambda: kept.scores(detector="retrieval"), kept.description):
+        with pytest.raises(WorkbenchError, match=r"is gone: .* put it back"):
+            read()
+    pd.testing.assert_frame_equal(kept.scores(detector="induction"), before)  # what was read stays
+    (tmp_path / "elsewhere").rename(path)
+    assert kept.status().done == kept.status().planned
+    assert not kept.scores(detector="retrieval").empty
+
+
 def test_one_heads_onset_and_scores_are_those_among_all(path):
     run = Run(Store.open(path), cache_bytes=2**24)
     for detector in ("induction", "learned_sink"):

@@ -81,6 +81,7 @@ def _register_browser(app: Dash, content: Content) -> None:
     app.clientside_callback(
         ClientsideFunction(js, "readAddress"),
         Output(ids.LOCATION, "data"),
+        Output(ids.THEME, "data"),
         Input(ids.ROOT, "id"),
         State(ids.CARDS, "data"),
     )

@@ -65,4 +65,7 @@ def _defined_in(path: Path, decorators: set[str]) -> Iterator[tuple[str, str]]:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in decorators:
                 first = call.args[0] if call.args else None
                 if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    yield first.value, (ast.get_docstring(node) or "").splitlines()[0].removesuffix(".")
+                    yield (
+                        first.value,
+                        (ast.get_docstring(node) or "").splitlines()[0].removesuffix(".").replace("`", ""),
+                    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -28,7 +28,7 @@ def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvi
     frames = [frame(page, filled(page, content) if page.name in laid_out else ()) for page in pages()]
     body = [
         *(dcc.Store(id=name) for name in _STORES),
-        dcc.Store(id=ids.THEME, storage_type="local"),
+        dcc.Store(id=ids.THEME),
         dcc.Store(id=ids.CARDS, data=_pages_of_cards(content)),
         dcc.Interval(id=ids.TICK, interval=POLL_MS),
         _header([page for page in pages() if content.runs or page.name == "probe"]),

@@ -118,7 +118,9 @@ def strips(
         margin={"l": 24 + 8 * longest}, coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing
     )
     figure.update_yaxes(showgrid=False, ticks="")
-    figure.update_xaxes(showgrid=False, title_text=axis.title.replace("training ", "") if len(runs) > 2 else axis.title)
+    # of many panels the titles would lie over each other
+    title = axis.title.replace("training ", "").partition(" · ")[0] if len(runs) > 2 else axis.title
+    figure.update_xaxes(showgrid=False, title_text=title)
     return draw_axis(figure, axis, theme, most=_FEW_TICKS if len(runs) > _WIDE_PANELS else None)
 
 

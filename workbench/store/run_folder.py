@@ -126,6 +126,7 @@ class Store:
 
     def description(self) -> RunDescription:
         """What run.json says: schema, job, versions, created."""
+        self.require_there()
         return RunDescription.from_json(_load_json(self._run_json))
 
     def last_job(self) -> JobDescription:

@@ -64,7 +64,7 @@
 
   function readAddress(_, pagesOfCards) {
     pages = pagesOfCards || {};
-    return here();
+    return [here(), keptTheme()];
   }
 
   function writeAddress(to) {
@@ -110,9 +110,29 @@
 
   /* theme and page */
 
+  // Whether it is dark: as the address of an embedded card says, else as chosen last. Frames may have no storage.
+  function keptTheme() {
+    const theme = embedded === null ? null : new URLSearchParams(window.location.search).get("theme");
+    if (theme) return theme === "dark";
+    try {
+      return JSON.parse(window.localStorage.getItem("theme"));
+    } catch {
+      return null;
+    }
+  }
+
+  function keepTheme(isDark) {
+    try {
+      window.localStorage.setItem("theme", JSON.stringify(isDark));
+    } catch {
+      // it is chosen again next time
+    }
+  }
+
   function applyTheme(dark, view) {
     const page = view ? view.page : document.querySelector(".page").dataset.pageName;
     document.documentElement.classList.toggle("dark", Boolean(dark));
+    document.documentElement.dataset.agThemeMode = dark ? "dark" : "light"; // of the head table's grid
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}${embedded === null ? "" : " embedded"}`];
   }
 
@@ -526,7 +546,9 @@
   }
 
   function toggleTheme() {
-    window.dash_clientside.set_props("theme", { data: !document.documentElement.classList.contains("dark") });
+    const isDark = !document.documentElement.classList.contains("dark");
+    keepTheme(isDark);
+    window.dash_clientside.set_props("theme", { data: isDark });
   }
 
   document.addEventListener("keydown", pressed);

@@ -84,15 +84,6 @@
     link.textContent = "open in the workbench ↗";
     link.addEventListener("click", () => window.workbench.openApp());
     document.body.append(link);
-    const theme = new URLSearchParams(window.location.search).get("theme");
-    const paint = () => {
-      const before = ["theme", "theme-timestamp"].map((key) => [key, localStorage.getItem(key)]);
-      window.dash_clientside.set_props("theme", { data: theme === "dark" });
-      // The reader's own choice, for the pages of the app, stays.
-      const keep = ([key, value]) => (value === null ? localStorage.removeItem(key) : localStorage.setItem(key, value));
-      setTimeout(() => before.forEach(keep), 1000);
-    };
-    if (theme) document.addEventListener("workbench:navigated", paint, { once: true });
   }
 
   // Once the page is laid out: a card of that name is there, or the page says which there are.

@@ -27,6 +27,7 @@ TABLE, RUN, SENTENCE, NOTE_STATUS = "head-table", "head-table-run", "head-table-
 _NEEDS, _PINNED, _NOTE = "needs the whole context", "pinned", "note"
 # Of more heads the table shows scores without their intervals, which the export has.
 _MOST_WITH_INTERVALS = 600
+_ROW_PX, _HEADER_PX = 30, 96
 _NUMBER = {"function": "params.value == null ? '–' : d3.format('.3f')(params.value)"}
 
 
@@ -55,6 +56,7 @@ def register(app: Dash, content: Content) -> None:
         Output(TABLE, "rowData"),
         Output(TABLE, "columnDefs"),
         Output(TABLE, "selectedRows"),
+        Output(TABLE, "style"),
         Output(SENTENCE, "children"),
         Output(NOTE_STATUS, "children"),
         Input(ids.VIEW, "data"),
@@ -65,7 +67,7 @@ def register(app: Dash, content: Content) -> None:
     def show_table(view_json: Any, checkpoints: Any, _: Any, changes: Any) -> Any:
         view = View.of_page("head_table", view_json)
         if view is None or view.run not in runs:
-            return (no_update,) * 5
+            return (no_update,) * 6
         run = runs[view.run]
         try:
             step = (checkpoints or {}).get(view.run) or last_checkpoint(run)
@@ -74,13 +76,14 @@ def register(app: Dash, content: Content) -> None:
                 status = keep_notes(run, step, changes)
             table = heads_of_run(view, content, step)
         except WorkbenchError as error:
-            return [], [], {"ids": []}, "", html.Span(str(error), className="failed")
+            return [], [], {"ids": []}, no_update, "", html.Span(str(error), className="failed")
         chosen = {"ids": [str(head) for head in pinned(view, runs)]}
         columns = columns_of(table, is_writable=_is_writable(run), first=view.detector)
         sent = table if len(table) <= _MOST_WITH_INTERVALS else table.loc[:, [column["field"] for column in columns]]
         rows = sent.astype(object).where(sent.notna(), None).to_dict("records")
         words = f"{len(rows):,} query heads of {view.run} at {step}; {len(chosen['ids'])} pinned"
-        return rows, columns, chosen, words, status or _about_notes(run)
+        height = {"height": f"min(70vh, {_HEADER_PX + _ROW_PX * len(rows)}px)"}
+        return rows, columns, chosen, height, words, status or _about_notes(run)
 
 
 def heads_of_run(view: View, content: Content, step: str) -> pd.DataFrame:
@@ -206,7 +209,7 @@ def layout(content: Content) -> list[Any]:
         dashGridOptions={
             "rowSelection": {"mode": "multiRow", "enableClickSelection": False, "selectAll": "filtered"},
             "selectionColumnDef": {"pinned": "left", "width": 46},
-            "rowHeight": 30,
+            "rowHeight": _ROW_PX,
             "headerHeight": 34,
             "floatingFiltersHeight": 36,
             "suppressFieldDotNotation": True,

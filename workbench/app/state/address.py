@@ -71,11 +71,11 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
     """
     if not runs:
         return View("probe", more=view.more)
-    asked = tuple(name for name in view.runs if name in runs) or tuple(runs)
-    chosen = tuple(name for name in asked if can_be_read(runs[name]))
+    named = tuple(name for name in view.runs if name in runs) or tuple(runs)
+    chosen = tuple(name for name in named if can_be_read(runs[name]))
     page = view.page if view.page in [page.name for page in pages()] else pages()[0].name
     if not chosen:
-        return replace(view, page=page, runs=asked, run=first_known([view.run], asked))
+        return replace(view, page=page, runs=named, run=first_known([view.run], named))
     detector = default_detector(view.detector, runs, chosen)
     probe = default_probe(view.probe, runs, chosen, detector)
     run = first_known([view.run], chosen)

@@ -41,8 +41,11 @@ def unread_state(run: Run) -> ScanState:
     """The state of a run that is not shown, as far as it cannot be read; reads no more of the disk than it must."""
     if not is_there(run):
         return scan_state(run, 0)
-    reason = why_unreadable(run)
-    return ScanState(run, UNREADABLE if reason else "", reason=reason)
+    try:
+        _ = run.detectors
+    except (WorkbenchError, OSError) as error:
+        return ScanState(run, UNREADABLE, reason=str(error))
+    return ScanState(run, "")
 
 
 def why_unreadable(run: Scored) -> str:
