@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.hub.hub_client import hub
 from tests.made_once import for_all_processes, made_once
 from tests.preloaded import begin_as_forks
 from tests.quick_demo import make_interrupted_demo
-from tests.type_checks import sample_calls
+from tests.type_checks import check_again, sample_calls
 
 __all__ = ["chromium", "demo", "demo_runs", "for_all_processes", "hub", "tab", "window"]
 
@@ -60,6 +61,14 @@ def pytest_collection_finish():
     """What was imported stays: the garbage collector does not look at it again and again."""
     gc.freeze()
     gc.enable()
+
+
+_numbers = itertools.count(1)
+
+
+def pytest_runtest_setup():
+    """Annotations are checked again and again."""
+    check_again(next(_numbers))
 
 
 def pytest_unconfigure():
