@@ -41,6 +41,10 @@ _HARMLESS_TENSORS = _OF_THE_LAYERS | _OF_THE_LOSS
 handler_of_pass: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
 
 
+class OwnMask(WorkbenchError):
+    """A layer attends under a mask that transformers did not make from token positions."""
+
+
 @dataclass(slots=True)
 class _Switched:
     """A configuration that names this implementation, its own one, and how many models that share it are tapped."""
@@ -107,7 +111,7 @@ def _attend(
             "exactly, so it is refused"
         )
     if not isinstance(attention_mask, LazyMask):
-        raise WorkbenchError(
+        raise OwnMask(
             f"{name} brings a mask of type {type(attention_mask).__name__} of its own making; expected the mask that "
             "transformers builds from token positions: pass attention_mask as [batch, tokens], and run no pass while "
             "another thread begins to record the model"
