@@ -28,6 +28,7 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
     (linear_families.CONFIGS, linear_families.tiny),
     (older_families.OLDER_CONFIGS, families.tiny),
     (selecting_families.SELECTING_CONFIGS, families.tiny),
+    (selecting_families.BLOCK_CONFIGS, families.tiny),
 ]
 
 NAMES = {
@@ -68,6 +69,7 @@ NAMES = {
     "mimo_v2_flash": "MiMo-V2-Flash",
     "minimax": "MiniMax-Text-01, MiniMax-M1",
     "minimax_m2": "MiniMax-M2",
+    "minimax_m3": "MiniMax-M3",
     "mistral": "Mistral",
     "mistral_large4": "Mistral Large 4",
     "mpt": "MPT",
@@ -100,8 +102,8 @@ package can register a reader with `workbench.hooks.mixer`; \
 [examples/extensions/own_mixer.py](../examples/extensions/own_mixer.py) is one that runs.
 
 - **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of \
-one layer. *sparse*: an indexer selects keys for every row from its whole past; `m.layers` says how many, \
-`n_selected`. A real checkpoint has its own order, `m.layers`.
+one layer. *sparse*: an indexer selects keys for every row from its whole past, single ones or in blocks; \
+`m.layers` says how many, `n_selected`. A real checkpoint has its own order, `m.layers`.
 - **recorded**: probabilities, or the implied signed pattern of linear layers.
 - **restrict, ablate**: whether a window, or zeroed outputs of heads, change the logits. Windows are for softmax \
 heads. Where only the heads of some mixers can be ablated, these are named.

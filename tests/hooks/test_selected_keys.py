@@ -48,12 +48,12 @@ def brute(calls, probe, mask=None):
         for s in range(b):
             first = 0 if mask is None else int(mask[s].int().argmax())
             for i in range(first, t):
-                keys = {j for j in call.mask.selected[s, i].tolist() if first <= j <= i}
+                keys = {j for j in call.mask.selected[s, 0, i].tolist() if first <= j <= i}
                 if i - first < SELECTED:
                     continue
                 row = scores[s, :, i, first : i + 1].softmax(-1)
                 covered = [row[:, j - first] for j in sorted(keys)]
-                before = set() if call.layer == 0 else set(calls[call.layer - 1].mask.selected[s, i].tolist())
+                before = set() if call.layer == 0 else set(calls[call.layer - 1].mask.selected[s, 0, i].tolist())
                 targets = [] if probe is None else [k for q, r, k in probe.target_cells.tolist() if (q, r) == (s, i)]
                 here = {"selection_coverage": sum(covered), "selection_distance": sum(i - j for j in keys) / len(keys)}
                 if i - first >= FAR.window:
@@ -121,7 +121,7 @@ def test_coverage_under_a_window_is_of_what_the_window_leaves():
     (call, *_), expected = calls_of(m, tokens), []
     for i in range(SELECTED, 37):
         row = (call.q[0, 1, i] @ call.k[0, 1, i - 3 : i + 1].mT * call.scale).softmax(-1)
-        keys = set(call.mask.selected[0, i].tolist())
+        keys = set(call.mask.selected[0, 0, i].tolist())
         if pattern[i].any():
             expected.append(float(sum(row[j] for j in range(4) if i - 3 + j in keys)))
     assert int(windowed.rows[0, 0, 1]) == len(expected)
@@ -172,7 +172,7 @@ def test_coverage_is_exactly_one_where_the_attended_key_is_selected_and_zero_whe
     queries = 100 * torch.eye(n).roll(back, 0)[None, None]  # row i attends to key i − 7 alone
     row = torch.arange(n)[None, :, None]
     indices = row - torch.tensor([0, 2, back if has_answer else 5])
-    mask = _lazy_mask(q_length=n, kv_length=n).selecting(indices)
+    mask = _lazy_mask(q_length=n, kv_length=n).selecting(indices[:, None])
     call = AttentionCall(0, queries, keys, keys, mask, 1.0, None, None)
     layers = (LayerInfo(0, "sparse", "softmax", None, False, 1, 1, n, n_selected=3),)
     selections = Selections(sequences(torch.zeros(1, n, dtype=torch.long), None), {"selection_coverage"}, layers, FAR)

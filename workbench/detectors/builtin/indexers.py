@@ -2,7 +2,7 @@
 
 Scores of layers that attend only to keys that an indexer selects, as those of DeepSeek sparse attention; all others
 have none. A row counts if it has more tokens before it than are selected: from the others nothing is left out. All
-heads of such a layer share their selection, so that only the coverage differs from head to head.
+heads of such a layer, or of a group that selects for itself, share their selection, so that only the coverage differs.
 
 Reference:
     DeepSeek-AI 2025, DeepSeek-V3.2: an indexer selects the 2,048 keys of a query with the highest index scores. The

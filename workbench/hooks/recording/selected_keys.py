@@ -26,6 +26,8 @@ ANSWER = "answer_selected"
 SELECTION_NEEDS = (COVERAGE, DISTANCE, FAR, OVERLAP, ANSWER)
 _ROWS = 128
 
+# Values of rows of each group of heads that selects keys for itself, by need, and the rows that have one.
+_OfGroups = dict[str, tuple[Float[Tensor, "b g r"], Bool[Tensor, "b r"]]]
 # Values of rows by need, and the rows that have one.
 RowValues = dict[str, tuple[Float[Tensor, "b h r"], Bool[Tensor, "b r"]]]
 
@@ -83,50 +85,54 @@ class Selections:
         if ANSWER in self._names and batch.targets is not None:
             is_selected, has_answer = self._answers(call.mask, rows)
             shares[ANSWER] = is_selected, has_answer & has_more
-        for name, (of_row, keep) in shares.items():
-            values[name] = repeat(of_row, "b r -> b h r", h=n_heads), keep
+        for name, (of_groups, keep) in shares.items():
+            heads = n_heads // of_groups.shape[1]
+            values[name] = repeat(of_groups, "b g r -> b (g h) r", h=heads), keep
         return values
 
     def _shares(
         self, call: AttentionCall, before: LazyMask | None, rows: PickedRows, counted: Bool[Tensor, "b r"]
-    ) -> dict[str, tuple[Float[Tensor, "b r"], Bool[Tensor, "b r"]]]:
+    ) -> _OfGroups:
         """What depends on the selected keys alone."""
+        mask, n_sequences = call.mask, len(counted)
         names = [n for n in self._names if n in (DISTANCE, FAR) or (n == OVERLAP and before is not None)]
-        by_name = {name: torch.zeros(counted.shape, device=counted.device) for name in names}
-        ahead = call.mask.query_offset - call.mask.key_offset
-        key = torch.arange(call.mask.n_keys, device=counted.device)
-        sinks = self._batch.first[:, : call.mask.n_keys] + self._far.sink
+        by_name = {n: torch.zeros(n_sequences, mask.n_groups, len(rows.picked), device=counted.device) for n in names}
+        ahead = mask.query_offset - mask.key_offset
+        key = torch.arange(mask.n_keys, device=counted.device)
+        sinks = self._batch.first[:, : mask.n_keys] + self._far.sink
         for span, block in _blocks(rows.of_run) if names else ():
-            tile = _tile(call.mask, block, len(counted))
-            n_keys = tile.sum(-1).clamp_min(1).float()
             distance = (block + ahead)[:, None] - key
-            if DISTANCE in by_name:
-                # Tiles are summed in float64: 2**24 tokens of distances are more than float32 can count.
-                by_name[DISTANCE][:, span] = ((tile * distance).double().sum(-1) / n_keys).float()
-            if FAR in by_name:
-                is_far = tile & (distance >= self._far.window) & (key >= sinks)[:, None]
-                by_name[FAR][:, span] = is_far.sum(-1) / n_keys
-            if OVERLAP in by_name and before is not None:
-                by_name[OVERLAP][:, span] = (tile & _tile(before, block, len(counted))).sum(-1) / n_keys
+            for group in range(mask.n_groups):
+                tile = _tile(mask, group, block, n_sequences)
+                n_keys = tile.sum(-1).clamp_min(1).float()
+                if DISTANCE in by_name:
+                    by_name[DISTANCE][:, group, span] = ((tile * distance).sum(-1).double() / n_keys).float()
+                if FAR in by_name:
+                    is_far = tile & (distance >= self._far.window) & (key >= sinks)[:, None]
+                    by_name[FAR][:, group, span] = is_far.sum(-1) / n_keys
+                if OVERLAP in by_name and before is not None:
+                    also = tile & _tile(before, min(group, before.n_groups - 1), block, n_sequences)
+                    by_name[OVERLAP][:, group, span] = also.sum(-1) / n_keys
         is_long = rows.picked - self._batch.first[:, rows.picked] >= self._far.window
         return {name: (values, counted & is_long if name == FAR else counted) for name, values in by_name.items()}
 
-    def _answers(self, mask: LazyMask, rows: PickedRows) -> tuple[Float[Tensor, "b r"], Bool[Tensor, "b r"]]:
+    def _answers(self, mask: LazyMask, rows: PickedRows) -> tuple[Float[Tensor, "b g r"], Bool[Tensor, "b r"]]:
         """The share of each row's target cells that are selected, and which rows have any."""
-        targets = self._batch.targets
+        targets, n_sequences = self._batch.targets, len(self._batch.tokens)
         assert targets is not None
         inside = (targets[:, 1] >= rows.queries.start) & (targets[:, 1] < rows.queries.stop)
         sequence, row, key = targets[inside].unbind(-1)
         at = torch.searchsorted(rows.picked, row.contiguous())  # answer rows are always picked
-        n_selected = torch.zeros(len(self._batch.tokens), len(rows.picked), device=targets.device)
-        n_cells = torch.zeros_like(n_selected)
+        n_selected = torch.zeros(n_sequences, mask.n_groups, len(rows.picked), device=targets.device)
+        n_cells = torch.zeros_like(n_selected[:, 0])
+        n_cells.index_put_((sequence, at), torch.ones_like(row, dtype=n_cells.dtype), accumulate=True)
         for start in range(0, len(row), _ROWS):
             piece = slice(start, start + _ROWS)
             block, of_block = torch.unique(row[piece] - rows.queries.start, return_inverse=True)
-            is_selected = _tile(mask, block, len(n_selected))[sequence[piece], of_block, key[piece]]
-            n_selected.index_put_((sequence[piece], at[piece]), is_selected.float(), accumulate=True)
-            n_cells.index_put_((sequence[piece], at[piece]), torch.ones_like(is_selected.float()), accumulate=True)
-        return n_selected / n_cells.clamp_min(1), n_cells > 0
+            for group in range(mask.n_groups):
+                tile = _tile(mask, group, block, n_sequences)[sequence[piece], of_block, key[piece]]
+                n_selected[:, group].index_put_((sequence[piece], at[piece]), tile.float(), accumulate=True)
+        return n_selected / n_cells.clamp_min(1)[:, None], n_cells > 0
 
 
 def _coverage(
@@ -139,7 +145,7 @@ def _coverage(
     if call.sinks is not None:
         call = replace(call, sinks=None)
         lse = intervened_statistics(call, interventions, Request(rows=rows))[1].lse
-    dense = replace(call, mask=replace(call.mask, selected=None, leaves_out=False))
+    dense = replace(call, mask=call.mask.unselected())
     of_all = intervened_statistics(dense, interventions, Request(rows=rows))[1].lse
     return torch.exp(lse - of_all).clamp_max(1)  # rounding alone makes it larger
 
@@ -149,6 +155,6 @@ def _blocks(rows: Int[Tensor, " r"]) -> Iterator[tuple[slice, Int[Tensor, " q"]]
         yield slice(start, start + _ROWS), rows[start : start + _ROWS]
 
 
-def _tile(mask: LazyMask, rows: Int[Tensor, " q"], n_sequences: int) -> Bool[Tensor, "b q k"]:
-    """Which keys some rows see: the selected ones that the layer's own mask leaves."""
-    return visible_tile(mask.simplest(), slice(0, n_sequences), rows, mask.n_keys)
+def _tile(mask: LazyMask, group: int, rows: Int[Tensor, " q"], n_sequences: int) -> Bool[Tensor, "b q k"]:
+    """Which keys a group of heads sees from some rows: the selected ones that the layer's own mask leaves."""
+    return visible_tile(mask.of_group(group).simplest(), slice(0, n_sequences), rows, mask.n_keys)
