@@ -56,7 +56,10 @@ ENCODERS = (
     *("reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 # Attention to latent keys and values: as many key/value heads as query heads.
-_LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu")
+_LATENT = (
+    *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash"),
+    *("minicpm3", "youtu"),
+)
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _QWEN4 = {
     "indexer_n_heads": 2,
@@ -88,7 +91,13 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},  # as the checkpoint has them
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],  # as the checkpoint has them
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "reformer": {
         "is_decoder": True,
         "axial_pos_embds": False,
@@ -117,7 +126,7 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
 }
 # Of these no small model was made, and why; a checkpoint is tried when it is opened, as any other.
 NOT_MADE = {
-    "dots3_note": "its configuration is of 42 layers and more; its text model, dots3_note_text, is refused",
+    "dots3_note": "its configuration is of 42 layers and more; its text model, dots3_note_text, opens",
     "gemma3n": "its vision tower takes the packages timm and Pillow; its text model, gemma3n_text, opens",
     "gemma4_assistant": "it drafts from the hidden states of a larger model, and reads no token ids alone",
     "gemma4_unified_assistant": "it drafts from the hidden states of a larger model, and reads no token ids alone",

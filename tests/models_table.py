@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from transformers import PreTrainedModel, logging
 
-from tests import families, linear_families, more_families, older_families
+from tests import families, linear_families, more_families, older_families, selecting_families
 from tests.causal_types_table import section
 from workbench import Head, KVHead, LayerInfo, WorkbenchError, open_model
 from workbench.hooks import HookedModel
@@ -27,15 +27,20 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
     (more_families.MORE_CONFIGS, families.tiny),
     (linear_families.CONFIGS, linear_families.tiny),
     (older_families.OLDER_CONFIGS, families.tiny),
+    (selecting_families.SELECTING_CONFIGS, families.tiny),
+    (selecting_families.BLOCK_CONFIGS, families.tiny),
 ]
 
 NAMES = {
+    "axk2": "A.X-K2",
     "bamba": "Bamba",
     "bloom": "BLOOM",
     "codegen": "CodeGen",
     "cohere2": "Command R7B, Command A",
     "cwm": "CWM",
     "deepseek_v3": "DeepSeek-V3, R1",
+    "deepseek_v32": "DeepSeek-V3.2",
+    "dots3_note": "dots.3 Note",
     "falcon": "Falcon-7B",
     "falcon_alibi": "Falcon-RW (ALiBi)",
     "falcon_h1": "Falcon-H1",
@@ -45,6 +50,7 @@ NAMES = {
     "gemma3": "Gemma 3",
     "gemma4": "Gemma 4",
     "gemma4_shared": "Gemma 4 with shared keys and values",
+    "glm_moe_dsa": "GLM-5",
     "gpt2": "GPT-2",
     "gpt_neo": "GPT-Neo",
     "gpt_neox": "GPT-NeoX, Pythia",
@@ -53,6 +59,7 @@ NAMES = {
     "gptj": "GPT-J",
     "granite": "Granite 4 hybrid",
     "granite_swa": "Granite with sliding windows",
+    "hy_v4": "Hunyuan Hy4",
     "inkling": "Inkling",
     "inkling2": "Inkling 2",
     "kimi_linear": "Kimi-Linear",
@@ -62,7 +69,9 @@ NAMES = {
     "mimo_v2_flash": "MiMo-V2-Flash",
     "minimax": "MiniMax-Text-01, MiniMax-M1",
     "minimax_m2": "MiniMax-M2",
+    "minimax_m3": "MiniMax-M3",
     "mistral": "Mistral",
+    "mistral_large4": "Mistral Large 4",
     "mpt": "MPT",
     "nemotron_h": "Nemotron-H",
     "olmo2": "OLMo 2",
@@ -93,7 +102,8 @@ package can register a reader with `workbench.hooks.mixer`; \
 [examples/extensions/own_mixer.py](../examples/extensions/own_mixer.py) is one that runs.
 
 - **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of \
-one layer. A real checkpoint has its own order, `m.layers`.
+one layer. *sparse*: an indexer selects keys for every row from its whole past, single ones or in blocks; \
+`m.layers` says how many, `n_selected`. A real checkpoint has its own order, `m.layers`.
 - **recorded**: probabilities, or the implied signed pattern of linear layers.
 - **restrict, ablate**: whether a window, or zeroed outputs of heads, change the logits. Windows are for softmax \
 heads. Where only the heads of some mixers can be ablated, these are named.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from tests.families import HEADS, WINDOW
+from tests.families import GROUPS, HEADS, WINDOW
 from tests.more_families import BASE, LATENT
 
 SELECTED = 5
@@ -41,6 +41,24 @@ _SLIDING = {
     "swa_v_head_dim": 12,
 }
 
+# Two blocks of four keys, the row's own block among them, for each group of heads.
+BLOCKS, BLOCK = 2, 4
+BLOCK_CONFIGS = {
+    "minimax_m3": lambda: transformers.MiniMaxM3VLTextConfig(
+        **{**BASE, "num_hidden_layers": 3},
+        head_dim=16,
+        rotary_dim=8,
+        dense_intermediate_size=48,
+        shared_intermediate_size=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        index_n_heads=GROUPS,
+        index_head_dim=16,
+        index_block_size=BLOCK,
+        index_topk_blocks=BLOCKS,
+    ),
+}
 SELECTING_CONFIGS = {
     "deepseek_v32": lambda: transformers.DeepseekV32Config(**_SELECTING),
     "glm_moe_dsa": lambda: transformers.GlmMoeDsaConfig(**_TAKING_OVER),

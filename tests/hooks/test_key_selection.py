@@ -249,12 +249,12 @@ def test_the_mask_that_an_indexer_reads_is_the_models_own():
 
 def test_keys_that_are_none_select_nothing_and_a_whole_selection_hides_nothing():
     mask = _lazy_mask(q_length=3, kv_length=3)
-    chosen = mask.selecting(torch.tensor([[[0, -1, 7], [1, 1, 1], [2, 0, -1]]]))
+    chosen = mask.selecting(torch.tensor([[[[0, -1, 7], [1, 1, 1], [2, 0, -1]]]]))
     expected = torch.tensor([[[1, 0, 0], [0, 1, 0], [1, 0, 1]]]).bool()
     for each in (chosen, chosen.simplest()):
         assert torch.equal(visible_tile(each, slice(0, 1), torch.arange(3), 3), expected)
-    assert chosen[:, :, 1:3, :].selected.tolist() == [[[1, 1, 1], [2, 0, -1]]]
-    whole = mask.selecting(torch.tensor([[[2, 1, 0]] * 3]))
+    assert chosen[:, :, 1:3, :].selected.tolist() == [[[[1, 1, 1], [2, 0, -1]]]]
+    whole = mask.selecting(torch.tensor([[[[2, 1, 0]] * 3]]))
     assert whole.is_plain_causal
     assert isinstance(whole.simplest(), CausalMask)
 

@@ -9,6 +9,7 @@ from workbench.detectors.registry import Detector
 from workbench.heads import NO_LEARNED_SINK, NO_ROWS
 from workbench.hooks import FarSum, HookedModel
 from workbench.hooks.recording.cells import sequences
+from workbench.hooks.recording.selected_keys import SELECTION_NEEDS
 from workbench.kernels import Far
 from workbench.probes import Probe
 
@@ -35,7 +36,7 @@ def why_unscored(d: Detector, probe: Probe, m: HookedModel, far: Far, *, counted
         return "no layer of the model has a sliding window"
     if "window_saturation" in d.needs and min(own) >= longest:
         return f"the smallest window has {min(own)} tokens, its longest text has {longest} tokens"
-    return "no row of the probe is one that it is defined on"
+    return _why_nothing_selected(d, m, longest) or "no row of the probe is one that it is defined on"
 
 
 def flag_of(reason: str) -> str:
@@ -57,6 +58,19 @@ def warn_of_unscored(reasons: Mapping[tuple[str, str], str], *, stacklevel: int)
 def _next_step(reasons: Mapping[tuple[str, str], str]) -> str:
     """What helps, where a smaller window of far mass would."""
     return "; pass a smaller far=wb.Far(window)" if any(name == "far_mass" for name, _ in reasons) else ""
+
+
+def _why_nothing_selected(d: Detector, m: HookedModel, longest: int) -> str | None:
+    """The reason of a detector of selected keys; None for others."""
+    if not any(name in d.needs for name in SELECTION_NEEDS):
+        return None
+    selected = [info.n_selected for info in m.layers if info.n_selected is not None]
+    if not selected:
+        return "no layer of the model selects keys"
+    if min(selected) >= longest:
+        return f"the layers select {min(selected)} keys of a row, its longest text has {longest} tokens"
+    is_of_two = "selection_overlap" in d.needs
+    return "only one layer selects keys" if is_of_two and len(selected) == 1 else None
 
 
 def _why_no_reply(d: Detector, counted: str) -> str:

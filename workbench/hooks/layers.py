@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
 from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
+from workbench.hooks.taps.attention_interface import OwnMask
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
 from workbench.hooks.taps.key_selection import checking_selection, is_indexer, n_selected, selecting_few
@@ -27,6 +28,10 @@ from workbench.loading.refusals import refuse_other_models
 
 # Names of layers that mix no tokens, in configurations.
 _NO_MIXER = ("mlp", "moe")
+_SELECTING = (
+    "expected masks that go into the attention as transformers makes them, or an indexer that hands the attention the "
+    "indices of the keys it selects, as those of DeepSeek-V3.2, GLM-5 and other families of docs/models.md do"
+)
 # What models that read more than tokens call their other inputs.
 _OTHER_INPUTS = ("pixel_values", "image_embeds", "input_features", "input_values")
 
@@ -111,7 +116,12 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"{name} cannot be recorded exactly: {_innermost(error) or 'a layer'} computes with its attention mask "
             "itself, to choose keys or to add to the scores, and the attention that follows is not that of the mask; "
-            "expected masks that go into the attention as transformers makes them. Leave this model out"
+            f"{_SELECTING}. Leave this model out{_inner_model(model.config)}"
+        ) from error
+    except OwnMask as error:
+        raise WorkbenchError(
+            f"{name} cannot be recorded exactly: {_innermost(error) or 'a layer'} attends under a mask of its own "
+            f"making, as layers do that select pools of keys; {_SELECTING}. Leave this model out"
             f"{_inner_model(model.config)}"
         ) from error
     except FAILURES as error:

@@ -52,6 +52,7 @@ from workbench.hooks.recording.needs import Answers, Need, Recording
 from workbench.hooks.recording.reduction import Reduction, RowRequest
 from workbench.hooks.recording.row_readings import Readings, read_writing
 from workbench.hooks.recording.seen_cells import sees_of
+from workbench.hooks.recording.selected_keys import Selections
 from workbench.hooks.recording.tensor_tables import TensorTable
 from workbench.hooks.recording.whole_patterns import MOST_BYTES, check_memory, chosen_layers, read_patterns
 from workbench.hooks.saved.planned_folders import save_planned
@@ -173,6 +174,7 @@ class HookedModel:
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         slots = layer_slots(self._layers)
         readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
+        selections = Selections(batch, {need for need in needs if isinstance(need, str)}, self._layers, far)
         positions = batch.positions() if batch.is_packed else None
         row_request: RowRequest  # for the queries announced last
 
@@ -180,6 +182,7 @@ class HookedModel:
             nonlocal row_request
             row_request = reduction.request_rows(queries)
             readings.start(queries)
+            selections.start()
 
         def attend(call: AttentionCall) -> Tensor:
             if positions is not None:
@@ -191,7 +194,8 @@ class HookedModel:
             if not needs or len(row_request.picked) == 0:
                 return intervened_output(call, self.interventions)
             out, statistics = intervened_statistics(call, self.interventions, request)
-            reduction.add(slot, statistics, row_request, sees)
+            selected = selections.read(slot, call, self.interventions, row_request.rows, statistics.lse)
+            reduction.add(slot, statistics, row_request, sees, selected)
             return out if request.rows is None else intervened_output(call, self.interventions)
 
         def read(call: LinearCall) -> None:

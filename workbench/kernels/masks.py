@@ -67,11 +67,13 @@ class CausalMask:
 class SelectedMask:
     """A mask of which each row sees only the keys that were selected for it.
 
-    `selected`: their indices, in any order; those of keys that `base` hides, and those that are no key, select nothing.
+    `selected`: the indices of runs of `block` keys, in any order; those of keys that `base` hides, and those that are
+    no key, select nothing.
     """
 
     base: TileMask
     selected: Int[Tensor, "b q n"]
+    block: int = 1
 
     def key_range(self, rows: Int[Tensor, " q"]) -> tuple[int, int]:
         return self.base.key_range(rows)
@@ -79,17 +81,21 @@ class SelectedMask:
     def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
         runs = self.base.hidden(batch, rows, keys)
         if keys[1] > keys[0]:
-            runs.append(Hidden(keys[0], ~selected_tile(self.selected[batch, rows], keys)))
+            runs.append(Hidden(keys[0], ~selected_tile(self.selected[batch, rows], keys, block=self.block)))
         return runs
 
 
-def selected_tile(selected: Int[Tensor, "b q n"], keys: tuple[int, int]) -> Bool[Tensor, "b q k"]:
-    """Which keys of a run are among the selected ones of each row."""
-    n_keys = keys[1] - keys[0]
-    column = selected.long() - keys[0]
-    column = torch.where((column >= 0) & (column < n_keys), column, n_keys)  # one column more, for all others
-    tile = torch.zeros(*selected.shape[:2], n_keys + 1, dtype=torch.bool, device=selected.device)
-    return tile.scatter_(-1, column, True)[..., :n_keys]
+def selected_tile(selected: Int[Tensor, "b q n"], keys: tuple[int, int], *, block: int = 1) -> Bool[Tensor, "b q k"]:
+    """Which keys of a run are in one of the selected blocks of each row."""
+    first, last = keys[0] // block, -(-keys[1] // block)
+    column = selected.long() - first
+    column = torch.where((column >= 0) & (column < last - first), column, last - first)  # one more, for all others
+    tile = torch.zeros(*selected.shape[:2], last - first + 1, dtype=torch.bool, device=selected.device)
+    tile = tile.scatter_(-1, column, True)[..., : last - first]
+    if block == 1:
+        return tile
+    start = keys[0] - first * block
+    return tile.repeat_interleave(block, -1)[..., start : start + keys[1] - keys[0]]
 
 
 def hidden_runs(hidden: Bool[Tensor, "#b q k"], first_key: int) -> list[Hidden]:

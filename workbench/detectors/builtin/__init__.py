@@ -1,6 +1,7 @@
 """The detectors that come with the workbench; importing this package registers them."""
 
 from workbench.detectors.builtin import (
+    indexers,
     local_band,
     locos,
     qr_head,
@@ -16,6 +17,7 @@ from workbench.detectors.builtin import (
 )
 
 __all__ = [
+    "indexers",
     "local_band",
     "locos",
     "qr_head",

@@ -181,12 +181,16 @@ def crops_of_heads(
 
 def masks_of_heads(call: AttentionCall, interventions: Interventions) -> list[tuple[tuple[int, ...], TileMask]]:
     """The mask of each query head of a layer under interventions, once for all heads that share it."""
-    if not interventions.windows:
+    if not interventions.windows and call.mask.n_groups == 1:
         return [(tuple(range(call.q.shape[1])), call.mask.simplest())]
-    heads_of: dict[tuple[Window, ...], tuple[int, ...]] = {}
+    heads_of: dict[tuple[tuple[Window, ...], int], tuple[int, ...]] = {}
     for group in _groups(call, interventions, []):
-        heads_of[group.windows] = (*heads_of.get(group.windows, ()), *group.heads)
-    return [(heads, _restricted(call, windows)) for windows, heads in heads_of.items()]
+        key = group.windows, _selection_of(call, group.heads[0])
+        heads_of[key] = (*heads_of.get(key, ()), *group.heads)
+    return [
+        (heads, _restricted(replace(call, mask=call.mask.of_group(selection)), windows))
+        for (windows, selection), heads in heads_of.items()
+    ]
 
 
 def _attend(
@@ -227,15 +231,16 @@ def _treatment(
 
 def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
     n_heads = call.q.shape[1]
-    if not (interventions.windows or interventions.forms or uniform):
+    if not (interventions.windows or interventions.forms or uniform) and call.mask.n_groups == 1:
         return [_Group(tuple(range(n_heads)), (), (), is_uniform=False, is_whole=True)]
-    members: dict[tuple[tuple[Window, ...], Features | None, bool], list[int]] = {}
+    members: dict[tuple[tuple[Window, ...], Features | None, bool, int], list[int]] = {}
     forms: dict[int, LinearAttention] = {}
     for head in range(n_heads):
         windows, form, is_uniform = _treatment(call, interventions, head, uniform)
         if form is not None:
             forms[head] = form
-        members.setdefault((windows, None if form is None else form.features, is_uniform), []).append(head)
+        features = None if form is None else form.features
+        members.setdefault((windows, features, is_uniform, _selection_of(call, head)), []).append(head)
     return [
         _Group(
             tuple(heads),
@@ -244,8 +249,13 @@ def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int
             is_uniform,
             is_whole=len(heads) == n_heads and not windows and features is None and not is_uniform,
         )
-        for (windows, features, is_uniform), heads in members.items()
+        for (windows, features, is_uniform, _), heads in members.items()
     ]
+
+
+def _selection_of(call: AttentionCall, head: int) -> int:
+    """The group of heads that a query head selects keys with."""
+    return head // (call.q.shape[1] // call.mask.n_groups)
 
 
 def _by_group(
@@ -285,6 +295,7 @@ def _group_call(call: AttentionCall, group: _Group) -> AttentionCall:
         k=call.k[:, kv],
         v=call.v[:, kv],
         sinks=None if call.sinks is None or group.is_uniform else call.sinks[heads],
+        mask=call.mask.of_group(_selection_of(call, group.heads[0])),
     )
     return linearised(group_call, group.forms) if group.forms else group_call
 

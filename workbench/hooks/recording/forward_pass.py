@@ -20,7 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicIndexedLayer, DynamicLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from workbench.heads import Head, LayerInfo, WorkbenchError
 from workbench.hooks.interventions.targets import ChosenHeads, HeadKey
@@ -31,6 +36,7 @@ from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
 from workbench.hooks.taps.eager import handling, is_without_interface
 from workbench.hooks.taps.finite_values import watching
+from workbench.hooks.taps.key_selection import selects_blocks
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
 from workbench.hooks.taps.rotary_lengths import extends_positions, rotates_by_length, rotating_for, uncontrolled_type
@@ -188,7 +194,7 @@ def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) 
         WorkbenchError: if the model has other layers than softmax, or cannot be given document boundaries.
     """
     _check_all_softmax(model, layers, "packed documents", "pass them one to a sequence, padded")
-    if is_without_interface(model):
+    if is_without_interface(model) or selects_blocks(model):
         raise WorkbenchError(
             f"{type(model).__name__} cannot be told where packed documents begin; pass them one to a sequence, padded"
         )
@@ -273,10 +279,15 @@ def _whole_cache(model: PreTrainedModel) -> DynamicCache:
     """
     own = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     cache = DynamicCache()
-    if any(isinstance(layer, DynamicIndexedLayer) for layer in own):
-        whole = (DynamicIndexedLayer() if isinstance(layer, DynamicIndexedLayer) else DynamicLayer() for layer in own)
-        cache.layers.extend(whole)
+    if any(_keeps_more(layer) for layer in own):
+        cache.layers.extend(layer if _keeps_more(layer) else DynamicLayer() for layer in own)
     return cache
+
+
+def _keeps_more(layer: Any) -> bool:
+    """True of a cache layer that keeps every key and value, and something beside them."""
+    plain = isinstance(layer, DynamicLayer) and not isinstance(layer, DynamicSlidingWindowLayer)
+    return plain and type(layer) is not DynamicLayer and not isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
@@ -288,6 +299,12 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
 
     Found by running a short text alone and behind padding. Relative positions, ALiBi and recurrences give the same.
     """
+    if batch.is_left_padded and not batch.is_packed and selects_blocks(model):
+        raise WorkbenchError(
+            f"{type(model).__name__} was given padding on the left, but selects blocks of keys that begin with the "
+            "first column, so that a text behind padding is cut into other blocks; expected padding on the right: move "
+            "it there"
+        )
     # A recurrence has no positions; packed documents have their own check.
     if not batch.is_left_padded or batch.is_packed or _takes_positions(model) or linear_layers(model):
         return

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.recording.cells import CELL_RULES, SEEN_ONLY, CellSum, Sequences
 from workbench.hooks.recording.row_readings import Reading, RowReading
+from workbench.hooks.recording.selected_keys import SELECTION_NEEDS
 from workbench.kernels import Far
 
 ROW_NEEDS = (
@@ -42,7 +43,10 @@ PER_ROW_NEEDS = (
     "mean_distance_per_row",
     "far_mass_per_row",
 )
-NEEDS = (*CELL_RULES, "answer_top1", *ROW_NEEDS, *SEQUENCE_NEEDS, *PER_ROW_NEEDS, *PER_KEY_NEEDS)
+NEEDS = (
+    *(*CELL_RULES, "answer_top1", *ROW_NEEDS, *SELECTION_NEEDS, *SEQUENCE_NEEDS),
+    *(*PER_ROW_NEEDS, *PER_KEY_NEEDS),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ and keys, from which any crop of the pattern is exact.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import count
 
 import torch
 from einops import einsum
@@ -133,9 +134,9 @@ def record_maps(
     def attend(call: AttentionCall) -> Tensor:
         slot = slots[call.layer, False]
         mask = call.mask.simplest()
-        summary = softmax_summary(call.softmax_layer(mask), options(slot))
+        summary = _summary_of(call, options(slot))
         keep(slot, summary)
-        if keep_qk and not isinstance(call, ScoredCall) and fine_heads_of(slot):
+        if keep_qk and not isinstance(call, ScoredCall) and fine_heads_of(slot) and call.mask.n_groups == 1:
             low = _first_keys(mask, len(tokens), call.q.device)
             if low is not None:
                 kept_qk.update({(slot, h): _keep_qk(call, h, summary.lse[h], low) for h in fine_heads_of(slot)})
@@ -157,6 +158,18 @@ def record_maps(
         fine=finer,
         qk=kept_qk,
     )
+
+
+def _summary_of(call: AttentionCall, options: SummaryOptions) -> PatternSummary:
+    """The summary of a softmax layer, whose groups of heads may select keys for themselves."""
+    if call.mask.n_groups == 1:
+        return softmax_summary(call.softmax_layer(), options)
+    summaries: list[PatternSummary] = []
+    for first, of_group in zip(count(step=call.q.shape[1] // call.mask.n_groups), call.of_groups(), strict=False):
+        heads = range(first, first + of_group.q.shape[1])
+        fine = tuple(h - first for h in options.fine_heads if h in heads)
+        summaries.append(softmax_summary(of_group.softmax_layer(), replace(options, fine_heads=fine)))
+    return PatternSummary(*(torch.cat([getattr(s, f.name) for s in summaries]) for f in fields(PatternSummary)))
 
 
 def _on_cpu(summary: PatternSummary) -> PatternSummary:

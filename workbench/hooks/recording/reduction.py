@@ -39,6 +39,7 @@ from workbench.hooks.recording.needs import (
 )
 from workbench.hooks.recording.row_readings import Reading
 from workbench.hooks.recording.seen_cells import Sees
+from workbench.hooks.recording.selected_keys import SELECTION_NEEDS, PickedRows, RowValues
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
 # From the number of a cell sum, and the rows of it that each head sees (None: all), to their number by document.
@@ -95,6 +96,11 @@ class RowRequest:
     request: Request
     group: Int[Tensor, " n_cells"]
     counts: tuple[Int[Tensor, " d"], ...]
+
+    @property
+    def rows(self) -> PickedRows:
+        """The rows alone."""
+        return PickedRows(self.queries, self.picked, self.is_sampled)
 
 
 class Reduction:
@@ -218,8 +224,18 @@ class Reduction:
             count.index_add_(0, self._batch.document[tuple(of_run.rows.unbind(-1))], seen.long())
             self._n_rows[name][:, layer_slot, : seen.shape[1]] += count.cpu()
 
-    def add(self, layer_slot: int, statistics: RowStatistics, rows: RowRequest, sees: Sees | None) -> None:
-        """Reduce the rows of a layer and add them to its sums; `layer_slot` is its index into the layers."""
+    def add(
+        self,
+        layer_slot: int,
+        statistics: RowStatistics,
+        rows: RowRequest,
+        sees: Sees | None,
+        selected: RowValues | None = None,
+    ) -> None:
+        """Reduce the rows of a layer and add them to its sums; `layer_slot` is its index into the layers.
+
+        `selected`: what was read of the keys that the layer selects.
+        """
         layer, picked = self._layers[layer_slot], rows.picked
         valid = self._batch.valid[:, picked] & rows.is_sampled
         position = picked - self._batch.first[:, picked]
@@ -235,6 +251,7 @@ class Reduction:
             "value_norm": (statistics.value_norm, valid),
             "value_norm_seeing_first": (statistics.value_norm, valid),
             **self._own_rows(statistics, layer, valid=valid, position=position, picked=picked),
+            **(selected or {}),
         }
         sees_first = None if rows.first is None else self._sees_first(rows.first, rows, sees)
         for name, (values, keep) in by_row.items():
@@ -431,7 +448,7 @@ class Reduction:
         if squares is not None and name in self._squares:
             self._squares[name][index] += squares.cpu()
 
-    def _rows_in_all(self, all_cells: list[Int[Tensor, "_ 3"]]) -> dict[str, Int[Tensor, " n"]]:
+    def _rows_in_all(self, all_cells: list[Int[Tensor, "_ 3"]]) -> dict[str, Int[Tensor, "n *layers_heads"]]:
         """How many rows each sum would have per document if all rows were reduced."""
         batch = self._batch
         position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.first
@@ -451,7 +468,18 @@ class Reduction:
             counts[need.name] = beyond(need.window)
         least = {"far_mass": self._far.window, "normalized_entropy": 1}
         names = [*self._names, *(need.name for need in self._needs.features)]
-        return counts | {name: beyond(least.get(name, 0)) for name in names}
+        counts |= {name: beyond(least.get(name, 0)) for name in names}
+        for name in self._names & set(SELECTION_NEEDS):
+            counts[name] = self._beyond_selection(beyond, least=self._far.window if name == "selection_far" else 0)
+        return counts
+
+    def _beyond_selection(
+        self, beyond: Callable[[int], Int[Tensor, " n"]], *, least: int
+    ) -> Int[Tensor, "n n_layers 1"]:
+        """How many rows of each document have `least` tokens before them, and more than each layer selects."""
+        none = torch.zeros(self._batch.n_documents, dtype=torch.long)
+        selected = [layer.n_selected for layer in self._layers]
+        return torch.stack([none if n is None else beyond(max(least, n)) for n in selected], -1)[..., None]
 
     def _row_error(self, name: str) -> Float[Tensor, "n n_layers max_heads"] | None:
         if name not in self._squares:

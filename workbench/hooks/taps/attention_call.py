@@ -5,8 +5,8 @@ The mask is a function of positions, which is evaluated tile by tile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -50,8 +50,9 @@ class LazyMask:
     `window`: the local size that the model gives for the layer, a sliding window or a chunk, in tokens.
     `documents`: numbers of packed documents, which do not see each other whatever `function` returns. `earlier`: the
     number of valid keys before these, which a sliding layer's cache has dropped; None: `key_offset` of them.
-    `selected`: of each row, the indices of the keys that an indexer selected, the only ones that it sees; see
-    `selecting`, and `leaves_out` whether a key is not among them. `n_sequences`, `device`: as the model says them.
+    `selected`: of each row and each group of heads, or all heads together, the indices of the blocks of `block` keys
+    that an indexer selected, the only ones that it sees; see `selecting`. `leaves_out`: whether some key is in none.
+    `n_sequences`, `device`: as the model says them.
     `handler`: of the pass that the mask was made for, which computes the layers again in its backward pass too;
     `standing`: without one, those of the interventions that were in force, by the id of the attention module.
     """
@@ -65,7 +66,8 @@ class LazyMask:
     valid: Bool[Tensor, "b k"] | None
     documents: Int[Tensor, "b k"] | None = None
     earlier: Int[Tensor, " b"] | None = None
-    selected: Int[Tensor, "b q n"] | None = None
+    selected: Int[Tensor, "b g q n"] | None = None
+    block: int = 1
     leaves_out: bool = False
     n_sequences: int | None = None
     device: torch.device | str | None = None
@@ -126,7 +128,8 @@ class LazyMask:
             of_rows = self.documents[batch][:, rows + self.query_offset - self.key_offset]
             hidden = hidden | (of_rows[:, :, None] != self.documents[batch, None, keys[0] : keys[1]])
         if self.selected is not None and self.leaves_out:
-            hidden = hidden | ~selected_tile(self.selected[batch, rows], keys)
+            assert self.selected.shape[1] == 1, "heads that select for themselves have no mask together: of_group"
+            hidden = hidden | ~selected_tile(self.selected[batch, 0, rows], keys, block=self.block)
         return hidden_runs(hidden, keys[0])
 
     def __getitem__(self, index: Any) -> LazyMask | Bool[Tensor, "b q k"]:
@@ -147,7 +150,7 @@ class LazyMask:
                 "head taken, [:, 0]"
             )
         start, stop, _ = index[2].indices(self.n_queries)
-        selected = None if self.selected is None else self.selected[:, start:stop]
+        selected = None if self.selected is None else self.selected[:, :, start:stop]
         return replace(self, n_queries=stop - start, query_offset=self.query_offset + start, selected=selected)
 
     def _dense(self) -> Bool[Tensor, "b q k"]:
@@ -159,13 +162,33 @@ class LazyMask:
             visible[:, block] = visible_tile(mask, slice(0, n_sequences), block, self.n_keys)
         return visible
 
-    def selecting(self, indices: Int[Tensor, "b q n"]) -> LazyMask:
+    def selecting(self, indices: Int[Tensor, "b g q n"], *, block: int = 1) -> LazyMask:
         """This mask on the keys alone that an indexer selected for each row, by their indices among the keys.
 
         Where it selected every key, as in texts shorter than what it selects, the mask hides nothing more.
+
+        Args:
+            indices: of blocks of `block` keys; for all heads, or for each of g groups of as many heads.
         """
-        leaves_out = indices.shape[-1] < self.n_keys or not bool(selected_tile(indices, (0, self.n_keys)).all())
-        return replace(self, selected=indices, leaves_out=leaves_out)
+        leaves_out = indices.shape[-1] * block < self.n_keys or not all(
+            bool(selected_tile(of_group, (0, self.n_keys), block=block).all()) for of_group in indices.unbind(1)
+        )
+        return replace(self, selected=indices, block=block, leaves_out=leaves_out)
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups of heads select keys for themselves; 1 where all see the same ones."""
+        return 1 if self.selected is None or not self.leaves_out else self.selected.shape[1]
+
+    def of_group(self, group: int) -> LazyMask:
+        """The mask of one group of heads."""
+        return (
+            self if self.n_groups == 1 or self.selected is None else replace(self, selected=self.selected[:, [group]])
+        )
+
+    def unselected(self) -> LazyMask:
+        """The mask of every key that a selection was made from."""
+        return replace(self, selected=None, leaves_out=False)
 
     @property
     def is_plain_causal(self) -> bool:
@@ -179,7 +202,9 @@ class LazyMask:
     def simplest(self) -> TileMask:
         """The same mask without a function call per tile, if it is causal or a sliding window; else the mask itself."""
         if self.selected is not None and self.leaves_out:
-            return SelectedMask(replace(self, selected=None, leaves_out=False).simplest(), self.selected)
+            if self.n_groups > 1:
+                return self
+            return SelectedMask(self.unselected().simplest(), self.selected[:, 0], self.block)
         window = sliding_window_of(self.function)
         is_sliding = window is not None and self.window == window and self.documents is None
         if not (self._is_causal or is_sliding):
@@ -235,11 +260,29 @@ class AttentionCall:
         first = torch.zeros_like(earlier) if mask.valid is None else mask.valid.to(device).int().argmax(-1)
         return torch.where(earlier > 0, -earlier, first)
 
+    def of_groups(self) -> list[AttentionCall]:
+        """The calls of the groups of heads that select keys for themselves, in order."""
+        n_groups = self.mask.n_groups
+        heads, kv_heads = self.q.shape[1] // n_groups, self.k.shape[1] // n_groups
+        return [
+            replace(
+                self,
+                q=self.q[:, g * heads : (g + 1) * heads],
+                k=self.k[:, g * kv_heads : (g + 1) * kv_heads],
+                v=self.v[:, g * kv_heads : (g + 1) * kv_heads],
+                sinks=None if self.sinks is None else self.sinks[g * heads : (g + 1) * heads],
+                mask=self.mask.of_group(g),
+            )
+            for g in range(n_groups)
+        ]
+
     def output(self, mask: TileMask | None = None) -> Float[Tensor, "b q n_heads d_v"]:
         """The layer's attention output under its own mask or another, by the cheapest exact way, without statistics.
 
         Gradients flow if the inputs require them.
         """
+        if mask is None and self.mask.n_groups > 1:
+            return torch.cat([call.output() for call in self.of_groups()], 2)
         is_stock = self.softcap is None and self.sinks is None and self.q.shape[2] == self.k.shape[2]
         if mask is None and is_stock and self.mask.is_plain_causal:
             out = scaled_dot_product_attention(
@@ -274,6 +317,9 @@ class AttentionCall:
 
         `workbench.kernels.dispatch.choose_route` chooses the backend.
         """
+        if mask is None and self.mask.n_groups > 1:
+            outputs, by_group = zip(*(call.statistics(request) for call in self.of_groups()), strict=True)
+            return torch.cat(outputs, 2), joined_heads(by_group)
         return attention_statistics(self.softmax_layer(mask), self.v, request)
 
     def crop(self, mask: TileMask, queries: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q k"]:
@@ -288,6 +334,19 @@ class AttentionCall:
         """The probabilities of every head on the first sequence; of calls of this very kind alone."""
         layer = SoftmaxLayer(self.q[:1], self.k[:1], mask, self.scale, self.softcap, self.sinks)
         return attention_crops(layer, queries=queries, keys=keys)
+
+
+# The axis of heads in the statistics of rows, where it is not the second.
+_AXES = {"cells": -1, "top_key": -1}
+
+
+def joined_heads(by_group: Sequence[RowStatistics]) -> RowStatistics:
+    """The statistics of groups of heads as those of all heads, in the order of the groups."""
+    joined: dict[str, Any] = {}
+    for name in (f.name for f in fields(RowStatistics)):
+        values = [getattr(statistics, name) for statistics in by_group]
+        joined[name] = None if values[0] is None else torch.cat(values, _AXES.get(name, 1))
+    return RowStatistics(**joined)
 
 
 # Receives a softmax layer, may read it, and returns its output.

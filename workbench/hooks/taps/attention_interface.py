@@ -41,6 +41,10 @@ _HARMLESS_TENSORS = _OF_THE_LAYERS | _OF_THE_LOSS
 handler_of_pass: ContextVar[Handler | None] = ContextVar("workbench_attention_handler", default=None)
 
 
+class OwnMask(WorkbenchError):
+    """A layer attends under a mask that transformers did not make from token positions."""
+
+
 @dataclass(slots=True)
 class _Switched:
     """A configuration that names this implementation, its own one, and how many models that share it are tapped."""
@@ -92,12 +96,14 @@ def _attend(
     position_bias: Tensor | None = None,
     sinks: Tensor | None = None,
     indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The registered attention function: turn transformers' arguments into an AttentionCall.
 
     `s_aux`: one learned sink logit per head; `sinks`: one per head and row. `position_bias`: added to scaled scores.
-    `indices`: of the keys that the layer's indexer selected for each row, which sees no others.
+    `indices`: of the keys that the layer's indexer selected for each row, which sees no others; `block_indices`: the
+    same of blocks of keys, for each group of heads.
     """
     name = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', None)}"
     unknown = sorted(k for k, x in others.items() if isinstance(x, Tensor) and k not in _HARMLESS_TENSORS)
@@ -107,7 +113,7 @@ def _attend(
             "exactly, so it is refused"
         )
     if not isinstance(attention_mask, LazyMask):
-        raise WorkbenchError(
+        raise OwnMask(
             f"{name} brings a mask of type {type(attention_mask).__name__} of its own making; expected the mask that "
             "transformers builds from token positions: pass attention_mask as [batch, tokens], and run no pass while "
             "another thread begins to record the model"
@@ -117,7 +123,12 @@ def _attend(
             f"{name} has {query.shape[2]} queries and {key.shape[2]} keys but a mask of {attention_mask.n_queries} × "
             f"{attention_mask.n_keys}; run it without a cache (use_cache=False)"
         )
-    mask = attention_mask if indices is None else attention_mask.selecting(indices)
+    mask = attention_mask
+    if indices is not None:
+        mask = mask.selecting(rearrange(indices, "b q n -> b 1 q n"))
+    elif block_indices is not None:
+        _check_groups(block_indices, key, name)
+        mask = mask.selecting(block_indices, block=_block_size(module, name))
     call = AttentionCall(
         layer=_layer_of(module),
         q=query,
@@ -142,6 +153,30 @@ def _attend(
     out = (call.output() if handler is None else handler(call)).to(query.dtype)
     note_attention(call.layer, (), out, None)
     return out, None
+
+
+def _block_size(module: nn.Module, name: str) -> int:
+    """How many keys are in a block of those that a layer's indexer selects.
+
+    Raises:
+        WorkbenchError: if the indexer does not say so.
+    """
+    size: Any = getattr(getattr(module, "indexer", None), "block_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise WorkbenchError(
+            f"{name} selects blocks of keys, and how many keys a block has is not known; expected an indexer with a "
+            "block_size. Leave this model out"
+        )
+    return size
+
+
+def _check_groups(indices: Tensor, key: Tensor, name: str) -> None:
+    """Raise if several selections are made for one key/value head."""
+    if key.shape[1] % indices.shape[1]:
+        raise WorkbenchError(
+            f"{name} selects blocks for {indices.shape[1]} groups of heads, which do not go into its {key.shape[1]} "
+            "key/value heads evenly; expected one selection for each key/value head. Leave this model out"
+        )
 
 
 def _layer_of(module: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """Layers whose indexer selects keys: how many, and a check that attention to them alone is what the model computes.
 
-An indexer selects as many keys as a text is long, up to a number that checkpoints set to thousands. For the passes that
-check a model it is lowered, so that a text of three tokens reaches selection: the check of a model that selects 2,048
-keys costs no more than that of any other.
+An indexer selects as many keys as a text is long, single ones or in blocks, up to a number that checkpoints set to
+thousands. For the passes that check a model it is lowered, so that a text of three tokens reaches selection: the check
+of a model that selects 2,048 keys costs no more than that of any other.
 """
 
 from __future__ import annotations
@@ -18,29 +18,43 @@ from transformers import PreTrainedModel
 from workbench.hooks.taps.attention_call import LazyMask
 from workbench.loading.pretrained import FAILURES, is_out_of_memory
 
-# Keys that an indexer selects in a check.
-FEW_KEYS = 2
-# The name that families of DeepSeek sparse attention give to the number of keys.
-_NUMBER = "index_topk"
+# By the attribute that says how many keys or blocks an indexer selects, what it and its like are in a check: two keys
+# of three, or one block of two keys, the row's own.
+_FEW: dict[str, dict[str, int]] = {
+    "index_topk": {"index_topk": 2},
+    "topk_blocks": {"topk_blocks": 1, "block_size": 2, "local_blocks": 1},
+}
 
 
 def n_selected(model: PreTrainedModel) -> int | None:
     """How many keys the model's indexers select for a row; None where it has none, or they differ."""
-    numbers = {int(getattr(module, _NUMBER)) for module in _indexers(model)}
+    numbers = {
+        getattr(module, name) * (1 if name == "index_topk" else module.block_size)
+        for module in _indexers(model)
+        for name in _FEW
+        if isinstance(getattr(module, name, None), int)
+    }
     return numbers.pop() if len(numbers) == 1 else None
+
+
+def selects_blocks(model: PreTrainedModel) -> bool:
+    """Whether the model's indexers select blocks of keys, which begin where the first column does, padding or not."""
+    return any(hasattr(module, "topk_blocks") for module in _indexers(model))
 
 
 @contextmanager
 def selecting_few(model: PreTrainedModel) -> Generator[None]:
-    """Inside the block, indexers select `FEW_KEYS` keys."""
-    own = [(module, int(getattr(module, _NUMBER))) for module in _indexers(model)]
+    """Inside the block, indexers select two keys at most."""
+    own: list[tuple[nn.Module, str, int]] = []
     try:
-        for module, number in own:
-            setattr(module, _NUMBER, min(number, FEW_KEYS))
+        for module in _indexers(model):
+            for name, few in next(few for number, few in _FEW.items() if hasattr(module, number)).items():
+                own.append((module, name, int(getattr(module, name))))
+                setattr(module, name, few if name == "block_size" else min(own[-1][2], few))
         yield
     finally:
-        for module, number in own:
-            setattr(module, _NUMBER, number)
+        for module, name, number in own:
+            setattr(module, name, number)
 
 
 @contextmanager
@@ -66,7 +80,7 @@ def checking_selection(model: PreTrainedModel) -> Generator[dict[int, bool]]:
 
 def is_indexer(module: nn.Module) -> bool:
     """Whether a module selects keys for a layer, a number of them that it has."""
-    return isinstance(getattr(module, _NUMBER, None), int)
+    return any(isinstance(getattr(module, name, None), int) for name in _FEW)
 
 
 def _indexers(model: PreTrainedModel) -> list[nn.Module]:
