@@ -164,8 +164,8 @@ def _check_indices(indices: Tensor, shape: tuple[int, ...], *, name: str, argume
     if indices.is_floating_point() or indices.shape[:-1] != shape:
         raise WorkbenchError(
             f"{name} hands its attention the tensors ['{argument}'], which may select keys, as {indices.dtype} of "
-            f"shape {tuple(indices.shape)}; expected whole numbers of shape {(*shape, 'keys')}, and another selection cannot "
-            "be recorded exactly. Leave this model out"
+            f"shape {tuple(indices.shape)}; expected whole numbers of shape {(*shape, 'keys')}, and another "
+            "selection cannot be recorded exactly. Leave this model out"
         )
 
 
