@@ -55,7 +55,7 @@ def window_of(name: str) -> tuple[int, int]:
 def counts_of(name: str, n_heads: int) -> list[int]:
     """The numbers of heads kept at which a ranking is judged."""
     if name in PUBLISHED:
-        return sorted({0, *(round(share * n_heads) for share in (0.02, 0.05, 0.1, 0.2, 0.35, 0.6)), n_heads})
+        return sorted({0, *(round(share * n_heads) for share in (0.05, 0.1, 0.2, 0.4)), n_heads})
     if n_heads <= 16:
         return list(range(n_heads + 1))
     return [*range(9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, n_heads]

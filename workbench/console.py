@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -212,8 +213,8 @@ class _Lines:
 
 
 def duration(seconds: float | None) -> str:
-    """Format seconds as `1 h 20 min`, `3 min 5 s` or `12 s`; None is `?`."""
-    if seconds is None:
+    """Format seconds as `1 h 20 min`, `3 min 5 s` or `12 s`; None and NaN are `?`."""
+    if seconds is None or math.isnan(seconds):
         return "?"
     whole = round(seconds)
     if whole >= 3600:

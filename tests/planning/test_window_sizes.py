@@ -8,7 +8,7 @@ from tests.families import tiny
 from tests.planning.junction import ANSWER, SUM, JunctionModel
 from tests.planted import BOS, VOCABULARY
 from workbench import KVHead, WorkbenchError, open_model, window_gates
-from workbench.planning import Game, need_global, window_ladder, windowed_each
+from workbench.planning import Game, need_global, rank, window_ladder, windowed_each
 from workbench.probes import copy_needle, make_probe
 
 
@@ -87,3 +87,13 @@ def test_what_is_lost_at_any_length_is_not_needed_at_long_context():
 def test_what_makes_no_sense_is_refused(call, told):
     with pytest.raises(WorkbenchError, match=told):
         call(open_model(JunctionModel(SUM)))
+
+
+def test_results_print_in_a_line():
+    m, probe = open_model(JunctionModel(SUM)), answer_from(20)
+    shown = [window_ladder(m, probe, [8, 21]), window_gates(m, probe, 8), rank(Game(m, probe, 8), "window_gates")]
+    ladder, gates, ranking = map(repr, shown)
+    assert ladder.startswith("WindowLadder(2 heads, windows 8, 21: 2 have one within 0.01 nats, ")
+    assert gates.startswith("WindowGates(2 heads on 4 sequences: ")
+    assert ranking.startswith("Ranking(window_gates, 2 heads in nats: L0KV1 ")
+    assert all("\n" not in text and len(text) < 200 for text in (ladder, gates, ranking))

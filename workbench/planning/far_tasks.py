@@ -62,6 +62,8 @@ COPIES = FarTask("copied needles", "copy_needle", distances=(0.4, 0.6))
 CHAINS_OF_TOKENS = FarTask("variable tracking", "variable_tracking:hops=1+2,n_chains=3,n_asked=3")
 
 TEXT_TASKS = (NEEDLES, CHAINS, FAR_TEXT, COMMON_WORDS)
+# The shortest text in tokens that holds an instruction, a haystack with needles, and questions.
+SHORTEST_TEXT = 512
 TOKEN_TASKS = (COPIES, CHAINS_OF_TOKENS, COMMON_WORDS)
 
 

@@ -106,7 +106,7 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     )
     announce = progress if callable(progress) else (lambda _: None)
     with _pieces(work, out, announce) as work:
-        cost = measured(work)
+        cost = measured(work) if progress else work.cost()
         _announce_cost(work, cost, progress)
         with _watched(work, cost, announce, shown=bool(progress)) as begin:
             made = _made(work, announce, begin)

@@ -12,7 +12,7 @@ from workbench.hooks import HookedModel
 from workbench.hooks.interventions.gates import converted, converted_heads
 from workbench.planning.conversion_objective import Outcome, outcome_of
 from workbench.planning.efforts import EXTENTS
-from workbench.planning.far_tasks import CHAINS, NEEDLES, TEXT_TASKS, FarTask, far_probe
+from workbench.planning.far_tasks import CHAINS, NEEDLES, SHORTEST_TEXT, TEXT_TASKS, FarTask, far_probe
 from workbench.planning.question_scores import answered, by_question
 from workbench.planning.task_abilities import ability
 from workbench.probes import Probe, joined
@@ -20,8 +20,6 @@ from workbench.probes.far_rows import widest_window
 from workbench.probes.token_ids import context
 from workbench.store.conversions import Window
 
-# What instruction, needles and questions take, and haystack to hide them in.
-_SHORTEST = 512
 # A text is six times what a windowed head sees, as far as that is no longer than this; longer ones are twice that.
 _TIMES = 6
 _LONG = 2048
@@ -101,7 +99,7 @@ def far_length(m: HookedModel, limits: Window) -> int:
     """
     longest, seen = context(m), limits.window + limits.sink
     far = _TIMES * seen if _TIMES * seen <= _LONG else max(_LONG, 2 * seen)
-    length = max(_SHORTEST, far, 2 * widest_window(m.layers))
+    length = max(SHORTEST_TEXT, far, 2 * widest_window(m.layers))
     length = length if longest is None else min(longest, length)
     if length <= seen:
         raise nothing_far(limits, longest)

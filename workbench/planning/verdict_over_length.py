@@ -17,7 +17,7 @@ from workbench.heads import WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.interventions.gates import converted, converted_heads
 from workbench.planning.efforts import Effort, extent
-from workbench.planning.far_tasks import FarTask, chosen_tasks, far_probe
+from workbench.planning.far_tasks import SHORTEST_TEXT, FarTask, chosen_tasks, far_probe
 from workbench.planning.question_scores import OnTokens, QuestionScores, mean_interval, n_passes, question_scores
 from workbench.planning.task_abilities import TaskAbility, ability
 from workbench.probes import Probe
@@ -34,8 +34,8 @@ _TOKENS = {"quick": 3072, "standard": 3072, "thorough": 16384}
 _FEWEST, _MOST = 2, {"quick": 4, "standard": 4, "thorough": 16}
 # Away from the seeds that plans are made with.
 _SEED = 1000
-# The shortest text that holds an instruction, needles and questions.
-_SHORTEST_TEXT, _SHORTEST_TOKENS = 512, 32
+# The shortest text of bare tokens that holds a question and what is asked for.
+_SHORTEST_TOKENS = 32
 
 
 def verdict(  # noqa: PLR0913  # public keywords
@@ -298,7 +298,7 @@ def _n_texts(length: int, effort: Effort) -> int:
 def _checked_lengths(m: HookedModel, window: Window, lengths: Sequence[int] | None, beyond_context: bool) -> list[int]:
     longest, seen = context(m), window.window + window.sink
     if lengths is None:
-        shortest = _SHORTEST_TOKENS if m.tokenizer is None else _SHORTEST_TEXT
+        shortest = _SHORTEST_TOKENS if m.tokenizer is None else SHORTEST_TEXT
         first = 1 << (max(shortest, 2 * seen, 2 * widest_window(m.layers)) - 1).bit_length()
         fitting = [n for n in (first, 2 * first, 4 * first) if longest is None or n <= longest]
         if not fitting and longest is not None and longest > seen:

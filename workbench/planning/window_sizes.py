@@ -40,6 +40,13 @@ class WindowLadder:
     smallest_safe: tuple[int | None, ...]
     lost_together: float
 
+    def __repr__(self) -> str:
+        windows, safe = ", ".join(map(str, self.windows)), sum(window is not None for window in self.smallest_safe)
+        return (
+            f"WindowLadder({len(self.heads)} heads, windows {windows}: {safe} have one within "
+            f"{self.tolerance:g} nats, {self.lost_together:.3g} lost together; .table())"
+        )
+
     def table(self) -> pd.DataFrame:
         """One row per head: layer, kv_head, a column of nats for each window, smallest_safe."""
         columns = {window: self.scores[:, i] for i, window in enumerate(self.windows)}

@@ -106,6 +106,9 @@ class LengthVerdict:
                     )
         return pd.DataFrame(rows, columns=pd.Index(["task", "arm", "right", "nats", "shortest", "longest"]))
 
+    def __repr__(self) -> str:
+        return f"LengthVerdict({self.sentence} .table(), .area)"
+
     @property
     def loses_from(self) -> int | None:
         """The shortest length from which on the plan loses at every length tried; None where it does at the longest."""

@@ -161,6 +161,16 @@ class Plan:
     remarks: tuple[str, ...] = ()
     verdict: LengthVerdict | None = None
 
+    def __repr__(self) -> str:
+        seen = f"{len(self.windowed)} with window {self.window}, sink {self.sink}"
+        linear = f", {len(self.linear)} linear" if self.linear else ""
+        share = self.evidence.get("recovered", math.nan)
+        recovered = "" if math.isnan(share) else f"; {share:.2f} of the loss is back where it does worst"
+        return (
+            f"Plan({self.model}: {len(self.keep)} of {len(self.ranking)} heads full, {seen}{linear}; saves "
+            f"{self.kv_saved:.0%} of the cache at {self.context:,} tokens{recovered}; .choices, .curve, .verdict)"
+        )
+
     @property
     def choices(self) -> dict[KVHead, Choice]:
         """Every ranked head in order, with "full", its `Window` or its `LinearAttention`."""

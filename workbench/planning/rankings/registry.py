@@ -41,6 +41,12 @@ class Ranking:
     evidence: dict[str, float] = field(default_factory=dict)
     margin: Float[np.ndarray, " n_kv"] | None = None
 
+    def __repr__(self) -> str:
+        first = ", ".join(
+            f"{head} {score:.3g}" for head, score in zip(self.order[:3], -np.sort(-self.scores)[:3], strict=True)
+        )
+        return f"Ranking({self.method}, {len(self.heads)} heads in {self.units}: {first}, …; .order, .scores)"
+
     @property
     def order(self) -> list[KVHead]:
         """The heads, those to keep first; equal scores in order of layer and head."""

@@ -61,6 +61,12 @@ class WindowGates:
     margin: Float[np.ndarray, " n_kv"]
     n_nodes: int
 
+    def __repr__(self) -> str:
+        return (
+            f"WindowGates({len(self.heads)} heads on {len(self.per_sequence)} sequences: {self.full:.3f} nats full, "
+            f"{self.windowed:.3f} windowed, completeness error {self.completeness_error:.1%}; .scores, .margin)"
+        )
+
     @property
     def scores(self) -> Float[np.ndarray, " n_kv"]:
         return self.per_sequence.mean(0)
