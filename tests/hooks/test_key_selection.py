@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.brute import ON_TOKENS, scores
 from tests.detectors.test_exactness import assert_same
 from tests.families import WINDOW, random_tokens, tiny
+from tests.planning.plans import plan_of
 from tests.selecting_families import SELECTED, SELECTING_CONFIGS
 from workbench import Head, KVHead, WorkbenchError, open_model, probes, score
 from workbench.hooks.interventions.gates import gated
@@ -276,3 +277,24 @@ def test_attention_that_is_not_of_the_selected_keys_alone_is_refused(monkeypatch
     model.model.layers[1].self_attn.indexer.index_topk = 7
     with pytest.raises(WorkbenchError, match="select keys, how many is not known"):
         open_model(model)
+
+
+def test_a_plan_of_sparse_layers_is_applied_in_force_and_written_to_no_folder(m, tmp_path):
+    plan = plan_of(m.layers, [(0, 1)], window=4)
+    with m.apply(plan):
+        pattern = m.patterns(TOKENS[:1])[0]
+    far = torch.ones(37, 37).tril(-4).bool()
+    assert pattern[0][far].eq(0).all()
+    assert pattern[1][far].gt(0).any()
+    for write in (lambda: m.save_planned(plan, tmp_path / "planned"), plan.to_layer_types):
+        with pytest.raises(WorkbenchError, match=r"layers \[0, 1\] attend to keys that an indexer selects"):
+            write()
+    assert not (tmp_path / "planned").exists()
+
+
+def test_a_selection_that_is_not_of_every_row_is_refused(m):
+    attention = m.model.model.layers[1].self_attn
+    indexer = attention.indexer.register_forward_hook(lambda _, __, out: out[:, :-1])
+    with pytest.raises(WorkbenchError, match=r"\['indices'\], which may select keys, .* of shape \(2, 36, 5\)"):
+        m.record(TOKENS, {"entropy"})
+    indexer.remove()

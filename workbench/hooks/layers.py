@@ -122,7 +122,6 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"{name} cannot be recorded exactly: {_innermost(error) or 'a layer'} attends under a mask of its own "
             f"making, as layers do that select pools of keys; {_SELECTING}. Leave this model out"
-            f"{_inner_model(model.config)}"
         ) from error
     except FAILURES as error:
         if is_out_of_memory(error):

@@ -179,7 +179,7 @@ def explain_routes(device: torch.device | str | None = None) -> dict[str, str]:
     only = "exact, any device; the only backend of this operation"
     return {
         "recording: causal, sliding and padded layers": plain,
-        "recording: chunked, packed and restricted layers": f"{rows} ({only})",
+        "recording: chunked, sparse, packed and restricted layers": f"{rows} ({only})",
         "recording: ladders of windows, squares, features, column sums, value norms": f"{rows} ({only})",
         "recording: implied patterns of linear layers": f"{rows} ({only})",
         "recording: families without an attention function": f"{rows} ({only})",

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+# Columns that a selection hides at a time: whoever applies them converts the cells to other types.
+_RUN = 4096
+
 
 class Hidden(NamedTuple):
     """A run of key columns starting at `first` in which some cells are hidden; `cells` is True where hidden."""
@@ -81,7 +84,8 @@ class SelectedMask:
     def hidden(self, batch: slice, rows: Int[Tensor, " q"], keys: tuple[int, int]) -> list[Hidden]:
         runs = self.base.hidden(batch, rows, keys)
         if keys[1] > keys[0]:
-            runs.append(Hidden(keys[0], ~selected_tile(self.selected[batch, rows], keys, block=self.block)))
+            cells = ~selected_tile(self.selected[batch, rows], keys, block=self.block)
+            runs += [Hidden(keys[0] + i * _RUN, run) for i, run in enumerate(cells.split(_RUN, -1))]
         return runs
 
 

@@ -125,8 +125,12 @@ def _attend(
         )
     mask = attention_mask
     if indices is not None:
+        _check_indices(indices, (query.shape[0], query.shape[2]), name=name, argument="indices")
         mask = mask.selecting(rearrange(indices, "b q n -> b 1 q n"))
     elif block_indices is not None:
+        n_groups = block_indices.shape[1] if block_indices.ndim > 1 else 0
+        shape = (query.shape[0], n_groups, query.shape[2])
+        _check_indices(block_indices, shape, name=name, argument="block_indices")
         _check_groups(block_indices, key, name)
         mask = mask.selecting(block_indices, block=_block_size(module, name))
     call = AttentionCall(
@@ -153,6 +157,16 @@ def _attend(
     out = (call.output() if handler is None else handler(call)).to(query.dtype)
     note_attention(call.layer, (), out, None)
     return out, None
+
+
+def _check_indices(indices: Tensor, shape: tuple[int, ...], *, name: str, argument: str) -> None:
+    """Raise unless a selection has whole numbers for every row, in a last axis of their own."""
+    if indices.is_floating_point() or indices.shape[:-1] != shape:
+        raise WorkbenchError(
+            f"{name} hands its attention the tensors ['{argument}'], which may select keys, as {indices.dtype} of "
+            f"shape {tuple(indices.shape)}; expected whole numbers of shape {(*shape, 'keys')}, and another "
+            "selection cannot be recorded exactly. Leave this model out"
+        )
 
 
 def _block_size(module: nn.Module, name: str) -> int:
