@@ -16,12 +16,12 @@ from workbench.app.components import attributes
 _LINKED = 8
 
 
-def sentences(found: Mapping[str, Answer]) -> list[html.P]:
+def sentences(by_run: Mapping[str, Answer]) -> list[html.P]:
     """The answers as sentences, one a run, with links to heads and plan; what is said of several comes last."""
-    counts = Counter(remark for answer in found.values() for remark in answer.remarks)
+    counts = Counter(remark for answer in by_run.values() for remark in answer.remarks)
     shared = [remark for remark, n in counts.items() if n > 1]
     last = [html.P("; ".join(shared), className="muted")] if shared else []
-    return [*(_sentence(answer, [r for r in answer.remarks if r not in shared]) for answer in found.values()), *last]
+    return [*(_sentence(answer, [r for r in answer.remarks if r not in shared]) for answer in by_run.values()), *last]
 
 
 def _sentence(answer: Answer, remarks: Sequence[str]) -> html.P:

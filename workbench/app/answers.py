@@ -109,12 +109,13 @@ def _answer(run: Run, plans: Mapping[str, Path], unit: str) -> Answer:
 def _by_plan(run: Run, name: str, plan: Plan, *, by_detectors: Answer, unit: str) -> Answer:
     heads = query_heads(plan)
     judged = [p for p in plan.curve if p.method == plan.method and p.n_kept == len(plan.keep)]
-    kept = ", ".join(
+    brought_back = ", ".join(
         f"{fixed(p.recovered, 2)}{_interval(p.ci_lo, p.ci_hi)} of what windows cost on {p.probe}" for p in judged[:2]
     )
     others = f"a window of {plan.window:,} tokens" + (f" behind {plan.sink} sinks" if plan.sink else "")
     others += f", or linear attention ({len(plan.linear)} heads)" if plan.linear else ""
-    basis = f"by the plan {name}, which gives the others {others}" + (f" and brings back {kept}" if kept else "")
+    back = f" and brings back {brought_back}" if brought_back else ""
+    basis = f"by the plan {name}, which gives the others {others}{back}"
     both = len(set(heads) & set(by_detectors.heads))
     seen = f"of the {len(by_detectors.heads)} heads that look far {by_detectors.basis} it keeps {both}"
     return Answer(

@@ -138,8 +138,8 @@ def draw_axis(figure: go.Figure, axis: TrainingAxis, theme: Theme, *, most: int 
     """Set all x axes of a figure to the training axis, and mark its breaks; of its ticks at most so many are drawn."""
     values, labels = axis.ticks()
     if most is not None and len(values) > most:
-        kept = np.linspace(0, len(values) - 1, most).round().astype(int).tolist()
-        values, labels = [values[i] for i in kept], [labels[i] for i in kept]
+        drawn = np.linspace(0, len(values) - 1, most).round().astype(int).tolist()
+        values, labels = [values[i] for i in drawn], [labels[i] for i in drawn]
     first_unplaced = min(axis.unplaced.values(), default=axis.last)
     start, end = math.log10(axis.zero or (axis.first if axis.is_placed else first_unplaced)), math.log10(axis.end)
     pad = max(0.02 * (end - start), 0.02)
