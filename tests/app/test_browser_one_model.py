@@ -194,8 +194,8 @@ def probed(tab):
 
 @pytest.mark.slow
 def test_a_text_is_run_from_a_head_kept_in_the_address_and_run_again_by_the_same_process(tab, address):
-    arrive(tab, f"{address.of}/head?run=alone&of=alone&head=L1H2", "head")
-    tab.click("text=this head on my text")
+    tab.goto(f"{address.of}/head?run=alone&of=alone&head=L1H2")
+    tab.click("#head-on-text a")
     tab.wait_for_selector("#page-probe", state="visible")
     says(tab, "#probe-said", "Run makes it")
     assert tab.input_value("#probe-text") == EXAMPLE

@@ -53,7 +53,7 @@
     const about = best.length
       ? `share of each head's attention that lies ${far.from} or more tokens back, sink excluded, mean over the rows that have such a token · colours from 0 to 1 · click opens the head`
       : `the text is too short: no row looks ${far.from} tokens back`;
-    const section = parts.card("Which heads look far on this text", about, canvas, parts.make("div", "choices", parts.make("span", "muted", "farthest:"), ...buttons));
+    const section = parts.card("Which heads look far on this text", about, parts.make("div", "far-row", canvas, parts.make("div", "choices", parts.make("span", "muted", "farthest:"), ...buttons)));
     parts.offer(section, { PNG: parts.asImage(canvas), CSV: parts.asTable(["layer", "head", "kind", "far_mass"], far.heads) });
     return section;
   }
@@ -65,7 +65,7 @@
     const columns = 1 + Math.max(...view.far.heads.map(([, head]) => head));
     const rows = rowsOf(view).length;
     const width = Math.max(120, view.holder.clientWidth - 40 - LEFT);
-    return { columns, rows, wide: Math.min(26, width / columns), high: Math.max(7, Math.min(16, 480 / rows)) };
+    return { columns, rows, wide: Math.min(26, width / columns), high: Math.max(7, Math.min(16, 320 / rows)) };
   }
 
   function headAt(view, event) {

@@ -168,17 +168,11 @@ def notice(view: View) -> str:
 
 
 def links(view: View, content: Content, answer: Answer) -> list[Any]:
-    """What the plan gives the head, its text on the Probe page, its note, and the pinned heads."""
+    """Whether detectors say that the head looks far, its note, and the pinned heads."""
     head = Head.parse(view.head)
     parts: list[Any] = []
-    if answer.plan:
-        choice_of = "keeps the whole context" if head in answer.heads else "does not need the whole context"
-        to_plan = attributes(data_page="plan", data_set=json.dumps({"plan": answer.plan, "keep": ""}))
-        parts.append(html.A(f"{choice_of}: plan {answer.plan}", href="plan", **to_plan))
-    elif head in answer.heads:
+    if not answer.plan and head in answer.heads:  # what plans say, and the way to a text, stands beside the name
         parts.append(html.Span(f"looks far, {answer.basis}", className="muted"))
-    to_probe = attributes(data_page="probe", data_head=view.head, data_run=view.run)
-    parts.append(html.A("this head on a text", href="probe", **to_probe))
     chosen = pinned(view, content.runs)
     pin = attributes(data_page="head", data_set=json.dumps({PARAMETER: toggled(view, head)}))
     parts.append(html.A("unpin" if head in chosen else "pin", href="head", **pin))
