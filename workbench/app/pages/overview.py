@@ -168,7 +168,7 @@ def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content,
             return grouped_runs.emergence_figure(scored(view, runs), view=view, theme=theme)
         figure = overview_figure(DRAWN[figure_id], view, runs, theme=theme)
         if figure_id == GRID:
-            needed = {name: answer.heads for name, answer in needing.items()}
+            needed = {name: answer.heads for name, answer in needed_by.items()}
             figure = figures.mark_heads(figure, needed, theme=theme)
             return figures.mark_heads(figure, {view.run: pinned(view, runs)}, mark="ring", theme=theme)
         if figure_id != EMERGENCE:
@@ -178,11 +178,11 @@ def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content,
 
     digests = [content.runs[name].fingerprint("scores", detector=view.detector, probe=view.probe) for name in view.runs]
     key = (figure_id, view.runs, view.detector, view.probe, view.x, bool(is_dark), *digests)
-    needing = answers(view, content) if figure_id == GRID else {}
+    needed_by = answers(view, content) if figure_id == GRID else {}
     key += (
         view.run,
         *(view.get(name) for name in (PARAMETER, "group", "base")),
-        *((name, answer.heads) for name, answer in needing.items()),
+        *((name, answer.heads) for name, answer in needed_by.items()),
     )
     if figure_id == EMERGENCE:
         key += (metric, *(content.runs[name].fingerprint("metrics") for name in view.runs))
