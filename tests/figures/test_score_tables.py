@@ -72,3 +72,8 @@ def test_a_figure_of_what_is_no_model_or_too_large_is_refused(m):
         figures.pattern(tiny("mistral"), torch.arange(5), 0, 0)
     with pytest.raises(WorkbenchError, match="1,100 queries by 1,100 keys"):
         figures.pattern(m, random_tokens(1, 1100)[0], 0, 0)
+
+
+def test_the_path_of_a_run_is_refused_with_the_call_that_opens_it():
+    with pytest.raises(WorkbenchError, match=r"runs/one is a path; pass the run, workbench\.open_run\('runs/one'\)"):
+        figures.heads("runs/one")

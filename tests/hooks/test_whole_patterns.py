@@ -96,3 +96,13 @@ def test_the_pass_ends_behind_the_last_layer_that_is_read():
     finally:
         handle.remove()
     assert not ran
+
+
+def test_patterns_and_outputs_print_sizes_and_not_numbers():
+    m = opened("llama")
+    assert repr(m.patterns(TOKENS)) == "{0: 4 × 37 × 37, 1: 4 × 37 × 37}"
+    heads = ["L0H0", "L0H1", "L1H2", "L1H3"]
+    assert repr(m.head_outputs(heads, TOKENS)) == (
+        "{L0H0: 1 × 37 × 16, L0H1: 1 × 37 × 16, L1H2: 1 × 37 × 16, … 4 in all}"
+    )
+    assert isinstance(m.patterns(TOKENS), dict)

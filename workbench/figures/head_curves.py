@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from workbench.figures.trajectories import (
 )
 from workbench.heads import Head, KVHead, WorkbenchError
 
-Runs = RunLike | pd.DataFrame | Sequence[RunLike | pd.DataFrame]
+Runs = RunLike | pd.DataFrame | Sequence[RunLike | pd.DataFrame] | Any
 _INTERVAL = ("n", "ci_lo", "ci_hi")
 _LINE = ("detector", "probe", "mixer")
 _BRANCH = {"dash": "dash"}
@@ -175,6 +176,8 @@ def as_runs(run: Runs) -> list[RunLike]:
     Raises:
         WorkbenchError: if there is none.
     """
+    if isinstance(run, str | Path):
+        raise WorkbenchError(f"{run} is a path; pass the run, workbench.open_run({str(run)!r}), or a table of scores")
     runs = [run] if isinstance(run, RunLike | pd.DataFrame) else list(run)
     runs = [score_table(each) if isinstance(each, pd.DataFrame) else each for each in runs]
     if not runs:

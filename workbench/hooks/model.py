@@ -52,6 +52,7 @@ from workbench.hooks.recording.needs import Answers, Need, Recording
 from workbench.hooks.recording.reduction import Reduction, RowRequest
 from workbench.hooks.recording.row_readings import Readings, read_writing
 from workbench.hooks.recording.seen_cells import sees_of
+from workbench.hooks.recording.tensor_tables import TensorTable
 from workbench.hooks.recording.whole_patterns import MOST_BYTES, check_memory, chosen_layers, read_patterns
 from workbench.hooks.saved.planned_folders import save_planned
 from workbench.hooks.taps.attention_call import AttentionCall
@@ -472,9 +473,8 @@ class HookedModel:
             WorkbenchError: for heads the model does not have.
         """
         chosen = choose_heads(self._layers, heads, mixer)
-        return {
-            head: out for (head, _), out in outputs_of(self.model, chosen, self._batch(tokens), self._attend).items()
-        }
+        outputs = outputs_of(self.model, chosen, self._batch(tokens), self._attend)
+        return TensorTable({head: out for (head, _), out in outputs.items()})
 
     @contextmanager
     def patch(

@@ -16,6 +16,7 @@ from workbench.hooks.head_inputs import layer_of
 from workbench.hooks.interventions.windows import Interventions, crops_of_heads, intervened_output
 from workbench.hooks.recording.cells import Sequences
 from workbench.hooks.recording.forward_pass import answers_of
+from workbench.hooks.recording.tensor_tables import TensorTable
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.linear import LinearCall, reading_linear
@@ -104,7 +105,7 @@ def read_patterns(
         with torch.no_grad(), handling(model, attend), reading_linear(model, batch.valid, read):
             answers_of(model, batch)
     except LastLayerReached:
-        return {info.index: patterns[info.index] for info in infos}
+        return TensorTable({info.index: patterns[info.index] for info in infos})
     raise AssertionError(f"of the layers {[info.index for info in infos]} only {sorted(patterns)} attended")
 
 
