@@ -94,7 +94,7 @@ def test_every_registered_ranking_mixer_and_page_has_a_row():
             assert re.search(rf"^\|.*`{name}`", document("extending"), re.M), name
     for name, page in PAGES.all().items():
         if page.layout.__module__.startswith("workbench."):
-            assert f"| {name.capitalize()} |" in document("app"), name
+            assert f"| {name.capitalize().replace('_', ' ')} |" in document("app"), name
 
 
 def test_every_link_to_a_file_leads_to_one():

@@ -9,7 +9,7 @@ from tests.command_process import workbench
 from tests.families import tiny
 from tests.synthetic_run import DEMO, write_run
 from workbench import open_model, probes, score
-from workbench.cli.app_models import is_model, strongest_head
+from workbench.cli.app_models import is_model, strongest_head, without_notes
 from workbench.heads import Head, WorkbenchError
 
 
@@ -77,3 +77,13 @@ def test_a_mixture_is_refused_with_exit_code_2(place, words, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_notes_beside_runs_are_left_out_and_said_and_without_a_run_they_are_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "README.md").write_text("two runs")
+    named = [str(tmp_path / name) for name in ("README.md", "run")]
+    assert without_notes(named) == named[1:]
+    assert "left out" in capsys.readouterr().err
+    assert without_notes(named[:1]) == named[:1]

@@ -68,3 +68,16 @@ def test_tokens_alone_place_a_checkpoint_where_the_axis_counts_tokens():
 def test_a_place_in_training_is_written_in_words():
     axis = training_axis([[checkpoint(8, 4096)], [one_model("main")]], "tokens")
     assert [axis.name_of(x) for x in axis.amounts([checkpoint(8, 4096), one_model("main")])] == ["4.1K tokens", "main"]
+
+
+def test_a_long_name_keeps_its_beginning_and_its_end_and_stands_clear_of_the_last_step():
+    name = "stage2-ingredient3-olmo-peteish13-anneal-from-928646"
+    known = [checkpoint(8, None), checkpoint(3072, None)]
+    axis = training_axis([known, [one_model(name)]], "step")
+    assert axis.ticks()[1][-1] == "stage…8646"
+    assert axis.name_of(axis.unplaced[name]) == name
+    figure = draw_axis(go.Figure(go.Scatter(x=[1], y=[1])), axis, "light")
+    low, high = figure.layout.xaxis.range
+    last, place = np.log10(axis.last), np.log10(axis.unplaced[name])
+    assert min(place - last, high - place) > 0.04 * (high - low)
+    assert training_axis([[one_model(name)]], "step").ticks()[1] == ["stage2-in…m-928646"]

@@ -23,8 +23,10 @@ from workbench.app.state.head_sets import of_same_heads
 from workbench.app.state.scan_states import why_empty
 from workbench.app.state.slider_stops import nearest_stop, stop_of
 from workbench.app.state.view import NO_HEAD, View, choices_of_detector, choices_of_probe, heads_of, neighbour
+from workbench.figures.axis import shortened
 from workbench.heads import WorkbenchError
 
+_LONGEST_MARK = 12  # characters below the slider
 # What the browser keeps where no run has such scores.
 _NO_PLANES = {"runs": {}, "stops": [], "detector": "", "probe": "", "unscored": {}, "threshold": None}
 
@@ -236,5 +238,6 @@ def _register_planes(app: Dash, content: Content) -> None:
             return *(no_update,) * 4, position
         stride = max(1, (len(stops) - 1) // 5)
         marked = range(len(stops) - 1, -1, -stride)
-        marks = [{"value": i, "label": stops[i]["label"].removesuffix(" tokens")} for i in reversed(marked)]
+        labels = {i: shortened(stops[i]["label"].removesuffix(" tokens"), _LONGEST_MARK) for i in marked}
+        marks = [{"value": i, "label": labels[i]} for i in reversed(marked)]
         return request, scores, max(len(stops) - 1, 0), marks, position

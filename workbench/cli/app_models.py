@@ -10,7 +10,7 @@ from workbench.checkpoints.formats import checkpoint_format
 from workbench.checkpoints.hub_references import cached_checkpoint, locate_checkpoint
 from workbench.checkpoints.other_contents import why_no_weights
 from workbench.cli.arguments import open_named_model
-from workbench.console import fixed
+from workbench.console import fixed, warn
 from workbench.heads import Head, WorkbenchError
 from workbench.hub.local_cache import is_repository
 from workbench.hub.named_models import did_you_mean
@@ -20,8 +20,18 @@ from workbench.hub.references import HubReference, parse_reference
 if TYPE_CHECKING:
     from workbench.app.state.opened_model import OpenedModel
 
+_NOTES = (".md", ".txt", ".rst")
 # Probes of one sequence after the other, in the order in which a detector takes the first that it fits.
 _PROBES = ("repeats:n=28,n_sequences=6", "copy_needle:distance=16+32,n_sequences=6", "gold_document")
+
+
+def without_notes(named: list[str]) -> list[str]:
+    """What was named, without text files such as the README.md that `FOLDER/*` names beside runs; it is said."""
+    runs = [text for text in named if (Path(text) / "run.json").exists()]
+    notes = [text for text in named if Path(text).suffix.lower() in _NOTES and Path(text).is_file()] if runs else []
+    if notes:
+        warn(f"left out: {', '.join(notes)}, no run")
+    return [text for text in named if text not in notes]
 
 
 def is_model(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.app_models import is_model, strongest_head
+from workbench.cli.app_models import is_model, strongest_head, without_notes
 from workbench.cli.arguments import Json, SettingOption, Tokenizer, open_runs
 from workbench.console import print_json, print_table, showing_phases, warn
 from workbench.heads import WorkbenchError
@@ -117,6 +117,7 @@ def open_app(  # one parameter per flag
     from workbench.app.server.serving import Place, open_content, serve_content, serve_model
     from workbench.app.state.live_runs import run_folders
 
+    runs = without_notes(runs)
     models = [named for named in runs if is_model(named)]
     if models and len(runs) > 1:
         raise WorkbenchError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -97,6 +98,12 @@ class Trajectories:
                 return column
         known = ", ".join(str(checkpoint.step) for checkpoint in self.checkpoints)
         raise WorkbenchError(f"step {step} is not among the checkpoints: {known}")
+
+    def of_rows(self, rows: Sequence[int]) -> Trajectories:
+        """The same of some heads."""
+        arrays = {name: getattr(self, name)[list(rows)] for name in ("score", "ci_lo", "ci_hi", "n")}
+        heads = tuple(self.heads[row] for row in rows)
+        return replace(self, heads=heads, layer_slots=tuple(self.layer_slots[row] for row in rows), **arrays)
 
     def as_type(self, dtype: Any) -> Trajectories:
         """The same with scores and intervals in this floating-point type."""

@@ -16,7 +16,10 @@ from workbench.figures.style import PALETTES, Theme
 
 AxisUnit = Literal["tokens", "step"]
 _MOST_TICKS = 6
-_LONGEST_TICK = 18  # characters
+# Characters of the name of a checkpoint at a tick: among the ticks of training, and alone.
+_LONGEST_BESIDE, _LONGEST_TICK = 10, 18
+# Of the width of the figure: between training and a checkpoint without a step, and behind it.
+_GAP, _ROOM = 0.16, 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class TrainingAxis:
         values, labels = self._ticks_of_training() if self.is_placed else ([], [])
         every = -(-len(self.unplaced) // _MOST_TICKS) or 1
         unplaced = list(self.unplaced.items())[::every]
-        return [*values, *(x for _, x in unplaced)], [*labels, *(_short(name) for name, _ in unplaced)]
+        longest = _LONGEST_BESIDE if self.is_placed else _LONGEST_TICK
+        return [*values, *(x for _, x in unplaced)], [*labels, *(shortened(name, longest) for name, _ in unplaced)]
 
     def _ticks_of_training(self) -> tuple[list[float], list[str]]:
         low, high = math.log10(self.first), math.log10(self.last)
@@ -104,19 +108,23 @@ def training_axis(series: Sequence[Sequence[Checkpoint]], unit: AxisUnit) -> Tra
     unplaced = list(dict.fromkeys(c.name for c in checkpoints if math.isnan(amount_of(c, unit))))
     positive = [amount for amount in amounts if amount > 0] or [1.0]
     first, last = min(positive), max(positive)
-    gap = max(1.6, (last / first) ** 0.08)
+    gap, behind = max(1.6, (last / first) ** 0.08), max(1.6, (last / first) ** _GAP)
     return TrainingAxis(
         unit,
         first,
         last,
         zero=first / gap if 0 in amounts else None,
-        unplaced={name: float(last * gap ** (k + 1)) for k, name in enumerate(unplaced)},
+        unplaced={name: float(last * behind ** (k + 1)) for k, name in enumerate(unplaced)},
         is_placed=bool(amounts),
     )
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST_TICK else f"{label[: _LONGEST_TICK - 1]}…"
+def shortened(label: str, longest: int) -> str:
+    """A label of at most so many characters: its beginning and its end, which tell checkpoints apart."""
+    if len(label) <= longest:
+        return label
+    end = (longest - 1) // 2
+    return f"{label[: longest - 1 - end]}…{label[-end:]}"
 
 
 def _is_tied(checkpoints: Sequence[Checkpoint]) -> bool:
@@ -138,12 +146,13 @@ def draw_axis(figure: go.Figure, axis: TrainingAxis, theme: Theme, *, most: int 
     """Set all x axes of a figure to the training axis, and mark its breaks; of its ticks at most so many are drawn."""
     values, labels = axis.ticks()
     if most is not None and len(values) > most:
-        kept = np.linspace(0, len(values) - 1, most).round().astype(int).tolist()
-        values, labels = [values[i] for i in kept], [labels[i] for i in kept]
+        drawn = np.linspace(0, len(values) - 1, most).round().astype(int).tolist()
+        values, labels = [values[i] for i in drawn], [labels[i] for i in drawn]
     first_unplaced = min(axis.unplaced.values(), default=axis.last)
     start, end = math.log10(axis.zero or (axis.first if axis.is_placed else first_unplaced)), math.log10(axis.end)
     pad = max(0.02 * (end - start), 0.02)
-    figure.update_xaxes(type="log", tickvals=values, ticktext=labels, range=[start - pad, end + pad])
+    room = max(pad, _ROOM * (end - start)) if axis.is_placed and axis.unplaced else pad
+    figure.update_xaxes(type="log", tickvals=values, ticktext=labels, range=[start - pad, end + room], tickangle=0)
     breaks = [] if axis.zero is None else [(axis.zero, axis.first)]
     if axis.is_placed and axis.unplaced:
         breaks.append((axis.last, first_unplaced))

@@ -10,11 +10,13 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from workbench.emergence.head_trajectories import Trajectories, short_count
+from workbench.figures.axis import shortened
 from workbench.figures.head_curves import Runs, as_runs
 from workbench.figures.style import PALETTES, Scale, Theme, line_style, styled
 from workbench.figures.trajectories import score_scale, trajectories
 
 _BINS = 32
+_LONGEST_LABEL = 10  # characters
 _HEIGHT = 0.92  # of a row
 
 
@@ -41,10 +43,11 @@ def ridgelines(
         line = {"color": line_style(i, theme)["color"], "width": 1}
         for row, column in enumerate(columns):
             figure.add_scatter(**_ridge(curves, column, scale, row=row), line=line, row=1, col=i + 1)
-        labels = [_checkpoint_label(curves, column) for column in columns]
+        labels = [shortened(_checkpoint_label(curves, column), _LONGEST_LABEL) for column in columns]
         figure.update_yaxes(tickvals=list(range(len(columns))), ticktext=labels, row=1, col=i + 1)
         figure.update_yaxes(range=[-0.1, len(columns) + 0.05], row=1, col=i + 1)
     styled(figure, theme, height=260)
+    figure.update_layout(margin={"l": 24 + 6 * _LONGEST_LABEL})
     title = f"{detector} ({scale.unit})" if scale.unit else f"{detector} score"
     figure.update_xaxes(title_text=title, range=[scale.low, scale.high])
     figure.update_yaxes(showgrid=False, ticks="")

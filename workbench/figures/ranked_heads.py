@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from workbench.emergence.head_trajectories import Trajectories
 from workbench.emergence.thresholds import threshold_of
 from workbench.figures.head_curves import Runs, as_runs
-from workbench.figures.style import COLOURS, PALETTES, Theme, letter, line_style, styled
+from workbench.figures.style import PALETTES, Theme, letter, line_style, styled
 from workbench.figures.trajectories import hover, score_scale, trajectories
 
 _ROW_PX = 19
@@ -55,7 +55,7 @@ def ranked(
                 "arrayminus": np.nan_to_num(score - low),
                 "thickness": 1.5,
                 "width": 3,
-                "color": COLOURS[theme][7],
+                "color": PALETTES[theme].muted,
             },
             customdata=[str(course.heads[row]) for row in rows],
             text=[hover(course, row, column, scale.unit) for row in rows],

@@ -65,7 +65,7 @@ def onsets_of(trajectories: Trajectories, heads: pd.DataFrame, *, head: Head | N
     """The onsets of `ScoreArrays`, or of one head of them, as `workbench.emergence.onsets` has them from the rows."""
     if head is not None:
         rows = [row for row, of_row in enumerate(trajectories.heads) if isinstance(of_row, Head) and of_row == head]
-        trajectories, heads = replace(trajectories, score=trajectories.score[rows]), heads.iloc[rows]
+        trajectories, heads = trajectories.of_rows(rows), heads.iloc[rows]
     names = [checkpoint.name for checkpoint in trajectories.checkpoints]
     training = {
         name: pd.array([getattr(checkpoint, name) for checkpoint in trajectories.checkpoints], "Int64")

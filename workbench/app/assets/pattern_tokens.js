@@ -144,7 +144,7 @@
       inks[i] = look;
       span.style.background = shade;
       span.style.color = ink;
-      span.classList.toggle("unseen", isUnseen);
+      span.classList.toggle("out-of-reach", isUnseen);
       span.classList.toggle("query", !isLoss && i === token);
     });
     view.buttons.forEach((button) => button.classList.toggle("on", button.textContent === direction));

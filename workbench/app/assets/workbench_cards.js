@@ -79,6 +79,12 @@
     const style = document.createElement("style");
     style.textContent = `.wb.embedded .page .card[data-card="${CSS.escape(embedded)}"] { display: block; }`;
     document.head.append(style);
+    const heading = document.createElement("h1");
+    heading.textContent = "A card of the attention workbench";
+    const banner = document.createElement("header");
+    banner.className = "unseen";
+    banner.append(heading);
+    document.body.prepend(banner);
     const link = document.createElement("button");
     link.className = "wb-open";
     link.textContent = "open in the workbench ↗";
@@ -120,11 +126,15 @@
 
   /* what scrolls is reached by keyboard, too */
 
+  const watched = new WeakSet();
+  const resized = new ResizeObserver(() => reachScrolled());
   let looking = null;
   function reachScrolled() {
     clearTimeout(looking);
     looking = setTimeout(() => {
       for (const box of document.querySelectorAll(".wb .table, .wb pre, .wb .dash-graph")) {
+        if (!watched.has(box)) resized.observe(box);
+        watched.add(box);
         const isScrolled = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
         if (isScrolled && box.getClientRects().length && !box.hasAttribute("tabindex")) box.tabIndex = 0;
       }

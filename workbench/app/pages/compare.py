@@ -19,6 +19,7 @@ from workbench.app.state.content import Content, Runs
 from workbench.app.state.scan_states import why_empty
 from workbench.app.state.view import View
 from workbench.console import fixed
+from workbench.figures.axis import shortened
 from workbench.figures.style import Theme
 from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
@@ -38,6 +39,7 @@ SCATTER_ABOUT, MOVED_TITLE, MOVED_ABOUT, TRAINING = "against-about", "moved-titl
 _MOVED_ROWS = 40
 _SAME = "A and B are the same checkpoint: choose another run or checkpoint above"
 _MATRICES_PX = 760
+_LONGEST_LABEL = 10  # characters
 _BY_RANK = "By rank: the largest differences"
 # Of each way to pair heads: what the points are, and the title and the words above the table.
 _TITLES: dict[str, tuple[str, str, str]] = {
@@ -211,7 +213,7 @@ def register(app: Dash, content: Content) -> None:
         try:
             sides = sides_of(view, runs)
             labels = {
-                name: label.rpartition(" · ")[2].removesuffix(" tokens")
+                name: shortened(label.rpartition(" · ")[2].removesuffix(" tokens"), _LONGEST_LABEL)
                 for run in sides.runs
                 for name, label in checkpoint_labels(run, view).items()
             }

@@ -89,7 +89,7 @@ def settled(view: View, runs: Mapping[str, Scored]) -> View:
     return replace(nearest, head=head).having({NO_HEAD: "" if is_named(head, view.head) else view.head})
 
 
-def can_be_read(run: Scored) -> bool:
+def can_be_read(run: Run | Scored) -> bool:
     """Whether a run's folder is there and its parts can be listed; one that is not whole keeps all from being read."""
     try:
         _ = run.detectors

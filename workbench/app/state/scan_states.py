@@ -48,7 +48,7 @@ def unread_state(run: Run) -> ScanState:
     return ScanState(run, "")
 
 
-def why_unreadable(run: Scored) -> str:
+def why_unreadable(run: Run | Scored) -> str:
     """Why a run has nothing that can be shown; "" if it can be read. Reads no more of the disk than it must."""
     try:
         if isinstance(run, Run) and not is_there(run):
