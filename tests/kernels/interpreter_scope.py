@@ -70,8 +70,38 @@ def _once_per_type(numpy_type_of: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return numpy_type
 
 
+@cache
+def _shape_of_block(shape: tuple[int, ...]) -> tuple[Any, int]:
+    block = _BlockType.__new__(_BlockType)
+    _block_init(block, tl.float32, list(shape))
+    return block.shape, block.numel
+
+
+@cache
+def _shape_of_tensor(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    one = _Tensor.__new__(_Tensor)
+    _tensor_init(one, None, tl.block_type(tl.float32, list(shape)) if shape else tl.float32)
+    return one.shape, one.numel
+
+
+def _make_block(self: Any, element_ty: Any, shape: Any) -> None:
+    self.element_ty = element_ty
+    self.shape, self.numel = _shape_of_block(tuple(tl.core._unwrap_if_constexpr(x) for x in shape))
+    self.name = f"<{self.shape}, {element_ty}>"
+
+
+def _make_tensor(self: Any, handle: Any, type: Any) -> None:
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = _shape_of_tensor(tuple(type.shape) if type.is_block() else ())
+
+
+_BlockType, _Tensor = tl.core.block_type, tl.core.tensor
+_block_init, _tensor_init = _BlockType.__init__, _Tensor.__init__
+
+
 def install() -> None:
-    """Patch the interpreter."""
+    """Patch the interpreter, and the types of the language that it makes for every operation."""
+    _BlockType.__init__, _Tensor.__init__ = _make_block, _make_tensor
     interpreter._LangPatchScope = _Launch
     interpreter._patch_builtin = _patch_builtin
     interpreter._patch_lang = _patch
