@@ -45,7 +45,7 @@ DRAWN = """() => {
     return plot?.layout && (plot.data.length || (plot.layout.annotations || []).some(a => a.text));
   };
   const isFilled = e => e.childElementCount || e.textContent;
-  return document.querySelector('.page .card')
+  return shown('.card').length > 1
     && !document.querySelector('[data-dash-is-loading="true"]') && !shown('.waiting').length
     && shown('.dash-graph').every(isDrawn) && shown('.kpis, #head-title').every(isFilled);
 }"""
