@@ -135,9 +135,9 @@ def test_a_reload_shows_the_same_checkpoint_where_runs_have_other_steps(tab, add
         tab.wait_for_function(IN_ADDRESS)
         seen.append((tab.inner_text("#checkpoint-label"), urlsplit(tab.url).query))
     assert len({query for _, query in seen}) == 3
-    for label, search in (seen[0], seen[2]):
-        arrive(tab, f"{address.of}/overview?{search}")
-        assert (tab.inner_text("#checkpoint-label"), urlsplit(tab.url).query) == (label, search)
+    label, search = seen[1]
+    arrive(tab, f"{address.of}/overview?{search}")
+    assert (tab.inner_text("#checkpoint-label"), urlsplit(tab.url).query) == (label, search)
     tab.goto(f"{address.of}/head?of=full&head=L0H0&{seen[0][1]}")
     says(tab, "#checkpoint-label", seen[0][0])
     assert tab.complaints == []
@@ -150,7 +150,7 @@ def test_a_page_that_is_named_may_frame_a_card_and_no_other_page(tab, address, s
     frame = tab.frame_locator("iframe >> nth=0")
     frame.locator("#grid .heatmaplayer").first.wait_for(state="attached")
     assert frame.locator(".card:visible").count() == 1
-    assert not frame.locator("header").is_visible()
+    assert not frame.locator(".wb header").is_visible()
     frame.locator(".wb.dark").wait_for()
     assert sum("frame-ancestors" in text for text in tab.complaints) == 1  # the whole page is refused
     tab.complaints.clear()
@@ -173,6 +173,14 @@ def test_an_error_stays_in_its_card_and_says_what_to_run(tab, address):
     says(tab, "#scans", "run folder gone")
     says(tab, "#scans", "cannot be read")
     says(tab, "#failed", "its header is torn")
+    tab.goto(f"{address.of}/overview?run=torn")
+    says(tab, "#grid", "is not a whole part")
+    assert tab.complaints == []
+
+
+@pytest.mark.slow
+def test_on_every_page_a_run_that_is_gone_torn_or_failed_leaves_the_others(tab, address):
+    shutil.rmtree(address.doomed, ignore_errors=True)
     for page, figure in (("overview", "strips"), ("head", "history"), ("compare", "matrices")):
         tab.goto(f"{address.of}/{page}?run=doomed&run=full&detector=induction")
         drawn(tab, figure)

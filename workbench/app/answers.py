@@ -114,8 +114,9 @@ def _by_plan(run: Run, name: str, plan: Plan, *, by_detectors: Answer, unit: str
     )
     others = f"a window of {plan.window:,} tokens" + (f" behind {plan.sink} sinks" if plan.sink else "")
     others += f", or linear attention ({len(plan.linear)} heads)" if plan.linear else ""
-    back = f" and brings back {brought_back}" if brought_back else ""
-    basis = f"by the plan {name}, which gives the others {others}{back}"
+    basis = f"by the plan {name}, which gives the others {others}" + (
+        f" and brings back {brought_back}" if brought_back else ""
+    )
     both = len(set(heads) & set(by_detectors.heads))
     seen = f"of the {len(by_detectors.heads)} heads that look far {by_detectors.basis} it keeps {both}"
     return Answer(

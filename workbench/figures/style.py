@@ -149,7 +149,7 @@ def legend_beside(figure: go.Figure, n: int) -> go.Figure:
     if n <= MOST_ABOVE:
         return figure
     layout: Any = figure.layout
-    height = max(layout.height or 0, 110 + 19 * n)
+    height = max(layout.height or 0, 110 + 26 * n)
     beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 11}}
     return figure.update_layout(legend=beside, height=height)
 

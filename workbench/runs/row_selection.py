@@ -68,11 +68,11 @@ class Rows:
         shown = self.shown()
         if self._newest is None or self._newest[0] is not shown:
             self._newest = shown, {}
-        by_filter, key = self._newest[1], (table, detector, probe)
-        if key not in by_filter:
+        of_filter, key = self._newest[1], (table, detector, probe)
+        if key not in of_filter:
             parts = self.reader.parts(table, detector=detector, probe=probe)
-            by_filter[key] = tuple(part for part in parts if part.path in shown.paths)
-        return by_filter[key]
+            of_filter[key] = tuple(part for part in parts if part.path in shown.paths)
+        return of_filter[key]
 
     def parts(
         self, table: Table, *, detector: str | None, probe: str | None, is_every: bool = False

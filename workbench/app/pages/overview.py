@@ -33,7 +33,7 @@ from workbench.app.state.head_sets import PARAMETER, pinned
 from workbench.app.state.scan_states import why_empty, why_unreadable
 from workbench.app.state.view import View
 from workbench.emergence.onset_words import MEANING
-from workbench.figures.style import Theme, pin_run
+from workbench.figures.style import MOST_ABOVE, Theme, pin_run
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
 
@@ -55,6 +55,8 @@ NO_BASELINE = "no baseline"
 _PANEL_PX = 210
 # A number in a cell of the grid; the ticks of a panel.
 _NUMBER_PX, _AXES_PX = 33, 70
+# A figure with its legend beside it.
+_WITH_LEGEND_PX = 560
 LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-right", "figure-left", "figure-right"
 
 
@@ -166,7 +168,7 @@ def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content,
             return grouped_runs.emergence_figure(scored(view, runs), view=view, theme=theme)
         figure = overview_figure(DRAWN[figure_id], view, runs, theme=theme)
         if figure_id == GRID:
-            needed = {name: answer.heads for name, answer in needing.items()}
+            needed = {name: answer.heads for name, answer in needed_by.items()}
             figure = figures.mark_heads(figure, needed, theme=theme)
             return figures.mark_heads(figure, {view.run: pinned(view, runs)}, mark="ring", theme=theme)
         if figure_id != EMERGENCE:
@@ -176,11 +178,11 @@ def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content,
 
     digests = [content.runs[name].fingerprint("scores", detector=view.detector, probe=view.probe) for name in view.runs]
     key = (figure_id, view.runs, view.detector, view.probe, view.x, bool(is_dark), *digests)
-    needing = answers(view, content) if figure_id == GRID else {}
+    needed_by = answers(view, content) if figure_id == GRID else {}
     key += (
         view.run,
         *(view.get(name) for name in (PARAMETER, "group", "base")),
-        *((name, answer.heads) for name, answer in needing.items()),
+        *((name, answer.heads) for name, answer in needed_by.items()),
     )
     if figure_id == EMERGENCE:
         key += (metric, *(content.runs[name].fingerprint("metrics") for name in view.runs))
@@ -209,7 +211,7 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
 def _least_width(draw: Callable[..., go.Figure], figure: go.Figure, n: int) -> int:
     """The pixels below which panels of runs cannot be read; cells that show their numbers need room for them."""
     if draw is figures.emergence:
-        return 0
+        return _WITH_LEGEND_PX if n > MOST_ABOVE else 0
     if draw is figures.ranked:
         return 2 * _PANEL_PX * n
     traces: Any = figure.data
