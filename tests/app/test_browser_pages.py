@@ -287,6 +287,7 @@ def test_with_a_token_the_app_opens_and_the_address_does_not_keep_it(tab, served
         tab.goto("about:blank")
 
 
+@pytest.mark.slow
 def test_a_head_is_pinned_and_annotated_in_the_table_and_both_go_along_to_its_page(tab, address, synthetic_runs):
     notes = synthetic_runs[0] / "notes.json"
     try:

@@ -20,12 +20,17 @@ HERE = {"Host": "127.0.0.1"}
 FEW = replace(DEMO["hybrid"], steps=(0, 1024), detectors=("induction", "learned_sink", "entropy"))
 
 
-@pytest.fixture
-def path(tmp_path):
-    return write_run(tmp_path / "hybrid", FEW)
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "hybrid", FEW)
 
 
-def shown(app, path, **changes):
+@pytest.fixture(scope="module")
+def app(path):
+    return build_app([path])
+
+
+def shown(app, **changes):
     more = [["heads", "L1H2.L9H9"]]
     return call(app, "rowData", ["view.data"], view={**view(page="head_table"), "more": more}, **changes)
 
@@ -44,8 +49,8 @@ def test_every_head_has_a_row_with_the_scores_and_intervals_of_every_detector(pa
         assert pd.isna(row["learned_sink on text"]) == (row["kind"] == "full")
 
 
-def test_the_table_shows_what_is_pinned_and_ticks_it_and_no_score_is_no_number(path):
-    answer = shown(build_app([path]), path)["head-table"]
+def test_the_table_shows_what_is_pinned_and_ticks_it_and_no_score_is_no_number(app):
+    answer = shown(app)["head-table"]
     rows = {row["head"]: row for row in answer["rowData"]}
     assert [head for head, row in rows.items() if row["pinned"]] == ["L1H2"]
     assert answer["selectedRows"] == {"ids": ["L1H2"]}
@@ -56,8 +61,7 @@ def test_the_table_shows_what_is_pinned_and_ticks_it_and_no_score_is_no_number(p
     assert columns["note"]["editable"] is True
 
 
-def test_a_note_is_kept_with_its_checkpoint_and_an_error_is_said(path):
-    app = build_app([path])
+def test_a_note_is_kept_with_its_checkpoint_and_an_error_is_said(app, path):
     change = [{"colId": "note", "value": "finds names", "data": {"head": "L1H2"}}]
     view_json = view(page="head_table")
     at = {"run_checkpoints": {"hybrid": "step0"}}
@@ -70,17 +74,18 @@ def test_a_note_is_kept_with_its_checkpoint_and_an_error_is_said(path):
     answer = call(app, "rowData", ["head-table.cellValueChanged"], view=view_json, head_table=change, **at)
     assert "holds no notes" in str(answer["head-table-notes"])
     assert (path / "notes.json").read_text() == "{"
+    (path / "notes.json").unlink()
 
 
-def test_a_read_only_run_says_so_and_its_notes_cannot_be_edited(path, monkeypatch):
+def test_a_read_only_run_says_so_and_its_notes_cannot_be_edited(app, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    answer = shown(build_app([path]), path)
+    answer = shown(app)
     assert "is read-only: notes cannot be kept" in answer["head-table-notes"]["children"]
     assert answer["head-table"]["columnDefs"][-1]["editable"] is False
 
 
-def test_the_table_is_exported_with_intervals_pins_and_notes_and_unknown_heads_are_refused(path):
-    client = build_app([path]).server.test_client()
+def test_the_table_is_exported_with_intervals_pins_and_notes_and_unknown_heads_are_refused(app):
+    client = app.server.test_client()
     query = "page=head_table&of=hybrid&probe=repeats&heads=L0H1.L1H2"
     table = pd.read_csv(io.BytesIO(client.get(f"/export/head_table.csv?{query}", headers=HERE).data))
     assert table.loc[table["pinned"] == "pinned", "head"].tolist() == ["L0H1", "L1H2"]
@@ -89,9 +94,7 @@ def test_the_table_is_exported_with_intervals_pins_and_notes_and_unknown_heads_a
     assert (refused.status_code, "there is no head L9H9" in refused.text) == (404, True)
 
 
-def test_a_head_that_does_not_exist_is_said_on_the_head_page(path):
+def test_a_head_that_does_not_exist_is_said_on_the_head_page(app):
     more = {"more": [["no_head", "L99H99"]]}
-    answer = call(
-        build_app([path]), "head-title.children", ["view.data"], view={**view(page="head", head="L2H0"), **more}
-    )
+    answer = call(app, "head-title.children", ["view.data"], view={**view(page="head", head="L2H0"), **more})
     assert answer["head-notice"]["children"] == "there is no head L99H99 in hybrid: this is L2H0, its strongest"

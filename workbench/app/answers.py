@@ -188,7 +188,8 @@ def _since(run: Run, heads: pd.DataFrame, unit: str) -> str:
     for detector, probe in pairs:
         group = heads.loc[(heads["detector"] == detector) & (heads["probe"] == probe)]
         onsets = run.onsets(detector, probe=probe)
-        tables.append(onsets.merge(group.loc[:, ["layer", "head"]].drop_duplicates(), on=["layer", "head"]))
+        own = onsets.merge(group.loc[:, ["layer", "head"]].drop_duplicates(), on=["layer", "head"])
+        tables.append(own.drop_duplicates(["layer", "head"], keep="last"))  # as on the last branch
     rows = pd.concat(tables, ignore_index=True).drop_duplicates(["layer", "head"])
     ordered = in_order_of_onset(rows)
     if not ordered:

@@ -10,6 +10,7 @@ from dash import html
 
 from workbench.app.components import text_table
 from workbench.app.state.view import View
+from workbench.emergence import HEAD
 from workbench.emergence.onset_words import MEANING, NO_ONSET, in_order_of_onset, onset_words
 from workbench.emergence.thresholds import threshold_of
 from workbench.figures.trajectories import records
@@ -27,7 +28,8 @@ def class_onsets(runs: Sequence[Run], view: View) -> pd.DataFrame:
     for run in runs:
         if run.n_scored < 2:
             continue
-        onsets = run.onsets(view.detector, probe=view.probe)
+        # a head that has a curve on each of two branches counts once, as it is on the last
+        onsets = run.onsets(view.detector, probe=view.probe).drop_duplicates(list(HEAD), keep="last")
         ordered = in_order_of_onset(onsets)
         places = {"first": 0, "median": (len(ordered) - 1) // 2, "q90": -(-9 * len(ordered) // 10) - 1}
         rows.append(

@@ -122,13 +122,14 @@ def onset_shares(
         onsets = each.onsets(detector, probe=curves.probe)
         columns = [column for column, _ in onset_marks(curves, onsets, axis.unit).values()]
         n = [sum(column <= c for column in columns) for c in range(len(curves.checkpoints))]
+        n_heads = int((~np.isnan(curves.score)).any(axis=1).sum())
         figure.add_scatter(
             x=axis.positions(curves.checkpoints),
-            y=[count / max(len(onsets), 1) for count in n],
+            y=[count / max(n_heads, 1) for count in n],
             name=each.name,
             mode="lines",
             line={**styles[each.name], "shape": "hv", "width": 2},
-            text=[f"{count} of {len(onsets)} heads by {c}" for count, c in zip(n, curves.checkpoints, strict=True)],
+            text=[f"{count} of {n_heads} heads by {c}" for count, c in zip(n, curves.checkpoints, strict=True)],
             hovertemplate="%{text}<extra>" + each.name + "</extra>",
         )
     styled(figure, theme, height=300)
