@@ -37,6 +37,19 @@ PICTURES = {
     "app-probe": ("probe?run=smollm2", 1500),
 }
 
+# Whether all that the page shows has arrived.
+DRAWN = """() => {
+  const shown = selector => [...document.querySelectorAll(`.page ${selector}`)].filter(e => e.offsetParent);
+  const isDrawn = graph => {
+    const plot = graph.querySelector('.js-plotly-plot');
+    return plot?.layout && (plot.data.length || (plot.layout.annotations || []).some(a => a.text));
+  };
+  const isFilled = e => e.childElementCount || e.textContent;
+  return shown('.card').length > 1
+    && !document.querySelector('[data-dash-is-loading="true"]') && !shown('.waiting').length
+    && shown('.dash-graph').every(isDrawn) && shown('.kpis, #head-title').every(isFilled);
+}"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,8 +91,9 @@ def _picture(page: Page, address: str, name: str, height: int) -> None:
         page.wait_for_function("/^done|^failed/.test(document.querySelector('#probe-said').textContent)")
         page.wait_for_selector("canvas.far")
         page.evaluate("[...document.querySelectorAll('.patterns button')].find(b => b.textContent === 'loss').click()")
-    page.wait_for_function("!document.querySelector('.page .waiting')?.offsetParent")
-    page.wait_for_timeout(4000)
+    for _ in range(2):  # figures that others wait for are drawn last
+        page.wait_for_function(DRAWN)
+        page.wait_for_timeout(2500)
     page.mouse.move(0, 0)
     _shoot(page, name, height)
 
