@@ -9,8 +9,8 @@ These see 64 tokens, and a seed is another model. The folder of a conversion stu
 
 - `smollm2`, `gemma3-270m`: as `workbench get` puts them on this disk; needles among others of their kind
   (`niah_multikey_1`) and chains of two assignments (`variable_tracking`) in 768 tokens (1,024 for Gemma, whose own
-  windows are 512), answers beyond the window. There is one model, and a seed draws other probes. `smollm2-64` and `smollm2-512`: the same with
-  another window, 512 in 1,536 tokens.
+  windows are 512), answers beyond the window. There is one model, and a seed draws other probes. `smollm2-64` and
+  `smollm2-512`: the same with another window, 512 in 1,536 tokens.
 """
 
 from __future__ import annotations

@@ -60,13 +60,14 @@ def call(app, output, changed, **values):
 
 
 def test_an_address_sets_the_controls_and_is_completed(app):
-    location = {"pathname": "/", "search": "?step=64"}
+    location = {"pathname": "/", "search": "?step=64", "visit": 3}
     answer = call(app, "navigate.data", ["location.data"], location=location)
     assert answer["view"]["data"] == {**view(), "runs": ["hybrid"], "more": []}
     assert answer["navigate"]["data"] == {
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,
         "keepsPlace": True,
+        "visit": 3,
     }
     assert answer["address-step"]["data"]["place"] == {"step": "64"}
     assert answer["detector"] == {"data": ["entropy", "induction", "learned_sink", "retrieval"], "value": "induction"}

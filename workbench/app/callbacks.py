@@ -165,10 +165,11 @@ def _register_view(app: Dash, content: Content) -> None:
         by_address = trigger == ids.LOCATION
         by_key = trigger == ids.JUMP and ("key" in jump or bool(jump.get("replace")))
         replaces = by_address or by_key or trigger == ids.NAMES_CHANGED
-        place = {"place": place_in(location), "visit": location.get("visit")} if by_address else no_update
+        visit = location.get("visit") if by_address else None
+        place = {"place": place_in(location), "visit": visit} if by_address else no_update
         not_there = _not_there(location, new, content) if by_address else ""
         return (
-            {"address": address_of(new), "replace": replaces, "keepsPlace": by_address},
+            {"address": address_of(new), "replace": replaces, "keepsPlace": by_address, "visit": visit},
             no_update if view_json is not None and view == new else new.as_json(),
             place,
             list(new.runs),

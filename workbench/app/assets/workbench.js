@@ -68,7 +68,7 @@
   }
 
   function writeAddress(to) {
-    if (!to) return;
+    if (!to || (to.visit && to.visit !== visits)) return;  // another entry of the history has been gone to since
     const address = prefix() + asEmbedded(to.keepsPlace || !shown.planes ? keepPlace(to.address) : addressWithPlace(to.address, currentPlace()));
     if (address !== window.location.pathname + window.location.search) {
       if (to.replace || embedded !== null) window.history.replaceState(null, "", address);
