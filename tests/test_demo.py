@@ -110,6 +110,7 @@ def test_the_processes_of_a_demo_end_when_it_is_killed(tmp_path):
     start = partial(Preloaded, has_workers=True)
     with child(command, ignores_interrupts=True, start=start, **pipes) as demo:
         until(lambda: demo.poll() is not None or list(tmp_path.glob("checkpoints/*/checkpoint-*")))
+        until(lambda: demo.poll() is not None or sum(WORKER in line for line in descendants(demo.pid).values()) == 2)
         started = descendants(demo.pid)
         assert sum(WORKER in line for line in started.values()) == 2
         demo.send_signal(signal.SIGTERM)

@@ -51,7 +51,7 @@ def test_every_score_says_what_the_weights_were_quantised_to(run):
 def test_a_plan_and_its_verdict_print_in_a_line_or_two():
     plan = wb.Plan.load(FOLDER / "smollm2" / "window-128.json")
     assert repr(plan).startswith(
-        "Plan(smollm2: 22 of 90 heads full, 68 with window 128, sink 4; saves 74% of the cache"
+        "Plan(smollm2: 22 of 90 heads kept, window 128, sink 4, 74% of the cache saved at 8192"
     )
     assert repr(plan.verdict) == f"LengthVerdict({plan.verdict.sentence} .table(), .area)"
     assert all("\n" not in text and len(text) < 400 for text in (repr(plan), repr(plan.verdict)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -149,7 +150,7 @@ def test_a_model_stays_open_until_its_files_change(checkpoint, tmp_path):
     assert kept_model.was_open
     opened = kept_model.model
     with torch.no_grad():
-        changed = tiny("llama")
+        changed = copy.deepcopy(tiny("llama"))
         changed.lm_head.weight.mul_(2)
     changed.save_pretrained(folder)
     answer(asked(tmp_path / "b", "3 1 2", checkpoint=folder), kept_model, say=stages.append)

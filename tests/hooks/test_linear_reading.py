@@ -27,7 +27,9 @@ MIXERS |= {"qwen3_5": "gdn", "qwen3_5_moe": "gdn"}
 LENGTHS = [1, 37, 101]
 
 
-BRUTE = dict(is_linear=True, has_sinks=False, far_window=5, sees_first=41, is_sliding=False, targets=None)
+BRUTE = dict(
+    is_linear=True, has_sinks=False, far_window=5, sees_first=41, is_sliding=False, is_sparse=False, targets=None
+)
 
 
 def padded(n_tokens, *left):
