@@ -8,7 +8,7 @@ from tests.preloaded import Preloaded
 from tests.real.models import folder_of
 from tests.test_examples import PUBLISHED
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 def printed(notebook):
