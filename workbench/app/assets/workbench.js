@@ -58,7 +58,8 @@
     const [page, query] = address.split("?");
     const parameters = new URLSearchParams(query);
     PLACE.forEach((name) => parameters.delete(name));
-    for (const [name, value] of Object.entries(place || {})) parameters.set(name, value);
+    // In one order, so that the same stop has the same address.
+    for (const name of PLACE) if (place && name in place) parameters.set(name, place[name]);
     return page + "?" + parameters.toString();
   }
 
