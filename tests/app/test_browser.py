@@ -164,7 +164,9 @@ def test_a_click_on_a_cell_opens_the_head_and_back_returns(tab, address):
     arrive(tab, f"{address}/overview?detector=retrieval&step=512")
     tab.wait_for_selector(".kpi")
     tab.locator("#grid").scroll_into_view_if_needed()
-    box = tab.locator("#grid .nsewdrag").nth(2).bounding_box()
+    tab.wait_for_function("document.querySelectorAll('#grid .nsewdrag').length === 4")
+    tab.wait_for_timeout(300)  # cards above may still grow as their figures come
+    box = sorted((drag.bounding_box() for drag in tab.locator("#grid .nsewdrag").all()), key=lambda b: b["x"])[2]
     tab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
     pointed = tab.wait_for_function("document.querySelector('#grid .js-plotly-plot')._hoverdata?.[0].customdata")
     head = pointed.json_value()
