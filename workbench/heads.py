@@ -151,6 +151,11 @@ class LayerInfo:
         """The key/value head of query head `head`."""
         return head // (self.n_heads // self.n_kv_heads)
 
+    def query_heads(self, kv_head: int) -> list[Head]:
+        """The query heads that read key/value head `kv_head`."""
+        group = self.n_heads // self.n_kv_heads
+        return [Head(self.index, kv_head * group + i) for i in range(group)]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

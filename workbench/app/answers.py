@@ -84,12 +84,9 @@ def plan_of_run(run: Run, plans: Mapping[str, Path]) -> tuple[str, Plan] | None:
 def query_heads(plan: Plan) -> tuple[Head, ...]:
     """The query heads that read the key/value heads which a plan keeps, in the order of its ranking."""
     infos = {info.index: info for info in plan.layers if info.mixer == "softmax"}
-    heads: list[Head] = []
     keep = set(plan.keep)
-    for layer, kv_head in (ranked.head for ranked in plan.ranking if ranked.head in keep):
-        group = infos[layer].n_heads // infos[layer].n_kv_heads
-        heads += [Head(layer, kv_head * group + i) for i in range(group)]
-    return tuple(heads)
+    kept_in_order = (ranked.head for ranked in plan.ranking if ranked.head in keep)
+    return tuple(head for layer, kv_head in kept_in_order for head in infos[layer].query_heads(kv_head))
 
 
 def _answer_or_reason(run: Run, content: Content, unit: str) -> Answer:

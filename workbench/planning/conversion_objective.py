@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import nn
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.head_inputs import by_kv_head
 from workbench.hooks.interventions.gates import converted, converted_heads
 from workbench.hooks.interventions.targets import check_form, check_kv_head, check_linearisable
-from workbench.hooks.recording.needs import Answers
 from workbench.planning.answer_loss import Objective, answer_batches, loss_batches
 from workbench.probes import Probe
 from workbench.probes.token_inputs import ProbeLike, read_probe
@@ -170,29 +169,20 @@ class Game:
     def outcome(self, heads: Collection[KVHead] = ()) -> Outcome:
         """Loss and accuracy on the probe's answers with these heads converted."""
         name = self._piece(heads)
-        nats, accuracy, sums = self.pieces.get(name, lambda: self._outcome(heads))
+        nats, accuracy, sums = self.pieces.get(name, lambda: astuple(self._outcome(heads)))
         return Outcome(nats, accuracy, tuple(sums))
 
-    def _outcome(self, heads: Collection[KVHead]) -> tuple[float, float, list[float]]:
+    def _outcome(self, heads: Collection[KVHead]) -> Outcome:
         if self.ends is not None and len(set(heads)) in (0, len(self.heads)):
-            end = self.ends[bool(heads)]
-            return end.nats, end.accuracy, list(end.sums)
+            return self.ends[bool(heads)]
         with converted(self.m, heads, self.to):
             answers = [self.m.answers(p) for p in answer_batches(self.probe)]
-        nats = torch.cat([a.loss_nats for a in answers]).double()
-        accuracy = torch.cat([a.is_right for a in answers]).double().mean()
-        sums = torch.cat([sums_by_sequence(a, a.loss_nats) for a in answers])
-        return float(nats.mean()), float(accuracy), sums.tolist()
+        right, nats = (torch.cat([getattr(a, name) for a in answers]).double() for name in ("is_right", "loss_nats"))
+        return outcome_of(self.probe, right.numpy(), nats.numpy())
 
 
 def _digest(*texts: str) -> str:
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=12).hexdigest()
-
-
-def sums_by_sequence(answers: Answers, values: Shaped[Tensor, " n_rows"]) -> Float[Tensor, " n_seq"]:
-    """The sum of a value of each answer, over the answers of each sequence that has one."""
-    _, sequence = torch.unique(answers.at[:, 0], return_inverse=True)
-    return torch.zeros(int(sequence.max()) + 1, dtype=torch.float64).index_add_(0, sequence, values.double())
 
 
 def _checked(m: HookedModel, conversions: Any, sink: int) -> Conversions:

@@ -176,15 +176,14 @@ def kv_head_of(plan: Plan, head: Head) -> KVHead | None:
     """The key/value head that a query head reads; None where the plan has no such softmax head."""
     for info in plan.layers:
         if info.mixer == "softmax" and info.index == head.layer and head.head < info.n_heads:
-            return KVHead(info.index, head.head * info.n_kv_heads // info.n_heads)
+            return KVHead(info.index, info.kv_head(head.head))
     return None
 
 
 def query_heads_of(plan: Plan, head: KVHead) -> list[Head]:
     """The query heads that read a key/value head."""
     info = next(info for info in plan.layers if info.mixer == "softmax" and info.index == head.layer)
-    group = info.n_heads // info.n_kv_heads
-    return [Head(head.layer, head.kv_head * group + i) for i in range(group)]
+    return info.query_heads(head.kv_head)
 
 
 def links_to_plans(view: View, content: Content) -> list[html.A]:

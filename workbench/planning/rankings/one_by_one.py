@@ -10,10 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from workbench.heads import Head, KVHead
+from workbench.hooks.recording.needs import Answers
 from workbench.planning.answer_loss import answer_batches
-from workbench.planning.conversion_objective import Game, sums_by_sequence
+from workbench.planning.conversion_objective import Game
 from workbench.planning.rankings.registry import Ranking
 
 
@@ -87,7 +90,7 @@ def _right_and_nats(game: Game) -> tuple[np.ndarray, np.ndarray]:
     """The share of right answers and the mean loss of each sequence that has an answer, under what is in force."""
     batches = [game.m.answers(probe) for probe in answer_batches(game.probe)]
     right, nats, counts = (
-        torch.cat([sums_by_sequence(a, values(a)) for a in batches]).numpy()
+        torch.cat([_sums_by_sequence(a, values(a)) for a in batches]).numpy()
         for values in (lambda a: a.is_right, lambda a: a.loss_nats, lambda a: torch.ones_like(a.loss_nats))
     )
     return right / counts, nats / counts
@@ -96,5 +99,10 @@ def _right_and_nats(game: Game) -> tuple[np.ndarray, np.ndarray]:
 def _group(game: Game, head: KVHead) -> list[Head]:
     """The query heads that share this key/value head."""
     info = next(i for i in game.m.layers if i.index == head.layer and i.mixer == "softmax")
-    size = info.n_heads // info.n_kv_heads
-    return [Head(head.layer, head.kv_head * size + g) for g in range(size)]
+    return info.query_heads(head.kv_head)
+
+
+def _sums_by_sequence(answers: Answers, values: Shaped[Tensor, " n_rows"]) -> Float[Tensor, " n_seq"]:
+    """The sum of a value of each answer, over the answers of each sequence that has one."""
+    _, sequence = torch.unique(answers.at[:, 0], return_inverse=True)
+    return torch.zeros(int(sequence.max()) + 1, dtype=torch.float64).index_add_(0, sequence, values.double())
