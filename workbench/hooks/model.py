@@ -292,7 +292,7 @@ class HookedModel:
     def patterns(
         self,
         tokens: TokensLike | Probe,
-        layers: int | Iterable[int] | slice | None = None,
+        layers: int | Iterable[Any] | slice | None = None,
         *,
         queries: PositionsLike = slice(None),
         keys: PositionsLike = slice(None),

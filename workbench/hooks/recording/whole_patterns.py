@@ -30,7 +30,7 @@ class LastLayerReached(Exception):
 
 
 def chosen_layers(
-    layers: Sequence[LayerInfo], chosen: int | Iterable[int] | slice | None, mixer: Mixer | None
+    layers: Sequence[LayerInfo], chosen: int | Iterable[Any] | slice | None, mixer: Mixer | None
 ) -> list[LayerInfo]:
     """The token mixers of some layers, by the model's own layer numbers, which may be negative; None: of all layers.
 
