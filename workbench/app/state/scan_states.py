@@ -40,7 +40,7 @@ def scan_state(run: Run, now: float) -> ScanState:
 def unread_state(run: Run) -> ScanState:
     """The state of a run that is not shown, as far as it cannot be read; reads no more of the disk than it must."""
     if not is_there(run):
-        return scan_state(run, 0)
+        return scan_state(run, 0.0)
     try:
         _ = run.detectors
     except (WorkbenchError, OSError) as error:
@@ -52,7 +52,7 @@ def why_unreadable(run: Run | Scored) -> str:
     """Why a run has nothing that can be shown; "" if it can be read. Reads no more of the disk than it must."""
     try:
         if isinstance(run, Run) and not is_there(run):
-            return scan_state(run, 0).reason
+            return scan_state(run, 0.0).reason
         return "" if run.detectors or not isinstance(run, Run) else _why_unscored(run)
     except (WorkbenchError, OSError) as error:
         return str(error)
