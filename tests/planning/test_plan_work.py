@@ -9,10 +9,12 @@ import torch
 
 from tests.families import tiny
 from workbench import KVHead, LossTolerance, Plan, WorkbenchError, open_model, plan, probes
+from workbench.console import duration
 from workbench.planning import Evaluation, Game, plan_cost, plan_work
 from workbench.planning.conversion_objective import Outcome
 from workbench.planning.efforts import EXTENTS, extent
 from workbench.planning.keep_curves import Order, adaptive_counts, first_at, keep_curve
+from workbench.planning.plan_work import PlanCost
 from workbench.planning.planner import prepared
 from workbench.store import finished_pieces
 from workbench.store.finished_pieces import parts_folder
@@ -114,6 +116,18 @@ def test_a_path_that_needs_fewer_nodes_costs_less_than_was_said(m, counted, monk
     n_batches = len(Game(m, TASKS.probe, WINDOW).batches)
     assert made.evidence["nodes"] == 3
     assert counted["backwards"] == 3 * n_batches < in_all(cost, "backwards")
+
+
+@pytest.mark.parametrize(("effort", "likely"), [("quick", 7), ("standard", 7), ("thorough", 11)])
+def test_an_estimate_counts_the_nodes_that_a_path_usually_takes_and_says_what_it_takes_at_most(m, effort, likely):
+    work = prepared(m, WINDOW, 1, 0.25, "window_gates", **{**UNSET, "evaluation": TASKS, "effort": effort})
+    parts = [replace(part, seconds=60.0 * 24) for part in work.cost().parts if part.name == "ranking"]
+    cost = PlanCost(tuple(parts))
+    at_most = EXTENTS[effort].most_nodes
+    assert cost.seconds == 60 * 24
+    assert cost.likely_seconds == pytest.approx(60 * 24 * likely / at_most)
+    assert f"{duration(cost.likely_seconds)}, at most {duration(cost.seconds)} (" in str(cost)
+    assert list(cost.table().likely_seconds) == [cost.likely_seconds]
 
 
 def test_efforts_pay_for_more_each_and_unknown_ones_are_refused():

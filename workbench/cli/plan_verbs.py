@@ -121,6 +121,7 @@ def _print_cost(cost: PlanCost, as_json: bool) -> None:
                 "parts": table.to_dict("records"),
                 "tokens": cost.tokens,
                 "seconds": cost.seconds,
+                "likely_seconds": cost.likely_seconds,
                 "kept_pieces": cost.n_kept,
             }
         )

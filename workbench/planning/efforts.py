@@ -37,7 +37,7 @@ class Extent:
 
 
 EXTENTS: dict[Effort, Extent] = {
-    "quick": Extent(6, 8, 0.05, 10, (), 6),
+    "quick": Extent(6, 8, 0.05, 8, (), 6),
     "standard": Extent(10, 12, 0.05, 12, ("far_mass",), 6),
     "thorough": Extent(30, 24, 0.01, 24, ("far_mass", "first_order"), 24),
 }

@@ -43,7 +43,7 @@ class PieceCost:
     """A part of the work that is not done yet, at most.
 
     `forwards`, `backwards`: passes of one batch. `tokens`: of both; one of a backward pass counts twice, as it costs.
-    `seconds`: NaN until measured.
+    `seconds`: NaN until measured. `share`: of the passes, those that are likely to be needed.
     """
 
     name: str
@@ -51,6 +51,11 @@ class PieceCost:
     backwards: int
     tokens: int
     seconds: float = float("nan")
+    share: float = 1.0
+
+    @property
+    def likely_seconds(self) -> float:
+        return self.share * self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +73,24 @@ class PlanCost:
         return sum(part.seconds for part in self.parts)
 
     @property
+    def likely_seconds(self) -> float:
+        return sum(part.likely_seconds for part in self.parts)
+
+    @property
     def tokens(self) -> int:
         return sum(part.tokens for part in self.parts)
 
     def table(self) -> pd.DataFrame:
-        """A row per part: `part, forwards, backwards, tokens, seconds`."""
-        columns = ("forwards", "backwards", "tokens", "seconds")
+        """A row per part: `part, forwards, backwards, tokens, seconds, likely_seconds`."""
+        columns = ("forwards", "backwards", "tokens", "seconds", "likely_seconds")
         return pd.DataFrame([{"part": p.name, **{name: getattr(p, name) for name in columns}} for p in self.parts])
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part.name} {duration(part.seconds)}" for part in self.parts if part.tokens)
+        parts = ", ".join(f"{part.name} {duration(part.likely_seconds)}" for part in self.parts if part.tokens)
+        likely, most = duration(self.likely_seconds), duration(self.seconds)
+        at_most = "" if likely == most else f", at most {most}"
         before = f"; {self.n_kept} pieces are there from before" if self.n_kept else ""
-        return f"about {duration(self.seconds)} ({parts or 'nothing is left to do'}){before}"
+        return f"about {likely}{at_most} ({parts or 'nothing is left to do'}){before}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +199,8 @@ class PlanWork:
             return PieceCost(name, 0, 0, 0)
         if nodes is not None and method == self.method:
             n = max(0, nodes.most - n_there)
-            return PieceCost(name, n * n_batches, n * n_batches, n * n_tokens * (1 + BACKWARD))
+            share = max(0, nodes.likely - n_there) / n if n else 1.0
+            return PieceCost(name, n * n_batches, n * n_batches, n * n_tokens * (1 + BACKWARD), share=share)
         forwards, backwards = passes_of(self.game, method)
         per_batch = n_tokens / n_batches
         return PieceCost(name, forwards, backwards, round(per_batch * (forwards + BACKWARD * backwards)))

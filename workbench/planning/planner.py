@@ -361,7 +361,7 @@ def _watched(
                 # Parts that took less than they might have shorten the bar.
                 rest = PlanCost(tuple(to_come))
                 total, doing = passes.tokens + rest.tokens, name
-                announce(f"{what}: {duration(rest.seconds)} to go")
+                announce(f"{what}: {duration(rest.likely_seconds)} to go")
                 to_come = [part for part in to_come if part.name.split(":")[0] != name]
                 show_passes(passes)
 

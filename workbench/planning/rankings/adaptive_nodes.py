@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +25,8 @@ from workbench.heads import WorkbenchError
 # Errors of intervals cancel in the sum of all heads, by chance, and not in each head: they may be so many times larger.
 _CANCELLED = 3
 _FIRST = (0.0, 0.5, 1.0)
+# Nodes for an error of 5 % of the published models that were tried: 5 in Gemma 3 270M, 7 in SmolLM2-135M.
+_USUAL, _USUAL_ERROR = 7, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ class AdaptiveNodes:
             )
         if not self.error > 0:
             raise WorkbenchError(f"an error of {self.error} was given; expected a number above 0")
+
+    @property
+    def likely(self) -> int:
+        """About how many a path takes; cubics between nodes are of fourth order. For estimates of time alone."""
+        usual = ceil(_USUAL * (_USUAL_ERROR / self.error) ** (1 / 4))
+        return min(self.most, max(len(_FIRST), usual))
 
 
 AS_NEEDED = AdaptiveNodes()
