@@ -62,7 +62,7 @@ _CASES = {
     ),
     "docs/conversion.md": Case(
         {
-            "quick_study()": "STUDY",
+            "quick_study()": "replace(STUDY, trained='main', is_from_scratch=False, early=())",
             "window=12": "window=6",
             "seeds=3, workers=2": "seeds=1, workers=1",
             "seeds=3": "seeds=1",

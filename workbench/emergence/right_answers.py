@@ -52,7 +52,8 @@ def abilities(metrics: pd.DataFrame) -> pd.DataFrame:
         them; `chance`, the share on the control, with its interval, and `chance_nats`, NaN where there is no control;
         verdict.
     """
-    rows = [row for probe in dict.fromkeys(metrics["probe"]) if (row := _row(metrics, str(probe))) is not None]
+    by_probe = _by_probe(metrics)
+    rows = [row for probe in by_probe if (row := _row(by_probe, probe)) is not None]
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
@@ -74,24 +75,46 @@ def _in_words(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:.2f}" if low is None or pd.isna(low) else f"{row[name]:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _row(metrics: pd.DataFrame, probe: str) -> dict[str, Any] | None:
+class _Value(NamedTuple):
+    """A metric of one class: NaN as `distance` is all distances, as `position` all positions."""
+
+    metric: str
+    distance: float
+    position: float
+    n: float
+    value: float
+    low: float
+    high: float
+
+
+def _by_probe(metrics: pd.DataFrame) -> dict[str, list[_Value]]:
+    """The values of each probe, in order. Tables of pandas would take most of the time of scoring a small model."""
+    names = ("distance", "position", "n", "value", "ci_lo", "ci_hi")
+    columns = (metrics[name].to_numpy(np.float64, na_value=np.nan).tolist() for name in names)
+    by_probe: dict[str, list[_Value]] = {}
+    for probe, *value in zip(metrics["probe"].tolist(), metrics["metric"].tolist(), *columns, strict=True):
+        by_probe.setdefault(str(probe), []).append(_Value(*value))
+    return by_probe
+
+
+def _row(by_probe: dict[str, list[_Value]], probe: str) -> dict[str, Any] | None:
     if probe.endswith(WITHOUT_ANSWERS):
         return None
-    of_probe = metrics.loc[(metrics["probe"] == probe) & metrics["position"].isna()]
+    of_probe = [value for value in by_probe[probe] if math.isnan(value.position)]
     is_other = re.compile(f"{LOSS}|.*{LATER}|{_CLASSED.pattern}")
-    names = [name for name in dict.fromkeys(of_probe["metric"]) if not is_other.fullmatch(name)]
+    names = [value.metric for value in of_probe if not is_other.fullmatch(value.metric)]
     if not names:
         return None
     metric = names[0]
-    if bool((of_probe["distance"] == 0).fillna(False).any()):
-        behind = of_probe.loc[(of_probe["distance"] > 0).fillna(False)]
-        first = of_probe.loc[(of_probe["distance"] == 0).fillna(False)]
+    first = [value for value in of_probe if value.distance == 0]
+    if first:
+        behind = [value for value in of_probe if value.distance > 0]
         right, nats, chance, chance_nats = (_share(rows, name) for rows in (behind, first) for name in (metric, LOSS))
         pooled = _share(of_probe, metric + LATER), _share(of_probe, LOSS + LATER)
         right, nats = pooled if pooled[0].n else (right, nats)  # runs of earlier versions have it by distance alone
     else:
-        pooled = of_probe.loc[of_probe["distance"].isna()]
-        without = metrics.loc[(metrics["probe"] == probe + WITHOUT_ANSWERS) & metrics["distance"].isna()]
+        pooled = [value for value in of_probe if math.isnan(value.distance)]
+        without = [value for value in by_probe.get(probe + WITHOUT_ANSWERS, []) if math.isnan(value.distance)]
         right, nats, chance, chance_nats = (_share(rows, name) for rows in (pooled, without) for name in (metric, LOSS))
     if right.n == 0:
         return None
@@ -100,16 +123,16 @@ def _row(metrics: pd.DataFrame, probe: str) -> dict[str, Any] | None:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _share(rows: pd.DataFrame, metric: str) -> _Share:
+def _share(values: list[_Value], metric: str) -> _Share:
     """The mean over classes, each weighed by its answers; so are the ends of the interval, which is never too narrow.
 
     Were the classes independent, the interval of their mean would be narrower.
     """
-    of_metric = rows.loc[(rows["metric"] == metric) & (rows["n"] > 0)]
-    weight, values = (of_metric.loc[:, names].to_numpy(np.float64) for names in (["n"], ["value", "ci_lo", "ci_hi"]))
-    if not len(weight):
+    of_metric = np.array([value[3:] for value in values if value.metric == metric and value.n > 0])
+    if not len(of_metric):
         return _Share(math.nan, math.nan, math.nan, 0)
-    value, low, high = ((weight * values).sum(0) / weight.sum()).tolist()
+    weight = of_metric[:, :1]
+    value, low, high = ((weight * of_metric[:, 1:]).sum(0) / weight.sum()).tolist()
     return _Share(value, low, high, int(weight.sum()))
 
 
