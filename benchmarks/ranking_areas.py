@@ -61,7 +61,7 @@ def drawn_again(sizes: dict[str, int], seed: int = 0) -> Float[np.ndarray, "n_dr
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of the areas of two rankings, the first less the second.
+    """The difference of two rankings, the first less the second: of their areas, or of what is back at one count.
 
     `each`: one per model; `mean`, `sd` over models; `low`, `high`: the 95 % bootstrap interval of the mean over models,
     resampling sequences.
@@ -84,12 +84,23 @@ class Difference:
 
 
 def difference(
-    first: Sequence[Losses], second: Sequence[Losses], sizes: dict[str, int], kind: str | None = None
+    first: Sequence[Losses],
+    second: Sequence[Losses],
+    sizes: dict[str, int],
+    kind: str | None = None,
+    count: float | None = None,
 ) -> Difference:
-    """The difference for the same models in the same order, on all sequences or on those of a kind."""
+    """The difference for the same models in the same order, on all sequences or on those of a kind.
+
+    `count`: of the shares that are back with so many heads, one of `Losses.counts`; None for areas.
+    """
     once = all_alike(sum(sizes.values())) if kind is None else of_kind(sizes, kind)
     again = drawn_again(sizes) * once
-    each = [float((a.areas(once) - b.areas(once))[0]) for a, b in zip(first, second, strict=True)]
-    drawn = np.mean([a.areas(again) - b.areas(again) for a, b in zip(first, second, strict=True)], 0)
+
+    def of(losses: Losses, weights: Float[np.ndarray, "n_draws n_seq"]) -> Float[np.ndarray, " n_draws"]:
+        return losses.areas(weights) if count is None else losses.recovered(weights)[losses.counts == count][0]
+
+    each = [float((of(a, once) - of(b, once))[0]) for a, b in zip(first, second, strict=True)]
+    drawn = np.mean([of(a, again) - of(b, again) for a, b in zip(first, second, strict=True)], 0)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Difference(tuple(each), float(low), float(high))

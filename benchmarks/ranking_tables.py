@@ -35,7 +35,7 @@ def section(name: str, records: list[dict[str, Record]], made: str) -> list[str]
         values = [_spread(areas[ranking]), str(against[ranking]), each, _spread(quarter), f"{enough:.1f}"]
         values += [f"{np.mean([x.areas(of_kind(sizes, kind))[0] for x in losses[ranking]]):.3f}" for kind in kinds]
         lines.append(f"| {' | '.join([f'`{ranking}`', *values])} |")
-    return [*lines, "", *_verdicts(against), "", *_by_count(losses), "", *_by_kind(losses, sizes)]
+    return [*lines, "", *_verdicts(against), "", *_by_count(losses, sizes), "", *_by_kind(losses, sizes)]
 
 
 def write(path: Path, title: str, about: str, sections: dict[str, list[str]]) -> None:
@@ -90,15 +90,19 @@ def _verdicts(against: dict[str, Difference]) -> list[str]:
     return lines
 
 
-def _by_count(losses: dict[str, list[Losses]]) -> list[str]:
-    """The share recovered with the first k heads."""
-    counts = [k for k in _SHOWN if k in losses[GATES][0].counts and k < losses[GATES][0].counts[-1]]
-    lines = ["Share of the gap that is back, by heads kept:", "", f"| ranking | {' | '.join(map(str, counts))} |"]
-    lines.append("|" + "---|" * (1 + len(counts)))
+def _by_count(losses: dict[str, list[Losses]], sizes: dict[str, int]) -> list[str]:
+    """The share recovered with the first k heads, and its difference to window gates at about a tenth of all heads."""
+    n_heads = losses[GATES][0].counts[-1]
+    counts = [k for k in _SHOWN if k in losses[GATES][0].counts and k < n_heads]
+    tenth = min(counts, key=lambda k: abs(k - n_heads / 10))
+    columns = [*map(str, counts), f"{tenth}: − window_gates [95 %]"]
+    lines = ["Share of the gap that is back, by heads kept:", "", f"| ranking | {' | '.join(columns)} |"]
+    lines.append("|" + "---|" * (1 + len(columns)))
     for ranking, of_seeds in losses.items():
         once = all_alike(of_seeds[0].nats.shape[1])
         back = np.mean([x.recovered(once)[:, 0] for x in of_seeds], 0)
         shown = [f"{back[of_seeds[0].counts == k][0]:.3f}" for k in counts]
+        shown.append("" if ranking == GATES else str(difference(of_seeds, losses[GATES], sizes, count=tenth)))
         lines.append(f"| `{ranking}` | {' | '.join(shown)} |")
     return lines
 

@@ -63,6 +63,17 @@ def test_a_kind_is_judged_on_its_own_sequences(areas):
     assert areas.difference([mixed], [good], SIZES, "hops").mean == pytest.approx(-0.5)
 
 
+def test_at_one_count_the_shares_that_are_back_are_compared(areas, tables):
+    gaps = np.random.default_rng(2).uniform(1, 2, 60)
+    good, bad = losses(areas, [0, 0.9, 1], gaps), losses(areas, [0, 0.5, 1], gaps)
+    at_one = areas.difference([bad], [good], SIZES, count=1)
+    assert (at_one.mean, at_one.low, at_one.high) == pytest.approx((-0.4, -0.4, -0.4))
+    assert areas.difference([bad], [good], SIZES, count=2).mean == pytest.approx(0)
+    lines = tables._by_count({"window_gates": [good], "induction": [bad]}, SIZES)
+    assert lines[2] == "| ranking | 1 | 1: − window_gates [95 %] |"
+    assert lines[-1] == "| `induction` | 0.500 | -0.4000 [-0.4000, -0.4000] |"
+
+
 def test_new_sections_leave_those_written_by_hand_and_of_other_models(tables, tmp_path):
     path = tmp_path / "rankings.md"
     path.write_text("# Old\n\nold words\n\n## demo\n\nold demo\n\n## By hand\n\n- kept\n")
