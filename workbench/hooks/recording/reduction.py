@@ -100,7 +100,7 @@ class RowRequest:
     @property
     def rows(self) -> PickedRows:
         """The rows alone."""
-        return PickedRows(self.queries, self.picked, self.is_sampled)
+        return PickedRows(self.queries, self.picked, self.is_sampled, self.request)
 
 
 class Reduction:
