@@ -16,7 +16,13 @@ from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
 from workbench.hooks.taps.attention_interface import OwnMask
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
-from workbench.hooks.taps.key_selection import checking_selection, is_indexer, n_selected, selecting_few
+from workbench.hooks.taps.key_selection import (
+    checking_selection,
+    is_indexer,
+    n_selected,
+    selecting_few,
+    tokens_to_select,
+)
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear import linear_layers
 from workbench.hooks.taps.linear.lightning import warn_of_rounded_decay
@@ -44,7 +50,7 @@ def layer_slots(layers: Sequence[LayerInfo]) -> dict[tuple[int, bool], int]:
 def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     """The token mixers of a model in order of layers, from two passes over three tokens.
 
-    Indexers, which select keys, select two in these passes.
+    Indexers, which select keys, select two in these passes, or one block or pool: the text is then as long as one more.
 
     A layer with two mixers has two entries, the softmax one first; a layer without any (the MLP and MoE layers of
     Nemotron-H) has none. The first pass compares the outputs of linear layers with their implied patterns. In the
@@ -65,7 +71,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
 
     refuse_other_models(model.config, type(model).__name__)
     config = model.config.get_text_config()
-    tokens = torch.arange(3, device=model.device)[None] % int(config.vocab_size)
+    tokens = torch.arange(tokens_to_select(model), device=model.device)[None] % int(config.vocab_size)
     valid = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad(), selecting_few(model), ExitStack() as stack:
         stack.enter_context(handling(model, note))
