@@ -38,6 +38,13 @@ _SELECTING = (
     "expected masks that go into the attention as transformers makes them, or an indexer that hands the attention the "
     "indices of the keys it selects, as those of DeepSeek-V3.2, GLM-5 and other families of docs/models.md do"
 )
+# Of layers whose keys are entries, and what still shows their attention.
+_ENTRIES = (
+    "{} attend, beside a window of single tokens, to entries that stand for many tokens each, whose keys and values are "
+    "mixtures of theirs with other weights in every channel, so that no pattern over tokens says what they do (their "
+    "weights over tokens and, in the last columns, entries are those of the model itself with "
+    "attn_implementation='eager' and output_attentions=True)"
+)
 # What models that read more than tokens call their other inputs.
 _OTHER_INPUTS = ("pixel_values", "image_embeds", "input_features", "input_values")
 
@@ -91,7 +98,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         ],
         "{} attend more than once per pass": [i for i, c in calls.items() if len(c) != 1],
         "{} see later tokens": [i for i, c in softmax.items() if not is_causal(c)],
-        "{} attend to keys that stand for many tokens each": [i for i in softmax if "compress" in _type_of(config, i)],
+        _ENTRIES: [i for i in softmax if "compress" in _type_of(config, i)],
         "the probabilities of {} do not sum to 1": [i for i, c in softmax.items() if not is_normalised(c)],
         "{} select keys, how many is not known": [i for i in sparse if keys is None or not calls[i][0].mask.leaves_out],
         "the model's own attention to the keys that {} select is another": [

@@ -22,8 +22,8 @@ from workbench.kernels import Far, Request
 from workbench.kernels.masks import visible_tile
 
 COVERAGE, DISTANCE, FAR, OVERLAP = "selection_coverage", "selection_distance", "selection_far", "selection_overlap"
-ANSWER = "answer_selected"
-SELECTION_NEEDS = (COVERAGE, DISTANCE, FAR, OVERLAP, ANSWER)
+ANSWER, PERSISTENCE = "answer_selected", "selection_persistence"
+SELECTION_NEEDS = (COVERAGE, DISTANCE, FAR, OVERLAP, ANSWER, PERSISTENCE)
 # Cells of a tile of keys that is looked up at a time, and its rows at most.
 _CELLS, _ROWS = 1 << 17, 128
 
@@ -58,6 +58,8 @@ class Selections:
         self._batch, self._layers, self._far = batch, layers, far
         self._names = [name for name in SELECTION_NEEDS if name in names]
         self._before: LazyMask | None = None
+        # By layer, what the last row of the run before this one sees, for each group of heads.
+        self._last: dict[int, list[Bool[Tensor, "b 1 k"]]] = {}
 
     def start(self) -> None:
         """Start a run of queries, which then passes through all layers."""
@@ -79,6 +81,7 @@ class Selections:
         if not self._names or n_selected is None or call.mask.selected is None:
             return {}
         before, self._before = self._before, call.mask if OVERLAP in self._names else None
+        last = self._pass(layer_slot, call.mask)
         batch, n_heads = self._batch, call.q.shape[1]
         position = rows.picked - batch.first[:, rows.picked]
         has_more = batch.valid[:, rows.picked] & (position >= n_selected)
@@ -87,6 +90,9 @@ class Selections:
         if COVERAGE in self._names and bool(counted.any()):
             values[COVERAGE] = _coverage(call, interventions, rows.request.of_rows(rows.of_run), lse), counted
         shares = self._shares(call, before, rows, counted) if bool(counted.any()) else {}
+        if PERSISTENCE in self._names and bool(counted.any()):
+            both_leave_out = counted & (position > n_selected)
+            shares[PERSISTENCE] = self._persistence(call.mask, last, rows, both_leave_out)
         if ANSWER in self._names and batch.targets is not None:
             is_selected, has_answer = self._answers(call.mask, rows)
             shares[ANSWER] = is_selected, has_answer & has_more
@@ -94,6 +100,48 @@ class Selections:
             heads = n_heads // of_groups.shape[1]
             values[name] = repeat(of_groups, "b g r -> b (g h) r", h=heads), keep
         return values
+
+    def pass_by(self, layer_slot: int, call: AttentionCall) -> None:
+        """Note the last row of a run of which no row is read, for the first row of the next one."""
+        if self._layers[layer_slot].n_selected is not None and call.mask.selected is not None:
+            self._pass(layer_slot, call.mask)
+
+    def _pass(self, layer_slot: int, mask: LazyMask) -> list[Bool[Tensor, "b 1 k"]] | None:
+        """What the row before this run sees, None for the first run; and keep what the last row of this run sees."""
+        if PERSISTENCE not in self._names:
+            return None
+        before, row = self._last.get(layer_slot), torch.tensor([mask.n_queries - 1], device=self._batch.tokens.device)
+        n_sequences = len(self._batch.tokens)
+        self._last[layer_slot] = [_tile(mask, group, row, n_sequences) for group in range(mask.n_groups)]
+        return before
+
+    def _persistence(
+        self,
+        mask: LazyMask,
+        last: list[Bool[Tensor, "b 1 k"]] | None,
+        rows: PickedRows,
+        counted: Bool[Tensor, "b r"],
+    ) -> tuple[Float[Tensor, "b g r"], Bool[Tensor, "b r"]]:
+        """The share of each row's selected keys but itself that the row before selected, and the rows with such keys.
+
+        `last`: what the row before the run sees.
+        """
+        n_sequences, ahead = len(counted), mask.query_offset - mask.key_offset
+        shares = torch.zeros(n_sequences, mask.n_groups, len(rows.picked), device=counted.device)
+        has_keys = torch.ones_like(counted)
+        for span, block in _blocks(rows.of_run, mask.n_keys):
+            for group in range(mask.n_groups):
+                tile = _tile(mask, group, block, n_sequences)
+                tile[:, torch.arange(len(block)), block + ahead] = False  # the row before could not select it
+                before = _tile(mask, group, (block - 1).clamp_min(0), n_sequences)
+                if int(block[0]) == 0 and last is not None:
+                    of_last = last[min(group, len(last) - 1)][:, 0]
+                    before[:, 0] = False
+                    before[:, 0, : of_last.shape[-1]] = of_last
+                n_keys = tile.sum(-1)
+                shares[:, group, span] = (tile & before).sum(-1) / n_keys.clamp_min(1).float()
+                has_keys[:, span] &= n_keys > 0
+        return shares, counted & has_keys
 
     def _shares(
         self, call: AttentionCall, before: LazyMask | None, rows: PickedRows, counted: Bool[Tensor, "b r"]
