@@ -40,9 +40,9 @@ _SELECTING = (
 )
 # Of layers whose keys are entries, and what still shows their attention.
 _ENTRIES = (
-    "{} attend, beside a window of single tokens, to entries that stand for many tokens each, whose keys and values are "
-    "mixtures of theirs with other weights in every channel, so that no pattern over tokens says what they do (their "
-    "weights over tokens and, in the last columns, entries are those of the model itself with "
+    "{} attend, beside a window of single tokens, to entries that stand for many tokens each, whose keys and values "
+    "are mixtures of theirs with other weights in every channel, so that no pattern over tokens says what they do "
+    "(their weights over tokens and, in the last columns, entries are those of the model itself with "
     "attn_implementation='eager' and output_attentions=True)"
 )
 # What models that read more than tokens call their other inputs.
