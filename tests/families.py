@@ -78,10 +78,12 @@ def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
     """The model of a family; the same weights whatever the attention implementation."""
     from tests.more_families import MORE_CONFIGS
     from tests.older_families import OLDER_CONFIGS
-    from tests.selecting_families import BLOCK_CONFIGS, SELECTING_CONFIGS
+    from tests.selecting_families import BLOCK_CONFIGS, POOL_CONFIGS, SELECTING_CONFIGS
 
     torch.manual_seed(0)
-    config = {**CONFIGS, **MORE_CONFIGS, **OLDER_CONFIGS, **SELECTING_CONFIGS, **BLOCK_CONFIGS}[family]()
+    config = {**CONFIGS, **MORE_CONFIGS, **OLDER_CONFIGS, **SELECTING_CONFIGS, **BLOCK_CONFIGS, **POOL_CONFIGS}[
+        family
+    ]()
     is_of_pictures = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     make = AutoModelForImageTextToText if is_of_pictures else AutoModelForCausalLM
     model = make.from_config(config, attn_implementation=implementation)

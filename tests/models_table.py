@@ -29,6 +29,7 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
     (older_families.OLDER_CONFIGS, families.tiny),
     (selecting_families.SELECTING_CONFIGS, families.tiny),
     (selecting_families.BLOCK_CONFIGS, families.tiny),
+    (selecting_families.POOL_CONFIGS, families.tiny),
 ]
 
 NAMES = {
@@ -50,6 +51,8 @@ NAMES = {
     "gemma3": "Gemma 3",
     "gemma4": "Gemma 4",
     "gemma4_shared": "Gemma 4 with shared keys and values",
+    "glm5_next": "GLM-5-Next",
+    "glm5_next_with_linear": "GLM-5-Next with linear layers",
     "glm_moe_dsa": "GLM-5",
     "gpt2": "GPT-2",
     "gpt_neo": "GPT-Neo",
@@ -85,6 +88,8 @@ NAMES = {
     "qwen3_5": "Qwen3.5",
     "qwen3_5_moe": "Qwen3.5 MoE",
     "qwen3_next": "Qwen3-Next",
+    "qwen4_exp": "Qwen4-Exp",
+    "qwen4_exp_with_linear": "Qwen4-Exp with linear layers",
     "roformer": "RoFormer as a decoder",
     "starcoder2": "StarCoder2",
     "trocr": "TrOCR's decoder",

@@ -9,12 +9,12 @@ from workbench import WorkbenchError, open_model, probes, score
 from workbench.detectors import UnscoredWarning
 from workbench.kernels import Far
 
-NAMES = ["selection_coverage", "answer_selected", "selection_reach", "selection_far", "selection_overlap"]
+NAMES = ["selection_coverage", "answer_selected", "selection_reach", "selection_far", "selection_persistence"]
 
 
 def test_every_head_of_a_selecting_layer_has_scores_with_intervals_and_no_other_head():
     m, probe = open_model(tiny("dots3_note")), probes.copy_needle(97, [9, 12], length=24, n_sequences=6)
-    names = NAMES[:-1]
+    names = NAMES
     table = score(m, names, probes=probe, far=Far(6), progress=False)
     sparse, sliding = table[table.kind == "sparse"], table[table.kind == "sliding"]
     assert len(sparse) == len(sliding) == 4 * len(names)

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from tests.brute import ON_TOKENS, scores
+from tests.causal_types import tiny_config
 from tests.detectors.test_exactness import assert_same
 from tests.families import WINDOW, random_tokens, tiny
 from tests.planning.plans import plan_of
@@ -111,7 +113,9 @@ def test_pieces_through_the_cache_give_the_numbers_of_one_pass(family):
     assert torch.allclose(pieces.answers.loss_nats, whole.answers.loss_nats, atol=1e-4)
 
 
-def test_packed_documents_and_padded_texts_score_as_they_do_alone(m):
+@pytest.mark.parametrize("family", ["deepseek_v32", "dots3_note"])
+def test_packed_documents_and_padded_texts_score_as_they_do_alone(family):
+    m = open_model(tiny(family))
     needs = ("entropy", "induction", "mean_distance", "sink_mass", "far_mass")
     documents = torch.tensor([[1] * 13 + [2] * 24, [0] * 4 + [7] * 17 + [8] * 10 + [0] * 6])
     packed = m.record(TOKENS, needs, documents, far=Far(5))
@@ -298,3 +302,65 @@ def test_a_selection_that_is_not_of_every_row_is_refused(m):
     with pytest.raises(WorkbenchError, match=r"\['indices'\], which may select keys, .* of shape \(2, 36, 5\)"):
         m.record(TOKENS, {"entropy"})
     indexer.remove()
+
+
+def tied(family):
+    """A copy of a model whose index scores are all 0, and which keys its indexers pick then."""
+    model, picked = copy.deepcopy(tiny(family)), []
+    for module in model.modules():
+        if hasattr(module, "index_topk"):
+            module.weights_proj.weight.data.zero_()
+            module.register_forward_hook(lambda _, __, out: picked.append(out))
+    return model, picked
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "dots3_note", "glm5_next"])
+def test_among_keys_with_equal_index_scores_those_are_recorded_that_the_model_picked(family):
+    model, picked = tied(family)
+    m = open_model(model)  # whose check runs its attention twice
+    eager = tied(family)[0]
+    eager.set_attn_implementation("eager")
+    with torch.no_grad(), m.in_force():
+        logits = m.model(input_ids=TOKENS[:1], use_cache=False).logits
+        assert (logits - eager(input_ids=TOKENS[:1], use_cache=False).logits).abs().max() < 1e-5
+    documents = torch.tensor([[1] * 13 + [2] * 24])
+    for packed in (None, documents)[: 1 if family == "glm5_next" else 2]:
+        picked.clear()
+        pattern = m.record(TOKENS[:1], {"selection_distance"}, packed, rows=[9, 12, 30])["selection_distance"]
+        first = torch.tensor([0, 0, 0 if packed is None else 13])
+        row = torch.tensor([9, 12, 30])
+        keys = picked[0][0, row].long()
+        seen = (keys >= first[:, None]) & (keys <= row[:, None])
+        expected = ((row[:, None] - keys) * seen).sum(-1) / seen.sum(-1)
+        assert float(pattern.total[:, 0, 0].sum()) == pytest.approx(float(expected.sum()), rel=1e-6)
+
+
+def test_an_indexer_that_picks_by_lot_among_equal_scores_is_asked_once_and_followed():
+    model, picked = tied("deepseek_v32")
+    m, generator = open_model(model), torch.Generator().manual_seed(0)
+
+    def by_lot(hidden, _, __, mask, *___, **____):
+        lots = torch.rand(mask.shape, generator=generator).masked_fill(~mask, -1)
+        return lots.topk(SELECTED, dim=-1).indices.int()
+
+    for layer in model.model.layers:
+        layer.self_attn.indexer.forward = by_lot
+    for _ in range(2):
+        picked.clear()
+        patterns = m.patterns(TOKENS[:1])
+        assert len(picked) == len(patterns) == 2
+        for indices, pattern in zip(picked, patterns.values(), strict=True):
+            seen = torch.zeros(37, 37, dtype=torch.bool).scatter_(1, indices[0].long(), True).tril()
+            assert torch.equal(pattern > 0, seen.expand(4, -1, -1))
+
+
+def test_keys_that_are_entries_of_many_tokens_are_refused_and_where_their_weights_are_is_true():
+    config = tiny_config("deepseek_v4")
+    config.compress_rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(WorkbenchError, match=r"to entries that stand for many tokens each.*output_attentions=True"):
+        open_model(model)
+    with torch.no_grad():
+        attentions = model(input_ids=TOKENS[:, :20], output_attentions=True, use_cache=False).attentions
+    entries = [20 // config.compress_rates[kind] for kind in config.layer_types]
+    assert [weights.shape[-1] for weights in attentions] == [20 + n for n in entries]

@@ -61,6 +61,9 @@ def brute(calls, probe, mask=None):
                     here["selection_far"] = len(far) / len(keys)
                 if call.layer:
                     here["selection_overlap"] = len(keys & before) / len(keys)
+                if i - first > SELECTED:
+                    previous = {j for j in call.mask.selected[s, 0, i - 1].tolist() if first <= j < i}
+                    here["selection_persistence"] = len(keys - {i} & previous) / len(keys - {i})
                 if targets:
                     here["answer_selected"] = sum(k in keys for k in targets) / len(targets)
                 for need, value in here.items():
@@ -112,6 +115,23 @@ def test_sampled_rows_are_some_of_all_rows_and_their_error_is_told(m):
         assert torch.allclose(measured.row_error[0, 1].double(), error, atol=1e-5)
 
 
+def test_persistence_is_exactly_the_share_of_keys_that_stay_selected_from_row_to_row():
+    m, n = open_model(tiny("deepseek_v32")), 24
+    m.model = selecting(tiny("deepseek_v32"), {0: [0, 1, 2, 3, 4], 1: [0, 2, 4, 6, 8]})
+    for options in ({}, {"prefill": 7}, {"rows": range(SELECTED + 1, n)}, {"rows": [14, 21], "prefill": 7}):
+        persistence = m.record(random_tokens(1, n), {"selection_persistence"}, **options)["selection_persistence"]
+        n_rows = len(options.get("rows", range(SELECTED + 1, n)))
+        assert persistence.rows[0].eq(n_rows).all()
+        # Of a window's keys but the row itself all stay; of every second key none does.
+        assert persistence.total[0].tolist() == [[n_rows] * 4, [0] * 4]
+    fixed = torch.tensor([3, 0, 2, 1, 4])
+    for layer in m.model.model.layers:
+        layer.self_attn.indexer.forward = lambda hidden, *_, **__: fixed.int().expand(*hidden.shape[:2], -1)
+    persistence = m.record(random_tokens(2, n), {"selection_persistence"})["selection_persistence"]
+    assert (persistence.total == persistence.rows).all()
+    assert persistence.rows.eq(n - SELECTED - 1).all()
+
+
 def test_coverage_under_a_window_is_of_what_the_window_leaves():
     m, tokens = open_model(tiny("glm_moe_dsa")), random_tokens(1, 37)
     plain = m.record(tokens, {"selection_coverage"})["selection_coverage"]
@@ -134,10 +154,11 @@ def selecting(model, by_layer):
     model = copy.deepcopy(model)
     for layer, back in by_layer.items():
 
-        def select(hidden, *_, back=back, **__):
-            row = torch.arange(hidden.shape[1])[:, None]
+        def select(hidden, _, __, mask, *___, back=back, **____):
+            n_keys = mask.shape[-1]  # those of earlier pieces among them
+            row = torch.arange(n_keys - hidden.shape[1], n_keys)[:, None]
             indices = row - torch.tensor(back)
-            return torch.where(indices >= 0, indices, hidden.shape[1] - 1).int().expand(len(hidden), -1, -1)
+            return torch.where(indices >= 0, indices, n_keys - 1).int().expand(len(hidden), -1, -1)
 
         model.model.layers[layer].self_attn.indexer.forward = select
     return model

@@ -16,7 +16,13 @@ from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
 from workbench.hooks.taps.attention_interface import OwnMask
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
-from workbench.hooks.taps.key_selection import checking_selection, is_indexer, n_selected, selecting_few
+from workbench.hooks.taps.key_selection import (
+    checking_selection,
+    is_indexer,
+    n_selected,
+    selecting_few,
+    tokens_to_select,
+)
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear import linear_layers
 from workbench.hooks.taps.linear.lightning import warn_of_rounded_decay
@@ -32,6 +38,13 @@ _SELECTING = (
     "expected masks that go into the attention as transformers makes them, or an indexer that hands the attention the "
     "indices of the keys it selects, as those of DeepSeek-V3.2, GLM-5 and other families of docs/models.md do"
 )
+# Of layers whose keys are entries, and what still shows their attention.
+_ENTRIES = (
+    "{} attend, beside a window of single tokens, to entries that stand for many tokens each, whose keys and values "
+    "are mixtures of theirs with other weights in every channel, so that no pattern over tokens says what they do "
+    "(their weights over tokens and, in the last columns, entries are those of the model itself with "
+    "attn_implementation='eager' and output_attentions=True)"
+)
 # What models that read more than tokens call their other inputs.
 _OTHER_INPUTS = ("pixel_values", "image_embeds", "input_features", "input_values")
 
@@ -44,7 +57,7 @@ def layer_slots(layers: Sequence[LayerInfo]) -> dict[tuple[int, bool], int]:
 def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     """The token mixers of a model in order of layers, from two passes over three tokens.
 
-    Indexers, which select keys, select two in these passes.
+    Indexers, which select keys, select two in these passes, or one block or pool: the text is then as long as one more.
 
     A layer with two mixers has two entries, the softmax one first; a layer without any (the MLP and MoE layers of
     Nemotron-H) has none. The first pass compares the outputs of linear layers with their implied patterns. In the
@@ -65,7 +78,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
 
     refuse_other_models(model.config, type(model).__name__)
     config = model.config.get_text_config()
-    tokens = torch.arange(3, device=model.device)[None] % int(config.vocab_size)
+    tokens = torch.arange(tokens_to_select(model), device=model.device)[None] % int(config.vocab_size)
     valid = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad(), selecting_few(model), ExitStack() as stack:
         stack.enter_context(handling(model, note))
@@ -85,7 +98,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
         ],
         "{} attend more than once per pass": [i for i, c in calls.items() if len(c) != 1],
         "{} see later tokens": [i for i, c in softmax.items() if not is_causal(c)],
-        "{} attend to keys that stand for many tokens each": [i for i in softmax if "compress" in _type_of(config, i)],
+        _ENTRIES: [i for i in softmax if "compress" in _type_of(config, i)],
         "the probabilities of {} do not sum to 1": [i for i, c in softmax.items() if not is_normalised(c)],
         "{} select keys, how many is not known": [i for i in sparse if keys is None or not calls[i][0].mask.leaves_out],
         "the model's own attention to the keys that {} select is another": [

@@ -192,6 +192,7 @@ class HookedModel:
             sees = sees_of(call, self.interventions)
             reduction.count_rows(slot, row_request, sees)
             if not needs or len(row_request.picked) == 0:
+                selections.pass_by(slot, call)
                 return intervened_output(call, self.interventions)
             out, statistics = intervened_statistics(call, self.interventions, request)
             selected = selections.read(slot, call, self.interventions, row_request.rows, statistics.lse)

@@ -92,10 +92,10 @@ class SelectedMask:
 def selected_tile(selected: Int[Tensor, "b q n"], keys: tuple[int, int], *, block: int = 1) -> Bool[Tensor, "b q k"]:
     """Which keys of a run are in one of the selected blocks of each row."""
     first, last = keys[0] // block, -(-keys[1] // block)
-    column = selected.long() - first
-    column = torch.where((column >= 0) & (column < last - first), column, last - first)  # one more, for all others
+    column = selected - first
+    column = column.masked_fill_((column < 0) | (column >= last - first), last - first)  # one more, for all others
     tile = torch.zeros(*selected.shape[:2], last - first + 1, dtype=torch.bool, device=selected.device)
-    tile = tile.scatter_(-1, column, True)[..., : last - first]
+    tile = tile.scatter_(-1, column.long(), True)[..., : last - first]
     if block == 1:
         return tile
     start = keys[0] - first * block

@@ -46,3 +46,11 @@ def selection_far(recording: Recording) -> PerSequence:
 def selection_overlap(recording: Recording) -> PerSequence:
     """Share of the selected keys that the selecting layer before selected too, in the same row."""
     return recording["selection_overlap"]
+
+
+@detector(
+    "selection_persistence", needs={"selection_persistence"}, direction="none", units="share of keys", by_default=False
+)
+def selection_persistence(recording: Recording) -> PerSequence:
+    """Share of a row's selected keys, itself left out, that the row before selected too."""
+    return recording["selection_persistence"]

@@ -36,6 +36,7 @@ from workbench.hooks.recording.needs import Answers
 from workbench.hooks.taps.attention_call import AttentionCall, Handler
 from workbench.hooks.taps.eager import handling, is_without_interface
 from workbench.hooks.taps.finite_values import watching
+from workbench.hooks.taps.indexer_masks import has_own_masks
 from workbench.hooks.taps.key_selection import selects_blocks
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear.linear_reading import changing_linear, linear_layers
@@ -194,7 +195,7 @@ def check_packed(model: PreTrainedModel, layers: Sequence[LayerInfo], far: Far) 
         WorkbenchError: if the model has other layers than softmax, or cannot be given document boundaries.
     """
     _check_all_softmax(model, layers, "packed documents", "pass them one to a sequence, padded")
-    if is_without_interface(model) or selects_blocks(model):
+    if is_without_interface(model) or selects_blocks(model) or has_own_masks(model):
         raise WorkbenchError(
             f"{type(model).__name__} cannot be told where packed documents begin; pass them one to a sequence, padded"
         )

@@ -39,7 +39,7 @@ from workbench.hooks.recording.needs import (
 )
 from workbench.hooks.recording.row_readings import Reading
 from workbench.hooks.recording.seen_cells import Sees
-from workbench.hooks.recording.selected_keys import SELECTION_NEEDS, PickedRows, RowValues
+from workbench.hooks.recording.selected_keys import PERSISTENCE, SELECTION_NEEDS, PickedRows, RowValues
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
 # From the number of a cell sum, and the rows of it that each head sees (None: all), to their number by document.
@@ -100,7 +100,7 @@ class RowRequest:
     @property
     def rows(self) -> PickedRows:
         """The rows alone."""
-        return PickedRows(self.queries, self.picked, self.is_sampled)
+        return PickedRows(self.queries, self.picked, self.is_sampled, self.request)
 
 
 class Reduction:
@@ -470,16 +470,20 @@ class Reduction:
         names = [*self._names, *(need.name for need in self._needs.features)]
         counts |= {name: beyond(least.get(name, 0)) for name in names}
         for name in self._names & set(SELECTION_NEEDS):
-            counts[name] = self._beyond_selection(beyond, least=self._far.window if name == "selection_far" else 0)
+            counts[name] = self._beyond_selection(
+                beyond, least=self._far.window if name == "selection_far" else 0, more=name == PERSISTENCE
+            )
         return counts
 
     def _beyond_selection(
-        self, beyond: Callable[[int], Int[Tensor, " n"]], *, least: int
+        self, beyond: Callable[[int], Int[Tensor, " n"]], *, least: int, more: int
     ) -> Int[Tensor, "n n_layers 1"]:
-        """How many rows of each document have `least` tokens before them, and more than each layer selects."""
+        """How many rows of each document have `least` tokens before them, and `more` than leaves each layer's first
+        key out.
+        """
         none = torch.zeros(self._batch.n_documents, dtype=torch.long)
         selected = [layer.n_selected for layer in self._layers]
-        return torch.stack([none if n is None else beyond(max(least, n)) for n in selected], -1)[..., None]
+        return torch.stack([none if n is None else beyond(max(least, n + more)) for n in selected], -1)[..., None]
 
     def _row_error(self, name: str) -> Float[Tensor, "n n_layers max_heads"] | None:
         if name not in self._squares:

@@ -17,6 +17,8 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.kernels import TileMask
 from workbench.kernels.masks import CausalMask
 
+# Rows that a mask is evaluated for at a time: one of selected keys reads as many numbers for each as are selected.
+_ROWS = 512
 # From cells (sequence, row of the call, key), none in the future of its row, to whether each head sees them.
 Sees = Callable[[Int[Tensor, "n_cells 3"]], Bool[Tensor, "n_cells n_heads"]]
 
@@ -53,7 +55,8 @@ def _visible(mask: TileMask, cells: Int[Tensor, "n_cells 3"]) -> Bool[Tensor, " 
         rows, of_row = torch.unique(row, return_inverse=True)
         batch = slice(int(sequence.min()), int(sequence.max()) + 1)
         column = torch.ones(batch.stop - batch.start, len(rows), dtype=torch.bool, device=cells.device)
-        for _, hidden in mask.hidden(batch, rows, (key, key + 1)):
-            column &= ~hidden[..., 0]
+        for start in range(0, len(rows), _ROWS):
+            for _, hidden in mask.hidden(batch, rows[start : start + _ROWS], (key, key + 1)):
+                column[:, start : start + _ROWS] &= ~hidden[..., 0]
         visible[at] = column[sequence - batch.start, of_row]
     return visible

@@ -27,6 +27,7 @@ from workbench.hooks.taps.attention_call import AttentionCall, Handler, LazyMask
 from workbench.hooks.taps.cached_keys import layer_of_keys
 from workbench.hooks.taps.evaluation_mode import warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
+from workbench.hooks.taps.indexer_masks import reading_indexer_masks
 from workbench.hooks.taps.scored_call import biased_call
 from workbench.hooks.taps.shared_taps import standing_handlers
 
@@ -70,7 +71,8 @@ def tapping(model: PreTrainedModel) -> Generator[None]:
             switched.n_models += 1
             config._attn_implementation_internal = IMPLEMENTATION  # pyright: ignore[reportPrivateUsage]
     try:
-        yield
+        with reading_indexer_masks(model, IMPLEMENTATION, _lazy_mask):
+            yield
     finally:
         with _lock:
             for key, config in configs.items():

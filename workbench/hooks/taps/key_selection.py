@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.hooks.taps.attention_call import LazyMask
+from workbench.hooks.taps.indexer_masks import masks_itself
 from workbench.loading.pretrained import FAILURES, is_out_of_memory
 
-# By the attribute that says how many keys or blocks an indexer selects, what it and its like are in a check: two keys
-# of three, or one block of two keys, the row's own.
-_FEW: dict[str, dict[str, int]] = {
-    "index_topk": {"index_topk": 2},
-    "topk_blocks": {"topk_blocks": 1, "block_size": 2, "local_blocks": 1},
-}
+# The attributes that say how many keys or blocks an indexer selects, each beside what it is in a check.
+_NUMBERS = ("index_topk", "topk_blocks", "token_budget")
 
 
 def n_selected(model: PreTrainedModel) -> int | None:
-    """How many keys the model's indexers select for a row; None where it has none, or they differ."""
-    numbers = {
-        getattr(module, name) * (1 if name == "index_topk" else module.block_size)
-        for module in _indexers(model)
-        for name in _FEW
-        if isinstance(getattr(module, name, None), int)
-    }
+    """How many keys the model's indexers select for a row at most; None where it has none, or they differ.
+
+    A row with no more tokens before it sees them all; from any other, something is left out.
+    """
+    numbers = {_most(module) for module in _indexers(model)}
     return numbers.pop() if len(numbers) == 1 else None
+
+
+def tokens_to_select(model: PreTrainedModel) -> int:
+    """How long a text must be for indexers that select few to leave out a key, and not one of the text's last."""
+    return max((_fewest(module)[1] for module in _indexers(model)), default=3)
 
 
 def selects_blocks(model: PreTrainedModel) -> bool:
@@ -42,15 +42,35 @@ def selects_blocks(model: PreTrainedModel) -> bool:
     return any(hasattr(module, "topk_blocks") for module in _indexers(model))
 
 
+def _most(indexer: Any) -> int:
+    """The keys that an indexer selects for a row at most; with pools, the row's own unfinished one among them."""
+    if hasattr(indexer, "topk_blocks"):
+        return int(indexer.topk_blocks * indexer.block_size)
+    if hasattr(indexer, "token_budget"):
+        return int(indexer.token_budget + indexer.compress_ratio - 1)
+    return int(indexer.index_topk + getattr(indexer, "index_kpool", 1) - 1)
+
+
+def _fewest(indexer: Any) -> tuple[dict[str, int], int]:
+    """An indexer's attributes in a check, and how long a text it takes: of three keys two, or of two blocks one."""
+    if hasattr(indexer, "topk_blocks"):
+        return {"topk_blocks": 1, "block_size": 2, "local_blocks": 1}, 3
+    if hasattr(indexer, "token_budget"):
+        return {"token_budget": 2, "compress_ratio": 2, "block_topk": 1}, 5
+    if (pool := int(getattr(indexer, "index_kpool", 1))) > 1:  # its weights have the size of a pool
+        return {"index_topk": pool}, 2 * pool + 1
+    return {"index_topk": min(2, int(indexer.index_topk))}, 3
+
+
 @contextmanager
 def selecting_few(model: PreTrainedModel) -> Generator[None]:
-    """Inside the block, indexers select two keys at most."""
+    """Inside the block, indexers select two keys at most, or one block or pool of keys."""
     own: list[tuple[nn.Module, str, int]] = []
     try:
         for module in _indexers(model):
-            for name, few in next(few for number, few in _FEW.items() if hasattr(module, number)).items():
+            for name, few in _fewest(module)[0].items():
                 own.append((module, name, int(getattr(module, name))))
-                setattr(module, name, few if name == "block_size" else min(own[-1][2], few))
+                setattr(module, name, few)
         yield
     finally:
         for module, name, number in own:
@@ -80,7 +100,7 @@ def checking_selection(model: PreTrainedModel) -> Generator[dict[int, bool]]:
 
 def is_indexer(module: nn.Module) -> bool:
     """Whether a module selects keys for a layer, a number of them that it has."""
-    return any(isinstance(getattr(module, name, None), int) for name in _FEW)
+    return any(isinstance(getattr(module, name, None), int) for name in _NUMBERS)
 
 
 def _indexers(model: PreTrainedModel) -> list[nn.Module]:
@@ -89,19 +109,16 @@ def _indexers(model: PreTrainedModel) -> list[nn.Module]:
 
 def _compare(layer: int, is_right: dict[int, bool]) -> Callable[..., None]:
     def compare(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        mask = kwargs.get("attention_mask")
-        if not isinstance(mask, LazyMask):
+        mask, out = kwargs.get("attention_mask"), _first(output)
+        if isinstance(mask, LazyMask):
+            kwargs = {**kwargs, "attention_mask": _added(mask, out)}
+        elif not masks_itself(module):
             return
-        out = _first(output)
-        visible = mask[:, 0]
-        assert isinstance(visible, Tensor)
-        floor = torch.finfo(out.dtype).min
-        added = torch.zeros(visible.shape, dtype=out.dtype, device=out.device).masked_fill(~visible, floor)
         config = module.config
         ours = config._attn_implementation_internal
         try:
             config._attn_implementation_internal = "eager"
-            own = _first(module.forward(*args, **{**kwargs, "attention_mask": added[:, None]}))
+            own = _first(module.forward(*args, **kwargs))
         except FAILURES as error:
             if is_out_of_memory(error):
                 raise
@@ -113,6 +130,14 @@ def _compare(layer: int, is_right: dict[int, bool]) -> Callable[..., None]:
         is_right[layer] = bool((own - out).abs().max() <= tolerance * own.abs().max())
 
     return compare
+
+
+def _added(mask: LazyMask, out: Tensor) -> Tensor:
+    """A mask as eager attention adds it to scores of the type of `out`."""
+    visible = mask[:, 0]
+    assert isinstance(visible, Tensor)
+    zeros = torch.zeros(visible.shape, dtype=out.dtype, device=out.device)
+    return zeros.masked_fill(~visible, torch.finfo(out.dtype).min)[:, None]
 
 
 def _first(output: Any) -> Tensor:

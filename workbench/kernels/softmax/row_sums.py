@@ -5,6 +5,7 @@ A dozen small operations on the rows of every tile would cost as much as a pass 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,8 +56,12 @@ class _Layout(NamedTuple):
 
 def runs_of_rows(
     layer: SoftmaxLayer, request: Request, rows: Int[Tensor, " q"], cut: Cut, collector: Collector
-) -> list[RowRun]:
-    """The runs of a layer's rows; for a causal mask found once for all layers that the request goes to."""
+) -> Iterable[RowRun]:
+    """The runs of a layer's rows; for a causal mask found once for all layers that the request goes to.
+
+    Those of another mask are made one at a time: each may hold as many cells as its tile, which all together would be
+    T × T.
+    """
     mask = layer.mask
     if not isinstance(mask, CausalMask):
         return _runs_of_rows(layer, request, rows, cut, collector)
@@ -64,19 +69,18 @@ def runs_of_rows(
     layout = _Layout(mask.n_keys, mask.offset, mask.window, id(mask.valid), layer.shape, layer.q.shape[2], parts)
     if layout not in request.runs:
         # The mask is there too, so that its `valid` lives and its identity is no other's.
-        request.runs[layout] = (mask, _runs_of_rows(layer, request, rows, cut, collector))
+        request.runs[layout] = (mask, list(_runs_of_rows(layer, request, rows, cut, collector)))
     return request.runs[layout][1]
 
 
 def _runs_of_rows(
     layer: SoftmaxLayer, request: Request, rows: Int[Tensor, " q"], cut: Cut, collector: Collector
-) -> list[RowRun]:
+) -> Iterator[RowRun]:
     n_sequences, offset = len(layer.q), collector.offset
     far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
-    runs: list[RowRun] = []
     for tiles in cut.tiles(rows, layer.mask):
         batch, keys, positions = tiles[0].batch, tiles[0].keys, tiles[0].rows + offset
-        run = RowRun(
+        yield RowRun(
             tiles,
             int(positions[0]),
             (positions - positions[0]).float(),
@@ -86,8 +90,6 @@ def _runs_of_rows(
             [max(0, first - keys[0]) for first in firsts[batch]],
             collector.reads_on(tiles[0]),
         )
-        runs.append(run)
-    return runs
 
 
 class RowSums:

@@ -112,6 +112,12 @@ class Request:
                     f"the request's {name} are not sorted by {order}; expected them in order: sort them"
                 )
 
+    def of_rows(self, rows: Int[Tensor, " q"]) -> Request:
+        """A request of other rows and no statistics besides those that are always there, in the same buffers."""
+        request = Request(rows=rows)
+        object.__setattr__(request, "scratches", self.scratches)
+        return request
+
     @property
     def is_of_profile(self) -> bool:
         """True if a profile holds all of it."""

@@ -1,4 +1,4 @@
-"""Gated delta nets with one decay per head: Qwen3-Next, Qwen3.5, OLMo-hybrid.
+"""Gated delta nets with one decay per head: Qwen3-Next, Qwen3.5, Qwen4-Exp, OLMo-hybrid.
 
 Every token decays the state, erases the value that the state holds at its key, and writes its own with strength β.
 
@@ -49,13 +49,14 @@ def read_qwen3_next(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tens
 @mixer(
     "Qwen3_5GatedDeltaNet",
     "Qwen3_5MoeGatedDeltaNet",
+    "Qwen4ExpTextGatedDeltaNet",
     describe=_describe,
     taps=("in_proj_qkv", "in_proj_a", "in_proj_b"),
     norm="norm",
     projection="out_proj",
 )
 def read_qwen3_5(module: Any, outputs: Mapping[str, Tensor], valid: Bool[Tensor, "b t"]) -> LinearCall:
-    """Read Qwen3.5: queries, keys and values in one projection, decay and write strength in one each."""
+    """Read Qwen3.5 and Qwen4-Exp: queries, keys and values in one projection, decay and write strength in one each."""
     strength = outputs["in_proj_b"].float().sigmoid()
     return _call(module, outputs["in_proj_qkv"], decay_input=outputs["in_proj_a"], strength=strength, valid=valid)
 

@@ -32,6 +32,7 @@ def _describe(module: Any) -> LinearLayer:
 
 @mixer(
     "KimiLinearDeltaAttention",
+    "Glm5NextTextLinearAttention",
     describe=_describe,
     taps=("q_proj", "k_proj", "v_proj", "forget_gate", "b_proj"),
     norm="o_norm",
