@@ -14,7 +14,7 @@ from dash import Dash, Input, Output, State, html, no_update
 from workbench import figures
 from workbench.app import grouped_runs, ids
 from workbench.app.answer_card import sentences
-from workbench.app.answers import answers
+from workbench.app.answers_of_view import answers
 from workbench.app.components import (
     ABSENT,
     WAITING,
