@@ -29,8 +29,11 @@ def app(path):
     return build_app([path])
 
 
+USUAL = (("default_left", "copy_accuracy on copy_needle"), ("default_right", "loss_nats on text"))
+
+
 def view(**changes):
-    return replace(View("overview", ("hybrid",), "induction", "repeats", "hybrid", ""), **changes).as_json()
+    return replace(View("overview", ("hybrid",), "induction", "repeats", "hybrid", "", USUAL), **changes).as_json()
 
 
 def call(app, output, changed, **values):
@@ -62,7 +65,7 @@ def call(app, output, changed, **values):
 def test_an_address_sets_the_controls_and_is_completed(app):
     location = {"pathname": "/", "search": "?step=64", "visit": 3}
     answer = call(app, "navigate.data", ["location.data"], location=location)
-    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"], "more": []}
+    assert answer["view"]["data"] == {**view(), "runs": ["hybrid"], "more": [list(pair) for pair in USUAL]}
     assert answer["navigate"]["data"] == {
         "address": "overview?run=hybrid&detector=induction&probe=repeats",
         "replace": True,
@@ -113,11 +116,23 @@ def test_planes_are_sent_once_for_a_view(app):
 
 
 def test_metrics_are_offered_and_drawn(app):
-    offered = call(app, "metric-left.data", ["view.data"], view=view())
-    assert offered["metric-left"]["value"] == "copy_accuracy on copy_needle"
-    assert offered["metric-right"]["value"] == "loss_nats on text"
-    drawn = call(app, "figure-right.figure", ["metric-right.value"], view=view(), metric_right="loss_nats on text")
+    left, right = '{"name":"left","type":"choice"}', '{"name":"right","type":"choice"}'
+    offered = call(app, f"{left}.data", ["view.data"], view=view())
+    assert offered[left]["value"] == "copy_accuracy on copy_needle"
+    assert offered[right]["value"] == "loss_nats on text"
+    drawn = call(app, "figure-right.figure", ["view.data"], view=view())
     assert drawn["figure-right"]["figure"]["data"][0]["name"] == "hybrid"
+
+
+def test_the_metrics_of_both_cards_are_in_the_address_where_they_are_not_the_usual_ones(app):
+    search = "?left=loss_nats+on+text&right=loss_nats+on+text"
+    answer = call(app, "navigate.data", ["location.data"], location={"pathname": "/overview", "search": search})
+    assert answer["navigate"]["data"]["address"].endswith("&left=loss_nats+on+text")  # the right one is as always
+    offered = call(app, '{"name":"left","type":"choice"}.data', ["view.data"], view=answer["view"]["data"])
+    assert [each["value"] for each in offered.values()] == ["loss_nats on text"] * 2
+    answer = call(app, "navigate.data", ["location.data"], location={"pathname": "/", "search": "?left=typo"})
+    assert "typo" not in answer["navigate"]["data"]["address"]
+    assert "there is no left 'typo' here; there is: copy_accuracy on copy_needle" in answer["notice"]["data"]["text"]
 
 
 def test_the_head_page_shows_history_place_and_numbers(app):

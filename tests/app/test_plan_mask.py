@@ -21,14 +21,14 @@ from workbench.app.pages.plan import (
     query_heads_of,
     ranking_frame,
     ranking_table,
-    run_of_plan,
     settle,
 )
 from workbench.app.server.serving import open_content
 from workbench.app.state.content import Content
-from workbench.app.state.plan_mask import bytes_of, edited, find_plans, mask_of, predictions, text_of
+from workbench.app.state.plan_mask import bytes_of, edited, mask_of, predictions, text_of
 from workbench.app.state.view import View
 from workbench.heads import Head, KVHead, WorkbenchError
+from workbench.runs.plans_of_runs import find_plans, run_of_plan
 from workbench.store.conversions import LinearAttention
 from workbench.store.plan_file import HeadCosts, Plan
 
@@ -164,8 +164,8 @@ def test_a_plan_inside_a_run_of_its_model_links_to_the_heads_that_read_each_key_
     other = replace(plan, layers=tuple(replace(info, n_heads=8) for info in plan.layers), model="run")
     other.save(folder / "run" / "other.json")
     content = open_content([folder / "run"], [])
-    assert run_of_plan("kept", content) == "run"
-    assert run_of_plan("other", content) == ""  # the heads are others
+    assert run_of_plan(plan, content.plans["kept"], content.runs) == "run"
+    assert run_of_plan(other, content.plans["other"], content.runs) == ""  # the heads are others
     assert [str(head) for head in query_heads_of(other, KVHead(1, 2))] == ["L1H4", "L1H5"]
     assert kv_head_of(other, Head(1, 5)) == KVHead(1, 2)
     assert kv_head_of(other, Head(1, 8)) is None

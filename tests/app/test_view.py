@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.callbacks import next_view
 from workbench.app.ids import DETECTOR, JUMP, LOCATION, PROBE, RUNS
-from workbench.app.pages.overview import default_metrics, unscored
+from workbench.app.model_numbers import default_metrics
+from workbench.app.pages.overview import unscored
 from workbench.app.state.address import address_of, settled, view_of
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.view import View, neighbour

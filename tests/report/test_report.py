@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 from tests.children import run_child
 from tests.preloaded import PreloadedReading
 from tests.synthetic_run import DEMO, write_run
+from workbench.app.answers_of_view import answers
+from workbench.app.server.serving import open_content
+from workbench.app.state.view import View
 from workbench.cli.main import app
 from workbench.heads import StoreNotWritable, WorkbenchError
 from workbench.report import contents_of, write_page
@@ -69,6 +72,15 @@ def test_the_page_loads_nothing_and_is_below_ten_megabytes(page):
     assert not re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?!data:)', html)
 
 
+def test_the_page_begins_with_which_heads_need_the_whole_context_a_sentence_a_run(page, contents):
+    text = unescape(page.read_text(encoding="utf-8"))
+    first = text.index("<h2>Which heads need the whole context?</h2>")
+    places = [text.index(f"{answer.sentence} {answer.heads[0]}") for answer in contents.answers if answer.heads]
+    assert len(contents.answers) == 2
+    assert len(places) > 0
+    assert all(first < place < text.index("<h2>What was scanned</h2>") for place in places)
+
+
 def test_the_page_tells_what_failed_as_text_and_not_as_markup(page):
     html = page.read_text(encoding="utf-8")
     assert "<b>truncated</b>" not in html
@@ -95,10 +107,17 @@ def test_the_command_writes_the_file_and_says_the_claims_or_one_document(runs, t
     words = ["report", str(runs[0].path), "--out", str(tmp_path / "r.html"), "--detector", "induction"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("full, induction on repeats: ")
+    content = open_content([runs[0].path], [])
+    (answer,) = answers(View(runs=("full",)), content).values()
+    assert done.stdout.splitlines()[0] == answer.sentence  # as the Overview of the app begins
+    assert "look far, by " in answer.sentence
+    assert "the first since " in answer.sentence
+    assert "\nfull, induction on repeats: " in done.stdout
     document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert document["report"] == str(tmp_path / "r.html")
     assert document["runs"]["full"]["checkpoints"] == 20
+    assert document["answers"][0]["sentence"] == answer.sentence
+    assert document["answers"][0]["heads"] == [str(head) for head in answer.heads]
     assert {"claims", "best_heads", "failures", "classes", "heads", "phase_changes", "lock_in"} <= set(document)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dash import html
 
-from workbench.app.answers import Answer
 from workbench.app.components import attributes
+from workbench.runs.answers import Answer, shared_remarks
 
 # Query heads that an answer names.
 _LINKED = 8
@@ -18,19 +17,19 @@ _LINKED = 8
 
 def sentences(by_run: Mapping[str, Answer]) -> list[html.P]:
     """The answers as sentences, one a run, with links to heads and plan; what is said of several comes last."""
-    counts = Counter(remark for answer in by_run.values() for remark in answer.remarks)
-    shared = [remark for remark, n in counts.items() if n > 1]
+    shared = shared_remarks(by_run.values())
     last = [html.P("; ".join(shared), className="muted")] if shared else []
     return [*(_sentence(answer, [r for r in answer.remarks if r not in shared]) for answer in by_run.values()), *last]
 
 
 def _sentence(answer: Answer, remarks: Sequence[str]) -> html.P:
-    parts: list[Any] = [html.B(answer.run), ": "]
-    if not answer.count:
-        return html.P([*parts, f"not known: {answer.basis}. ", html.Span("; ".join(remarks), className="muted")])
-    verb = " need it, " if answer.plan else " look far, "
-    parts += [html.Span(answer.count, className="strong"), verb, html.Span(answer.basis, title=answer.source)]
-    parts += [f"; {answer.since}" if answer.since else "", ". "]
+    dressed = {
+        "run": lambda text: html.B(text),
+        "count": lambda text: html.Span(text, className="strong"),
+        "basis": lambda text: html.Span(text, title=answer.source),
+        "": str,
+    }
+    parts: list[Any] = [*(dressed[what](text) for what, text in answer.phrases()), " "]
     if answer.heads:
         links = [_head_link(answer.run, str(head)) for head in answer.heads[:_LINKED]]
         parts += [part for link in links for part in (link, " ")]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qs
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
@@ -16,7 +15,7 @@ from workbench.app.pages import overview
 from workbench.app.pages.overview import KPIS
 from workbench.app.registry import pages
 from workbench.app.slider_scores import slider_scores
-from workbench.app.state.address import address_of, place_in, settled, view_of
+from workbench.app.state.address import address_of, place_in, query_of, settled, view_of
 from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content, Runs
 from workbench.app.state.head_sets import of_same_heads
@@ -192,9 +191,8 @@ def _choices(view: View, runs: Runs) -> tuple[Any, ...]:
 
 def _not_there(location: Any, view: View, content: Content) -> str:
     """What an address names that is not there; "" if all is there. A head that is not there is said on its page."""
-    query = parse_qs(location.get("search", "").lstrip("?"))
     try:
-        refuse_other({name: values for name, values in query.items() if name != "head"}, view, content)
+        refuse_other({name: values for name, values in query_of(location).items() if name != "head"}, view, content)
     except NotThere as error:
         return f"{error}; the nearest is shown"
     except (WorkbenchError, OSError):  # the cards say why

@@ -16,6 +16,8 @@ from workbench.console import fixed
 from workbench.figures.trajectories import records
 from workbench.runs import Run
 
+# The parameters of an address that name the metrics of the two figures.
+METRICS = ("left", "right")
 # Numbers of one class, such as `recall_hops_2` and `loss_nats_depth_50`.
 _CLASSED = re.compile(r"(?P<metric>.+)_(?P<by>[a-z]+)_(?P<value>\d+)")
 
@@ -30,6 +32,31 @@ def default_metrics(names: list[str], probe: str) -> tuple[str | None, str | Non
     by_probe = sorted(names, key=lambda name: not name.endswith(f" on {probe}"))
     accuracy = next((name for name in by_probe if "accuracy" in name), names[0] if names else None)
     return accuracy, next((name for name in by_probe if "loss" in name), names[-1] if names else None)
+
+
+def shown_metrics(view: View, runs: Runs) -> tuple[str | None, str | None]:
+    """The metrics of the two figures: those that the address names as `METRICS`, where they are there, else defaults.
+
+    Raises:
+        WorkbenchError: if a chosen run cannot be read.
+    """
+    names = metric_choices(view, runs)
+    left, right = default_metrics(names, view.probe)
+    chosen = [view.get(name) for name in METRICS]
+    return chosen[0] if chosen[0] in names else left, chosen[1] if chosen[1] in names else right
+
+
+def with_metrics(view: View, runs: Runs) -> View:
+    """The view with its choices of metrics, as far as they are there and no defaults; and with the defaults.
+
+    The browser leaves a default out of the address; a default follows the probe.
+    """
+    names = metric_choices(view, runs)
+    settled: dict[str, str] = {}
+    for name, default in zip(METRICS, default_metrics(names, view.probe), strict=True):
+        is_chosen = view.get(name) in names and view.get(name) != default
+        settled |= {name: view.get(name) if is_chosen else "", f"default_{name}": default or ""}
+    return view.having(settled)
 
 
 def grouped(names: list[str]) -> list[dict[str, Any]]:

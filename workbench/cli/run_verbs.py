@@ -129,7 +129,7 @@ def report(
     if as_json:
         print_json({"report": written, **contents.document()})
         return
-    for claim in contents.claims:
+    for claim in (*(answer.sentence for answer in contents.answers), *contents.claims):
         print(claim)
     warn(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 

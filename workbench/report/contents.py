@@ -12,6 +12,8 @@ from workbench.console import shown
 from workbench.emergence import ModelSummary
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.runs import Run, Summary, summarise
+from workbench.runs.answers import Answer, answer_of, answer_or_reason
+from workbench.runs.plans_of_runs import find_plans
 
 # Of each run: tables and sentences need the traced heads that figures are drawn from.
 _CACHE_BYTES = 512 * 2**20
@@ -22,12 +24,14 @@ _BEST = ("run", "detector", "probe", "head", "kind", "score", "ci_lo", "ci_hi", 
 class Contents:
     """The report of some runs.
 
-    `facts`: per run its series, job, versions and progress. `claims`: sentences. `best`, `failures`: tables with a
-    column `run`; `summary`: that of `workbench emergence`. `classes`: the (detector, probe) pairs of all runs.
-    `models`: by name, what is known of the runs of one checkpoint.
+    `answers`: which heads of each run need the whole context, by a plan in its folder or beside it, else by detectors,
+    whatever detectors the rest is of. `facts`: per run its series, job, versions and progress. `claims`: sentences.
+    `best`, `failures`: tables with a column `run`; `summary`: that of `workbench emergence`. `classes`: the (detector,
+    probe) pairs of all runs. `models`: by name, what is known of the runs of one checkpoint.
     """
 
     runs: tuple[Run, ...]
+    answers: tuple[Answer, ...]
     facts: dict[str, dict[str, Any]]
     claims: list[str]
     best: pd.DataFrame
@@ -42,6 +46,7 @@ class Contents:
         lists = {"best_heads": self.best, "failures": self.failures}
         return {
             "runs": self.facts,
+            "answers": [_answer_document(answer) for answer in self.answers],
             "claims": self.claims,
             **{name: table.to_dict("records") for name, table in lists.items()},
             **tables,
@@ -70,8 +75,10 @@ def contents_of(
     models = {run.name: run.model_summary() for run in runs if run.n_scored == 1}
     best = pd.concat([_best(run, detector, on, n) for detector, on in pairs for run in runs], ignore_index=True)
     failed = pd.concat([run.failures().drop(columns="traceback").assign(run=run.name) for run in runs])
+    plans = find_plans([run.path for run in runs], [])
     return Contents(
         tuple(runs),
+        tuple(answer_or_reason(run, lambda each: answer_of(each, plans)) for run in runs),
         facts,
         [
             *(f"{name}: {sentence}" for name, model in models.items() for sentence in model.sentences()),
@@ -88,6 +95,10 @@ def contents_of(
         pairs,
         models,
     )
+
+
+def _answer_document(answer: Answer) -> dict[str, Any]:
+    return {**asdict(answer), "heads": [str(head) for head in answer.heads], "sentence": answer.sentence}
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from workbench.heads import WorkbenchError
 from workbench.report.contents import Contents
 from workbench.report.html_parts import figure_html, paragraphs, table_html, write_html
 from workbench.runs import Run
+from workbench.runs.answers import Answer, shared_remarks
 
+_MOST_NAMED = 24  # heads of an answer
 _METRICS = 6  # model-level curves drawn at most
 
 
@@ -30,6 +32,8 @@ def write_page(contents: Contents, out: Path) -> Path:
 
 def _sections(contents: Contents) -> Iterator[str]:
     numbers = count()
+    yield "<h2>Which heads need the whole context?</h2>"
+    yield _answers(contents.answers)
     yield "<h2>What was scanned</h2>"
     yield _facts(contents)
     yield "<h2>What the numbers say</h2>"
@@ -61,6 +65,21 @@ def _sections(contents: Contents) -> Iterator[str]:
     yield table_html(contents.summary.tables["phase_changes"])
     yield "<h2>Failures</h2>"
     yield table_html(contents.failures) if len(contents.failures) else "<p>None.</p>"
+
+
+def _answers(answers: Sequence[Answer]) -> str:
+    """A sentence a run with its heads, whose tooltip is the source of its thresholds; then what else is to be known."""
+    shared = shared_remarks(answers)
+    items: list[str] = []
+    for answer in answers:
+        heads, more = answer.heads[:_MOST_NAMED], len(answer.heads) - _MOST_NAMED
+        named = " ".join(map(str, heads)) + (f" and {more} more" if more > 0 else "")
+        own = "; ".join(remark for remark in answer.remarks if remark not in shared)
+        note = f' <span class="note">{escape(own)}</span>' if own else ""
+        title = f' title="{escape(answer.source)}"' if answer.source else ""
+        items.append(f"<li{title}>{escape(answer.sentence)} {named}{note}</li>")
+    last = f'<p class="note">{escape("; ".join(shared))}</p>' if shared else ""
+    return f"<ul>{''.join(items)}</ul>{last}"
 
 
 def _at_one_checkpoint(contents: Contents, numbers: Iterator[int]) -> Iterator[str]:

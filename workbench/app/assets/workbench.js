@@ -2,7 +2,8 @@
 (function () {
   "use strict";
 
-  const DEFAULTS = { x: "tokens", group: "each run", base: "no baseline" }; // values that the address leaves out
+  // Values that the address leaves out; the view has others, as `default_left`.
+  const DEFAULTS = { x: "tokens", group: "each run", base: "no baseline" };
   const SVG = "http://www.w3.org/2000/svg";
 
   // The slider's position and the scores of the view.
@@ -517,8 +518,9 @@
     const set = {};
     for (const { prop_id: id, value } of inputs) {
       const { name } = JSON.parse(id.slice(0, id.lastIndexOf(".")));
-      if (value !== null && value !== undefined && value !== (current[name] || DEFAULTS[name] || "")) {
-        set[name] = value === DEFAULTS[name] ? "" : value;
+      const usual = DEFAULTS[name] || current[`default_${name}`] || "";
+      if (value !== null && value !== undefined && value !== (current[name] || usual)) {
+        set[name] = value === usual ? "" : value;
       }
     }
     if (Object.keys(set).length) jump({ set });

@@ -13,7 +13,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from workbench import figures
 from workbench.app import ids
-from workbench.app.answers import Answer, answer_of
+from workbench.app.answers_of_view import kept_answer
 from workbench.app.components import WAITING, attributes, badges, card, graph, message, theme_of
 from workbench.app.head_tables import facts_of, head_scores, score_table
 from workbench.app.pages.overview import overview_figure
@@ -25,6 +25,7 @@ from workbench.app.state.view import NO_HEAD, View
 from workbench.figures.style import Theme
 from workbench.heads import Head, WorkbenchError
 from workbench.runs import Run
+from workbench.runs.answers import Answer
 from workbench.store.head_notes import read_notes
 
 TITLE, BADGES, HISTORY, AMONG_HEADS, SCORES, HEAD_GRID, PATTERNS = (
@@ -73,7 +74,7 @@ def register(app: Dash, content: Content) -> None:
         if not view.head:
             return "no head yet", [], _waiting(view, content, theme), "", [], "row two"
         run, head = runs[view.run], Head.parse(view.head)
-        answer = answer_of(run, content)
+        answer = kept_answer(run, content)
         grid = overview_figure(figures.heads, replace(view, runs=(view.run,)), runs, theme=theme)
         grid = figures.mark_heads(grid, {run.name: answer.heads}, theme=theme)
         grid = figures.mark_heads(grid, {run.name: pinned(view, runs)}, mark="ring", theme=theme)

@@ -11,7 +11,7 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 
 from workbench.app import ids
-from workbench.app.answers import answer_of
+from workbench.app.answers_of_view import kept_answer
 from workbench.app.components import attributes, card
 from workbench.app.head_tables import every_head, score_columns
 from workbench.app.registry import page
@@ -94,7 +94,7 @@ def heads_of_run(view: View, content: Content, step: str) -> pd.DataFrame:
     """
     run = content.runs[view.run]
     table = every_head(run, step, probe=view.probe)
-    needed = {str(head) for head in answer_of(run, content).heads}
+    needed = {str(head) for head in kept_answer(run, content).heads}
     chosen = {str(head) for head in pinned(view, content.runs)}
     notes = {note.head: note.text for note in read_notes(run.path) if note.ckpt == step}
     table.insert(1, _NEEDS, ["●" if name in needed else "" for name in table["head"]])

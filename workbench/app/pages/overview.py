@@ -9,12 +9,12 @@ from typing import Any
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import Dash, Input, Output, State, html, no_update
+from dash import Dash, Input, Output, html, no_update
 
 from workbench import figures
 from workbench.app import grouped_runs, ids
 from workbench.app.answer_card import sentences
-from workbench.app.answers import answers
+from workbench.app.answers_of_view import answers
 from workbench.app.components import (
     ABSENT,
     WAITING,
@@ -26,7 +26,7 @@ from workbench.app.components import (
     theme_of,
 )
 from workbench.app.isolated_runs import of_those_that_can
-from workbench.app.model_numbers import default_metrics, grouped, metric_choices, numbers_table
+from workbench.app.model_numbers import METRICS, grouped, metric_choices, numbers_table, shown_metrics, with_metrics
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
 from workbench.app.state.head_sets import PARAMETER, pinned
@@ -57,7 +57,8 @@ _PANEL_PX = 210
 _NUMBER_PX, _AXES_PX = 33, 70
 # A figure with its legend beside it.
 _WITH_LEGEND_PX = 560
-LEFT_METRIC, RIGHT_METRIC, LEFT_FIGURE, RIGHT_FIGURE = "metric-left", "metric-right", "figure-left", "figure-right"
+LEFT_METRIC, RIGHT_METRIC = (ids.parameter_id(name) for name in METRICS)
+METRIC_FIGURES = ("figure-left", "figure-right")
 
 
 def register(app: Dash, content: Content) -> None:
@@ -69,12 +70,19 @@ def register(app: Dash, content: Content) -> None:
 
 def read_ahead(view: View, content: Content) -> None:
     """Read and draw what the page shows first, in the light theme."""
-    choices = default_metrics(metric_choices(view, content.runs), view.probe)
     for figure_id in DRAWN:
         if is_of_view(figure_id, view, content.runs):
-            _draw(figure_id, view, None, content=content, metric=choices[0])
-    for metric in choices:
+            _draw(figure_id, view, None, content=content)
+    for metric in shown_metrics(view, content.runs):
         _draw_metric(metric, view, None, content=content)
+
+
+def settle(view: View, content: Content) -> View:
+    """The metrics of the address, as far as the runs have them."""
+    try:
+        return with_metrics(view, content.runs)
+    except WorkbenchError:  # the metric's card says why a run's numbers cannot be read
+        return view
 
 
 def _register_answer(app: Dash, content: Content) -> None:
@@ -130,15 +138,13 @@ def _register_figures(app: Dash, content: Content) -> None:
             Input(ids.VIEW, "data"),
             Input(ids.SCORES_CHANGED, "data"),
             Input(ids.THEME, "data"),
-            State(LEFT_METRIC, "value"),
             prevent_initial_call=True,
         )
-        def show_figure(view_json: Any, _: Any, is_dark: Any, metric: Any, figure_id: Any = figure_id) -> Any:
+        def show_figure(view_json: Any, _: Any, is_dark: Any, figure_id: Any = figure_id) -> Any:
             view = View.of_page("overview", view_json)
             if view is None or not is_of_view(figure_id, view, content.runs):
                 return no_update
-            shown_metric = metric or default_metrics(metric_choices(view, content.runs), view.probe)[0]
-            return _draw(figure_id, view, is_dark, content=content, metric=shown_metric)
+            return _draw(figure_id, view, is_dark, content=content)
 
     @app.callback(
         Output(ids.parameter_id("x"), "value"),
@@ -156,8 +162,8 @@ def _register_figures(app: Dash, content: Content) -> None:
         return view.x, "by name" if grouped_runs.grouped_by_name(view) else "each run", [NO_BASELINE, *view.runs], base
 
 
-def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content, metric: str | None) -> go.Figure:
-    """One of `DRAWN`; Emergence also shows the phase changes of a metric."""
+def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content) -> go.Figure:
+    """One of `DRAWN`; Emergence also shows the phase changes of the left metric."""
 
     def draw() -> go.Figure:
         theme = theme_of(is_dark)
@@ -184,7 +190,10 @@ def _draw(figure_id: str, view: View, is_dark: bool | None, *, content: Content,
         *(view.get(name) for name in (PARAMETER, "group", "base")),
         *((name, answer.heads) for name, answer in needed_by.items()),
     )
+    metric = None
     if figure_id == EMERGENCE:
+        with suppress(WorkbenchError):  # a metric's card says why a run's numbers cannot be read
+            metric = shown_metrics(view, content.runs)[0]
         key += (metric, *(content.runs[name].fingerprint("metrics") for name in view.runs))
     return content.made.once(key, draw)
 
@@ -253,30 +262,30 @@ def _register_metrics(app: Dash, content: Content) -> None:
         Output(RIGHT_METRIC, "value"),
         Input(ids.VIEW, "data"),
         Input(ids.METRICS_CHANGED, "data"),
-        State(LEFT_METRIC, "value"),
-        State(RIGHT_METRIC, "value"),
         prevent_initial_call=True,
     )
-    def offer_metrics(view_json: Any, _: Any, left: Any, right: Any) -> Any:
-        view = View.from_json(view_json)
-        names = metric_choices(view, runs)
-        accuracy, loss = default_metrics(names, view.probe)
-        data = grouped(names)
-        return data, left if left in names else accuracy, data, right if right in names else loss
+    def offer_metrics(view_json: Any, _: Any) -> Any:
+        view = View.of_page("overview", view_json)
+        if view is None:
+            return (no_update,) * 4
+        data = grouped(metric_choices(view, runs))
+        left, right = shown_metrics(view, runs)
+        return data, left, data, right
 
-    for select_id, figure_id in ((LEFT_METRIC, LEFT_FIGURE), (RIGHT_METRIC, RIGHT_FIGURE)):
+    for side, figure_id in enumerate(METRIC_FIGURES):
 
         @app.callback(
             Output(figure_id, "figure"),
-            Input(select_id, "value"),
             Input(ids.VIEW, "data"),
             Input(ids.METRICS_CHANGED, "data"),
             Input(ids.THEME, "data"),
             prevent_initial_call=True,
         )
-        def show_metric(choice: Any, view_json: Any, _: Any, is_dark: Any) -> Any:
+        def show_metric(view_json: Any, _: Any, is_dark: Any, side: Any = side) -> Any:
             view = View.of_page("overview", view_json)
-            return no_update if view is None else _draw_metric(choice, view, is_dark, content=content)
+            if view is None:
+                return no_update
+            return _draw_metric(shown_metrics(view, runs)[side], view, is_dark, content=content)
 
 
 def _draw_metric(choice: str | None, view: View, is_dark: bool | None, *, content: Content) -> go.Figure:
@@ -339,7 +348,8 @@ def _concatenated(tables: list[pd.DataFrame]) -> pd.DataFrame:
 @page(
     "overview",
     register=register,
-    parameters=("x", "group", "base"),
+    parameters=("x", "group", "base", *METRICS),
+    settle=settle,
     exports={"scores": _scores, "emergence": _emergence, "metrics": _metrics},
 )
 def layout(_: Content) -> list[Any]:
@@ -405,7 +415,7 @@ def _over_training() -> list[Any]:
                     graph(figure_id, "cursor"),
                     table="metrics",
                 )
-                for select_id, figure_id in ((LEFT_METRIC, LEFT_FIGURE), (RIGHT_METRIC, RIGHT_FIGURE))
+                for select_id, figure_id in zip((LEFT_METRIC, RIGHT_METRIC), METRIC_FIGURES, strict=True)
             ),
         ],
         className="row three",
@@ -433,7 +443,7 @@ def _distribution() -> list[Any]:
     ]
 
 
-def _metric_select(name: str) -> dmc.Select:
+def _metric_select(name: dict[str, str]) -> dmc.Select:
     return dmc.Select(
         id=name,
         data=[],

@@ -26,9 +26,9 @@ from workbench.app.state.plan_mask import Prediction, bytes_of, edited, mask_of,
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.figures.style import Theme
-from workbench.figures.trajectories import records
 from workbench.files.plain_json import json_text
 from workbench.heads import Head, KVHead, WorkbenchError
+from workbench.runs.plans_of_runs import is_plan_of, run_of_plan
 from workbench.store.conversions import name_of
 from workbench.store.plan_file import HeadCosts, Plan
 
@@ -123,7 +123,7 @@ def register(app: Dash, content: Content) -> None:
         settings = names, view.get("plan"), state, len(order), len(plan.keep)
         drawn = mask_figure(plan, theme), _pareto(plan, theme), _waterfall(plan, theme)
         remarks = [html.Div(remark, className="about") for remark in plan.remarks]
-        table = ranking_table(plan, run_of_plan(view.get("plan"), content))
+        table = ranking_table(plan, run_of_plan(plan, content.plans[view.get("plan")], content.runs))
         return *settings, [*badges(about(plan)), *remarks], facts(plan), *drawn, table, away(plan, view)
 
     @app.callback(
@@ -152,26 +152,6 @@ def register(app: Dash, content: Content) -> None:
         return links_to_plans(view, content)
 
 
-def run_of_plan(name: str, content: Content) -> str:
-    """The run that a plan is beside or inside of, or that has the name of its model; "" where heads may be others."""
-    path = content.plans.get(name)
-    if path is None:
-        return ""
-    plan = Plan.load(path)
-    inside = [run.name for run in content.runs.values() if path.parent == run.path]
-    named = [run.name for run in content.runs.values() if run.name == plan.model]
-    for run in (*inside, *named):
-        if {info.index: info.n_heads for info in plan.layers if info.mixer == "softmax"}.items() <= _heads_of(
-            content.runs[run].layers()
-        ).items():
-            return run
-    return ""
-
-
-def _heads_of(layers: pd.DataFrame) -> dict[int, int]:
-    return {int(row["layer"]): int(row["n_heads"]) for row in records(layers, "layer", "n_heads")}
-
-
 def kv_head_of(plan: Plan, head: Head) -> KVHead | None:
     """The key/value head that a query head reads; None where the plan has no such softmax head."""
     for info in plan.layers:
@@ -192,9 +172,10 @@ def links_to_plans(view: View, content: Content) -> list[html.A]:
     for name, path in content.plans.items():
         try:
             plan = Plan.load(path)
-            kv_head = kv_head_of(plan, Head.parse(view.head)) if run_of_plan(name, content) == view.run else None
-        except WorkbenchError:
-            continue  # the Plan page says what is wrong with it
+            is_of_run = is_plan_of(plan, path, content.runs[view.run])
+            kv_head = kv_head_of(plan, Head.parse(view.head)) if is_of_run else None
+        except (WorkbenchError, OSError):
+            continue  # the Plan page says what is wrong with it, or the run's card
         if kv_head is not None and kv_head in plan.choices:
             choice = _SEES[name_of(plan.choices[kv_head])].format(plan=plan)
             to_plan = attributes(data_page="plan", data_set=json.dumps({"plan": name, "keep": ""}))

@@ -36,9 +36,9 @@ from workbench.app.server.guard import LOOPBACK, Guard
 from workbench.app.state.content import Content
 from workbench.app.state.live_runs import live_runs
 from workbench.app.state.opened_model import OpenedModel
-from workbench.app.state.plan_mask import find_plans
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
+from workbench.runs.plans_of_runs import find_plans
 
 # Below this path stand single cards, for pages that frame them.
 EMBED = "/embed/"

@@ -34,7 +34,7 @@ def view_of(address: Mapping[str, str]) -> tuple[View, int | None]:
 
     Names that are not there are replaced by `settled`.
     """
-    query = parse_qs(address.get("search", "").lstrip("?"))
+    query = query_of(address)
 
     def first(name: str) -> str:
         return query.get(name, [""])[0]
@@ -47,9 +47,14 @@ def view_of(address: Mapping[str, str]) -> tuple[View, int | None]:
     return view.having({name: first(name) for name in parameters}), step
 
 
+def query_of(address: Mapping[str, str]) -> dict[str, list[str]]:
+    """The values of each parameter of an address; empty ones are left out."""
+    return parse_qs(address.get("search", "").lstrip("?"))
+
+
 def place_in(address: Mapping[str, str]) -> dict[str, str]:
     """The stop of the slider that an address names; see `slider_stops`."""
-    query = parse_qs(address.get("search", "").lstrip("?"))
+    query = query_of(address)
     return {name: query[name][0] for name in PLACE_PARAMETERS if name in query}
 
 

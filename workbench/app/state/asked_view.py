@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from workbench.app.model_numbers import METRICS, metric_choices
 from workbench.app.registry import pages
 from workbench.app.state.content import Content
 from workbench.app.state.head_sets import PARAMETER
@@ -57,6 +58,9 @@ def refuse_other(query: Mapping[str, Sequence[str]], view: View, content: Conten
     for name, choices in _CHOICES.items():
         _check(name, one.get(name), choices)
     _check("base", one.get("base"), view.runs)
+    for name in METRICS:
+        if name in one:
+            _check(name, one[name], metric_choices(view, content.runs))
     _check("plan", one.get("plan"), content.plans)
     _check_mask(one.get("keep"), view, content)
     for name in ("a", "b", "at_a", "at_b"):

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from workbench.heads import KVHead, WorkbenchError
+from workbench.heads import KVHead
 from workbench.store.cache_sizes import bytes_under
 from workbench.store.plan_file import Plan
 
-_SCAN_FILES = frozenset({"run.json", "plan.json", "checkpoints.json", "fingerprints.json"})
 _HEAD = re.compile(r"L(\d+)KV(\d+)")
-_START_BYTES, _MOST_BYTES = 64, 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +30,6 @@ class Prediction:
     is_measured: bool
     ci_lo: float = math.nan
     ci_hi: float = math.nan
-
-
-def find_plans(runs: Sequence[Path], named: Sequence[str | Path]) -> dict[str, Path]:
-    """The plans beside or inside run folders, and those that were named, each under a name of its own.
-
-    Raises:
-        WorkbenchError: if a file that was named is no plan.
-    """
-    for path in named:
-        Plan.load(path)
-    folders = dict.fromkeys(folder for run in runs for folder in (run, run.parent))
-    beside = [path for folder in folders for path in sorted(folder.glob("*.json")) if _is_plan(path)]
-    files = list(dict.fromkeys(Path(path).resolve() for path in (*named, *beside)))
-    stems = [file.stem for file in files]
-    names = [file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}" for file in files]
-    return dict(zip(names, files, strict=True))
 
 
 def mask_of(plan: Plan, text: str) -> tuple[KVHead, ...]:
@@ -115,20 +94,3 @@ def predictions(plan: Plan) -> list[Prediction]:
 def bytes_of(plan: Plan) -> tuple[int, int]:
     """Bytes of cache at the plan's context: with its mask, and with every head full."""
     return plan.kv_bytes, bytes_under(plan.layers, {}, context=plan.context)
-
-
-def _is_plan(path: Path) -> bool:
-    """Whether a file is a plan; other files are recognised by their first bytes, and never raise."""
-    if path.name in _SCAN_FILES and (path.parent / "run.json").exists():
-        return False
-    try:
-        with path.open("rb") as file:
-            if b'"version"' not in file.read(_START_BYTES) or path.stat().st_size > _MOST_BYTES:
-                return False
-        content: Any = json.loads(path.read_text())
-        if not isinstance(content, dict) or not {"version", "ranking", "keep", "curve"} <= content.keys():
-            return False
-        Plan.load(path)
-    except (OSError, ValueError, WorkbenchError):
-        return False
-    return True

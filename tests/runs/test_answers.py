@@ -9,9 +9,10 @@ import pytest
 
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.answer_card import sentences
-from workbench.app.answers import answer_of, plan_of_run, query_heads
 from workbench.app.server.serving import open_content
 from workbench.heads import Head
+from workbench.runs.answers import answer_of, query_heads
+from workbench.runs.plans_of_runs import plan_of_run, run_of_plan
 from workbench.store.plan_file import Plan
 
 PUBLISHED = Path(__file__).parents[2] / "examples" / "published"
@@ -30,7 +31,7 @@ def words(component):
 
 
 def test_a_plan_of_the_model_answers_with_its_heads_and_what_they_bring_back(published):
-    answer = answer_of(published.runs["smollm2"], published)
+    answer = answer_of(published.runs["smollm2"], published.plans)
     plan = Plan.load(PUBLISHED / "smollm2" / "window-128.json")
     assert (answer.plan, answer.count) == ("window-128", f"{len(plan.keep)} of 90 key/value heads")
     assert {(head.layer, head.head // 3) for head in answer.heads} == set(plan.keep)
@@ -43,7 +44,7 @@ def test_a_plan_of_the_model_answers_with_its_heads_and_what_they_bring_back(pub
 
 def test_without_a_plan_detectors_answer_with_their_thresholds_and_say_that_they_only_look(published):
     run = published.runs["gemma3-270m"]
-    answer = answer_of(run, published)
+    answer = answer_of(run, published.plans)
     retrieval = run.scores(detector="retrieval_top1", probe="niah_single_2")
     induction = run.scores(detector="induction", probe="repeats")
     passing = [
@@ -71,7 +72,9 @@ def test_a_plan_beside_a_run_has_to_name_its_model(tmp_path, published):
     plan = Plan.load(PUBLISHED / "smollm2" / "window-128.json")
     for model, is_found in (("elsewhere/smollm2", True), ("another", False), ("", False)):
         replace(plan, model=model).save(tmp_path / "plan.json")
-        assert (plan_of_run(run, {"plan": tmp_path / "plan.json"}) is not None) == is_found
+        path = tmp_path / "plan.json"
+        assert (plan_of_run(run, {"plan": path}) is not None) == is_found
+        assert run_of_plan(Plan.load(path), path, published.runs) == ("smollm2" if is_found else "")
 
 
 def test_over_training_the_answer_says_since_when_and_links_to_the_heads(tmp_path):
@@ -79,7 +82,7 @@ def test_over_training_the_answer_says_since_when_and_links_to_the_heads(tmp_pat
     write_run(tmp_path / "sliding", replace(DEMO["sliding"], steps=(0, 64), detectors=("induction",)))
     write_run(tmp_path / "sinks", replace(DEMO["full"], steps=(0, 64), detectors=("sink",)))
     content = open_content([tmp_path], [])
-    found = {name: answer_of(run, content) for name, run in content.runs.items()}
+    found = {name: answer_of(run, content.plans) for name, run in content.runs.items()}
     onsets = (
         content.runs["full"]
         .onsets("induction")
@@ -93,5 +96,6 @@ def test_over_training_the_answer_says_since_when_and_links_to_the_heads(tmp_pat
     assert "there are no scores of retrieval_top1" in found["sinks"].basis
     text = [words(sentence) for sentence in sentences(found)]
     assert text[0].startswith("full: ")
+    assert all(said.startswith(answer.sentence) for said, answer in zip(text, found.values(), strict=False))
     assert str(found["full"].heads[0]) in text[0]
     assert "not known" in text[1]

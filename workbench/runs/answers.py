@@ -6,20 +6,19 @@ of the two it rests on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 import pandas as pd
 
-from workbench.app.state.content import Content
-from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.emergence import summarise_model
 from workbench.emergence.onset_words import in_order_of_onset, onset_words
 from workbench.heads import Head, WorkbenchError
-from workbench.runs import Run
+from workbench.runs.plans_of_runs import plan_of_run
+from workbench.runs.run import Run
 from workbench.store.plan_file import Plan
 
 # The classes of heads that fetch from far, in the order in which they name a head; and the detectors that find them.
@@ -49,36 +48,47 @@ class Answer:
     probe: str = ""
     remarks: tuple[str, ...] = ()
 
+    def phrases(self) -> tuple[tuple[str, str], ...]:
+        """The sentence in pieces, each with what it is: "run", "count", "basis", or "" for the words between."""
+        if not self.count:
+            return ("run", self.run), ("", ": not known: "), ("basis", self.basis), ("", ".")
+        # A plan has measured that they need it, detectors only where they look.
+        verb = " need it, " if self.plan else " look far, "
+        end = f"; {self.since}." if self.since else "."
+        return ("run", self.run), ("", ": "), ("count", self.count), ("", verb), ("basis", self.basis), ("", end)
 
-def answers(view: View, content: Content) -> dict[str, Answer]:
-    """The answer of each chosen run, by name; of one that cannot be read, why."""
-    chosen = [content.runs[name] for name in view.runs if name in content.runs]
-    return {run.name: _answer_or_reason(run, content, view.x) for run in chosen}
+    @property
+    def sentence(self) -> str:
+        """The answer as one sentence, without the names of heads."""
+        return "".join(text for _, text in self.phrases())
 
 
-def answer_of(run: Run, content: Content, *, unit: str = "tokens") -> Answer:
-    """The answer of one run; kept until its scores, its metrics or the plans change."""
-    stamps = [(name, _changed_ns(path)) for name, path in content.plans.items()]
-    key = ("answer", run.name, unit, run.fingerprint("scores"), run.fingerprint("metrics"), *stamps)
-    return content.made.once(key, lambda: _answer(run, content.plans, unit))
+def shared_remarks(several: Iterable[Answer]) -> list[str]:
+    """The remarks of more than one answer, which are said once."""
+    counts = Counter(remark for answer in several for remark in answer.remarks)
+    return [remark for remark, n in counts.items() if n > 1]
 
 
-def plan_of_run(run: Run, plans: Mapping[str, Path]) -> tuple[str, Plan] | None:
-    """The plan of a run's model, with its name; of several, one in the run's folder comes first.
+def answer_of(run: Run, plans: Mapping[str, Path], *, unit: str = "tokens") -> Answer:
+    """The answer of one run, by the plan of its model among `plans`, else by detectors.
 
-    A plan is of the run's model if it lies in the run's folder or names the model that the run scored, and has the same
-    layers.
+    `unit`: in which the answer counts training, "tokens" or "step".
+
+    Raises:
+        WorkbenchError: if the run cannot be read.
     """
-    by_place = sorted(plans.items(), key=lambda item: item[1].parent.resolve() != run.path.resolve())
-    for name, path in by_place:
-        try:
-            plan = Plan.load(path)
-        except WorkbenchError:
-            continue  # the Plan page gives the reason
-        is_of_model = path.parent.resolve() == run.path.resolve() or _names_model(plan.model, run)
-        if is_of_model and _has_layers(plan, run):
-            return name, plan
-    return None
+    scores, metrics = _far_scores(run)
+    by_detectors = _by_detectors(run, scores, metrics, unit=unit)
+    planned = plan_of_run(run, plans)
+    return by_detectors if planned is None else _by_plan(run, *planned, by_detectors=by_detectors, unit=unit)
+
+
+def answer_or_reason(run: Run, answer: Callable[[Run], Answer]) -> Answer:
+    """What `answer` says of a run; of one that cannot be read, why."""
+    try:
+        return answer(run)
+    except (WorkbenchError, OSError) as error:
+        return Answer(run.name, (), "", str(error))
 
 
 def query_heads(plan: Plan) -> tuple[Head, ...]:
@@ -87,20 +97,6 @@ def query_heads(plan: Plan) -> tuple[Head, ...]:
     keep = set(plan.keep)
     kept_in_order = (ranked.head for ranked in plan.ranking if ranked.head in keep)
     return tuple(head for layer, kv_head in kept_in_order for head in infos[layer].query_heads(kv_head))
-
-
-def _answer_or_reason(run: Run, content: Content, unit: str) -> Answer:
-    try:
-        return answer_of(run, content, unit=unit)
-    except (WorkbenchError, OSError) as error:
-        return Answer(run.name, (), "", str(error))
-
-
-def _answer(run: Run, plans: Mapping[str, Path], unit: str) -> Answer:
-    scores, metrics = _far_scores(run)
-    by_detectors = _by_detectors(run, scores, metrics, unit=unit)
-    planned = plan_of_run(run, plans)
-    return by_detectors if planned is None else _by_plan(run, *planned, by_detectors=by_detectors, unit=unit)
 
 
 def _by_plan(run: Run, name: str, plan: Plan, *, by_detectors: Answer, unit: str) -> Answer:
@@ -210,27 +206,3 @@ def _n_of(heads: pd.DataFrame, name: str) -> int:
 
 def _interval(low: float, high: float) -> str:
     return "" if low != low else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
-
-
-def _names_model(model: str, run: Run) -> bool:
-    """Whether a plan's model is what a run scored: its folder, or a checkpoint in it."""
-    source, named = PurePath(str(run.last_job().checkpoints or run.name)), PurePath(model)
-    if not model:
-        return False
-    checkpoints = set(run.checkpoints()["ckpt"])
-    return named.name == source.name or (named.parent.name == source.name and named.name in checkpoints)
-
-
-def _has_layers(plan: Plan, run: Run) -> bool:
-    """Whether the softmax layers of a plan are those of the run: number, kind and query heads of each."""
-    rows: list[dict[str, Any]] = run.layers().to_dict("records")
-    scored = {(int(row["layer"]), str(row["kind"]), int(row["n_heads"])) for row in rows}
-    planned = {(info.index, str(info.kind), info.n_heads) for info in plan.layers if info.mixer == "softmax"}
-    return bool(planned) and planned <= scored
-
-
-def _changed_ns(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
