@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from workbench import LossTolerance, WorkbenchError, open_model, verdict
 from workbench.heads import KVHead
 from workbench.planning import verdict_over_length
 from workbench.planning.task_abilities import TaskAbility
+from workbench.planning.verdict_over_length import verdict_work
+from workbench.store.conversions import Window
 from workbench.store.length_verdict import LengthVerdict, VerdictCell
 
 WINDOW = 4
@@ -151,6 +154,14 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(m, arguments, reason):
 def test_lengths_follow_the_window_and_end_with_the_context(m):
     found = verdict(m, plan_for(m, FAR), tasks=["far_pairs"])
     assert found.lengths == (32, 64, 128)
+
+
+def test_a_quick_effort_leaves_out_a_third_length_that_is_long(m, monkeypatch):
+    monkeypatch.setattr(verdict_over_length, "_QUICK", 100)
+    work = partial(verdict_work, m, Window(WINDOW, 1), tasks=["far_pairs"])
+    assert list(work(effort="quick").made) == [32, 64]
+    assert list(work(effort="standard").made) == [32, 64, 128]
+    assert list(work([32, 128], effort="quick").made) == [32, 128]
 
 
 def test_lengths_beyond_the_context_are_tried_on_request_and_flagged(monkeypatch):

@@ -34,6 +34,8 @@ _TOKENS = {"quick": 3072, "standard": 3072, "thorough": 16384}
 _FEWEST, _MOST = 2, {"quick": 4, "standard": 4, "thorough": 16}
 # Away from the seeds that plans are made with.
 _SEED = 1000
+# The longest text, in tokens, that a quick effort takes for a third length.
+_QUICK = 2048
 # The shortest text of bare tokens that holds a question and what is asked for.
 _SHORTEST_TOKENS = 32
 
@@ -55,7 +57,8 @@ def verdict(  # noqa: PLR0913  # public keywords
     not tried at longer lengths where it cannot be done. The seeds are others than those of plans.
 
     Args:
-        lengths: in tokens; default: three, doubling, from far beyond the window on, within the model's context.
+        lengths: in tokens; default: three, doubling, from far beyond the window on, within the model's context; of a
+            quick effort the third is left out where it is longer than 2,048.
         tasks: names of `far_tasks` ("needles", "variable tracking", "far text", "common words"), or probes as
             `probes.build` reads them without length, n_sequences and seed; default: all, for `quick` chains alone.
         tolerance: nats per answer that the plan may lose.
@@ -107,7 +110,9 @@ def verdict_work(  # noqa: PLR0913  # what `verdict` takes, but for the plan
     nats = tolerance.nats if isinstance(tolerance, LossTolerance) else tolerance
     if isinstance(nats, bool) or not nats >= 0:
         raise WorkbenchError(f"a tolerance of {nats!r} nats was given; expected 0 or more")
-    tried = _checked_lengths(m, window, lengths, beyond_context)
+    tried = (
+        _default_lengths(m, window, effort) if lengths is None else _checked_lengths(m, window, lengths, beyond_context)
+    )
     written = chosen_tasks(m, tasks, effort)
     seed += _SEED
     made = {n: _probes(m, window, written, n, n_texts=_n_texts(n, effort), seed=seed) for n in tried}
@@ -295,20 +300,25 @@ def _n_texts(length: int, effort: Effort) -> int:
     return max(_FEWEST, min(_MOST[effort], _TOKENS[effort] // length))
 
 
-def _checked_lengths(m: HookedModel, window: Window, lengths: Sequence[int] | None, beyond_context: bool) -> list[int]:
+def _default_lengths(m: HookedModel, window: Window, effort: Effort) -> list[int]:
+    """Doubling from far beyond the window on: three, or two where a quick effort's third would take longest of all."""
     longest, seen = context(m), window.window + window.sink
-    if lengths is None:
-        shortest = _SHORTEST_TOKENS if m.tokenizer is None else SHORTEST_TEXT
-        first = 1 << (max(shortest, 2 * seen, 2 * widest_window(m.layers)) - 1).bit_length()
-        fitting = [n for n in (first, 2 * first, 4 * first) if longest is None or n <= longest]
-        if not fitting and longest is not None and longest > seen:
-            fitting = [longest]
-        if not fitting:
-            raise WorkbenchError(
-                f"window {window.window} and sink {window.sink} leave nothing far in a context of {longest} tokens; "
-                "pass a plan of a smaller window"
-            )
-        return fitting
+    shortest = _SHORTEST_TOKENS if m.tokenizer is None else SHORTEST_TEXT
+    first = 1 << (max(shortest, 2 * seen, 2 * widest_window(m.layers)) - 1).bit_length()
+    doubling = [first, 2 * first] if effort == "quick" and 4 * first > _QUICK else [first, 2 * first, 4 * first]
+    fitting = [n for n in doubling if longest is None or n <= longest]
+    if not fitting and longest is not None and longest > seen:
+        fitting = [longest]
+    if not fitting:
+        raise WorkbenchError(
+            f"window {window.window} and sink {window.sink} leave nothing far in a context of {longest} tokens; "
+            "pass a plan of a smaller window"
+        )
+    return fitting
+
+
+def _checked_lengths(m: HookedModel, window: Window, lengths: Sequence[int], beyond_context: bool) -> list[int]:
+    longest, seen = context(m), window.window + window.sink
     tried = sorted(set(lengths))
     if not tried:
         raise WorkbenchError("no length was given; expected some, such as [512, 1024, 2048]")
