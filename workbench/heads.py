@@ -128,7 +128,8 @@ class LayerInfo:
 
     `index` is the model's own layer number; a layer with two mixers has two entries. `window` is in tokens, own
     position included; None if the layer sees the whole past. `has_sinks`: learned sink logits. `n_selected`: of a
-    `sparse` layer, which selects keys for each query from its whole past, alone or in blocks: how many; else None.
+    `sparse` layer, which selects keys for each query from its whole past, alone or in blocks: how many at most. None
+    for others.
     """
 
     index: int

@@ -15,7 +15,7 @@ from workbench.hooks.taps.attention_call import LazyMask
 from workbench.kernels import Far
 
 ONE = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-OF_SELECTIONS = ["selection_coverage", "selection_reach", "selection_far"]
+OF_SELECTIONS = ["selection_coverage", "selection_reach", "selection_far", "selection_persistence"]
 
 
 def peak_bytes(run):

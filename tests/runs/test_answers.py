@@ -99,3 +99,9 @@ def test_over_training_the_answer_says_since_when_and_links_to_the_heads(tmp_pat
     assert all(said.startswith(answer.sentence) for said, answer in zip(text, found.values(), strict=False))
     assert str(found["full"].heads[0]) in text[0]
     assert "not known" in text[1]
+
+
+def test_heads_of_layers_that_select_from_their_whole_past_may_look_far(tmp_path):
+    write_run(tmp_path / "sparse", replace(DEMO["full"], steps=(0, 64), kinds=("sparse",), detectors=("induction",)))
+    content = open_content([tmp_path], [])
+    assert answer_of(content.runs["sparse"], content).count.endswith("heads that see the whole context")

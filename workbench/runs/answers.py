@@ -24,6 +24,8 @@ from workbench.store.plan_file import Plan
 # The classes of heads that fetch from far, in the order in which they name a head; and the detectors that find them.
 FAR_CLASSES = ("retrieval", "induction")
 DETECTORS = ("retrieval_wu_offsets", "retrieval_wu", "retrieval_top1", "induction")
+# Kinds of layers whose heads may reach any earlier token: what an indexer selects, it selects from the whole past.
+_OF_WHOLE = ("full", "sparse")
 _NEXT_STEP = "detectors say where heads look; what is lost without them says workbench plan MODEL --window N"
 
 
@@ -138,9 +140,9 @@ def _by_detectors(run: Run, scores: pd.DataFrame, metrics: pd.DataFrame, *, unit
     if classes.empty:
         return Answer(run.name, (), "", unknown)
     heads = summary.heads.loc[(summary.heads["claim"] == "yes") & summary.heads["class"].isin(FAR_CLASSES)]
-    heads = heads.loc[(heads["kind"] == "full") & heads["head"].notna()]
+    heads = heads.loc[heads["kind"].isin(_OF_WHOLE) & heads["head"].notna()]
     named = tuple(dict.fromkeys(Head(int(row["layer"]), int(row["head"])) for row in heads.to_dict("records")))
-    whole = scores.loc[(scores["kind"] == "full") & scores["head"].notna(), ["layer", "head"]].drop_duplicates()
+    whole = scores.loc[scores["kind"].isin(_OF_WHOLE) & scores["head"].notna(), ["layer", "head"]].drop_duplicates()
     if whole.empty:
         n_heads = len(scores.drop_duplicates(["layer", "head"]))
         return Answer(run.name, (), f"0 of {n_heads} heads", "by its layers: none sees the whole context")

@@ -145,11 +145,11 @@ class _Noting:
     def __init__(self, own: Callable[..., Any], seen: _Seen):
         self._own, self._seen = own, seen
 
-    def __call__(self, valid_keys: Bool[Tensor, "b k"], q_length: int, current_length: int) -> Any:
-        if valid_keys.shape[-1] != current_length:
+    def __call__(self, valid_keys: Bool[Tensor, "b k"], q_length: int, current_length: int | Tensor) -> Any:
+        if valid_keys.shape[-1] != int(current_length):
             raise WorkbenchError(
-                f"a static cache holds {valid_keys.shape[-1]} keys of which {current_length} are there, and a layer "
-                "that selects keys makes its mask of both; generate with the default cache (leave "
+                f"a static cache holds {valid_keys.shape[-1]} keys of which {int(current_length)} are there, and a "
+                "layer that selects keys makes its mask of both; generate with the default cache (leave "
                 "cache_implementation= out), or with use_cache=False"
             )
         self._seen.valid = valid_keys
