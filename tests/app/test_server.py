@@ -54,7 +54,7 @@ def test_its_own_origin_is_answered(client):
 def test_answers_say_how_they_may_be_used(client):
     headers = client.get("/", headers={"Host": "127.0.0.1"}).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
-    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Referrer-Policy"] == "same-origin"
     assert "frame-ancestors 'self'" in headers["Content-Security-Policy"]
 
 

@@ -96,12 +96,18 @@ def _register_browser(app: Dash, content: Content) -> None:
     )
     app.clientside_callback(
         ClientsideFunction(js, "showCheckpoint"),
-        Output(KPIS, "children"),
         Output(ids.CHECKPOINT_LABEL, "children"),
         Output(ids.RUN_CHECKPOINTS, "data"),
         Input(ids.CHECKPOINT, "value"),
         Input(ids.PLANES, "data"),
         Input(ids.THEME, "data"),
+        Input(ids.VIEW, "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction(js, "showCards"),
+        Output(KPIS, "children"),
+        Input(ids.CHECKPOINT, "value"),
+        Input(ids.PLANES, "data"),
         Input(ids.VIEW, "data"),
     )
     app.clientside_callback(ClientsideFunction(js, "showNotice"), Input(ids.NOTICE, "data"), prevent_initial_call=True)

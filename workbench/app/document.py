@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import dash_mantine_components as dmc
+import flask
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
 
 from workbench.app import ids
@@ -38,6 +40,33 @@ def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvi
         html.Div(id="announced", className="unseen", role="status", **attributes(aria_live="polite")),
     ]
     return dmc.MantineProvider(html.Div(body, id=ids.ROOT, className="wb"), id=ids.MANTINE, forceColorScheme="light")
+
+
+class LayoutOfPage:
+    """The layout as a function: the document with the page laid out that the browser shows, which its Referer names."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._names = [page.name for page in pages()]
+        self._pages_of_cards = _pages_of_cards(content)
+        self._made: dict[str, dmc.MantineProvider] = {}
+
+    def __call__(self) -> dmc.MantineProvider:
+        name = self.page_of(flask.request.referrer or "") if flask.has_request_context() else self._names[0]
+        if name not in self._made:
+            self._made[name] = document(self._content, laid_out=[name])
+        return self._made[name]
+
+    def page_of(self, address: str) -> str:
+        """The page that an address shows; that of a card, where it is one alone; the first for unknown addresses."""
+        parts = urlsplit(address)
+        *_, before, name = ["", "", *parts.path.rstrip("/").split("/")]
+        if not self._content.runs:
+            return "probe"
+        if before == "embed":
+            named = parse_qs(parts.query).get("page", [""])[0]
+            name = named or self._pages_of_cards.get(unquote(name), "")
+        return name if name in self._names else self._names[0]
 
 
 def _pages_of_cards(content: Content) -> dict[str, str]:

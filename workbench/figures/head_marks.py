@@ -27,11 +27,7 @@ def mark_heads(
     panels = [trace for trace in traces if trace.type == "heatmap" and trace.name in heads]
     for panel in panels:
         labels = {str(head) for head in heads[panel.name]}
-        cells = [
-            (row, column)
-            for row, column in np.ndindex(*panel.customdata.shape)
-            if panel.customdata[row, column] in labels
-        ]
+        cells = [(row, column) for (row, column), label in np.ndenumerate(panel.customdata) if label in labels]
         ring = {"symbol": "square-open", "size": 15, "color": PALETTES[theme].text, "line": {"width": 2}}
         corner = _CORNER if mark == "dot" else 0  # beside the number in the cell
         dot = {"symbol": "circle", "size": 6, "color": ONSET, "line": {"width": 1, "color": "#ffffff"}}

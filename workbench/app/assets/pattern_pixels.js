@@ -12,8 +12,10 @@
     return tile.signed ? SIGNED[code] * tile.scale : UNSIGNED[code];
   }
 
+  const read = new Map(); // a text of thousands of tokens has few colours
   function channels(colour) {
-    return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+    if (!read.has(colour)) read.set(colour, [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16)));
+    return read.get(colour);
   }
 
   // The 256 colours of a tile, by the square root of the value; signed values lie on both sides of zero.

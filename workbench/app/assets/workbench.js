@@ -25,13 +25,17 @@
 
   let visits = 0;
   function here() {
+    return { ...shownAddress(), visit: ++visits };
+  }
+
+  function shownAddress() {
     const { pathname, search } = window.location;
-    if (embedded === null) return { pathname, search, visit: ++visits };
+    if (embedded === null) return { pathname, search };
     const query = new URLSearchParams(search);
     const page = query.get("page") || pages[embedded] || "overview";
     query.delete("page");
     query.delete("theme");
-    return { pathname: prefix() + page, search: `?${query}`, visit: ++visits };
+    return { pathname: prefix() + page, search: `?${query}` };
   }
 
   // Where the slider stands; null at the last stop, which the address leaves out, so that it follows a scan.
@@ -132,10 +136,16 @@
   }
 
   function applyTheme(dark, view) {
-    const page = view ? view.page : document.querySelector(".page").dataset.pageName;
+    const page = view ? view.page : pageOfAddress();
     document.documentElement.classList.toggle("dark", Boolean(dark));
     document.documentElement.dataset.agThemeMode = dark ? "dark" : "light"; // of the head table's grid
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}${embedded === null ? "" : " embedded"}`];
+  }
+
+  // Before the server has answered: the page of the address, where there is one, else the first.
+  function pageOfAddress() {
+    const name = shownAddress().pathname.replace(/\/$/, "").split("/").pop();
+    return document.getElementById(`page-${name}`) ? name : document.querySelector(".page").dataset.pageName;
   }
 
   function frame(view) {
@@ -179,10 +189,10 @@
 
   function showCheckpoint(position, planes, dark, view) {
     const same = window.dash_clientside.no_update;
-    if (!planes) return [[], "", same];
+    if (!planes) return ["", same];
     if (!planes.stops.length) {
       shown = { position: null, planes: null };
-      return [unscoredCards(planes), "", same];
+      return ["", same];
     }
     position = Math.min(position, planes.stops.length - 1);
     shown = { position, planes };
@@ -193,10 +203,16 @@
     writeStep();
     // Pages that follow the slider ask the server; on other pages nothing changes.
     const names = frame(view)?.dataset.followsCheckpoint ? checkpointNames(position, planes) : same;
-    const base = Object.fromEntries((view && view.more) || []).base;
     const words = label(position, planes);
     sayCheckpoint(words);
-    return [cards(position, planes, base), words, names];
+    return [words, names];
+  }
+
+  function showCards(position, planes, view) {
+    if (!planes) return [];
+    if (!planes.stops.length) return unscoredCards(planes);
+    const base = Object.fromEntries((view && view.more) || []).base;
+    return cards(Math.min(position, planes.stops.length - 1), planes, base);
   }
 
   // For those who hear the page: the slider's value in words, and once it rests.
@@ -484,13 +500,13 @@
 
   let jumps = 0;
   function jump(to) {
-    if (embedded !== null && to.page && to.page !== here().pathname.slice(prefix().length)) return openApp(to);
+    if (embedded !== null && to.page && to.page !== shownAddress().pathname.slice(prefix().length)) return openApp(to);
     window.dash_clientside.set_props("jump", { data: { ...to, count: ++jumps } });
   }
 
   // The whole app in a tab of its own: an embedded card has no pages.
   function openApp({ page, head, run } = {}) {
-    const { pathname, search } = here();
+    const { pathname, search } = shownAddress();
     const query = new URLSearchParams(search);
     if (head) query.set("head", head);
     if (head && run) query.set("of", run);
@@ -569,7 +585,7 @@
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     workbench: {
       ...((window.dash_clientside || {}).workbench || {}),
-      ...{ readAddress, writeAddress, applyTheme, findEmptyPage, showCheckpoint, watchFigures, changeHeadRun, changeParameter },
+      ...{ readAddress, writeAddress, applyTheme, findEmptyPage, showCheckpoint, showCards, watchFigures, changeHeadRun, changeParameter },
     },
   });
 })();

@@ -93,7 +93,6 @@ def _register_answer(app: Dash, content: Content) -> None:
         Input(ids.VIEW, "data"),
         Input(ids.SCORES_CHANGED, "data"),
         Input(ids.METRICS_CHANGED, "data"),
-        prevent_initial_call=True,
     )
     def show_answer(view_json: Any, _: Any, __: Any) -> Any:
         view = View.of_page("overview", view_json)
@@ -138,7 +137,6 @@ def _register_figures(app: Dash, content: Content) -> None:
             Input(ids.VIEW, "data"),
             Input(ids.SCORES_CHANGED, "data"),
             Input(ids.THEME, "data"),
-            prevent_initial_call=True,
         )
         def show_figure(view_json: Any, _: Any, is_dark: Any, figure_id: Any = figure_id) -> Any:
             view = View.of_page("overview", view_json)
@@ -152,7 +150,6 @@ def _register_figures(app: Dash, content: Content) -> None:
         Output(ids.parameter_id("base"), "data"),
         Output(ids.parameter_id("base"), "value"),
         Input(ids.VIEW, "data"),
-        prevent_initial_call=True,
     )
     def show_choices(view_json: Any) -> Any:
         view = View.of_page("overview", view_json)
@@ -262,7 +259,6 @@ def _register_metrics(app: Dash, content: Content) -> None:
         Output(RIGHT_METRIC, "value"),
         Input(ids.VIEW, "data"),
         Input(ids.METRICS_CHANGED, "data"),
-        prevent_initial_call=True,
     )
     def offer_metrics(view_json: Any, _: Any) -> Any:
         view = View.of_page("overview", view_json)
@@ -279,7 +275,6 @@ def _register_metrics(app: Dash, content: Content) -> None:
             Input(ids.VIEW, "data"),
             Input(ids.METRICS_CHANGED, "data"),
             Input(ids.THEME, "data"),
-            prevent_initial_call=True,
         )
         def show_metric(view_json: Any, _: Any, is_dark: Any, side: Any = side) -> Any:
             view = View.of_page("overview", view_json)

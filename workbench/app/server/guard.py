@@ -64,7 +64,7 @@ class Guard:
 
     def _add_headers(self, response: flask.Response) -> flask.Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Referrer-Policy"] = "same-origin"
         response.headers["X-Workbench-Process"] = self._process
         response.headers["Content-Security-Policy"] = self._policy(flask.request.path)
         return response

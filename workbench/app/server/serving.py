@@ -27,7 +27,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from workbench.app import exports
 from workbench.app.callbacks import read_ahead, register
-from workbench.app.document import document, page_styles
+from workbench.app.document import LayoutOfPage, document, page_styles
 from workbench.app.probe_processes import Probings
 from workbench.app.registry import pages
 from workbench.app.server.content_policy import NOTEBOOKS, checked_origin, content_policy
@@ -113,9 +113,8 @@ def app_of(content: Content, access: Access) -> Dash:
         on_error=answer_with_reason,
     )
     app.index_string = _index(app.index_string, _prefix(access.prefix))
-    names = [page.name for page in pages()]
-    app.layout = document(content, laid_out=names[:1] if content.runs else [names[0], "probe"])
-    app.validation_layout = document(content, laid_out=names)
+    app.validation_layout = document(content, laid_out=[page.name for page in pages()])
+    app.layout = LayoutOfPage(content)
     register(app, content)
     exports.register(app, content)
     app.server.config.update(_COMPRESSION)
