@@ -15,6 +15,7 @@ from workbench.experiments.published_study.study_arms import ablated_arms, arms_
 from workbench.experiments.published_study.study_work import (
     KINDS,
     StudyCall,
+    pattern_tokens,
     ranking_tokens,
     ready,
     training_tokens,
@@ -91,6 +92,8 @@ def pieces_left(call: StudyCall, m: HookedModel) -> Left:
         first, *others = lengths_of_study(study, m, window)
         for seed in range(study.seeds):
             path = call.files.rankings(window, seed)
+            if window == study.windows[0] and call.files.heads(seed) not in known:
+                add("heads", pattern_tokens(call, m), first)
             if path not in known:
                 add("rankings", ranking_tokens(call, m, window), first)
             if not path.exists():

@@ -179,7 +179,7 @@ def ready(call: StudyCall, m: HookedModel) -> Iterator[StudyPiece]:
             continue
         for seed in seeds:
             if window == study.windows[0]:
-                yield StudyPiece("heads", files.heads(seed), _pattern_tokens(call, m), seed=seed)
+                yield StudyPiece("heads", files.heads(seed), pattern_tokens(call, m), seed=seed)
             path = files.rankings(window, seed)
             yield StudyPiece("rankings", path, ranking_tokens(call, m, window), window, seed)
             if not path.exists():
@@ -247,7 +247,7 @@ def training_tokens(call: StudyCall, m: HookedModel, n_steps: int) -> int:
     """Tokens of a training of so many steps, of the answers after it, and of the head scores."""
     study, window = call.study, call.study.windows[0]
     judged = sum(n_tokens(m, study, call.held_out, length) for length in lengths_of_study(study, m, window))
-    scored = study.nodes * (1 + BACKWARD) * _ranked_tokens(call, m, window) + _pattern_tokens(call, m)
+    scored = study.nodes * (1 + BACKWARD) * _ranked_tokens(call, m, window) + pattern_tokens(call, m)
     return n_steps * study.training.n_sequences * study.training.length * (1 + BACKWARD) + judged + scored
 
 
@@ -255,7 +255,8 @@ def _ranked_tokens(call: StudyCall, m: HookedModel, window: int) -> int:
     return call.study.n_ranked * lengths_of_study(call.study, m, window)[0]
 
 
-def _pattern_tokens(call: StudyCall, m: HookedModel) -> int:
+def pattern_tokens(call: StudyCall, m: HookedModel) -> int:
+    """Tokens of the scores of patterns of a seed."""
     n_on_repeats = sum(probe == "repeats" for probe in PATTERNS.values())
     return n_on_repeats * N_REPEATS * N_REPEATED + _ranked_tokens(call, m, call.study.windows[0])
 
