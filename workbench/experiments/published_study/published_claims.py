@@ -17,7 +17,7 @@ from workbench.experiments.published_study.published_results import PublishedRes
 from workbench.experiments.published_study.published_settings import GATES
 from workbench.experiments.published_study.study_arms import LINEAR, WITHOUT_SINKS
 from workbench.experiments.published_study.study_rankings import PATTERNS
-from workbench.experiments.published_study.study_tables import FAR_NGRAMS, Answered
+from workbench.experiments.published_study.study_tables import Answered
 from workbench.experiments.published_study.study_work import arms_of
 from workbench.heads import KVHead
 
@@ -116,7 +116,8 @@ def _priors(results: PublishedResults, window: int) -> str:
         if other is None:
             continue
         differences = [
-            f"{part} {_difference(results.answers.difference(gates, other, part))}" for part in _shared(gates, other)
+            f"{part} {_difference(results.answers.difference(gates, other, part))}"
+            for part in _shared(results, gates, other)
         ]
         if differences:
             sentences.append(f"`{method}` {', '.join(differences)}")
@@ -187,8 +188,10 @@ def _training(results: PublishedResults, window: int) -> str:
             shares = _shares(results, window, name, n_kept=n, steps=steps)
             if shares:
                 n_seeds = int(cells[(cells.steps == steps) & (cells.arm == name)].n_seeds.max())
-                by_steps.append(f"after {steps} steps ({n_seeds} seeds) {_listed_shares(shares)}")
-        sentences.append(f"`{name}`: {'; '.join(by_steps)}")
+                after = f"after {steps} steps ({n_seeds} seeds) " if steps else "untrained "
+                by_steps.append(f"{after}{_listed_shares(shares)}")
+        if len(by_steps) > 1:
+            sentences.append(f"`{name}`: {'; '.join(by_steps)}")
     return (
         "Share of the untrained model's loss by windowing that is back (a negative share: more is lost; above 1: "
         f"better than the published model): {'. '.join(sentences)}. {_furthest(results, window)}"
@@ -221,11 +224,12 @@ def _furthest(results: PublishedResults, window: int) -> str:
 def _sinks(results: PublishedResults, window: int) -> str:
     sentences: list[str] = []
     for name, n in (("none", 0), (GATES, _n_main(results, window)), ("induction", _n_main(results, window))):
-        both = [_arm(results, window, x, n_kept=n) for x in (name, name + WITHOUT_SINKS)]
-        if both[0] is None or both[1] is None:
+        seeing, without = (_arm(results, window, x, n_kept=n) for x in (name, name + WITHOUT_SINKS))
+        if seeing is None or without is None:
             continue
         differences = [
-            f"{part} {_difference(results.answers.difference(both[0], both[1], part))}" for part in _shared(*both)
+            f"{part} {_difference(results.answers.difference(seeing, without, part))}"
+            for part in _shared(results, seeing, without)
         ]
         if differences:
             sentences.append(f"`{name}` {', '.join(differences)}")
@@ -252,21 +256,27 @@ def _moved(results: PublishedResults) -> str:
     steps = int(table.steps.max())
     last = table[table.steps == steps]
     sentences: list[str] = []
-    n_hardly = n_all = 0
+    n_hardly = n_clear = 0
     for (arm, detector), group in last.groupby(["arm", "detector"], sort=False):
         if detector not in (*PATTERNS, GATES):
             continue
         value = float(group.lock_in_within.mean())
-        if math.isnan(value):
-            continue
-        n_all, n_hardly = n_all + 1, n_hardly + (value >= _HARDLY)
-        sentences.append(f"`{arm}` {detector} {_mean_sd(group.lock_in)} ({_mean_sd(group.lock_in_within)})")
+        if not math.isnan(value):
+            n_clear, n_hardly = n_clear + 1, n_hardly + (value >= _HARDLY)
+        sentences.append(
+            f"`{arm}` {detector} {_mean_sd(group.rho)}, {_mean_sd(group.rho_within)} ({_mean_sd(group.lock_in_within)})"
+        )
     if not sentences:
-        return f"{_NOTHING}no detector tells the heads of a layer apart beyond its noise."
+        return f"{_NOTHING}no scores were made of trained models."
+    clear = (
+        f"{n_hardly} of the {n_clear} that are clear of noise are {_HARDLY:g} or more, which is hardly moved"
+        if n_clear
+        else "no probe tells the heads of a layer apart beyond its noise, so that nothing is said of single heads"
+    )
     return (
-        f"After {steps} steps, rank correlation with the published model over its noise ceiling, over all heads and in "
-        f"brackets within layers, by arm: {', '.join(sentences)}; {n_hardly} of {n_all} are {_HARDLY:g} or more within "
-        "layers, which is hardly moved."
+        f"After {steps} steps, rank correlation with the published model over all heads, within layers, and in "
+        f"brackets within layers over its noise ceiling, by arm and score: {'; '.join(sentences)}. "
+        f"{clear[0].upper()}{clear[1:]}."
     )
 
 
@@ -353,10 +363,11 @@ def _shares(
     return {part: share for part, share in shares.items() if not math.isnan(share[0])}
 
 
-def _shared(*arms: Answered | None) -> list[str]:
-    """The parts that all of these arms have, in order, without plain text, whose far context is worth little."""
-    parts = [dict.fromkeys(p for q in a.by_seed.values() for p in q) for a in arms if a is not None]
-    return [p for p in parts[0] if all(p in others for others in parts) and (p == FAR_NGRAMS or "gram" not in p)][:6]
+def _shared(results: PublishedResults, *arms: Answered) -> list[str]:
+    """The parts that count at the arms' length, and that all of them have."""
+    parts = [{part for questions in arm.by_seed.values() for part in questions} for arm in arms]
+    counted = results.answers.counted(arms[0].window, arms[0].length)
+    return [part for part in counted if all(part in of_arm for of_arm in parts)]
 
 
 def _cell_first(results: PublishedResults, window: int, name: str, n_kept: int, part: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from workbench.experiments.published_study.given_text import PYTHON
 from workbench.experiments.published_study.judged_texts import lengths_of_study
 from workbench.experiments.published_study.published_plan import plan_of_study
 from workbench.experiments.published_study.published_results import PublishedResults
+from workbench.experiments.published_study.published_settings import GATES
 from workbench.figures import lost_by_length, recovered_by_kept
 from workbench.figures.conversion_effects import heads_before_and_after
 from workbench.files.atomic import replace_file, replacing_file
@@ -86,10 +87,12 @@ def _moved_figures(results: PublishedResults) -> Iterator[go.Figure]:
     table = scores.assign(
         training=[f"{n} steps" if n else "no training" for n in scores.steps], method=scores.arm, draw=0, lifted=True
     )
-    table = table[table.at_window.isin([0, results.study.windows[0]])]
+    # A prior is a ranking, too; what is compared with trained heads is the pattern's score, which knows no window.
+    at_window = results.study.windows[0]
+    table = table[(table.steps > 0) | (table.at_window == [at_window * (name == GATES) for name in table.detector])]
     last = f"{int(scores.steps.max())} steps"
     for arm in dict.fromkeys(scores[scores.steps > 0].arm):
-        for detector in ("window_gates", "retrieval", "induction"):
+        for detector in (GATES, "retrieval", "induction"):
             try:
                 yield heads_before_and_after(table, training=last, method=arm, detector=detector)
             except WorkbenchError:

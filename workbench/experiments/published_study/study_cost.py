@@ -11,10 +11,11 @@ from workbench.console import duration
 from workbench.experiments.published_study.arm_answers import n_tokens
 from workbench.experiments.published_study.judged_texts import judged_tasks, lengths_of_study
 from workbench.experiments.published_study.published_settings import MAIN
-from workbench.experiments.published_study.study_arms import ablated_arms, arms_of_seed, long_arms
+from workbench.experiments.published_study.study_arms import ablated_arms, arms_of_seed, long_arms, main_arms
 from workbench.experiments.published_study.study_work import (
     KINDS,
     StudyCall,
+    arms_of,
     pattern_tokens,
     ranking_tokens,
     ready,
@@ -101,13 +102,21 @@ def pieces_left(call: StudyCall, m: HookedModel) -> Left:
                 n_long = len(long_arms(study, arms, len(heads))) - 2
                 for length in others:
                     add("longer texts", n_tokens(m, study, call.held_out, length), length, n_long)
-    n_main = len(MAIN)
-    for i, steps in enumerate(study.training.steps):
+    window, before = study.windows[0], 0
+    for steps in study.training.steps:
         n_known = sum(p.kind == "training" and p.steps == steps for p in known.values())
-        tokens = training_tokens(call, m, steps - (study.training.steps[i - 1] if i else 0))
-        n_left = n_main * study.seeds - n_known
-        add("training", tokens, lengths_of_study(study, m, study.windows[0])[0], max(0, n_left))
+        n_all = sum(_n_trained(call, m, window, seed) for seed in range(study.seeds))
+        tokens = training_tokens(call, m, steps - before)
+        add("training", tokens, lengths_of_study(study, m, window)[0], n_all - n_known)
+        before = steps
     return counts
+
+
+def _n_trained(call: StudyCall, m: HookedModel, window: int, seed: int) -> int:
+    """How many arms of a seed are trained, at most: a ranking that a model has not is known once it was tried."""
+    if not call.files.rankings(window, seed).exists():
+        return len(MAIN)
+    return len(main_arms(call.study, arms_of(call, m, window, seed), len(call.heads(m, window))))
 
 
 def in_all(left: Left) -> tuple[int, int]:

@@ -21,20 +21,24 @@ from workbench.planning.rankings.adaptive_nodes import AdaptiveNodes
 from workbench.planning.rankings.registry import Ranking, rank
 from workbench.planning.rankings.window_gates import integrated
 from workbench.probes import Probe
+from workbench.probes.token_ids import context
 from workbench.store.finished_pieces import Pieces
 
 INDUCTION = "induction"
 # Detectors whose scores are compared before and after training, and the probe of each.
 PATTERNS = {"induction": "repeats", "previous_token": "repeats", "retrieval": "ranked", "sink": "repeats"}
 _COMPLETENESS = 0.05
-# Sequences of repeats, and about their tokens.
-N_REPEATS, N_REPEATED = 8, 101
+_REPEATED = 50
+# Sequences of repeats, and their tokens at most.
+N_REPEATS, N_REPEATED = 8, 2 * _REPEATED + 1
 _COLUMNS = ("layer", "head", "kv_head", "kind", "window", "detector", "probe", "score", "half_a", "half_b")
 
 
-def repeats_of(seed: int) -> str:
+def repeats_of(m: HookedModel, seed: int) -> str:
     """Repeated random tokens of a seed, in the notation of probes."""
-    return f"repeats:n=50,n_sequences={N_REPEATS},seed={40_000 + seed}"
+    longest = context(m)
+    n = _REPEATED if longest is None else min(_REPEATED, (longest - 1) // 2)
+    return f"repeats:n={n},n_sequences={N_REPEATS},seed={40_000 + seed}"
 
 
 def rankings_of_seed(
@@ -70,7 +74,7 @@ def pattern_rows(m: HookedModel, ranked_on: Probe | None, *, seed: int) -> list[
     """Scores of every head by the detectors of `PATTERNS`; those that a model or a probe has not are left out."""
     rows: list[dict[str, Any]] = []
     for detector, name in PATTERNS.items():
-        probe = repeats_of(seed) if name == "repeats" else ranked_on
+        probe = repeats_of(m, seed) if name == "repeats" else ranked_on
         if probe is None:
             continue
         try:
@@ -116,7 +120,7 @@ def _ranked(game: Game, study: PublishedStudy, name: str, seed: int) -> dict[str
         if name == GATES:
             ranking = gates_of(game, study)
         elif name == INDUCTION:
-            rows = head_rows(game.m, [INDUCTION], repeats_of(seed), seed=seed)
+            rows = head_rows(game.m, [INDUCTION], repeats_of(game.m, seed), seed=seed)
             scores = np.nan_to_num(by_kv_head(rows, INDUCTION, game.heads))
             return {"units": "probability", "scores": scores.tolist(), "halves": None, "evidence": {}}
         else:
