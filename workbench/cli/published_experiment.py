@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,10 @@ def _prepared(options: PublishedOptions) -> PreparedStudy:
     from workbench.experiments.published_study.published_run import prepare_study
     from workbench.experiments.published_study.published_settings import Pretraining, settings_of
 
-    training = Pretraining(tuple(sorted(set(options.train))))
     length, tokens = options.train_shape
-    changes = {"rate": options.rate, "length": length, "tokens": tokens}
-    training = Pretraining(**{**asdict(training), **{n: v for n, v in changes.items() if v is not None}})
+    passed: dict[str, Any] = {"rate": options.rate, "length": length, "tokens": tokens}
+    changes = {name: value for name, value in passed.items() if value is not None}
+    training = Pretraining(tuple(sorted(set(options.train))), **changes)
     settings: dict[str, Any] = {
         "sink": options.sink,
         "tasks": tuple(options.tasks),

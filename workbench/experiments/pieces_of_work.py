@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heappop
 from multiprocessing import get_context
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from workbench.scanning.interrupts import follow_parent
 
@@ -27,6 +27,7 @@ class Job:
     subject: Any = field(compare=False, default=None)
 
 
+@runtime_checkable
 class Work(Protocol):
     """The pieces of a study: `pending` is a heap, `n_known` counts all that are known so far."""
 

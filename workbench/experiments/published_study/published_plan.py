@@ -56,7 +56,13 @@ def plan_of_study(results: PublishedResults, window: int) -> Plan | None:
         context=counted,
         keep=tuple(sorted(heads[i] for i in order[:n_main])),
         ranking=tuple(
-            RankedHead(*heads[i], float(scores[i]), float(low[i] - margin[i]), float(high[i] + margin[i]))
+            RankedHead(
+                heads[i].layer,
+                heads[i].kv_head,
+                float(scores[i]),
+                float(low[i] - margin[i]),
+                float(high[i] + margin[i]),
+            )
             for i in order
         ),
         curve=tuple(_curve(results, window, heads, counted)),

@@ -154,7 +154,7 @@ def _window_sections(results: PublishedResults, window: int) -> list[str]:
     lengths = lengths_of_study(study, results.m, window)
     parts = list(dict.fromkeys(part for n in lengths for part in results.answers.counted(window, n)))
     sections = [f"## Window {window}"]
-    if not parts:
+    if not lengths or not parts:
         return [*sections, "No task counts."]
     sections += [
         f"### Every arm at {lengths[0]:,} tokens, without training",
@@ -168,7 +168,7 @@ def _window_sections(results: PublishedResults, window: int) -> list[str]:
             _lengths_table(results, window, lengths, parts),
         ]
     if len(results.by_distance):
-        sections += ["### Loss on text by distance", *_distance_sections(results, window, lengths[-1])]
+        sections += ["### Loss on text by distance", *_distance_sections(results, window, max(lengths))]
     return sections
 
 

@@ -26,6 +26,7 @@ from workbench.experiments.published_study.study_work import StudyCall, arms_of
 from workbench.hooks import HookedModel
 from workbench.planning.question_scores import QuestionScores, mean_interval
 from workbench.planning.task_abilities import TaskAbility, ability
+from workbench.store.length_verdict import Measure
 
 FAR_NGRAMS, NEAR_NGRAMS = "n-grams from beyond the window", "n-grams from within the window"
 Table = Any  # a pandas DataFrame, whose own types know little of what its methods return
@@ -54,7 +55,7 @@ class StudyAnswers:
     def __init__(self, call: StudyCall, m: HookedModel):
         self.call, self.m = call, m
         self.study = call.study
-        self.measures = {task.name: task.measure for task in judged_tasks(self.study, m)}
+        self.measures: dict[str, Measure] = {task.name: task.measure for task in judged_tasks(self.study, m)}
         self.every = [*_all_answers(call, m)]
         self._by_key = {(a.window, a.length, a.steps, a.arm.name, a.arm.n_kept): a for a in self.every}
 

@@ -68,6 +68,7 @@ from workbench.pretrain.training import one_thread
 from workbench.probes import Probe, part
 from workbench.store.conversions import Forms, Window
 from workbench.store.finished_pieces import pieces_beside
+from workbench.store.length_verdict import Measure
 
 Kind = Literal["ends", "linear", "heads", "rankings", "arms", "longer texts", "aligned", "training"]
 KINDS: tuple[Kind, ...] = ("ends", "linear", "heads", "rankings", "arms", "longer texts", "aligned", "training")
@@ -298,7 +299,7 @@ def _trainings(call: StudyCall, m: HookedModel) -> Iterator[StudyPiece]:
 
 
 def _counted(call: StudyCall, m: HookedModel, window: int, length: int) -> set[str]:
-    measures = {task.name: task.measure for task in judged_tasks(call.study, m)}
+    measures: dict[str, Measure] = {task.name: task.measure for task in judged_tasks(call.study, m)}
     return counted_tasks(abilities(call.study, call.files, measures, window=window, length=length))
 
 
