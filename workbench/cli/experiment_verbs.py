@@ -171,6 +171,54 @@ def conversion(
         print_table(columns, rows, title="Needle words from beyond the window copied right, by heads kept full")
 
 
+@experiment.command("window-width")
+def window_width(
+    window: Annotated[
+        list[int] | None, typer.Option(help="Window of the sliding layers; repeat for more. Default: 16, 32, 64, 128.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of weights and of the order of the text.")] = 3,
+    steps: Annotated[int, typer.Option(help="Updates of 16 windows of 256 tokens.")] = 200,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE|FOLDER", help="Text to train on; repeat for more. Default: the installed Python."),
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of text at most.")] = 40_000_000,
+    out: Annotated[Path, typer.Option(help="Corpus, checkpoints and runs.")] = Path("runs/window-width"),
+    workers: Annotated[int | None, typer.Option(help="Processes of one thread. Default: one per core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Do wider windows delay the heads of a hybrid's full layers? Pretrains hybrids of several windows on real text."""
+    from workbench.experiments.window_width import WINDOWS, run_window_widths, width_runs, width_sentences
+    from workbench.files.atomic import replace_file
+    from workbench.files.plain_json import json_text
+    from workbench.pretrain.corpus import CorpusSettings, prepare_corpus, python_sources, text_files
+
+    runs = width_runs(window or WINDOWS, seeds=seeds)
+    settings = CorpusSettings("text" if text else "python", 1024, max_bytes, 0)
+    corpus = prepare_corpus(text_files(text) if text else python_sources(), out / "corpus", settings)
+    warn(
+        f"{len(runs)} models, {steps} steps of 4,096 tokens each: about {duration(0.65 * steps * len(runs))} of CPU "
+        "time for the training, as one machine took, and a quarter of a minute for each scan"
+    )
+    n_workers = (os.cpu_count() or 1) if workers is None else workers
+    started = time.monotonic()
+
+    def show(name: str, done: int, known: int) -> None:
+        elapsed = time.monotonic() - started
+        warn(f"{done}/{known} {name}; {duration(elapsed / done * (known - done))} to go")
+
+    table = run_window_widths(out, corpus, runs, steps=steps, workers=n_workers, on_run=show)
+    records = table.astype(object).where(table.notna(), None).to_dict("records")
+    document = {"onsets": records, "says": width_sentences(table)}
+    replace_file(out / "onsets.json", (json_text(document, indent=1) + "\n").encode())
+    if as_json:
+        print_json(document)
+        return
+    print_table(list(table.columns), [list(row.values()) for row in records], title="First heads of each kind")
+    for sentence in width_sentences(table):
+        print(f"\n{sentence}")
+
+
 @experiment.command()
 def parity(
     model: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A published model: its folder, or its id.")],

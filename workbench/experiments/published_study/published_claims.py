@@ -54,7 +54,7 @@ def claims_of(results: PublishedResults) -> list[StudyClaim]:
         ),
         StudyClaim("layers", "Do whole layers that stay full repair it?", over_windows(_layers)),
         StudyClaim("training", "Does continued pretraining repair it?", _training(results, first)),
-        StudyClaim("kept_heads", "Does it repair the damage to keep the detected heads full?", over_windows(_kept)),
+        StudyClaim("kept_heads", "Does it repair the damage to keep the detected heads full?", over_windows(_repaired)),
         StudyClaim("priors", "Do the priors find these heads?", over_windows(_priors)),
         StudyClaim("chance", "Would any heads do?", over_windows(_chance)),
         StudyClaim("sinks", "Are sinks the cause?", over_windows(_sinks)),
@@ -90,7 +90,7 @@ def _damage(results: PublishedResults, window: int) -> str:
     return f"Nats lost per answer with every head windowed, without training: {'; '.join(sentences)} tokens; {grows}."
 
 
-def _kept(results: PublishedResults, window: int) -> str:
+def _repaired(results: PublishedResults, window: int) -> str:
     n, shares = _n_main(results, window), _shares(results, window, GATES)
     if not shares:
         return f"{_NOTHING}no heads are ranked, or no task counts."
@@ -217,8 +217,8 @@ def _furthest(results: PublishedResults, window: int) -> str:
     if not rows:
         return ""
     beyond = [n for n in lengths if n > results.study.training.length]
-    said = f", of which {', '.join(f'{n:,}' for n in beyond)} are longer than it was trained on" if beyond else ""
-    return f"Nats lost with every head windowed after {steps} steps, by length in tokens{said}: {'; '.join(rows)}."
+    longer = f", of which {', '.join(f'{n:,}' for n in beyond)} are longer than it was trained on" if beyond else ""
+    return f"Nats lost with every head windowed after {steps} steps, by length in tokens{longer}: {'; '.join(rows)}."
 
 
 def _sinks(results: PublishedResults, window: int) -> str:
