@@ -4,7 +4,7 @@ import pytest
 
 from workbench.experiments.window_width import run_window_widths, width_recipe, width_runs, width_sentences
 from workbench.heads import WorkbenchError
-from workbench.pretrain.corpus import CorpusSettings, prepare_corpus
+from workbench.pretrain.corpus import CorpusSettings, prepare_corpus, python_sources
 
 
 def made(folder, n_files):
@@ -39,7 +39,8 @@ def test_windows_that_hide_nothing_or_stand_twice_are_refused(corpus):
 
 @pytest.mark.slow
 def test_the_table_has_each_kind_of_layer_of_each_run_and_says_what_has_not_emerged(tmp_path):
-    corpus = made(tmp_path, 300)
+    settings = CorpusSettings("python", 300, 3_000_000, 0)
+    corpus = prepare_corpus(python_sources()[::20], tmp_path / "corpus", settings)
     runs = width_runs((16,), seeds=1)
     table = run_window_widths(tmp_path / "store", corpus, runs, steps=4)
     on_repeats = table[(table.detector == "induction") & (table.probe == "repeats")]
