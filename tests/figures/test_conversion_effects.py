@@ -123,3 +123,35 @@ def test_the_costs_of_a_plan_are_those_of_its_table():
     _, full, linear = figures.window_against_linear(plan).data
     assert (full.name, full.x[0], full.y[0]) == ("full (1)", 0.1, 0.2)
     assert (linear.name, linear.x[0], linear.y[0]) == ("linear (1)", 0.5, 0.004)
+
+
+def arms_of_a_study():
+    rows = [
+        {"arm": arm, "n_kept": n, "length": length, "recovered": n / 8, "lost": 1 - n / 8}
+        for arm in ("window_gates", "random")
+        for n in (1, 2, 4)
+        for length in (512, 1024)
+    ]
+    table = pd.DataFrame(rows).assign(part="needles", window=128, steps=0, to="window", left_out="")
+    for name in ("recovered", "lost"):
+        table[f"{name}_lo"], table[f"{name}_hi"] = table[name] - 0.1, float("nan")
+    return table
+
+
+def test_what_is_back_is_drawn_by_the_number_of_heads_with_its_interval():
+    drawn = {t.name: t for t in figures.recovered_by_kept(arms_of_a_study(), "needles", window=128, length=512).data}
+    assert sorted(drawn) == ["random", "window_gates"]
+    assert list(drawn["window_gates"].x) == [1, 2, 4]
+    assert list(drawn["window_gates"].y) == [1 / 8, 1 / 4, 1 / 2]
+    assert drawn["window_gates"].error_y.arrayminus == pytest.approx([0.1] * 3)
+    assert list(drawn["window_gates"].error_y.array) == [0, 0, 0]  # no upper end is known
+    with pytest.raises(WorkbenchError, match="no ranking was measured"):
+        figures.recovered_by_kept(arms_of_a_study(), "hops", window=128, length=512)
+
+
+def test_what_is_lost_is_drawn_by_length_for_every_arm_at_several_lengths():
+    drawn = figures.lost_by_length(arms_of_a_study(), "needles", window=128, arms=["random"]).data
+    assert [t.name for t in drawn] == ["random, 1 full", "random, 2 full", "random, 4 full"]
+    assert list(drawn[0].x) == [512, 1024]
+    with pytest.raises(WorkbenchError, match="after 5 steps"):
+        figures.lost_by_length(arms_of_a_study(), "needles", window=128, steps=5)

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,17 +37,104 @@ def conversion(
     medium: Annotated[
         bool, typer.Option("--medium", help="64 heads, fewer arms: an hour and a half of a core.")
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Study this published model, its folder or its name, and no small ones made here."
+        ),
+    ] = None,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(help="With --model: last tokens that a windowed head sees; repeat for more. Default: 128."),
+    ] = None,
+    sink: Annotated[int, typer.Option(help="With --model: first tokens that it sees as well.")] = 4,
+    effort: Annotated[
+        Literal["quick", "standard", "thorough"],
+        typer.Option(help="With --model: seeds, budgets, texts and their lengths."),
+    ] = "standard",
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="With --model: text to judge on and to train on. Default: the documentation and sources of Python.",
+        ),
+    ] = None,
+    train: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="STEPS",
+            help="With --model: also continue pretraining for so many steps; repeat for more. Default: none.",
+        ),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="With --train: AdamW's learning rate. Default: 1e-4.")] = None,
+    train_length: Annotated[
+        int | None, typer.Option(help="With --train: tokens of a sequence. Default: 1,024.")
+    ] = None,
+    train_tokens: Annotated[int | None, typer.Option(help="With --train: tokens of a step. Default: 8,192.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="With --model: a task, as `workbench verdict` takes it; repeat for more. Default: all."),
+    ] = None,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="With --model: tokens of the texts to judge on; repeat for more; the shortest is for every arm. "
+            "Default: doubling from at least twice the window, up to 2,048 or four times the window."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With --model: begin nothing after so many minutes; the next call goes on.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --model: say what it costs, and run nothing.")
+    ] = False,
     so_far: Annotated[bool, typer.Option("--so-far", help="Run nothing; report what is finished.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Models, parts and report. Default: runs/conversion, …-quick or …-medium.")
+        Path | None,
+        typer.Option(help="Models, parts and report. Default: runs/conversion, …-quick, …-medium or …-MODEL."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Models to pretrain; more can be added later.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Models to pretrain, or seeds of texts and training data. Default: 3.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes of one thread. Default: one per core.")] = None,
+    tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
     """Convert full attention to windows or linear attention head by head: what is lost, what repairs it?"""
-    if seeds < 1:
+    if seeds is not None and seeds < 1:
         raise WorkbenchError(f"--seeds {seeds}: expected at least 1; without several there are no error bars")
+    if model is not None:
+        if quick or medium:
+            raise WorkbenchError("--model was given with --quick or --medium, which make models; pass --effort")
+        from workbench.cli.published_experiment import PublishedOptions, study_published
+
+        options = PublishedOptions(
+            model=model,
+            window=window or [],
+            sink=sink,
+            effort=effort,
+            text=text,
+            tasks=task or [],
+            lengths=length or [],
+            train=train or [],
+            rate=rate,
+            train_shape=(train_length, train_tokens),
+            seeds=seeds,
+            out=out,
+            tokenizer=tokenizer,
+            workers=workers,
+            minutes=minutes,
+            is_dry=dry_run,
+            so_far=so_far,
+        )
+        study_published(options, as_json=as_json)
+        return
+    of_models = {"--window": window, "--text": text, "--train": train, "--task": task, "--length": length}
+    of_models |= {"--minutes": minutes, "--dry-run": dry_run or None, "--rate": rate, "--tokenizer": tokenizer}
+    of_models |= {"--train-length": train_length, "--train-tokens": train_tokens}
+    if alone := [name for name, value in of_models.items() if value is not None]:
+        raise WorkbenchError(f"{', '.join(alone)}: given without --model, which names the model to study")
+    seeds = 3 if seeds is None else seeds
 
     from workbench.experiments.conversion.keep_sets import format_trainings
     from workbench.experiments.conversion.results import read_finished, read_results
@@ -82,6 +169,54 @@ def conversion(
     else:
         columns, rows = headline(results)
         print_table(columns, rows, title="Needle words from beyond the window copied right, by heads kept full")
+
+
+@experiment.command("window-width")
+def window_width(
+    window: Annotated[
+        list[int] | None, typer.Option(help="Window of the sliding layers; repeat for more. Default: 16, 32, 64, 128.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of weights and of the order of the text.")] = 3,
+    steps: Annotated[int, typer.Option(help="Updates of 16 windows of 256 tokens.")] = 200,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE|FOLDER", help="Text to train on; repeat for more. Default: the installed Python."),
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of text at most.")] = 40_000_000,
+    out: Annotated[Path, typer.Option(help="Corpus, checkpoints and runs.")] = Path("runs/window-width"),
+    workers: Annotated[int | None, typer.Option(help="Processes of one thread. Default: one per core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Do wider windows delay the heads of a hybrid's full layers? Pretrains hybrids of several windows on real text."""
+    from workbench.experiments.window_width import WINDOWS, run_window_widths, width_runs, width_sentences
+    from workbench.files.atomic import replace_file
+    from workbench.files.plain_json import json_text
+    from workbench.pretrain.corpus import CorpusSettings, prepare_corpus, python_sources, text_files
+
+    runs = width_runs(window or WINDOWS, seeds=seeds)
+    settings = CorpusSettings("text" if text else "python", 1024, max_bytes, 0)
+    corpus = prepare_corpus(text_files(text) if text else python_sources(), out / "corpus", settings)
+    warn(
+        f"{len(runs)} models, {steps} steps of 4,096 tokens each: about {duration(0.65 * steps * len(runs))} of CPU "
+        "time for the training, as one machine took, and a quarter of a minute for each scan"
+    )
+    n_workers = (os.cpu_count() or 1) if workers is None else workers
+    started = time.monotonic()
+
+    def show(name: str, done: int, known: int) -> None:
+        elapsed = time.monotonic() - started
+        warn(f"{done}/{known} {name}; {duration(elapsed / done * (known - done))} to go")
+
+    table = run_window_widths(out, corpus, runs, steps=steps, workers=n_workers, on_run=show)
+    records = table.astype(object).where(table.notna(), None).to_dict("records")
+    document = {"onsets": records, "says": width_sentences(table)}
+    replace_file(out / "onsets.json", (json_text(document, indent=1) + "\n").encode())
+    if as_json:
+        print_json(document)
+        return
+    print_table(list(table.columns), [list(row.values()) for row in records], title="First heads of each kind")
+    for sentence in width_sentences(table):
+        print(f"\n{sentence}")
 
 
 @experiment.command()

@@ -6,7 +6,9 @@ from workbench.figures.conversion_effects import (
     EarlyLike,
     early_choices,
     heads_before_and_after,
+    lost_by_length,
     recall_by_distance,
+    recovered_by_kept,
     window_against_linear,
 )
 from workbench.figures.distributions import ridgelines
@@ -40,6 +42,7 @@ __all__ = [
     "heads_before_and_after",
     "history",
     "lock_in",
+    "lost_by_length",
     "mark_heads",
     "mark_phases",
     "metrics",
@@ -53,6 +56,7 @@ __all__ = [
     "rank_agreement",
     "ranked",
     "recall_by_distance",
+    "recovered_by_kept",
     "ridgelines",
     "scores_against",
     "state_precision",

@@ -126,6 +126,96 @@ def heads_before_and_after(
     return figure
 
 
+def recovered_by_kept(
+    cells: pd.DataFrame,
+    part: str,
+    *,
+    window: int,
+    length: int,
+    methods: Sequence[str] | None = None,
+    theme: Theme = "light",
+) -> go.Figure:
+    """The share of what windowing every head loses that is back, by the number of heads kept full, a line per ranking.
+
+    Bars: 95 % intervals over texts. `cells`: the table of a study of a published model, as its report.json has it.
+
+    Args:
+        part: of a task, as the table names it.
+        window, length: in tokens.
+        methods: default: all that have several numbers of heads.
+
+    Raises:
+        WorkbenchError: if nothing of this part was measured.
+    """
+    table: Any = cells
+    table = table[(table.part == part) & (table.window == window) & (table.length == length) & (table.steps == 0)]
+    table = table[table.recovered.notna() & (table.to == "window")]
+    counts = table.groupby("arm", sort=False).n_kept.nunique()
+    chosen = list(counts[counts > 1].index) if methods is None else [m for m in methods if m in set(table.arm)]
+    if not chosen:
+        raise WorkbenchError(f"no ranking was measured on {part!r} at window {window} and {length:,} tokens")
+    figure = go.Figure()
+    for i, method in enumerate(chosen):
+        rows = table[table.arm == method].sort_values("n_kept")
+        figure.add_scatter(
+            x=rows.n_kept.to_numpy(),
+            y=rows.recovered.to_numpy(),
+            error_y=_bars(rows, "recovered"),
+            name=method,
+            mode="lines+markers",
+            line=line_style(i, theme),
+            hovertemplate=f"{method}<br>%{{x}} heads: %{{y:.4~r}}<extra></extra>",
+        )
+    styled(figure, theme, height=340)
+    figure.update_xaxes(title_text=f"key/value heads kept full, window {window}, {part}", type="log")
+    figure.update_yaxes(title_text="share of the loss that is back")
+    return figure
+
+
+def lost_by_length(
+    cells: pd.DataFrame,
+    part: str,
+    *,
+    window: int,
+    steps: int = 0,
+    arms: Sequence[str] | None = None,
+    theme: Theme = "light",
+) -> go.Figure:
+    """Nats per answer more than the published model loses, by the length of the text, a line per arm.
+
+    Bars: 95 % intervals over texts. `cells`: the table of a study of a published model.
+
+    Args:
+        steps: of continued pretraining.
+        arms: default: those that were measured at several lengths.
+
+    Raises:
+        WorkbenchError: if no arm was measured at two lengths.
+    """
+    table: Any = cells
+    table = table[(table.part == part) & (table.window == window) & (table.steps == steps) & (table.left_out == "")]
+    groups = [(key, rows.sort_values("length")) for key, rows in table.groupby(["arm", "n_kept"], sort=False)]
+    groups = [(key, rows) for key, rows in groups if rows.length.nunique() > 1 and (arms is None or key[0] in arms)]
+    if not groups:
+        raise WorkbenchError(f"no arm was measured on {part!r} at two lengths, window {window}, after {steps} steps")
+    figure = go.Figure()
+    for i, ((arm, n_kept), rows) in enumerate(groups):
+        label = f"{arm}, {n_kept} full"
+        figure.add_scatter(
+            x=rows.length.to_numpy(),
+            y=rows.lost.to_numpy(),
+            error_y=_bars(rows, "lost"),
+            name=label,
+            mode="lines+markers",
+            line=line_style(i, theme),
+            hovertemplate=f"{label}<br>%{{x}} tokens: %{{y:.4~r}}<extra></extra>",
+        )
+    styled(figure, theme, height=340)
+    figure.update_xaxes(title_text=f"tokens of the text, window {window}, {part}", type="log")
+    figure.update_yaxes(title_text="nats lost per answer")
+    return figure
+
+
 def window_against_linear(
     costs: CostsLike | pd.DataFrame, *, tolerance: float | None = 0.01, theme: Theme = "light"
 ) -> go.Figure:
@@ -246,6 +336,13 @@ def _by_layer(table: pd.DataFrame, x: str, y: str, *, hover: str, theme: Theme) 
 def _head_name(row: dict[str, Any]) -> str:
     head = f"L{row['layer']}KV{row['kv_head']}"
     return f"seed {row['seed']} {head}" if "seed" in row else head
+
+
+def _bars(rows: Any, name: str) -> dict[str, Any]:
+    """Error bars from the columns of an interval; none where it has none."""
+    above, below = (rows[f"{name}_hi"] - rows[name], rows[name] - rows[f"{name}_lo"])
+    ends = [side.fillna(0).clip(lower=0).to_numpy() for side in (above, below)]
+    return {"type": "data", "array": ends[0], "arrayminus": ends[1], "thickness": 1, "width": 3}
 
 
 def _gap(end: float | None, value: float) -> float:

@@ -10,20 +10,17 @@ Every finished piece of work has a file, and the same call continues from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from heapq import heappop, heappush
-from multiprocessing import get_context
+from heapq import heappush
 from pathlib import Path
 
 from workbench.experiments.conversion.arms import PREPARED, arms_of, n_steps, prepare, run_arm
 from workbench.experiments.conversion.settings import Conversion
 from workbench.experiments.conversion.study_folder import add_call, claim, piece_path
+from workbench.experiments.pieces_of_work import Job, done, worker_pool
 from workbench.heads import WorkbenchError
-from workbench.scanning.interrupts import follow_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +53,14 @@ def run_conversion(
     claim(study, out)
     started, n_done = time.monotonic(), 0
     try:
-        with _pool(workers) as pool:
-            for finished, n_known in _done(_Work(study, out, seeds), pool, workers):
+        with worker_pool(workers) as pool:
+            for job, n_known in done(_Work(study, out, seeds), pool, workers):
                 n_done += 1
                 if on_progress is not None:
-                    on_progress(StudyProgress(finished, n_done, n_known, time.monotonic() - started))
+                    on_progress(StudyProgress(job.name, n_done, n_known, time.monotonic() - started))
     finally:
         add_call(out, time.monotonic() - started, finished=n_done, workers=workers)
     return n_done
-
-
-@dataclass(order=True, frozen=True, slots=True)
-class _Job:
-    """A piece of work. Those of fewer steps come first, so that an interrupted study has more finished pieces."""
-
-    n_steps: int
-    number: int
-    name: str = field(compare=False)
-    work: Callable[[], None] = field(compare=False)
-    prepares: int | None = field(compare=False, default=None)
 
 
 class _Work:
@@ -82,17 +68,17 @@ class _Work:
 
     def __init__(self, study: Conversion, out: Path, seeds: int):
         self._study, self._out, self.n_known = study, out, 0
-        self.pending: list[_Job] = []
+        self.pending: list[Job] = []
         for seed in range(seeds):
             if piece_path(out, seed, PREPARED).exists():
                 self._add_arms(seed)
             else:
                 self._add(0, f"seed {seed} pretrained", partial(prepare, study, out, seed), prepares=seed)
 
-    def finish(self, job: _Job) -> None:
+    def finish(self, job: Job) -> None:
         """Add the pieces that become known with a finished one."""
-        if job.prepares is not None:
-            self._add_arms(job.prepares)
+        if job.subject is not None:
+            self._add_arms(job.subject)
 
     def _add_arms(self, seed: int) -> None:
         for arm in arms_of(self._study, self._out, seed):
@@ -100,43 +86,5 @@ class _Work:
                 self._add(n_steps(self._study, arm), str(arm), partial(run_arm, self._study, self._out, arm))
 
     def _add(self, steps: int, name: str, work: Callable[[], None], *, prepares: int | None = None) -> None:
-        heappush(self.pending, _Job(steps, self.n_known, name, work, prepares))
+        heappush(self.pending, Job(steps, self.n_known, name, work, prepares))
         self.n_known += 1
-
-
-def _done(work: _Work, pool: ProcessPoolExecutor | None, workers: int) -> Iterator[tuple[str, int]]:
-    """Do all pieces, in the pool or here; yields the name of each when it is done, and how many are known."""
-    running: dict[Future[None], _Job] = {}
-    while work.pending or running:
-        if pool is None:
-            finished = [heappop(work.pending)]
-            finished[0].work()
-        else:
-            while work.pending and len(running) < workers:
-                job = heappop(work.pending)
-                running[pool.submit(job.work)] = job
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            finished = []
-            for future in ended:
-                future.result()
-                finished.append(running.pop(future))
-        for job in finished:
-            work.finish(job)
-            yield job.name, work.n_known
-
-
-@contextmanager
-def _pool(workers: int) -> Generator[ProcessPoolExecutor | None]:
-    """A pool of processes that ends with the block, at once if it fails; None for one worker."""
-    if workers == 1:
-        yield None
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent)
-    try:
-        yield pool
-    except BaseException:
-        for process in list(pool._processes.values()):  # pyright: ignore[reportPrivateUsage]  # no public way to kill
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,30 @@ def claim(study: Conversion, out: Path) -> None:
         WorkbenchError: if it holds another study, or other things.
         StoreNotWritable: if it cannot be made or written.
     """
-    path, settings = out / _STUDY, plain(asdict(study))
+    claim_folder(asdict(study), out, defaults=asdict(Conversion()))
+
+
+def claim_folder(settings: Mapping[str, Any], out: Path, *, defaults: Mapping[str, Any]) -> None:
+    """Make the folder for a study of these settings, or check that it holds it.
+
+    `defaults`: of settings that a folder may lack since it is older than they are.
+
+    Raises:
+        WorkbenchError: if it holds another study, or other things.
+        StoreNotWritable: if it cannot be made or written.
+    """
+    path, expected = out / _STUDY, plain(dict(settings))
     try:
         out.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            # A folder written before a setting existed has its default.
-            stored: dict[str, Any] = {**plain(asdict(Conversion())), **json.loads(path.read_text(encoding="utf-8"))}
-            differs = [f"{k} {stored.get(k)!r}, asked for {v!r}" for k, v in settings.items() if stored.get(k) != v]
+            stored: dict[str, Any] = {**plain(dict(defaults)), **json.loads(path.read_text(encoding="utf-8"))}
+            differs = [f"{k} {stored.get(k)!r}, asked for {v!r}" for k, v in expected.items() if stored.get(k) != v]
             if differs:
                 raise WorkbenchError(f"{out} holds another study: {'; '.join(differs)}. Pass another --out")
         elif any(out.iterdir()):
             raise WorkbenchError(f"{out} is not empty and holds no study; pass an --out of its own")
         else:
-            write(path, settings)
+            write(path, expected)
     except OSError as error:
         raise StoreNotWritable(f"{out} cannot be written ({error.strerror}); pass another --out") from error
 
