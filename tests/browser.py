@@ -43,9 +43,8 @@ def window(chromium):
     context.close()
 
 
-@pytest.fixture
-def tab(window):
-    """A page; `tab.complaints` lists errors and warnings of its console, failed requests, refused ones, and those that
+def watched_page(window):
+    """A page; its `complaints` list errors and warnings of its console, failed requests, refused ones, and those that
     leave this machine, whether or not they get through."""
     page = window.new_page()
     page.set_default_timeout(60_000)  # a busy machine is slow
@@ -58,5 +57,12 @@ def tab(window):
         "response",
         lambda response: response.status >= 400 and page.complaints.append(f"{response.status} {response.url}"),
     )
+    return page
+
+
+@pytest.fixture
+def tab(window):
+    """A page of its own, as `watched_page` makes it."""
+    page = watched_page(window)
     yield page
     page.close()

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.browser import watched_page
 from tests.synthetic_run import DEMO, STEPS, write_run
 from workbench.store import Store
 
@@ -67,6 +68,26 @@ def address(served, synthetic_runs):
         yield address
 
 
+@pytest.fixture(scope="module")
+def loaded(window, address):
+    """An Overview that is loaded once for the tests that only use it."""
+    page = watched_page(window)
+    arrive(page, f"{address}/overview?detector=retrieval")
+    page.wait_for_timeout(500)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def overview(loaded):
+    """The loaded Overview in front, at the last checkpoint and without complaints."""
+    loaded.bring_to_front()
+    loaded.evaluate("dash_clientside.set_props('checkpoint', { value: workbench.planes().stops.length - 1 })")
+    says(loaded, "#checkpoint-label", f"step {STEPS[-1]:,}")
+    loaded.complaints.clear()
+    return loaded
+
+
 def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, address):
     arrive(tab, address)
     assert query(tab)["detector"] == ["induction"]
@@ -82,8 +103,8 @@ def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, addres
     assert tab.complaints == []
 
 
-def test_an_app_that_does_not_answer_is_said_to_until_it_does(tab, address):
-    arrive(tab, f"{address}/overview?detector=retrieval")
+def test_an_app_that_does_not_answer_is_said_to_until_it_does(overview):
+    tab = overview
     tab.context.set_offline(True)
     says(tab, "#not-answering", "does not answer")
     assert tab.locator("#grid .heatmaplayer").count() == 4  # what was read stays
@@ -92,8 +113,8 @@ def test_an_app_that_does_not_answer_is_said_to_until_it_does(tab, address):
     assert [text for text in tab.complaints if "DISCONNECTED" not in text and "did not respond" not in text] == []
 
 
-def test_a_card_fills_the_window_by_its_key_and_the_focus_returns(tab, address):
-    arrive(tab, f"{address}/overview?detector=retrieval")
+def test_a_card_fills_the_window_by_its_key_and_the_focus_returns(overview):
+    tab = overview
     button = tab.locator("[data-card=grid] button.maximise")
     before = tab.locator("#grid").bounding_box()["height"]
     button.focus()
@@ -135,9 +156,8 @@ def test_a_link_to_what_is_not_there_opens_the_nearest_view(tab, address):
     assert tab.complaints == []
 
 
-def test_another_checkpoint_is_shown_without_a_request(tab, address):
-    arrive(tab, f"{address}/overview?detector=retrieval")
-    tab.wait_for_timeout(500)
+def test_another_checkpoint_is_shown_without_a_request(overview):
+    tab = overview
     requests = []
     tab.on("request", lambda request: requests.append(request.post_data or ""))
     times = [tab.evaluate(STEP, "[") for _ in range(8)]

@@ -20,6 +20,7 @@ from workbench.store import Failure, Store
 from workbench.store.plan_file import Plan
 
 pytestmark = pytest.mark.browser
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"  # nothing stands beside the window
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 
 
@@ -53,7 +54,7 @@ def fits(tab, width):
     """Check that nothing stands beside a window of this width."""
     before = tab.viewport_size
     tab.set_viewport_size({"width": width, "height": 900})
-    tab.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth", timeout=20_000)
+    tab.wait_for_function(FITS, timeout=20_000)
     tab.set_viewport_size(before)
 
 
@@ -77,11 +78,13 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
         controls = {"compare": ["runs", "detector", "probe"], "plan": [], "jobs": ["runs"]}[page]
         assert [name for name in CONTROLS if tab.is_visible(f".control-{name} >> nth=0")] == controls
         assert [title for title in titles_of_figure_buttons(tab) if re.search("cloud|share|edit", title, re.I)] == []
-        fits(tab, 390)
+    tab.set_viewport_size({"width": 390, "height": 900})
+    tab.wait_for_function(FITS)
     for page in ("plan", "compare", "overview"):
         tab.go_back()
         tab.wait_for_selector(f"#page-{page}", state="visible")
         tab.wait_for_function("page => location.pathname === `/${page}`", arg=page)
+        tab.wait_for_function(FITS)
     assert tab.complaints == []
 
 

@@ -335,6 +335,8 @@ def test_runs_that_share_their_untrained_weights_alone_are_no_lineage(tmp_path):
     start = compared("a/one", "b/one")
     assert "their untrained weights alone" in start["compare-how"]["children"]
     assert "beyond noise" not in str(start["moved"])
+    unasked = settle_compare(settled(View(page="compare"), runs), Content(runs))
+    assert (unasked.get("a"), unasked.get("b")) == ("a/one", "c/one")  # a run and its branch, before two others
     branch = compared("a/one", "c/one")
     assert "one lineage" in branch["compare-how"]["children"]
     assert "beyond noise" in str(branch["moved"])

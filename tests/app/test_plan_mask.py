@@ -173,6 +173,14 @@ def test_a_plan_inside_a_run_of_its_model_links_to_the_heads_that_read_each_key_
     assert "data-head='L1H4'" in table or "'data-head': 'L1H4'" in table
 
 
+def test_a_choice_of_another_kind_is_counted_and_written_under_its_own_name(plan, monkeypatch):
+    names = {"full": "full"}
+    monkeypatch.setattr("workbench.app.pages.plan.name_of", lambda choice: names.get(str(choice), "sparse"))
+    assert "6 sparse" in str(facts(plan)[0])
+    assert str(ranking_table(plan)).count("sparse") == 6
+    assert "no head is converted" in str(facts(plan.keeping([r.head for r in plan.ranking]))[0])
+
+
 def test_an_unknown_plan_gives_way_to_one_that_is_there_and_the_mask_is_written_shortly(folder, plan):
     content = Content({}, find_plans([folder / "run"], []))
     assert settle(View(page="plan").having({"plan": "/etc/passwd"}), content).get("plan") in content.plans

@@ -73,7 +73,9 @@
     return [here(), keptTheme()];
   }
 
+  let hasView = false; // before, the server has no view that a click could change, and links are ordinary ones
   function writeAddress(to) {
+    if (to) hasView = true;
     if (!to || (to.visit && to.visit !== visits)) return;  // another entry of the history has been gone to since
     const address = prefix() + asEmbedded(to.keepsPlace || !shown.planes ? keepPlace(to.address) : addressWithPlace(to.address, currentPlace()));
     if (address !== window.location.pathname + window.location.search) {
@@ -190,6 +192,7 @@
   function showCheckpoint(position, planes, dark, view) {
     const same = window.dash_clientside.no_update;
     if (!planes) return ["", same];
+    document.querySelector(".controls .checkpoint").classList.toggle("none", !planes.stops.length);
     if (!planes.stops.length) {
       shown = { position: null, planes: null };
       return ["", same];
@@ -574,7 +577,7 @@
   document.addEventListener("click", (event) => {
     if (event.target.closest("#dark")) toggleTheme();
     const link = event.target.closest("a[data-page]");
-    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+    if (link && (hasView || embedded !== null) && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
       const { page, head, run, set } = link.dataset;
       jump({ page, ...(head ? { head, run } : {}), ...(set ? { set: JSON.parse(set) } : {}) });

@@ -97,12 +97,23 @@ class Pairs:
 
 
 def settle(view: View, content: Content) -> View:
-    """Two sides that can be compared: two runs if several are chosen, else two checkpoints of one."""
+    """Two sides that can be compared: two runs if several are chosen, else two checkpoints of one.
+
+    Of several runs the first two that share trained weights, a run and its branch, where there are such.
+    """
     names = [name for name in view.runs if view.probe in content.runs[name].probes_of(view.detector)]
     if not names:
         return view
-    a = view.get("a") if view.get("a") in names else names[0]
-    b = view.get("b") if view.get("b") in names else (names[1:2] or names)[0]
+    weights = {name: content.runs[name].weight_digests(view.detector, trained=True) for name in names}
+
+    def relatives(name: str) -> list[str]:
+        """The other runs with heads of the same weights, such as its branches; else all others."""
+        others = [other for other in names if other != name]
+        return [other for other in others if weights[name] & weights[other]] or others
+
+    parents = [name for name in names if any(weights[name] & weights[other] for other in names if other != name)]
+    a = view.get("a") if view.get("a") in names else (parents or names)[0]
+    b = view.get("b") if view.get("b") in names else (relatives(a) or [a])[0]
     chosen = {"a": a, "b": b}
     for parameter, run in (("at_a", a), ("at_b", b)):
         labels = checkpoint_labels(content.runs[run], view)

@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 import zipfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
 )
 _BUDGET = "Heads that keep the whole context"
 VERDICT, SENTENCE, AWAY, IN_PLAN = "verdict", "verdict-sentence", "plan-away", "head-in-plan"
+# What a head sees by its choice, and the same of many heads; another choice has its own name.
+_OF_MANY = {"window": "windowed"}
 _SEES = {"full": "keeps all", "window": "window {plan.window}", "linear": "linear attention"}
 # Of the query heads of a key/value head, so many are linked.
 _MOST_LINKS = 4
@@ -177,7 +180,7 @@ def links_to_plans(view: View, content: Content) -> list[html.A]:
         except (WorkbenchError, OSError):
             continue  # the Plan page says what is wrong with it, or the run's card
         if kv_head is not None and kv_head in plan.choices:
-            choice = _SEES[name_of(plan.choices[kv_head])].format(plan=plan)
+            choice = seen_by(plan, kv_head)
             to_plan = attributes(data_page="plan", data_set=json.dumps({"plan": name, "keep": ""}))
             links.append(html.A(f"{kv_head} {choice}: {name}", href="plan", className="button quiet", **to_plan))
     return links
@@ -248,14 +251,14 @@ def about(plan: Plan) -> dict[str, str]:
 def facts(plan: Plan) -> list[html.Div]:
     """Cards: the heads that the mask keeps, the cache it saves, and the loss it is expected to cost."""
     needed, full = bytes_of(plan)
-    linear = f", {len(plan.linear)} linear" if plan.linear else ""
-    others = f"{len(plan.windowed)} windowed{linear}"
-    keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", others)
+    counts = Counter(name_of(choice) for choice in plan.choices.values())
+    others = ", ".join(f"{n} {_OF_MANY.get(name, name)}" for name, n in counts.most_common() if name != "full")
+    keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", others or "no head is converted")
     saved = _fact(
         "key/value cache saved",
         f"{plan.kv_saved:.0%}",
         f" {_size(full - needed)} of {_size(full)}",
-        f"per sequence of {plan.context:,} tokens, in 16-bit numbers" + (", states in float32" if linear else ""),
+        f"per sequence of {plan.context:,} tokens, in 16-bit numbers" + (", states in float32" if plan.linear else ""),
     )
     return [keep, saved, *(_predicted(prediction) for prediction in predictions(plan))]
 
@@ -279,6 +282,12 @@ def mask_figure(plan: Plan, theme: Theme) -> go.Figure:
     return figure.update_layout(dragmode="lasso", uirevision=None)
 
 
+def seen_by(plan: Plan, head: KVHead) -> str:
+    """What a plan lets a key/value head see, in words."""
+    name = name_of(plan.choices[head])
+    return _SEES.get(name, name).format(plan=plan)
+
+
 def ranking_table(plan: Plan, run: str = "") -> html.Table:
     """Every head in the order of the ranking; a click on its name keeps or converts it.
 
@@ -288,7 +297,7 @@ def ranking_table(plan: Plan, run: str = "") -> html.Table:
     rows: list[list[Any]] = []
     costs = {own.head: own for own in plan.costs}
     for rank, ranked in enumerate(plan.ranking, start=1):
-        choice = _SEES[name_of(plan.choices[ranked.head])].format(plan=plan)
+        choice = seen_by(plan, ranked.head)
         name = html.Button(str(ranked.head), className="text", **attributes(data_toggle_head=str(ranked.head)))
         interval = "–" if ranked.ci_lo != ranked.ci_lo else f"{fixed(ranked.ci_lo, 4)} – {fixed(ranked.ci_hi, 4)}"
         readers = [_links_to_heads(plan, ranked.head, run)] if run else []
