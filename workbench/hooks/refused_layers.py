@@ -74,8 +74,8 @@ def why_refused(model: PreTrainedModel, faults: Mapping[str, Sequence[int]], run
     if twice == at_fault and all(runs.get(i) == 1 for i in twice) and not _share_numbers(model):
         return (
             f"{name} cannot be recorded exactly: {_names(twice, classes)} attend more than once per pass: its heads "
-            "have several softmaxes, as in differential attention, and their pattern is none of them. Expected one softmax "
-            "a head. Leave this model out"
+            "have several softmaxes, as in differential attention, and their pattern is none of them. Expected one "
+            "softmax a head. Leave this model out"
         )
     reasons = "; ".join(fault.format(_names(layers, classes)) for fault, layers in faults.items() if layers)
     return (
