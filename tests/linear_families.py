@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 from transformers import (
+    BailingHybridConfig,
     BambaConfig,
     FalconH1Config,
     GraniteMoeHybridConfig,
@@ -71,6 +72,20 @@ CONFIGS = {
         linear_attn_config=dict(
             num_heads=4, head_dim=8, short_conv_kernel_size=4, kda_layers=[1], full_attn_layers=[2]
         ),
+    ),
+    "bailing_hybrid": lambda: BailingHybridConfig(
+        **{**_COMMON, **_MOE, "num_key_value_heads": 4},
+        layer_types=_MIXED,
+        kv_lora_rank=16,
+        q_lora_rank=None,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        head_dim=8,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        num_mtp_layers=0,
     ),
     "bamba": lambda: BambaConfig(**_COMMON, **_MAMBA, attn_layer_indices=[1], mamba_expand=2),
     "granite": lambda: GraniteMoeHybridConfig(

@@ -34,6 +34,7 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
 
 NAMES = {
     "axk2": "A.X-K2",
+    "bailing_hybrid": "Ling 3.0",
     "bamba": "Bamba",
     "bloom": "BLOOM",
     "codegen": "CodeGen",

@@ -133,12 +133,22 @@ def _olmo(module, x, mask):
 
 
 def _kimi(module, x, mask):
+    gate, n = module.forget_gate, module.num_heads
+    g = _heads(_linear(gate.f_b_proj, _linear(gate.f_a_proj, x)) + gate.dt_bias.double(), n)
+    return _kda(module, x, torch.exp(-torch.exp(gate.A_log.double().reshape(1, n, 1, 1)) * F.softplus(g)))
+
+
+def _ling(module, x, mask):
+    gate, n = module.forget_gate, module.num_heads
+    g = _heads(_linear(gate.f_proj, x) + gate.dt_bias.double(), n)
+    rate = torch.exp(gate.A_log.double().reshape(1, n, 1, 1))
+    return _kda(module, x, torch.exp(gate.lower_bound * torch.sigmoid(rate * g)))
+
+
+def _kda(module, x, decay):
     n = module.num_heads
     mixed = _convolved(module, torch.cat([_linear(getattr(module, f"{name}_proj"), x) for name in "qkv"], -1))
     q, k, v = (_heads(part, n) for part in mixed.chunk(3, -1))
-    gate = module.forget_gate
-    g = _linear(gate.f_b_proj, _linear(gate.f_a_proj, x)) + gate.dt_bias.double()
-    decay = torch.exp(-torch.exp(gate.A_log.double().reshape(1, n, 1, 1)) * _heads(F.softplus(g), n))
     strength = torch.sigmoid(_linear(module.b_proj, x)).transpose(1, 2)
     return _unit(q) / q.shape[-1] ** 0.5, _unit(k), v, decay, strength, True, 0 * strength
 
@@ -165,6 +175,7 @@ _READERS = {
     "Qwen3_5GatedDeltaNet": _qwen3_5,
     "Qwen3_5MoeGatedDeltaNet": _qwen3_5,
     "OlmoHybridGatedDeltaNet": _olmo,
+    "BailingHybridDeltaAttention": _ling,
     "KimiLinearDeltaAttention": _kimi,
     **dict.fromkeys(
         ("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Mamba2Mixer", "NemotronHMamba2Mixer"), _mamba2

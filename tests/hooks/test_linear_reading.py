@@ -23,7 +23,7 @@ from workbench.kernels import Cells, Far, Request
 # One family of every mechanism; the others share its adapter and are tested in the claims about adapters.
 MECHANISMS = ["minimax", "qwen3_next", "olmo_hybrid", "kimi_linear", "falcon_h1"]
 MIXERS = {"minimax": "lightning", "qwen3_next": "gdn", "olmo_hybrid": "gdn", "kimi_linear": "kda"}
-MIXERS |= {"qwen3_5": "gdn", "qwen3_5_moe": "gdn"}
+MIXERS |= {"bailing_hybrid": "kda", "qwen3_5": "gdn", "qwen3_5_moe": "gdn"}
 LENGTHS = [1, 37, 101]
 
 
@@ -63,7 +63,7 @@ def test_every_linear_layer_is_listed_with_its_mixer(family):
     for layer in layers.values():
         assert layer.mixer == MIXERS.get(family, "ssm")
         assert layer.n_heads == 4
-        assert layer.n_kv_heads == (4 if family in ("minimax", "kimi_linear", "olmo_hybrid") else 2)
+        assert layer.n_kv_heads == (4 if family in ("minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid") else 2)
         assert layer.has_conv == (family != "minimax")
         assert (layer.slopes is not None) == (family == "minimax")
     infos = open_model(model).layers

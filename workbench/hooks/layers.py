@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,18 +12,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
+from workbench.hooks.refused_layers import counting_runs, why_refused
 from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
 from workbench.hooks.taps.attention_interface import OwnMask
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
 from workbench.hooks.taps.key_selection import (
     checking_selection,
-    is_indexer,
     n_selected,
     selecting_few,
     tokens_to_select,
 )
-from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear import linear_layers
 from workbench.hooks.taps.linear.lightning import warn_of_rounded_decay
 from workbench.hooks.taps.linear.linear_selfcheck import checking_linear
@@ -82,6 +81,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     valid = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad(), selecting_few(model), ExitStack() as stack:
         stack.enter_context(handling(model, note))
+        runs = stack.enter_context(counting_runs(model))
         is_right = stack.enter_context(checking_linear(model, valid))
         selects_right = stack.enter_context(checking_selection(model))
         _run(model, tokens)
@@ -111,7 +111,7 @@ def survey(model: PreTrainedModel) -> tuple[LayerInfo, ...]:
     }
     if any(faults.values()):
         _refuse_nonfinite(model, tokens)  # whose faults are not those of its family
-        raise WorkbenchError(_refusal(model, faults))
+        raise WorkbenchError(why_refused(model, faults, runs))
     warn_of_rounded_decay(model)
     infos = [_softmax_layer(config, i, call, n_keys=keys) for i, call in softmax.items()]
     infos += [layer.info for layer in linear.values()]
@@ -159,7 +159,10 @@ def _why_not_on_tokens(name: str, error: Exception) -> str:
     if any(word in first_line for word in _OTHER_INPUTS):
         return f"{name} does not run without a picture or a sound beside its tokens ({first_line})"
     reason = f"{type(error).__name__}: {first_line}"
-    return f"{name} does not run on token ids alone: {reason}. Expected a causal language model"
+    return (
+        f"{name} does not run on token ids alone: {reason}. Expected a causal language model. Where this names "
+        "a setting of the model, set it and pass the model in memory to open_model; else leave this model out"
+    )
 
 
 def _inner_model(config: Any) -> str:
@@ -217,21 +220,4 @@ def _softmax_layer(config: Any, index: int, call: AttentionCall, *, n_keys: int 
         n_kv_heads=call.k.shape[1],
         d_head=call.v.shape[-1] if isinstance(call, ScoredCall) else call.q.shape[-1],
         n_selected=n_keys if kind == "sparse" else None,
-    )
-
-
-def _refusal(model: PreTrainedModel, faults: Mapping[str, list[int]]) -> str:
-    classes = {i: type(m).__name__ for i, m in blocks(model)}
-    modules = [m for m in model.modules() if not is_indexer(m)]
-    classes |= {i: type(m).__name__ for m in modules if isinstance(i := getattr(m, "layer_idx", None), int)}
-
-    def names(layers: list[int]) -> str:
-        return ", ".join(f"layer {i} ({classes.get(i, 'of unknown class')})" for i in sorted(layers))
-
-    reasons = "; ".join(fault.format(names(layers)) for fault, layers in faults.items() if layers)
-    return (
-        f"{type(model).__name__} cannot be recorded exactly: {reasons}. Expected, in every layer that mixes tokens, "
-        "causal softmax attention (through transformers' AttentionInterface, or one softmax and one product with the "
-        "values), lightning attention, a gated delta net, Kimi delta attention or Mamba-2; the README lists the "
-        "families. Leave this model out, or register a reader of its linear layers with workbench.hooks.mixer"
     )

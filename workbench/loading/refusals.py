@@ -58,6 +58,12 @@ def refuse_other_models(config: Any, name: str) -> None:
             f"{name} (model type {config.model_type!r}) has no vocabulary of tokens; {_EXPECTED}. Leave this model out"
         )
     if getattr(config.get_text_config(), "num_hidden_layers", None) is None:
+        parts = [key for key, part in vars(config).items() if hasattr(part, "num_hidden_layers")]
+        if len(parts) > 1:
+            raise WorkbenchError(
+                f"{name} is made of several transformers ({', '.join(parts)}) with layers of their own, so that the "
+                "number of a layer does not name one; expected one stack of layers. Leave this model out"
+            )
         raise WorkbenchError(
             f"the configuration of {name} does not say how many layers it has; expected num_hidden_layers. Set it, or "
             "leave this model out"

@@ -222,7 +222,8 @@ class _Tap(TorchFunctionMode):
         if self._scores is not None:
             raise WorkbenchError(
                 f"{self._name} makes attention probabilities that are not multiplied with the values in one product; "
-                "it cannot be recorded exactly"
+                "it cannot be recorded exactly. Expected one softmax and then one matmul with the values in a layer. "
+                "Leave this model out"
             )
 
     def _on_softmax(

@@ -171,5 +171,5 @@ def _refuse_another_mask(scores: Float[Tensor, "b h q k"], mask: LazyMask, *, fl
             window = "the whole past" if mask.window is None else f"the last {mask.window} tokens"
             raise WorkbenchError(
                 f"{name} attends to other keys than {window} without padding; expected a causal decoder and "
-                "attention_mask as [batch, tokens]"
+                "attention_mask as [batch, tokens]. Pass such a mask; leave this model out if it is refused with one"
             )

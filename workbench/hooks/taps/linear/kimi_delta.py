@@ -1,7 +1,8 @@
 """Kimi Delta Attention: a gated delta net with one decay per key channel.
 
 Reference:
-    Kimi Team 2025, Kimi Linear, eq. 1.
+    Kimi Team 2025, Kimi Linear, eq. 1. Ling 3.0 (`bailing_hybrid`) bounds the forget gate from below; the recurrence
+    is the same.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def _describe(module: Any) -> LinearLayer:
 @mixer(
     "KimiLinearDeltaAttention",
     "Glm5NextTextLinearAttention",
+    "BailingHybridDeltaAttention",
     describe=_describe,
     taps=("q_proj", "k_proj", "v_proj", "forget_gate", "b_proj"),
     norm="o_norm",
