@@ -281,3 +281,31 @@ def _dot(q: Float[Tensor, "b h q d"], k: Float[Tensor, "b 1 k d"]) -> Float[Tens
     if q.dtype != torch.float64:
         return grouped_scores(q, k)
     return einsum(q, k[:, 0], "b h q d, b k d -> b h q k")
+
+
+def coverage(
+    call: AttentionCall, to: SparseAttention, numbers: tuple[int, ...]
+) -> tuple[Float[Tensor, " n_numbers"], int]:
+    """How much of a dense head's attention lies in the blocks that its rule selects, for some numbers of blocks.
+
+    Of one key/value head, which `call` has alone, the mean over its query heads; on learned sinks lies no share. Each
+    row selects for itself; `n_blocks` of `to` is left out of account.
+
+    Returns:
+        The sums over rows of shares in [0, 1], and the number of rows: those with more blocks than the largest number.
+    """
+    blocks, most = _Blocks.of(call, to), replace(to, n_blocks=max(*numbers, to.sink_blocks + 1))
+    is_counted = blocks.is_row & (blocks.own - blocks.first >= max(numbers))
+    columns = torch.tensor([number - 1 for number in numbers], device=call.q.device)
+    total = torch.zeros(len(numbers), dtype=torch.float64, device=call.q.device)
+    if not is_counted.any():
+        return total, 0
+    with torch.no_grad():
+        scorer, by_mass = _scorer(call, to, blocks), _ByMass(call, blocks)
+        for run in _row_runs(call):
+            mass = by_mass.of(run)
+            selected = blocks.top(mass if to.rule == "oracle" else scorer.of(run), most, run).long()
+            shares = mass.gather(-1, selected.clamp(min=0)).masked_fill(selected == _NONE, 0).cumsum(-1)
+            if shares.shape[-1] > int(columns.max()):  # too few columns: no row of this call has as many blocks
+                total += shares[..., columns][is_counted[:, run]].sum(0) / call.q.shape[1]
+    return total, int(is_counted.sum())
