@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.runs import Run, open_run
     from workbench.scanning import scan
     from workbench.scanning.job import Job
-    from workbench.store.conversions import LinearAttention
+    from workbench.store.conversions import LinearAttention, SparseAttention
     from workbench.store.plan_file import KVBytes, LossTolerance, Plan
 
 # The module of each public name. It is imported at the first access.
@@ -34,6 +34,7 @@ _HOMES = {
     "Plan": "workbench.store.plan_file",
     "Recording": "workbench.hooks",
     "Run": "workbench.runs",
+    "SparseAttention": "workbench.store.conversions",
     "WorkbenchError": "workbench.heads",
     "describe": "workbench.detectors",
     "detector": "workbench.detectors",
@@ -65,6 +66,7 @@ __all__ = [
     "Plan",
     "Recording",
     "Run",
+    "SparseAttention",
     "WorkbenchError",
     "describe",
     "detector",

@@ -9,7 +9,7 @@ from workbench.hooks.recording.needs import NEEDS, Answers, FarSum, FeatureSum, 
 from workbench.hooks.recording.row_readings import Reading, RowReading
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import mixer
-from workbench.store.conversions import LinearAttention
+from workbench.store.conversions import LinearAttention, SparseAttention
 
 __all__ = [
     "DEFAULT_FAR",
@@ -29,6 +29,7 @@ __all__ = [
     "Recording",
     "RowReading",
     "Sequences",
+    "SparseAttention",
     "WholeCacheWarning",
     "cache_bytes",
     "mixer",

@@ -27,6 +27,8 @@ from workbench.hooks.interventions.targets import (
     check_form,
     check_kv_head,
     check_linearisable,
+    check_selection,
+    check_sparsifiable,
     choose_heads,
 )
 from workbench.hooks.interventions.windows import (
@@ -400,6 +402,25 @@ class HookedModel:
             check_linearisable(self._layers, head)
             check_form(head, form)
         with self._in_force.block(self.model, lambda before: before.converting(forms.keys(), forms)):
+            yield self
+
+    @contextmanager
+    def sparsify(self, selections: Mapping[Any, Any]) -> Generator[HookedModel]:
+        """Inside the block, these key/value heads attend to selected blocks of keys, each as its `SparseAttention`.
+
+        Holds for `record`, `pattern`, `score`, the model's own forward and generate, and training, where gradients flow
+        through the attention and not through the selection. A cache stays whole, and no time is saved: what a head
+        loses by attending to so few keys is what is measured.
+
+        Raises:
+            WorkbenchError: for heads the model does not have, heads of a linear layer or of one that does not see its
+                whole past, and heads that have a window or linear attention.
+        """
+        selections = by_kv_head(self._layers, selections)
+        for head, selection in selections.items():
+            check_sparsifiable(self._layers, head)
+            check_selection(head, selection)
+        with self._in_force.block(self.model, lambda before: before.converting(selections.keys(), selections)):
             yield self
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Which heads must keep the whole context: rankings, keep-sets, and what a conversion costs."""
 
+from workbench.planning.block_coverage import block_coverage
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
 from workbench.planning.evaluation_tasks import CompleteEvaluation, Evaluation, default_evaluation, evaluation_on
@@ -32,6 +33,7 @@ __all__ = [
     "WindowGates",
     "WindowLadder",
     "area_under",
+    "block_coverage",
     "default_evaluation",
     "evaluate_tasks",
     "evaluation_on",

@@ -1,7 +1,7 @@
 """The objective of a model on a probe as a function of which key/value heads are converted.
 
-A converted head has a window or linear attention. In the terms of cooperative game theory the heads are players, and
-rankings share out the loss among them, hence `Game`.
+A converted head has a window, linear or sparse attention. In the terms of cooperative game theory the heads are
+players, and rankings share out the loss among them, hence `Game`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from workbench.heads import KVHead, WorkbenchError
 from workbench.hooks import HookedModel, open_model
 from workbench.hooks.head_inputs import by_kv_head
 from workbench.hooks.interventions.gates import converted, converted_heads
-from workbench.hooks.interventions.targets import check_form, check_kv_head, check_linearisable
+from workbench.hooks.interventions.targets import check_form, check_kv_head, check_linearisable, check_sparsifiable
 from workbench.planning.answer_loss import Objective, answer_batches, loss_batches
 from workbench.probes import Probe
 from workbench.probes.token_inputs import ProbeLike, read_probe
 from workbench.store.cache_sizes import bytes_under, saved_under
-from workbench.store.conversions import Conversion, Conversions, Window, check_window, softmax_heads
+from workbench.store.conversions import Conversion, Conversions, SparseAttention, Window, check_window, softmax_heads
 from workbench.store.finished_pieces import Pieces
 
 
@@ -62,10 +62,10 @@ class Game:
     """A model, a probe and a conversion; the players are the key/value heads that the conversion is for.
 
     `window`: in tokens, for every head of a softmax layer whose own window is wider, with its `sink`; or a conversion
-    for each head, `Window` or `LinearAttention`, and then only these heads are players. `seed`: of what is drawn at
-    random. `pieces`: what earlier games of the same model measured. `ends`: what is known from elsewhere, the outcomes
-    with no head and with every head converted. The model must stay as it is when the game is made:
-    outcomes are remembered, since curves need the same ones again.
+    for each head, `Window`, `LinearAttention` or `SparseAttention`, and then only these heads are players. `seed`: of
+    what is drawn at random. `pieces`: what earlier games of the same model measured. `ends`: what is known from
+    elsewhere, the outcomes with no head and with every head converted. The model must stay as it is when the game is
+    made: outcomes are remembered, since curves need the same ones again.
 
     Raises:
         WorkbenchError: if the probe has no answers, the objective is unknown, the window is no window or changes no
@@ -111,13 +111,15 @@ class Game:
         """The window and sinks that a windowed head sees.
 
         Raises:
-            WorkbenchError: if all heads have linear attention, or windows differ.
+            WorkbenchError: if all heads have linear or sparse attention, or windows differ.
         """
         if self.far is not None:
             return self.far
         windows = [self.to] if isinstance(self.to, Window) else [w for w in self.to.values() if isinstance(w, Window)]
         if not windows:
-            raise WorkbenchError("the heads are given linear attention, and this is defined for a window alone")
+            raise WorkbenchError(
+                "the heads are given linear or sparse attention, and this is defined for a window alone"
+            )
         if len(set(windows)) > 1:
             raise WorkbenchError("the heads are given windows of their own, and this is defined for one window")
         return windows[0]
@@ -196,6 +198,8 @@ def _checked(m: HookedModel, conversions: Any, sink: int) -> Conversions:
         if isinstance(conversion, Window):
             check_kv_head(m.layers, head)
             check_window(conversion.window, conversion.sink)
+        elif isinstance(conversion, SparseAttention):
+            check_sparsifiable(m.layers, head)
         else:
             check_linearisable(m.layers, head)
             check_form(head, conversion)

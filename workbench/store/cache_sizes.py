@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from workbench.heads import KVHead, LayerInfo
-from workbench.store.conversions import Choice, Conversions, LinearAttention, Window, softmax_heads
+from workbench.store.conversions import Choice, Conversions, LinearAttention, SparseAttention, Window, softmax_heads
 
 # States are summed in float32 whatever the model's precision; keys and values of a cache are counted at 16 bits.
 _STATE_BYTES, _CACHE_BYTES = 4, 2
@@ -14,12 +14,26 @@ _STATE_BYTES, _CACHE_BYTES = 4, 2
 def bytes_held(choice: Choice, d_head: int, n_seen: int) -> int:
     """Bytes that a head holds of `n_seen` tokens: keys and values in 16-bit numbers, or a state in float32.
 
-    Values are counted as wide as keys.
+    Values are counted as wide as keys. A sparse head holds as much as a full one: it reads less of its cache, see
+    `keys_read`, and lets nothing go.
     """
     if isinstance(choice, LinearAttention):
         return _STATE_BYTES * choice.state_size(d_head)
-    n_held = n_seen if choice == "full" else min(n_seen, choice.window + choice.sink)
+    n_held = min(n_seen, choice.window + choice.sink) if isinstance(choice, Window) else n_seen
     return 2 * _CACHE_BYTES * d_head * n_held
+
+
+def keys_read(choice: Choice, n_seen: int) -> int:
+    """Keys that the newest of `n_seen` tokens attends to in a head; of linear attention none, which reads its state.
+
+    What a sparse head reads to select its blocks is not counted: every key by the rule `oracle`, and one or two vectors
+    for each block by the others.
+    """
+    if isinstance(choice, LinearAttention):
+        return 0
+    if isinstance(choice, SparseAttention):
+        return min(n_seen, choice.n_read)
+    return n_seen if choice == "full" else min(n_seen, choice.window + choice.sink)
 
 
 def seen_tokens(info: LayerInfo, context: int) -> int:

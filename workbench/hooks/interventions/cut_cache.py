@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from workbench.heads import KVHead, WorkbenchError
+from workbench.hooks.interventions.block_selection import sparse_output
 from workbench.hooks.interventions.held_keys import MOST_TAKEN_BACK, HeldKeys
 from workbench.hooks.interventions.held_states import HeldStates
 from workbench.hooks.interventions.linear_attention import linearised
@@ -33,7 +34,7 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.cached_keys import hand_out, stand_in
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import CausalMask
-from workbench.store.conversions import LinearAttention, Window
+from workbench.store.conversions import LinearAttention, SparseAttention, Window
 
 
 class CutLayer(CacheLayerMixin):
@@ -139,10 +140,12 @@ class CutLayer(CacheLayerMixin):
         by_kv_head = rearrange(out, "b q (kv g) d -> b q kv g d", kv=call.k.shape[1])
         for held in self.held:
             for heads, windows, form in self._alike(held.heads, interventions):
-                if form is None:
-                    group_out = held.output(call, heads, windows + self._own)
-                elif isinstance(held, HeldStates):
+                if isinstance(held, HeldStates):
                     group_out = held.output(call, heads, windows)
+                elif form is None:
+                    group_out = held.output(call, heads, windows + self._own)
+                elif isinstance(form, SparseAttention):
+                    group_out = self._sparse_output(call, held, heads, form)
                 else:
                     group_out = self._linear_output(call, held, heads, form)
                 by_kv_head[:, :, list(heads)] = rearrange(group_out, "b q (kv g) d -> b q kv g d", kv=len(heads))
@@ -151,14 +154,28 @@ class CutLayer(CacheLayerMixin):
 
     def _alike(
         self, heads: tuple[int, ...], interventions: Interventions
-    ) -> list[tuple[tuple[int, ...], tuple[Window, ...], LinearAttention | None]]:
+    ) -> list[tuple[tuple[int, ...], tuple[Window, ...], LinearAttention | SparseAttention | None]]:
         """Heads by what they are converted to now."""
-        by_conversion: dict[tuple[tuple[Window, ...], LinearAttention | None], tuple[int, ...]] = {}
+        by_conversion: dict[tuple[tuple[Window, ...], LinearAttention | SparseAttention | None], tuple[int, ...]] = {}
         for head in heads:
             key = KVHead(self.layer, head)
-            conversion = interventions.windows.get(key, ()), interventions.forms.get(key)
+            form = interventions.forms.get(key) or interventions.selections.get(key)
+            conversion = interventions.windows.get(key, ()), form
             by_conversion[conversion] = (*by_conversion.get(conversion, ()), head)
         return [(group, windows, form) for (windows, form), group in by_conversion.items()]
+
+    def _sparse_output(
+        self, call: AttentionCall, held: HeldKeys, heads: tuple[int, ...], to: SparseAttention
+    ) -> Float[Tensor, "b q h d_v"]:
+        """Sparse attention over all keys, which are held whole."""
+        group = call.q.shape[1] // call.k.shape[1]
+        outputs: list[Tensor] = []
+        for head in heads:
+            queries, local = slice(head * group, (head + 1) * group), [held.heads.index(head)]
+            sinks = None if call.sinks is None else call.sinks[queries]
+            whole = replace(call, q=call.q[:, queries], k=held.k[:, local], v=held.v[:, local], sinks=sinks)
+            outputs.append(sparse_output(whole, to))
+        return torch.cat(outputs, 2)
 
     def _linear_output(
         self, call: AttentionCall, held: HeldKeys, heads: tuple[int, ...], form: LinearAttention
@@ -188,7 +205,7 @@ class CutLayer(CacheLayerMixin):
         pieces = _Pieces(call, first[:, 0] + call.mask.key_offset, mask.window)
         held: list[HeldKeys | HeldStates] = []
         for heads, windows, form in self._alike(tuple(range(call.k.shape[1])), interventions):
-            piece = pieces.held(heads, windows) if form is None else pieces.states(heads, form)
+            piece = pieces.states(heads, form) if isinstance(form, LinearAttention) else pieces.held(heads, windows)
             if piece is None:
                 return
             held.append(piece)

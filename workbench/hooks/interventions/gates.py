@@ -1,4 +1,4 @@
-"""Conversion of chosen heads, each to a window or to linear attention: of whole heads, or by gates.
+"""Conversion of chosen heads, each to a window, to linear or to sparse attention: of whole heads, or by gates.
 
 A gate a mixes o = a · o_full + (1 − a) · o_converted for a key/value head. With all gates 1 the model is unchanged,
 with all gates 0 every head is converted. In between, one backward pass gives the gradient of the loss for every gate.
@@ -27,7 +27,7 @@ from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.replaced_forward import another_forward
-from workbench.store.conversions import Conversions, LinearAttention, Window, heads_beyond
+from workbench.store.conversions import Conversions, LinearAttention, SparseAttention, Window, heads_beyond
 
 
 def converted_heads(layers: Sequence[LayerInfo], to: Window | Conversions) -> tuple[KVHead, ...]:
@@ -40,7 +40,7 @@ def converted_heads(layers: Sequence[LayerInfo], to: Window | Conversions) -> tu
 
 @contextmanager
 def converted(m: HookedModel, heads: Collection[KVHead], to: Window | Conversions) -> Generator[HookedModel]:
-    """Inside the block, these key/value heads have the window, or each its own window or linear attention.
+    """Inside the block, these key/value heads have the window, or each its own window, linear or sparse attention.
 
     Raises:
         WorkbenchError: for heads the model does not have, or that cannot have their conversion.
@@ -54,6 +54,7 @@ def converted(m: HookedModel, heads: Collection[KVHead], to: Window | Conversion
         for own, restricted in windows.items():
             stack.enter_context(m.restrict(restricted, own.window, own.sink))
         stack.enter_context(m.linearize({h: c for h, c in conversions.items() if isinstance(c, LinearAttention)}))
+        stack.enter_context(m.sparsify({h: c for h, c in conversions.items() if isinstance(c, SparseAttention)}))
         yield m
 
 

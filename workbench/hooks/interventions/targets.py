@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workbench.heads import Head, KVHead, LayerInfo, Mixer, WorkbenchError
 from workbench.hooks.head_inputs import HeadsLike, heads_of, layer_of, query_heads
-from workbench.store.conversions import LinearAttention
+from workbench.store.conversions import LinearAttention, SparseAttention
 
 # A head, and whether it belongs to the linear mixer of its layer.
 HeadKey = tuple[Head, bool]
@@ -63,12 +63,25 @@ def check_linearisable(layers: Sequence[LayerInfo], head: KVHead) -> None:
     Raises:
         WorkbenchError: if the model has no such key/value head of softmax attention over its whole past.
     """
+    _check_full(layers, head, "linear attention")
+
+
+def check_sparsifiable(layers: Sequence[LayerInfo], head: KVHead) -> None:
+    """Refuse a head that cannot have sparse attention.
+
+    Raises:
+        WorkbenchError: if the model has no such key/value head of softmax attention over its whole past.
+    """
+    _check_full(layers, head, "sparse attention")
+
+
+def _check_full(layers: Sequence[LayerInfo], head: KVHead, what: str) -> None:
     check_kv_head(layers, head)
     info = layer_of(layers, head.layer)
     if info is not None and info.kind != "full":
         raise WorkbenchError(
             f"layer {head.layer} is {info.kind}: {head} does not see its whole past already; only heads of full layers "
-            "can be given linear attention"
+            f"can be given {what}"
         )
 
 
@@ -81,4 +94,17 @@ def check_form(head: KVHead, form: object) -> None:
     if not isinstance(form, LinearAttention):
         raise WorkbenchError(
             f"the form of {head} is a {type(form).__name__}; expected a LinearAttention, as fit_linear_attention gives"
+        )
+
+
+def check_selection(head: KVHead, selection: object) -> None:
+    """Refuse what is no sparse attention.
+
+    Raises:
+        WorkbenchError: naming the head.
+    """
+    if not isinstance(selection, SparseAttention):
+        raise WorkbenchError(
+            f"{head} was to become a {type(selection).__name__}; expected a SparseAttention, as "
+            "SparseAttention(block=64, n_blocks=8)"
         )

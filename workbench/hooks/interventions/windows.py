@@ -1,8 +1,9 @@
-"""Windows on key/value heads, and all interventions in force: windows, linear attention, replaced outputs.
+"""Windows on key/value heads, and all interventions in force: windows, linear and sparse attention, replaced outputs.
 
 All act inside the attention function, where the model's own mask and learned sinks are. Composition: a key/value head
-restricted twice sees what both windows allow; of two linear forms, as of two replacements of a head's output, the inner
-one holds; no head has a window and a linear form; a uniform head is uniform over the keys that its window leaves.
+restricted twice sees what both windows allow; of two linear or two sparse forms, as of two replacements of a head's
+output, the inner one holds; no head has two kinds of conversion; a uniform head is uniform over the keys that its
+window leaves, and over its whole past where it has a linear or sparse form.
 """
 
 from __future__ import annotations
@@ -18,25 +19,36 @@ from torch import Tensor
 
 from workbench.heads import Head, KVHead, WorkbenchError
 from workbench.hooks.interventions.ablation import Ablation, Replacement, replaced
+from workbench.hooks.interventions.block_selection import block_mask, sparse_output
 from workbench.hooks.interventions.linear_attention import linearised
 from workbench.hooks.taps.attention_call import AttentionCall
 from workbench.hooks.taps.explicit_masks import Scores, rows_output
 from workbench.hooks.taps.scored_call import ScoredCall
 from workbench.kernels import Hidden, Request, RowStatistics, TileMask, hidden_runs
 from workbench.kernels.masks import visible_run
-from workbench.store.conversions import Conversions, Features, Forms, LinearAttention, Window
+from workbench.store.conversions import (
+    Conversion,
+    Conversions,
+    Features,
+    Forms,
+    LinearAttention,
+    Selections,
+    SparseAttention,
+    Window,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Interventions:
     """All interventions in force on a model.
 
-    `windows` and `forms`: of converted heads of softmax layers. `replacements`: of outputs of heads in softmax layers;
-    `linear`: the same in linear layers, whose heads cannot be converted.
+    `windows`, `forms` and `selections`: of converted heads of softmax layers. `replacements`: of outputs of heads in
+    softmax layers; `linear`: the same in linear layers, whose heads cannot be converted.
     """
 
     windows: Mapping[KVHead, tuple[Window, ...]] = field(default_factory=dict)
     forms: Forms = field(default_factory=dict)
+    selections: Selections = field(default_factory=dict)
     replacements: Mapping[Head, Replacement] = field(default_factory=dict)
     linear: Mapping[Head, Replacement] = field(default_factory=dict)
 
@@ -50,20 +62,31 @@ class Interventions:
         """These and a conversion of some key/value heads: one window for all, or each to its own.
 
         Raises:
-            WorkbenchError: for a head that would have both, or that has no conversion.
+            WorkbenchError: for a head that would have two kinds of conversion, or that has none.
         """
-        windows, forms = dict(self.windows), dict(self.forms)
+        windows, forms, selections = dict(self.windows), dict(self.forms), dict(self.selections)
         for head in heads:
             conversion = to if isinstance(to, Window) else to.get(head)
             if conversion is None:
                 raise WorkbenchError(f"no conversion was given for {head}; expected one for every head")
-            if head in (self.forms if isinstance(conversion, Window) else self.windows):
-                raise WorkbenchError(f"{head} would have a window and linear attention at once; end one block first")
+            self._refuse_second_kind(head, conversion)
             if isinstance(conversion, Window):
                 windows[head] = (*windows.get(head, ()), conversion)
+            elif isinstance(conversion, SparseAttention):
+                selections[head] = conversion
             else:
                 forms[head] = conversion
-        return replace(self, windows=windows, forms=forms)
+        return replace(self, windows=windows, forms=forms, selections=selections)
+
+    def _refuse_second_kind(self, head: KVHead, to: Conversion) -> None:
+        kinds = {
+            "a window": (Window, self.windows),
+            "linear attention": (LinearAttention, self.forms),
+            "sparse attention": (SparseAttention, self.selections),
+        }
+        names = [name for name, (kind, before) in kinds.items() if isinstance(to, kind) or head in before]
+        if len(names) > 1:
+            raise WorkbenchError(f"{head} would have {' and '.join(names)} at once; end one block first")
 
     def replacing(self, replacements: Mapping[Head, Replacement], linear: Mapping[Head, Replacement]) -> Interventions:
         """These and some replacements; a new one of a head takes the place of its earlier one."""
@@ -157,10 +180,11 @@ def with_replacements(
 
 def one_head(call: AttentionCall, interventions: Interventions, head: int) -> tuple[AttentionCall, TileMask]:
     """The call of one query head alone, and its mask under interventions."""
-    windows, form, is_uniform = _treatment(call, interventions, head, _uniform(call, interventions))
-    group = _Group((head,), windows, () if form is None else (form,), is_uniform, is_whole=False)
+    own = _treatment(call, interventions, head, _uniform(call, interventions))
+    forms = () if own.form is None else (own.form,)
+    group = _Group((head,), own.windows, forms, own.selection, own.is_uniform, is_whole=False)
     head_call = _group_call(call, group)
-    return head_call, _restricted(head_call, windows)
+    return head_call, _mask_of(call, head_call, group)
 
 
 def crops_of_heads(
@@ -175,21 +199,25 @@ def crops_of_heads(
                 crops[head] = head_call.crop(mask, queries, keys)
         else:
             group_call = _group_call(call, group)
-            crops[list(group.heads)] = group_call.crops(_restricted(group_call, group.windows), queries, keys)
+            mask = _mask_of(call, group_call, group, queries.unique())
+            crops[list(group.heads)] = group_call.crops(mask, queries, keys)
     return crops
 
 
 def masks_of_heads(call: AttentionCall, interventions: Interventions) -> list[tuple[tuple[int, ...], TileMask]]:
     """The mask of each query head of a layer under interventions, once for all heads that share it."""
-    if not interventions.windows and call.mask.n_groups == 1:
+    if not (interventions.windows or interventions.selections) and call.mask.n_groups == 1:
         return [(tuple(range(call.q.shape[1])), call.mask.simplest())]
-    heads_of: dict[tuple[tuple[Window, ...], int], tuple[int, ...]] = {}
+    heads_of: dict[tuple[Any, ...], tuple[int, ...]] = {}
+    group_of: dict[tuple[Any, ...], _Group] = {}
     for group in _groups(call, interventions, []):
-        key = group.windows, _selection_of(call, group.heads[0])
+        kv_head = None if group.selection is None else group.heads[0]
+        key = group.windows, _selection_of(call, group.heads[0]), kv_head
         heads_of[key] = (*heads_of.get(key, ()), *group.heads)
+        group_of[key] = group
     return [
-        (heads, _restricted(replace(call, mask=call.mask.of_group(selection)), windows))
-        for (windows, selection), heads in heads_of.items()
+        (heads, _mask_of(call, replace(call, mask=call.mask.of_group(key[1])), group_of[key]))
+        for key, heads in heads_of.items()
     ]
 
 
@@ -210,47 +238,60 @@ def _attend(
 class _Group:
     """Query heads of one layer that are computed together.
 
-    `forms`: of each head, where they are linear. `is_whole`: all heads of a layer that nothing converts.
+    `forms`: of each head, where they are linear. `selection`: of one key/value head, where it is sparse. `is_whole`:
+    all heads of a layer that nothing converts.
     """
 
     heads: tuple[int, ...]
     windows: tuple[Window, ...]
     forms: tuple[LinearAttention, ...]
+    selection: SparseAttention | None
     is_uniform: bool
     is_whole: bool
 
 
-def _treatment(
-    call: AttentionCall, interventions: Interventions, head: int, uniform: list[int]
-) -> tuple[tuple[Window, ...], LinearAttention | None, bool]:
-    """A query head's windows, its linear form, and whether it is uniform; a uniform head has no form."""
-    kv_head, is_uniform = KVHead(call.layer, head // (call.q.shape[1] // call.k.shape[1])), head in uniform
-    form = None if is_uniform else interventions.forms.get(kv_head)
-    return interventions.windows.get(kv_head, ()), form, is_uniform
+@dataclass(frozen=True, slots=True)
+class _Treatment:
+    """What is made of a query head; one that is uniform has no form and no selection."""
+
+    windows: tuple[Window, ...]
+    form: LinearAttention | None
+    selection: SparseAttention | None
+    is_uniform: bool
+
+
+def _treatment(call: AttentionCall, interventions: Interventions, head: int, uniform: list[int]) -> _Treatment:
+    kv_head = KVHead(call.layer, _kv_number(call, head))
+    windows = interventions.windows.get(kv_head, ())
+    if head in uniform:
+        return _Treatment(windows, None, None, is_uniform=True)
+    form, selection = interventions.forms.get(kv_head), interventions.selections.get(kv_head)
+    return _Treatment(windows, form, selection, is_uniform=False)
+
+
+def _kv_number(call: AttentionCall, head: int) -> int:
+    return head // (call.q.shape[1] // call.k.shape[1])
 
 
 def _groups(call: AttentionCall, interventions: Interventions, uniform: list[int]) -> list[_Group]:
     n_heads = call.q.shape[1]
-    if not (interventions.windows or interventions.forms or uniform) and call.mask.n_groups == 1:
-        return [_Group(tuple(range(n_heads)), (), (), is_uniform=False, is_whole=True)]
-    members: dict[tuple[tuple[Window, ...], Features | None, bool, int], list[int]] = {}
-    forms: dict[int, LinearAttention] = {}
-    for head in range(n_heads):
-        windows, form, is_uniform = _treatment(call, interventions, head, uniform)
-        if form is not None:
-            forms[head] = form
-        features = None if form is None else form.features
-        members.setdefault((windows, features, is_uniform, _selection_of(call, head)), []).append(head)
-    return [
-        _Group(
-            tuple(heads),
-            windows,
-            tuple(forms[head] for head in heads if head in forms),
-            is_uniform,
-            is_whole=len(heads) == n_heads and not windows and features is None and not is_uniform,
-        )
-        for (windows, features, is_uniform, _), heads in members.items()
-    ]
+    is_converting = interventions.windows or interventions.forms or interventions.selections
+    if not (is_converting or uniform) and call.mask.n_groups == 1:
+        return [_Group(tuple(range(n_heads)), (), (), None, is_uniform=False, is_whole=True)]
+    members: dict[tuple[Any, ...], list[int]] = {}
+    own = [_treatment(call, interventions, head, uniform) for head in range(n_heads)]
+    for head, one in enumerate(own):
+        features: Features | None = None if one.form is None else one.form.features
+        kv_head = None if one.selection is None else _kv_number(call, head)
+        key = one.windows, features, one.selection, kv_head, one.is_uniform, _selection_of(call, head)
+        members.setdefault(key, []).append(head)
+    groups: list[_Group] = []
+    for heads in members.values():
+        first = own[heads[0]]
+        forms = tuple(form for head in heads for form in [own[head].form] if form is not None)
+        is_whole = len(heads) == n_heads and first == _Treatment((), None, None, is_uniform=False)
+        groups.append(_Group(tuple(heads), first.windows, forms, first.selection, first.is_uniform, is_whole=is_whole))
+    return groups
 
 
 def _selection_of(call: AttentionCall, head: int) -> int:
@@ -267,12 +308,14 @@ def _by_group(
     collected: list[tuple[tuple[int, ...], RowStatistics]] = []
     for group in groups:
         group_call = _group_call(call, group)
-        if request is None and not group.windows and not group.is_uniform:
+        if request is None and group.selection is not None:
+            out[:, :, list(group.heads)] = _sparse_output(call, group)
+        elif request is None and not group.windows and not group.is_uniform:
             out[:, :, list(group.heads)] = group_call.output()
         elif request is None:
             out[:, :, list(group.heads)] = _banded_output(group_call, group.windows)
         else:
-            mask = _restricted(group_call, group.windows)
+            mask = _mask_of(call, group_call, group, request.rows)
             out[:, :, list(group.heads)], statistics = group_call.statistics(request, mask)
             collected.append((group.heads, statistics))
     return out, _merged(collected, n_heads) if collected else None
@@ -298,6 +341,29 @@ def _group_call(call: AttentionCall, group: _Group) -> AttentionCall:
         mask=call.mask.of_group(_selection_of(call, group.heads[0])),
     )
     return linearised(group_call, group.forms) if group.forms else group_call
+
+
+def _sparse_output(call: AttentionCall, group: _Group) -> Float[Tensor, "b q heads d_v"]:
+    assert group.selection is not None
+    selecting = _selecting(call, group)
+    out = sparse_output(_group_call(call, selecting), group.selection)
+    return out[:, :, [selecting.heads.index(head) for head in group.heads]]
+
+
+def _selecting(call: AttentionCall, group: _Group) -> _Group:
+    """The group with all query heads of its key/value head, which select together, whatever else becomes of some."""
+    size = call.q.shape[1] // call.k.shape[1]
+    first = group.heads[0] // size * size
+    return replace(group, heads=tuple(range(first, first + size)))
+
+
+def _mask_of(
+    call: AttentionCall, group_call: AttentionCall, group: _Group, rows: Int[Tensor, " q"] | None = None
+) -> TileMask:
+    """The mask of a group of a call's heads, whose call is `group_call`; it may be asked for these rows alone."""
+    if group.selection is None:
+        return _restricted(group_call, group.windows)
+    return block_mask(_group_call(call, _selecting(call, group)), group.selection, rows=rows)
 
 
 def _restricted(call: AttentionCall, windows: tuple[Window, ...]) -> TileMask:

@@ -46,7 +46,7 @@ class ScoredCall(AttentionCall):
 
     def _dense_output(self, mask: TileMask) -> Float[Tensor, "b q n_heads d_v"]:
         """All rows at once, as the model itself computes them."""
-        scores, n_keys = self._of_keys(), self.k.shape[2]
+        scores, n_keys = self.key_scores(), self.k.shape[2]
         rows = torch.arange(scores.shape[2], device=scores.device)
         visible = rearrange(visible_tile(mask, slice(0, len(scores)), rows, n_keys), "b q k -> b 1 q k")
         scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
@@ -57,7 +57,7 @@ class ScoredCall(AttentionCall):
         out = einsum(weights, self.v.float(), "b kv g q k, b kv k d -> b q kv g d")
         return rearrange(out, "b q kv g d -> b q (kv g) d").to(self.v.dtype)
 
-    def _of_keys(self) -> Float[Tensor, "b n_heads q k"]:
+    def key_scores(self) -> Float[Tensor, "b n_heads q k"]:
         """The scores of the keys of this call."""
         if self.k.shape[2] == self.q.shape[-1]:
             return self.q
@@ -66,7 +66,7 @@ class ScoredCall(AttentionCall):
     def softmax_layer(self, mask: TileMask | None = None) -> ScoredLayer:
         """The layer as the kernels take it, under its own mask or another."""
         mask = self.mask.simplest() if mask is None else mask
-        return scored_layer(self._of_keys(), self.v.shape[1], mask, self.sinks)
+        return scored_layer(self.key_scores(), self.v.shape[1], mask, self.sinks)
 
     def statistics(
         self, request: Request, mask: TileMask | None = None

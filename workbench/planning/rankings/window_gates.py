@@ -91,8 +91,8 @@ def window_gates(  # noqa: PLR0913  # public keywords
     beside them. Memory is O(tokens).
 
     Args:
-        window, sink: what a restricted head still sees, in tokens; or the linear attention that heads get instead, as
-            `fit_linear_attention` makes it; only heads with a form are scored then.
+        window, sink: what a restricted head still sees, in tokens; or what each head gets instead, linear attention as
+            `fit_linear_attention` makes it or a `SparseAttention`; only these heads are scored then.
         nodes: of the path: as many as it needs, or this number.
         quadrature: where a number of nodes lies, see `path_nodes`.
         objective: `loss` of the answers, or `kl` from the model itself, which needs no right answers.
@@ -101,7 +101,7 @@ def window_gates(  # noqa: PLR0913  # public keywords
 
     Raises:
         WorkbenchError: if the probe has no answers, nodes < 1, the quadrature is unknown, the window is no window, or a
-            head cannot have linear attention.
+            head cannot have its conversion.
     """
     game = Game(m, probe, window, sink=sink, objective=objective)
     if callable(progress):
