@@ -68,7 +68,7 @@ def test_scores_are_those_of_every_cell_in_float64(family, layer, probe):
     for name, values in expected.items():
         rows = table[(table.detector == f"contribution_{name}") & (table.layer == layer)].sort_values("head")
         assert torch.tensor(rows.score.to_numpy()).double().sub(values).abs().max() < 1e-5
-        assert (rows.ci_low <= rows.score).all()
+        assert (rows.ci_lo <= rows.score).all()
 
 
 def answer_is_first(probe):
