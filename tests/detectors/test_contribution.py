@@ -23,7 +23,7 @@ RULES = {"induction": induction, "previous_token": previous_token, "sink": sink_
 
 @pytest.fixture(scope="module")
 def probe():
-    return probes.repeats(WORDS, n=12, n_sequences=2)
+    return probes.repeats(WORDS, n=12, n_sequences=6)
 
 
 def attention_of(model, layer):

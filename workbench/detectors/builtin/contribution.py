@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.detectors.registry import Direction, detector
+from workbench.detectors.registry import detector
 from workbench.hooks import PerSequence, Recording, RowReading, Sequences
 from workbench.hooks.recording.cells import (
     CellRule,
@@ -55,25 +55,74 @@ class _Cells:
         return share[at[is_seen], key[is_seen]].sum().reshape(1)
 
 
-def _register(stripe: str, rule: CellRule, direction: Direction, *, needs_answers: bool = False) -> None:
-    name, cells = f"contribution_{stripe}", _Cells(rule)
-    need = RowReading(name, cells.rows, cells.read, of="contribution")
-
-    def contribution(recording: Recording) -> PerSequence:
-        reading = recording.readings[name]
-        if reading.values.shape[-1] == 0:
-            return PerSequence(torch.full(reading.rows.shape, torch.nan), reading.rows)
-        return PerSequence(reading.values[..., 0], reading.rows)
-
-    contribution.__doc__ = f"Share of what a row's keys add through W_O, in norm, that comes from cells of `{stripe}`."
-    contribution.__qualname__ = f"contribution({stripe!r})"
-    detector(name, needs={need}, direction=direction, units="share", needs_answers=needs_answers, by_default=False)(
-        contribution
-    )
+def _need(stripe: str, rule: CellRule) -> RowReading:
+    cells = _Cells(rule)
+    return RowReading(f"contribution_{stripe}", cells.rows, cells.read, of="contribution")
 
 
-_register("retrieval", answer_token, "high", needs_answers=True)
-_register("induction", induction, "high")
-_register("duplicate_token", duplicate_token, "high")
-_register("previous_token", previous_token, "low")
-_register("sink", sink_token, "none")
+def _sums(recording: Recording, stripe: str) -> PerSequence:
+    reading = recording.readings[f"contribution_{stripe}"]
+    if reading.values.shape[-1] == 0:
+        return PerSequence(torch.full(reading.rows.shape, torch.nan), reading.rows)
+    return PerSequence(reading.values[..., 0], reading.rows)
+
+
+@detector(
+    "contribution_retrieval",
+    needs={_need("retrieval", answer_token)},
+    direction="high",
+    units="share",
+    needs_answers=True,
+    by_default=False,
+)
+def contribution_retrieval(recording: Recording) -> PerSequence:
+    """Share of what a row's keys add through W_O, in norm, that comes from the cell that holds the answer token."""
+    return _sums(recording, "retrieval")
+
+
+@detector(
+    "contribution_induction",
+    needs={_need("induction", induction)},
+    direction="high",
+    units="share",
+    by_default=False,
+)
+def contribution_induction(recording: Recording) -> PerSequence:
+    """Share of what a row's keys add through W_O, in norm, that comes from the tokens that followed earlier occurrences of this token."""
+    return _sums(recording, "induction")
+
+
+@detector(
+    "contribution_duplicate_token",
+    needs={_need("duplicate_token", duplicate_token)},
+    direction="high",
+    units="share",
+    by_default=False,
+)
+def contribution_duplicate_token(recording: Recording) -> PerSequence:
+    """Share of what a row's keys add through W_O, in norm, that comes from earlier occurrences of the same token."""
+    return _sums(recording, "duplicate_token")
+
+
+@detector(
+    "contribution_previous_token",
+    needs={_need("previous_token", previous_token)},
+    direction="low",
+    units="share",
+    by_default=False,
+)
+def contribution_previous_token(recording: Recording) -> PerSequence:
+    """Share of what a row's keys add through W_O, in norm, that comes from the token before."""
+    return _sums(recording, "previous_token")
+
+
+@detector(
+    "contribution_sink",
+    needs={_need("sink", sink_token)},
+    direction="none",
+    units="share",
+    by_default=False,
+)
+def contribution_sink(recording: Recording) -> PerSequence:
+    """Share of what a row's keys add through W_O, in norm, that comes from the first token."""
+    return _sums(recording, "sink")
