@@ -41,6 +41,7 @@ from workbench.hooks.layer_summary import table_of_layers, words_of_model
 from workbench.hooks.layers import layer_slots, survey
 from workbench.hooks.quantised_weights import quantisation_of, with_quantisation
 from workbench.hooks.recording.cells import Sequences
+from workbench.hooks.recording.contributions import read_projections
 from workbench.hooks.recording.forward_pass import (
     Rows,
     answers_of,
@@ -175,7 +176,15 @@ class HookedModel:
             check_prefill(self.model, self._layers, batch, prefill=prefill, interventions=self.interventions)
         reduction = Reduction(batch, needs, layers=self._layers, far=far, rows=picked_rows(rows, batch))
         slots = layer_slots(self._layers)
-        readings = Readings(batch, needs, self._layers, writing=lambda: read_writing(self.bridge, self._layers))
+        readings = Readings(
+            batch,
+            needs,
+            self._layers,
+            writing=lambda: read_writing(self.bridge, self._layers),
+            projections=lambda: read_projections(
+                self.model, self._layers, self.interventions, lambda: answers_of(self.model, batch)
+            ),
+        )
         selections = Selections(batch, {need for need in needs if isinstance(need, str)}, self._layers, far)
         positions = batch.positions() if batch.is_packed else None
         row_request: RowRequest  # for the queries announced last

@@ -1,6 +1,7 @@
 """The detectors that come with the workbench; importing this package registers them."""
 
 from workbench.detectors.builtin import (
+    contribution,
     indexers,
     local_band,
     locos,
@@ -17,6 +18,7 @@ from workbench.detectors.builtin import (
 )
 
 __all__ = [
+    "contribution",
     "indexers",
     "local_band",
     "locos",

@@ -20,12 +20,14 @@ from transformers.masking_utils import causal_mask_function
 from workbench.heads import LayerInfo, WorkbenchError, brief
 from workbench.hooks.interventions.windows import Interventions, one_head
 from workbench.hooks.recording.cells import Sequences, counted_rows
+from workbench.hooks.recording.contributions import Projection, shares
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.hooks.taps.linear import LinearCall
 
 RowRule = Callable[[Sequences], Int[Tensor, "n_rows 2"]]
 # (pattern of some rows of one head on one sequence, those rows as (sequence, row), the batch) → numbers of that head.
 RowReader = Callable[[Float[Tensor, "r keys"], Int[Tensor, "r 2"], Sequences], Float[Tensor, " n"]]
+_ROWS = 128
 # What a bridge raises where it has no weight per head.
 _NO_HEAD_WEIGHTS = (AttributeError, NotImplementedError, ValueError, IndexError)
 
@@ -39,13 +41,14 @@ class RowReading:
     `read` turns the rows of one head on one sequence into any number of numbers; those of several pieces of a sequence
     are added. Columns are keys from the start of the sequence; linear layers give A / Σ|A|.
     `of`: the probabilities, or what each key adds through the head to the logit of the row's next token, for softmax
-    layers only (see `Writing`) and rows that have a next token.
+    layers only (see `Writing`) and rows that have a next token; or the share of what the row's keys add through W_O,
+    in norm, for softmax layers only (see `Projection`): pieces of 128 rows.
     """
 
     name: str
     rows: RowRule
     read: RowReader
-    of: Literal["probability", "logit"] = "probability"
+    of: Literal["probability", "logit", "contribution"] = "probability"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +116,15 @@ class Readings:
         layers: tuple[LayerInfo, ...],
         *,
         writing: Callable[[], Writing],
+        projections: Callable[[], Mapping[int, Projection]],
     ):
         self._batch, self._layers = batch, layers
         self._needs = [need for need in needs if isinstance(need, RowReading)]
         if self._needs and batch.is_packed:
             raise WorkbenchError(f"{self._needs[0].name!r} reads rows of sequences; pass packed documents one by one")
         self._writing = writing() if any(need.of == "logit" for need in self._needs) else None
+        is_weighted = any(need.of == "contribution" for need in self._needs)
+        self._projections = projections() if is_weighted else {}
         self._rows = {
             need.name: counted_rows(need.rows(batch), batch, source=f"the RowReading {need.name!r}")
             for need in self._needs
@@ -137,22 +143,27 @@ class Readings:
 
     def read_softmax(self, layer_slot: int, call: AttentionCall, interventions: Interventions) -> None:
         """Read the rows of a softmax layer; `layer_slot` is its index into the layers."""
-        for need, b, rows in self._rows_of_run():
+        for need, b, all_rows in self._rows_of_run():
             sequence_call = _one_sequence(call, b)
-            keys = torch.arange(call.k.shape[2], device=rows.device)
+            pieces = all_rows.split(_ROWS) if need.of == "contribution" else [all_rows]
+            keys = torch.arange(call.k.shape[2], device=all_rows.device)
             for head in range(self._layers[layer_slot].n_heads):
                 head_call, mask = one_head(sequence_call, interventions, head)
-                pattern = head_call.crop(mask, rows[:, 1] - self._queries.start, keys)
-                if need.of == "logit":
-                    assert self._writing is not None
-                    next_tokens = self._batch.tokens[b, rows[:, 1] + 1]
-                    pattern = pattern * self._writing.logits(layer_slot, head, head_call.v[0, 0], next_tokens)
-                self._add(need, (b, layer_slot, head), pattern, rows)
+                for rows in pieces:
+                    pattern = head_call.crop(mask, rows[:, 1] - self._queries.start, keys)
+                    if need.of == "logit":
+                        assert self._writing is not None
+                        next_tokens = self._batch.tokens[b, rows[:, 1] + 1]
+                        pattern = pattern * self._writing.logits(layer_slot, head, head_call.v[0, 0], next_tokens)
+                    elif need.of == "contribution":
+                        projection = self._projections[call.layer]
+                        pattern = shares(pattern, projection.norms(head, head_call.v[0, 0], rows))
+                    self._add(need, (b, layer_slot, head), pattern, rows)
 
     def read_linear(self, layer_slot: int, call: LinearCall) -> None:
         """Read the implied rows of a linear layer; a row with Σ|A| = 0 counts nowhere."""
         for need, b, rows in self._rows_of_run():
-            if need.of == "logit":
+            if need.of != "probability":
                 continue
             keys = torch.arange(self._batch.tokens.shape[1], device=rows.device)
             for head in range(self._layers[layer_slot].n_heads):
