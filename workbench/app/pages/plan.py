@@ -44,7 +44,12 @@ MASK, PARETO, WATERFALL, RANKING, BUDGET, FACTS, KEPT_HEADS, ABOUT = (
 )
 _BUDGET = "Heads that keep the whole context"
 VERDICT, SENTENCE, AWAY, IN_PLAN = "verdict", "verdict-sentence", "plan-away", "head-in-plan"
-_SEES = {"full": "keeps all", "window": "window {plan.window}", "linear": "linear attention"}
+_SEES = {
+    "full": "keeps all",
+    "window": "window {plan.window}",
+    "linear": "linear attention",
+    "sparse": "sparse attention",
+}
 # Of the query heads of a key/value head, so many are linked.
 _MOST_LINKS = 4
 _NO_PLAN = (
@@ -268,7 +273,8 @@ def facts(plan: Plan) -> list[html.Div]:
     """Cards: the heads that the mask keeps, the cache it saves, and the loss it is expected to cost."""
     needed, full = bytes_of(plan)
     linear = f", {len(plan.linear)} linear" if plan.linear else ""
-    others = f"{len(plan.windowed)} windowed{linear}"
+    sparse = f", {len(plan.sparse)} sparse" if plan.sparse else ""
+    others = f"{len(plan.windowed)} windowed{linear}{sparse}"
     keep = _fact("kept", str(len(plan.keep)), f" of {len(plan.ranking)} KV heads", others)
     saved = _fact(
         "key/value cache saved",
