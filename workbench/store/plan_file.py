@@ -131,9 +131,9 @@ class HeadCosts:
 class Plan:
     """What every ranked key/value head of a model gets: the whole context, a window, linear or sparse attention.
 
-    `keep`: the heads that see everything. `conversions`: those that have linear or sparse attention where they are not
-    kept. All others that are ranked see `sink` first and `window` last keys. Heads that see no further than the window by
-    themselves need no choice and are not ranked; they stay as they are.
+    `keep`: the heads that see everything. `conversions`: those that have linear or sparse attention where they are
+    not kept. All others that are ranked see `sink` first and `window` last keys. Heads that see no further than the
+    window by themselves need no choice and are not ranked; they stay as they are.
 
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
@@ -239,8 +239,8 @@ class Plan:
         """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
 
         Columns: layer, kv_head, choice (`full`, `window`, `linear` or `sparse`), score, ci_lo, ci_hi, window_nats,
-        linear_nats, linear_error, linear_flags, features, sharpness, decay, bytes. The last is what the head holds at `context`
-        tokens. The form is the head's choice, or the one it was fitted with; NaN where there is none.
+        linear_nats, linear_error, linear_flags, features, sharpness, decay, bytes. The last is what the head holds at
+        `context` tokens. The form is the head's choice, or the one it was fitted with; NaN where there is none.
         """
         costs, choices = {c.head: c for c in self.costs}, self.choices
         infos = {info.index: info for info in self.layers if info.mixer == "softmax"}
@@ -488,12 +488,12 @@ def _inconsistent_conversion(plan: Plan) -> str | None:
     """What is inconsistent in a plan's linear attention; None if nothing is."""
     kinds = {info.index: info.kind for info in plan.layers if info.mixer == "softmax"}
     ranked = {r.head for r in plan.ranking}
-    for head in plan.conversions:
+    for head, form in plan.conversions.items():
         if head not in ranked:
-            return f"gives {head} linear or sparse attention, which its ranking does not have"
-        if kinds[head.layer] != "full":
-            kind = kinds[head.layer]
-            return f"gives {head} linear or sparse attention, whose layer is {kind} and does not see its whole past"
+            return f"gives {head} {name_of(form)} attention, which its ranking does not have"
+        kind = kinds[head.layer]
+        if kind != "full":
+            return f"gives {head} {name_of(form)} attention, whose layer is {kind} and does not see its whole past"
     unknown = [str(costs.head) for costs in plan.costs if costs.head not in ranked]
     return f"has costs of {unknown[0]}, which its ranking does not have" if unknown else None
 
