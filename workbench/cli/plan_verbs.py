@@ -137,6 +137,7 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
             "keep": [str(head) for head in heads_plan.keep],
             "windowed": [str(head) for head in heads_plan.windowed],
             "linear": {str(head): asdict(form) for head, form in heads_plan.linear.items()},
+            "sparse": {str(head): asdict(form) for head, form in heads_plan.sparse.items()},
         }
         ranking = [asdict(r) for r in heads_plan.ranking]
         print_json(

@@ -123,10 +123,12 @@ def plan(plan: PlanLike, *, theme: Theme = "light") -> go.Figure:
     return figure
 
 
-def choice_name(plan: PlanLike, head: KVHead) -> Literal["full", "window", "linear"]:
+def choice_name(plan: PlanLike, head: KVHead) -> Literal["full", "window", "linear", "sparse"]:
     """What a plan gives a head."""
     if head in plan.keep:
         return "full"
+    if head in getattr(plan, "sparse", ()):
+        return "sparse"
     return "linear" if head in plan.linear else "window"
 
 
@@ -241,6 +243,7 @@ def _format_ranked(plan: PlanLike, rank: int, ranked: RankedLike) -> str:
         "full": "keeps the whole context",
         "window": f"sees a window of {plan.window} tokens",
         "linear": f"has linear attention: {plan.linear.get(ranked.head)}",
+        "sparse": "attends to selected blocks of its past, and keeps its whole cache",
     }
     context = choices[choice_name(plan, ranked.head)]
     interval = (

@@ -434,7 +434,7 @@ class HookedModel:
 
     @contextmanager
     def apply(self, plan: Plan) -> Generator[HookedModel]:
-        """Inside the block, the plan is in force: every head has the plan's choice, a window or linear attention.
+        """Inside the block, the plan is in force: every head has its choice: a window, linear or sparse attention.
 
         For recording, evaluation, `generate`, and training: gradients flow through converted heads, whose cost grows
         with their window, or with the context and a state, and not with the square of the context.
@@ -443,7 +443,11 @@ class HookedModel:
             WorkbenchError: if the plan is for another model.
         """
         plan.check(self._layers)
-        with self.restrict(plan.windowed, plan.window, plan.sink), self.linearize(plan.linear):
+        with (
+            self.restrict(plan.windowed, plan.window, plan.sink),
+            self.linearize(plan.linear),
+            self.sparsify(plan.sparse),
+        ):
             yield self
 
     def save_planned(self, plan: Plan, folder: str | os.PathLike[str]) -> Path:

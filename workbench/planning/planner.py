@@ -299,7 +299,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
-        conversions={} if chosen is None else chosen.linear,
+        conversions={} if chosen is None else {**chosen.linear},
         costs=() if chosen is None else chosen.costs,
         remarks=(*evaluation.left_out, *remarks, *_beyond(work)),
     )

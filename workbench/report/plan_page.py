@@ -37,6 +37,8 @@ def plan_claims(plan: Plan) -> list[str]:
         counts.append(f"{windows} see the last {plan.window} tokens{sinks}")
     if linear:
         counts.append(f"{linear} have linear attention")
+    if plan.sparse:
+        counts.append(f"{len(plan.sparse)} attend to selected blocks and keep their whole cache")
     claims = [
         f"Of {n} key/value heads that see further than the window, {', '.join(counts)}.",
         f"This saves {plan.kv_saved:.0%} of the cache at {plan.context:,} tokens.",

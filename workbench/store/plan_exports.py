@@ -12,16 +12,18 @@ from typing import Any
 from workbench.files.atomic import replace_file
 from workbench.files.plain_json import json_text
 from workbench.heads import KVHead, LayerInfo, StoreNotWritable, WorkbenchError
-from workbench.store.conversions import Choice, LinearAttention, Window
+from workbench.store.conversions import Choice, LinearAttention, SparseAttention, Window
 
 # Raised when a field of the JSON for serving engines changes its meaning.
 SPEC_VERSION = 1
 
 
 def conversion_record(choice: Choice) -> dict[str, Any]:
-    """What a head becomes: `kind` full, window (with `window` and `sink`) or linear (with its form)."""
+    """What a head becomes: `kind` full, window (with `window` and `sink`) linear or sparse (with its form)."""
     if isinstance(choice, Window):
         return {"kind": "window", **asdict(choice)}
+    if isinstance(choice, SparseAttention):
+        return {"kind": "sparse", **asdict(choice)}
     return {"kind": "linear", **asdict(choice)} if isinstance(choice, LinearAttention) else {"kind": "full"}
 
 

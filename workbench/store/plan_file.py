@@ -18,12 +18,13 @@ import pandas as pd
 
 from workbench.files.plain_json import json_text
 from workbench.heads import KVHead, LayerInfo, WorkbenchError, some_of
-from workbench.store.cache_sizes import bytes_held, bytes_under, saved_under, seen_tokens
+from workbench.store.cache_sizes import bytes_held, bytes_under, keys_read, saved_under, seen_tokens
 from workbench.store.conversions import (
     MOST_TOKENS,
     Choice,
     Conversions,
     LinearAttention,
+    SparseAttention,
     Window,
     heads_beyond,
     name_of,
@@ -128,11 +129,11 @@ class HeadCosts:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every ranked key/value head of a model gets: the whole context, a window, or linear attention.
+    """What every ranked key/value head of a model gets: the whole context, a window, linear or sparse attention.
 
-    `keep`: the heads that see everything. `conversions`: those that have linear attention where they are not kept. All
-    others that are ranked see `sink` first and `window` last keys. Heads that see no further than the window by
-    themselves need no choice and are not ranked; they stay as they are.
+    `keep`: the heads that see everything. `conversions`: those that have linear or sparse attention where they are
+    not kept. All others that are ranked see `sink` first and `window` last keys. Heads that see no further than the
+    window by themselves need no choice and are not ranked; they stay as they are.
 
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
@@ -156,13 +157,14 @@ class Plan:
     ranking: tuple[RankedHead, ...]
     curve: tuple[CurvePoint, ...]
     evidence: dict[str, float]
-    conversions: dict[KVHead, LinearAttention] = field(default_factory=dict)
+    conversions: dict[KVHead, LinearAttention | SparseAttention] = field(default_factory=dict)
     costs: tuple[HeadCosts, ...] = ()
     remarks: tuple[str, ...] = ()
     verdict: LengthVerdict | None = None
 
     def __repr__(self) -> str:
         linear = f", {len(self.linear)} linear" if self.linear else ""
+        linear += f", {len(self.sparse)} sparse" if self.sparse else ""
         heads = f"{len(self.keep)} of {len(self.ranking)} heads kept{linear}, window {self.window}, sink {self.sink}"
         saved = f"{self.kv_saved:.0%} of the cache saved at {self.context} tokens"
         parts = ".choices, .table(), .curves(), .evidence, .remarks, .verdict"
@@ -170,7 +172,7 @@ class Plan:
 
     @property
     def choices(self) -> dict[KVHead, Choice]:
-        """Every ranked head in order, with "full", its `Window` or its `LinearAttention`."""
+        """Every ranked head in order, with "full", its `Window`, its `LinearAttention` or its `SparseAttention`."""
         window, keep = Window(self.window, self.sink), set(self.keep)
         return {
             head: "full" if head in keep else self.conversions.get(head, window)
@@ -186,6 +188,27 @@ class Plan:
     def linear(self) -> dict[KVHead, LinearAttention]:
         """The heads that have linear attention, in order, each with its form, as `HookedModel.linearize` takes them."""
         return {head: choice for head, choice in self.choices.items() if isinstance(choice, LinearAttention)}
+
+    @property
+    def sparse(self) -> dict[KVHead, SparseAttention]:
+        """The heads that have sparse attention, in order, as `HookedModel.sparsify` takes them.
+
+        They keep their whole cache, so that they save nothing of it: `kv_saved` counts them as full. See `keys_read`.
+        """
+        return {head: choice for head, choice in self.choices.items() if isinstance(choice, SparseAttention)}
+
+    @property
+    def keys_read(self) -> int:
+        """Keys that the newest of `context` tokens attends to, summed over the key/value heads of softmax layers.
+
+        What sparse heads read to select their blocks is not counted.
+        """
+        return sum(
+            keys_read(self._converted.get(KVHead(info.index, h), "full"), seen_tokens(info, self.context))
+            for info in self.layers
+            if info.mixer == "softmax"
+            for h in range(info.n_kv_heads)
+        )
 
     @property
     def kv_bytes(self) -> int:
@@ -215,9 +238,9 @@ class Plan:
     def table(self) -> pd.DataFrame:
         """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
 
-        Columns: layer, kv_head, choice (`full`, `window` or `linear`), score, ci_lo, ci_hi, window_nats, linear_nats,
-        linear_error, linear_flags, features, sharpness, decay, bytes. The last is what the head holds at `context`
-        tokens. The form is the head's choice, or the one it was fitted with; NaN where there is none.
+        Columns: layer, kv_head, choice (`full`, `window`, `linear` or `sparse`), score, ci_lo, ci_hi, window_nats,
+        linear_nats, linear_error, linear_flags, features, sharpness, decay, bytes. The last is what the head holds at
+        `context` tokens. The form is the head's choice, or the one it was fitted with; NaN where there is none.
         """
         costs, choices = {c.head: c for c in self.costs}, self.choices
         infos = {info.index: info for info in self.layers if info.mixer == "softmax"}
@@ -255,7 +278,9 @@ class Plan:
         Raises:
             WorkbenchError: if the file cannot be written.
         """
-        conversions = [[*head, {"form": "linear", **asdict(form)}] for head, form in sorted(self.conversions.items())]
+        conversions = [
+            [*head, {"form": name_of(form), **asdict(form)}] for head, form in sorted(self.conversions.items())
+        ]
         document = {"version": VERSION, **asdict(self), "conversions": conversions}
         if self.verdict is None:
             del document["verdict"]
@@ -412,6 +437,11 @@ class Plan:
         return {"layer_types": types, **({"sliding_window": windows[0]} if windows else {})}
 
     def _refuse_linear(self, why: str) -> None:
+        if self.sparse:
+            raise WorkbenchError(
+                f"the plan gives {some_of([str(head) for head in self.sparse])} sparse attention, which this file "
+                "cannot say; apply the plan with m.apply(plan), or write it with plan.save or to_json_spec"
+            )
         if self.linear:
             names = some_of([str(head) for head in self.linear])
             raise WorkbenchError(
@@ -458,11 +488,12 @@ def _inconsistent_conversion(plan: Plan) -> str | None:
     """What is inconsistent in a plan's linear attention; None if nothing is."""
     kinds = {info.index: info.kind for info in plan.layers if info.mixer == "softmax"}
     ranked = {r.head for r in plan.ranking}
-    for head in plan.conversions:
+    for head, form in plan.conversions.items():
         if head not in ranked:
-            return f"gives {head} linear attention, which its ranking does not have"
-        if kinds[head.layer] != "full":
-            return f"gives {head} linear attention, whose layer is {kinds[head.layer]} and does not see its whole past"
+            return f"gives {head} {name_of(form)} attention, which its ranking does not have"
+        kind = kinds[head.layer]
+        if kind != "full":
+            return f"gives {head} {name_of(form)} attention, whose layer is {kind} and does not see its whole past"
     unknown = [str(costs.head) for costs in plan.costs if costs.head not in ranked]
     return f"has costs of {unknown[0]}, which its ranking does not have" if unknown else None
 
@@ -481,11 +512,13 @@ def _typed_fields(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _conversion(entry: Sequence[Any]) -> tuple[KVHead, LinearAttention]:
+def _conversion(entry: Sequence[Any]) -> tuple[KVHead, LinearAttention | SparseAttention]:
     layer, kv_head, form = entry
-    if form.get("form") != "linear":
-        raise ValueError(f"conversions hold a form {form.get('form')!r}; expected 'linear'")
-    return KVHead(_whole(layer), _whole(kv_head)), _form({k: v for k, v in form.items() if k != "form"})
+    if form.get("form") not in ("linear", "sparse"):
+        raise ValueError(f"conversions hold a form {form.get('form')!r}; expected 'linear' or 'sparse'")
+    settings = {k: v for k, v in form.items() if k != "form"}
+    own = SparseAttention(**settings) if form["form"] == "sparse" else _form(settings)
+    return KVHead(_whole(layer), _whole(kv_head)), own
 
 
 def _costs(record: dict[str, Any]) -> HeadCosts:

@@ -47,7 +47,12 @@ _BUDGET = "Heads that keep the whole context"
 VERDICT, SENTENCE, AWAY, IN_PLAN = "verdict", "verdict-sentence", "plan-away", "head-in-plan"
 # What a head sees by its choice, and the same of many heads; another choice has its own name.
 _OF_MANY = {"window": "windowed"}
-_SEES = {"full": "keeps all", "window": "window {plan.window}", "linear": "linear attention"}
+_SEES = {
+    "full": "keeps all",
+    "window": "window {plan.window}",
+    "linear": "linear attention",
+    "sparse": "sparse attention",
+}
 # Of the query heads of a key/value head, so many are linked.
 _MOST_LINKS = 4
 _NO_PLAN = (

@@ -35,6 +35,7 @@ from workbench.store.conversions import (
     Selections,
     SparseAttention,
     Window,
+    name_of,
 )
 
 
@@ -80,11 +81,11 @@ class Interventions:
 
     def _refuse_second_kind(self, head: KVHead, to: Conversion) -> None:
         kinds = {
-            "a window": (Window, self.windows),
-            "linear attention": (LinearAttention, self.forms),
-            "sparse attention": (SparseAttention, self.selections),
+            "window": ("a window", self.windows),
+            "linear": ("linear attention", self.forms),
+            "sparse": ("sparse attention", self.selections),
         }
-        names = [name for name, (kind, before) in kinds.items() if isinstance(to, kind) or head in before]
+        names = [words for kind, (words, before) in kinds.items() if name_of(to) == kind or head in before]
         if len(names) > 1:
             raise WorkbenchError(f"{head} would have {' and '.join(names)} at once; end one block first")
 

@@ -80,6 +80,11 @@ def save_planned(m: Convertible, plan: Plan, folder: str | Path) -> Path:
             f"layers {selecting} attend to keys that an indexer selects, which no folder can say together with a plan; "
             "apply the plan with m.apply(plan)"
         )
+    if plan.sparse:
+        raise WorkbenchError(
+            f"the plan gives {len(plan.sparse)} heads sparse attention, which no folder that transformers loads can "
+            "say; apply the plan with m.apply(plan)"
+        )
     if plan.choices and all(choice == "full" for choice in plan.choices.values()):
         raise WorkbenchError("the plan keeps every head full, so that the model is unchanged; save it as it is")
     problems: list[str] = []
