@@ -1,8 +1,8 @@
 """Which heads must keep the whole context: rankings, keep-sets, and what a conversion costs."""
 
-from workbench.planning.block_coverage import block_coverage
 from workbench.planning.context_length_effect import need_global
 from workbench.planning.conversion_objective import Game
+from workbench.planning.coverage_by_blocks import block_coverage
 from workbench.planning.evaluation_tasks import CompleteEvaluation, Evaluation, default_evaluation, evaluation_on
 from workbench.planning.harness_tasks import HarnessSettings, TaskScore, evaluate_tasks, table_of_tasks
 from workbench.planning.keep_curves import area_under, first_at
