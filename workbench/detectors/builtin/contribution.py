@@ -88,7 +88,7 @@ def contribution_retrieval(recording: Recording) -> PerSequence:
     by_default=False,
 )
 def contribution_induction(recording: Recording) -> PerSequence:
-    """Share of what a row's keys add through W_O, in norm, that comes from the tokens that followed earlier occurrences of this token."""
+    """Share of what a row's keys add through W_O, in norm, that comes from tokens after its earlier occurrences."""
     return _sums(recording, "induction")
 
 
