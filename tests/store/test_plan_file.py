@@ -246,7 +246,7 @@ def edited(tmp_path, change):
             lambda d: d["conversions"][0][2].update(features="relu"),
             r"is no plan of this version(.|\n)*features(.|\n)*'relu'",
         ),
-        (lambda d: d["conversions"][0][2].update(form="sparse"), "a form 'sparse'; expected 'linear'"),
+        (lambda d: d["conversions"][0][2].update(form="delta"), "a form 'delta'; expected 'linear'"),
         (lambda d: d["conversions"][0][2].update(colour=1), "is no plan of this version: .*colour"),
         (lambda d: d["costs"][0].update(layer=9), "has costs of L9KV0, which its ranking does not have"),
         (
