@@ -38,7 +38,7 @@ def counting_runs(model: PreTrainedModel) -> Generator[Counter[int]]:
     runs: Counter[nn.Module] = Counter()
     most: Counter[int] = Counter()
 
-    def note(module: nn.Module, _: Any) -> None:
+    def note(module: Any, _: Any) -> None:
         runs[module] += 1
         layer = int(module.layer_idx)
         most[layer] = max(most[layer], runs[module])
