@@ -104,4 +104,4 @@ def test_over_training_the_answer_says_since_when_and_links_to_the_heads(tmp_pat
 def test_heads_of_layers_that_select_from_their_whole_past_may_look_far(tmp_path):
     write_run(tmp_path / "sparse", replace(DEMO["full"], steps=(0, 64), kinds=("sparse",), detectors=("induction",)))
     content = open_content([tmp_path], [])
-    assert answer_of(content.runs["sparse"], content).count.endswith("heads that see the whole context")
+    assert answer_of(content.runs["sparse"], content.plans).count.endswith("heads that see the whole context")
