@@ -99,7 +99,10 @@ def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, addres
     headings = tab.evaluate(HEADINGS)
     assert headings[:3] == [1, 2, 3]
     assert all(after - before <= 1 for before, after in pairwise(headings))
-    assert tab.get_attribute("#checkpoint [role=slider]", "aria-valuetext") == tab.inner_text("#checkpoint-label")
+    tab.wait_for_function(  # the slider is there before its handle is named
+        "document.querySelector('#checkpoint [role=slider]').ariaValueText"
+        " === document.querySelector('#checkpoint-label').innerText"
+    )
     assert tab.complaints == []
 
 
