@@ -12,6 +12,7 @@ from workbench.experiments.published_study.published_report import write_publish
 from workbench.experiments.published_study.published_results import published_results
 from workbench.experiments.published_study.published_run import prepare_study, run_published
 from workbench.experiments.published_study.published_settings import PublishedStudy
+from workbench.experiments.published_study.study_work import ready
 from workbench.heads import WorkbenchError
 from workbench.store.plan_file import Plan
 
@@ -76,6 +77,18 @@ def test_a_head_brings_back_what_stands_within_its_reach_and_nothing_beyond(resu
     assert back(results, f"all but {FAR}", 96) < 0.5
 
 
+def test_as_many_selected_keys_as_the_window_holds_serve_heads_that_look_at_one(results):
+    """The oracle selects the one key that each head looks at, wherever it stands."""
+    assert back(results, "none sparse oracle", 40) == pytest.approx(1, abs=0.01)
+    (cheap,) = results.cells[(results.cells.arm == "none sparse mean") & (results.cells.length == 40)].to_dict(
+        "records"
+    )
+    assert cheap["n_kept"] == 0
+    answers = {claim.name: claim.answer for claim in results.claims()}
+    assert "4 blocks of 1 keys" in answers["sparse"]
+    assert answers["wider"] == "It cannot be said: no layer has a sliding window of its own."
+
+
 def test_an_arm_is_what_the_model_answers_with_the_others_windowed(m, prepared, results):
     probe = far_pairs(m, length=96, n_sequences=4, seed=30_000)
     path = prepared.call.files.answers(4, 0, 96, next(
@@ -118,6 +131,22 @@ def test_a_folder_of_another_study_is_refused(m, prepared):
 
     with pytest.raises(WorkbenchError, match="sink 0, asked for 1"):
         prepare_study(replace(STUDY, sink=1), prepared.call.out, m=m)
+    with pytest.raises(WorkbenchError, match=r"windows \[4\], asked for \[6\]"):
+        prepare_study(replace(STUDY, windows=(6, 4)), prepared.call.out, m=m)
+
+
+def test_a_window_may_be_added_to_a_study_and_leaves_the_pieces_of_the_first(m, prepared, tmp_path):
+    from dataclasses import replace
+
+    out = tmp_path / "more"
+    shutil.copytree(prepared.call.out, out)
+    more = prepare_study(replace(STUDY, windows=(4, 6)), out, m=m)
+    assert "w4" not in {path.parent.parent.name for path in _missing(more)}
+    assert any("w6" in path.parts for path in _missing(more))
+
+
+def _missing(prepared):
+    return [piece.path for piece in ready(prepared.call, prepared.m) if not piece.path.exists()]
 
 
 def test_the_report_answers_every_question_and_says_what_it_cannot(results):

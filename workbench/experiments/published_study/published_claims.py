@@ -15,10 +15,11 @@ from workbench.console import fixed
 from workbench.experiments.published_study.judged_texts import lengths_of_study
 from workbench.experiments.published_study.published_results import PublishedResults
 from workbench.experiments.published_study.published_settings import GATES
-from workbench.experiments.published_study.study_arms import LINEAR, WITHOUT_SINKS
+from workbench.experiments.published_study.study_arms import LINEAR, SPARSE, WITHOUT_SINKS, selection_of
 from workbench.experiments.published_study.study_rankings import PATTERNS
 from workbench.experiments.published_study.study_tables import Answered
 from workbench.experiments.published_study.study_work import arms_of
+from workbench.experiments.published_study.wider_layers import sliding_layers
 from workbench.heads import KVHead
 
 Table = Any  # a pandas DataFrame, whose own types know little of what its methods return
@@ -67,6 +68,8 @@ def claims_of(results: PublishedResults) -> list[StudyClaim]:
             "series of them.",
         ),
         StudyClaim("linear", "Are they the heads that linear attention cannot replace?", _linear(results, first)),
+        StudyClaim("sparse", "Do a few selected blocks serve the other heads better?", over_windows(_sparse)),
+        StudyClaim("wider", "Does any sliding layer want more than its window?", over_windows(_wider)),
         StudyClaim("single_heads", "What does each head do alone?", over_windows(_single)),
     ]
 
@@ -292,6 +295,25 @@ def _alignment(results: PublishedResults) -> str:
     )
 
 
+def _sparse(results: PublishedResults, window: int) -> str:
+    if not results.study.sparse:
+        return f"{_NOTHING}sparse attention was left out."
+    sentences: list[str] = []
+    for name, n in (("none", 0), (GATES, _n_main(results, window))):
+        for to in SPARSE:
+            shares = _shares(results, window, f"{name} {to}", n_kept=n)
+            if shares:
+                sentences.append(f"`{name} {to}` {_listed_shares(shares)}")
+    if not sentences:
+        return f"{_NOTHING}no arm with selected blocks is judged."
+    block = selection_of(SPARSE[0], window)
+    return (
+        f"With {block.n_blocks} blocks of {block.block} keys for each row in place of a window, selected by the full "
+        "head's own attention (oracle) or by the mean of a block's keys, without training, the share of the loss by "
+        f"windowing that is back: {'; '.join(sentences)}. A sparse head keeps its whole cache."
+    )
+
+
 def _linear(results: PublishedResults, window: int) -> str:
     if not results.study.linear:
         return f"{_NOTHING}linear attention was left out."
@@ -325,6 +347,34 @@ def _single(results: PublishedResults, window: int) -> str:
         losses = ", ".join(f"{row['arm']} {_lost(row)}" for row in of_part.to_dict("records"))
         sentences.append(f"{part}: {losses}")
     return f"Nats lost per answer at {length:,} tokens, worst first: {'; '.join(sentences)}."
+
+
+def _wider(results: PublishedResults, window: int) -> str:
+    """Of hybrids: what is lost (negative: gained) where a sliding layer sees the whole past, at every length."""
+    sliding = sliding_layers(results.m.layers)
+    if not sliding:
+        return f"{_NOTHING}no layer has a sliding window of its own."
+    cells: Table = results.cells
+    at = cells[
+        (cells.window == window) & (cells.steps == 0) & cells.arm.str.startswith("wider ") & (cells.left_out == "")
+    ]
+    if at.empty:
+        return f"{_NOTHING}no sliding layer is judged without its window."
+    sentences: list[str] = []
+    for (part, length), of_part in at.groupby(["part", "length"], sort=False):
+        rows = of_part.sort_values("lost").to_dict("records")
+        every = [row for row in rows if row["arm"] == "wider all"]
+        alone = [row for row in rows if row["arm"] != "wider all"]
+        together = f"all together {_lost(every[0])}" if every else ""
+        found = [f"{row['arm'].removeprefix('wider ')} {_lost(row)}" for row in alone if row["lost_hi"] < 0]
+        worse = sum(row["lost_lo"] > 0 for row in alone)
+        gaining = ", ".join(found) or "none gains"
+        counted = f"alone: {gaining}; {worse} of {len(alone)} lose" if alone else ""
+        sentences.append(f"{part} at {length:,}: {', '.join(x for x in (together, counted) if x)}")
+    return (
+        f"Nats lost per answer (negative: gained) where sliding layers see the whole past, at distances that they were "
+        f"not trained on; of each layer alone those whose interval lies on one side of 0: {'. '.join(sentences)}."
+    )
 
 
 def _n_main(results: PublishedResults, window: int) -> int:

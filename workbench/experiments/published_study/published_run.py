@@ -144,7 +144,7 @@ def run_published(
 
 
 def _identity(study: PublishedStudy) -> dict[str, Any]:
-    """The settings that a folder holds one of: not how long is trained, which may become more."""
-    settings = asdict(study)
+    """The settings that a folder holds one of: not how long is trained and further windows, which may be added."""
+    settings = asdict(replace(study, windows=study.windows[:1]))
     del settings["training"]["steps"]
     return settings

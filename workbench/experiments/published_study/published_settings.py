@@ -67,7 +67,7 @@ class PublishedStudy:
     at most. `n_texts`: of a task, a length and a seed. `longest`: texts to judge on are doubled in length up to this,
     or up to four times the window. `lengths`: in place of those. `tasks`: as `workbench.verdict` takes them; none: all.
     `text`: a digest of the text that is trained on and judged on; "" for none. `linear`: whether heads are converted
-    to linear attention, too.
+    to linear attention, too. `sparse`: whether they are to selected blocks of keys, too.
     """
 
     model: str
@@ -87,6 +87,7 @@ class PublishedStudy:
     tasks: tuple[str, ...] = ()
     text: str = ""
     linear: bool = True
+    sparse: bool = True
     training: Pretraining = field(default_factory=Pretraining)
 
     def __post_init__(self) -> None:
@@ -117,7 +118,8 @@ def settings_of(effort: Effort, model: str, *, windows: Sequence[int], **changes
     study = PublishedStudy(model, "", tuple(windows))
     if effort == "quick":
         few = (0.045, 0.1, 1 / 3)
-        study = replace(study, seeds=1, budgets=few, chance=(0.1,), n_texts=2, n_ranked=4, longest=1024, linear=False)
+        study = replace(study, seeds=1, budgets=few, chance=(0.1,), n_texts=2, n_ranked=4, longest=1024)
+        study = replace(study, linear=False, sparse=False)
     if effort == "thorough":
         study = replace(study, seeds=5, n_texts=6, n_ranked=12, nodes=12, longest=8192)
     return replace(study, **changes)

@@ -11,7 +11,13 @@ from workbench.console import duration
 from workbench.experiments.published_study.arm_answers import n_tokens
 from workbench.experiments.published_study.judged_texts import judged_tasks, lengths_of_study
 from workbench.experiments.published_study.published_settings import MAIN
-from workbench.experiments.published_study.study_arms import ablated_arms, arms_of_seed, long_arms, main_arms
+from workbench.experiments.published_study.study_arms import (
+    ablated_arms,
+    arms_of_seed,
+    long_arms,
+    main_arms,
+    wider_arms,
+)
 from workbench.experiments.published_study.study_work import (
     KINDS,
     StudyCall,
@@ -90,6 +96,7 @@ def pieces_left(call: StudyCall, m: HookedModel) -> Left:
         heads = call.heads(m, window)
         scores = {name: [0.0] * len(heads) for name in study.rankings}
         arms = [*arms_of_seed(study, heads, scores, seed=0), *ablated_arms(study, m.layers, heads)]
+        arms += wider_arms(study, m.layers, heads)
         first, *others = lengths_of_study(study, m, window)
         for seed in range(study.seeds):
             path = call.files.rankings(window, seed)
@@ -176,9 +183,11 @@ def _lines(call: StudyCall, m: HookedModel) -> list[str]:
             lines.append(f"left out: training at window {', '.join(map(str, study.windows[1:]))}")
     else:
         lines.append("left out: continued pretraining (--train STEPS asks for it)")
-    lines.append("left out: training of the other arms; sparse attention; training from scratch")
+    lines.append("left out: training of the other arms; training from scratch")
     if not study.linear:
         lines.append("left out: linear attention (--effort standard has it)")
+    if not study.sparse:
+        lines.append("left out: sparse attention (--effort standard has it)")
     if not study.text:
         lines.append("left out: loss on text, since the model has no tokenizer")
     longest = context(m)

@@ -43,6 +43,7 @@ from workbench.experiments.published_study.study_arms import (
     end_arms,
     long_arms,
     main_arms,
+    wider_arms,
 )
 from workbench.experiments.published_study.study_models import Source, opened, opened_anew
 from workbench.experiments.published_study.study_pieces import StudyFiles, write_answers
@@ -201,7 +202,7 @@ def arms_of(call: StudyCall, m: HookedModel, window: int, seed: int) -> list[Stu
     arms = arms_of_seed(call.study, heads, scores, seed=seed)
     if call.study.linear and not call.files.linear.exists():
         arms = [arm for arm in arms if arm.to != "linear"]
-    return [*arms, *ablated_arms(call.study, m.layers, heads)]
+    return [*arms, *ablated_arms(call.study, m.layers, heads), *wider_arms(call.study, m.layers, heads)]
 
 
 def do_piece(call: StudyCall, piece: StudyPiece) -> None:
