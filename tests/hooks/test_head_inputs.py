@@ -131,9 +131,13 @@ def test_a_pattern_takes_a_head_and_positions_in_any_notation(m):
     whole = m.pattern(TOKENS, 1, 3)
     assert torch.equal(m.pattern(TOKENS.tolist(), "L1H3"), whole)
     for queries in ([3, 16, 0], torch.tensor([3, -1, 0]), np.array([3, 16, -17])):
-        assert torch.equal(m.pattern(TOKENS, wb.Head(1, 3), queries=queries), whole[[3, 16, 0]])
+        # Fewer rows may be added up in another order.
+        torch.testing.assert_close(
+            m.pattern(TOKENS, wb.Head(1, 3), queries=queries), whole[[3, 16, 0]], rtol=1e-5, atol=0
+        )
     assert torch.allclose(m.pattern(TOKENS, 1, 3, queries=-1, keys=slice(None, None, -1)), whole[-1:].flip(1))
-    assert torch.equal(m.pattern(TOKENS, 1, 3, queries=torch.arange(17) % 5 == 0), whole[::5])
+    every_fifth = m.pattern(TOKENS, 1, 3, queries=torch.arange(17) % 5 == 0)
+    torch.testing.assert_close(every_fifth, whole[::5], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("tokens", [torch.stack([TOKENS, TOKENS]), [TOKENS.tolist()] * 2, [[3, 4], [5, 6, 7]]])

@@ -18,18 +18,27 @@ def opened(family):
     return open_model(tiny(family))
 
 
+def assert_same(pattern, other):
+    """Equal but for rounding: a product of all heads at once and one of a single head need not add in one order.
+
+    A score of 30 is rounded to 4e-6, and its exponential by as much of itself.
+    """
+    assert torch.equal(pattern == 0, other == 0)
+    torch.testing.assert_close(pattern, other, rtol=1e-5, atol=0)
+
+
 def assert_equals_pattern(m, **options):
     patterns = m.patterns(TOKENS[0], **options)
     for layer, pattern in patterns.items():
         assert pattern.dtype == torch.float32
         assert len(pattern) == N_HEADS
         for head in range(N_HEADS):
-            assert torch.equal(pattern[head], m.pattern(TOKENS[0], layer, head, **options))
+            assert_same(pattern[head], m.pattern(TOKENS[0], layer, head, **options))
     return patterns
 
 
 @pytest.mark.parametrize("family", [*SOFTMAX, "minimax", "llama4", "gpt_neo", "inkling"])
-def test_patterns_equal_those_of_single_heads_to_the_last_bit(family):
+def test_patterns_equal_those_of_single_heads_but_for_rounding(family):
     assert list(assert_equals_pattern(opened(family))) == list(range(N_LAYERS))
     assert_equals_pattern(opened(family), queries=[30, 3, -1], keys=slice(2, 9))
 

@@ -366,9 +366,9 @@ def _wider(results: PublishedResults, window: int) -> str:
         every = [row for row in rows if row["arm"] == "wider all"]
         alone = [row for row in rows if row["arm"] != "wider all"]
         together = f"all together {_lost(every[0])}" if every else ""
-        found = [f"{row['arm'].removeprefix('wider ')} {_lost(row)}" for row in alone if row["lost_hi"] < 0]
+        gains = [f"{row['arm'].removeprefix('wider ')} {_lost(row)}" for row in alone if row["lost_hi"] < 0]
         worse = sum(row["lost_lo"] > 0 for row in alone)
-        gaining = ", ".join(found) or "none gains"
+        gaining = ", ".join(gains) or "none gains"
         counted = f"alone: {gaining}; {worse} of {len(alone)} lose" if alone else ""
         sentences.append(f"{part} at {length:,}: {', '.join(x for x in (together, counted) if x)}")
     return (
