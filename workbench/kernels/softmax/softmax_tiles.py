@@ -77,7 +77,7 @@ class SoftmaxLayer:
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer."""
         factor = self.scale / (LN_2 if self.softcap is None else self.softcap)
-        keys = self.k[tile.batch, tile.kv_heads, slice(*tile.keys)].float()
+        keys = tile.keys_in(self.k)
         n_b, n_kv, n_keys, d = keys.shape
         queries = scratch.rows((n_b, n_kv, self.group, len(tile.rows), d))
         torch.mul(self.rows_of(self.q, tile), factor, out=queries)
@@ -183,8 +183,7 @@ def entropy_of_rows(
 
 def hide(scores: Float[Tensor, "b kv g q k"], tile: Tile) -> Float[Tensor, "b kv g q k"]:
     """Overwrite the scores of a tile's hidden cells, whatever they are: NaN and infinity too."""
-    for first, cells in tile.hidden:
-        column = first - tile.keys[0]
+    for column, cells in tile.hidden:
         run = scores[..., column : column + cells.shape[-1]]
         if run.device.type == "cpu" and run.dtype == torch.float32:
             # masked_fill_ goes cell by cell there, and takes four times as long as clearing all bits and adding.
