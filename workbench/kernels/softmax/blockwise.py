@@ -105,8 +105,8 @@ def blockwise_profile(
     *,
     tile_bytes: int | None = None,
 ) -> AttentionProfile:
-    """The profile of a layer whose mask is `Intervals`; tiles and memory as in `blockwise_statistics`."""
-    position = layer.intervals.position
+    """The profile of a layer whose mask is `Intervals`, or selects of them; tiles as in `blockwise_statistics`."""
+    position = layer.profile_mask[0].position
     return within_memory(
         lambda cut: _profile(layer, v, position, request, cut),
         layer.shape,

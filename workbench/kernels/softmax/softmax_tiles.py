@@ -7,7 +7,7 @@ CPU. Hidden scores are finite: exp2 gives an exact 0 and 0 · hidden stays 0, wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.key_intervals import Intervals
-from workbench.kernels.masks import TileMask, per_head
+from workbench.kernels.masks import SelectedMask, TileMask, per_head
 from workbench.kernels.tiles import Scratch, Tile
 
 HIDDEN = -1e30
@@ -73,6 +73,17 @@ class SoftmaxLayer:
                 "them from lengths and windows (intervals) or from a CausalMask (intervals_of)"
             )
         return self.mask
+
+    @property
+    def profile_mask(self) -> tuple[Intervals, SelectedMask | None]:
+        """The run of keys that each row sees, and what is selected of it, which profiles need.
+
+        Raises:
+            WorkbenchError: if the mask is of another kind.
+        """
+        if not isinstance(self.mask, SelectedMask):
+            return self.intervals, None
+        return replace(self, mask=self.mask.base).intervals, self.mask
 
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer."""
