@@ -68,8 +68,10 @@ def test_the_keys_of_a_tile_and_its_hidden_cells_are_the_mask(block, generator):
             for first, cells in seen.hidden:
                 visible[..., columns[first : first + cells.shape[-1]]] &= ~cells
             assert torch.equal(visible, visible_tile(mask, slice(0, 2), rows, 61))
-            chosen = mask.selected[:, rows]
-            assert columns.tolist() == [j for j in range(*seen.keys) if (chosen == j // block).any()]
+            blocks = {j // block for j in range(*seen.keys)}
+            chosen = blocks & set(mask.selected[:, rows].flatten().tolist())
+            read = chosen if len(chosen) <= 7 / 8 * len(blocks) else blocks
+            assert columns.tolist() == [j for j in range(*seen.keys) if j // block in read]
 
 
 def test_keys_that_no_row_of_a_tile_selects_are_not_read(generator):

@@ -11,6 +11,9 @@ from torch import Tensor
 
 # Columns that a selection hides at a time: whoever applies them converts the cells to other types.
 _RUN = 4096
+# The largest share of a run's blocks that is worth to be read alone: copying their keys and values costs as much as an
+# eighth of the products with them.
+_WORTH = 0.875
 
 
 class Hidden(NamedTuple):
@@ -101,13 +104,13 @@ class SelectedMask:
         return runs
 
     def seen_keys(self, batch: slice, rows: Int[Tensor, " q"]) -> SeenKeys:
-        """The keys in the blocks that any of these rows selects, without the blocks between them."""
+        """The keys in the blocks that any of these rows selects, without those between them where they are many."""
         keys = self.base.key_range(rows)
         first, n_blocks = keys[0] // self.block, -(-keys[1] // self.block) - keys[0] // self.block
         chosen = _places(self.selected[batch, rows], first, n_blocks)
         is_chosen = torch.zeros(n_blocks + 1, dtype=torch.bool, device=rows.device)
         blocks = is_chosen.index_fill_(0, chosen.flatten(), True)[:n_blocks].nonzero()[:, 0]
-        if len(blocks) == n_blocks or len(blocks) == 0:
+        if not 0 < len(blocks) <= _WORTH * n_blocks:
             return _whole_run(keys, self.hidden(batch, rows, keys))
         n_chosen = len(blocks)
         place = torch.full((n_blocks + 1,), n_chosen, device=rows.device)  # of each block among the chosen ones
@@ -133,7 +136,7 @@ def selected_tile(selected: Int[Tensor, "b q n"], keys: tuple[int, int], *, bloc
 
 
 def seen_keys(mask: TileMask, batch: slice, rows: Int[Tensor, " q"]) -> SeenKeys:
-    """The keys of a tile; those that a selection leaves out for all of its rows are not among them."""
+    """The keys of a tile, without those that a selection leaves out for all of its rows where they are many."""
     if isinstance(mask, SelectedMask):
         return mask.seen_keys(batch, rows)
     keys = mask.key_range(rows)

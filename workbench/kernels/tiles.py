@@ -106,7 +106,7 @@ class Cut:
     def tiles(self, rows: Int[Tensor, " q"], mask: TileMask) -> Iterator[list[Tile]]:
         """For each run of sequences and rows, its tiles: one for each run of heads, with the same tile of the mask.
 
-        A tile has no column for keys that a selection leaves out for all of its rows.
+        A tile has no column for keys that a selection leaves out for all of its rows, where these are more than a few.
         """
         return self._tiles(rows, mask, seen_keys)
 
