@@ -157,6 +157,7 @@ def test_doctor_says_which_kernel_each_operation_uses_and_why():
     for operation in ("attention_profile", "linear_attention", "gated_delta_rule"):
         assert "torch (cpu: exact" in kernels[operation]
     assert kernels["recording: causal, sliding and padded layers"].startswith("row-blocked torch (cpu: exact")
+    assert kernels["recording: sparse layers"].endswith("keys that no row of a tile selects are not read")
 
 
 def test_doctor_tells_what_a_models_states_lose(tmp_path):

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.families import HEADS, WINDOW, random_tokens, tiny
+from tests.families import GROUPS, HEADS, WINDOW, random_tokens, tiny
 from workbench import KVHead, WorkbenchError, open_model
 from workbench.hooks.recording.needs import NEEDS
-from workbench.kernels import CausalMask, Far, Request, SoftmaxLayer, dispatch
+from workbench.kernels import CausalMask, Far, Request, SelectedMask, SoftmaxLayer, dispatch
 from workbench.kernels.dialect import HAS_TRITON
 from workbench.kernels.dispatch import SETTING
+from workbench.kernels.key_intervals import intervals
 from workbench.kernels.softmax import blockwise, recorder_statistics
 from workbench.probes import copy_needle
 
@@ -95,6 +96,21 @@ def test_padding_sampled_rows_and_pieces_take_the_kernels_too(how, monkeypatch, 
 
 
 @needs_triton
+@pytest.mark.parametrize("family", ["deepseek_v32", "minimax_m3"])
+def test_layers_that_select_their_keys_are_recorded_by_the_kernels_with_the_same_numbers(family, monkeypatch, taken):
+    m, tokens = open_model(tiny(family)), random_tokens(1, 23)
+    needs = ("entropy", "mean_distance", "far_mass", "sink_mass", "induction")
+    monkeypatch.setenv(SETTING, "torch")
+    expected = m.record(tokens, needs, far=Far(5))
+    before = dict(taken)
+    monkeypatch.setenv(SETTING, "triton")
+    found = m.record(tokens, needs, far=Far(5))
+    n_calls = {"deepseek_v32": 2, "minimax_m3": 1 + 2 * GROUPS}[family]  # one for each group that selects for itself
+    assert (taken["torch"], taken["triton"]) == (before["torch"], before["triton"] + n_calls)
+    assert_equal_recordings(found, expected)
+
+
+@needs_triton
 def test_windowed_heads_are_recorded_row_by_row_whatever_is_set(monkeypatch, taken):
     m = open_model(tiny("llama"))
     monkeypatch.setenv(SETTING, "triton")
@@ -123,6 +139,8 @@ def test_a_cpu_takes_the_row_blocked_form_and_says_why(monkeypatch):
         ({"mask": CausalMask(6, window=2)}, None),
         ({"mask": CausalMask(6, valid=torch.tensor([[False, True, True, True, True, True]]))}, None),
         ({"mask": CausalMask(6, valid=torch.tensor([[True, False, True, True, True, True]]))}, "padding between"),
+        ({"mask": SelectedMask(CausalMask(6), torch.zeros(1, 6, 1, dtype=torch.int32), 2)}, None),
+        ({"mask": SelectedMask(intervals(6, 6), torch.zeros(1, 6, 1, dtype=torch.int32))}, "Intervals is not one run"),
         ({"mask": open}, "not one run of keys per row"),
         ({"request": Request(windows=(2,), squares=True)}, "hold a ladder of windows, squares"),
         ({"request": Request(value_norms=True)}, "value norms"),

@@ -81,7 +81,8 @@ def profile_calls(generator):
     bounds = (seen.position, seen.low, seen.high, True)
     tags = torch.zeros(1, 21, dtype=torch.int32), torch.zeros(1, 33, dtype=torch.int32)
     yield q, k, v, *bounds, sinks, 0.25, None, [4, 8], *tags, True, True, True, "torch"
-    yield q, k, None, *bounds, None, 0.25, 30.0, [], None, None, False, False, False, "torch"
+    selected = torch.randint(0, 9, (1, 21, 3), generator=generator, dtype=torch.int32)
+    yield q, k, None, *bounds, None, 0.25, 30.0, [], None, None, False, False, False, "torch", selected, 4
 
 
 def profile_backward_calls(generator):
@@ -90,7 +91,8 @@ def profile_backward_calls(generator):
     bounds = (seen.position, seen.low, seen.high, True)
     out, lse, d_lse = torch.zeros_like(q), torch.zeros(1, 4, 21), torch.ones(1, 4, 21)
     yield torch.ones_like(out), d_lse, q, k, v, *bounds, sinks, out, lse, 0.25, None
-    yield torch.ones_like(out), d_lse, q, k, None, *bounds, None, out, lse, 0.25, 30.0
+    selected = torch.randint(0, 9, (1, 21, 3), generator=generator, dtype=torch.int32)
+    yield torch.ones_like(out), d_lse, q, k, None, *bounds, None, out, lse, 0.25, 30.0, selected, 4
 
 
 def column_calls(generator):

@@ -162,10 +162,15 @@ _STATISTICS: dict[str, dict[str, Any]] = {
     "all": _EVERY,
     "all, window, sink, cap": _EVERY | _MASKED,
     "all, no output": _EVERY | {"HAS_OUT": False},
+    "recorded, selected blocks": _ROWS | {"N_EDGES": 1, "BLOCK": 128},
+    "all, selected keys, window, sink, cap": _EVERY | _MASKED | {"BLOCK": 1},
 }
+# Keys in the blocks that rows select, where they do.
+_BLOCKS = (0, 1, 128)
 _OFF = {
     **dict.fromkeys((*_ROWS, *_MASKED, "HAS_TAGS"), False),
     "N_EDGES": 0,
+    "BLOCK": 0,
     "HAS_OUT": True,
 }
 
@@ -182,16 +187,18 @@ def _heads(operation: str, *, everything: bool) -> Iterator[tuple[torch.dtype, i
 def _attention_cases(arch: int, *, everything: bool) -> Iterator[Case]:
     for dtype, d, padded in _heads("attention_profile", everything=everything):
         heads = {"HEADS": 32, "GROUP": 4, "PRECISION": precision_of(dtype), "D": d, "DP": padded}
-        for name in _STATISTICS if everything else ("output", "all"):
+        for name in _STATISTICS if everything else ("output", "all", "recorded, selected blocks"):
             flags = _OFF | _STATISTICS[name]
             n_statistics = sum(bool(flags[x]) for x in ("ENTROPY", "TOP", "DISTANCE", "N_EDGES", "HAS_TAGS"))
             launch = attention_config(arch, d, dtype, n_statistics=n_statistics)
             tile = {"BM": launch.rows, "BN": launch.columns, "DV": d, "DVP": padded}
             kernel = triton_kernels.profile_forward
             yield _case(f"profile_forward: {name}, d {d}", kernel, dtype, heads | tile | flags, launch)
-        launch = edge_config(arch, d, dtype)
-        tile = {"BM": launch.rows, "BN": launch.columns, "HAS_CAP": False, "N_EDGES": 16}
-        yield _case(f"window_edges: d {d}", triton_kernels.window_edges, dtype, heads | tile, launch)
+        shapes = dict.fromkeys(edge_config(arch, d, dtype, n_statistics=n) for n in range(1, 6 if everything else 2))
+        for launch, block in product(shapes, _BLOCKS if everything else (0,)):
+            tile = {"BM": launch.rows, "BN": launch.columns, "HAS_CAP": False, "N_EDGES": 16, "BLOCK": block}
+            name = f"window_edges: {launch.rows} rows, {f'blocks of {block}, ' * (block > 0)}d {d}"
+            yield _case(name, triton_kernels.window_edges, dtype, heads | tile, launch)
         launch = column_config(arch, d, dtype)
         tile = {"BM": launch.columns, "BN": launch.rows, "HAS_CAP": False}
         yield _case(f"column_sums: d {d}", triton_kernels.column_sums, dtype, heads | tile, launch)
@@ -252,7 +259,7 @@ def _spills(sass: str) -> tuple[int, int]:
 _MODEL_POINTERS = {"Q", "K", "V", "OUT", "ERASED"}
 _INTEGER_POINTERS = {
     "POSITION", "LOW", "HIGH", "EDGES", "QUERY_TAG", "KEY_TAG", "TOP_KEY", "FIRST_ROW", "LAST_ROW",
-    "SEGMENTS", "BOUNDS",
+    "SEGMENTS", "BOUNDS", "WORDS", "TILES", "N_TILES",
 }  # fmt: skip
 _WHOLE_STRIDES = {"stride_q", "stride_k", "stride_v", "stride_o"}
 _FLOATS = {"scale", "softcap", "state_scale", "update_scale"}

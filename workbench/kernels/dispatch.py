@@ -5,8 +5,8 @@ WORKBENCH_KERNELS sets what "auto" means: "auto", Triton on CUDA and torch elsew
 the GPU needs Triton's interpreter (TRITON_INTERPRET=1) and is for testing. With every setting, "auto" takes Triton only
 where compiled kernels are known to be sound: on the GPUs, head widths and types that `launch_shapes` lists.
 
-Recording a softmax layer takes the Triton kernels for masks that are one run of keys per row and for statistics that a
-profile holds, and the row-blocked torch code for everything else.
+Recording a softmax layer takes the Triton kernels for masks that are one run of keys per row, or keys selected of one,
+and for statistics that a profile holds, and the row-blocked torch code for everything else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workbench.heads import WorkbenchError
 from workbench.kernels.dialect import HAS_TRITON, capability, is_interpreted
 from workbench.kernels.key_intervals import has_inner_padding
 from workbench.kernels.launch_shapes import ARCHITECTURES, NARROWEST, WIDEST
-from workbench.kernels.masks import CausalMask
+from workbench.kernels.masks import CausalMask, SelectedMask
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics_request import Request, beyond_a_profile
 
@@ -131,7 +131,7 @@ def choose_route(layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], re
 
 def _refusal(layer: SoftmaxLayer, request: Request) -> str | None:
     """Why the kernels cannot record the rows of this layer; None if they can."""
-    mask = layer.mask
+    mask = layer.mask.base if isinstance(layer.mask, SelectedMask) else layer.mask
     if not isinstance(mask, CausalMask):
         return f"a {type(mask).__name__} is not one run of keys per row"
     if mask.valid is not None and has_inner_padding(mask.valid):
@@ -179,7 +179,8 @@ def explain_routes(device: torch.device | str | None = None) -> dict[str, str]:
     only = "exact, any device; the only backend of this operation"
     return {
         "recording: causal, sliding and padded layers": plain,
-        "recording: chunked, sparse, packed and restricted layers": f"{rows} ({only})",
+        "recording: sparse layers": f"{plain}; keys that no row of a tile selects are not read",
+        "recording: chunked, packed and restricted layers": f"{rows} ({only})",
         "recording: ladders of windows, squares, features, column sums, value norms": f"{rows} ({only})",
         "recording: implied patterns of linear layers": f"{rows} ({only})",
         "recording: families without an attention function": f"{rows} ({only})",

@@ -62,11 +62,10 @@ def attention_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int
     return Launch(128, 32 if is_narrow else 64, 8, 2 if is_narrow and n_statistics > 4 else 3)
 
 
-def edge_config(arch: int, d: int, dtype: torch.dtype) -> Launch:
-    """Tile of the kernel that finishes the windows' edges."""
-    if arch and dtype == torch.float32 and d > 64:
-        return Launch(32, 16, 8, 2)
-    return attention_config(arch, d, dtype, n_statistics=1)
+def edge_config(arch: int, d: int, dtype: torch.dtype, *, n_statistics: int = 1) -> Launch:
+    """Tile of the kernel that finishes the windows' edges: that of the kernel which counted all before them."""
+    tile = attention_config(arch, d, dtype, n_statistics=n_statistics)
+    return attention_config(arch, d, dtype, n_statistics=1)._replace(rows=tile.rows, columns=tile.columns)
 
 
 def column_config(arch: int, d: int, dtype: torch.dtype) -> Launch:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 # Columns that a selection hides at a time: whoever applies them converts the cells to other types.
 _RUN = 4096
+# The largest share of a run's blocks that is worth to be read alone: copying their keys and values costs as much as an
+# eighth of the products with them.
+_WORTH = 0.875
 
 
 class Hidden(NamedTuple):
@@ -18,6 +21,18 @@ class Hidden(NamedTuple):
 
     first: int
     cells: Bool[Tensor, "#b q k"]
+
+
+class SeenKeys(NamedTuple):
+    """The keys of a tile: those that any of its rows may see, or more.
+
+    `keys`: the run that they lie in. `columns`: the keys themselves, ascending; None: every key of the run. `hidden`:
+    runs of columns with hidden cells, `first` being a column.
+    """
+
+    keys: tuple[int, int]
+    columns: Int[Tensor, " k"] | None
+    hidden: list[Hidden]
 
 
 @runtime_checkable
@@ -85,21 +100,84 @@ class SelectedMask:
         runs = self.base.hidden(batch, rows, keys)
         if keys[1] > keys[0]:
             cells = ~selected_tile(self.selected[batch, rows], keys, block=self.block)
-            runs += [Hidden(keys[0] + i * _RUN, run) for i, run in enumerate(cells.split(_RUN, -1))]
+            runs += _split(cells, keys[0])
         return runs
+
+    def seen_keys(self, batch: slice, rows: Int[Tensor, " q"]) -> SeenKeys:
+        """The keys in the blocks that any of these rows selects, without those between them where they are many."""
+        keys = self.base.key_range(rows)
+        first, n_blocks = keys[0] // self.block, -(-keys[1] // self.block) - keys[0] // self.block
+        chosen = _places(self.selected[batch, rows], first, n_blocks)
+        is_chosen = torch.zeros(n_blocks + 1, dtype=torch.bool, device=rows.device)
+        blocks = is_chosen.index_fill_(0, chosen.flatten(), True)[:n_blocks].nonzero()[:, 0]
+        if not 0 < len(blocks) <= _WORTH * n_blocks:
+            return _whole_run(keys, self.hidden(batch, rows, keys))
+        n_chosen = len(blocks)
+        place = torch.full((n_blocks + 1,), n_chosen, device=rows.device)  # of each block among the chosen ones
+        place[blocks] = torch.arange(n_chosen, device=rows.device)
+        cells = _marked(place[chosen], n_chosen)
+        columns = (blocks + first).repeat_interleave(self.block)
+        if self.block > 1:
+            columns = columns * self.block + torch.arange(self.block, device=rows.device).repeat(n_chosen)
+            columns = columns[(columns >= keys[0]) & (columns < keys[1])]
+            cells = cells[..., place[columns // self.block - first]]
+        hidden = _on_columns(self.base.hidden(batch, rows, keys), columns)
+        return SeenKeys(keys, columns, hidden + _split(~cells, 0))
 
 
 def selected_tile(selected: Int[Tensor, "b q n"], keys: tuple[int, int], *, block: int = 1) -> Bool[Tensor, "b q k"]:
     """Which keys of a run are in one of the selected blocks of each row."""
     first, last = keys[0] // block, -(-keys[1] // block)
-    column = selected - first
-    column = column.masked_fill_((column < 0) | (column >= last - first), last - first)  # one more, for all others
-    tile = torch.zeros(*selected.shape[:2], last - first + 1, dtype=torch.bool, device=selected.device)
-    tile = tile.scatter_(-1, column.long(), True)[..., : last - first]
+    tile = _marked(_places(selected, first, last - first), last - first)
     if block == 1:
         return tile
     start = keys[0] - first * block
     return tile.repeat_interleave(block, -1)[..., start : start + keys[1] - keys[0]]
+
+
+def seen_keys(mask: TileMask, batch: slice, rows: Int[Tensor, " q"]) -> SeenKeys:
+    """The keys of a tile, without those that a selection leaves out for all of its rows where they are many."""
+    if isinstance(mask, SelectedMask):
+        return mask.seen_keys(batch, rows)
+    keys = mask.key_range(rows)
+    return _whole_run(keys, mask.hidden(batch, rows, keys))
+
+
+def run_of_keys(mask: TileMask, batch: slice, rows: Int[Tensor, " q"]) -> SeenKeys:
+    """The whole run of keys of a tile, whatever is selected."""
+    keys = mask.key_range(rows)
+    return _whole_run(keys, mask.hidden(batch, rows, keys))
+
+
+def _whole_run(keys: tuple[int, int], hidden: list[Hidden]) -> SeenKeys:
+    return SeenKeys(keys, None, [Hidden(first - keys[0], cells) for first, cells in hidden])
+
+
+def _places(selected: Int[Tensor, "b q n"], first: int, n_blocks: int) -> Int[Tensor, "b q n"]:
+    """The numbers of blocks in a run of them that begins with block `first`; `n_blocks` for those outside."""
+    place = selected - first
+    return place.masked_fill_((place < 0) | (place >= n_blocks), n_blocks).long()
+
+
+def _marked(places: Int[Tensor, "b q n"], n_blocks: int) -> Bool[Tensor, "b q n_blocks"]:
+    """True at these places; there is one more, for what lies outside."""
+    tile = torch.zeros(*places.shape[:2], n_blocks + 1, dtype=torch.bool, device=places.device)
+    return tile.scatter_(-1, places, True)[..., :n_blocks]
+
+
+def _split(cells: Bool[Tensor, "b q k"], first: int) -> list[Hidden]:
+    return [Hidden(first + i * _RUN, run) for i, run in enumerate(cells.split(_RUN, -1))]
+
+
+def _on_columns(hidden: list[Hidden], columns: Int[Tensor, " k"]) -> list[Hidden]:
+    """Hidden cells of a run of keys as those of some of its keys."""
+    runs: list[Hidden] = []
+    for first, cells in hidden:
+        ends = torch.tensor([first, first + cells.shape[-1]], device=columns.device)
+        start, stop = torch.searchsorted(columns, ends).tolist()
+        if start < stop:
+            runs.append(Hidden(start, cells[..., columns[start:stop] - first]))
+    return runs
 
 
 def hidden_runs(hidden: Bool[Tensor, "#b q k"], first_key: int) -> list[Hidden]:

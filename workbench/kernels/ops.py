@@ -39,7 +39,9 @@ def attention_profile(
     *,
     backend: Backend = "auto",
 ) -> AttentionProfile:
-    """Output and row statistics of a layer whose mask is `Intervals`; gradients flow through `out` and `lse` alone.
+    """Output and row statistics of a layer whose mask is `Intervals`, or a `SelectedMask` of them.
+
+    Gradients flow through `out` and `lse` alone.
 
     Raises:
         WorkbenchError: if the mask is of another kind, a profile does not hold the request, or the requested backend
@@ -50,12 +52,13 @@ def attention_profile(
             "a profile holds entropy, arg-maxima, distance, windows and tags of every row, and more was requested; use "
             "workbench.kernels.attention_statistics"
         )
-    q, k, seen = layer.q, layer.k, layer.intervals
+    q, k, (seen, selection) = layer.q, layer.k, layer.profile_mask
+    selected, block = (None, 1) if selection is None else (selection.selected, selection.block)
     chosen = choose_for("attention_profile", (q, k if v is None else v), backend).backend
     out, lse, entropy, top_key, top_mass, mean_distance, beyond, tag_mass = softmax_ops.profile_op(
         q, k, v, seen.position, seen.low, seen.high, seen.starts_at_zero, layer.sinks, layer.scale, layer.softcap,
         list(request.windows), request.query_tags, request.key_tags, request.entropy, request.top, request.distance,
-        chosen,
+        chosen, selected, block,
     )  # fmt: skip
     return AttentionProfile(
         out=None if v is None else out,

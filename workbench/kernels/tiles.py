@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import WorkbenchError
-from workbench.kernels.masks import Hidden, TileMask
+from workbench.kernels.masks import Hidden, SeenKeys, TileMask, run_of_keys, seen_keys
 
 # Measured: small tiles stay in a core's caches between the passes over them, tiles of many rows read fewer keys.
 _SMALL, _LARGE = 4 << 20, 16 << 20
@@ -25,9 +25,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Consecutive requested rows of some sequences and some key/value heads, and the run of keys that any row sees.
+    """Consecutive requested rows of some sequences and some key/value heads, and the keys that any row sees.
 
-    `rows` are the query indices themselves, `span` their range among the requested rows.
+    `rows` are the query indices themselves, `span` their range among the requested rows. `keys`, `columns`, `hidden`:
+    as of `SeenKeys`.
     """
 
     batch: slice
@@ -36,6 +37,47 @@ class Tile:
     rows: Int[Tensor, " q"]
     keys: tuple[int, int]
     hidden: list[Hidden]
+    columns: Int[Tensor, " k"] | None = None
+
+    @property
+    def key_index(self) -> slice | Int[Tensor, " k"]:
+        """The keys as an index, that copies nothing where they are a run."""
+        return slice(*self.keys) if self.columns is None else self.columns
+
+    @property
+    def n_columns(self) -> int:
+        """How many keys there are."""
+        return self.keys[1] - self.keys[0] if self.columns is None else len(self.columns)
+
+    def columns_before(self, key: int) -> int:
+        """How many columns come before a key."""
+        if self.columns is None:
+            return min(max(0, key - self.keys[0]), self.n_columns)
+        return int(torch.searchsorted(self.columns, key))
+
+    def columns_of(self, keys: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
+        """The column of each key, and whether it has one."""
+        if self.columns is None:
+            return keys - self.keys[0], (keys >= self.keys[0]) & (keys < self.keys[1])
+        column = torch.searchsorted(self.columns, keys.contiguous()).clamp_max_(self.n_columns - 1)
+        return column, self.columns[column] == keys
+
+    def keys_of(self, columns: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """The key of each column."""
+        return columns + self.keys[0] if self.columns is None else self.columns[columns]
+
+    def keys_after(self, first: int) -> Float[Tensor, " k"]:
+        """How many tokens each key stands behind key `first`; negative before it."""
+        if self.columns is None:
+            return torch.arange(self.keys[0] - first, self.keys[1] - first, device=self.rows.device, dtype=torch.float)
+        return (self.columns - first).float()
+
+    def keys_in(self, x: Float[Tensor, "b n_kv_heads k d"]) -> Float[Tensor, "b2 kv k2 d"]:
+        """What this tile's key/value heads have at its keys, in float32."""
+        of_heads = x[self.batch, self.kv_heads]
+        if self.columns is None:
+            return of_heads[:, :, slice(*self.keys)].float()
+        return of_heads.index_select(2, self.columns).float()
 
     @property
     def at(self) -> slice | Int[Tensor, " q"]:
@@ -62,12 +104,23 @@ class Cut:
     largest: int
 
     def tiles(self, rows: Int[Tensor, " q"], mask: TileMask) -> Iterator[list[Tile]]:
-        """For each run of sequences and rows, its tiles: one for each run of heads, with the same tile of the mask."""
+        """For each run of sequences and rows, its tiles: one for each run of heads, with the same tile of the mask.
+
+        A tile has no column for keys that a selection leaves out for all of its rows, where these are more than a few.
+        """
+        return self._tiles(rows, mask, seen_keys)
+
+    def tiles_of_runs(self, rows: Int[Tensor, " q"], mask: TileMask) -> Iterator[list[Tile]]:
+        """As `tiles`, with a column for every key of the run that the tile's rows see."""
+        return self._tiles(rows, mask, run_of_keys)
+
+    def _tiles(
+        self, rows: Int[Tensor, " q"], mask: TileMask, seen: Callable[[TileMask, slice, Tensor], SeenKeys]
+    ) -> Iterator[list[Tile]]:
         for batch in self.batches:
             for span in self.spans:
-                keys = mask.key_range(rows[span])
-                hidden = mask.hidden(batch, rows[span], keys)
-                yield [Tile(batch, heads, span, rows[span], keys, hidden) for heads in self.kv_heads]
+                keys, columns, hidden = seen(mask, batch, rows[span])
+                yield [Tile(batch, heads, span, rows[span], keys, hidden, columns) for heads in self.kv_heads]
 
 
 def cut(shape: tuple[int, int, int], *, n_rows: int, n_keys: int, tile_bytes: int) -> Cut:

@@ -4,6 +4,7 @@ Per tile: one matrix product for the scores, softmax in place, one matrix produc
 memory for each statistic. Memory is O(tile), whatever the length. Reads and writes per query row and head, k keys of
 width d: 4·k bytes of scores written once and passed over in cache four to eight times; k and v once per block.
 Arg-maxima come from the maxima of runs of columns, the ladder of windows from sums between its steps.
+Under a selection, k counts the keys that some row of a block selects: k and v are copied for these, no others are read.
 Accumulators are float32; tested to 2e-6 relative of the float64 reference.
 """
 
@@ -20,7 +21,7 @@ from workbench.kernels.softmax.row_sums import RowSums, runs_of_rows
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
 from workbench.kernels.softmax.statistics_collector import Collector
 from workbench.kernels.softmax.statistics_request import AttentionProfile, Request, RowStatistics
-from workbench.kernels.softmax.tile_sums import beyond, distance_sum, ladder
+from workbench.kernels.softmax.tile_sums import beyond, distance_sum, ladder_of
 from workbench.kernels.tiles import Cut, Scratch, Tile, within_memory
 
 
@@ -72,8 +73,8 @@ def _statistics(
     for run in runs_of_rows(layer, request, rows, cut, collector):
         for tile in run.tiles:
             softmax = layer.softmax(tile, scratch, keep_shifted=request.entropy)
-            weights, total, keys = softmax.weights, softmax.total, slice(*tile.keys)
-            value = softmax.output(v[tile.batch, tile.kv_heads, keys].float(), scratch)
+            weights, total = softmax.weights, softmax.total
+            value = softmax.output(tile.keys_in(v), scratch)
             out[tile.batch, tile.span, tile.heads(layer.group)] = value.flatten(1, 2).transpose(1, 2)
             sums.add(run, tile, softmax)
             if run.windows is not None:
@@ -81,7 +82,7 @@ def _statistics(
                 collector.put(collector.beyond, tile, masses / total[..., None])
             if norms is not None:
                 collector.put(collector.output_norm, tile, value.norm(dim=-1))
-                key_norms = norms[tile.batch, tile.kv_heads, keys]
+                key_norms = norms[tile.batch, tile.kv_heads, tile.key_index]
                 weighted = einsum(weights, key_norms, "b kv g q k, b kv k -> b kv g q")
                 collector.put(collector.value_norm, tile, weighted / total)
             collector.read_sums(tile, weights, weights, total)
@@ -104,8 +105,8 @@ def blockwise_profile(
     *,
     tile_bytes: int | None = None,
 ) -> AttentionProfile:
-    """The profile of a layer whose mask is `Intervals`; tiles and memory as in `blockwise_statistics`."""
-    position = layer.intervals.position
+    """The profile of a layer whose mask is `Intervals`, or selects of them; tiles as in `blockwise_statistics`."""
+    position = layer.profile_mask[0].position
     return within_memory(
         lambda cut: _profile(layer, v, position, request, cut),
         layer.shape,
@@ -125,8 +126,8 @@ def _profile(
     profile = _blank(layer, v, request)
     scratch = Scratch(layer.q.device, cut.largest)
     for tiles in cut.tiles(torch.arange(len(position), device=position.device), layer.mask):
-        positions, keys = position[tiles[0].span], tiles[0].keys
-        far = ladder(positions, keys, request.windows) if request.windows else None
+        positions = position[tiles[0].span]
+        far = ladder_of(tiles[0], positions, request.windows) if request.windows else None
         same = _same_tags(request, tiles[0])
         for tile in tiles:
             block = (tile.batch, tile.heads(layer.group), tile.span)
@@ -134,15 +135,15 @@ def _profile(
             weights, total = softmax.weights, softmax.total
             _put(profile.lse, block, softmax.lse())
             if v is not None and profile.out is not None:
-                value = softmax.output(v[tile.batch, tile.kv_heads, slice(*keys)].float(), scratch)
+                value = softmax.output(tile.keys_in(v), scratch)
                 profile.out[block] = value.flatten(1, 2).to(profile.out.dtype)
             if request.entropy:
                 _put(profile.entropy, block, softmax.entropy())
             if softmax.best is not None:
-                _put(profile.top_key, block, torch.where(softmax.is_blind, -1, softmax.best + keys[0]).int())
+                _put(profile.top_key, block, torch.where(softmax.is_blind, -1, tile.keys_of(softmax.best)).int())
                 _put(profile.top_mass, block, torch.exp2(softmax.highest - softmax.top) / total)
             if request.distance:
-                _put(profile.mean_distance, block, distance_sum(weights, softmax.seen, positions, keys) / total)
+                _put(profile.mean_distance, block, distance_sum(weights, softmax.seen, positions, tile) / total)
             if far is not None:
                 _put(profile.beyond, block, torch.stack(far.masses(weights), -1) / total[..., None])
             if same is not None:
@@ -158,7 +159,7 @@ def _same_tags(request: Request, tile: Tile) -> Float[Tensor, "#b 1 1 q k"] | No
     if request.query_tags is None or request.key_tags is None:
         return None
     of_queries, of_keys = (x[tile.batch] if len(x) > 1 else x for x in (request.query_tags, request.key_tags))
-    of_queries, of_keys = of_queries[:, None, None, tile.span, None], of_keys[:, None, None, None, slice(*tile.keys)]
+    of_queries, of_keys = of_queries[:, None, None, tile.span, None], of_keys[:, None, None, None, tile.key_index]
     # Comparing into float32 takes a seventh of the time of comparing and converting.
     return torch.eq(of_queries, of_keys, out=torch.empty(0, device=of_keys.device))
 
@@ -199,7 +200,7 @@ def blockwise_column_sums(
         for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), layer.mask):
             for tile in tiles:
                 weights = layer.weights(tile, lse, scratch)
-                sums[tile.batch, tile.heads(layer.group), slice(*tile.keys)] += weights.sum(-2).flatten(1, 2)
+                sums[tile.batch, tile.heads(layer.group), tile.key_index] += weights.sum(-2).flatten(1, 2)
         return sums
 
     return within_memory(compute, layer.shape, n_rows=q.shape[2], n_keys=n_keys, tile_bytes=tile_bytes)

@@ -52,8 +52,8 @@ def attention_crops(
 
 
 def attention_cells(layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], cells: Cells) -> Float[Tensor, "n n_heads"]:
-    """Probabilities of single cells, for a mask of `Intervals`; 0 where the row does not see the key."""
-    seen = layer.intervals
+    """Probabilities of cells, for a mask of `Intervals`, or that selects of them; 0 where the row does not see it."""
+    seen, selection = layer.profile_mask
     probabilities = torch.empty(len(cells.row), layer.q.shape[1], device=layer.q.device)
     for first in range(0, len(probabilities), _CELLS):
         sequence, row, key = (x[first : first + _CELLS] for x in (cells.sequence, cells.row, cells.key))
@@ -61,7 +61,10 @@ def attention_cells(layer: SoftmaxLayer, lse: Float[Tensor, "b n_heads q"], cell
         scores = layer.scale * einsum(queries, layer.k[sequence, :, key].float(), "n kv g d, n kv d -> n kv g")
         scores = soft_capped(rearrange(scores, "n kv g -> n (kv g)"), layer.softcap)
         low, high = (x[sequence % len(x), row] for x in (seen.low, seen.high))
-        is_seen = rearrange((key >= low) & (key < high), "n -> n 1")
+        is_seen = (key >= low) & (key < high)
+        if selection is not None:
+            is_seen &= (selection.selected[sequence, row] == key[:, None] // selection.block).any(-1)
+        is_seen = rearrange(is_seen, "n -> n 1")
         probabilities[first : first + _CELLS] = torch.where(is_seen, torch.exp(scores - lse[sequence, :, row]), 0)
     return probabilities
 
@@ -71,7 +74,7 @@ def first_keys_mass(
 ) -> Float[Tensor, "b n_heads q"]:
     """Mass beyond `request.far.window` on the first keys of each sequence, which far mass leaves out."""
     assert request.far is not None
-    seen, total = layer.intervals, torch.zeros_like(lse)
+    seen, total = layer.profile_mask[0], torch.zeros_like(lse)
     n_sequences, n_rows, n_keys = len(layer.q), layer.q.shape[2], layer.k.shape[2]
     row = torch.arange(n_rows, device=lse.device)
     first = torch.zeros(n_sequences, dtype=torch.long) if request.first is None else request.first.long()

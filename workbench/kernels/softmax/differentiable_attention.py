@@ -88,7 +88,7 @@ def attention_gradients(
         scratch = Scratch(q.device, cut.largest)
         for tiles in cut.tiles(torch.arange(q.shape[2], device=q.device), layer.mask):
             for tile in tiles:
-                columns = (tile.batch, tile.kv_heads, slice(*tile.keys))
+                columns = (tile.batch, tile.kv_heads, tile.key_index)
                 slope = None
                 if layer.softcap is not None:
                     slope = 1 - (layer.scores(tile, scratch) * (LN_2 / layer.softcap)).clamp_(-1, 1) ** 2

@@ -74,7 +74,7 @@ def softmax_summary(layer: SoftmaxLayer, options: SummaryOptions, *, tile_bytes:
 
     def compute(cut: Cut) -> PatternSummary:
         summary, scratch = _SummaryBuilder(options, n_heads, n_tokens, rows.device), Scratch(rows.device, cut.largest)
-        for tiles in cut.tiles(rows, layer.mask):
+        for tiles in cut.tiles_of_runs(rows, layer.mask):
             for tile in tiles:
                 softmax = layer.softmax(tile, scratch)
                 heads = tile.heads(layer.group)

@@ -24,7 +24,7 @@ class ScoredLayer(SoftmaxLayer):
 
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer; cells that the mask hides may hold anything."""
-        scores = self.rows_of(self.q[..., slice(*tile.keys)], tile)
+        scores = self.rows_of(self.q[..., tile.key_index], tile)
         return hide(torch.div(scores, LN_2, out=scratch.take(0, tuple(scores.shape))), tile)
 
 

@@ -16,7 +16,7 @@ from workbench.heads import WorkbenchError
 from workbench.kernels import ops
 from workbench.kernels.dispatch import Backend, choose_route
 from workbench.kernels.key_intervals import intervals_of
-from workbench.kernels.masks import CausalMask
+from workbench.kernels.masks import CausalMask, SelectedMask
 from workbench.kernels.softmax import blockwise
 from workbench.kernels.softmax.crops import attention_cells, first_keys_mass
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer
@@ -42,27 +42,31 @@ def attention_statistics(
 def profile_statistics(
     layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"], request: Request, *, backend: Backend = "auto"
 ) -> tuple[Float[Tensor, "b q2 n_heads d_v"], RowStatistics]:
-    """As `attention_statistics`, from a profile; for a CausalMask.
+    """As `attention_statistics`, from a profile; for a CausalMask, or a SelectedMask of one.
 
     Raises:
         WorkbenchError: if the mask is of another kind or has padding between valid keys, or the request has statistics
             that a profile does not hold.
     """
-    if not isinstance(layer.mask, CausalMask):
+    selection = layer.mask if isinstance(layer.mask, SelectedMask) else None
+    causal = layer.mask if selection is None else selection.base
+    if not isinstance(causal, CausalMask):
         raise WorkbenchError(
-            f"a {type(layer.mask).__name__} was given; expected a CausalMask, whose rows see one run of keys each: use "
+            f"a {type(causal).__name__} was given; expected a CausalMask, whose rows see one run of keys each: use "
             "blockwise_statistics for any other mask"
         )
     if beyond := beyond_a_profile(request):
         raise WorkbenchError(f"a profile does not hold {', '.join(beyond)}; use blockwise_statistics for them")
     n_queries, device = layer.q.shape[2], layer.q.device
-    layer = replace(layer, mask=intervals_of(layer.mask, n_queries, device))
+    seen = intervals_of(causal, n_queries, device)
     # The number of each query row among the computed rows.
     number = torch.arange(n_queries, device=device)
     if request.rows is not None:
         rows = request.rows.to(device)
         number[rows] = torch.arange(len(rows), device=device)
-        layer = replace(layer, q=layer.q[:, :, rows], mask=layer.intervals.rows(rows))
+        layer, seen = replace(layer, q=layer.q[:, :, rows]), seen.rows(rows)
+        selection = None if selection is None else replace(selection, selected=selection.selected[:, rows])
+    layer = replace(layer, mask=seen if selection is None else replace(selection, base=seen))
     layer = replace(layer, sinks=None if layer.sinks is None else layer.sinks.float())
     windows = () if request.far is None else (request.far.window,)
     of_profile = Request(

@@ -85,9 +85,9 @@ def reference_statistics(
 def reference_profile(
     layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"] | None, request: Request
 ) -> AttentionProfile:
-    """The profile of a layer whose mask is `Intervals`."""
+    """The profile of a layer whose mask is `Intervals`, or selects of them."""
     pattern, lse = reference_pattern(layer)
-    distance = layer.intervals.position.long()[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)
+    distance = layer.profile_mask[0].position.long()[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)
     sink_mass = _sink_mass(layer, lse)
     top_mass, top_key = pattern.max(-1)
     beyond = [(pattern * (distance >= window)).sum(-1) for window in request.windows]

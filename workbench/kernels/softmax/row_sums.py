@@ -17,7 +17,7 @@ from workbench.kernels.masks import CausalMask
 from workbench.kernels.softmax.softmax_tiles import Softmax, SoftmaxLayer, entropy_of_rows, log_denominator
 from workbench.kernels.softmax.statistics_collector import Collector, TileReads
 from workbench.kernels.softmax.statistics_request import Request
-from workbench.kernels.softmax.tile_sums import Ladder, far_starts, first_keys, ladder, moment
+from workbench.kernels.softmax.tile_sums import Ladder, far_starts, first_keys, ladder_of, moment
 from workbench.kernels.tiles import Cut, Tile
 
 
@@ -79,16 +79,16 @@ def _runs_of_rows(
     n_sequences, offset = len(layer.q), collector.offset
     far_from, firsts = far_starts(request, n_sequences), first_keys(request, n_sequences)
     for tiles in cut.tiles(rows, layer.mask):
-        batch, keys, positions = tiles[0].batch, tiles[0].keys, tiles[0].rows + offset
+        tile, batch, positions = tiles[0], tiles[0].batch, tiles[0].rows + offset
         yield RowRun(
             tiles,
             int(positions[0]),
             (positions - positions[0]).float(),
-            None if request.far is None else ladder(positions, keys, [request.far.window]),
-            ladder(positions, keys, request.windows) if request.windows else None,
-            [max(0, start - keys[0]) for start in far_from[batch]],
-            [max(0, first - keys[0]) for first in firsts[batch]],
-            collector.reads_on(tiles[0]),
+            None if request.far is None else ladder_of(tile, positions, [request.far.window]),
+            ladder_of(tile, positions, request.windows) if request.windows else None,
+            [tile.columns_before(start) for start in far_from[batch]],
+            [tile.columns_before(first) for first in firsts[batch]],
+            collector.reads_on(tile),
         )
 
 
@@ -117,7 +117,7 @@ class RowSums:
         if self._shifted is not None:
             self._shifted[at] = softmax.weighted_shifts()
         if self._moment is not None:
-            self._moment[at] = moment(weights, run.first_position, tile.keys)
+            self._moment[at] = moment(weights, tile.keys_after(run.first_position))
             self._ahead[tile.span] = run.ahead
         if self._far is not None and run.far is not None:
             self._far[at] = run.far.mass(weights, run.far_from)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from workbench.kernels.key_intervals import Intervals
+from workbench.kernels.masks import SelectedMask, TileMask
 from workbench.kernels.softmax.blockwise import blockwise_column_sums, blockwise_profile
 from workbench.kernels.softmax.differentiable_attention import attention_gradients
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
@@ -25,15 +26,21 @@ from workbench.kernels.softmax.triton_launch import triton_column_sums, triton_p
 _DEVICES = ("cpu", "cuda")
 
 
+def _mask(seen: Intervals, selected: Tensor | None, block: int) -> TileMask:
+    return seen if selected is None else SelectedMask(seen, selected, block)
+
+
 @custom_op("workbench::attention_profile", mutates_args=(), device_types=_DEVICES)
 @no_type_check
 def profile_op(
     q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor, starts_at_zero: bool,
     sinks: Tensor | None, scale: float, softcap: float | None, windows: Sequence[int], query_tags: Tensor | None,
     key_tags: Tensor | None, entropy: bool, top: bool, distance: bool, backend: str,
+    selected: Tensor | None = None, block: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     run = triton_profile if backend == "triton" else blockwise_profile
-    layer = SoftmaxLayer(q, k, Intervals(position, low, high, starts_at_zero), scale, softcap, sinks)
+    seen = _mask(Intervals(position, low, high, starts_at_zero), selected, block)
+    layer = SoftmaxLayer(q, k, seen, scale, softcap, sinks)
     request = Request(
         entropy=entropy, top=top, distance=distance, windows=tuple(windows), query_tags=query_tags, key_tags=key_tags
     )
@@ -51,7 +58,7 @@ def profile_op(
 @no_type_check
 def _(
     q, k, v, position, low, high, starts_at_zero, sinks, scale, softcap, windows, query_tags, key_tags, entropy, top,
-    distance, backend,
+    distance, backend, selected=None, block=1,
 ):  # fmt: skip
     def blank(is_requested: bool, *more: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return q.new_empty((*q.shape[:3], *more) if is_requested else (0,), dtype=dtype)
@@ -72,21 +79,23 @@ def _(
 @no_type_check
 def _keep_profile(ctx, inputs, output):
     q, k, v, position, low, high, starts_at_zero, sinks, scale, softcap = inputs[:10]
-    ctx.save_for_backward(q, k, v, position, low, high, sinks, output[0], output[1])
-    ctx.scale, ctx.softcap, ctx.starts_at_zero = scale, softcap, starts_at_zero
+    selected, block = inputs[-2:]
+    ctx.save_for_backward(q, k, v, position, low, high, sinks, output[0], output[1], selected)
+    ctx.scale, ctx.softcap, ctx.starts_at_zero, ctx.block = scale, softcap, starts_at_zero, block
     ctx.mark_non_differentiable(*output[2:])
 
 
 @no_type_check
 def _profile_gradients(ctx, d_out, d_lse, *_):
-    q, k, v, position, low, high, sinks, out, lse = ctx.saved_tensors
+    q, k, v, position, low, high, sinks, out, lse, selected = ctx.saved_tensors
     d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
     d_out = torch.zeros_like(out) if d_out is None else d_out
     dq, dk, dv, d_sinks = profile_backward_op(
-        d_out, d_lse, q, k, v, position, low, high, ctx.starts_at_zero, sinks, out, lse, ctx.scale, ctx.softcap
-    )
+        d_out, d_lse, q, k, v, position, low, high, ctx.starts_at_zero, sinks, out, lse, ctx.scale, ctx.softcap,
+        selected, ctx.block,
+    )  # fmt: skip
     gradients = [dq, dk, None if v is None else dv, *[None] * 4, None if sinks is None else d_sinks]
-    return (*gradients, *[None] * 9)
+    return (*gradients, *[None] * 11)
 
 
 profile_op.register_autograd(_profile_gradients, setup_context=_keep_profile)
@@ -97,8 +106,10 @@ profile_op.register_autograd(_profile_gradients, setup_context=_keep_profile)
 def profile_backward_op(
     d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, position: Tensor, low: Tensor, high: Tensor,
     starts_at_zero: bool, sinks: Tensor | None, out: Tensor, lse: Tensor, scale: float, softcap: float | None,
+    selected: Tensor | None = None, block: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    layer = SoftmaxLayer(q, k, Intervals(position, low, high, starts_at_zero), scale, softcap, sinks)
+    seen = _mask(Intervals(position, low, high, starts_at_zero), selected, block)
+    layer = SoftmaxLayer(q, k, seen, scale, softcap, sinks)
     has_out = v is not None
     dq, dk, dv = attention_gradients(
         layer, v, out=out if has_out else None, lse=lse, d_out=d_out if has_out else None, d_lse=d_lse
@@ -113,7 +124,9 @@ def profile_backward_op(
 
 @profile_backward_op.register_fake
 @no_type_check
-def _(d_out, d_lse, q, k, v, position, low, high, starts_at_zero, sinks, out, lse, scale, softcap):
+def _(
+    d_out, d_lse, q, k, v, position, low, high, starts_at_zero, sinks, out, lse, scale, softcap, selected=None, block=1
+):  # fmt: skip
     d_sinks = q.new_empty(0) if sinks is None else torch.empty_like(sinks)
     return torch.empty_like(q), torch.empty_like(k), q.new_empty(0) if v is None else torch.empty_like(v), d_sinks
 

@@ -7,7 +7,7 @@ CPU. Hidden scores are finite: exp2 gives an exact 0 and 0 · hidden stays 0, wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.heads import WorkbenchError
 from workbench.kernels.key_intervals import Intervals
-from workbench.kernels.masks import TileMask, per_head
+from workbench.kernels.masks import SelectedMask, TileMask, per_head
 from workbench.kernels.tiles import Scratch, Tile
 
 HIDDEN = -1e30
@@ -74,10 +74,21 @@ class SoftmaxLayer:
             )
         return self.mask
 
+    @property
+    def profile_mask(self) -> tuple[Intervals, SelectedMask | None]:
+        """The run of keys that each row sees, and what is selected of it, which profiles need.
+
+        Raises:
+            WorkbenchError: if the mask is of another kind.
+        """
+        if not isinstance(self.mask, SelectedMask):
+            return self.intervals, None
+        return replace(self, mask=self.mask.base).intervals, self.mask
+
     def scores(self, tile: Tile, scratch: Scratch) -> Float[Tensor, "b kv g q k2"]:
         """A tile of scores, over ln 2, in the scratch's first buffer."""
         factor = self.scale / (LN_2 if self.softcap is None else self.softcap)
-        keys = self.k[tile.batch, tile.kv_heads, slice(*tile.keys)].float()
+        keys = tile.keys_in(self.k)
         n_b, n_kv, n_keys, d = keys.shape
         queries = scratch.rows((n_b, n_kv, self.group, len(tile.rows), d))
         torch.mul(self.rows_of(self.q, tile), factor, out=queries)
@@ -183,8 +194,7 @@ def entropy_of_rows(
 
 def hide(scores: Float[Tensor, "b kv g q k"], tile: Tile) -> Float[Tensor, "b kv g q k"]:
     """Overwrite the scores of a tile's hidden cells, whatever they are: NaN and infinity too."""
-    for first, cells in tile.hidden:
-        column = first - tile.keys[0]
+    for column, cells in tile.hidden:
         run = scores[..., column : column + cells.shape[-1]]
         if run.device.type == "cpu" and run.dtype == torch.float32:
             # masked_fill_ goes cell by cell there, and takes four times as long as clearing all bits and adding.

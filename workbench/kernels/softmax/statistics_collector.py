@@ -98,8 +98,8 @@ class Collector:
             x[some] for x in (self._request.cells.sequence, self._request.cells.row, self._request.cells.key)
         )
         row = torch.searchsorted(tile.rows, row.contiguous())
-        is_inside = (key >= tile.keys[0]) & (key < tile.keys[1])
-        cell = row * (tile.keys[1] - tile.keys[0]) + key - tile.keys[0]
+        column, is_inside = tile.columns_of(key)
+        cell = row * tile.n_columns + column
         cells: list[CellsOfSequence] = []
         first = 0
         for b, n in zip(*(x.tolist() for x in torch.unique_consecutive(sequence, return_counts=True)), strict=True):
@@ -131,7 +131,7 @@ class Collector:
         if reads.top_rows is not None and self.top_key is not None:
             number, sequence, row = reads.top_rows
             _, column = row_maxima(signed[sequence, :, row].abs_())
-            self.top_key[number, heads] = column + tile.keys[0]
+            self.top_key[number, heads] = tile.keys_of(column)
 
     def read_sums(
         self,
@@ -141,7 +141,7 @@ class Collector:
         denominator: Float[Tensor, "b kv g q"],
     ) -> None:
         """Store the sums over the keys or rows of this tile: squares, features and columns."""
-        columns = slice(*tile.keys)
+        columns = tile.key_index
         if self.squares is not None:
             self.put(self.squares, tile, torch.linalg.vecdot(weights, weights) / denominator**2)
         if self.features is not None and self._request.features is not None:

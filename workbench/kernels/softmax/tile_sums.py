@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.kernels.softmax.statistics_request import Request
+from workbench.kernels.tiles import Tile
 
 
 class Step(NamedTuple):
@@ -75,6 +76,21 @@ def ladder(positions: Int[Tensor, " q"], keys: tuple[int, int], windows: Sequenc
     return Ladder(_triangle(positions - first, last - first), steps)
 
 
+def ladder_of(tile: Tile, positions: Int[Tensor, " q"], windows: Sequence[int]) -> Ladder:
+    """As `ladder`, for the keys of a tile; where they are no run, every window has an edge of its own."""
+    if tile.columns is None:
+        return ladder(positions, tile.keys, windows)
+    edges: list[Tensor] = []
+    steps: list[Step] = []
+    done = 0
+    ends = positions[[0, -1]] + 1 - torch.tensor(windows, device=positions.device)[:, None]
+    for window, (whole, stop) in zip(windows, torch.searchsorted(tile.columns, ends).tolist(), strict=True):
+        edges.append(positions[:, None] - tile.columns[whole:stop] >= window)
+        steps.append(Step(whole, stop - whole, done))
+        done += stop - whole
+    return Ladder(torch.cat(edges, -1).float(), steps)
+
+
 @lru_cache(maxsize=8)
 def _stairs(n: int, device: torch.device) -> Float[Tensor, "q edge"]:
     """The triangle of consecutive rows, which all tiles but the last of a layer share."""
@@ -108,7 +124,7 @@ def first_keys(request: Request, n_sequences: int) -> list[int]:
 
 
 def distance_sum(
-    weights: Float[Tensor, "*b q k"], seen: Float[Tensor, "*b q"], positions: Int[Tensor, " q"], keys: tuple[int, int]
+    weights: Float[Tensor, "*b q k"], seen: Float[Tensor, "*b q"], positions: Int[Tensor, " q"], tile: Tile
 ) -> Float[Tensor, "*b q"]:
     """Σ_j w (i − j) in tokens, from the weights and their sums `seen`.
 
@@ -116,10 +132,9 @@ def distance_sum(
     """
     first = int(positions[0])
     ahead = (positions - first).to(seen.dtype)
-    return ahead * seen - moment(weights, first, keys)
+    return ahead * seen - moment(weights, tile.keys_after(first))
 
 
-def moment(weights: Float[Tensor, "*b q k"], first: int, keys: tuple[int, int]) -> Float[Tensor, "*b q"]:
-    """Σ_j w (j − first) in tokens."""
-    relative = torch.arange(keys[0] - first, keys[1] - first, device=weights.device, dtype=weights.dtype)
+def moment(weights: Float[Tensor, "*b q k"], relative: Float[Tensor, " k"]) -> Float[Tensor, "*b q"]:
+    """Σ_j w (j − first) in tokens, from every key's j − first."""
     return torch.mv(weights.flatten(0, -2), relative).view(weights.shape[:-1])

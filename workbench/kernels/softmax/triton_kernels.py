@@ -3,9 +3,12 @@
 `profile_forward` takes a block of query rows against its keys with the online softmax. Entropy, arg-max, mean distance,
 tag mass and whole-tile far mass cost one to three vector operations per score each. `window_edges` adds the far mass of
 the tiles that a window's edge cuts: a loop over them inside the first kernel would switch its load pipeline off.
-`column_sums` takes the rows of a block of keys instead and reads the denominators back.
+`column_sums` takes the rows of a block of keys instead and reads the denominators back. Under a selection,
+`profile_forward` goes through a list of the tiles of keys that its rows select from, and a bit per row and block of
+keys says who sees whom in them; see `workbench.kernels.selected_tiles`.
 
 Bytes per token: q, k, v read once per block of the other side from L2, out and 4 bytes per statistic and head written.
+Of a selection: k and v of the tiles that a block of rows selects from, and a bit per row and block of keys in them.
 Accumulators are float32. No atomics, no dynamic inner loop: a second run gives the same bits. Tested to 2e-6 relative
 of the float64 definitions in the interpreter on float32; bfloat16 inputs to 5e-3 on the output.
 """
@@ -38,27 +41,46 @@ def capped(scores, scale, softcap, HAS_CAP: tl.constexpr):
 
 @jit
 @no_type_check
+def selects(words, j0, j, BN: tl.constexpr, BLOCK: tl.constexpr):
+    """Which keys j of a tile each row selects, from a bit per block of keys, 32 to a word; `words`: of each row."""
+    if (32 * BLOCK) % BN == 0:  # the tile lies in one word
+        word = tl.load(words + j0 // (32 * BLOCK))[:, None]
+    else:
+        word = tl.load(words[:, None] + (j // (32 * BLOCK))[None, :])
+    return ((word >> ((j // BLOCK) % 32)[None, :]) & 1) != 0
+
+
+@jit
+@no_type_check
 def _over_keys(
     q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, KEY_TAG, edges,
     acc, m, l, plogp, distance, top, beyond, tagged,
-    scale, softcap, first, last,
-    D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+    scale, softcap, first, last, reach, words, TILES,
+    D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, BN: tl.constexpr, STEP: tl.constexpr,
+    MASKED: tl.constexpr, BLOCK: tl.constexpr,
     HAS_CAP: tl.constexpr, N_EDGES: tl.constexpr, HAS_TAGS: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr,
     DISTANCE: tl.constexpr, HAS_OUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of keys first..last, step BN; MASKED where some rows do not see some keys."""
+    """The tiles of keys first..last, step BN; MASKED where some rows do not see some keys. No key is at `reach` or on.
+
+    With a BLOCK, first..last number the tiles in the list TILES, and STEP is 1.
+    """
     d = tl.arange(0, DP)
     dv = tl.arange(0, DVP)
     column = tl.arange(0, BN)
     number = column.to(tl.float32)  # arg-max and distance share it: a second copy as integers would spill
     nearest = tl.min(position, 0) - (BN - 1)
-    for j0 in tl.range(first, last, BN):
+    for n in tl.range(first, last, STEP):
+        if BLOCK > 0:
+            j0 = tl.load(TILES + n) * BN
+        else:
+            j0 = n
         j = j0 + column
         tile = tl.cast(j0, tl.int64)  # offsets in a tile fit 32 bits, which halves the registers they take
         k_at = K + (k_base + tile * stride_kt) + (d[:, None] + column[None, :] * stride_kt)
         v_at = V + (v_base + tile * stride_vt) + (column[:, None] * stride_vt + dv[None, :])
         if MASKED:
-            in_reach = j < last
+            in_reach = j < reach
             k_t = tl.load(k_at, mask=in_reach[None, :] & (d < D)[:, None], other=0.0)
         elif D < DP:
             k_t = tl.load(k_at, mask=(d < D)[:, None], other=0.0)
@@ -67,6 +89,8 @@ def _over_keys(
         s = capped(tl.dot(q, k_t, input_precision=PRECISION), scale, softcap, HAS_CAP)
         if MASKED:
             seen = (j[None, :] >= low[:, None]) & (j[None, :] < high[:, None])
+            if BLOCK > 0:
+                seen = seen & selects(words, j0, j, BN, BLOCK)
             s = tl.where(seen, s, -1.0e30)
         tile_max = tl.max(s, 1)
         m_new = tl.maximum(m, tile_max)
@@ -108,17 +132,59 @@ def _over_keys(
 
 @jit
 @no_type_check
+def _over_runs(
+    q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, KEY_TAG, edges,
+    acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, NO_TILES,
+    D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, BN: tl.constexpr, HAS_LOW: tl.constexpr,
+    HAS_CAP: tl.constexpr, N_EDGES: tl.constexpr, HAS_TAGS: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr,
+    DISTANCE: tl.constexpr, HAS_OUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All keys from low to high: the tiles at both ends with a mask, those between without."""
+    end = tl.max(high, 0)
+    last_tile = (tl.maximum(end, 0) + BN - 1) // BN * BN
+    start = 0
+    full_start = 0
+    if HAS_LOW:
+        start = tl.maximum(tl.min(low, 0), 0) // BN * BN
+        full_start = (tl.maximum(tl.max(low, 0), 0) + BN - 1) // BN * BN
+        full_start = tl.maximum(start, tl.minimum(full_start, last_tile))
+    full_end = tl.maximum(tl.maximum(tl.min(high, 0), 0) // BN * BN, full_start)
+    if HAS_LOW:
+        first_end = tl.minimum(full_start, end)
+        acc, m, l, plogp, distance, top, beyond, tagged = _over_keys(
+            q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, KEY_TAG, edges,
+            acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, start, first_end, first_end, low, NO_TILES,
+            D, DV, DP, DVP, BN, BN, True, 0, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
+        )  # fmt: skip
+    acc, m, l, plogp, distance, top, beyond, tagged = _over_keys(
+        q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, KEY_TAG, edges,
+        acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, full_start, full_end, full_end, low, NO_TILES,
+        D, DV, DP, DVP, BN, BN, False, 0, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
+    )  # fmt: skip
+    acc, m, l, plogp, distance, top, beyond, tagged = _over_keys(
+        q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, KEY_TAG, edges,
+        acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, full_end, end, end, low, NO_TILES,
+        D, DV, DP, DVP, BN, BN, True, 0, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
+    )  # fmt: skip
+    return acc, m, l, plogp, distance, top, beyond, tagged
+
+
+@jit
+@no_type_check
 def profile_forward(
-    Q, K, V, POSITION, LOW, HIGH, SINKS, EDGES, QUERY_TAG, KEY_TAG,
+    Q, K, V, POSITION, LOW, HIGH, WORDS, TILES, N_TILES, SINKS, EDGES, QUERY_TAG, KEY_TAG,
     OUT, LSE, ENTROPY_OUT, TOP_KEY, TOP_MASS, DISTANCE_OUT, BEYOND, TAG_MASS,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
-    stride_low, stride_query_tag, stride_key_tag, n_queries, scale, softcap,
+    stride_low, stride_query_tag, stride_key_tag, n_words, n_listed, n_queries, scale, softcap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, HAS_LOW: tl.constexpr, HAS_SINK: tl.constexpr, HAS_CAP: tl.constexpr,
-    N_EDGES: tl.constexpr, HAS_TAGS: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, DISTANCE: tl.constexpr,
-    HAS_OUT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, N_EDGES: tl.constexpr, HAS_TAGS: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr,
+    DISTANCE: tl.constexpr, HAS_OUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output and statistics of BM rows of one head. Grid: row blocks (longest rows first), sequences · heads."""
+    """Output and statistics of BM rows of one head. Grid: row blocks (longest rows first), sequences · heads.
+
+    BLOCK: keys in a block of those that rows select; 0 without a selection.
+    """
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     b = (tl.program_id(1) // HEADS).to(tl.int64)
     h = (tl.program_id(1) % HEADS).to(tl.int64)
@@ -147,31 +213,21 @@ def profile_forward(
     beyond = tl.zeros([BM, PAD], tl.float32)
     acc = tl.zeros([BM, DVP], tl.float32)
 
-    end = tl.max(high, 0)
-    last_tile = (tl.maximum(end, 0) + BN - 1) // BN * BN
-    start = 0
-    full_start = 0
-    if HAS_LOW:
-        start = tl.maximum(tl.min(low, 0), 0) // BN * BN
-        full_start = (tl.maximum(tl.max(low, 0), 0) + BN - 1) // BN * BN
-        full_start = tl.maximum(start, tl.minimum(full_start, last_tile))
-    full_end = tl.maximum(tl.maximum(tl.min(high, 0), 0) // BN * BN, full_start)
-    if HAS_LOW:
+    if BLOCK > 0:
+        words = WORDS + (b * n_queries + at) * n_words
+        of_rows = b * tl.num_programs(0) + block
         acc, m, l, plogp, distance, top, beyond, tagged = _over_keys(
             q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, tags, edges,
-            acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, start, tl.minimum(full_start, end),
-            D, DV, DP, DVP, BN, True, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
+            acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap,
+            0, tl.load(N_TILES + of_rows), tl.max(high, 0), words, TILES + of_rows * n_listed,
+            D, DV, DP, DVP, BN, 1, True, BLOCK, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
         )  # fmt: skip
-    acc, m, l, plogp, distance, top, beyond, tagged = _over_keys(
-        q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, tags, edges,
-        acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, full_start, full_end,
-        D, DV, DP, DVP, BN, False, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
-    )  # fmt: skip
-    acc, m, l, plogp, distance, top, beyond, tagged = _over_keys(
-        q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, tags, edges,
-        acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, full_end, end,
-        D, DV, DP, DVP, BN, True, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
-    )  # fmt: skip
+    else:
+        acc, m, l, plogp, distance, top, beyond, tagged = _over_runs(
+            q, K, V, k_base, v_base, stride_kt, stride_vt, position, low, high, query_tag, tags, edges,
+            acc, m, l, plogp, distance, top, beyond, tagged, scale, softcap, TILES,
+            D, DV, DP, DVP, BN, HAS_LOW, HAS_CAP, N_EDGES, HAS_TAGS, ENTROPY, TOP, DISTANCE, HAS_OUT, PRECISION,
+        )  # fmt: skip
 
     top_p = tl.where(l > 0, 1.0, 0.0)
     if HAS_SINK:  # one more outcome of the softmax, without a key
@@ -213,10 +269,10 @@ def profile_forward(
 @jit
 @no_type_check
 def window_edges(
-    Q, K, POSITION, LOW, HIGH, EDGES, LSE, BEYOND,
-    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_low, n_queries, scale, softcap,
+    Q, K, POSITION, LOW, HIGH, WORDS, EDGES, LSE, BEYOND,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_low, n_words, n_queries, scale, softcap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HAS_CAP: tl.constexpr, N_EDGES: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_CAP: tl.constexpr, N_EDGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add to the far mass of BM rows the tiles that one window's edge cuts. Grid: row blocks, windows, b · heads.
 
@@ -249,6 +305,8 @@ def window_edges(
         s = capped(tl.dot(q, k_t, input_precision=PRECISION), scale, softcap, HAS_CAP)
         counts = (j[None, :] >= low[:, None]) & (j[None, :] < high[:, None]) & (j < end)[None, :]
         counts = counts & (position[:, None] - j[None, :] >= window)
+        if BLOCK > 0:
+            counts = counts & selects(WORDS + (b * n_queries + at) * n_words, j0, j, BN, BLOCK)
         mass += tl.sum(tl.where(counts, tl.math.exp2(s - lse[:, None]), 0.0), 1)
     beyond_at = BEYOND + out_row * N_EDGES + tl.program_id(1)
     tl.store(beyond_at, tl.load(beyond_at, mask=is_row, other=0.0) + mass, mask=is_row)

@@ -14,6 +14,7 @@ from torch import Tensor
 from workbench.kernels.dialect import arch_of, launching_on, precision_of
 from workbench.kernels.key_intervals import Intervals
 from workbench.kernels.launch_shapes import attention_config, column_config, edge_config
+from workbench.kernels.selected_tiles import tile_list
 from workbench.kernels.softmax import triton_kernels
 from workbench.kernels.softmax.softmax_tiles import SoftmaxLayer, sink_share
 from workbench.kernels.softmax.statistics_request import AttentionProfile, Request
@@ -24,8 +25,8 @@ _NEVER = 2**31 - 1
 def triton_profile(
     layer: SoftmaxLayer, v: Float[Tensor, "b n_kv_heads k d_v"] | None, request: Request
 ) -> AttentionProfile:
-    """The profile of a layer whose mask is `Intervals`."""
-    seen, sinks = layer.intervals, layer.sinks
+    """The profile of a layer whose mask is `Intervals`, or selects of them."""
+    (seen, selection), sinks = layer.profile_mask, layer.sinks
     n_sequences, n_heads, n_queries, d = layer.q.shape
     shape = (n_sequences, n_heads, n_queries)
     q, k, v = _unit_last(layer.q), _unit_last(layer.k), None if v is None else _unit_last(v)
@@ -55,28 +56,34 @@ def triton_profile(
     values = k if v is None else v
     widths = {"D": d, "DV": values.shape[-1], "DP": _width(d), "DVP": _width(values.shape[-1])}
     common = {"HEADS": n_heads, "GROUP": n_heads // k.shape[1]}
+    common |= {"BLOCK": 0 if selection is None else selection.block}
     common |= {"HAS_CAP": layer.softcap is not None, "N_EDGES": n_edges, "PRECISION": precision_of(q.dtype)}
+    listed = None
+    if selection is not None:
+        listed = tile_list(selection, seen, k.shape[2], rows=launch.rows, columns=launch.columns)
+    words, tiles, n_tiles = (seen.position,) * 3 if listed is None else (listed.words, listed.tiles, listed.n_tiles)
     scalars = (n_queries, layer.scale, 1.0 if layer.softcap is None else layer.softcap)
     with launching_on(q):
         triton_kernels.profile_forward[(-(-n_queries // launch.rows), n_sequences * n_heads)](
-            q, k, values, seen.position, seen.low, seen.high, _or(sinks, lse), edges,
+            q, k, values, seen.position, seen.low, seen.high, words, tiles, n_tiles, _or(sinks, lse), edges,
             _or(query_tags, seen.position), _or(key_tags, seen.position),
             _or(profile.out, lse), lse, _or(profile.entropy, lse), _or(profile.top_key, lse),
             _or(profile.top_mass, lse), _or(profile.mean_distance, lse), _or(profile.beyond, lse),
             _or(profile.tag_mass, lse),
             *q.stride()[:3], *k.stride()[:3], *values.stride()[:3],
-            _batch_stride(seen.low), _batch_stride(query_tags), _batch_stride(key_tags), *scalars,
+            _batch_stride(seen.low), _batch_stride(query_tags), _batch_stride(key_tags),
+            words.shape[-1], tiles.shape[-1], *scalars,
             **widths, **common, BM=launch.rows, BN=launch.columns,
             HAS_LOW=not seen.starts_at_zero, HAS_SINK=sinks is not None, HAS_TAGS=query_tags is not None,
             ENTROPY=request.entropy, TOP=request.top, DISTANCE=request.distance, HAS_OUT=v is not None,
             **launch.options(),
         )  # fmt: skip
         if n_windows:
-            launch = edge_config(arch, d, q.dtype)
+            launch = edge_config(arch, width, q.dtype, n_statistics=sum(flags))
             grid = (-(-n_queries // launch.rows), n_windows, n_sequences * n_heads)
             triton_kernels.window_edges[grid](
-                q, k, seen.position, seen.low, seen.high, edges, lse, profile.beyond,
-                *q.stride()[:3], *k.stride()[:3], _batch_stride(seen.low), *scalars,
+                q, k, seen.position, seen.low, seen.high, words, edges, lse, profile.beyond,
+                *q.stride()[:3], *k.stride()[:3], _batch_stride(seen.low), words.shape[-1], *scalars,
                 D=d, DP=_width(d), **common, BM=launch.rows, BN=launch.columns, **launch.options(),
             )  # fmt: skip
     beyond = None if profile.beyond is None else profile.beyond[..., :n_windows]
