@@ -11,6 +11,8 @@ from transformers import (
     FalconH1Config,
     GraniteMoeHybridConfig,
     KimiLinearConfig,
+    Lfm2Config,
+    Lfm3Config,
     Mamba2Config,
     MiniMaxConfig,
     NemotronHConfig,
@@ -128,6 +130,13 @@ CONFIGS = {
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
+    ),
+    "lfm2": lambda: Lfm2Config(**_COMMON, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    "lfm3": lambda: Lfm3Config(
+        **{**_COMMON, "num_hidden_layers": 3},
+        layer_types=["conv", "sliding_attention", "full_attention"],
+        head_dim=8,
+        sliding_window=6,
     ),
 }
 
