@@ -199,7 +199,11 @@ _READERS = {
     "BailingHybridDeltaAttention": _ling,
     "KimiLinearDeltaAttention": _kimi,
     **dict.fromkeys(
-        ("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Mamba2Mixer", "NemotronHMamba2Mixer"), _mamba2
+        (
+            *("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Mamba2Mixer", "NemotronHMamba2Mixer"),
+            "Zamba2MambaMixer",
+        ),
+        _mamba2,
     ),
 }
 

@@ -60,8 +60,12 @@ def calls_of(model, tokens, mask, read):
 def test_every_linear_layer_is_listed_with_its_mixer(family):
     model = tiny(family)
     layers = linear_layers(model)
-    softmax = {"nemotron_h": [2], "mamba2": [], "falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "lfm3": [1, 2]}
-    expected = {"falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "mamba2": [0, 1]}.get(family, [0])
+    softmax = {"nemotron_h": [2], "mamba2": [], "falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "lfm3": [1, 2]} | {
+        "zamba2": [1, 2, 3]
+    }
+    expected = {"falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "mamba2": [0, 1], "zamba2": [0, 1, 2, 3]}.get(
+        family, [0]
+    )
     assert sorted(layers) == expected
     for layer in layers.values():
         assert layer.mixer == MIXERS.get(family, "ssm")
