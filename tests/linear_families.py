@@ -11,6 +11,8 @@ from transformers import (
     FalconH1Config,
     GraniteMoeHybridConfig,
     KimiLinearConfig,
+    Lfm2Config,
+    Lfm3Config,
     Mamba2Config,
     MiniMaxConfig,
     NemotronHConfig,
@@ -19,6 +21,7 @@ from transformers import (
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
+    Zamba2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -128,6 +131,26 @@ CONFIGS = {
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
+    ),
+    # Attention blocks that two layers share, with an adapter of each layer, and another one.
+    "zamba2": lambda: Zamba2Config(
+        **{**_COMMON, "num_hidden_layers": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        layers_block_type=["linear_attention", "hybrid", "hybrid", "hybrid"],
+        num_mem_blocks=2,
+        use_shared_attention_adapter=True,
+        adapter_rank=4,
+        use_mem_rope=True,
+        mamba_d_state=8,
+        mamba_ngroups=2,
+        n_mamba_heads=4,
+        chunk_size=16,
+    ),
+    "lfm2": lambda: Lfm2Config(**_COMMON, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    "lfm3": lambda: Lfm3Config(
+        **{**_COMMON, "num_hidden_layers": 3},
+        layer_types=["conv", "sliding_attention", "full_attention"],
+        head_dim=8,
+        sliding_window=6,
     ),
 }
 

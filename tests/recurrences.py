@@ -22,7 +22,9 @@ def inputs_of(model):
         seen[module.layer_idx] = (module, (args[0] if args else kwargs["hidden_states"]).detach())
 
     handles = [
-        m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules() if type(m).__name__ in _READERS
+        m.register_forward_pre_hook(note, with_kwargs=True)
+        for m in model.modules()
+        if type(m).__name__ in {*_READERS, *CONVOLUTIONS}
     ]
     yield seen
     for handle in handles:
@@ -32,10 +34,28 @@ def inputs_of(model):
 @torch.no_grad()
 def pattern_and_values(module, hidden, mask):
     """The pattern [b, h, t, t] and the values [b, h, t, d_v] of a linear layer; `mask` is False on padding."""
+    if type(module).__name__ in CONVOLUTIONS:
+        patterns, v = channel_patterns_and_values(module, hidden, mask)
+        return patterns.mean(1)[:, None], v[:, None]
     hidden = hidden.double() * mask[:, :, None]
     q, k, v, decay, strength, erases, skip = _READERS[type(module).__name__](module, hidden, mask)
     strength = strength * mask[:, None]
     return _unrolled(q, k, decay, strength, erases, skip * mask[:, None]), v
+
+
+@torch.no_grad()
+def channel_patterns_and_values(module, hidden, mask):
+    """The pattern [b, c, t, t] and the values [b, t, c] of every channel of a gated short convolution."""
+    hidden = hidden.double() * mask[:, :, None]
+    write, read, v = (hidden @ w.double().T for w in module.in_proj.weight.chunk(3))
+    kernel = module.conv.weight.double()[:, 0]
+    n_channels, width = kernel.shape
+    b, t, _ = v.shape
+    patterns = torch.zeros(b, n_channels, t, t, dtype=torch.float64)
+    for i in range(t):
+        for lag in range(min(width, i + 1)):
+            patterns[:, :, i, i - lag] = read[:, i] * kernel[:, width - 1 - lag] * write[:, i - lag]
+    return patterns, v
 
 
 def _unrolled(q, k, decay, strength, erases, skip):
@@ -169,6 +189,7 @@ def _mamba2(module, x, mask):
     return q, k, _heads(v, n), decay[..., None], dt, False, skip
 
 
+CONVOLUTIONS = ("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv")
 _READERS = {
     "MiniMaxLightningAttention": _lightning,
     "Qwen3NextGatedDeltaNet": _qwen3_next,
@@ -178,7 +199,11 @@ _READERS = {
     "BailingHybridDeltaAttention": _ling,
     "KimiLinearDeltaAttention": _kimi,
     **dict.fromkeys(
-        ("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Mamba2Mixer", "NemotronHMamba2Mixer"), _mamba2
+        (
+            *("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "Mamba2Mixer", "NemotronHMamba2Mixer"),
+            "Zamba2MambaMixer",
+        ),
+        _mamba2,
     ),
 }
 

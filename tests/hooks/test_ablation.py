@@ -15,7 +15,7 @@ PROJECTIONS = ("out_proj", "o_proj")
 
 def projection(model, layer):
     """The output projection of a linear layer, found by its shape alone."""
-    mixers = {"Lightning", "Mixer", "DeltaNet", "DeltaAttention", "MambaLayer"}
+    mixers = {"Lightning", "Mixer", "DeltaNet", "DeltaAttention", "MambaLayer", "ShortConv"}
     for module in model.modules():
         if getattr(module, "layer_idx", None) == layer and any(name in type(module).__name__ for name in mixers):
             return next(getattr(module, name) for name in PROJECTIONS if hasattr(module, name))
@@ -39,15 +39,15 @@ def logits(m, tokens, mask=None):
 def test_a_zeroed_linear_head_is_gone_from_the_projection_and_no_other_is(family):
     m, tokens = open_model(tiny(family)), random_tokens(2, 29)
     info = next(i for i in m.layers if i.kind == "linear")
-    out = projection(m.model, info.index)
+    out, head = projection(m.model, info.index), info.n_heads // 2
     plain = logits(m, tokens)
     with watching(out) as before:
         logits(m, tokens)
-    with m.ablate([Head(info.index, 2)], mixer=info.mixer), watching(out) as after:
+    with m.ablate([Head(info.index, head)], mixer=info.mixer), watching(out) as after:
         changed = logits(m, tokens)
     d = before["x"].shape[-1] // info.n_heads
     expected = before["x"].clone()
-    expected[..., 2 * d : 3 * d] = 0
+    expected[..., head * d : (head + 1) * d] = 0
     assert torch.equal(after["x"], expected)
     assert (changed - plain).abs().max() > 1e-5
     assert torch.equal(logits(m, tokens), plain)
@@ -60,11 +60,12 @@ def test_a_mean_ablated_linear_head_says_the_same_at_every_position(family):
     out = projection(m.model, info.index)
     with watching(out) as seen:
         logits(m, reference)
-    d = seen["x"].shape[-1] // info.n_heads
-    expected = seen["x"][..., d : 2 * d].mean((0, 1))
-    with m.ablate([Head(info.index, 1)], "mean", reference=reference, mixer=info.mixer), watching(out) as seen:
+    head, d = info.n_heads // 2, seen["x"].shape[-1] // info.n_heads
+    own = slice(head * d, (head + 1) * d)
+    expected = seen["x"][..., own].mean((0, 1))
+    with m.ablate([Head(info.index, head)], "mean", reference=reference, mixer=info.mixer), watching(out) as seen:
         logits(m, tokens)
-    assert torch.allclose(seen["x"][..., d : 2 * d], expected.expand(2, 21, d), atol=1e-5)
+    assert torch.allclose(seen["x"][..., own], expected.expand(2, 21, d), atol=1e-5)
 
 
 def test_the_mean_of_a_padded_batch_is_over_its_tokens():

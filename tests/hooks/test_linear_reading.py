@@ -8,10 +8,11 @@ import torch
 from transformers import JambaConfig, Lfm2Config, MiniMaxConfig, RecurrentGemmaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from tests import causal_types
 from tests.brute import _sequence
 from tests.families import random_tokens
 from tests.linear_families import CONFIGS, tiny
-from tests.recurrences import inputs_of, pattern_and_values, row_statistics
+from tests.recurrences import channel_patterns_and_values, inputs_of, pattern_and_values, row_statistics
 from workbench.detectors import score
 from workbench.heads import RoundedDecayWarning, WorkbenchError
 from workbench.hooks import open_model
@@ -21,9 +22,11 @@ from workbench.hooks.taps.linear.linear_selfcheck import implied_output
 from workbench.kernels import Cells, Far, Request
 
 # One family of every mechanism; the others share its adapter and are tested in the claims about adapters.
-MECHANISMS = ["minimax", "qwen3_next", "olmo_hybrid", "kimi_linear", "falcon_h1"]
+MECHANISMS = ["minimax", "qwen3_next", "olmo_hybrid", "kimi_linear", "falcon_h1", "lfm2"]
 MIXERS = {"minimax": "lightning", "qwen3_next": "gdn", "olmo_hybrid": "gdn", "kimi_linear": "kda"}
 MIXERS |= {"bailing_hybrid": "kda", "qwen3_5": "gdn", "qwen3_5_moe": "gdn"}
+CONVOLUTIONS = ["lfm2", "lfm3"]
+MIXERS |= dict.fromkeys(CONVOLUTIONS, "conv")
 LENGTHS = [1, 37, 101]
 
 
@@ -57,18 +60,23 @@ def calls_of(model, tokens, mask, read):
 def test_every_linear_layer_is_listed_with_its_mixer(family):
     model = tiny(family)
     layers = linear_layers(model)
-    softmax = {"nemotron_h": [2], "mamba2": [], "falcon_h1": [0, 1], "falcon_h1_plain": [0, 1]}.get(family, [1])
-    expected = {"falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "mamba2": [0, 1]}.get(family, [0])
+    softmax = {"nemotron_h": [2], "mamba2": [], "falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "lfm3": [1, 2]} | {
+        "zamba2": [1, 2, 3]
+    }
+    expected = {"falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "mamba2": [0, 1], "zamba2": [0, 1, 2, 3]}.get(
+        family, [0]
+    )
     assert sorted(layers) == expected
     for layer in layers.values():
         assert layer.mixer == MIXERS.get(family, "ssm")
-        assert layer.n_heads == 4
-        assert layer.n_kv_heads == (4 if family in ("minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid") else 2)
-        assert layer.has_conv == (family != "minimax")
+        one_for_each = ("minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid")
+        assert layer.n_heads == (1 if family in CONVOLUTIONS else 4)
+        assert layer.n_kv_heads == (1 if family in CONVOLUTIONS else 4 if family in one_for_each else 2)
+        assert layer.has_conv == (family not in ("minimax", *CONVOLUTIONS))
         assert (layer.slopes is not None) == (family == "minimax")
     infos = open_model(model).layers
     assert [i.index for i in infos if i.kind == "linear"] == expected
-    assert [i.index for i in infos if i.mixer == "softmax"] == softmax
+    assert [i.index for i in infos if i.mixer == "softmax"] == softmax.get(family, [1])
 
 
 def test_two_mixers_of_one_layer_are_two_layers_of_a_recording():
@@ -95,6 +103,18 @@ def test_the_implied_pattern_times_v_is_what_the_heads_hand_on(family, n_tokens)
     with head_outputs(model, 0, lambda out: handed.setdefault("out", out)):
         implied = calls_of(model, tokens, mask, implied_output)[0]
     assert (implied - handed["out"])[mask].abs().max() <= 1e-5 * handed["out"][mask].abs().max()
+
+
+@pytest.mark.parametrize("model_type", [*CONVOLUTIONS, "lfm2_moe"])
+def test_every_channel_of_a_short_convolution_hands_on_its_own_pattern_times_v(model_type):
+    model, tokens, mask = causal_types.tiny(model_type), random_tokens(2, 37), padded(37, 0, 7)
+    handed = {}
+    with inputs_of(model) as seen, head_outputs(model, 0, lambda out: handed.setdefault("out", out)):
+        implied = calls_of(model, tokens, mask, implied_output)[0]
+    patterns, v = channel_patterns_and_values(*seen[0], mask)
+    exact = torch.einsum("bcij,bjc->bic", patterns, v)
+    for found in (handed["out"], implied):
+        assert (found[:, :, 0].double() - exact)[mask].abs().max() <= 1e-5 * exact[mask].abs().max()
 
 
 @pytest.mark.parametrize("n_tokens", LENGTHS)
@@ -169,7 +189,7 @@ def test_a_pattern_equals_the_recurrence_on_any_crop(family):
     exact, _ = pattern_and_values(*seen[0], torch.ones(1, 70, dtype=torch.bool))
     mixer = linear_layers(model)[0].mixer
     queries, keys = torch.tensor([69, 7, 31]), slice(3, 40)
-    for head in range(4):
+    for head in range(exact.shape[1]):
         expected, scale = exact[0, head], float(exact[0, head].abs().max())
         assert (m.pattern(tokens[0], 0, head, mixer=mixer).double() - expected).abs().max() <= 1e-5 * scale
         crop = m.pattern(tokens[0], 0, head, queries, keys, mixer=mixer).double()
@@ -191,9 +211,9 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(family):
     needs = {"entropy_per_row", "mean_distance_per_row", "lse_per_row"}
     full, sampled = m.record(tokens, needs), m.record(tokens, needs, rows=rows)
     for need in needs:
-        torch.testing.assert_close(
-            full.per_row[need][..., rows], sampled.per_row[need][..., rows], atol=2e-5, rtol=1e-5
-        )
+        for slot, layer in enumerate(m.layers):
+            whole, some = (x.per_row[need][:, slot, : layer.n_heads, rows] for x in (full, sampled))
+            torch.testing.assert_close(whole, some, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -256,17 +276,20 @@ def test_heads_come_apart_by_head_and_an_unchanged_output_changes_nothing(family
     shapes = []
     with head_outputs(model, 0, lambda out: shapes.append(out.shape) or out):
         assert torch.equal(run(model, tokens, mask), before)
-    assert shapes[0][:3] == (2, 33, 4)
+    n_heads = linear_layers(model)[0].n_heads
+    chosen = n_heads // 2
+    assert shapes[0][:3] == (2, 33, n_heads)
 
-    def without_head_2(out):
-        return torch.where(torch.arange(4)[:, None] == 2, 0, out)
+    def without_one(out):
+        return torch.where(torch.arange(n_heads)[:, None] == chosen, 0, out)
 
     expected = calls_of(model, tokens, mask, implied_output)[0]
     seen = {}
-    with head_outputs(model, 0, without_head_2), head_outputs(model, 0, lambda out: seen.setdefault("out", out)):
+    with head_outputs(model, 0, without_one), head_outputs(model, 0, lambda out: seen.setdefault("out", out)):
         changed = run(model, tokens, mask)
-    assert (seen["out"][:, :, 2] == 0).all()
-    assert torch.allclose(seen["out"][mask][:, 3], expected[mask][:, 3], atol=1e-4)
+    others = torch.arange(n_heads) != chosen
+    assert (seen["out"][:, :, chosen] == 0).all()
+    assert torch.allclose(seen["out"][mask][:, others], expected[mask][:, others], atol=1e-4)
     assert (changed - before)[mask].abs().max() > 1e-4
 
 
@@ -354,6 +377,19 @@ def test_a_measured_reach_is_the_closed_form_where_there_is_one():
     assert not closed.is_measured
 
 
+@pytest.mark.parametrize(("family", "n_taps"), [("lfm2", 3), ("lfm3", 7)])
+def test_a_short_convolution_reaches_as_far_as_its_kernel_and_no_further(family, n_taps):
+    m, tokens = open_model(tiny(family)), random_tokens(1, 20)
+    (reach,) = m.reach(tokens)
+    assert (reach.half_life.tolist(), reach.reach_99.tolist()) == ([[n_taps]], [[n_taps]])
+    assert not reach.is_measured
+    pattern = m.pattern(tokens[0], 0, 0)
+    back = torch.arange(20)[:, None] - torch.arange(20)
+    is_seen = (back >= 0) & (back < n_taps)
+    assert (pattern[~is_seen] == 0).all()
+    assert (pattern[is_seen] != 0).all()
+
+
 @pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear", "bamba"])
 def test_a_measured_reach_counts_tokens_until_the_decay_has_halved(family):
     model = tiny(family)
@@ -403,13 +439,16 @@ SMALL = dict(
             ),
             r"layer 0 \(JambaMambaMixer\)",
         ),
-        (lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), r"layer 0 \(Lfm2ShortConv\)"),
+        (
+            lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"], conv_bias=True),
+            r"Lfm2ShortConv of layer 0 adds a bias behind its convolution \(conv_bias\), .* Leave this model out",
+        ),
         (
             lambda: RecurrentGemmaConfig(**SMALL, lru_width=32, block_types=["recurrent", "attention"]),
             r"no attention call reached the recorder from layer 0",
         ),
     ],
-    ids=["mamba 1", "short convolution", "RG-LRU"],
+    ids=["mamba 1", "short convolution with a bias", "RG-LRU"],
 )
 def test_other_mixers_are_refused_by_name(config, told):
     with pytest.raises(WorkbenchError, match=told):
@@ -421,7 +460,7 @@ def test_a_layer_that_does_something_else_than_its_pattern_says_is_refused(famil
     model = tiny(family)
     with inputs_of(model) as seen:
         run(model, random_tokens(1, 3), padded(3, 0))
-    norm = getattr(seen[0][0], "o_norm" if hasattr(seen[0][0], "o_norm") else "norm")
+    norm = next(getattr(seen[0][0], name) for name in ("o_norm", "norm", "out_proj") if hasattr(seen[0][0], name))
     handle = norm.register_forward_pre_hook(lambda _, args: (1.1 * args[0], *args[1:]))
     with pytest.raises(WorkbenchError, match=r"the output of layer 0 \(\w+\) is not its implied pattern times v"):
         open_model(model)

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from workbench.kernels import Cells, DecayRows, DeltaRows, Far, Request, signed_crop, signed_statistics
+from workbench.kernels import BandRows, Cells, DecayRows, DeltaRows, Far, Request, signed_crop, signed_statistics
 from workbench.kernels.softmax.reference import linear_pattern, reference_signed_statistics
 
 MAKERS = ["decay", "delta", "delta by channel"]
+ALL_MAKERS = [*MAKERS, "band"]
 FAR = Far(window=6, sink=2)
 
 
@@ -21,6 +22,11 @@ def problem(maker, n_tokens, *, padding=(0, 0), heads=(4, 2), d=8, steep=1.0):
 
     n_heads, n_kv = heads
     valid = torch.arange(n_tokens) >= torch.tensor(padding)[:, None]
+    if maker == "band":
+        source = BandRows(
+            normal(2, n_heads, n_tokens, d), normal(2, n_heads, n_tokens, d), normal(n_heads, d, 5), valid
+        )
+        return source, band_by_channels(source).mean(2)
     q, k = normal(2, n_kv, n_tokens, d), torch.nn.functional.normalize(normal(2, n_kv, n_tokens, d), dim=-1)
     log_decay = -steep * torch.exp(2 * normal(2, n_heads, n_tokens, d if maker == "delta by channel" else 1) - 2)
     strength = 2 * torch.rand(2, n_heads, n_tokens, generator=generator)
@@ -32,6 +38,17 @@ def problem(maker, n_tokens, *, padding=(0, 0), heads=(4, 2), d=8, steep=1.0):
     exact = linear_pattern(q, k, log_decay, written, erases=False)
     exact += torch.diag_embed(skip[None, :, None].double() * valid[:, None])
     return DecayRows(q, k, log_decay[..., 0], strength, skip, valid), exact
+
+
+def band_by_channels(source):
+    """The pattern [b, h, c, t, t] of every channel, cell by cell."""
+    reads, writes, taps = (x.double() for x in (source.reads, source.writes, source.taps))
+    b, h, t, c = reads.shape
+    exact = torch.zeros(b, h, c, t, t, dtype=torch.float64)
+    for i in range(t):
+        for j in range(max(0, i - taps.shape[-1] + 1), i + 1):
+            exact[:, :, :, i, j] = reads[:, :, i] * taps[:, :, i - j] * writes[:, :, j] * source.valid[:, None, j, None]
+    return exact
 
 
 def everything(n_tokens, padding, rows=None):
@@ -72,7 +89,7 @@ def assert_equal(fast, exact):
 
 @pytest.mark.parametrize("tile_bytes", [1 << 12, 1 << 22], ids=["many tiles", "one tile"])
 @pytest.mark.parametrize("n_tokens", [1, 31, 64, 150])
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("maker", ALL_MAKERS)
 def test_statistics_equal_the_reference(maker, n_tokens, tile_bytes):
     padding = (0, min(9, n_tokens - 1))
     source, exact = problem(maker, n_tokens, padding=padding)
@@ -80,7 +97,7 @@ def test_statistics_equal_the_reference(maker, n_tokens, tile_bytes):
     assert_equal(signed_statistics(source, request, tile_bytes=tile_bytes), reference_signed_statistics(exact, request))
 
 
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("maker", ALL_MAKERS)
 def test_sampled_rows_equal_the_same_rows_of_the_full_pass(maker):
     source, exact = problem(maker, 140)
     request = everything(140, (0, 0), torch.tensor([2, 3, 63, 64, 139]))
@@ -97,7 +114,15 @@ def test_decay_of_any_steepness_stays_inside_float32(maker, steep):
     assert_equal(signed_statistics(source, request), reference_signed_statistics(exact, request))
 
 
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("n_tokens", [1, 4, 31])
+def test_channels_of_a_band_hand_on_their_own_patterns_times_their_values(n_tokens):
+    source, _ = problem("band", n_tokens, padding=(0, min(3, n_tokens - 1)))
+    v = torch.randn(2, 4, n_tokens, 8, generator=torch.Generator().manual_seed(2))
+    exact = torch.einsum("bhcij,bhjc->bhic", band_by_channels(source), v.double())
+    assert (source.handed_on(v).double() - exact).abs().max() <= 5e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("maker", ALL_MAKERS)
 def test_a_crop_is_that_part_of_the_pattern(maker):
     source, exact = problem(maker, 150)
     queries, keys = torch.tensor([149, 3, 70, 64]), torch.arange(2, 120, 3)

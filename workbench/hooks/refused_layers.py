@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from workbench.hooks.taps.key_selection import is_indexer
-from workbench.hooks.taps.layer_lists import blocks
+from workbench.hooks.taps.layer_lists import blocks, numbered
 
 _EXPECTED = (
     "Expected, in every layer that mixes tokens, causal softmax attention (through transformers' AttentionInterface, "
@@ -38,12 +38,14 @@ def counting_runs(model: PreTrainedModel) -> Generator[Counter[int]]:
     runs: Counter[nn.Module] = Counter()
     most: Counter[int] = Counter()
 
-    def note(module: Any, _: Any) -> None:
+    numbers = _numbers(model)
+
+    def note(module: nn.Module, _: Any) -> None:
         runs[module] += 1
-        layer = int(module.layer_idx)
+        layer = numbers[module]
         most[layer] = max(most[layer], runs[module])
 
-    handles = [m.register_forward_pre_hook(note) for m in _numbered(model)]
+    handles = [m.register_forward_pre_hook(note) for m in numbers]
     try:
         yield most
     finally:
@@ -58,9 +60,8 @@ def why_refused(model: PreTrainedModel, faults: Mapping[str, Sequence[int]], run
         faults: sentences with a place for names of layers, and the layers of each.
         runs: how often the module of each layer ran in one pass.
     """
-    classes = {i: type(m).__name__ for i, m in blocks(model)} | {
-        int(m.layer_idx): type(m).__name__ for m in _numbered(model)
-    }
+    classes = {i: type(m).__name__ for i, m in blocks(model)}
+    classes |= {i: type(m).__name__ for m, i in _numbers(model).items()}
     name = type(model).__name__
     at_fault = sorted({layer for layers in faults.values() for layer in layers})
     repeated = [i for i in at_fault if runs.get(i, 0) > 1]
@@ -107,9 +108,9 @@ def _is_by_channel(value: Any) -> bool:
 
 def _share_numbers(model: PreTrainedModel) -> bool:
     """True if two modules of one class have the number of the same layer."""
-    return max(Counter((type(m), m.layer_idx) for m in _numbered(model)).values(), default=0) > 1
+    return max(Counter((type(m), i) for m, i in _numbers(model).items()).values(), default=0) > 1
 
 
-def _numbered(model: PreTrainedModel) -> list[Any]:
+def _numbers(model: PreTrainedModel) -> dict[nn.Module, int]:
     """The modules that know the number of their layer, indexers left out."""
-    return [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int) and not is_indexer(m)]
+    return {m: i for m, i in numbered(model).items() if not is_indexer(m)}

@@ -28,6 +28,7 @@ from workbench.files.atomic import replacing_folder
 from workbench.files.plain_json import json_text
 from workbench.heads import LayerInfo, WorkbenchError
 from workbench.hooks.taps.eager import is_without_interface
+from workbench.hooks.taps.layer_lists import numbered
 from workbench.loading.quiet_transformers import quiet
 from workbench.store.layer_type_families import EQUIVALENT, HONOURING
 from workbench.store.plan_exports import spec_of_layers
@@ -79,6 +80,13 @@ def save_planned(m: Convertible, plan: Plan, folder: str | Path) -> Path:
         raise WorkbenchError(
             f"layers {selecting} attend to keys that an indexer selects, which no folder can say together with a plan; "
             "apply the plan with m.apply(plan)"
+        )
+    attends = {module: i for module, i in numbered(m.model).items() if hasattr(module, "is_causal")}
+    shared = sorted({i for module, i in attends.items() if module.layer_idx != i})
+    if shared:
+        raise WorkbenchError(
+            f"layers {shared} share the weights of their attention, which does not know whose call it answers, so that "
+            "no folder can say a plan of single layers; apply the plan with m.apply(plan)"
         )
     if plan.sparse:
         raise WorkbenchError(

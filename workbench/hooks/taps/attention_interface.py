@@ -8,6 +8,7 @@ receives the layer; without one the layer is computed and nothing is recorded.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +29,7 @@ from workbench.hooks.taps.cached_keys import layer_of_keys
 from workbench.hooks.taps.evaluation_mode import warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.indexer_masks import reading_indexer_masks
+from workbench.hooks.taps.layer_lists import numbered
 from workbench.hooks.taps.scored_call import biased_call
 from workbench.hooks.taps.shared_taps import standing_handlers
 
@@ -56,6 +58,8 @@ class _Switched:
 
 
 _switched: dict[int, _Switched] = {}
+# The layers of modules that do not know the number themselves.
+_numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -66,6 +70,7 @@ def tapping(model: PreTrainedModel) -> Generator[None]:
     # change later from_pretrained calls, and warn of families that ignore it.
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     with _lock:
+        _numbers.update(numbered(model))
         for key, config in configs.items():
             switched = _switched.setdefault(key, _Switched(config, config._attn_implementation))  # pyright: ignore[reportPrivateUsage]
             switched.n_models += 1
@@ -201,13 +206,13 @@ def _layer_of(module: nn.Module) -> int:
     Raises:
         WorkbenchError: if it has none, as one that several layers share.
     """
-    index: Any = getattr(module, "layer_idx", None)
+    index = _numbers.get(module)
     if index is None:
         raise WorkbenchError(
             f"{type(module).__name__} has no number of its layer, as one that several layers share: its heads cannot "
             "be told apart by layer; expected one attention module per layer. Leave this model out"
         )
-    return int(index)
+    return index
 
 
 def _token_positions(positions: Any) -> Int[Tensor, "#b q"] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.hooks.taps.attention_call import AttentionCall
-from workbench.hooks.taps.layer_lists import blocks
+from workbench.hooks.taps.layer_lists import blocks, numbered
 from workbench.kernels import Request
 
 _TOLERANCE = 1e-4
@@ -55,10 +55,8 @@ def noting_arrivals(model: PreTrainedModel) -> Generator[set[int]]:
 
 def _modules(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
     yield from blocks(model)
-    for module in model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if isinstance(layer, int):
-            yield layer, module
+    for module, layer in numbered(model).items():
+        yield layer, module
 
 
 def _remove_marker(layer: int, arrived: set[int]) -> Callable[..., Any]:

@@ -45,6 +45,15 @@ class SignedRows(Protocol):
         ...
 
 
+@runtime_checkable
+class ChannelRows(SignedRows, Protocol):
+    """Rows of heads whose channels have a pattern each; a head's row is the mean of those of its channels."""
+
+    def handed_on(self, v: Float[Tensor, "b n_heads t c"]) -> Float[Tensor, "b n_heads t c"]:
+        """What every channel hands on: its own pattern times its values."""
+        ...
+
+
 def signed_statistics(source: SignedRows, request: Request, *, tile_bytes: int | None = None) -> RowStatistics:
     """The statistics of a linear layer's implied rows, over Σ|A|; an empty row (Σ|A| = 0) has lse −inf.
 

@@ -24,10 +24,12 @@ from workbench.kernels import Request, RowStatistics, SignedRows, signed_crop, s
 class LinearLayer:
     """One linear token mixer of a model.
 
-    `mixer`: "lightning", "gdn", "kda", "ssm", or the name of a registered one. `n_kv_heads` counts the key heads that
-    the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution over the last
-    few tokens comes before q, k and v, so that what a head does to the previous token is partly not in its pattern.
-    `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None.
+    `mixer`: "lightning", "gdn", "kda", "ssm", "conv", or the name of a registered one. `n_kv_heads` counts the key
+    heads that the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution
+    over the last few tokens comes before q, k and v, so that what a head does to the previous token is partly not in
+    its pattern.
+    `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None. `n_taps`: of a
+    layer that is a short convolution and has no decay, how many tokens it sees, the own one counted; else None.
     """
 
     index: int
@@ -37,6 +39,7 @@ class LinearLayer:
     d_head: int
     has_conv: bool
     slopes: Float[Tensor, " n_heads"] | None = None
+    n_taps: int | None = None
 
     def __repr__(self) -> str:
         return brief(self)
@@ -61,16 +64,17 @@ class LinearCall:
     """One linear layer at the moment it mixes tokens; statistics are float32 whatever the model's dtype.
 
     `q`, `k`: as the recurrence takes them, after convolution, activation, normalisation and scale, one per key head.
-    `v`: so that the heads' outputs are the implied rows times v. `log_decay`: per token and head, and per key channel
-    where the layer has a rate for each (KDA). `rows`: the implied rows, `DecayRows` or `DeltaRows` of
-    `workbench.kernels`.
+    `v`: so that the heads' outputs are the implied rows times v; where `rows` are `ChannelRows`, the outputs of every
+    channel are its own rows times v. `log_decay`: per token and head, and per key channel where the layer has a rate
+    for each (KDA); None where it has none, as a short convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`
+    or `BandRows` of `workbench.kernels`.
     """
 
     layer: int
     q: Float[Tensor, "b n_kv_heads t d"]
     k: Float[Tensor, "b n_kv_heads t d"]
     v: Float[Tensor, "b n_heads t d_v"]
-    log_decay: Float[Tensor, "#b n_heads t rates"]
+    log_decay: Float[Tensor, "#b n_heads t rates"] | None
     rows: SignedRows
 
     def __repr__(self) -> str:

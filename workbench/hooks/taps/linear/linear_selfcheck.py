@@ -1,4 +1,7 @@
-"""Check that an adapter reads a linear layer rightly: its implied rows times v are what the layer's heads hand on."""
+"""Check that an adapter reads a linear layer rightly: its implied rows times v are what the layer's heads hand on.
+
+Where the channels of a head have a pattern each, every channel's pattern times its values is compared.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.hooks.taps.linear.linear_layer import LinearCall
 from workbench.hooks.taps.linear.linear_reading import OutputChange, head_outputs, linear_layers, reading_linear
-from workbench.kernels import signed_pattern
+from workbench.kernels import ChannelRows, signed_pattern
 
 # Relative to the largest output. A right adapter differs by rounding, a wrong one by far more; bfloat16 rounds v and
 # the output to 2^-8.
@@ -45,7 +48,9 @@ def checking_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"]) -> Gener
 
 
 def implied_output(call: LinearCall) -> Float[Tensor, "b t n_heads d_v"]:
-    """Every implied row times v, which the heads hand on; T × T, so for small T only."""
+    """Every implied row, or row of a channel, times v, which the heads hand on; T × T, so for small T only."""
+    if isinstance(call.rows, ChannelRows):
+        return rearrange(call.rows.handed_on(call.v), "b h t c -> b t h c")
     return einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
 
 

@@ -38,6 +38,7 @@ def _describe(module: Any) -> LinearLayer:
     "GraniteMoeHybridMambaLayer",
     "Mamba2Mixer",
     "NemotronHMamba2Mixer",
+    "Zamba2MambaMixer",
     describe=_describe,
     taps=("in_proj",),
     norm="norm",

@@ -1,6 +1,7 @@
 """The reach of a linear head: after how many tokens its decay leaves half, or a hundredth, of what it wrote.
 
-Where the decay does not depend on the tokens, the reach follows from the slopes: ln 2 / slope and ln 100 / slope.
+Where the decay does not depend on the tokens, the reach follows from the slopes: ln 2 / slope and ln 100 / slope. A
+short convolution forgets a token at once, after as many tokens as it has taps.
 Elsewhere it is measured on recorded decays. A delta layer also erases, so that its decay is an upper bound on its
 reach.
 """
@@ -37,15 +38,20 @@ class Reach:
 
 
 def decay_reach(layer: LinearLayer) -> Reach | None:
-    """The reach of a layer whose decay does not depend on the tokens; None where it does."""
-    if layer.slopes is None:
+    """The reach of a layer whose decay does not depend on the tokens, or that has taps; None of another."""
+    if layer.n_taps is not None:
+        taps = torch.full((layer.n_heads, 1), float(layer.n_taps), dtype=torch.float64)
+        half_life = reach_99 = taps
+    elif layer.slopes is not None:
+        slopes = layer.slopes.double()[:, None]
+        half_life, reach_99 = math.log(2) / slopes, math.log(100) / slopes
+    else:
         return None
-    slopes = layer.slopes.double()[:, None]
     return Reach(
         layer=layer.index,
         mixer=layer.mixer,
-        half_life=math.log(2) / slopes,
-        reach_99=math.log(100) / slopes,
+        half_life=half_life,
+        reach_99=reach_99,
         is_measured=False,
     )
 
@@ -56,6 +62,7 @@ def measured_reach(call: LinearCall, layer: LinearLayer, valid: Bool[Tensor, "b 
     Of each token the number of further tokens until its decay leaves at most 1/2, or 1/100; infinite where the sequence
     ends before that. The reach is the median over tokens, finite where at least half of them are.
     """
+    assert call.log_decay is not None, "a layer without a decay says its taps"
     log_decay = call.log_decay.expand(len(valid), -1, -1, -1).double() * valid[:, None, :, None]
     forgotten = -log_decay.cumsum(2).movedim(2, -1).contiguous()
     steps = {share: _steps(forgotten, math.log(share), valid) for share in (2, 100)}
