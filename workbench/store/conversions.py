@@ -114,6 +114,13 @@ class SparseAttention:
         """Keys that a token's attention reads at most, at any length of the context; selecting them is not counted."""
         return self.block * self.n_blocks
 
+    @property
+    def in_words(self) -> str:
+        """What a row attends to."""
+        sinks = f", the first {self.sink_blocks} among them" if self.sink_blocks else ""
+        shared = "" if self.per == "row" else ", the same for all rows of a block"
+        return f"{self.n_blocks} blocks of {self.block} keys by {self.rule}{sinks}{shared}"
+
 
 # What one head becomes.
 Conversion = Window | LinearAttention | SparseAttention
