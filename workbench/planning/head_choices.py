@@ -232,7 +232,7 @@ class _Towards:
     remarks: tuple[str, ...] = ()
 
 
-def _towards(game: Game, name: ConversionName, words: str, nodes: AdaptiveNodes) -> _Towards:
+def _towards(game: Game, name: str, words: str, nodes: AdaptiveNodes) -> _Towards:
     gates = integrate(game, nodes=nodes)
     nats, most = (dict(zip(gates.heads, x.tolist(), strict=True)) for x in (gates.scores, gates.scores + gates.margin))
     evidence = {f"{name}_completeness_error": gates.completeness_error}
