@@ -21,11 +21,16 @@ _BLOCKS, _MOST_IN_BLOCK = 8, 64
 _READ = 0.5
 
 
-def default_form(window: Window) -> SparseAttention:
-    """Sparse attention that reads no more keys than a windowed head: its sinks, the row's own block, and the best."""
+def default_form(window: Window, block: int | None = None) -> SparseAttention:
+    """Sparse attention that reads no more keys than a windowed head: its sinks, the row's own block, and the best.
+
+    Raises:
+        WorkbenchError: for a block that is no whole number of at least 1.
+    """
     n_seen = window.window + window.sink
-    block = min(_MOST_IN_BLOCK, 2 ** max(0, floor(log2(n_seen / _BLOCKS))))
-    n_blocks = max(1, n_seen // block)
+    if block is None:
+        block = min(_MOST_IN_BLOCK, 2 ** max(0, floor(log2(n_seen / _BLOCKS))))
+    n_blocks = max(1, n_seen // SparseAttention(block, 1).block)
     return SparseAttention(block, n_blocks, min(-(-window.sink // block), n_blocks - 1))
 
 

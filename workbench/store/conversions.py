@@ -117,9 +117,11 @@ class SparseAttention:
     @property
     def in_words(self) -> str:
         """What a row attends to."""
-        sinks = f", the first {self.sink_blocks} among them" if self.sink_blocks else ""
+        first = "first" if self.sink_blocks == 1 else f"first {self.sink_blocks}"
+        sinks = f", the {first} among them" if self.sink_blocks else ""
         shared = "" if self.per == "row" else ", the same for all rows of a block"
-        return f"{self.n_blocks} blocks of {self.block} keys by {self.rule}{sinks}{shared}"
+        blocks = f"{self.n_blocks} block{'s' * (self.n_blocks > 1)} of {self.block} key{'s' * (self.block > 1)}"
+        return f"{blocks} by {self.rule}{sinks}{shared}"
 
 
 # What one head becomes.
