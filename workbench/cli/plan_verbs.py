@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli.arguments import Device, Json, Tokenizer, open_named_model
-from workbench.cli.verdict_verbs import lengths_of, print_verdict, verdict_document
+from workbench.cli.verdict_verbs import keys_of_verdict, lengths_of, print_verdict, verdict_document
 from workbench.console import is_watched, print_json, print_table, warn
 from workbench.heads import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.planning import PlanCost
+    from workbench.store.conversions import Window
     from workbench.store.plan_file import Plan
 
 
@@ -39,8 +41,20 @@ def plan(
         typer.Option(help="A method to compare with, such as random; repeat for more. Default: those of the effort."),
     ] = None,
     choices: Annotated[
-        str, typer.Option(help="What heads that are not kept may get: window, or window,linear.")
+        str,
+        typer.Option(help="What heads that are not kept may get: window, with linear, sparse or both after commas."),
     ] = "window",
+    block: Annotated[int | None, typer.Option(help="Keys in a block of sparse heads.")] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Blocks that they select. Default: as many keys as the window has.")
+    ] = None,
+    sink_blocks: Annotated[int | None, typer.Option(help="First blocks that are always among them.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="How blocks are selected: oracle (the bound of any selector), mean (MoBA) or minmax (Quest)."
+        ),
+    ] = None,
     verdict: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +81,7 @@ def plan(
     from workbench.planning.efforts import extent
     from workbench.planning.head_choices import check_choices
     from workbench.planning.planner import plan as make_plan
+    from workbench.store.conversions import check_window
     from workbench.store.plan_exports import check_duo
     from workbench.store.plan_file import KVBytes, LossTolerance
 
@@ -85,9 +100,15 @@ def plan(
         check_duo(duo)
     conversions = tuple(name.strip() for name in choices.split(","))
     check_choices(conversions)
-    if duo is not None and "linear" in conversions:
+    selecting = {"block": block, "n_blocks": blocks, "sink_blocks": sink_blocks, "rule": rule}
+    conversions = _with_sparse(
+        conversions, check_window(window, sink), {k: v for k, v in selecting.items() if v is not None}
+    )
+    others = [name for name in ("linear", "sparse") if name in choices]
+    if duo is not None and others:
         raise WorkbenchError(
-            "--duo writes DuoAttention's file, which knows no linear attention; leave it out, or pass --choices window"
+            f"--duo writes DuoAttention's file, which knows no {' or '.join(others)} attention; leave it out, or pass "
+            "--choices window"
         )
     paid, lengths = extent(effort), lengths_of(verdict)
     m = open_named_model(model, device, tokenizer)
@@ -111,6 +132,26 @@ def plan(
     if duo is not None:
         heads_plan.to_duo_attention(duo)
     _print_plan(heads_plan, as_json)
+
+
+def _with_sparse(choices: Sequence[str], window: Window, settings: dict[str, Any]) -> tuple[Any, ...]:
+    """The choices with these settings of sparse attention in the place of its name; the others are the default's.
+
+    Raises:
+        WorkbenchError: for settings of what is no choice, or that make no sparse attention.
+    """
+    from workbench.planning.sparse_choice import default_form
+
+    if settings and "sparse" not in choices:
+        flags = {"n_blocks": "--blocks"}
+        given = ", ".join(flags.get(name, f"--{name.replace('_', '-')}") for name in settings)
+        raise WorkbenchError(
+            f"{given} are of sparse attention, which is no choice; pass --choices window,sparse as well"
+        )
+    if "sparse" not in choices:
+        return tuple(choices)
+    form = replace(default_form(window, settings.get("block")), **settings)
+    return tuple(form if choice == "sparse" else choice for choice in choices)
 
 
 def _print_cost(cost: PlanCost, as_json: bool) -> None:
@@ -144,6 +185,8 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
             {
                 **heads,
                 "kv_saved": heads_plan.kv_saved,
+                "keys_read": heads_plan.keys_read,
+                "keys_saved": heads_plan.keys_saved,
                 "evidence": heads_plan.evidence,
                 "ranking": ranking,
                 "curve": curves.to_dict("records"),
@@ -164,15 +207,17 @@ def _print_plan(heads_plan: Plan, as_json: bool) -> None:
     )
     if heads_plan.linear:
         warn(f"{len(heads_plan.linear)} heads get linear attention, {len(heads_plan.windowed)} a window")
+    if heads_plan.sparse:
+        warn(heads_plan.sparse_in_words)
     for remark in heads_plan.remarks:
         warn(remark)
     if heads_plan.verdict is not None:
         print()
-        print_verdict(heads_plan.verdict, as_json=False)
+        print_verdict(heads_plan.verdict, as_json=False, keys=keys_of_verdict(heads_plan, heads_plan.verdict))
 
 
 def _print_heads(heads_plan: Plan) -> None:
-    """The ranking with each head's choice, and, where there were two, what either costs."""
+    """The ranking with each head's choice, and, where there were several, what each costs and leaves of a cache."""
     table = heads_plan.table()
     names = table.choice.replace("window", "windowed")
     heads = [str(r.head) for r in heads_plan.ranking]
@@ -184,6 +229,9 @@ def _print_heads(heads_plan: Plan) -> None:
         "ci_hi": table.ci_hi,
     }
     if heads_plan.costs:
-        columns |= {name: table[name] for name in ("window_nats", "linear_nats", "linear_error", "linear_flags")}
+        names = ["window_nats", "linear_nats", "linear_error", "linear_flags"]
+        offers_sparse = any(own.sparse_form is not None for own in heads_plan.costs)
+        names += ["sparse_nats", "bytes", "keys_read"] if offers_sparse else []
+        columns |= {name: table[name] for name in names}
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     print_table(tuple(columns), rows, title=f"{heads_plan.method} on {heads_plan.probe}")

@@ -14,6 +14,7 @@ from workbench.heads import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.store.length_verdict import LengthVerdict
+    from workbench.store.plan_file import Plan
 
 _COLUMNS = ("task", "length", "arm", "right", "right_lo", "right_hi", "nats", "lost", "lost_lo", "lost_hi")
 
@@ -57,7 +58,7 @@ def verdict(
     made = judge(m, heads_plan, tried, task, progress=warn, **settings)
     if out is not None:
         replace(heads_plan, verdict=made).save(out)
-    print_verdict(made, as_json)
+    print_verdict(made, as_json, keys=keys_of_verdict(heads_plan, made))
 
 
 def lengths_of(written: str | None) -> list[int] | None:
@@ -76,10 +77,15 @@ def lengths_of(written: str | None) -> list[int] | None:
         ) from error
 
 
-def print_verdict(made: LengthVerdict, as_json: bool) -> None:
-    """The table and the sentence, or one JSON document."""
+def keys_of_verdict(heads_plan: Plan, made: LengthVerdict) -> str:
+    """The keys that a token reads at the lengths of a verdict, of a plan with sparse heads; "" of others."""
+    return f"{heads_plan.keys_at(made.lengths)}." if heads_plan.sparse else ""
+
+
+def print_verdict(made: LengthVerdict, as_json: bool, *, keys: str = "") -> None:
+    """The table and the sentence, or one JSON document; `keys`: what a token reads, of a plan with sparse heads."""
     if as_json:
-        print_json(verdict_document(made))
+        print_json({**verdict_document(made), **({"keys": keys} if keys else {})})
         return
     table = made.table()
     counted = table.loc[table["left_out"] == "", list(_COLUMNS)]
@@ -90,6 +96,8 @@ def print_verdict(made: LengthVerdict, as_json: bool) -> None:
         print_table(list(area), area.to_numpy().tolist(), title="Mean over the lengths, every doubling alike")
         print()
     print(made.sentence)
+    if keys:
+        print(keys)
     for remark in made.remarks:
         warn(remark)
 

@@ -8,6 +8,7 @@ from numbers import Real
 from workbench.heads import WorkbenchError
 from workbench.planning.conversion_objective import Game
 from workbench.planning.keep_curves import FEW, Order
+from workbench.store.conversions import SparseAttention
 from workbench.store.plan_file import Budget, KVBytes, LossTolerance
 
 
@@ -62,9 +63,10 @@ def _most_in(n_bytes: int, order: Order, game: Game, context: int) -> int:
         return game.cache_bytes(order.first(n), context=context)
 
     if size(0) > n_bytes:
+        is_sparse = any(isinstance(to, SparseAttention) for to in game.conversions().values())
         raise WorkbenchError(
             f"{n_bytes} bytes hold no plan: with every head converted the cache takes {size(0)}; pass as many or "
-            "more, or a smaller window"
+            f"more, or a smaller window{', or choices without sparse, whose heads keep their cache' * is_sparse}"
         )
     return max(n for n in range(len(order) + 1) if size(n) <= n_bytes)
 

@@ -1,13 +1,14 @@
-"""A window or linear attention for every head: the cheaper that is safe for it, and what they lose together.
+"""A window, linear or sparse attention for every head: the cheapest that is safe, and what they lose together.
 
 1. Fit linear attention to the heads that see their whole past. A fit that is flagged is never chosen.
-2. Score all heads by gates towards a window, and those with a usable fit by gates towards linear attention. A cost
-   counts with its margin, the part of the gap that the gates leave unexplained.
-3. Of the conversions that cost no more than 0.01 nats take the one that holds fewer bytes; where neither is so cheap,
-   the one that costs less.
-4. Costs of heads do not add up. So the loss with all linear heads at once is measured, and the worst of them get a
-   window instead until it is within what is allowed: half of a loss tolerance, else what the costs of these heads sum
-   to.
+2. Score all heads by gates towards a window, those with a usable fit by gates towards linear attention, and those that
+   see their whole past by gates towards sparse attention. A cost counts with its margin, the part of the gap that the
+   gates leave unexplained.
+3. Of the conversions that cost no more than 0.01 nats take the one that holds the fewest bytes, which is never the
+   sparse one, since it holds the whole cache; where none is so cheap, the one that costs least.
+4. Costs of heads do not add up. So the loss with all linear heads at once is measured, and the worst of them get the
+   next best instead until it is within what is allowed: half of a loss tolerance, else what the costs of these heads
+   sum to. The loss with all sparse heads at once is measured, too.
 
 Which heads stay full is then chosen by the ranking of the plan, towards each head's own conversion.
 """
@@ -15,25 +16,24 @@ Which heads stay full is then chosen by the ranking of the plan, towards each he
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
-from math import ceil, log2, nan
+from dataclasses import astuple, dataclass, field, replace
+from math import ceil, isnan, log2, nan
 from typing import Any, Literal, get_args
-
-import numpy as np
 
 from workbench.heads import KVHead, WorkbenchError
 from workbench.planning.conversion_objective import Game
 from workbench.planning.linear_fit import ERROR_ABOVE_1, LADDER_END, LinearFit, fit_linear_attention, n_candidates
 from workbench.planning.rankings.adaptive_nodes import AS_NEEDED, AdaptiveNodes
 from workbench.planning.rankings.window_gates import WindowGates, integrate
+from workbench.planning.sparse_choice import default_form, sparse_forms, sparse_remarks
 from workbench.probes import Probe, part
 from workbench.store.cache_sizes import bytes_held
-from workbench.store.conversions import Conversion, LinearAttention
+from workbench.store.conversions import Conversion, Conversions, LinearAttention, SparseAttention, Window
 from workbench.store.plan_file import Budget, HeadCosts, LossTolerance
 
-ConversionName = Literal["window", "linear"]
+ConversionName = Literal["window", "linear", "sparse"]
 # What a plan may give a head beside the whole context; a fit of the user's own is linear attention in these forms.
-Choices = Sequence[ConversionName | LinearFit]
+Choices = Sequence[ConversionName | LinearFit | SparseAttention]
 # Nats per answer that a conversion of one head may cost to be safe.
 SAFE_NATS = 0.01
 # Gates that leave more of their gap unexplained are remarked on.
@@ -48,9 +48,9 @@ _PER_CANDIDATE = 0.27
 class HeadChoices:
     """The conversion of every head that is not kept, with the evidence for it.
 
-    `costs`: of either conversion. `evidence`: completeness errors towards either, and nats lost with all linear heads
-    at once, as measured (`linear_lost_nats`) and as the gates sum to (`linear_gates_nats`). `remarks`: what is in
-    doubt.
+    `costs`: of each conversion. `evidence`: completeness errors towards each, and nats lost with all linear heads at
+    once, as measured (`linear_lost_nats`) and as the gates sum to (`linear_gates_nats`); the same of sparse heads.
+    `remarks`: what is in doubt.
     """
 
     conversions: dict[KVHead, Conversion]
@@ -62,26 +62,54 @@ class HeadChoices:
     def linear(self) -> dict[KVHead, LinearAttention]:
         return {head: form for head, form in self.conversions.items() if isinstance(form, LinearAttention)}
 
+    @property
+    def sparse(self) -> dict[KVHead, SparseAttention]:
+        return {head: form for head, form in self.conversions.items() if isinstance(form, SparseAttention)}
+
+    @property
+    def beside_windows(self) -> dict[KVHead, LinearAttention | SparseAttention]:
+        """The heads that get something else than a window."""
+        return {**self.linear, **self.sparse}
+
 
 def check_choices(choices: Sequence[Any]) -> None:
     """Raises:
     WorkbenchError: for choices that are none, or without a window, which every head may have.
     """
-    names = ["linear" if isinstance(choice, LinearFit) else choice for choice in choices]
+    names = [_name(choice) for choice in choices]
     unknown = [name for name in names if name not in get_args(ConversionName)]
     if unknown or isinstance(choices, str) or "window" not in names or len(set(names)) < len(names):
         listed = repr(choices) if isinstance(choices, str) else repr(tuple(names))
-        raise WorkbenchError(f"choices are {listed}; expected ('window',) or ('window', 'linear')")
+        raise WorkbenchError(
+            f"choices are {listed}; expected ('window',) or ('window', 'linear'), either with 'sparse' or not"
+        )
+
+
+def _name(choice: Any) -> Any:
+    if isinstance(choice, LinearFit):
+        return "linear"
+    return "sparse" if isinstance(choice, SparseAttention) else choice
+
+
+def with_forms(choices: Choices, window: Window) -> Choices:
+    """The choices with a form of sparse attention in the place of its name."""
+    return tuple(default_form(window) if choice == "sparse" else choice for choice in choices)
 
 
 def named(choices: Choices) -> list[str]:
     """The choices in words that tell them from others."""
-    return [f"linear {sorted(c.forms.items())}" if isinstance(c, LinearFit) else c for c in choices]
+    words = {"linear": lambda c: f"linear {sorted(c.forms.items())}", "sparse": lambda c: f"sparse {c}"}
+    return [c if isinstance(c, str) else words[_name(c)](c) for c in choices]
 
 
 def has_linear(choices: Choices) -> bool:
     """Whether heads may get linear attention."""
-    return any(choice != "window" for choice in choices)
+    return any(_name(choice) == "linear" for choice in choices)
+
+
+def sparse_form(choices: Choices) -> SparseAttention | None:
+    """The sparse attention that heads may get; None where that is no choice."""
+    return next((choice for choice in choices if isinstance(choice, SparseAttention)), None)
 
 
 def fitted_part(probe: Probe) -> Probe:
@@ -110,50 +138,61 @@ def choose(
     """The conversion of each head of a game towards a window, on the game's probe.
 
     Args:
+        choices: with the form of sparse attention, see `with_forms`.
         nodes: of the gates' path; None: as many as it needs.
         context: tokens that caches are counted for.
 
     Raises:
-        WorkbenchError: if no layer sees its whole past.
+        WorkbenchError: if no layer sees its whole past, and there is more than a window to choose.
     """
     nodes = AS_NEEDED if nodes is None else nodes
-    fit = _fit(game, choices)
+    safe = min(SAFE_NATS, keep.nats) if isinstance(keep, LossTolerance) else SAFE_NATS
+    fit = _fit(game, choices) if has_linear(choices) else LinearFit({}, {}, {})
     sizes = _Sizes(game, context)
     forms = {h: form for h, form in fit.usable.items() if sizes.of(h, form) < sizes.of(h, "full")}
-    to_window = integrate(game, nodes=nodes)
-    costs = {head: Costs(float(w)) for head, w in zip(game.heads, _with_margin(to_window), strict=True)}
-    window, conversions = game.limits, game.conversions()
-    evidence = {"window_completeness_error": to_window.completeness_error}
-    remarks = [*_fit_remarks(fit, forms), *_remarks("a window", to_window)]
-    linear_nats: dict[KVHead, float] = {}
+    sparse = sparse_form(choices)
+    selecting = {} if sparse is None else sparse_forms(game, sparse)
+    to_window = _towards(game, "window", "a window", nodes)
+    to_linear, to_sparse = (
+        _towards(game.towards(to), name, f"{name} attention", nodes) if to else _Towards()
+        for name, to in (("linear", forms), ("sparse", selecting))
+    )
+    costs = {h: Costs(to_window.most[h], to_linear.most.get(h, nan), to_sparse.most.get(h, nan)) for h in game.heads}
+    conversions = game.conversions()
+    for head, own in costs.items():
+        if own.prefers_sparse(safe):
+            conversions[head] = selecting[head]
+        elif head in forms and own.prefers_linear(
+            safe, is_smaller=sizes.of(head, forms[head]) < sizes.of(head, game.limits)
+        ):
+            conversions[head] = forms[head]
+    evidence = to_window.evidence | to_linear.evidence | to_sparse.evidence
+    remarks = [*_fit_remarks(fit, forms), *to_window.remarks, *to_linear.remarks, *to_sparse.remarks]
     if forms:
-        linear_game = game.towards(forms)
-        to_linear = integrate(linear_game, nodes=nodes)
-        linear_nats = dict(zip(linear_game.heads, to_linear.scores.tolist(), strict=True))
-        evidence["linear_completeness_error"] = to_linear.completeness_error
-        remarks += _remarks("linear attention", to_linear)
-        safe = min(SAFE_NATS, keep.nats) if isinstance(keep, LossTolerance) else SAFE_NATS
-        for head, nats in zip(linear_game.heads, _with_margin(to_linear), strict=True):
-            own = Costs(costs[head].window, float(nats))
-            costs[head] = own
-            if own.prefers_linear(safe, is_smaller=sizes.of(head, forms[head]) < sizes.of(head, window)):
-                conversions[head] = forms[head]
-        lowered = _lowered(linear_game, conversions, costs, keep, safe)
-        conversions |= dict.fromkeys(lowered.heads, window)
+        instead = "a window or sparse attention" if selecting else "a window"
+        lowered = _lowered(game.towards(forms), conversions, costs, keep, safe, instead=instead)
+        for head in lowered.heads:
+            is_sparse = replace(costs[head], linear=nan).prefers_sparse(safe)
+            conversions[head] = selecting[head] if is_sparse else game.limits
         evidence |= lowered.evidence
         remarks += lowered.remarks
+    if sparse is not None and selecting:
+        evidence |= _sparse_evidence(game.towards(selecting), conversions, costs)
+        remarks += sparse_remarks(sparse, game.probe) if sparse in conversions.values() else ()
     return HeadChoices(
         conversions,
         tuple(
             HeadCosts(
                 *head,
-                window_nats=float(nats),
-                linear_nats=linear_nats.get(head, nan),
+                window_nats=nats,
+                linear_nats=to_linear.nats.get(head, nan),
                 linear_error=fit.error.get(head, nan),
                 linear_flags=fit.flags.get(head, ""),
                 form=fit.forms.get(head),
+                sparse_nats=to_sparse.nats.get(head, nan),
+                sparse_form=selecting.get(head),
             )
-            for head, nats in zip(game.heads, to_window.scores, strict=True)
+            for head, nats in to_window.nats.items()
         ),
         evidence,
         tuple(remarks),
@@ -166,12 +205,38 @@ class Costs:
 
     window: float
     linear: float = nan
+    sparse: float = nan
 
     def prefers_linear(self, safe: float, *, is_smaller: bool) -> bool:
-        """Whether linear attention is the cheaper safe conversion, or the less costly where none is safe."""
+        """Whether linear attention is the cheaper safe conversion, or the less costly where none is safe.
+
+        Sparse attention is left out of account.
+        """
         if self.linear <= safe and self.window <= safe:
             return is_smaller
         return self.linear <= safe or (self.window > safe and self.linear < self.window)
+
+    def prefers_sparse(self, safe: float) -> bool:
+        """Whether sparse attention costs least where no other conversion is safe; safe ones hold fewer bytes."""
+        others = self.window if isnan(self.linear) else min(self.window, self.linear)
+        return others > safe and self.sparse < others
+
+
+@dataclass(frozen=True, slots=True)
+class _Towards:
+    """Gates towards a conversion: each head's cost in nats, the most that it may be, and what is to say of them."""
+
+    nats: dict[KVHead, float] = field(default_factory=dict)
+    most: dict[KVHead, float] = field(default_factory=dict)
+    evidence: dict[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+def _towards(game: Game, name: str, words: str, nodes: AdaptiveNodes) -> _Towards:
+    gates = integrate(game, nodes=nodes)
+    nats, most = (dict(zip(gates.heads, x.tolist(), strict=True)) for x in (gates.scores, gates.scores + gates.margin))
+    evidence = {f"{name}_completeness_error": gates.completeness_error}
+    return _Towards(nats, most, evidence, tuple(_remarks(words, gates)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +252,7 @@ class _Sizes:
 
 @dataclass(frozen=True, slots=True)
 class _Lowered:
-    """Heads that get a window in place of linear attention, since too much is lost together."""
+    """Heads that get no linear attention after all, since too much is lost together."""
 
     heads: tuple[KVHead, ...]
     evidence: dict[str, float]
@@ -195,7 +260,13 @@ class _Lowered:
 
 
 def _lowered(
-    game: Game, conversions: dict[KVHead, Conversion], costs: dict[KVHead, Costs], keep: Budget, safe: float
+    game: Game,
+    conversions: Conversions,
+    costs: Mapping[KVHead, Costs],
+    keep: Budget,
+    safe: float,
+    *,
+    instead: str,
 ) -> _Lowered:
     """Lower the worst linear heads until the rest of them, at once, lose no more than is allowed; by bisection."""
     linear = [head for head, form in conversions.items() if isinstance(form, LinearAttention)]
@@ -222,8 +293,8 @@ def _lowered(
     }
     remarks = (
         (
-            f"{n_lowered} of {len(linear)} heads get a window and not the linear attention that was chosen for each of "
-            f"them: together these lost {at_first:.3g} nats, and {allowed(0):.3g} were allowed",
+            f"{n_lowered} of {len(linear)} heads get {instead} and not the linear attention that was chosen for each "
+            f"of them: together these lost {at_first:.3g} nats, and {allowed(0):.3g} were allowed",
         )
         if n_lowered
         else ()
@@ -255,9 +326,13 @@ def _fit(game: Game, choices: Choices) -> LinearFit:
     return LinearFit(forms, {h: own.error[h] for h in forms}, {h: own.flags[h] for h in forms})
 
 
-def _with_margin(gates: WindowGates) -> np.ndarray:
-    """Each head's cost, and what the gates leave unexplained of it."""
-    return gates.scores + gates.margin
+def _sparse_evidence(game: Game, conversions: Conversions, costs: Mapping[KVHead, Costs]) -> dict[str, float]:
+    """What all sparse heads at once lose, and what their gates sum to."""
+    sparse = [head for head, form in conversions.items() if isinstance(form, SparseAttention)]
+    return {
+        "sparse_lost_nats": game.outcome(sparse).nats - game.outcome().nats,
+        "sparse_gates_nats": float(sum(costs[head].sparse for head in sparse)),
+    }
 
 
 def _fit_remarks(fit: LinearFit, forms: dict[KVHead, LinearAttention]) -> list[str]:

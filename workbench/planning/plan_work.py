@@ -19,17 +19,18 @@ from workbench.hooks import HookedModel
 from workbench.planning.conversion_objective import Game
 from workbench.planning.efforts import Extent
 from workbench.planning.evaluation_tasks import CompleteEvaluation
-from workbench.planning.head_choices import Choices, fitted_tokens, has_linear, most_measured, named
+from workbench.planning.head_choices import Choices, fitted_tokens, has_linear, most_measured, named, sparse_form
 from workbench.planning.keep_curves import FEW
 from workbench.planning.linear_fit import LinearFit
 from workbench.planning.model_passes import BACKWARD
 from workbench.planning.rankings.registry import METHODS, passes_of
 from workbench.planning.rankings.window_gates import AdaptiveNodes, gate_pass, integrated
+from workbench.planning.sparse_choice import sparse_forms
 from workbench.planning.verdict_over_length import VerdictWork
 from workbench.store.conversions import Conversions
 from workbench.store.plan_file import Budget, Unit
 
-VERDICT = "verdict"
+VERDICT, SPARSE = "verdict", "choices: sparse"
 # A random baseline is the mean over this many random orders.
 RANDOM_ORDERS = 5
 # A pass is measured again, since the first one also sets things up and the machine may have been busy, where that takes
@@ -121,6 +122,16 @@ class PlanWork:
         return replace(self, game=self.game.towards(conversions), held_out=held_out)
 
     @property
+    def sparse_game(self) -> Game | None:
+        """The game towards sparse attention; None where that is no choice.
+
+        Raises:
+            WorkbenchError: if no head can have it.
+        """
+        form = sparse_form(self.choices)
+        return None if form is None else self.game.towards(sparse_forms(self.game, form))
+
+    @property
     def n_groups(self) -> int:
         """How many heads, or layers, there are to keep."""
         return len({head.layer for head in self.game.heads}) if self.unit == "layer" else len(self.game.heads)
@@ -150,7 +161,8 @@ class PlanWork:
     def cost(self) -> PlanCost:
         """What is left to do, in passes and tokens."""
         n_measured = [game.n_measured for game in self.held_out]
-        parts = [self._choices_cost()] if has_linear(self.choices) else []
+        parts = [self._choices_cost()] if len(self.choices) > 1 else []
+        parts += [] if self.sparse_game is None else [self._sparse_cost(self.sparse_game)]
         parts += [self._ranking_cost(self.method, "ranking"), self._curve_cost("curve", self.n_points, n_measured)]
         for baseline in self.baselines:
             parts += self._baseline_costs(baseline, n_measured)
@@ -181,15 +193,25 @@ class PlanWork:
         }
 
     def _choices_cost(self) -> PieceCost:
-        """Gates towards either conversion, a fit of linear attention, and what its heads lose together."""
+        """Gates towards a window and linear attention, a fit of that, and what its heads lose together."""
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
         n_there = self.game.pieces.count("gates at ", self.game.label)
-        n_nodes, n_measured = max(0, 2 * self.extent.most_nodes - n_there), most_measured(len(self.game.heads))
+        is_linear = has_linear(self.choices)
+        n_nodes = max(0, (1 + is_linear) * self.extent.most_nodes - n_there)
+        n_measured = most_measured(len(self.game.heads)) if is_linear else 0
         is_fitted = "linear fit" in self.game.pieces or any(isinstance(c, LinearFit) for c in self.choices)
-        n_fitted = 0 if is_fitted else fitted_tokens(self.game.probe)
+        n_fitted = 0 if is_fitted or not is_linear else fitted_tokens(self.game.probe)
         forwards = (n_nodes + n_measured) * n_batches + bool(n_fitted)
         tokens = n_tokens * (n_nodes * (1 + BACKWARD) + n_measured) + n_fitted
         return PieceCost("choices", forwards, n_nodes * n_batches, tokens)
+
+    def _sparse_cost(self, game: Game) -> PieceCost:
+        """Gates towards sparse attention, and what its heads lose together."""
+        n_nodes = max(0, self.extent.most_nodes - game.pieces.count("gates at ", game.label))
+        n_measured = max(0, 2 - game.n_measured)
+        forwards = (n_nodes + n_measured) * len(game.batches)
+        tokens = _tokens(game) * (n_nodes * (1 + BACKWARD) + n_measured)
+        return PieceCost(SPARSE, forwards, n_nodes * len(game.batches), tokens)
 
     def _ranking_cost(self, method: str, name: str) -> PieceCost:
         n_batches, n_tokens = len(self.game.batches), _tokens(self.game)
@@ -242,10 +264,17 @@ def measured(work: PlanWork) -> PlanCost:
             batch.nats()
 
     forward_s = _seconds(forward, cost.tokens / n_tokens) / n_tokens
-    both_s = 0.0
-    if any(part.backwards for part in cost.parts):
+
+    def both_s(game: Game, parts: Sequence[PieceCost]) -> float:
+        """Of a token of a pass forward and backward in a game."""
+        if not any(part.backwards for part in parts):
+            return 0.0
         n_passes = cost.tokens / n_tokens / (1 + BACKWARD)
-        both_s = _seconds(lambda: gate_pass(work.game, batch, 0.5), n_passes) / n_tokens
+        return _seconds(lambda: gate_pass(game, game.batches[0], 0.5), n_passes) / n_tokens
+
+    of_sparse = [part for part in cost.parts if part.name == SPARSE]
+    windowed_s = both_s(work.game, [part for part in cost.parts if part.name != SPARSE])
+    sparse_s = 0.0 if work.sparse_game is None else both_s(work.sparse_game, of_sparse)
 
     def timed(part: PieceCost) -> PieceCost:
         if part.name == VERDICT and isinstance(work.verdict, VerdictWork):
@@ -254,7 +283,8 @@ def measured(work: PlanWork) -> PlanCost:
             seconds = forward_s * sum(longer) if part.tokens else 0.0
             return replace(part, seconds=seconds)
         alone = part.tokens if not part.backwards else 0
-        seconds = alone * forward_s + (part.tokens - alone) * both_s / (1 + BACKWARD)
+        per_token = sparse_s if part.name == SPARSE else windowed_s
+        seconds = alone * forward_s + (part.tokens - alone) * per_token / (1 + BACKWARD)
         return replace(part, seconds=seconds if part.tokens else 0.0)
 
     return PlanCost(tuple(timed(part) for part in cost.parts), cost.n_kept)

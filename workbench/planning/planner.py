@@ -26,12 +26,22 @@ from workbench.planning.evaluation_tasks import (
     check_numbers,
     completed,
 )
-from workbench.planning.head_choices import Choices, HeadChoices, check_choices, choose, has_linear, unexplained
+from workbench.planning.head_choices import (
+    Choices,
+    HeadChoices,
+    check_choices,
+    choose,
+    has_linear,
+    sparse_form,
+    unexplained,
+    with_forms,
+)
 from workbench.planning.keep_curves import adaptive_counts, enough_at, keep_curve, no_gap, order_of
 from workbench.planning.model_passes import Passes, counting
 from workbench.planning.plan_rankings import baseline_curve, ranked
 from workbench.planning.plan_work import VERDICT, PlanCost, PlanWork, measured
 from workbench.planning.rankings.registry import Ranking, check_method
+from workbench.planning.sparse_choice import check_readable, sparse_forms
 from workbench.planning.task_abilities import unable
 from workbench.planning.verdict_over_length import TOLERANCE, VerdictWork, verdict_work
 from workbench.probes.token_ids import context
@@ -77,8 +87,10 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
             `Evaluation` leaves out is completed.
         effort: `quick`, `standard` or `thorough`: sequences, passes of the ranking, points of the curve, baselines.
         baselines: methods to compare with, such as `random`. Default: the evaluation's, or else the effort's.
-        choices: what heads that are not kept may get. ("window", "linear"): each the cheaper that is safe for it, see
-            `workbench.planning.head_choices`; a `LinearFit` in place of "linear" has the forms to choose.
+        choices: what heads that are not kept may get. ("window", "linear", "sparse"), or two of them: each the
+            cheapest that is safe for it, see `workbench.planning.head_choices`. A `LinearFit` in place of "linear" has
+            the forms to choose, and a `SparseAttention` in place of "sparse" its form, which by default reads as many
+            keys as the window has, selected by oracle.
         verdict: judge the plan at these lengths, see `workbench.verdict`; True: at three, if the model has a tokenizer.
         out: write the plan here. Finished pieces are kept beside the file until then, so that the same call goes on
             where it was interrupted, with the same plan in the end.
@@ -88,7 +100,8 @@ def plan(  # noqa: PLR0913  # public arguments, positional in use
     Raises:
         WorkbenchError: for an unknown method, unit or effort, a window that is impossible or leaves nothing far in a
             probe, a budget that is out of range or keeps no layer, a held-out probe with the tokens of the ranking's
-            probe, a model that can do none of the default tasks, or a file that cannot be written.
+            probe, a model that can do none of the default tasks, choices that no head can have, sparse attention that
+            reads a whole probe, or a file that cannot be written.
         RunLocked: if another process makes the same file.
     """
     work = prepared(
@@ -187,6 +200,11 @@ def prepared(  # noqa: PLR0913  # the arguments of `plan`
         check_method(baseline)
     check_evaluation(evaluation, window + sink)
     game = Game(m, evaluation.probe, window, sink=sink, objective=evaluation.objective, seed=evaluation.seed)
+    choices = with_forms(choices, Window(window, sink))
+    sparse = sparse_form(choices)
+    if sparse is not None:
+        sparse_forms(game, sparse)  # refuses a model without a head that can have it
+        check_readable(sparse, (evaluation.probe, *evaluation.held_out), evaluation.context)
     held_out = tuple(
         Game(m, p, window, sink=sink, seed=evaluation.seed, ends=evaluation.ends.get(p.digest))
         for p in evaluation.held_out
@@ -244,11 +262,14 @@ def _judged(work: PlanWork, plan: Plan, begin: Callable[[str, str], None]) -> Pl
 
 def _chosen(work: PlanWork, begin: Callable[[str, str], None]) -> tuple[PlanWork, HeadChoices | None]:
     """The work towards each head's own conversion, where there is more than a window to choose."""
-    if not has_linear(work.choices):
+    if len(work.choices) == 1:
         return work, None
-    begin("choices", "a window or linear attention for each head")
+    is_offered = {"linear": has_linear(work.choices), "sparse": sparse_form(work.choices) is not None}
+    begin(
+        "choices", f"a window or {' or '.join(name for name in is_offered if is_offered[name])} attention for each head"
+    )
     chosen = choose(work.game, work.choices, work.keep, nodes=work.paid_nodes(), context=work.evaluation.context)
-    return (work.towards(chosen.conversions) if chosen.linear else work), chosen
+    return (work.towards(chosen.conversions) if chosen.beside_windows else work), chosen
 
 
 def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None]) -> Plan:
@@ -278,7 +299,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         "recovered": min((share for share in recovered if not isnan(share)), default=nan),
         "enough": enough_at([p for p in curve if p.method == work.method]),
     }
-    is_mixed = chosen is not None and bool(chosen.linear)
+    is_mixed = chosen is not None and bool(chosen.beside_windows)
     remarks = unexplained("each head's own conversion" if is_mixed else "a window", ranking.evidence)
     remarks += [remark for game in held_out for remark in (*no_gap(game), *unable(game))]
     if chosen is not None:
@@ -299,7 +320,7 @@ def _made(work: PlanWork, announce: Progress, begin: Callable[[str, str], None])
         ranking=_ranked_heads(ranking, order.first(len(order)), seed=evaluation.seed),
         curve=tuple(curve),
         evidence={**({} if chosen is None else chosen.evidence), **ranking.evidence, **worst},
-        conversions={} if chosen is None else {**chosen.linear},
+        conversions={} if chosen is None else chosen.beside_windows,
         costs=() if chosen is None else chosen.costs,
         remarks=(*evaluation.left_out, *remarks, *_beyond(work)),
     )

@@ -1,8 +1,8 @@
-"""Bytes that softmax heads hold of a context: a key/value cache, that of a window, or the state of linear attention."""
+"""What softmax heads hold of a context, in bytes of a cache or of a state, and how many of its keys a token reads."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from workbench.heads import KVHead, LayerInfo
 from workbench.store.conversions import Choice, Conversions, LinearAttention, SparseAttention, Window, softmax_heads
@@ -61,6 +61,19 @@ def saved_under(layers: Sequence[LayerInfo], conversions: Conversions, *, contex
     """
     in_all = bytes_under(layers, {}, context=context)
     return 1 - bytes_under(layers, conversions, context=context) / in_all if in_all else 0.0
+
+
+def keys_under(layers: Sequence[LayerInfo], choices: Mapping[KVHead, Choice], *, context: int) -> int:
+    """Keys that the newest of `context` tokens attends to under these choices, summed over all softmax heads.
+
+    The heads are key/value heads; those without a choice are full. See `keys_read`.
+    """
+    return sum(
+        keys_read(choices.get(KVHead(info.index, h), "full"), seen_tokens(info, context))
+        for info in layers
+        if info.mixer == "softmax"
+        for h in range(info.n_kv_heads)
+    )
 
 
 def kv_bytes(layers: Sequence[LayerInfo], keep: Collection[KVHead], *, window: int, sink: int, context: int) -> int:

@@ -114,6 +114,15 @@ class SparseAttention:
         """Keys that a token's attention reads at most, at any length of the context; selecting them is not counted."""
         return self.block * self.n_blocks
 
+    @property
+    def in_words(self) -> str:
+        """What a row attends to."""
+        first = "first" if self.sink_blocks == 1 else f"first {self.sink_blocks}"
+        sinks = f", the {first} among them" if self.sink_blocks else ""
+        shared = "" if self.per == "row" else ", the same for all rows of a block"
+        blocks = f"{self.n_blocks} block{'s' * (self.n_blocks > 1)} of {self.block} key{'s' * (self.block > 1)}"
+        return f"{blocks} by {self.rule}{sinks}{shared}"
+
 
 # What one head becomes.
 Conversion = Window | LinearAttention | SparseAttention

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 
 from workbench.files.plain_json import json_text
 from workbench.heads import KVHead, LayerInfo, WorkbenchError, some_of
-from workbench.store.cache_sizes import bytes_held, bytes_under, keys_read, saved_under, seen_tokens
+from workbench.store.cache_sizes import bytes_held, bytes_under, keys_read, keys_under, saved_under, seen_tokens
 from workbench.store.conversions import (
     MOST_TOKENS,
     Choice,
@@ -107,11 +108,12 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class HeadCosts:
-    """What a window and what linear attention cost a head, in nats per answer, by gates towards either.
+    """What a window, linear and sparse attention cost a head, in nats per answer, by gates towards each.
 
     `linear_error`: share of the variance of its outputs that `form` leaves unexplained. `linear_flags`: why it gets no
     linear attention whatever that costs, `ladder_end` or `error_above_1`, separated by `;`. Without a `form` the head
-    cannot have linear attention, and the numbers are NaN.
+    cannot have linear attention, and the numbers are NaN. `sparse_form`: the sparse attention that `sparse_nats` is of;
+    without one there was no such choice.
     """
 
     layer: int
@@ -121,6 +123,8 @@ class HeadCosts:
     linear_error: float
     linear_flags: str = ""
     form: LinearAttention | None = None
+    sparse_nats: float = math.nan
+    sparse_form: SparseAttention | None = None
 
     @property
     def head(self) -> KVHead:
@@ -138,7 +142,7 @@ class Plan:
     `layers`: those of the model; a model of other layers is refused. `unit`: whether heads or whole layers are kept.
     `ranking`: best first, by `method` on `probe`. `curve`: of this ranking and its baselines. `evidence`: numbers
     of the method, such as its completeness error. `context`: the tokens that cache sizes are counted for. `costs`: of
-    either conversion, where there was a choice. `remarks`: what to know before relying on the numbers. `verdict`: what
+    each conversion, where there was a choice. `remarks`: what to know before relying on the numbers. `verdict`: what
     the plan loses at several lengths, where that was measured (`workbench.verdict`).
     """
 
@@ -167,6 +171,7 @@ class Plan:
         linear += f", {len(self.sparse)} sparse" if self.sparse else ""
         heads = f"{len(self.keep)} of {len(self.ranking)} heads kept{linear}, window {self.window}, sink {self.sink}"
         saved = f"{self.kv_saved:.0%} of the cache saved at {self.context} tokens"
+        saved += f", {self.keys_saved:.0%} of the keys not read" if self.sparse else ""
         parts = ".choices, .table(), .curves(), .evidence, .remarks, .verdict"
         return f"Plan({self.model}: {heads}, {saved}, by {self.method} on {self.probe}; {parts})"
 
@@ -203,12 +208,39 @@ class Plan:
 
         What sparse heads read to select their blocks is not counted.
         """
-        return sum(
-            keys_read(self._converted.get(KVHead(info.index, h), "full"), seen_tokens(info, self.context))
-            for info in self.layers
-            if info.mixer == "softmax"
-            for h in range(info.n_kv_heads)
+        return keys_under(self.layers, self.choices, context=self.context)
+
+    @property
+    def keys_saved(self) -> float:
+        """The share of the keys that the newest of `context` tokens attends to in the model itself and not here.
+
+        It says how much less is read, `kv_saved` how much less is held.
+        """
+        in_all = keys_under(self.layers, {}, context=self.context)
+        return 1 - self.keys_read / in_all if in_all else 0.0
+
+    @property
+    def sparse_in_words(self) -> str:
+        """How many heads are sparse, what they attend to, and the keys and cache of the whole plan; "" where none is.
+
+        Sizes are at `context` tokens.
+        """
+        if not self.sparse:
+            return ""
+        counts = Counter(form.in_words for form in self.sparse.values())
+        forms = "; ".join(f"{n} {'head attends' if n == 1 else 'heads attend'} to {w}" for w, n in counts.items())
+        bound = " Selecting by oracle reads every key: it is the bound of what a trained selector could reach."
+        by_oracle = any(form.rule == "oracle" for form in self.sparse.values())
+        return (
+            f"{forms}, and they keep their whole cache. {self.keys_at([self.context])}; {self.kv_saved:.0%} of the "
+            f"cache is saved.{bound if by_oracle else ''}"
         )
+
+    def keys_at(self, lengths: Sequence[int]) -> str:
+        """How many keys a token reads under the plan at these lengths of the context, in words."""
+        read, in_all = ([keys_under(self.layers, to, context=n) for n in lengths] for to in (self.choices, {}))
+        counts = [f"{own:,} of {of:,} keys at {n:,} tokens" for own, of, n in zip(read, in_all, lengths, strict=True)]
+        return f"A token reads {', '.join(counts)}"
 
     @property
     def kv_bytes(self) -> int:
@@ -236,11 +268,12 @@ class Plan:
         return replace(self, keep=tuple(sorted(heads)), verdict=verdict)
 
     def table(self) -> pd.DataFrame:
-        """One row per ranked head, best first: its score, its choice, and what either conversion costs it.
+        """One row per ranked head, best first: its score, its choice, and what each conversion costs it.
 
         Columns: layer, kv_head, choice (`full`, `window`, `linear` or `sparse`), score, ci_lo, ci_hi, window_nats,
-        linear_nats, linear_error, linear_flags, features, sharpness, decay, bytes. The last is what the head holds at
-        `context` tokens. The form is the head's choice, or the one it was fitted with; NaN where there is none.
+        linear_nats, linear_error, sparse_nats, linear_flags, features, sharpness, decay, bytes, keys_read. The last
+        two are what the head holds at `context` tokens, and how many keys a token reads of it. The form is the head's
+        choice, or the one it was fitted with; NaN where there is none.
         """
         costs, choices = {c.head: c for c in self.costs}, self.choices
         infos = {info.index: info for info in self.layers if info.mixer == "softmax"}
@@ -257,12 +290,13 @@ class Plan:
                     **{name: getattr(ranked, name) for name in ("score", "ci_lo", "ci_hi")},
                     **{
                         name: math.nan if own is None else getattr(own, name)
-                        for name in ("window_nats", "linear_nats", "linear_error")
+                        for name in ("window_nats", "linear_nats", "linear_error", "sparse_nats")
                     },
                     "linear_flags": "" if own is None else own.linear_flags,
                     "features": "" if form is None else form.features,
                     **{n: math.nan if form is None else getattr(form, n) for n in ("sharpness", "decay")},
                     "bytes": bytes_held(choice, info.d_head, seen_tokens(info, self.context)),
+                    "keys_read": keys_read(choice, seen_tokens(info, self.context)),
                 }
             )
         return pd.DataFrame(rows)
@@ -281,7 +315,8 @@ class Plan:
         conversions = [
             [*head, {"form": name_of(form), **asdict(form)}] for head, form in sorted(self.conversions.items())
         ]
-        document = {"version": VERSION, **asdict(self), "conversions": conversions}
+        costs = [_written_costs(own) for own in self.costs]
+        document = {"version": VERSION, **asdict(self), "conversions": conversions, "costs": costs}
         if self.verdict is None:
             del document["verdict"]
         write_text(path, json_text(document, indent=1) + "\n")
@@ -313,7 +348,9 @@ class Plan:
             typed: dict[str, Any] = {**document, **_typed_fields(document)}
             plan = cls(**typed)
             cells = () if plan.verdict is None else plan.verdict.cells
-            records = (*plan.layers, *plan.ranking, *plan.curve, *plan.costs, *plan.conversions.values(), *cells)
+            selections = [own.sparse_form for own in plan.costs if own.sparse_form is not None]
+            forms = (*plan.conversions.values(), *selections)
+            records = (*plan.layers, *plan.ranking, *plan.curve, *plan.costs, *forms, *cells)
             for record in (plan, *records):
                 _require_types(record)
         except (TypeError, KeyError, ValueError, AttributeError, WorkbenchError) as error:
@@ -521,9 +558,21 @@ def _conversion(entry: Sequence[Any]) -> tuple[KVHead, LinearAttention | SparseA
     return KVHead(_whole(layer), _whole(kv_head)), own
 
 
+def _written_costs(costs: HeadCosts) -> dict[str, Any]:
+    """The costs as the file has them, which says of sparse attention only where that was a choice."""
+    record = asdict(costs)
+    if costs.sparse_form is None:
+        del record["sparse_nats"], record["sparse_form"]
+    return record
+
+
 def _costs(record: dict[str, Any]) -> HeadCosts:
-    form = record["form"]
-    changed: dict[str, Any] = {**_numbers(record), "form": None if form is None else _form(form)}
+    form, sparse = record["form"], record.get("sparse_form")
+    changed: dict[str, Any] = {
+        **_numbers(record),
+        "form": None if form is None else _form(form),
+        "sparse_form": None if sparse is None else SparseAttention(**sparse),
+    }
     return HeadCosts(**changed)
 
 
