@@ -137,10 +137,11 @@
     }
   }
 
-  function applyTheme(dark, view) {
+  function applyTheme(dark, view, colours) {
     const page = view ? view.page : pageOfAddress();
     document.documentElement.classList.toggle("dark", Boolean(dark));
     document.documentElement.dataset.agThemeMode = dark ? "dark" : "light"; // of the head table's grid
+    document.dispatchEvent(new CustomEvent("workbench:theme", { detail: { isDark: Boolean(dark), colours } }));
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}${embedded === null ? "" : " embedded"}`];
   }
 
