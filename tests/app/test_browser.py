@@ -20,10 +20,11 @@ HEADINGS = """[...document.querySelectorAll('h1, h2, h3, h4')]
 # Whether all figures in sight have this colour of text, in what plotly has drawn.
 GROUNDS = """colour => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent)
   .every(plot => plot._fullLayout.font.color === colour && plot._fullLayout.yaxis.tickfont.color !== colour)"""
-# The attributes that give what plotly has drawn its colours, figure by figure.
+# What gives a drawn figure its colours, figure by figure: styles, the stops of colour bars, the pixels of heatmaps.
 COLOURED = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent).flatMap(plot =>
-  [...plot.querySelectorAll('.main-svg *')].filter(e => !e.closest('.cursors, .modebar, defs')).flatMap(e =>
-    ['fill', 'stroke'].map(name => e.style[name]).filter(Boolean).map(colour => `${e.tagName} ${colour}`)))"""
+  [...plot.querySelectorAll('.main-svg *')].filter(e => !e.closest('.cursors, .modebar')).flatMap(e =>
+    [e.style.fill, e.style.stroke, e.getAttribute('stop-color'), e.tagName === 'image' && e.href.baseVal]
+      .filter(colour => colour && !colour.startsWith('url(')).map(colour => `${e.tagName} ${colour}`)))"""
 STEP = """key => new Promise(done => {
   const plot = document.querySelector('#grid .js-plotly-plot');
   const before = plot.broughtTo;

@@ -101,7 +101,6 @@ def _register_browser(app: Dash, content: Content) -> None:
         Output(ids.RUN_CHECKPOINTS, "data"),
         Input(ids.CHECKPOINT, "value"),
         Input(ids.PLANES, "data"),
-        Input(ids.THEME, "data"),
         Input(ids.VIEW, "data"),
     )
     app.clientside_callback(

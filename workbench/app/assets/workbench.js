@@ -190,7 +190,7 @@
     return decoded.get(run);
   }
 
-  function showCheckpoint(position, planes, dark, view) {
+  function showCheckpoint(position, planes, view) {
     const same = window.dash_clientside.no_update;
     if (!planes) return ["", same];
     document.querySelector(".controls .checkpoint").classList.toggle("none", !planes.stops.length);
