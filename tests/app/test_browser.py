@@ -10,12 +10,21 @@ import pytest
 
 from tests.browser import watched_page
 from tests.synthetic_run import DEMO, STEPS, write_run
+from workbench.figures.style import PALETTES
 from workbench.store import Store
 
 pytestmark = pytest.mark.browser
 
 HEADINGS = """[...document.querySelectorAll('h1, h2, h3, h4')]
   .filter(heading => heading.getClientRects().length).map(heading => Number(heading.tagName[1]))"""
+# Whether all figures in sight have this colour of text, in what plotly has drawn.
+GROUNDS = """colour => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent)
+  .every(plot => plot._fullLayout.font.color === colour && plot._fullLayout.yaxis.tickfont.color !== colour)"""
+# What gives a drawn figure its colours, figure by figure: styles, the stops of colour bars, the pixels of heatmaps.
+COLOURED = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent).flatMap(plot =>
+  [...plot.querySelectorAll('.main-svg *')].filter(e => !e.closest('.cursors, .modebar')).flatMap(e =>
+    [e.style.fill, e.style.stroke, e.getAttribute('stop-color'), e.tagName === 'image' && e.href.baseVal]
+      .filter(colour => colour && !colour.startsWith('url(')).map(colour => `${e.tagName} ${colour}`)))"""
 STEP = """key => new Promise(done => {
   const plot = document.querySelector('#grid .js-plotly-plot');
   const before = plot.broughtTo;
@@ -111,6 +120,9 @@ def test_an_app_that_does_not_answer_is_said_to_until_it_does(overview):
     tab.context.set_offline(True)
     says(tab, "#not-answering", "does not answer")
     assert tab.locator("#grid .heatmaplayer").count() == 4  # what was read stays
+    for ground in ("dark", "light"):  # the browser changes the theme of figures by itself
+        tab.keyboard.press("d")
+        tab.wait_for_function(GROUNDS, arg=PALETTES[ground].text)
     tab.context.set_offline(False)
     tab.wait_for_selector("#not-answering", state="detached")
     assert [text for text in tab.complaints if "DISCONNECTED" not in text and "did not respond" not in text] == []
@@ -227,6 +239,28 @@ def test_dark_is_remembered(tab, address):
     tab.wait_for_selector(".wb.dark")
     arrive(tab, address)
     tab.wait_for_selector(".wb.dark")
+    assert tab.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["overview", "head"])
+def test_a_figure_that_becomes_dark_in_the_browser_is_the_one_that_the_server_draws_dark(tab, address, page):
+    arrive(tab, f"{address}/{page}?detector=retrieval", page)
+    if tab.locator(".wb.dark").count():
+        tab.keyboard.press("d")
+        tab.wait_for_function(GROUNDS, arg=PALETTES["light"].text)
+    tab.wait_for_timeout(1500)  # until all that the server sends is there
+    asked = []
+    tab.on("request", lambda request: asked.append(request.post_data or ""))
+    tab.keyboard.press("d")
+    tab.wait_for_function(GROUNDS, arg=PALETTES["dark"].text)
+    tab.wait_for_timeout(500)
+    assert [body for body in asked if ".figure" in body] == []
+    here = tab.evaluate(COLOURED)
+    arrive(tab, f"{address}/{page}?detector=retrieval", page)
+    tab.wait_for_timeout(1500)
+    assert len(here) > 200
+    assert tab.evaluate(COLOURED) == here
     assert tab.complaints == []
 
 

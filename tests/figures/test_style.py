@@ -11,7 +11,17 @@ import pytest
 
 import workbench.app
 from tests.figures.colour_differences import VISION, ciede2000, contrast, difference, lab
-from workbench.figures.style import COLOURS, LETTERS, PALETTES, Scale, colour_scale, letter, line_style, sign_colours
+from workbench.figures.style import (
+    COLOURS,
+    LETTERS,
+    PALETTES,
+    Scale,
+    colour_scale,
+    letter,
+    line_style,
+    paired_colours,
+    sign_colours,
+)
 
 THEMES = ["light", "dark"]
 CARD = {"light": "#ffffff", "dark": "#131a24"}
@@ -83,3 +93,13 @@ def test_the_page_has_the_colours_of_the_figures(theme):
     for i, colour in enumerate(COLOURS[theme]):
         assert re.search(rf"--run-{i}: (#\w+);", blocks[theme])[1] == colour.lower()
     assert f"--positive: {sign_colours(theme)[0]};" in CSS
+
+
+def test_a_colour_has_one_counterpart_in_the_other_theme():
+    for pairs in paired_colours().values():
+        for one, other in ((0, 1), (1, 0)):
+            counterparts = {}
+            for pair in pairs:
+                counterparts.setdefault(pair[one].lower(), set()).add(pair[other].lower())
+            assert {colour: len(found) for colour, found in counterparts.items() if len(found) > 1} == {}
+    assert paired_colours()["colours"][0] == (PALETTES["light"].text, PALETTES["dark"].text)

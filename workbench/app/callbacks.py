@@ -93,6 +93,7 @@ def _register_browser(app: Dash, content: Content) -> None:
         Output(ids.ROOT, "className"),
         Input(ids.THEME, "data"),
         Input(ids.VIEW, "data"),
+        State(ids.THEME_COLOURS, "data"),
     )
     app.clientside_callback(
         ClientsideFunction(js, "showCheckpoint"),
@@ -100,7 +101,6 @@ def _register_browser(app: Dash, content: Content) -> None:
         Output(ids.RUN_CHECKPOINTS, "data"),
         Input(ids.CHECKPOINT, "value"),
         Input(ids.PLANES, "data"),
-        Input(ids.THEME, "data"),
         Input(ids.VIEW, "data"),
     )
     app.clientside_callback(

@@ -15,6 +15,7 @@ from workbench.app.components import attributes, labelled, select
 from workbench.app.definitions import DEFINITIONS
 from workbench.app.registry import CONTROLS, Page, pages
 from workbench.app.state.content import Content
+from workbench.figures.style import paired_colours
 
 POLL_MS = 2000
 _FEW_RUNS = 6
@@ -31,6 +32,7 @@ def document(content: Content, *, laid_out: Collection[str]) -> dmc.MantineProvi
     body = [
         *(dcc.Store(id=name) for name in _STORES),
         dcc.Store(id=ids.THEME),
+        dcc.Store(id=ids.THEME_COLOURS, data=paired_colours()),
         dcc.Store(id=ids.CARDS, data=_pages_of_cards(content)),
         dcc.Interval(id=ids.TICK, interval=POLL_MS),
         _header([page for page in pages() if content.runs or page.name == "probe"]),

@@ -3,6 +3,7 @@
 # Stores in the browser.
 LOCATION, NAVIGATE, VIEW, ADDRESS_STEP, EMPTY_PAGE = "location", "navigate", "view", "address-step", "empty-page"
 JUMP, THEME, NOTICE, CARDS = "jump", "theme", "notice", "cards"
+THEME_COLOURS = "theme-colours"
 PLANES, PLANES_REQUEST, CURRENT_STEP, RUN_CHECKPOINTS, FINGERPRINTS = (
     "planes",
     "planes-request",

@@ -25,7 +25,18 @@ from workbench.emergence.onset_words import COLUMNS as ONSET_COLUMNS
 from workbench.emergence.onset_words import onset_words
 from workbench.figures.axis import AxisUnit, TrainingAxis, draw_axis, training_axis
 from workbench.figures.score_tables import score_table
-from workbench.figures.style import COLOURS, DASHES, MOST_ABOVE, ONSET, Scale, Theme, legend_beside, line_style, styled
+from workbench.figures.style import (
+    COLOURS,
+    DASHES,
+    MOST_ABOVE,
+    ONSET,
+    Scale,
+    Theme,
+    legend_beside,
+    line_style,
+    shade,
+    styled,
+)
 from workbench.figures.trajectories import (
     DESCRIPTIVE,
     RunLike,
@@ -286,7 +297,7 @@ def _distance_lines(rows: list[dict[str, Any]], metric: str, shades: Theme | Non
     for i, distance in enumerate(distances if shades else distances[-1:]):
         label, line = "", {"dash": "dot"}
         if shades:
-            label, line = f"distance {distance}", {"color": _shade(i / max(len(distances) - 1, 1), shades)}
+            label, line = f"distance {distance}", {"color": shade(i / max(len(distances) - 1, 1), shades)}
         at_distance = [row for row in rows if row["distance"] == distance]
         drawn = {"label": label, "group": label or None, "line": line, "width": 1.5}
         yield {**_metric_line(at_distance, metric, f"at distance {distance}"), **drawn}
@@ -324,13 +335,6 @@ def _detector_lines(
 
 def _format_row(label: str, row: dict[str, Any], value: str, unit: str) -> str:
     return format_score(label, (row[value], row["ci_lo"], row["ci_hi"]), row["n"], unit=unit)
-
-
-def _shade(distance: float | int, theme: Theme) -> str:
-    """A colour from strong to pale, for a distance from 0 (nearest) to 1 (farthest)."""
-    ends = {"light": ((8, 48, 107), (150, 190, 225)), "dark": ((253, 246, 178), (60, 110, 160))}
-    near, far = ends[theme]
-    return "rgb({},{},{})".format(*(round(a + distance * (b - a)) for a, b in zip(near, far, strict=True)))
 
 
 def _padded(scale: Scale) -> list[float]:

@@ -64,6 +64,9 @@ _NEGATIVE = {
     "dark": ("#141b27", "#451b2e", "#8c2450", "#b52f8a", "#b03ad8"),
 }
 _STOPS = (0.0, 0.15, 0.42, 0.72, 1.0)
+# The nearest and the farthest distance of one run's lines, and how many shades lie from the one to the other.
+_SHADE_ENDS = {"light": ((8, 48, 107), (150, 190, 225)), "dark": ((253, 246, 178), (60, 110, 160))}
+_N_SHADES = 33
 
 
 class Palette(NamedTuple):
@@ -129,6 +132,25 @@ def colour_scale(scale: Scale, theme: Theme) -> list[tuple[float, str]]:
 def sign_colours(theme: Theme) -> tuple[str, str]:
     """The colours of bars above and below zero, from the two sides of the diverging scale."""
     return _POSITIVE[theme][3], _NEGATIVE[theme][3]
+
+
+def shade(distance: float | int, theme: Theme) -> str:
+    """A colour from strong to pale, for a distance from 0 (nearest) to 1 (farthest), in 33 steps."""
+    near, far = _SHADE_ENDS[theme]
+    share = round(distance * (_N_SHADES - 1)) / (_N_SHADES - 1)
+    return "rgb({},{},{})".format(*(round(a + share * (b - a)) for a, b in zip(near, far, strict=True)))
+
+
+def paired_colours() -> dict[str, list[tuple[str, str]]]:
+    """The colours that mean the same in the light and in the dark theme, as pairs: those of text first.
+
+    A drawn figure changes its theme by them alone. `letters` are those of layer kinds, which stand in tick labels.
+    """
+    light, dark = ([*PALETTES[t], *COLOURS[t], *_POSITIVE[t], *_NEGATIVE[t]] for t in ("light", "dark"))
+    steps = [i / (_N_SHADES - 1) for i in range(_N_SHADES)]
+    shades = [(shade(step, "light"), shade(step, "dark")) for step in steps]
+    letters = [(colour, _LETTER_COLOURS["dark"][kind]) for kind, colour in _LETTER_COLOURS["light"].items()]
+    return {"colours": [*zip(light, dark, strict=True), *shades], "letters": letters}
 
 
 def colour_axis(scale: Scale, theme: Theme) -> dict[str, Any]:

@@ -16,6 +16,7 @@
     before?.stop.abort();
     const view = { id, holder, source, at, onHead, stop: new AbortController(), direction: before?.direction || "from" };
     shown.set(id, view);
+    holder.classList.toggle("expected", !holder.childElementCount); // room, so that what is below is not drawn first
     try {
       const same = before?.file && JSON.stringify(before.source) === JSON.stringify(source);
       view.file = same ? before.file : await ask(view, "of", {});
@@ -33,6 +34,7 @@
       build(view);
     } catch (error) {
       if (error.name === "AbortError") return;
+      holder.classList.remove("expected");
       holder.replaceChildren(parts.make("div", "patterns", parts.card("Pattern", "", parts.empty(error.message))));
       // A scan that is still writing stores patterns after the scores that the page follows.
       setTimeout(() => shown.get(id) === view && holder.offsetParent && show(id, source, at, onHead), RETRY_MS);
@@ -58,6 +60,7 @@
   }
 
   function build(view) {
+    view.holder.classList.remove("expected");
     if (view.direction === "loss" && !view.losses?.nats?.length) view.direction = "from";
     view.pattern = parts.patternCard(view);
     view.words = parts.tokensCard(view);

@@ -137,10 +137,11 @@
     }
   }
 
-  function applyTheme(dark, view) {
+  function applyTheme(dark, view, colours) {
     const page = view ? view.page : pageOfAddress();
     document.documentElement.classList.toggle("dark", Boolean(dark));
     document.documentElement.dataset.agThemeMode = dark ? "dark" : "light"; // of the head table's grid
+    document.dispatchEvent(new CustomEvent("workbench:theme", { detail: { isDark: Boolean(dark), colours } }));
     return [dark ? "dark" : "light", `wb on-${page}${dark ? " dark" : ""}${embedded === null ? "" : " embedded"}`];
   }
 
@@ -189,7 +190,7 @@
     return decoded.get(run);
   }
 
-  function showCheckpoint(position, planes, dark, view) {
+  function showCheckpoint(position, planes, view) {
     const same = window.dash_clientside.no_update;
     if (!planes) return ["", same];
     document.querySelector(".controls .checkpoint").classList.toggle("none", !planes.stops.length);
@@ -280,52 +281,23 @@
       if (tries > 0) setTimeout(() => watch(id, tries - 1), 50);
       return;
     }
-    fit(plot);
-    breakLines(plot);
-    const hasText = ((plot.layout && plot.layout.annotations) || []).some((annotation) => annotation.text);
-    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !hasText);
     if (!plot.isWatched) {
       plot.isWatched = true;
-      plot.on("plotly_afterplot", () => update(plot, id));
+      plot.on("plotly_afterplot", () => settle(plot, id));
       if (!marked(id, "mask")) plot.on("plotly_click", (event) => clicked(event.points[0]));
       document.dispatchEvent(new CustomEvent("workbench:watched", { detail: { plot, id } }));
-      new ResizeObserver(() => {
-        fit(plot);
-        breakLines(plot);
-      }).observe(plot.parentElement);
+      new ResizeObserver(() => window.workbenchDrawing.fit(plot)).observe(plot.parentElement);
     }
+    settle(plot, id);
+  }
+
+  // What is to be done with every figure that plotly has drawn.
+  function settle(plot, id) {
+    window.workbenchDrawing.fit(plot);
+    const hasText = ((plot.layout && plot.layout.annotations) || []).some((annotation) => annotation.text);
+    document.getElementById(id).classList.toggle("waiting", !plot.data.length && !hasText);
     update(plot, id);
     document.dispatchEvent(new CustomEvent("workbench:drawn", { detail: { plot, id } }));
-  }
-
-  // A figure has its own height. Its width is the card's; many panels need more, and then the card scrolls.
-  function fit(plot) {
-    const least = ((plot.layout && plot.layout.meta) || {}).width || 0;
-    const width = plot.parentElement.clientWidth && Math.max(plot.parentElement.clientWidth, least);
-    plot.style.minWidth = `${least}px`;
-    if (width > 0 && plot._fullLayout && Math.abs(plot._fullLayout.width - width) > 1) window.Plotly.Plots.resize(plot);
-  }
-
-  // Plotly breaks no lines: a message gets lines that fit into its card.
-  function breakLines(plot) {
-    const text = ((plot.layout && plot.layout.meta) || {}).message;
-    if (!text || !plot.clientWidth) return;
-    const most = Math.max(24, Math.floor((plot.clientWidth - 70) / 7.2));
-    const piece = new RegExp(`.{1,${most}}`, "g");
-    const lines = text.split("<br>").flatMap((part) => {
-      const broken = [""];
-      for (const word of part.split(/ |(?<=[/\\])/).flatMap((long) => (long.length > most ? long.match(piece) : [long]))) {
-        const glue = broken[broken.length - 1] === "" || /[/\\]$/.test(broken[broken.length - 1]) ? "" : " ";
-        const longer = broken[broken.length - 1] + glue + word;
-        if (longer.replace(/<[^>]*>/g, "").length > most && broken[broken.length - 1]) broken.push(word);
-        else broken[broken.length - 1] = longer;
-      }
-      return broken;
-    });
-    const annotation = plot.layout.annotations?.[0];
-    if (!annotation || annotation.text === lines.join("<br>")) return;
-    annotation.text = lines.join("<br>");
-    window.Plotly.redraw(plot);
   }
 
   // Bring a plot to the shown checkpoint. A new figure from the server has a new `plot.data`.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from dash import Dash, Input, Output, html, no_update
+from dash import Dash, Input, Output, State, html, no_update
 
 from workbench import emergence, figures
 from workbench.app import ids
@@ -174,7 +174,7 @@ def agreement_of(sides: Sides, view: View) -> dict[str, pd.DataFrame]:
 def register(app: Dash, content: Content) -> None:
     """The Compare page."""
     runs = content.runs
-    changes = [Input(ids.VIEW, "data"), Input(ids.SCORES_CHANGED, "data"), Input(ids.THEME, "data")]
+    changes = [Input(ids.VIEW, "data"), Input(ids.SCORES_CHANGED, "data"), State(ids.THEME, "data")]
 
     @app.callback(
         *(Output(ids.parameter_id(name), key) for name in ("a", "at_a", "b", "at_b") for key in ("data", "value")),

@@ -65,7 +65,7 @@ def register(app: Dash, content: Content) -> None:
         Output(LINES, "className"),
         Input(ids.VIEW, "data"),
         Input(ids.HEAD_CHANGED, "data"),
-        Input(ids.THEME, "data"),
+        State(ids.THEME, "data"),
     )
     def show_head(view_json: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
@@ -96,7 +96,7 @@ def register(app: Dash, content: Content) -> None:
         Input(ids.VIEW, "data"),
         Input(ids.RUN_CHECKPOINTS, "data"),
         Input(ids.HEAD_CHANGED, "data"),
-        Input(ids.THEME, "data"),
+        State(ids.THEME, "data"),
     )
     def show_among_heads(view_json: Any, checkpoints: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
@@ -129,7 +129,7 @@ def _register_history(app: Dash, content: Content) -> None:
         Output(HISTORY_REST, "data"),
         Input(ids.VIEW, "data"),
         Input(ids.HEAD_CHANGED, "data"),
-        Input(ids.THEME, "data"),
+        State(ids.THEME, "data"),
     )
     def show_history(view_json: Any, _: Any, is_dark: Any) -> Any:
         view = View.of_page("head", view_json)

@@ -9,7 +9,7 @@ from typing import Any
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import Dash, Input, Output, html, no_update
+from dash import Dash, Input, Output, State, html, no_update
 
 from workbench import figures
 from workbench.app import grouped_runs, ids
@@ -136,7 +136,7 @@ def _register_figures(app: Dash, content: Content) -> None:
             Output(figure_id, "figure"),
             Input(ids.VIEW, "data"),
             Input(ids.SCORES_CHANGED, "data"),
-            Input(ids.THEME, "data"),
+            State(ids.THEME, "data"),
         )
         def show_figure(view_json: Any, _: Any, is_dark: Any, figure_id: Any = figure_id) -> Any:
             view = View.of_page("overview", view_json)
@@ -274,7 +274,7 @@ def _register_metrics(app: Dash, content: Content) -> None:
             Output(figure_id, "figure"),
             Input(ids.VIEW, "data"),
             Input(ids.METRICS_CHANGED, "data"),
-            Input(ids.THEME, "data"),
+            State(ids.THEME, "data"),
         )
         def show_metric(view_json: Any, _: Any, is_dark: Any, side: Any = side) -> Any:
             view = View.of_page("overview", view_json)

@@ -15,7 +15,7 @@ from typing import Any
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import ClientsideFunction, Dash, Input, Output, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from workbench import figures
 from workbench.app import ids
@@ -114,7 +114,7 @@ def register(app: Dash, content: Content) -> None:
         Output(RANKING, "children"),
         Output(AWAY, "children"),
         Input(ids.VIEW, "data"),
-        Input(ids.THEME, "data"),
+        State(ids.THEME, "data"),
     )
     def show_plan(view_json: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("plan", view_json), theme_of(is_dark)
@@ -138,7 +138,7 @@ def register(app: Dash, content: Content) -> None:
         Output(SENTENCE, "children"),
         Output(VERDICT, "figure"),
         Input(ids.VIEW, "data"),
-        Input(ids.THEME, "data"),
+        State(ids.THEME, "data"),
     )
     def show_verdict(view_json: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("plan", view_json), theme_of(is_dark)

@@ -20,7 +20,7 @@ def answer_with_reason(error: Exception) -> Any:
     """
     outputs: Any = ctx.outputs_list
     reason = reason_of(error)
-    theme = theme_of(ctx.inputs.get(f"{ids.THEME}.data"))
+    theme = theme_of({**ctx.inputs, **ctx.states}.get(f"{ids.THEME}.data"))
     if isinstance(outputs, dict):
         return _shown(outputs, reason, theme)
     return [_shown(output, reason, theme) for output in outputs or ()]
