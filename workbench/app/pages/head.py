@@ -16,7 +16,7 @@ from workbench.app import ids
 from workbench.app.answers_of_view import kept_answer
 from workbench.app.components import WAITING, attributes, badges, card, graph, message, theme_of
 from workbench.app.head_tables import facts_of, head_scores, score_table
-from workbench.app.pages.overview import overview_figure
+from workbench.app.pages.overview import WITH_LEGEND_PX, overview_figure
 from workbench.app.registry import page
 from workbench.app.state.content import Content
 from workbench.app.state.head_sets import PARAMETER, pinned, toggled
@@ -120,7 +120,8 @@ def _register_history(app: Dash, content: Content) -> None:
     def draw(view: View, is_dark: Any, *, detector: str | None) -> go.Figure:
         run, head, theme = content.runs[view.run], Head.parse(view.head), theme_of(is_dark)
         try:
-            return figures.history(run, head, detector=detector, probe=view.probe, x=view.x, theme=theme)
+            figure = figures.history(run, head, detector=detector, probe=view.probe, x=view.x, theme=theme)
+            return figure.update_layout(meta={"width": WITH_LEGEND_PX})
         except WorkbenchError as error:
             return message(str(error), theme)
 
@@ -144,7 +145,11 @@ def _register_history(app: Dash, content: Content) -> None:
         if whole.get(view.run) == digest or view.probe not in run.probes_of(view.detector):
             return draw(view, is_dark, detector=None), no_update
         figure = draw(view, is_dark, detector=view.detector)
-        return figure.update_layout(meta={"follows": "all detectors"}), [view_json, is_dark, digest]
+        return figure.update_layout(meta={"width": WITH_LEGEND_PX, "follows": "all detectors"}), [
+            view_json,
+            is_dark,
+            digest,
+        ]
 
     @app.callback(
         Output(HISTORY, "figure", allow_duplicate=True),
