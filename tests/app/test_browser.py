@@ -6,11 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 from tests.browser import watched_page
+from tests.figures.colour_differences import contrast
 from tests.synthetic_run import DEMO, STEPS, write_run
-from workbench.figures.style import PALETTES
+from workbench.figures.style import PALETTES, Scale, colour_scale
 from workbench.store import Store
 
 pytestmark = pytest.mark.browser
@@ -20,6 +22,9 @@ HEADINGS = """[...document.querySelectorAll('h1, h2, h3, h4')]
 # Whether all figures in sight have this colour of text, in what plotly has drawn.
 GROUNDS = """colour => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent)
   .every(plot => plot._fullLayout.font.color === colour && plot._fullLayout.yaxis.tickfont.color !== colour)"""
+# The colour and the score of every number in a cell of the grid.
+NUMBERS = """() => [...document.querySelectorAll('#grid .heatmap-label text')].map(({ style, __data__ }) =>
+  ['#' + style.fill.match(/\\d+/g).map(c => Number(c).toString(16).padStart(2, '0')).join(''), __data__.z])"""
 # What gives a drawn figure its colours, figure by figure: styles, the stops of colour bars, the pixels of heatmaps.
 COLOURED = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent).flatMap(plot =>
   [...plot.querySelectorAll('.main-svg *')].filter(e => !e.closest('.cursors, .modebar')).flatMap(e =>
@@ -38,6 +43,13 @@ STEP = """key => new Promise(done => {
   document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
   look();
 })"""
+
+
+def colour_of(score, scale):
+    """The colour of a score from -1 to 1, between the stops of a scale."""
+    stops, colours = zip(*scale, strict=True)
+    channels = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
+    return "#" + bytes(round(float(np.interp((1 + score) / 2, stops, each))) for each in channels.T).hex()
 
 
 def query(tab):
@@ -123,6 +135,10 @@ def test_an_app_that_does_not_answer_is_said_to_until_it_does(overview):
     for ground in ("dark", "light"):  # the browser changes the theme of figures by itself
         tab.keyboard.press("d")
         tab.wait_for_function(GROUNDS, arg=PALETTES[ground].text)
+        inks, scores = zip(*tab.evaluate(NUMBERS), strict=True)
+        cells = [colour_of(score, colour_scale(Scale(-1, 1, ""), ground)) for score in scores]
+        assert set(inks) == {"#000000", "#ffffff"}
+        assert min(contrast(ink, cell) for ink, cell in zip(inks, cells, strict=True)) >= 4.5
     tab.context.set_offline(False)
     tab.wait_for_selector("#not-answering", state="detached")
     assert [text for text in tab.complaints if "DISCONNECTED" not in text and "did not respond" not in text] == []

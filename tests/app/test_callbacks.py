@@ -254,7 +254,7 @@ def test_the_history_is_drawn_under_the_chosen_detector_first_and_then_under_all
     first = call(app, "history-rest.data", ["view.data"], view=head)
     assert [trace["name"] for trace in first["history"]["figure"]["data"]] == ["induction"]
     rest = first["history-rest"]["data"]
-    name = next(name for name in app.callback_map if name.startswith("history.figure"))
+    name = next(name for name in app.callback_map if "history.figure@" in name)
     other = view(page="head", head="L0H2")
     assert call(app, name, ["history-rest.data"], history_rest=rest, view=other) == {}  # another head by now
     whole = call(app, name, ["history-rest.data"], history_rest=rest, view=head)
@@ -262,3 +262,25 @@ def test_the_history_is_drawn_under_the_chosen_detector_first_and_then_under_all
     again = call(app, "history-rest.data", ["view.data"], view=other)
     assert len(again["history"]["figure"]["data"]) > 1
     assert "history-rest" not in again
+
+
+def test_of_a_large_run_a_heads_onsets_follow_when_all_scores_are_read(path, monkeypatch):
+    monkeypatch.setattr("workbench.app.pages.head.MANY", 0)
+    app = build_app([path])
+    head = view(page="head", head="L0H1")
+
+    def onsets(answer):
+        rows = answer["head-scores"]["children"]["props"]["children"][1]["props"]["children"]
+        return [row["props"]["children"][-1]["props"]["children"] for row in rows]
+
+    first = call(app, "place.figure", ["view.data"], view=head)
+    assert first["place"]["figure"]["data"]
+    assert onsets(first) == ["…"] * 4
+    rest = call(app, "history-rest.data", ["view.data"], view=head)["history-rest"]["data"]
+    name = next(name for name in app.callback_map if "history.figure@" in name)
+    read = call(app, name, ["history-rest.data"], history_rest=rest, view=head)["history-read"]["data"]
+    then = call(app, "place.figure", ["history-read.data"], history_read=read, view=head)
+    assert "place" not in then
+    run = live_runs([path])["hybrid"]
+    assert onsets(then) == [row["onset"] for row in head_scores(run, Head(0, 1), "last", probe="repeats")]
+    assert set(onsets(then)) > {"–"}

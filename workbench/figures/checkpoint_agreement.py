@@ -90,7 +90,7 @@ def rank_agreement(
         raise WorkbenchError("there is no agreement to draw; pass a table of `emergence.rank_agreement`")
     panels = [(title, column, scope) for title in tables for column, scope in _CORRELATIONS.items()]
     titles = [f"{title} · {scope}" if title else scope for title, _, scope in panels]
-    figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.22 / len(panels))
+    figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.34 / len(panels))
     for i, (title, column, _) in enumerate(panels, start=1):
         wide = tables[title].pivot(index="ckpt", columns="reference", values=column)
         rows = list(dict.fromkeys(tables[title]["ckpt"]))
@@ -104,7 +104,7 @@ def rank_agreement(
             row=1,
             col=i,
         )
-        figure.update_xaxes(**_ticks(columns, labels, 5), row=1, col=i)
+        figure.update_xaxes(**_ticks(columns, labels, 3 if len(panels) > 2 else 5), row=1, col=i)
         figure.update_yaxes(**_ticks(rows, labels, 8), range=[len(rows) - 0.5, -0.5], row=1, col=i)
     styled(figure, theme, height=360)
     figure.update_layout(coloraxis=colour_axis(Scale(-1, 1, ""), theme), plot_bgcolor=PALETTES[theme].missing)

@@ -57,6 +57,7 @@ _LINE = ("detector", "probe", "mixer")
 _BRANCH = {"dash": "dash"}
 # Behind a title, where heads are chosen by their change.
 CHANGED = " · heads that changed most"
+_MOST_DOTS = 60  # on a line
 
 
 def emergence(
@@ -164,7 +165,8 @@ def history(
             name=name,
             mode="lines+markers",
             line={"color": colours[i % len(colours)], "dash": DASHES[i // len(colours) % len(DASHES)]},
-            marker={"size": 4 if len(rows) > 1 else 9},
+            # of many checkpoints not every dot is drawn: they would lie over each other, and each takes time
+            marker={"size": 4 if len(rows) > 1 else 9, "maxdisplayed": _MOST_DOTS if len(rows) > _MOST_DOTS else 0},
             text=text,
             hovertemplate="%{text}<extra></extra>",
             row=units.index(scale.unit) + 1,

@@ -36,7 +36,9 @@ _MOST_NUMBERED = 18  # columns of which each shows its score
 _MOST_DESCRIBED = 2000
 # More panels than this are narrow, and have fewer ticks.
 _WIDE_PANELS, _FEW_TICKS = 4, 2
-_DOT_POSITIONS = 200  # that can be told apart
+# The least width of a panel of `strips`, its names included, at which its ticks can be read.
+STRIP_PX = 260
+_DOT_POSITIONS = 120  # that can be told apart
 _SHORT = "<b>%{customdata}</b><br>%{z:.6~r}<extra></extra>"
 
 
@@ -102,7 +104,9 @@ def strips(
     scale = score_scale(detector, [curves.score for curves in curves_of_runs])
     axis = training_axis([curves.checkpoints for curves in curves_of_runs], x)
     titles = [r.name + CHANGED * c.is_strongest_untrained for r, c in zip(runs, curves_of_runs, strict=True)]
-    figure = _panels(titles, spacing=0.065)
+    longest = max(len(str(head)) for curves in curves_of_runs for head in curves.heads)
+    # beside each panel but the first stand its heads' names
+    figure = _panels(titles, spacing=max(0.065, (20 + 8 * longest) / (STRIP_PX * len(runs))))
     rows = 1
     for i, (each_run, curves) in enumerate(zip(runs, curves_of_runs, strict=True)):
         marks = onset_marks(curves, each_run.onsets(detector, probe=curves.probe), axis.unit)
@@ -113,7 +117,6 @@ def strips(
         _add_onset_ticks(figure, axis.positions(curves.checkpoints), [marks.get(row) for row in order], panel=i + 1)
         figure.update_traces(name=each_run.name, col=i + 1)
     styled(figure, theme, height=80 + int(np.clip(rows * 18, 120, 520)))
-    longest = max(len(str(head)) for curves in curves_of_runs for head in curves.heads)
     figure.update_layout(
         margin={"l": 24 + 8 * longest}, coloraxis=colour_axis(scale, theme), plot_bgcolor=PALETTES[theme].missing
     )

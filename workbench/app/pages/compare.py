@@ -38,7 +38,7 @@ MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, PAIRING, LOCK_IN, LOCK_IN_SENTEN
 SCATTER_ABOUT, MOVED_TITLE, MOVED_ABOUT, TRAINING = "against-about", "moved-title", "moved-about", "compare-training"
 _MOVED_ROWS = 40
 _SAME = "A and B are the same checkpoint: choose another run or checkpoint above"
-_MATRICES_PX = 760
+_MATRIX_PX = 220  # of one of two or four
 _LONGEST_LABEL = 10  # characters
 _BY_RANK = "By rank: the largest differences"
 # Of each way to pair heads: what the points are, and the title and the words above the table.
@@ -229,7 +229,7 @@ def register(app: Dash, content: Content) -> None:
                 for name, label in checkpoint_labels(run, view).items()
             }
             figure = figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
-            return figure.update_layout(meta={"width": _MATRICES_PX})
+            return figure.update_layout(meta={"width": _MATRIX_PX * len(figure.data)})
         except WorkbenchError as error:
             return message(str(error), theme)
 

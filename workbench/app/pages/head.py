@@ -9,15 +9,16 @@ from typing import Any
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from workbench import figures
 from workbench.app import ids
 from workbench.app.answers_of_view import kept_answer
 from workbench.app.components import WAITING, attributes, badges, card, graph, message, theme_of
 from workbench.app.head_tables import facts_of, head_scores, score_table
-from workbench.app.pages.overview import overview_figure
+from workbench.app.pages.overview import WITH_LEGEND_PX, overview_figure
 from workbench.app.registry import page
+from workbench.app.score_planes import MANY
 from workbench.app.state.content import Content
 from workbench.app.state.head_sets import PARAMETER, pinned, toggled
 from workbench.app.state.scan_states import why_empty
@@ -37,7 +38,8 @@ TITLE, BADGES, HISTORY, AMONG_HEADS, SCORES, HEAD_GRID, PATTERNS = (
     "head-grid",
     "head-patterns",
 )
-HISTORY_REST = "history-rest"
+HISTORY_REST, HISTORY_READ = "history-rest", "history-read"
+_READING = "…"  # in the place of an onset
 NOTICE, LINKS, LINES = "head-notice", "head-links", "head-lines"
 
 
@@ -88,7 +90,9 @@ def register(app: Dash, content: Content) -> None:
             "row two one-checkpoint" if is_one else "row two",
         )
 
-    _register_history(app, content)
+    # Of each run, the scores that have been read under all detectors.
+    whole: dict[str, str] = {}
+    _register_history(app, content, whole)
 
     @app.callback(
         Output(AMONG_HEADS, "figure"),
@@ -96,37 +100,48 @@ def register(app: Dash, content: Content) -> None:
         Input(ids.VIEW, "data"),
         Input(ids.RUN_CHECKPOINTS, "data"),
         Input(ids.HEAD_CHANGED, "data"),
+        Input(HISTORY_READ, "data"),
         State(ids.THEME, "data"),
     )
-    def show_among_heads(view_json: Any, checkpoints: Any, _: Any, is_dark: Any) -> Any:
+    def show_among_heads(view_json: Any, checkpoints: Any, _: Any, __: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
         if view is None:
             return no_update, no_update
         if not view.head:
             return _waiting(view, content, theme), []
         run, head, step = runs[view.run], Head.parse(view.head), (checkpoints or {}).get(view.run, "last")
+        # Onsets need the scores of every checkpoint, which the history reads, of a large run later.
+        are_read = whole.get(view.run) == run.fingerprint("scores") or not _is_large(run)
         try:
+            rows = head_scores(run, head, step, probe=view.probe, onsets=run.n_scored > 1 and are_read)
+            if ctx.triggered_id == HISTORY_READ:
+                return no_update, score_table(rows)
             figure = figures.place(run, head, probe=view.probe, step=step, theme=theme)
         except WorkbenchError as error:
             return message(str(error), theme), []
-        return figure, score_table(head_scores(run, head, step, probe=view.probe, onsets=run.n_scored > 1))
+        return figure, score_table(rows if are_read else [{**row, "onset": _READING} for row in rows])
 
 
-def _register_history(app: Dash, content: Content) -> None:
-    """The history: first under the chosen detector, then, once they are read, under all."""
-    # Of each run, the scores that have been read under all detectors.
-    whole: dict[str, str] = {}
+def _is_large(run: Run) -> bool:
+    """Whether all scores of a run take long to read."""
+    return run.n_scored * len(run.detectors) * int(run.layers()["n_heads"].sum()) > MANY
+
+
+def _register_history(app: Dash, content: Content, whole: dict[str, str]) -> None:
+    """The history: first under the chosen detector, then, once they are read, under all; `whole` notes that."""
 
     def draw(view: View, is_dark: Any, *, detector: str | None) -> go.Figure:
         run, head, theme = content.runs[view.run], Head.parse(view.head), theme_of(is_dark)
         try:
-            return figures.history(run, head, detector=detector, probe=view.probe, x=view.x, theme=theme)
+            figure = figures.history(run, head, detector=detector, probe=view.probe, x=view.x, theme=theme)
+            return figure.update_layout(meta={"width": WITH_LEGEND_PX})
         except WorkbenchError as error:
             return message(str(error), theme)
 
     @app.callback(
         Output(HISTORY, "figure"),
         Output(HISTORY_REST, "data"),
+        Output(HISTORY_READ, "data"),
         Input(ids.VIEW, "data"),
         Input(ids.HEAD_CHANGED, "data"),
         State(ids.THEME, "data"),
@@ -134,20 +149,24 @@ def _register_history(app: Dash, content: Content) -> None:
     def show_history(view_json: Any, _: Any, is_dark: Any) -> Any:
         view = View.of_page("head", view_json)
         if view is None:
-            return no_update, no_update
+            return (no_update,) * 3
         if not view.head:
-            return _waiting(view, content, theme_of(is_dark)), no_update
+            return _waiting(view, content, theme_of(is_dark)), no_update, no_update
         run = content.runs[view.run]
         if run.n_scored < 2:
-            return no_update, no_update
+            return (no_update,) * 3
         digest = run.fingerprint("scores")
-        if whole.get(view.run) == digest or view.probe not in run.probes_of(view.detector):
-            return draw(view, is_dark, detector=None), no_update
+        if whole.get(view.run) == digest:
+            return draw(view, is_dark, detector=None), no_update, no_update
+        if view.probe not in run.probes_of(view.detector):
+            return draw_whole(view, is_dark, digest), no_update, digest
         figure = draw(view, is_dark, detector=view.detector)
-        return figure.update_layout(meta={"follows": "all detectors"}), [view_json, is_dark, digest]
+        figure.update_layout(meta={"width": WITH_LEGEND_PX, "follows": "all detectors"})
+        return figure, [view_json, is_dark, digest], no_update
 
     @app.callback(
         Output(HISTORY, "figure", allow_duplicate=True),
+        Output(HISTORY_READ, "data", allow_duplicate=True),
         Input(HISTORY_REST, "data"),
         State(ids.VIEW, "data"),
         State(ids.THEME, "data"),
@@ -155,10 +174,12 @@ def _register_history(app: Dash, content: Content) -> None:
     )
     def show_whole_history(rest: Any, view_json: Any, is_dark: Any) -> Any:
         if not rest or rest[0] != view_json:  # another head is shown by now, and has its own history
-            return no_update
-        view = View.from_json(view_json)
+            return no_update, no_update
+        return draw_whole(View.from_json(view_json), is_dark, rest[2]), rest[2]
+
+    def draw_whole(view: View, is_dark: Any, digest: str) -> go.Figure:
         figure = draw(view, is_dark, detector=None)
-        whole[view.run] = rest[2]
+        whole[view.run] = digest
         return figure
 
 
@@ -262,7 +283,7 @@ def layout(content: Content) -> list[Any]:
     )
     lines = html.Div(
         [
-            html.Div([dcc.Store(id=HISTORY_REST), history], className="of-training"),
+            html.Div([dcc.Store(id=HISTORY_REST), dcc.Store(id=HISTORY_READ), history], className="of-training"),
             card(
                 "Among the other heads",
                 "at this checkpoint · click opens the head",

@@ -33,6 +33,7 @@ from workbench.app.state.head_sets import PARAMETER, pinned
 from workbench.app.state.scan_states import why_empty, why_unreadable
 from workbench.app.state.view import View
 from workbench.emergence.onset_words import MEANING
+from workbench.figures.head_panels import STRIP_PX
 from workbench.figures.style import MOST_ABOVE, Theme, pin_run
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
@@ -53,10 +54,12 @@ _OF_TRAINING, _OF_ONE_MODEL = {EMERGENCE, STRIPS, RIDGES}, {RANKED}
 NO_BASELINE = "no baseline"
 # The least width of one run's panel.
 _PANEL_PX = 210
+# So many strips are as wide as all their ticks need; of more, each has fewer ticks.
+_WIDE_STRIPS = 4
 # A number in a cell of the grid; the ticks of a panel.
 _NUMBER_PX, _AXES_PX = 33, 70
 # A figure with its legend beside it.
-_WITH_LEGEND_PX = 560
+WITH_LEGEND_PX = 560
 LEFT_METRIC, RIGHT_METRIC = (ids.parameter_id(name) for name in METRICS)
 METRIC_FIGURES = ("figure-left", "figure-right")
 
@@ -217,10 +220,12 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
 def _least_width(draw: Callable[..., go.Figure], figure: go.Figure, n: int) -> int:
     """The pixels below which panels of runs cannot be read; cells that show their numbers need room for them."""
     if draw is figures.emergence:
-        return _WITH_LEGEND_PX if n > MOST_ABOVE else 0
+        return WITH_LEGEND_PX if n > MOST_ABOVE else 0
     if draw is figures.ranked:
         return 2 * _PANEL_PX * n
     traces: Any = figure.data
+    if draw is figures.strips and n <= _WIDE_STRIPS:
+        return STRIP_PX * n
     cells = sum(trace.z.shape[1] for trace in traces if trace.type == "heatmap" and trace.texttemplate)
     return max(_PANEL_PX * n, _NUMBER_PX * cells + _AXES_PX * n)
 
