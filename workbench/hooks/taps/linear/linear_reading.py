@@ -123,8 +123,8 @@ class _Adapted:
 def _adapted_modules(model: PreTrainedModel) -> list[_Adapted]:
     """The modules of the linear layers, each with its adapter."""
     adapters = MIXERS.all()
-    found = [(m, adapters[name]) for m in model.modules() if (name := type(m).__name__) in adapters]
-    described = [_Adapted(m, adapter, adapter.describe(m)) for m, adapter in found]
+    mixers = [(m, adapters[name]) for m in model.modules() if (name := type(m).__name__) in adapters]
+    described = [_Adapted(m, adapter, adapter.describe(m)) for m, adapter in mixers]
     if all(adapted.layer.index >= 0 for adapted in described):
         return described
     holders = {m: i for i, block in blocks(model) for m in block.modules()}
