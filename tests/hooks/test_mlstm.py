@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from tests.families import random_tokens
 from tests.linear_families import tiny
@@ -90,11 +89,7 @@ def test_low_precision_is_refused_with_the_next_step(m):
 
 
 def test_a_text_that_runs_in_pieces_is_refused_and_the_setting_named(m):
-    # Its cache has the sizes of the layers only where they are whole numbers of 64.
-    config = copy.deepcopy(m.config)
-    config.hidden_size = config.embedding_dim = 128
-    model = AutoModelForCausalLM.from_config(config).eval()
-    whole = open_model(model).record(TOKENS, {"entropy"})["entropy"].total
+    model, whole = copy.deepcopy(m.model), m.record(TOKENS, {"entropy"})["entropy"].total
     model.config.max_inference_chunksize = 16
     pieces = open_model(model)
     with pytest.raises(WorkbenchError, match=r"ran 16 of 37 tokens at once, .* set max_inference_chunksize"):
