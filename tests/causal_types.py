@@ -89,7 +89,6 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
     "fuyu": {"text_config": {"model_type": "persimmon"}},
     "dots3_note_text": _NOTE,
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse"],  # as the checkpoint has them
@@ -113,14 +112,6 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
         "attention_hidden_size": 64,
         "attention_head_dim": 16,
-    },
-    "zamba2": {
-        "layers_block_type": ["mamba", "hybrid", "hybrid"],
-        "num_hidden_layers": 3,
-        "num_mem_blocks": 1,
-        "attention_hidden_size": 64,
-        "attention_head_dim": 16,
-        "head_dim": 16,
     },
     "zaya": {"num_experts_per_tok": 1},
 }

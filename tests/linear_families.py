@@ -22,6 +22,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3NextConfig,
     Zamba2Config,
+    xLSTMConfig,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -132,6 +133,18 @@ CONFIGS = {
         eos_token_id=2,
         pad_token_id=2,
     ),
+    "xlstm": lambda: xLSTMConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_heads=4,
+        qk_dim_factor=2.0,  # its cache has the sizes of its layers only where they are whole numbers of 64
+        v_dim_factor=2.0,
+        chunk_size=16,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    ),
     # Attention blocks that two layers share, with an adapter of each layer, and another one.
     "zamba2": lambda: Zamba2Config(
         **{**_COMMON, "num_hidden_layers": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
@@ -165,6 +178,8 @@ def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if name.endswith(("A_log", "dt_bias")):
                 parameter.uniform_(-4, 0, generator=generator)
+            elif name.endswith("igate_preact.bias"):  # of an mLSTM: −10 would leave its normaliser at its least
+                parameter.uniform_(-4, 1, generator=generator)
             elif name.endswith(".D"):
                 parameter.normal_(0, 0.5, generator=generator)
             elif parameter.ndim >= 2:

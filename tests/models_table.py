@@ -67,6 +67,8 @@ NAMES = {
     "inkling": "Inkling",
     "inkling2": "Inkling 2",
     "kimi_linear": "Kimi-Linear",
+    "lfm2": "LFM2",
+    "lfm3": "LFM3",
     "llama": "Llama 1, 2, 3, SmolLM",
     "llama4": "Llama 4",
     "mamba2": "Mamba-2",
@@ -95,6 +97,8 @@ NAMES = {
     "starcoder2": "StarCoder2",
     "trocr": "TrOCR's decoder",
     "xglm": "XGLM",
+    "xlstm": "xLSTM",
+    "zamba2": "Zamba2",
 }
 
 _HEADER = f"""# Models

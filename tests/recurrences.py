@@ -17,15 +17,13 @@ import torch.nn.functional as F
 def inputs_of(model):
     """Fill a dict with layer → (module, hidden states) of every linear layer that runs inside the block."""
     seen = {}
+    mixers = [m for m in model.modules() if type(m).__name__ in {*_READERS, *CONVOLUTIONS, MLSTM}]
 
     def note(module, args, kwargs):
-        seen[module.layer_idx] = (module, (args[0] if args else kwargs["hidden_states"]).detach())
+        layer = getattr(module, "layer_idx", mixers.index(module))  # every layer of an xLSTM is one
+        seen[layer] = (module, (args[0] if args else kwargs["hidden_states"]).detach())
 
-    handles = [
-        m.register_forward_pre_hook(note, with_kwargs=True)
-        for m in model.modules()
-        if type(m).__name__ in {*_READERS, *CONVOLUTIONS}
-    ]
+    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in mixers]
     yield seen
     for handle in handles:
         handle.remove()
@@ -37,6 +35,8 @@ def pattern_and_values(module, hidden, mask):
     if type(module).__name__ in CONVOLUTIONS:
         patterns, v = channel_patterns_and_values(module, hidden, mask)
         return patterns.mean(1)[:, None], v[:, None]
+    if type(module).__name__ == MLSTM:
+        return _mlstm(module, hidden.double())
     hidden = hidden.double() * mask[:, :, None]
     q, k, v, decay, strength, erases, skip = _READERS[type(module).__name__](module, hidden, mask)
     strength = strength * mask[:, None]
@@ -56,6 +56,30 @@ def channel_patterns_and_values(module, hidden, mask):
         for lag in range(min(width, i + 1)):
             patterns[:, :, i, i - lag] = read[:, i] * kernel[:, width - 1 - lag] * write[:, i - lag]
     return patterns, v
+
+
+def _mlstm(module, x):
+    """The stabilised recurrence: memory, normaliser and scale, from nothing, with one-hot values."""
+    n = module.config.num_heads
+    q, k, v, i_gate, f_gate = (
+        _heads(_linear(getattr(module, name), x), n) for name in ("q", "k", "v", "igate_preact", "fgate_preact")
+    )
+    i_gate, f_gate = (15 * torch.tanh(gate[..., 0] / 15) for gate in (i_gate, f_gate))
+    b, h, t, d = q.shape
+    memory = torch.zeros(b, h, d, t, dtype=torch.float64)
+    normaliser, scale = torch.zeros(b, h, d, dtype=torch.float64), torch.zeros(b, h, dtype=torch.float64)
+    rows = []
+    for s in range(t):
+        kept = torch.log(torch.sigmoid(f_gate[:, :, s])) + scale
+        scale = torch.maximum(kept, i_gate[:, :, s])
+        forget, write = torch.exp(kept - scale)[..., None], torch.exp(i_gate[:, :, s] - scale)[..., None]
+        memory, normaliser = memory * forget[..., None], normaliser * forget + write * k[:, :, s]
+        memory[..., s] += write * k[:, :, s]
+        query = q[:, :, s] / d**0.5
+        total = (query * normaliser).sum(-1).abs()
+        row = torch.einsum("bhd,bhdt->bht", query, memory)
+        rows.append(row / (torch.maximum(total, torch.exp(-scale)) + module.config.eps)[..., None])
+    return torch.stack(rows, 2), v
 
 
 def _unrolled(q, k, decay, strength, erases, skip):
@@ -190,6 +214,7 @@ def _mamba2(module, x, mask):
 
 
 CONVOLUTIONS = ("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv")
+MLSTM = "xLSTMLayer"
 _READERS = {
     "MiniMaxLightningAttention": _lightning,
     "Qwen3NextGatedDeltaNet": _qwen3_next,

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.nn import ModuleList
 
 from tests.families import random_tokens
 from tests.families import tiny as tiny_softmax
@@ -14,10 +15,11 @@ PROJECTIONS = ("out_proj", "o_proj")
 
 
 def projection(model, layer):
-    """The output projection of a linear layer, found by its shape alone."""
-    mixers = {"Lightning", "Mixer", "DeltaNet", "DeltaAttention", "MambaLayer", "ShortConv"}
-    for module in model.modules():
-        if getattr(module, "layer_idx", None) == layer and any(name in type(module).__name__ for name in mixers):
+    """The output projection of a linear layer, found by its class's name and the block it is in."""
+    mixers = {"Lightning", "Mixer", "DeltaNet", "DeltaAttention", "MambaLayer", "ShortConv", "xLSTMLayer"}
+    block = next(x for x in model.modules() if isinstance(x, ModuleList))[layer]
+    for module in block.modules():
+        if any(name in type(module).__name__ for name in mixers):
             return next(getattr(module, name) for name in PROJECTIONS if hasattr(module, name))
     raise AssertionError(f"no linear mixer in layer {layer}")
 

@@ -16,7 +16,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "transformerlens.md").read_text
 # TransformerLens opens these without any attention hook.
 WITHOUT_PATTERNS = {"nemotron_h", "zamba2"}
 NOT_OPENED = {"cwm", "minimax", "granite_swa", "inkling", "inkling2", "mimo_v2_flash", "kimi_linear"}
-NOT_OPENED |= {"bailing_hybrid", "lfm3"}
+NOT_OPENED |= {"bailing_hybrid", "lfm3", "xlstm"}
 FAMILIES = [
     *((name, tiny) for name in {**CONFIGS, **more_families.MORE_CONFIGS}),
     *((name, linear_families.tiny) for name in linear_families.CONFIGS if name != "minimax"),

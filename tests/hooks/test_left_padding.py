@@ -40,7 +40,7 @@ LEARNED = {
         vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_positions=64
     ),
 }
-RECURRENT = [f for f in linear_families.CONFIGS if f != "minimax"]
+RECURRENT = [f for f in linear_families.CONFIGS if f not in ("minimax", "xlstm")]
 FAMILIES = [f for f in (*CONFIGS, *MORE_CONFIGS, *OLDER_CONFIGS, *LEARNED, *RECURRENT) if f != "trocr"]
 WITH_LEARNED_POSITIONS = ["gpt2", "gpt_neo", "xglm", "openai_gpt", *LEARNED]
 

@@ -22,11 +22,12 @@ from workbench.hooks.taps.linear.linear_selfcheck import implied_output
 from workbench.kernels import Cells, Far, Request
 
 # One family of every mechanism; the others share its adapter and are tested in the claims about adapters.
-MECHANISMS = ["minimax", "qwen3_next", "olmo_hybrid", "kimi_linear", "falcon_h1", "lfm2"]
+MECHANISMS = ["minimax", "qwen3_next", "olmo_hybrid", "kimi_linear", "falcon_h1", "lfm2", "xlstm"]
 MIXERS = {"minimax": "lightning", "qwen3_next": "gdn", "olmo_hybrid": "gdn", "kimi_linear": "kda"}
 MIXERS |= {"bailing_hybrid": "kda", "qwen3_5": "gdn", "qwen3_5_moe": "gdn"}
 CONVOLUTIONS = ["lfm2", "lfm3"]
-MIXERS |= dict.fromkeys(CONVOLUTIONS, "conv")
+MIXERS |= dict.fromkeys(CONVOLUTIONS, "conv") | {"xlstm": "mlstm"}
+READS_PADDING = ["xlstm"]
 LENGTHS = [1, 37, 101]
 
 
@@ -38,6 +39,11 @@ BRUTE = dict(
 def padded(n_tokens, *left):
     """A mask [b, t] with some tokens of padding on the left of each sequence."""
     return torch.arange(n_tokens) >= torch.tensor([min(p, n_tokens - 1) for p in left])[:, None]
+
+
+def mask_for(family, n_tokens, *left):
+    """A mask with padding on the left, where the family has a mask at all."""
+    return padded(n_tokens, *(0 if family in READS_PADDING else p for p in left))
 
 
 def run(model, tokens, mask):
@@ -60,19 +66,28 @@ def calls_of(model, tokens, mask, read):
 def test_every_linear_layer_is_listed_with_its_mixer(family):
     model = tiny(family)
     layers = linear_layers(model)
-    softmax = {"nemotron_h": [2], "mamba2": [], "falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "lfm3": [1, 2]} | {
-        "zamba2": [1, 2, 3]
-    }
-    expected = {"falcon_h1": [0, 1], "falcon_h1_plain": [0, 1], "mamba2": [0, 1], "zamba2": [0, 1, 2, 3]}.get(
-        family, [0]
-    )
+    softmax = {
+        "nemotron_h": [2],
+        "mamba2": [],
+        "xlstm": [],
+        "falcon_h1": [0, 1],
+        "falcon_h1_plain": [0, 1],
+        "lfm3": [1, 2],
+    } | {"zamba2": [1, 2, 3]}
+    expected = {
+        "falcon_h1": [0, 1],
+        "falcon_h1_plain": [0, 1],
+        "mamba2": [0, 1],
+        "xlstm": [0, 1],
+        "zamba2": [0, 1, 2, 3],
+    }.get(family, [0])
     assert sorted(layers) == expected
     for layer in layers.values():
         assert layer.mixer == MIXERS.get(family, "ssm")
-        one_for_each = ("minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid")
+        one_for_each = ("xlstm", "minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid")
         assert layer.n_heads == (1 if family in CONVOLUTIONS else 4)
         assert layer.n_kv_heads == (1 if family in CONVOLUTIONS else 4 if family in one_for_each else 2)
-        assert layer.has_conv == (family not in ("minimax", *CONVOLUTIONS))
+        assert layer.has_conv == (family not in ("minimax", "xlstm", *CONVOLUTIONS))
         assert (layer.slopes is not None) == (family == "minimax")
     infos = open_model(model).layers
     assert [i.index for i in infos if i.kind == "linear"] == expected
@@ -98,7 +113,7 @@ def test_layers_that_mix_no_tokens_are_left_out():
 @pytest.mark.parametrize("n_tokens", LENGTHS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_implied_pattern_times_v_is_what_the_heads_hand_on(family, n_tokens):
-    model, tokens, mask = tiny(family), random_tokens(2, n_tokens), padded(n_tokens, 0, 7)
+    model, tokens, mask = tiny(family), random_tokens(2, n_tokens), mask_for(family, n_tokens, 0, 7)
     handed = {}
     with head_outputs(model, 0, lambda out: handed.setdefault("out", out)):
         implied = calls_of(model, tokens, mask, implied_output)[0]
@@ -120,7 +135,7 @@ def test_every_channel_of_a_short_convolution_hands_on_its_own_pattern_times_v(m
 @pytest.mark.parametrize("n_tokens", LENGTHS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_row_statistics_equal_the_recurrence_token_by_token(family, n_tokens):
-    model, tokens, mask = tiny(family), random_tokens(2, n_tokens), padded(n_tokens, 0, 7)
+    model, tokens, mask = tiny(family), random_tokens(2, n_tokens), mask_for(family, n_tokens, 0, 7)
     first = mask.int().argmax(-1)
     sequence, row = mask.nonzero(as_tuple=True)
     key = torch.maximum(first[sequence], row - (sequence + row) % 5)
@@ -153,7 +168,7 @@ def test_row_statistics_equal_the_recurrence_token_by_token(family, n_tokens):
 
 @pytest.mark.parametrize("family", MECHANISMS)
 def test_scores_equal_brute_force_over_the_recurrence(family):
-    model, tokens, mask = tiny(family), random_tokens(3, 41), padded(41, 0, 7, 23)
+    model, tokens, mask = tiny(family), random_tokens(3, 41), mask_for(family, 41, 0, 7, 23)
     table = score(open_model(model), tokens=tokens, attention_mask=mask, far=Far(5))
     table = table[table["kind"] == "linear"]
     with inputs_of(model) as seen:
@@ -218,12 +233,12 @@ def test_sampled_rows_equal_the_same_rows_of_the_full_pass(family):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_recording_leaves_logits_and_model_as_they_were(family):
-    model, tokens, mask = tiny(family), random_tokens(2, 45), padded(45, 0, 9)
+    model, tokens, mask = tiny(family), random_tokens(2, 45), mask_for(family, 45, 0, 9)
     before = run(model, tokens, mask)
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     m = open_model(model)
     seen = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out))
+    handle = model.register_forward_hook(lambda _, __, out: seen.append(out.logits))
     m.record(tokens, {"entropy", "previous_token"}, mask)
     handle.remove()
     last = before[:, -1] if seen[0].shape[1] == 1 else before
@@ -232,7 +247,7 @@ def test_recording_leaves_logits_and_model_as_they_were(family):
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
 
 
-@pytest.mark.parametrize("family", MECHANISMS)
+@pytest.mark.parametrize("family", [f for f in MECHANISMS if f != "xlstm"])
 def test_a_low_precision_model_is_recorded_in_float32(family):
     model = AutoModelForCausalLM.from_config(CONFIGS[family]())
     model.load_state_dict(tiny(family).state_dict())
@@ -250,7 +265,7 @@ def test_a_low_precision_model_is_recorded_in_float32(family):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_layer_without_its_heads_gives_what_a_zero_mixer_gives(family):
-    model, tokens, mask = tiny(family), random_tokens(2, 33), padded(33, 0, 5)
+    model, tokens, mask = tiny(family), random_tokens(2, 33), mask_for(family, 33, 0, 5)
     before = run(model, tokens, mask)
     with head_outputs(model, 0, torch.zeros_like):
         without_heads = run(model, tokens, mask)
@@ -271,7 +286,7 @@ def _zeroed(out):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_heads_come_apart_by_head_and_an_unchanged_output_changes_nothing(family):
-    model, tokens, mask = tiny(family), random_tokens(2, 33), padded(33, 0, 5)
+    model, tokens, mask = tiny(family), random_tokens(2, 33), mask_for(family, 33, 0, 5)
     before = run(model, tokens, mask)
     shapes = []
     with head_outputs(model, 0, lambda out: shapes.append(out.shape) or out):
@@ -460,7 +475,11 @@ def test_a_layer_that_does_something_else_than_its_pattern_says_is_refused(famil
     model = tiny(family)
     with inputs_of(model) as seen:
         run(model, random_tokens(1, 3), padded(3, 0))
-    norm = next(getattr(seen[0][0], name) for name in ("o_norm", "norm", "out_proj") if hasattr(seen[0][0], name))
+    norm = next(
+        getattr(seen[0][0], name)
+        for name in ("o_norm", "norm", "multihead_norm", "out_proj")
+        if hasattr(seen[0][0], name)
+    )
     handle = norm.register_forward_pre_hook(lambda _, args: (1.1 * args[0], *args[1:]))
     with pytest.raises(WorkbenchError, match=r"the output of layer 0 \(\w+\) is not its implied pattern times v"):
         open_model(model)

@@ -4,6 +4,7 @@ import copy
 import re
 
 import pytest
+import torch
 from torch import nn
 
 from tests import causal_types
@@ -16,9 +17,10 @@ REASONS = {
     "hrm_text": r"runs its layers several times a pass \(HrmTextAttention of layer 0 ran \d times\)",
     "diffllama": r"attend more than once per pass: its heads have several softmaxes",
     "rwkv": r"RwkvSelfAttention weights the past by a decay of each channel",
-    "xlstm": r"xLSTMLayer mixes tokens by a state with input and forget gates",
     "reformer": r"LocalSelfAttention attends inside of chunks of tokens",
     "xlnet": r"not multiplied with the values in one product",
+    "prophetnet": r"not multiplied with the values in one product",
+    "doge": r"DogeAttention computes with its attention mask itself",
     "cpmant": r"attends to other keys than the whole past",
     "xmod": r"set_default_language.* set it and pass the model in memory to open_model",
 }
@@ -31,6 +33,20 @@ def test_the_sentence_says_what_the_model_does_and_the_next_step(model_type):
     assert re.search(r"[Ll]eave this model out", str(refused.value))
     assert "unknown class" not in str(refused.value)
     assert len(str(refused.value)) < 700
+
+
+@pytest.mark.parametrize("model_type", ["cpmant", "diffllama", "doge", "hrm_text", "prophetnet", "xlnet"])
+def test_a_refused_model_returns_the_probabilities_that_its_sentence_names(model_type):
+    model = causal_types.tiny(model_type)
+    with pytest.raises(WorkbenchError, match="attn_implementation='eager' and output_attentions=True"):
+        open_model(model)
+    model.set_attn_implementation("eager")
+    tokens = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        attentions = model(input_ids=tokens, output_attentions=True, use_cache=False).attentions
+    assert len(attentions) >= 2
+    for probabilities in attentions:
+        assert probabilities.shape == (1, 4, 6, 6)
 
 
 def test_a_model_of_several_transformers_is_refused_by_its_parts():

@@ -4,12 +4,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import Zamba2Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.families import random_tokens
 from tests.linear_families import tiny
 from tests.planning.plans import plan_of
 from workbench import Head, KVHead, WorkbenchError, open_model
+from workbench.probes.token_ids import positions_of
 
 # The layers that call the block of weights of layer 1, and the one between them that calls another.
 SHARING, OTHER = (1, 3), 2
@@ -110,3 +112,8 @@ def test_a_plan_is_applied_layer_by_layer_and_no_folder_is_written_that_could_no
         assert (logits(m.model) - expected).abs().max() < 5e-5
     with pytest.raises(WorkbenchError, match=r"layers \[1, 2, 3\] share the weights .* m\.apply\(plan\)"):
         plan.save_model(m, tmp_path / "folder")
+
+
+def test_positions_go_on_without_an_end_where_attention_has_none():
+    assert positions_of(Zamba2Config(use_mem_rope=False)) == "relative"
+    assert positions_of(Zamba2Config(use_mem_rope=True)) == "rotary"

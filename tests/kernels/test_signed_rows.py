@@ -5,11 +5,21 @@ import math
 import pytest
 import torch
 
-from workbench.kernels import BandRows, Cells, DecayRows, DeltaRows, Far, Request, signed_crop, signed_statistics
+from workbench.kernels import (
+    BandRows,
+    Cells,
+    DecayRows,
+    DeltaRows,
+    Far,
+    MlstmRows,
+    Request,
+    signed_crop,
+    signed_statistics,
+)
 from workbench.kernels.softmax.reference import linear_pattern, reference_signed_statistics
 
 MAKERS = ["decay", "delta", "delta by channel"]
-ALL_MAKERS = [*MAKERS, "band"]
+ALL_MAKERS = [*MAKERS, "band", "mlstm"]
 FAR = Far(window=6, sink=2)
 
 
@@ -27,6 +37,13 @@ def problem(maker, n_tokens, *, padding=(0, 0), heads=(4, 2), d=8, steep=1.0):
             normal(2, n_heads, n_tokens, d), normal(2, n_heads, n_tokens, d), normal(n_heads, d, 5), valid
         )
         return source, band_by_channels(source).mean(2)
+    if maker == "mlstm":
+        # Keys and queries above 0 do not cancel, and gates of some heads leave the divisor at its least.
+        q, k = normal(2, n_heads, n_tokens, d).abs(), normal(2, n_heads, n_tokens, d).abs() / d
+        forget = -steep * torch.exp(2 * normal(2, n_heads, n_tokens) - 2)
+        given = normal(2, n_heads, n_tokens) + torch.tensor([-9.0, -3.0, 0.0, 9.0])[:, None]
+        k, given = k * valid[:, None, :, None], torch.where(valid[:, None], given, -30)
+        return MlstmRows(q, k, forget, given, 1e-6), mlstm_by_steps(q, k, forget, given, 1e-6)
     q, k = normal(2, n_kv, n_tokens, d), torch.nn.functional.normalize(normal(2, n_kv, n_tokens, d), dim=-1)
     log_decay = -steep * torch.exp(2 * normal(2, n_heads, n_tokens, d if maker == "delta by channel" else 1) - 2)
     strength = 2 * torch.rand(2, n_heads, n_tokens, generator=generator)
@@ -38,6 +55,20 @@ def problem(maker, n_tokens, *, padding=(0, 0), heads=(4, 2), d=8, steep=1.0):
     exact = linear_pattern(q, k, log_decay, written, erases=False)
     exact += torch.diag_embed(skip[None, :, None].double() * valid[:, None])
     return DecayRows(q, k, log_decay[..., 0], strength, skip, valid), exact
+
+
+def mlstm_by_steps(q, k, forget, given, eps):
+    """The pattern of an mLSTM row by row, from gates as they are, without a running scale but in eps."""
+    q, k, forget, given = (x.double() for x in (q, k, forget, given))
+    exact = torch.zeros(*forget.shape, forget.shape[-1], dtype=torch.float64)
+    gates, scale = torch.zeros_like(given), torch.zeros_like(given[..., 0])
+    for i in range(forget.shape[-1]):
+        gates = gates * torch.exp(forget[..., i, None])
+        gates[..., i] = torch.exp(given[..., i])
+        scale = torch.maximum(scale + forget[..., i], given[..., i])
+        row = torch.einsum("bhd,bhjd->bhj", q[:, :, i], k) * gates
+        exact[:, :, i] = row / (row.sum(-1).abs().clamp_min(1) + eps * torch.exp(scale))[..., None]
+    return exact
 
 
 def band_by_channels(source):

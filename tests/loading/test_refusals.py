@@ -53,7 +53,6 @@ MODELS = {
         lambda: tf.RwkvForCausalLM(tf.RwkvConfig(**_STATE, attention_hidden_size=32)),
         UNRECORDED.format("RwkvBlock"),
     ),
-    "xLSTM": (lambda: tf.xLSTMForCausalLM(tf.xLSTMConfig(**_STATE, num_heads=4)), UNRECORDED.format("xLSTMBlock")),
     "XLNet": (
         lambda: tf.XLNetLMHeadModel(tf.XLNetConfig(vocab_size=97, d_model=32, n_layer=2, n_head=4, d_inner=48)),
         "XLNetLayer of layer 0 makes attention probabilities that are not multiplied",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from workbench.heads import Kind, LayerInfo, WorkbenchError
 from workbench.hooks.refused_layers import counting_runs, why_refused
-from workbench.hooks.taps.attention_call import AttentionCall, MaskTaken
+from workbench.hooks.taps.attention_call import OWN_PROBABILITIES, AttentionCall, MaskTaken
 from workbench.hooks.taps.attention_interface import OwnMask
 from workbench.hooks.taps.eager import handling
 from workbench.hooks.taps.finite_values import watching
@@ -129,7 +129,7 @@ def _run(model: PreTrainedModel, tokens: Int[Tensor, "b t"]) -> None:
         raise WorkbenchError(
             f"{name} cannot be recorded exactly: {_innermost(error) or 'a layer'} computes with its attention mask "
             "itself, to choose keys or to add to the scores, and the attention that follows is not that of the mask; "
-            f"{_SELECTING}. Leave this model out{_inner_model(model.config)}"
+            f"{_SELECTING}. Leave this model out; {OWN_PROBABILITIES}{_inner_model(model.config)}"
         ) from error
     except OwnMask as error:
         raise WorkbenchError(

@@ -14,13 +14,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from workbench.hooks.taps.attention_call import OWN_PROBABILITIES
 from workbench.hooks.taps.key_selection import is_indexer
 from workbench.hooks.taps.layer_lists import blocks, numbered
 
 _EXPECTED = (
     "Expected, in every layer that mixes tokens, causal softmax attention (through transformers' AttentionInterface, "
-    "or one softmax and one product with the values), lightning attention, a gated delta net, Kimi delta attention or "
-    "Mamba-2; the README lists the families"
+    "or one softmax and one product with the values), lightning attention, a gated delta net, Kimi delta attention, "
+    "Mamba-2, a gated short convolution or mLSTM; the README lists the families"
 )
 _N_NAMED = 3
 # What a layer holds, and what it does with it; the first that is there is said.
@@ -28,6 +29,8 @@ _HOLDS = (
     ("num_hashes", "hashes keys into buckets, so that a row attends to a sample of the past"),
     ("chunk_length", "attends inside of chunks of tokens, through no softmax over the whole past"),
     ("time_decay", "weights the past by a decay of each channel, so that no head has one pattern"),
+    ("time_step_rank", "lets every channel forget at rates of its own (Mamba-1), so that no head has one pattern"),
+    ("recurrent_param", "weights the past by a decay of each channel (RG-LRU), so that no head has one pattern"),
     ("igate_preact", "mixes tokens by a state with input and forget gates and a normaliser"),
 )
 
@@ -37,7 +40,6 @@ def counting_runs(model: PreTrainedModel) -> Generator[Counter[int]]:
     """Yield how often the module of each layer number has run inside the block: of several, the one that ran most."""
     runs: Counter[nn.Module] = Counter()
     most: Counter[int] = Counter()
-
     numbers = _numbers(model)
 
     def note(module: nn.Module, _: Any) -> None:
@@ -69,14 +71,14 @@ def why_refused(model: PreTrainedModel, faults: Mapping[str, Sequence[int]], run
         return (
             f"{name} cannot be recorded exactly: it runs its layers several times a pass ({classes[repeated[0]]} of "
             f"layer {repeated[0]} ran {runs[repeated[0]]} times), so that a head has several patterns for one token. "
-            "Expected a model that runs each layer once a pass. Leave this model out"
+            f"Expected a model that runs each layer once a pass. Leave this model out; {OWN_PROBABILITIES}, run by run"
         )
     twice = [i for fault, layers in faults.items() if "more than once" in fault for i in layers]
     if twice == at_fault and all(runs.get(i) == 1 for i in twice) and not _share_numbers(model):
         return (
             f"{name} cannot be recorded exactly: {_names(twice, classes)} attend more than once per pass: its heads "
             "have several softmaxes, as in differential attention, and their pattern is none of them. Expected one "
-            "softmax a head. Leave this model out"
+            f"softmax a head. Leave this model out; {OWN_PROBABILITIES}"
         )
     reasons = "; ".join(fault.format(_names(layers, classes)) for fault, layers in faults.items() if layers)
     return (

@@ -3,6 +3,7 @@
 from workbench.kernels.linear.band_rows import BandRows
 from workbench.kernels.linear.decay_rows import DecayRows
 from workbench.kernels.linear.delta_rows import DeltaRows
+from workbench.kernels.linear.mlstm_rows import MlstmRows
 from workbench.kernels.linear.signed_rows import ChannelRows, SignedRows, signed_crop, signed_pattern, signed_statistics
 from workbench.kernels.masks import CausalMask, Hidden, SelectedMask, TileMask, hidden_runs
 from workbench.kernels.softmax.crops import attention_crop, attention_crops
@@ -19,6 +20,7 @@ __all__ = [
     "DeltaRows",
     "Far",
     "Hidden",
+    "MlstmRows",
     "Request",
     "RowStatistics",
     "SelectedMask",

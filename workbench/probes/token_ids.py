@@ -218,7 +218,10 @@ def _is_said(subject: str, config: Any) -> bool:
 def positions_of(config: Any) -> Literal["table", "rotary", "relative"]:
     """How a model knows positions: from a table with an end, by rotation, or by distances alone or not at all."""
     model_type = getattr(config, "model_type", "")
-    if getattr(config, "alibi", False) or model_type in _WITHOUT_TABLE:
+    has_none = (
+        getattr(config, "use_mem_rope", True) is False
+    )  # Zamba2, whose configuration names rotations all the same
+    if getattr(config, "alibi", False) or has_none or model_type in _WITHOUT_TABLE:
         return "relative"
     is_rotary = any(getattr(config, name, None) is not None for name in _ROTARY)
     return "rotary" if is_rotary and model_type not in _TABLE_OF_ROTATIONS else "table"

@@ -306,6 +306,12 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
             "first column, so that a text behind padding is cut into other blocks; expected padding on the right: move "
             "it there"
         )
+    reading = [i for i, layer in linear_layers(model).items() if layer.reads_padding]
+    if batch.is_left_padded and not batch.is_packed and reading:
+        raise WorkbenchError(
+            f"{type(model).__name__} was given padding on the left, but its layers {reading[:3]} have no mask and read "
+            "padding as tokens; expected padding on the right, which nothing sees: move it there"
+        )
     # A recurrence has no positions; packed documents have their own check.
     if not batch.is_left_padded or batch.is_packed or _takes_positions(model) or linear_layers(model):
         return

@@ -43,6 +43,12 @@ class MaskTaken(WorkbenchError, AttributeError):
     """A model's own code took the mask for a tensor, to compute with it."""
 
 
+# What still shows the attention of a model that is refused and has probabilities of its own.
+OWN_PROBABILITIES = (
+    "its own probabilities are what it returns with attn_implementation='eager' and output_attentions=True"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LazyMask:
     """A model's own mask as a function of (sequence, head, query, key) positions, evaluated for one tile at a time.

@@ -31,7 +31,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 
 from workbench.heads import WorkbenchError
 from workbench.hooks.taps import attention_interface
-from workbench.hooks.taps.attention_call import Handler, LazyMask
+from workbench.hooks.taps.attention_call import OWN_PROBABILITIES, Handler, LazyMask
 from workbench.hooks.taps.evaluation_mode import evaluating, warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.layer_lists import blocks
@@ -223,7 +223,7 @@ class _Tap(TorchFunctionMode):
             raise WorkbenchError(
                 f"{self._name} makes attention probabilities that are not multiplied with the values in one product; "
                 "it cannot be recorded exactly. Expected one softmax and then one matmul with the values in a layer. "
-                "Leave this model out"
+                f"Leave this model out; {OWN_PROBABILITIES}"
             )
 
     def _on_softmax(
@@ -242,7 +242,7 @@ class _Tap(TorchFunctionMode):
         if scores.shape[-2] <= _CHECKED_ROWS and not _are_probabilities(used.reshape(scores.shape), scores):
             raise WorkbenchError(
                 f"{self._name} multiplies its values with something else than the softmax of its scores over the keys; "
-                "it cannot be recorded exactly"
+                f"it cannot be recorded exactly. Leave this model out; {OWN_PROBABILITIES}"
             )
         is_flat = v.ndim == 3
         out = self._handled(scores, rearrange(v, "(b h) k d -> b h k d", b=len(scores)) if is_flat else v)

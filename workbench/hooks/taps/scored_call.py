@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from workbench.heads import WorkbenchError
-from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
+from workbench.hooks.taps.attention_call import OWN_PROBABILITIES, AttentionCall, LazyMask
 from workbench.kernels import Request, RowStatistics, TileMask
 from workbench.kernels.masks import visible_tile
 from workbench.kernels.softmax.blockwise import blockwise_statistics
@@ -171,5 +171,6 @@ def _refuse_another_mask(scores: Float[Tensor, "b h q k"], mask: LazyMask, *, fl
             window = "the whole past" if mask.window is None else f"the last {mask.window} tokens"
             raise WorkbenchError(
                 f"{name} attends to other keys than {window} without padding; expected a causal decoder and "
-                "attention_mask as [batch, tokens]. Pass such a mask; leave this model out if it is refused with one"
+                "attention_mask as [batch, tokens]. Pass such a mask; leave this model out if it is refused with "
+                f"one: {OWN_PROBABILITIES}"
             )

@@ -19,17 +19,21 @@ from transformers.activations import ACT2FN
 from workbench.heads import LayerInfo, Mixer, brief
 from workbench.kernels import Request, RowStatistics, SignedRows, signed_crop, signed_statistics
 
+# The index of a layer whose module does not know it: that of the block it is in.
+WITHOUT_NUMBER = -1
+
 
 @dataclass(frozen=True, slots=True)
 class LinearLayer:
     """One linear token mixer of a model.
 
-    `mixer`: "lightning", "gdn", "kda", "ssm", "conv", or the name of a registered one. `n_kv_heads` counts the key
-    heads that the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution
+    `mixer`: "lightning", "gdn", "kda", "ssm", "conv", "mlstm", or the name of a registered one. `n_kv_heads` counts the
+    key heads that the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution
     over the last few tokens comes before q, k and v, so that what a head does to the previous token is partly not in
     its pattern.
     `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None. `n_taps`: of a
     layer that is a short convolution and has no decay, how many tokens it sees, the own one counted; else None.
+    `reads_padding`: the layer has no mask and reads padding as tokens.
     """
 
     index: int
@@ -40,6 +44,7 @@ class LinearLayer:
     has_conv: bool
     slopes: Float[Tensor, " n_heads"] | None = None
     n_taps: int | None = None
+    reads_padding: bool = False
 
     def __repr__(self) -> str:
         return brief(self)
@@ -66,8 +71,8 @@ class LinearCall:
     `q`, `k`: as the recurrence takes them, after convolution, activation, normalisation and scale, one per key head.
     `v`: so that the heads' outputs are the implied rows times v; where `rows` are `ChannelRows`, the outputs of every
     channel are its own rows times v. `log_decay`: per token and head, and per key channel where the layer has a rate
-    for each (KDA); None where it has none, as a short convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`
-    or `BandRows` of `workbench.kernels`.
+    for each (KDA); None where it has none, as a short convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`,
+    `BandRows` or `MlstmRows` of `workbench.kernels`.
     """
 
     layer: int

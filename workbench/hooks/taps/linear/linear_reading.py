@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from workbench.heads import WorkbenchError
+from workbench.hooks.taps.layer_lists import blocks
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import MIXERS, Adapter
 
@@ -31,7 +33,7 @@ HeadChange = Callable[
 
 def linear_layers(model: PreTrainedModel) -> dict[int, LinearLayer]:
     """The linear layers of a model by layer number."""
-    return {layer.index: layer for m, adapter in _adapted_modules(model) for layer in [adapter.describe(m)]}
+    return {adapted.layer.index: adapted.layer for adapted in _adapted_modules(model)}
 
 
 @contextmanager
@@ -41,11 +43,12 @@ def reading_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: L
     `valid`: False on the padding of the batch that is run.
     """
     handles: list[RemovableHandle] = []
-    for module, adapter in _adapted_modules(model):
+    for adapted in _adapted_modules(model):
         outputs: dict[str, Tensor] = {}
-        handles += [module.get_submodule(name).register_forward_hook(_keep(outputs, name)) for name in adapter.taps]
-        before_projection = _hand_over(module, adapter, outputs, valid=valid, reader=reader)
-        handles.append(module.get_submodule(adapter.projection).register_forward_pre_hook(before_projection))
+        tapped = [(name, x) for name, x in adapted.module.named_modules() if name in adapted.adapter.taps]
+        handles += [x.register_forward_hook(_keep(outputs, name)) for name, x in tapped]
+        before_projection = _hand_over(adapted, outputs, valid=valid, reader=reader)
+        handles.append(adapted.projection.register_forward_pre_hook(before_projection))
     try:
         yield
     finally:
@@ -62,8 +65,8 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
     Raises:
         WorkbenchError: if the layer is not linear.
     """
-    module, adapter = _adapted_module(model, layer)
-    n_heads, shape = adapter.describe(module).n_heads, [0, 0]
+    adapted = _adapted_module(model, layer)
+    n_heads, shape = adapted.layer.n_heads, [0, 0]
 
     def note_shape(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -75,10 +78,10 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
         return (changed.reshape(out.shape), *args[1:])
 
     with ExitStack() as stack:
-        stack.enter_context(_with_a_norm(module))
+        stack.enter_context(_with_a_norm(adapted.module))
         handles = [
-            module.register_forward_pre_hook(note_shape, with_kwargs=True),
-            module.get_submodule(adapter.norm).register_forward_pre_hook(pass_through),
+            adapted.module.register_forward_pre_hook(note_shape, with_kwargs=True),
+            adapted.module.get_submodule(adapted.adapter.norm).register_forward_pre_hook(pass_through),
         ]
         for handle in handles:
             stack.callback(handle.remove)
@@ -97,25 +100,41 @@ def changing_linear(model: PreTrainedModel, layers: Iterable[int], change: HeadC
         if indices:
             handle = model.register_forward_pre_hook(_keep_mask(masks), with_kwargs=True)
             stack.callback(handle.remove)
-        for module, adapter in _adapted_modules(model):
-            layer = adapter.describe(module)
-            if layer.index in indices:
-                hook = _pass_through(layer.index, layer.n_heads, masks, change)
-                handle = module.get_submodule(adapter.projection).register_forward_pre_hook(hook)
-                stack.callback(handle.remove)
+        for adapted in _adapted_modules(model):
+            if adapted.layer.index in indices:
+                hook = _pass_through(adapted.layer.index, adapted.layer.n_heads, masks, change)
+                stack.callback(adapted.projection.register_forward_pre_hook(hook).remove)
         yield
 
 
-def _adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """The module of a linear layer, its adapter, and the layer, whose number is known."""
+
+    module: nn.Module
+    adapter: Adapter
+    layer: LinearLayer
+
+    @property
+    def projection(self) -> nn.Module:
+        return self.module.get_submodule(self.adapter.projection)
+
+
+def _adapted_modules(model: PreTrainedModel) -> list[_Adapted]:
     """The modules of the linear layers, each with its adapter."""
     adapters = MIXERS.all()
-    return [(m, adapters[name]) for m in model.modules() if (name := type(m).__name__) in adapters]
+    mixers = [(m, adapters[name]) for m in model.modules() if (name := type(m).__name__) in adapters]
+    described = [_Adapted(m, adapter, adapter.describe(m)) for m, adapter in mixers]
+    if all(adapted.layer.index >= 0 for adapted in described):
+        return described
+    holders = {m: i for i, block in blocks(model) for m in block.modules()}
+    return [replace(x, layer=replace(x.layer, index=holders[x.module])) for x in described]
 
 
-def _adapted_module(model: PreTrainedModel, layer: int) -> tuple[nn.Module, Adapter]:
-    for module, adapter in _adapted_modules(model):
-        if adapter.describe(module).index == layer:
-            return module, adapter
+def _adapted_module(model: PreTrainedModel, layer: int) -> _Adapted:
+    for adapted in _adapted_modules(model):
+        if adapted.layer.index == layer:
+            return adapted
     raise WorkbenchError(
         f"layer {layer} of {type(model).__name__} is no linear layer; its linear layers are "
         f"{sorted(linear_layers(model)) or 'none'}"
@@ -133,8 +152,7 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[A
 
 
 def _hand_over(
-    module: nn.Module,
-    adapter: Adapter,
+    adapted: _Adapted,
     outputs: dict[str, Tensor],
     *,
     valid: Bool[Tensor, "b t"],
@@ -146,9 +164,9 @@ def _hand_over(
         if threading.get_ident() != thread:
             return
         with torch.no_grad():
-            call = adapter.read(module, outputs, valid)
+            call = adapted.adapter.read(adapted.module, outputs, valid)
         outputs.clear()
-        reader(call)
+        reader(replace(call, layer=adapted.layer.index))
 
     return hand_over
 

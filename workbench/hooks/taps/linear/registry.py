@@ -50,8 +50,10 @@ def mixer(
     hand on; a layer that differs is refused.
 
     Args:
-        describe: makes a `LinearLayer` of a module.
-        taps: the submodules whose outputs are kept until the output projection runs.
+        describe: makes a `LinearLayer` of a module. Its index, and the layer of the call, may be negative where the
+            module does not know its number: they are then that of the block it is in.
+        taps: the submodules whose outputs are kept until the output projection runs; those that a module does not
+            have are left out.
         norm: the submodule that takes the heads' outputs first; `projection` again where there is no norm.
         projection: the submodule that is the output projection.
 
