@@ -135,7 +135,7 @@ def register(app: Dash, content: Content) -> None:
 
 def _is_large(run: Run) -> bool:
     """Whether all scores of a run take long to read."""
-    return run.n_scored * len(run.detectors) * int(run.layers()["n_heads"].sum()) > MANY
+    return run.n_scored * len(run.detectors) * int(run.layers().loc[:, "n_heads"].sum()) > MANY
 
 
 def _register_history(app: Dash, content: Content, whole: dict[str, str]) -> None:
