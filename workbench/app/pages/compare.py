@@ -228,8 +228,9 @@ def register(app: Dash, content: Content) -> None:
                 for run in sides.runs
                 for name, label in checkpoint_labels(run, view).items()
             }
-            figure = figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
-            return figure.update_layout(meta={"width": _MATRIX_PX * len(figure.data)})
+            tables = agreement_of(sides, view)
+            figure = figures.rank_agreement(tables, labels=labels, theme=theme)
+            return figure.update_layout(meta={"width": 2 * _MATRIX_PX * len(tables)})
         except WorkbenchError as error:
             return message(str(error), theme)
 
