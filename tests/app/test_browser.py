@@ -22,6 +22,18 @@ HEADINGS = """[...document.querySelectorAll('h1, h2, h3, h4')]
 # Whether all figures in sight have this colour of text, in what plotly has drawn.
 GROUNDS = """colour => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.offsetParent)
   .every(plot => plot._fullLayout.font.color === colour && plot._fullLayout.yaxis.tickfont.color !== colour)"""
+# The figures in sight that are not as wide as their card, or as they need.
+WRONG_WIDTH = """() => [...document.querySelectorAll('main .js-plotly-plot')].filter(plot => plot.offsetParent)
+  .filter(plot => plot._fullLayout.width - 1 > Math.max(plot.parentElement.clientWidth, plot.layout.meta?.width || 0)
+    || plot._fullLayout.width + 1 < plot.parentElement.clientWidth).map(plot => plot.parentElement.id)"""
+# How a figure that has not been drawn yet would look.
+SKELETON = """() => {
+  const box = document.querySelector('#grid');
+  box.classList.add('waiting');
+  const look = { animation: getComputedStyle(box).animationName, words: getComputedStyle(box, '::after').content };
+  box.classList.remove('waiting');
+  return look;
+}"""
 # The colour and the score of every number in a cell of the grid.
 NUMBERS = """() => [...document.querySelectorAll('#grid .heatmap-label text')].map(({ style, __data__ }) =>
   ['#' + style.fill.match(/\\d+/g).map(c => Number(c).toString(16).padStart(2, '0')).join(''), __data__.z])"""
@@ -124,6 +136,8 @@ def test_the_overview_opens_without_a_complaint_and_counts_its_heads(tab, addres
         "document.querySelector('#checkpoint [role=slider]').ariaValueText"
         " === document.querySelector('#checkpoint-label').innerText"
     )
+    # No figure stays at plotly's own width.
+    tab.wait_for_function(f"({WRONG_WIDTH})().length === 0")
     assert tab.complaints == []
 
 
@@ -132,6 +146,8 @@ def test_an_app_that_does_not_answer_is_said_to_until_it_does(overview):
     tab.context.set_offline(True)
     says(tab, "#not-answering", "does not answer")
     assert tab.locator("#grid .heatmaplayer").count() == 4  # what was read stays
+    skeleton = tab.evaluate(SKELETON)  # nothing seems to be on its way
+    assert skeleton == {"animation": "none", "words": '"not read before the app stopped answering"'}
     for ground in ("dark", "light"):  # the browser changes the theme of figures by itself
         tab.keyboard.press("d")
         tab.wait_for_function(GROUNDS, arg=PALETTES[ground].text)

@@ -17,6 +17,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.app.test_browser import arrive, drawn, query, says
+from tests.app.test_browser_pages import FITS
 from tests.files.test_token_text import byte_level
 from tests.synthetic_run import DEMO, write_run
 from workbench.app.pages.probe import EXAMPLE
@@ -192,6 +193,11 @@ def test_on_every_page_a_run_that_is_gone_torn_or_failed_leaves_the_others(tab, 
         tab.goto(f"{address.of}/{page}?run=failed")
         tab.wait_for_selector(f"#page-{page} .waiting", state="hidden")
     says(tab, "#matrices", "the scan failed")
+    says(tab, "#classes", "the scan failed")
+    tab.set_viewport_size({"width": 390, "height": 900})
+    tab.goto(f"{address.of}/jobs?run=torn&run=doomed&run=failed")
+    says(tab, "#scans", "is not a whole part")
+    assert tab.evaluate(FITS)
     assert tab.complaints == []
 
 

@@ -55,6 +55,10 @@ def test_header_and_jobs_page_use_the_same_words(runs):
         assert ("scan 50 %" in line) == (name == "writing")
         assert ("scan ended with failures" in line) == (name == "failed")
         assert ((words[name] in line) and ("failed" in line)) >= (name in {"gone", "torn"})
+    both = json.dumps(status_line([states["complete"], states["gone"]]), default=lambda part: part.to_plotly_json())
+    assert "run folder gone: gone" in both
+    assert "the rest complete" in both
+    assert "scan complete" not in both
     table = scans_table(list(runs.values())).set_index("run")
     assert dict(table["state"]) == words
     assert "workbench check" in table["why"]["torn"]

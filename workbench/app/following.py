@@ -70,7 +70,7 @@ def status_line(states: Sequence[ScanState]) -> list[Any]:
         line.append(_to_jobs(f"{words}: {names}", each, "failed"))
     rest = [state.in_words for state in states if not state.reason]
     if rest and all(words == "complete" for words in rest):
-        line.append(html.Span("scan complete", className="muted", title=each))
+        line.append(html.Span("the rest complete" if unread else "scan complete", className="muted", title=each))
     elif rest and set(rest) <= {"complete", "ended with failures"}:
         line.append(html.Span("scan ended with failures", className="muted", title=each))
     elif planned:

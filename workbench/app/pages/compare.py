@@ -228,8 +228,9 @@ def register(app: Dash, content: Content) -> None:
                 for run in sides.runs
                 for name, label in checkpoint_labels(run, view).items()
             }
-            figure = figures.rank_agreement(agreement_of(sides, view), labels=labels, theme=theme)
-            return figure.update_layout(meta={"width": _MATRIX_PX * len(figure.data)})
+            tables = agreement_of(sides, view)
+            figure = figures.rank_agreement(tables, labels=labels, theme=theme)
+            return figure.update_layout(meta={"width": 2 * _MATRIX_PX * len(tables)})
         except WorkbenchError as error:
             return message(str(error), theme)
 
@@ -273,8 +274,11 @@ def _draw_lock_in(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, str]
 
 
 def _draw_classes(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, Any]:
+    of_training = [run for run in scored(view, runs) if run.n_scored > 1]
+    if not of_training:
+        why = why_empty(runs[name] for name in view.runs if name in runs)
+        return message(why or f"no chosen run has scores of {view.detector} at several checkpoints", theme), []
     try:
-        of_training = [run for run in scored(view, runs) if run.n_scored > 1]
         figure = figures.onset_shares(of_training, detector=view.detector, probe=view.probe, x=view.x, theme=theme)
     except WorkbenchError as error:
         return message(str(error), theme), []

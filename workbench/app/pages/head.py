@@ -9,7 +9,7 @@ from typing import Any
 import dash_mantine_components as dmc
 import pandas as pd
 import plotly.graph_objects as go
-from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from workbench import figures
 from workbench.app import ids
@@ -100,31 +100,42 @@ def register(app: Dash, content: Content) -> None:
         Input(ids.VIEW, "data"),
         Input(ids.RUN_CHECKPOINTS, "data"),
         Input(ids.HEAD_CHANGED, "data"),
-        Input(HISTORY_READ, "data"),
         State(ids.THEME, "data"),
     )
-    def show_among_heads(view_json: Any, checkpoints: Any, _: Any, __: Any, is_dark: Any) -> Any:
+    def show_among_heads(view_json: Any, checkpoints: Any, _: Any, is_dark: Any) -> Any:
         view, theme = View.of_page("head", view_json), theme_of(is_dark)
         if view is None:
             return no_update, no_update
         if not view.head:
             return _waiting(view, content, theme), []
         run, head, step = runs[view.run], Head.parse(view.head), (checkpoints or {}).get(view.run, "last")
-        # Onsets need the scores of every checkpoint, which the history reads, of a large run later.
-        are_read = whole.get(view.run) == run.fingerprint("scores") or not _is_large(run)
         try:
-            rows = head_scores(run, head, step, probe=view.probe, onsets=run.n_scored > 1 and are_read)
-            if ctx.triggered_id == HISTORY_READ:
-                return no_update, score_table(rows)
             figure = figures.place(run, head, probe=view.probe, step=step, theme=theme)
         except WorkbenchError as error:
             return message(str(error), theme), []
+        # Onsets need the scores of every checkpoint, which the history reads, of a large run later.
+        are_read = whole.get(view.run) == run.fingerprint("scores") or not _is_large(run)
+        rows = head_scores(run, head, step, probe=view.probe, onsets=run.n_scored > 1 and are_read)
         return figure, score_table(rows if are_read else [{**row, "onset": _READING} for row in rows])
+
+    @app.callback(
+        Output(SCORES, "children", allow_duplicate=True),
+        Input(HISTORY_READ, "data"),
+        State(ids.VIEW, "data"),
+        State(ids.RUN_CHECKPOINTS, "data"),
+        prevent_initial_call=True,
+    )
+    def show_onsets(_: Any, view_json: Any, checkpoints: Any) -> Any:
+        view = View.of_page("head", view_json)
+        if view is None or not view.head:
+            return no_update
+        run, step = runs[view.run], (checkpoints or {}).get(view.run, "last")
+        return score_table(head_scores(run, Head.parse(view.head), step, probe=view.probe, onsets=run.n_scored > 1))
 
 
 def _is_large(run: Run) -> bool:
     """Whether all scores of a run take long to read."""
-    return run.n_scored * len(run.detectors) * int(run.layers()["n_heads"].sum()) > MANY
+    return run.n_scored * len(run.detectors) * int(run.layers().loc[:, "n_heads"].sum()) > MANY
 
 
 def _register_history(app: Dash, content: Content, whole: dict[str, str]) -> None:
