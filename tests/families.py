@@ -78,12 +78,18 @@ def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
     """The model of a family; the same weights whatever the attention implementation."""
     from tests.more_families import MORE_CONFIGS
     from tests.older_families import OLDER_CONFIGS
-    from tests.selecting_families import BLOCK_CONFIGS, POOL_CONFIGS, SELECTING_CONFIGS
+    from tests.selecting_families import BIASED_CONFIGS, BLOCK_CONFIGS, POOL_CONFIGS, SELECTING_CONFIGS
 
     torch.manual_seed(0)
-    config = {**CONFIGS, **MORE_CONFIGS, **OLDER_CONFIGS, **SELECTING_CONFIGS, **BLOCK_CONFIGS, **POOL_CONFIGS}[
-        family
-    ]()
+    config = {
+        **CONFIGS,
+        **MORE_CONFIGS,
+        **OLDER_CONFIGS,
+        **SELECTING_CONFIGS,
+        **BLOCK_CONFIGS,
+        **POOL_CONFIGS,
+        **BIASED_CONFIGS,
+    }[family]()
     is_of_pictures = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     make = AutoModelForImageTextToText if is_of_pictures else AutoModelForCausalLM
     model = make.from_config(config, attn_implementation=implementation)
@@ -95,6 +101,8 @@ def tiny(family: str, implementation: str | None = None) -> PreTrainedModel:
             if parameter.ndim >= 2:
                 is_attention = any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key", "c_attn"))
                 parameter.normal_(0, 0.4 if is_attention else 0.15, generator=generator)
+            elif name.endswith("self_attn.A"):  # Doge's rates, 0 at first, which make all keys alike
+                parameter.normal_(0, 0.5, generator=generator)
             elif "sinks" in name:
                 parameter.normal_(0, 1, generator=generator)
     return model.eval()

@@ -30,6 +30,7 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
     (selecting_families.SELECTING_CONFIGS, families.tiny),
     (selecting_families.BLOCK_CONFIGS, families.tiny),
     (selecting_families.POOL_CONFIGS, families.tiny),
+    (selecting_families.BIASED_CONFIGS, families.tiny),
 ]
 
 NAMES = {
@@ -42,6 +43,7 @@ NAMES = {
     "cwm": "CWM",
     "deepseek_v3": "DeepSeek-V3, R1",
     "deepseek_v32": "DeepSeek-V3.2",
+    "doge": "Doge",
     "dots3_note": "dots.3 Note",
     "falcon": "Falcon-7B",
     "falcon_alibi": "Falcon-RW (ALiBi)",

@@ -116,6 +116,9 @@ def _glm5_next(**sizes) -> transformers.Glm5NextConfig:
     return transformers.Glm5NextConfig(text_config=text, vision_config={**pictures, **sizes_of_pictures})
 
 
+# Numbers of keys from their values; a row sees the keys with the largest.
+_DYNAMIC = {**BASE, "head_dim": 8, "num_key_value_heads": GROUPS, "keep_window_size": SELECTED}
+BIASED_CONFIGS = {"doge": lambda: transformers.DogeConfig(**_DYNAMIC)}
 POOL_CONFIGS = {
     "qwen4_exp": lambda: transformers.Qwen4ExpTextConfig(**_INDEXED, **_QWEN4),
     "qwen4_exp_with_linear": lambda: transformers.Qwen4ExpTextConfig(**_LINEAR_FIRST, **_QWEN4, **_NGRAMS),

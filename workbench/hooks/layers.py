@@ -218,6 +218,6 @@ def _softmax_layer(config: Any, index: int, call: AttentionCall, *, n_keys: int 
         has_sinks=call.sinks is not None,
         n_heads=call.q.shape[1],
         n_kv_heads=call.k.shape[1],
-        d_head=call.v.shape[-1] if isinstance(call, ScoredCall) else call.q.shape[-1],
+        d_head=call.v.shape[-1] if isinstance(call, ScoredCall) else call.q.shape[-1] - call.n_bias_channels,
         n_selected=n_keys if kind == "sparse" else None,
     )

@@ -225,6 +225,8 @@ class AttentionCall:
 
     `layer`: the model's own layer number. `positions`: of the tokens in their documents, where the model passes them.
     `held`: the cache layer that handed out the keys, if it wants to be known; see `cached_keys`.
+    `n_bias_channels`: the last channels of q and k, which are no part of them but make a number that is added
+    to the scores of a key.
     """
 
     layer: int
@@ -237,6 +239,7 @@ class AttentionCall:
     sinks: Float[Tensor, " n_heads"] | None
     positions: Int[Tensor, "#b q"] | None = None
     held: Any = None
+    n_bias_channels: int = 0
 
     def of_documents(self, documents: Int[Tensor, "b k"], positions: Int[Tensor, "b k"]) -> AttentionCall:
         """The call of packed documents that do not see each other; some families ignore positions."""

@@ -29,6 +29,7 @@ from workbench.hooks.taps.cached_keys import layer_of_keys
 from workbench.hooks.taps.evaluation_mode import warn_of_dropout
 from workbench.hooks.taps.finite_values import note_attention
 from workbench.hooks.taps.indexer_masks import reading_indexer_masks
+from workbench.hooks.taps.key_biases import KeyBiases, reading_key_biases, with_bias_channel
 from workbench.hooks.taps.layer_lists import numbered
 from workbench.hooks.taps.scored_call import biased_call
 from workbench.hooks.taps.shared_taps import standing_handlers
@@ -76,7 +77,7 @@ def tapping(model: PreTrainedModel) -> Generator[None]:
             switched.n_models += 1
             config._attn_implementation_internal = IMPLEMENTATION  # pyright: ignore[reportPrivateUsage]
     try:
-        with reading_indexer_masks(model, IMPLEMENTATION, _lazy_mask):
+        with reading_indexer_masks(model, IMPLEMENTATION, _lazy_mask), reading_key_biases(model):
             yield
     finally:
         with _lock:
@@ -119,6 +120,8 @@ def _attend(
             f"{name} hands its attention the tensors {unknown}, which may select keys; this version cannot record it "
             "exactly, so it is refused"
         )
+    biases = attention_mask if isinstance(attention_mask, KeyBiases) else None
+    attention_mask = attention_mask if biases is None else biases.mask
     if not isinstance(attention_mask, LazyMask):
         raise OwnMask(
             f"{name} brings a mask of type {type(attention_mask).__name__} of its own making; expected the mask that "
@@ -140,15 +143,19 @@ def _attend(
         _check_indices(block_indices, shape, name=name, argument="block_indices")
         _check_groups(block_indices, key, name)
         mask = mask.selecting(block_indices, block=_block_size(module, name))
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if biases is not None:
+        query, key = with_bias_channel(query, key, biases.bias, scale)
     call = AttentionCall(
         layer=_layer_of(module),
         q=query,
         k=key,
         v=value,
         mask=mask,
-        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        scale=scale,
         softcap=softcap,
         sinks=None if s_aux is None else rearrange(s_aux, "... -> (...)"),
+        n_bias_channels=0 if biases is None else 1,
     )
     if position_bias is not None or sinks is not None:
         if softcap is not None or s_aux is not None:

@@ -63,7 +63,7 @@ def reading_indexer_masks(model: PreTrainedModel, implementation: str, make_mask
         seen = _Seen()
         for module in model.modules():
             if hasattr(module, _VISIBLE):
-                stack.enter_context(_another_method(module, _VISIBLE, _Noting(getattr(module, _VISIBLE), seen)))
+                stack.enter_context(another_method(module, _VISIBLE, _Noting(getattr(module, _VISIBLE), seen)))
             if masks_itself(module):
                 build = _Building(
                     getattr(module, _BUILD),
@@ -72,7 +72,7 @@ def reading_indexer_masks(model: PreTrainedModel, implementation: str, make_mask
                     make_mask=make_mask,
                     recomputes=recomputes,
                 )
-                stack.enter_context(_another_method(module, _BUILD, build))
+                stack.enter_context(another_method(module, _BUILD, build))
         yield
 
 
@@ -204,7 +204,7 @@ class _Building:
 
 
 @contextmanager
-def _another_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Generator[None]:
+def another_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Generator[None]:
     """Inside the block, `method` is what a module has under this name."""
     before = module.__dict__.get(name)
     module.__dict__[name] = method

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from workbench.hooks.taps.attention_call import LazyMask
 from workbench.hooks.taps.indexer_masks import masks_itself
+from workbench.hooks.taps.key_biases import KEPT
 from workbench.loading.pretrained import FAILURES, is_out_of_memory
 
 # The attributes that say how many keys or blocks an indexer selects, each beside what it is in a check.
-_NUMBERS = ("index_topk", "topk_blocks", "token_budget")
+_NUMBERS = ("index_topk", "topk_blocks", "token_budget", KEPT)
 
 
 def n_selected(model: PreTrainedModel) -> int | None:
@@ -48,6 +49,8 @@ def _most(indexer: Any) -> int:
         return int(indexer.topk_blocks * indexer.block_size)
     if hasattr(indexer, "token_budget"):
         return int(indexer.token_budget + indexer.compress_ratio - 1)
+    if hasattr(indexer, KEPT):
+        return int(getattr(indexer, KEPT))
     return int(indexer.index_topk + getattr(indexer, "index_kpool", 1) - 1)
 
 
@@ -57,6 +60,8 @@ def _fewest(indexer: Any) -> tuple[dict[str, int], int]:
         return {"topk_blocks": 1, "block_size": 2, "local_blocks": 1}, 3
     if hasattr(indexer, "token_budget"):
         return {"token_budget": 2, "compress_ratio": 2, "block_topk": 1}, 5
+    if hasattr(indexer, KEPT):
+        return {KEPT: min(2, int(getattr(indexer, KEPT)))}, 3
     if (pool := int(getattr(indexer, "index_kpool", 1))) > 1:  # its weights have the size of a pool
         return {"index_topk": pool}, 2 * pool + 1
     return {"index_topk": min(2, int(indexer.index_topk))}, 3
