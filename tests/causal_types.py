@@ -89,6 +89,7 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
     "fuyu": {"text_config": {"model_type": "persimmon"}},
     "dots3_note_text": _NOTE,
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "minimax_m3_vl_text": {

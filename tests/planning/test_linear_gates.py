@@ -93,7 +93,9 @@ def test_what_is_about_a_window_is_refused_where_there_is_none():
     m = open_model(tiny("llama"))
     heads = [KVHead(i, h) for i in (0, 1) for h in range(2)]
     game = Game(m, needles(), dict.fromkeys(heads, LinearAttention()))
-    with pytest.raises(WorkbenchError, match="given linear or sparse attention, and this is defined for a window alone"):
+    with pytest.raises(
+        WorkbenchError, match="given linear or sparse attention, and this is defined for a window alone"
+    ):
         rank(game, "far_mass")
     assert set(METHODS) > {"output_error", "duo_gates"}
     with pytest.raises(WorkbenchError, match="0 conversions, sink 0: expected a conversion for a head or more"):

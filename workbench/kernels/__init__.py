@@ -1,5 +1,6 @@
 """Attention statistics and linear attention: the float64 reference, blocked torch and Triton."""
 
+from workbench.kernels.linear.channel_rows import ChannelRows
 from workbench.kernels.linear.decay_rows import DecayRows
 from workbench.kernels.linear.delta_rows import DeltaRows
 from workbench.kernels.linear.signed_rows import SignedRows, signed_crop, signed_pattern, signed_statistics
@@ -12,6 +13,7 @@ from workbench.kernels.softmax.statistics_request import Cells, Far, Request, Ro
 __all__ = [
     "CausalMask",
     "Cells",
+    "ChannelRows",
     "DecayRows",
     "DeltaRows",
     "Far",

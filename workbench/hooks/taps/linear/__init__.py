@@ -1,6 +1,6 @@
 """Linear and recurrent layers of every family behind one interface; the import registers the built-in mixers."""
 
-from workbench.hooks.taps.linear import gated_delta, kimi_delta, lightning, mamba2
+from workbench.hooks.taps.linear import gated_delta, kimi_delta, lightning, mamba1, mamba2
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.linear_reading import head_outputs, linear_layers, reading_linear
 from workbench.hooks.taps.linear.reach import Reach, decay_reach, measured_reach
@@ -17,6 +17,7 @@ __all__ = [
     "kimi_delta",
     "lightning",
     "linear_layers",
+    "mamba1",
     "mamba2",
     "measured_reach",
     "mixer",

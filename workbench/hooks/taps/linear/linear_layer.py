@@ -1,7 +1,8 @@
 """A linear layer, and what is read of it while it runs, in the same terms for every family.
 
 A head of a linear layer computes o_i = Σ_{j ≤ i} A[i, j] v_j before its norm, gate and output projection. A is the
-implied pattern: signed, not normalised.
+implied pattern: signed, not normalised. Where every channel forgets at a rate of its own (Mamba-1, RG-LRU, RWKV-4), a
+head is a run of channels that each have such a pattern, and the head's is their mean.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from workbench.kernels import Request, RowStatistics, SignedRows, signed_crop, s
 class LinearLayer:
     """One linear token mixer of a model.
 
-    `mixer`: "lightning", "gdn", "kda", "ssm", or the name of a registered one. `n_kv_heads` counts the key heads that
+    `index`: −1 of a module that does not know its number, which then follows from its place in the model. `mixer`:
+    "lightning", "gdn", "kda", "ssm", "mamba1", or the name of a registered one. `n_kv_heads` counts the key heads that
     the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution over the last
     few tokens comes before q, k and v, so that what a head does to the previous token is partly not in its pattern.
     `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None.
+    `takes_in_padding`: the model does not hide padding from the layer, so that a text behind padding gives other
+    numbers.
     """
 
     index: int
@@ -37,6 +41,7 @@ class LinearLayer:
     d_head: int
     has_conv: bool
     slopes: Float[Tensor, " n_heads"] | None = None
+    takes_in_padding: bool = False
 
     def __repr__(self) -> str:
         return brief(self)
@@ -62,8 +67,9 @@ class LinearCall:
 
     `q`, `k`: as the recurrence takes them, after convolution, activation, normalisation and scale, one per key head.
     `v`: so that the heads' outputs are the implied rows times v. `log_decay`: per token and head, and per key channel
-    where the layer has a rate for each (KDA). `rows`: the implied rows, `DecayRows` or `DeltaRows` of
-    `workbench.kernels`.
+    where the layer has a rate for each (KDA), or per channel of v (of Mamba-1 the slowest of its states). `rows`: the
+    implied rows, `DecayRows`, `DeltaRows` or `ChannelRows` of `workbench.kernels`. `gate`: by which the outputs are
+    multiplied before they are handed on, where no norm comes between.
     """
 
     layer: int
@@ -72,6 +78,7 @@ class LinearCall:
     v: Float[Tensor, "b n_heads t d_v"]
     log_decay: Float[Tensor, "#b n_heads t rates"]
     rows: SignedRows
+    gate: Float[Tensor, "b t n_heads d_v"] | None = None
 
     def __repr__(self) -> str:
         return brief(self)

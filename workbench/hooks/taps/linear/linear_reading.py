@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import MIXERS, Adapter
 
 LinearReader = Callable[[LinearCall], None]
+# What the families call what goes into a layer.
+_HIDDEN_STATES = ("hidden_states", "input_states", "hidden")
 # The outputs of all heads "b t h d_v", before norm, gate and projection → the outputs to go on with.
 OutputChange = Callable[[Tensor], Tensor]
 # (layer, the outputs of its heads, where they are valid, the position of the first) → the outputs to go on with.
@@ -31,7 +34,7 @@ HeadChange = Callable[
 
 def linear_layers(model: PreTrainedModel) -> dict[int, LinearLayer]:
     """The linear layers of a model by layer number."""
-    return {layer.index: layer for m, adapter in _adapted_modules(model) for layer in [adapter.describe(m)]}
+    return {layer.index: layer for _, _, layer in _adapted_modules(model)}
 
 
 @contextmanager
@@ -41,10 +44,14 @@ def reading_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: L
     `valid`: False on the padding of the batch that is run.
     """
     handles: list[RemovableHandle] = []
-    for module, adapter in _adapted_modules(model):
+    for module, adapter, layer in _adapted_modules(model):
         outputs: dict[str, Tensor] = {}
         handles += [module.get_submodule(name).register_forward_hook(_keep(outputs, name)) for name in adapter.taps]
-        before_projection = _hand_over(module, adapter, outputs, valid=valid, reader=reader)
+
+        def numbered(call: LinearCall, index: int = layer.index) -> None:
+            reader(call if call.layer == index else replace(call, layer=index))
+
+        before_projection = _hand_over(module, adapter, outputs, valid=valid, reader=numbered)
         handles.append(module.get_submodule(adapter.projection).register_forward_pre_hook(before_projection))
     try:
         yield
@@ -62,11 +69,11 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
     Raises:
         WorkbenchError: if the layer is not linear.
     """
-    module, adapter = _adapted_module(model, layer)
-    n_heads, shape = adapter.describe(module).n_heads, [0, 0]
+    module, adapter, described = _adapted_module(model, layer)
+    n_heads, shape = described.n_heads, [0, 0]
 
     def note_shape(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden: Tensor = args[0] if args else next(kwargs[name] for name in _HIDDEN_STATES if name in kwargs)
         shape[:] = hidden.shape[:2]
 
     def pass_through(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -97,8 +104,7 @@ def changing_linear(model: PreTrainedModel, layers: Iterable[int], change: HeadC
         if indices:
             handle = model.register_forward_pre_hook(_keep_mask(masks), with_kwargs=True)
             stack.callback(handle.remove)
-        for module, adapter in _adapted_modules(model):
-            layer = adapter.describe(module)
+        for module, adapter, layer in _adapted_modules(model):
             if layer.index in indices:
                 hook = _pass_through(layer.index, layer.n_heads, masks, change)
                 handle = module.get_submodule(adapter.projection).register_forward_pre_hook(hook)
@@ -106,16 +112,22 @@ def changing_linear(model: PreTrainedModel, layers: Iterable[int], change: HeadC
         yield
 
 
-def _adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
-    """The modules of the linear layers, each with its adapter."""
-    adapters = MIXERS.all()
-    return [(m, adapters[name]) for m in model.modules() if (name := type(m).__name__) in adapters]
+def _adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter, LinearLayer]]:
+    """The modules of the linear layers, each with its adapter and what it is."""
+    adapters, found = MIXERS.all(), list[tuple[nn.Module, Adapter, LinearLayer]]()
+    for path, module in model.named_modules():
+        adapter = adapters.get(type(module).__name__)
+        if adapter is not None:
+            layer = adapter.describe(module)
+            number = next((int(part) for part in path.split(".") if part.isdecimal()), 0)
+            found.append((module, adapter, layer if layer.index >= 0 else replace(layer, index=number)))
+    return found
 
 
-def _adapted_module(model: PreTrainedModel, layer: int) -> tuple[nn.Module, Adapter]:
-    for module, adapter in _adapted_modules(model):
-        if adapter.describe(module).index == layer:
-            return module, adapter
+def _adapted_module(model: PreTrainedModel, layer: int) -> tuple[nn.Module, Adapter, LinearLayer]:
+    for module, adapter, described in _adapted_modules(model):
+        if described.index == layer:
+            return module, adapter, described
     raise WorkbenchError(
         f"layer {layer} of {type(model).__name__} is no linear layer; its linear layers are "
         f"{sorted(linear_layers(model)) or 'none'}"

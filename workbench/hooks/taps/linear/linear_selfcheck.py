@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from workbench.hooks.taps.linear.linear_layer import LinearCall
 from workbench.hooks.taps.linear.linear_reading import OutputChange, head_outputs, linear_layers, reading_linear
-from workbench.kernels import signed_pattern
+from workbench.kernels import ChannelRows, signed_pattern
 
 # Relative to the largest output. A right adapter differs by rounding, a wrong one by far more; bfloat16 rounds v and
 # the output to 2^-8.
@@ -45,8 +45,15 @@ def checking_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"]) -> Gener
 
 
 def implied_output(call: LinearCall) -> Float[Tensor, "b t n_heads d_v"]:
-    """Every implied row times v, which the heads hand on; T × T, so for small T only."""
-    return einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
+    """Every implied row times v, and the gate, which the heads hand on; T × T, so for small T only.
+
+    Where the rows of a head are means over its channels, each channel's own rows.
+    """
+    if isinstance(call.rows, ChannelRows):
+        out = call.rows.applied_to(call.v)
+    else:
+        out = einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
+    return out if call.gate is None else out * call.gate.float()
 
 
 def _keeping(outputs: dict[int, Tensor], layer: int) -> OutputChange:
