@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from transformers import FalconMambaConfig, JambaConfig, MambaConfig, PreTrainedModel
+from transformers import FalconMambaConfig, JambaConfig, MambaConfig, PreTrainedModel, RecurrentGemmaConfig, RwkvConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 _COMMON = dict(
@@ -27,10 +27,14 @@ CONFIGS = {
         mamba_d_state=4,
         mamba_dt_rank=3,
     ),
+    "recurrent_gemma": lambda: RecurrentGemmaConfig(
+        **_COMMON, **_ATTENTION, lru_width=32, block_types=["recurrent", "attention"], attention_window_size=64
+    ),
+    "rwkv": lambda: RwkvConfig(**_COMMON, attention_hidden_size=32, intermediate_size=48, context_length=512),
 }
-MIXER = dict.fromkeys(CONFIGS, "mamba1")
+MIXER = {**dict.fromkeys(CONFIGS, "mamba1"), "recurrent_gemma": "rg_lru", "rwkv": "rwkv4"}
 # Heads and channels of a head.
-HEADS = dict.fromkeys(CONFIGS, (1, 64))
+HEADS = {**dict.fromkeys(CONFIGS, (1, 64)), "recurrent_gemma": (4, 8), "rwkv": (1, 32)}
 
 
 @cache
@@ -43,8 +47,14 @@ def tiny(family: str) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if name.endswith(("A_log", "dt_proj.bias")):
                 parameter.uniform_(-4, 0, generator=generator)
-            elif name.endswith(".D"):
+            elif name.endswith("recurrent_param"):
+                parameter.uniform_(-6, 0, generator=generator)
+            elif name.endswith("time_decay"):
+                parameter.uniform_(-4, 1, generator=generator)
+            elif name.endswith((".D", "time_first", "gate_bias")):
                 parameter.normal_(0, 0.5, generator=generator)
+            elif name.endswith((".key.weight", "gate_weight")):
+                parameter.normal_(0, 1, generator=generator)
             elif parameter.ndim >= 2:
                 parameter.normal_(0, 0.2, generator=generator)
     return model.eval()

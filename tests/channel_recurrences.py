@@ -89,4 +89,59 @@ def _mamba1(module, x, mask):
     return patterns, x.transpose(1, 2), n_channels
 
 
-_READERS = {"MambaMixer": _mamba1, "FalconMambaMixer": _mamba1, "JambaMambaMixer": _mamba1}
+def _rg_lru(module, x, mask):
+    unit = module.rg_lru
+    x = _convolved(module.conv_1d, _linear(x, module.linear_x.weight, module.linear_x.bias))
+    width = unit.block_width
+
+    def gate(weight, bias):
+        blocks = [
+            x[..., h * width : (h + 1) * width] @ weight[h].double() + bias[h].double() for h in range(len(weight))
+        ]
+        return torch.sigmoid(torch.cat(blocks, -1))
+
+    taken = gate(unit.input_gate_weight, unit.input_gate_bias)
+    recurrence = gate(unit.recurrent_gate_weight, unit.recurrent_gate_bias)
+    a = torch.exp(-8 * recurrence * F.softplus(unit.recurrent_param.double()))
+    n_sequences, n_tokens, n_channels = x.shape
+    patterns = torch.zeros(n_sequences, n_channels, n_tokens, n_tokens, dtype=torch.float64)
+    for j in range(n_tokens):
+        state = torch.zeros(n_sequences, n_channels, dtype=torch.float64)
+        for i in range(n_tokens):
+            root = torch.sqrt(1 - a[:, i] ** 2) if i else torch.ones_like(state)
+            state = a[:, i] * state + root * taken[:, i] * mask[:, i] * (i == j)
+            patterns[:, :, i, j] = state
+    return patterns, x.transpose(1, 2), width
+
+
+def _rwkv4(module, x, mask):
+    """The two sums as they are defined, without the running maximum: float64 holds the exponents of a short text."""
+    shifted = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+    def mixed(name):
+        share = getattr(module, f"time_mix_{name}").double()
+        return _linear(x * share + shifted * (1 - share), getattr(module, name).weight)
+
+    k, v = mixed("key"), mixed("value")
+    kept, first = torch.exp(-torch.exp(module.time_decay.double())), module.time_first.double()
+    n_sequences, n_tokens, n_channels = k.shape
+    patterns = torch.zeros(n_sequences, n_channels, n_tokens, n_tokens, dtype=torch.float64)
+    for j in range(n_tokens):
+        above = torch.zeros(n_sequences, n_channels, dtype=torch.float64)
+        below = torch.zeros_like(above)
+        for i in range(n_tokens):
+            impulse = mask[:, i] * (i == j)
+            now = torch.exp(first + k[:, i])
+            patterns[:, :, i, j] = (above + now * impulse) / (below + now)
+            above = kept * above + torch.exp(k[:, i]) * impulse
+            below = kept * below + torch.exp(k[:, i])
+    return patterns, v.transpose(1, 2), n_channels
+
+
+_READERS = {
+    "MambaMixer": _mamba1,
+    "FalconMambaMixer": _mamba1,
+    "JambaMambaMixer": _mamba1,
+    "RecurrentGemmaRecurrentBlock": _rg_lru,
+    "RwkvSelfAttention": _rwkv4,
+}

@@ -201,3 +201,23 @@ def test_the_reach_has_a_rate_for_every_channel(family):
                 kept *= float(rates[b, s + n])
             steps.append(n if kept <= 0.5 else float("inf"))
         assert float(reach.half_life[0, channel]) == sorted(steps)[len(steps) // 2]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_left_padding_is_refused_where_the_model_takes_it_in_and_changes_nothing_where_it_does_not(family):
+    m, tokens = open_model(tiny(family)), random_tokens(1, 23)
+    padded_tokens = torch.cat([torch.full((1, 6), 5), tokens], -1)
+    mask = torch.arange(29)[None] >= 6
+    if family not in HIDES_PADDING:
+        with pytest.raises(WorkbenchError, match=r"take the padding in as if it were text; expected padding on the ri"):
+            m.record(padded_tokens, {"entropy"}, mask)
+        return
+    alone, behind = m.record(tokens, {"entropy"}), m.record(padded_tokens, {"entropy"}, mask)
+    torch.testing.assert_close(alone["entropy"].total, behind["entropy"].total, atol=1e-4, rtol=1e-5)
+
+
+def test_rows_of_rwkv_4_are_positive_and_sum_to_1():
+    call = calls_of(tiny("rwkv"), random_tokens(2, 70), torch.ones(2, 70, dtype=torch.bool), lambda call: call)[0]
+    pattern = signed_pattern(call.rows.by_channel())
+    assert (pattern >= 0).all()
+    assert (pattern.sum(-1) - 1).abs().max() < 1e-5

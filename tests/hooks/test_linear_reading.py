@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import Lfm2Config, MiniMaxConfig, RecurrentGemmaConfig
+from transformers import Lfm2Config, MiniMaxConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from tests.brute import _sequence
@@ -398,12 +398,8 @@ SMALL = dict(
     ("config", "told"),
     [
         (lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), r"layer 0 \(Lfm2ShortConv\)"),
-        (
-            lambda: RecurrentGemmaConfig(**SMALL, lru_width=32, block_types=["recurrent", "attention"]),
-            r"no attention call reached the recorder from layer 0",
-        ),
     ],
-    ids=["short convolution", "RG-LRU"],
+    ids=["short convolution"],
 )
 def test_other_mixers_are_refused_by_name(config, told):
     with pytest.raises(WorkbenchError, match=told):

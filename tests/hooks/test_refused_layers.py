@@ -15,7 +15,6 @@ from workbench.loading.refusals import refuse_other_models
 REASONS = {
     "hrm_text": r"runs its layers several times a pass \(HrmTextAttention of layer 0 ran \d times\)",
     "diffllama": r"attend more than once per pass: its heads have several softmaxes",
-    "rwkv": r"RwkvSelfAttention weights the past by a decay of each channel",
     "xlstm": r"xLSTMLayer mixes tokens by a state with input and forget gates",
     "reformer": r"LocalSelfAttention attends inside of chunks of tokens",
     "xlnet": r"not multiplied with the values in one product",

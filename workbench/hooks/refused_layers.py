@@ -19,8 +19,8 @@ from workbench.hooks.taps.layer_lists import blocks
 
 _EXPECTED = (
     "Expected, in every layer that mixes tokens, causal softmax attention (through transformers' AttentionInterface, "
-    "or one softmax and one product with the values), lightning attention, a gated delta net, Kimi delta attention or "
-    "Mamba-2; the README lists the families"
+    "or one softmax and one product with the values), lightning attention, a gated delta net, Kimi delta attention, "
+    "Mamba-1 or 2, RG-LRU or RWKV-4; the README lists the families"
 )
 _N_NAMED = 3
 # What a layer holds, and what it does with it; the first that is there is said.

@@ -306,6 +306,11 @@ def _check_left_padding(model: PreTrainedModel, batch: Sequences) -> None:
             "first column, so that a text behind padding is cut into other blocks; expected padding on the right: move "
             "it there"
         )
+    if batch.is_left_padded and any(layer.takes_in_padding for layer in linear_layers(model).values()):
+        raise WorkbenchError(
+            f"{type(model).__name__} was given padding on the left, but its recurrent layers take the padding in as if "
+            "it were text; expected padding on the right: move it there, or pass sequences of one length"
+        )
     # A recurrence has no positions; packed documents have their own check.
     if not batch.is_left_padded or batch.is_packed or _takes_positions(model) or linear_layers(model):
         return

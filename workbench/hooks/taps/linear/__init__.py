@@ -1,6 +1,6 @@
 """Linear and recurrent layers of every family behind one interface; the import registers the built-in mixers."""
 
-from workbench.hooks.taps.linear import gated_delta, kimi_delta, lightning, mamba1, mamba2
+from workbench.hooks.taps.linear import gated_delta, kimi_delta, lightning, mamba1, mamba2, rg_lru, rwkv4
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.linear_reading import head_outputs, linear_layers, reading_linear
 from workbench.hooks.taps.linear.reach import Reach, decay_reach, measured_reach
@@ -22,4 +22,6 @@ __all__ = [
     "measured_reach",
     "mixer",
     "reading_linear",
+    "rg_lru",
+    "rwkv4",
 ]

@@ -26,9 +26,10 @@ class LinearLayer:
     """One linear token mixer of a model.
 
     `index`: −1 of a module that does not know its number, which then follows from its place in the model. `mixer`:
-    "lightning", "gdn", "kda", "ssm", "mamba1", or the name of a registered one. `n_kv_heads` counts the key heads that
-    the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution over the last
-    few tokens comes before q, k and v, so that what a head does to the previous token is partly not in its pattern.
+    "lightning", "gdn", "kda", "ssm", "mamba1", "rg_lru", "rwkv4", or the name of a registered one. `n_kv_heads` counts
+    the key heads that the heads share in groups; `d_head` is the width of queries and keys, or of the head where it has
+    none. `has_conv`: a short convolution over the last few tokens, or a mixture with the token before, comes before q,
+    k and v, so that what a head does to the previous token is partly not in its pattern.
     `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None.
     `takes_in_padding`: the model does not hide padding from the layer, so that a text behind padding gives other
     numbers.
@@ -96,15 +97,20 @@ class LinearCall:
 
 def convolved(module: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
     """The module's short causal convolution of each channel (`module.conv1d`), then its activation."""
-    convolution, n_tokens = module.conv1d, mixed.shape[1]
+    active = ACT2FN[module.activation](rearrange(causal_convolution(module.conv1d, mixed), "b t c -> b c t"))
+    return rearrange(active.to(mixed.dtype), "b c t -> b t c")
+
+
+def causal_convolution(convolution: nn.Module, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+    """A short causal convolution of each channel, padded by the width of its kernel less one."""
+    n_tokens = mixed.shape[1]
     x = rearrange(mixed, "b t c -> b c t").to(convolution.weight.dtype)
     if type(convolution) is nn.Conv1d:
         padding = convolution.kernel_size[0] - 1
         out = conv1d(x, convolution.weight, convolution.bias, padding=padding, groups=convolution.groups)
     else:  # one with an adapter has another output than its weight's
         out = convolution(x)
-    active = ACT2FN[module.activation](out[..., :n_tokens]).to(mixed.dtype)
-    return rearrange(active, "b c t -> b t c")
+    return rearrange(out[..., :n_tokens], "b c t -> b t c")
 
 
 def normalised(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
