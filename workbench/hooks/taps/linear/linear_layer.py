@@ -101,7 +101,7 @@ def convolved(module: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t 
     return rearrange(active.to(mixed.dtype), "b c t -> b t c")
 
 
-def causal_convolution(convolution: nn.Module, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+def causal_convolution(convolution: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
     """A short causal convolution of each channel, padded by the width of its kernel less one."""
     n_tokens = mixed.shape[1]
     x = rearrange(mixed, "b t c -> b c t").to(convolution.weight.dtype)
