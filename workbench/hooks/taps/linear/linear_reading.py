@@ -114,14 +114,14 @@ def changing_linear(model: PreTrainedModel, layers: Iterable[int], change: HeadC
 
 def _adapted_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter, LinearLayer]]:
     """The modules of the linear layers, each with its adapter and what it is."""
-    adapters, found = MIXERS.all(), list[tuple[nn.Module, Adapter, LinearLayer]]()
+    adapters, adapted = MIXERS.all(), list[tuple[nn.Module, Adapter, LinearLayer]]()
     for path, module in model.named_modules():
         adapter = adapters.get(type(module).__name__)
         if adapter is not None:
             layer = adapter.describe(module)
             number = next((int(part) for part in path.split(".") if part.isdecimal()), 0)
-            found.append((module, adapter, layer if layer.index >= 0 else replace(layer, index=number)))
-    return found
+            adapted.append((module, adapter, layer if layer.index >= 0 else replace(layer, index=number)))
+    return adapted
 
 
 def _adapted_module(model: PreTrainedModel, layer: int) -> tuple[nn.Module, Adapter, LinearLayer]:
