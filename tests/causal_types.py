@@ -89,6 +89,7 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
     "fuyu": {"text_config": {"model_type": "persimmon"}},
     "dots3_note_text": _NOTE,
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse"],  # as the checkpoint has them
@@ -97,6 +98,7 @@ SPECIAL: Mapping[str, dict[str, Any]] = {
         "index_block_size": 4,
         "index_topk_blocks": 2,
     },
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {
         "is_decoder": True,
         "axial_pos_embds": False,

@@ -33,7 +33,8 @@ at a time; of linear layers the mixer.
 `m.model.generate` inside of `m.restrict` gives, with its cache, what it gives without one. `minimax` is refused \
 there: transformers makes the mask of a step after the first for the length of the first layer's cache, which is that \
 of a linear layer and empty, so that 1 query has a mask of 1 key. Without `restrict` the mask of a single query is not \
-read, and what it generates with its cache is right; inside of it, pass `use_cache=False`.
+read, and what it generates with its cache is right; inside of it, pass `use_cache=False`. What `rwkv` generates with \
+a cache differs in transformers itself.
 - ¹ an encoder by default, opened with `is_decoder=True` in its configuration; without, it is refused. ² the decoder \
 of an encoder-decoder by itself; the whole is refused.
 """

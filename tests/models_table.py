@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from transformers import PreTrainedModel, logging
 
-from tests import families, linear_families, more_families, older_families, selecting_families
+from tests import channel_families, families, linear_families, more_families, older_families, selecting_families
 from tests.causal_types_table import section
 from workbench import Head, KVHead, LayerInfo, WorkbenchError, open_model
 from workbench.hooks import HookedModel
@@ -26,6 +26,7 @@ SOURCES: list[tuple[Mapping[str, object], Callable[[str], PreTrainedModel]]] = [
     (families.CONFIGS, families.tiny),
     (more_families.MORE_CONFIGS, families.tiny),
     (linear_families.CONFIGS, linear_families.tiny),
+    (channel_families.CONFIGS, channel_families.tiny),
     (older_families.OLDER_CONFIGS, families.tiny),
     (selecting_families.SELECTING_CONFIGS, families.tiny),
     (selecting_families.BLOCK_CONFIGS, families.tiny),
@@ -49,6 +50,7 @@ NAMES = {
     "falcon_alibi": "Falcon-RW (ALiBi)",
     "falcon_h1": "Falcon-H1",
     "falcon_h1_plain": "Falcon-H1 without inner norm",
+    "falcon_mamba": "Falcon-Mamba",
     "falcon_new": "Falcon-40B, 180B",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3",
@@ -68,11 +70,13 @@ NAMES = {
     "hy_v4": "Hunyuan Hy4",
     "inkling": "Inkling",
     "inkling2": "Inkling 2",
+    "jamba": "Jamba",
     "kimi_linear": "Kimi-Linear",
     "lfm2": "LFM2",
     "lfm3": "LFM3",
     "llama": "Llama 1, 2, 3, SmolLM",
     "llama4": "Llama 4",
+    "mamba": "Mamba",
     "mamba2": "Mamba-2",
     "mimo_v2_flash": "MiMo-V2-Flash",
     "minimax": "MiniMax-Text-01, MiniMax-M1",
@@ -95,7 +99,9 @@ NAMES = {
     "qwen3_next": "Qwen3-Next",
     "qwen4_exp": "Qwen4-Exp",
     "qwen4_exp_with_linear": "Qwen4-Exp with linear layers",
+    "recurrent_gemma": "RecurrentGemma",
     "roformer": "RoFormer as a decoder",
+    "rwkv": "RWKV-4",
     "starcoder2": "StarCoder2",
     "trocr": "TrOCR's decoder",
     "xglm": "XGLM",
@@ -116,7 +122,11 @@ package can register a reader with `workbench.hooks.mixer`; \
 - **layers**: the kinds of the tiny model's layers in order; of linear layers the mixer. `+` joins two mixers of \
 one layer. *sparse*: an indexer selects keys for every row from its whole past, single ones or in blocks; \
 `m.layers` says how many, `n_selected`. A real checkpoint has its own order, `m.layers`.
-- **recorded**: probabilities, or the implied signed pattern of linear layers.
+- **recorded**: probabilities, or the implied signed pattern of linear layers. In layers with a decay per channel \
+(*mamba1*, *rg_lru*, *rwkv4*) every channel c has an implied pattern of its own, y_t[c] = Σ_s P_c[t, s] x_s[c]. A head \
+is there the whole layer (Mamba-1, RWKV-4) or a block of the block-diagonal gates (RG-LRU), and its pattern is the \
+mean of P_c over the head's channels, before the layer's gate. `recurrent_gemma` and `rwkv` take padding in as text, \
+so that padding on the left is refused.
 - **restrict, ablate**: whether a window, or zeroed outputs of heads, change the logits. Windows are for softmax \
 heads. Where only the heads of some mixers can be ablated, these are named.
 - **TransformerLens view**: whether `m.bridge` opens and computes the same logits; *patterns read-only*: an edit of \

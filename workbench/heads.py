@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["full", "sliding", "chunked", "sparse", "linear", "none"]
-# "softmax", "lightning", "gdn", "kda", "ssm", or the name of a mixer that another package registers.
+# "softmax", "lightning", "gdn", "kda", "ssm", "mamba1", "rg_lru", "rwkv4", or the name of a mixer that another package
+# registers.
 Mixer = str
 KINDS: tuple[str, ...] = get_args(Kind)
 # Behind the name of a probe: its control, the same tokens with the answers gone from the context.

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import JambaConfig, Lfm2Config, MiniMaxConfig, RecurrentGemmaConfig
+from transformers import Lfm2Config, MiniMaxConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from tests import causal_types
@@ -449,21 +449,11 @@ SMALL = dict(
     ("config", "told"),
     [
         (
-            lambda: JambaConfig(
-                **SMALL, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, num_experts=2, mamba_d_state=4
-            ),
-            r"layer 0 \(JambaMambaMixer\)",
-        ),
-        (
             lambda: Lfm2Config(**SMALL, layer_types=["conv", "full_attention"], conv_bias=True),
             r"Lfm2ShortConv of layer 0 adds a bias behind its convolution \(conv_bias\), .* Leave this model out",
         ),
-        (
-            lambda: RecurrentGemmaConfig(**SMALL, lru_width=32, block_types=["recurrent", "attention"]),
-            r"no attention call reached the recorder from layer 0",
-        ),
     ],
-    ids=["mamba 1", "short convolution with a bias", "RG-LRU"],
+    ids=["short convolution with a bias"],
 )
 def test_other_mixers_are_refused_by_name(config, told):
     with pytest.raises(WorkbenchError, match=told):

@@ -16,11 +16,9 @@ from workbench.loading.refusals import refuse_other_models
 REASONS = {
     "hrm_text": r"runs its layers several times a pass \(HrmTextAttention of layer 0 ran \d times\)",
     "diffllama": r"attend more than once per pass: its heads have several softmaxes",
-    "rwkv": r"RwkvSelfAttention weights the past by a decay of each channel",
     "reformer": r"LocalSelfAttention attends inside of chunks of tokens",
     "xlnet": r"not multiplied with the values in one product",
     "prophetnet": r"not multiplied with the values in one product",
-    "doge": r"DogeAttention computes with its attention mask itself",
     "cpmant": r"attends to other keys than the whole past",
     "xmod": r"set_default_language.* set it and pass the model in memory to open_model",
 }
@@ -35,7 +33,7 @@ def test_the_sentence_says_what_the_model_does_and_the_next_step(model_type):
     assert len(str(refused.value)) < 700
 
 
-@pytest.mark.parametrize("model_type", ["cpmant", "diffllama", "doge", "hrm_text", "prophetnet", "xlnet"])
+@pytest.mark.parametrize("model_type", ["cpmant", "diffllama", "hrm_text", "prophetnet", "xlnet"])
 def test_a_refused_model_returns_the_probabilities_that_its_sentence_names(model_type):
     model = causal_types.tiny(model_type)
     with pytest.raises(WorkbenchError, match="attn_implementation='eager' and output_attentions=True"):

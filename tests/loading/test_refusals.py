@@ -48,11 +48,6 @@ MODELS = {
         ),
         ENCODER_DECODER.format("bart"),
     ),
-    "Mamba": (lambda: tf.MambaForCausalLM(tf.MambaConfig(**_STATE, state_size=8)), UNRECORDED.format("MambaMixer")),
-    "RWKV": (
-        lambda: tf.RwkvForCausalLM(tf.RwkvConfig(**_STATE, attention_hidden_size=32)),
-        UNRECORDED.format("RwkvBlock"),
-    ),
     "XLNet": (
         lambda: tf.XLNetLMHeadModel(tf.XLNetConfig(vocab_size=97, d_model=32, n_layer=2, n_head=4, d_inner=48)),
         "XLNetLayer of layer 0 makes attention probabilities that are not multiplied",
@@ -168,7 +163,7 @@ def test_a_scan_of_such_a_directory_stores_the_reason(llama, tmp_path, what, mon
 
 def test_a_scan_scores_the_checkpoints_of_an_older_family(tmp_path, monkeypatch, capsys):
     tiny("gptj").save_pretrained(tmp_path / "series" / "step1")
-    tf.RwkvForCausalLM(tf.RwkvConfig(**_STATE, attention_hidden_size=32)).save_pretrained(tmp_path / "other" / "step1")
+    tf.xLSTMForCausalLM(tf.xLSTMConfig(**_STATE, num_heads=4)).save_pretrained(tmp_path / "other" / "step1")
     for name, code in (("series", 0), ("other", 1)):
         argv = ["workbench", "scan", str(tmp_path / name), "--out", str(tmp_path / "run" / name), "--json"]
         monkeypatch.setattr("sys.argv", [*argv, "--detector", "induction"])

@@ -21,7 +21,7 @@ from workbench.hooks.taps.layer_lists import blocks, numbered
 _EXPECTED = (
     "Expected, in every layer that mixes tokens, causal softmax attention (through transformers' AttentionInterface, "
     "or one softmax and one product with the values), lightning attention, a gated delta net, Kimi delta attention, "
-    "Mamba-2, a gated short convolution or mLSTM; the README lists the families"
+    "Mamba-1 or 2, RG-LRU, RWKV-4, a gated short convolution or mLSTM; the README lists the families"
 )
 _N_NAMED = 3
 # What a layer holds, and what it does with it; the first that is there is said.

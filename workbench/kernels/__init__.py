@@ -1,6 +1,7 @@
 """Attention statistics and linear attention: the float64 reference, blocked torch and Triton."""
 
 from workbench.kernels.linear.band_rows import BandRows
+from workbench.kernels.linear.channel_decay_rows import ChannelDecayRows
 from workbench.kernels.linear.decay_rows import DecayRows
 from workbench.kernels.linear.delta_rows import DeltaRows
 from workbench.kernels.linear.mlstm_rows import MlstmRows
@@ -15,6 +16,7 @@ __all__ = [
     "BandRows",
     "CausalMask",
     "Cells",
+    "ChannelDecayRows",
     "ChannelRows",
     "DecayRows",
     "DeltaRows",

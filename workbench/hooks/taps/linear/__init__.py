@@ -1,6 +1,16 @@
 """Linear and recurrent layers of every family behind one interface; the import registers the built-in mixers."""
 
-from workbench.hooks.taps.linear import gated_delta, kimi_delta, lightning, mamba2, mlstm, short_convolution
+from workbench.hooks.taps.linear import (
+    gated_delta,
+    kimi_delta,
+    lightning,
+    mamba1,
+    mamba2,
+    mlstm,
+    rg_lru,
+    rwkv4,
+    short_convolution,
+)
 from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.linear_reading import head_outputs, linear_layers, reading_linear
 from workbench.hooks.taps.linear.reach import Reach, decay_reach, measured_reach
@@ -17,10 +27,13 @@ __all__ = [
     "kimi_delta",
     "lightning",
     "linear_layers",
+    "mamba1",
     "mamba2",
     "measured_reach",
     "mixer",
     "mlstm",
     "reading_linear",
+    "rg_lru",
+    "rwkv4",
     "short_convolution",
 ]

@@ -1,7 +1,8 @@
 """A linear layer, and what is read of it while it runs, in the same terms for every family.
 
 A head of a linear layer computes o_i = Σ_{j ≤ i} A[i, j] v_j before its norm, gate and output projection. A is the
-implied pattern: signed, not normalised.
+implied pattern: signed, not normalised. Where every channel forgets at a rate of its own (Mamba-1, RG-LRU, RWKV-4), a
+head is a run of channels that each have such a pattern, and the head's is their mean.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ WITHOUT_NUMBER = -1
 class LinearLayer:
     """One linear token mixer of a model.
 
-    `mixer`: "lightning", "gdn", "kda", "ssm", "conv", "mlstm", or the name of a registered one. `n_kv_heads` counts the
-    key heads that the heads share in groups; `d_head` is the width of queries and keys. `has_conv`: a short convolution
-    over the last few tokens comes before q, k and v, so that what a head does to the previous token is partly not in
-    its pattern.
+    `index`: WITHOUT_NUMBER of a module that does not know its own, which then follows from its place in the model.
+    `mixer`: "lightning", "gdn", "kda", "ssm", "mamba1", "rg_lru", "rwkv4", "conv", "mlstm", or the name of a registered
+    one. `n_kv_heads` counts the key heads that the heads share in groups; `d_head` is the width of queries and keys, or
+    of the head where it has none. `has_conv`: a short convolution over the last few tokens, or a mixture with the token
+    before, comes before q, k and v, so that what a head does to the previous token is partly not in its pattern.
     `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None. `n_taps`: of a
     layer that is a short convolution and has no decay, how many tokens it sees, the own one counted; else None.
-    `reads_padding`: the layer has no mask and reads padding as tokens.
+    `reads_padding`: the model does not hide padding from the layer, which reads it as tokens.
     """
 
     index: int
@@ -71,8 +73,10 @@ class LinearCall:
     `q`, `k`: as the recurrence takes them, after convolution, activation, normalisation and scale, one per key head.
     `v`: so that the heads' outputs are the implied rows times v; where `rows` are `ChannelRows`, the outputs of every
     channel are its own rows times v. `log_decay`: per token and head, and per key channel where the layer has a rate
-    for each (KDA); None where it has none, as a short convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`,
-    `BandRows` or `MlstmRows` of `workbench.kernels`.
+    for each (KDA), or per channel of v (of Mamba-1 the slowest of its states); None where it has none, as a short
+    convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`, `ChannelDecayRows`, `BandRows` or `MlstmRows` of
+    `workbench.kernels`. `gate`: by which the outputs are multiplied before they are handed on, where no norm comes
+    between.
     """
 
     layer: int
@@ -81,6 +85,7 @@ class LinearCall:
     v: Float[Tensor, "b n_heads t d_v"]
     log_decay: Float[Tensor, "#b n_heads t rates"] | None
     rows: SignedRows
+    gate: Float[Tensor, "b t n_heads d_v"] | None = None
 
     def __repr__(self) -> str:
         return brief(self)
@@ -98,15 +103,20 @@ class LinearCall:
 
 def convolved(module: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
     """The module's short causal convolution of each channel (`module.conv1d`), then its activation."""
-    convolution, n_tokens = module.conv1d, mixed.shape[1]
+    active = ACT2FN[module.activation](rearrange(causal_convolution(module.conv1d, mixed), "b t c -> b c t"))
+    return rearrange(active.to(mixed.dtype), "b c t -> b t c")
+
+
+def causal_convolution(convolution: Any, mixed: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+    """A short causal convolution of each channel, padded by the width of its kernel less one."""
+    n_tokens = mixed.shape[1]
     x = rearrange(mixed, "b t c -> b c t").to(convolution.weight.dtype)
     if type(convolution) is nn.Conv1d:
         padding = convolution.kernel_size[0] - 1
         out = conv1d(x, convolution.weight, convolution.bias, padding=padding, groups=convolution.groups)
     else:  # one with an adapter has another output than its weight's
         out = convolution(x)
-    active = ACT2FN[module.activation](out[..., :n_tokens]).to(mixed.dtype)
-    return rearrange(active, "b c t -> b t c")
+    return rearrange(out[..., :n_tokens], "b c t -> b t c")
 
 
 def normalised(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:

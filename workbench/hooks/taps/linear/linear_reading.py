@@ -22,6 +22,8 @@ from workbench.hooks.taps.linear.linear_layer import LinearCall, LinearLayer
 from workbench.hooks.taps.linear.registry import MIXERS, Adapter
 
 LinearReader = Callable[[LinearCall], None]
+# What the families call what goes into a layer.
+_HIDDEN_STATES = ("hidden_states", "input_states", "hidden")
 # The outputs of all heads "b t h d_v", before norm, gate and projection → the outputs to go on with.
 OutputChange = Callable[[Tensor], Tensor]
 # (layer, the outputs of its heads, where they are valid, the position of the first) → the outputs to go on with.
@@ -69,7 +71,7 @@ def head_outputs(model: PreTrainedModel, layer: int, change: OutputChange) -> Ge
     n_heads, shape = adapted.layer.n_heads, [0, 0]
 
     def note_shape(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden: Tensor = args[0] if args else next(kwargs[name] for name in _HIDDEN_STATES if name in kwargs)
         shape[:] = hidden.shape[:2]
 
     def pass_through(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

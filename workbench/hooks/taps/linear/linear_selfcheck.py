@@ -49,10 +49,15 @@ def checking_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"]) -> Gener
 
 
 def implied_output(call: LinearCall) -> Float[Tensor, "b t n_heads d_v"]:
-    """Every implied row, or row of a channel, times v, which the heads hand on; T × T, so for small T only."""
+    """Every implied row, or row of a channel, times v, and the gate, which the heads hand on.
+
+    T × T, so for small T only.
+    """
     if isinstance(call.rows, ChannelRows):
-        return rearrange(call.rows.handed_on(call.v), "b h t c -> b t h c")
-    return einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
+        out = rearrange(call.rows.handed_on(call.v), "b h t c -> b t h c")
+    else:
+        out = einsum(signed_pattern(call.rows), call.v.float(), "b h i j, b h j d -> b i h d")
+    return out if call.gate is None else out * call.gate.float()
 
 
 def _lost_digits(call: LinearCall) -> Float[Tensor, "b t n_heads"]:
