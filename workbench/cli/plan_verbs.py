@@ -144,9 +144,9 @@ def _with_sparse(choices: Sequence[str], window: Window, settings: dict[str, Any
 
     if settings and "sparse" not in choices:
         flags = {"n_blocks": "--blocks"}
-        given = ", ".join(flags.get(name, f"--{name.replace('_', '-')}") for name in settings)
+        flags_passed = ", ".join(flags.get(name, f"--{name.replace('_', '-')}") for name in settings)
         raise WorkbenchError(
-            f"{given} are of sparse attention, which is no choice; pass --choices window,sparse as well"
+            f"{flags_passed} are of sparse attention, which is no choice; pass --choices window,sparse as well"
         )
     if "sparse" not in choices:
         return tuple(choices)

@@ -112,10 +112,10 @@ def _largest(bias: Float[Tensor, "b n_kv_heads k"], mask: LazyMask, n_kept: int)
     if n_keys <= n_kept:
         every = torch.arange(n_keys, dtype=torch.int32, device=bias.device)
         return every.expand(n_sequences, n_kv_heads, mask.n_queries, n_keys)
-    kept = torch.empty(n_sequences, n_kv_heads, mask.n_queries, n_kept, dtype=torch.int32, device=bias.device)
+    chosen = torch.empty(n_sequences, n_kv_heads, mask.n_queries, n_kept, dtype=torch.int32, device=bias.device)
     simplest, hidden = mask.simplest(), torch.finfo(bias.dtype).min
     for rows in torch.arange(mask.n_queries, device=bias.device).split(_ROWS):
         visible = rearrange(visible_tile(simplest, slice(0, n_sequences), rows, n_keys), "b q k -> b 1 q k")
         of_rows = repeat(bias, "b h k -> b h q k", q=len(rows)).masked_fill(~visible, hidden)
-        kept[:, :, rows] = of_rows.topk(n_kept, dim=-1, sorted=False).indices.int()
-    return kept
+        chosen[:, :, rows] = of_rows.topk(n_kept, dim=-1, sorted=False).indices.int()
+    return chosen
