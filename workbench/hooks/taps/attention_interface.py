@@ -213,7 +213,9 @@ def _layer_of(module: nn.Module) -> int:
     Raises:
         WorkbenchError: if it has none, as one that several layers share.
     """
-    index = _numbers.get(module)
+    own: Any = getattr(module, "layer_idx", None)
+    # A model that shares its configuration with one that is tapped comes here too, without its numbers.
+    index = own if isinstance(own, int) and own >= 0 else _numbers.get(module)
     if index is None:
         raise WorkbenchError(
             f"{type(module).__name__} has no number of its layer, as one that several layers share: its heads cannot "
