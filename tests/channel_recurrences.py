@@ -63,6 +63,11 @@ def _over_root_mean_square(x, weight, eps):
     return weight.double() * x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
 
 
+def _impulses(mask, i):
+    """The values [b, j] at token i of the inputs that are 1 at token j and 0 elsewhere; 0 on padding."""
+    return mask[:, i] * (torch.arange(mask.shape[1]) == i)
+
+
 def _mamba1(module, x, mask):
     x, _ = _linear(x * mask, module.in_proj.weight, module.in_proj.bias).chunk(2, -1)
     x = _convolved(module.conv1d, x)
@@ -79,13 +84,13 @@ def _mamba1(module, x, mask):
     rates = torch.exp(module.A_log.double())
     n_sequences, n_tokens, n_channels = x.shape
     patterns = torch.zeros(n_sequences, n_channels, n_tokens, n_tokens, dtype=torch.float64)
-    for j in range(n_tokens):
-        state = torch.zeros(n_sequences, n_channels, n, dtype=torch.float64)
-        for i in range(n_tokens):
-            impulse = mask[:, i] * (i == j)
-            state = torch.exp(-rates * dt[:, i, :, None]) * state
-            state = state + (dt[:, i] * impulse)[..., None] * b[:, i, None]
-            patterns[:, :, i, j] = (state * c[:, i, None]).sum(-1) + module.D.double() * impulse
+    state = torch.zeros(n_sequences, n_channels, n, n_tokens, dtype=torch.float64)  # one for every impulse
+    for i in range(n_tokens):
+        impulse = _impulses(mask, i)
+        state = torch.exp(-rates * dt[:, i, :, None])[..., None] * state
+        state = state + torch.einsum("bc,bn,bj->bcnj", dt[:, i], b[:, i], impulse)
+        patterns[:, :, i] = torch.einsum("bcnj,bn->bcj", state, c[:, i])
+        patterns[:, :, i] += module.D.double()[:, None] * impulse[:, None]
     return patterns, x.transpose(1, 2), n_channels
 
 
@@ -105,12 +110,11 @@ def _rg_lru(module, x, mask):
     a = torch.exp(-8 * recurrence * F.softplus(unit.recurrent_param.double()))
     n_sequences, n_tokens, n_channels = x.shape
     patterns = torch.zeros(n_sequences, n_channels, n_tokens, n_tokens, dtype=torch.float64)
-    for j in range(n_tokens):
-        state = torch.zeros(n_sequences, n_channels, dtype=torch.float64)
-        for i in range(n_tokens):
-            root = torch.sqrt(1 - a[:, i] ** 2) if i else torch.ones_like(state)
-            state = a[:, i] * state + root * taken[:, i] * mask[:, i] * (i == j)
-            patterns[:, :, i, j] = state
+    state = torch.zeros(n_sequences, n_channels, n_tokens, dtype=torch.float64)  # one for every impulse
+    for i in range(n_tokens):
+        root = torch.sqrt(1 - a[:, i] ** 2) if i else torch.ones_like(a[:, i])
+        state = a[:, i, :, None] * state + (root * taken[:, i])[..., None] * _impulses(mask, i)[:, None]
+        patterns[:, :, i] = state
     return patterns, x.transpose(1, 2), width
 
 
@@ -126,15 +130,14 @@ def _rwkv4(module, x, mask):
     kept, first = torch.exp(-torch.exp(module.time_decay.double())), module.time_first.double()
     n_sequences, n_tokens, n_channels = k.shape
     patterns = torch.zeros(n_sequences, n_channels, n_tokens, n_tokens, dtype=torch.float64)
-    for j in range(n_tokens):
-        above = torch.zeros(n_sequences, n_channels, dtype=torch.float64)
-        below = torch.zeros_like(above)
-        for i in range(n_tokens):
-            impulse = mask[:, i] * (i == j)
-            now = torch.exp(first + k[:, i])
-            patterns[:, :, i, j] = (above + now * impulse) / (below + now)
-            above = kept * above + torch.exp(k[:, i]) * impulse
-            below = kept * below + torch.exp(k[:, i])
+    above = torch.zeros(n_sequences, n_channels, n_tokens, dtype=torch.float64)  # one for every impulse
+    below = torch.zeros(n_sequences, n_channels, 1, dtype=torch.float64)
+    for i in range(n_tokens):
+        now, later = torch.exp(first + k[:, i])[..., None], torch.exp(k[:, i])[..., None]
+        impulse = _impulses(mask, i)[:, None]
+        patterns[:, :, i] = (above + now * impulse) / (below + now)
+        above = kept[:, None] * above + later * impulse
+        below = kept[:, None] * below + later
     return patterns, v.transpose(1, 2), n_channels
 
 
