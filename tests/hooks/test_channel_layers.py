@@ -211,7 +211,9 @@ def test_left_padding_is_refused_where_the_model_takes_it_in_and_changes_nothing
     padded_tokens = torch.cat([torch.full((1, 6), 5), tokens], -1)
     mask = torch.arange(29)[None] >= 6
     if family not in HIDES_PADDING:
-        with pytest.raises(WorkbenchError, match=r"have no mask and read padding as tokens; expected padding on the ri"):
+        with pytest.raises(
+            WorkbenchError, match=r"have no mask and read padding as tokens; expected padding on the ri"
+        ):
             m.record(padded_tokens, {"entropy"}, mask)
         return
     alone, behind = m.record(tokens, {"entropy"}), m.record(padded_tokens, {"entropy"}, mask)
