@@ -130,7 +130,6 @@ def test_layers_and_other_budgets(model, run):
         (["MODEL", *QUICK, *HELD_OUT, "--keep", "0.5", "--kv-bytes", "9"], "several budgets"),
         (["MODEL", *QUICK, *HELD_OUT, "--method", "luck"], "unknown method 'luck'"),
         (["MODEL", *QUICK, *HELD_OUT, "--choices", "linear"], "choices are ('linear',); expected ('window',) or"),
-        (["MODEL", *QUICK, *HELD_OUT, "--choices", "window,sparse"], "choices are ('window', 'sparse'); expected"),
         (
             ["MODEL", *QUICK, *HELD_OUT, "--choices", "window,linear", "--duo", "heads.tsv"],
             "knows no linear attention; leave it out",
