@@ -29,6 +29,7 @@ from workbench.experiments.published_study.study_work import (
 )
 from workbench.hooks import HookedModel
 from workbench.planning.plan_work import operations
+from workbench.pretrain.training import one_thread
 from workbench.probes.token_ids import context
 
 # Bytes of a training's state per parameter: the weight and two moments, in float32.
@@ -147,7 +148,10 @@ def study_cost(call: StudyCall, m: HookedModel) -> StudyCost:
 
 
 def _forward_s(m: HookedModel, length: int) -> float:
-    """CPU-seconds per token of a forward pass at this length, the shorter of two where a second one costs little."""
+    """CPU-seconds per token of a forward pass at this length, the shorter of two where a second one costs little.
+
+    It takes one thread, as a worker does: several wait for each other on a busy machine, which is CPU time, too.
+    """
     tokens = torch.randint(0, m.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
 
     def once() -> float:
@@ -156,8 +160,9 @@ def _forward_s(m: HookedModel, length: int) -> float:
             m.model(input_ids=tokens, use_cache=False)
         return time.process_time() - began
 
-    first = once()
-    return min(first, once()) / length if first < 20 * _AGAIN_S else first / length
+    with one_thread():
+        first = once()
+        return min(first, once()) / length if first < 20 * _AGAIN_S else first / length
 
 
 def _lines(call: StudyCall, m: HookedModel) -> list[str]:

@@ -64,19 +64,6 @@ class StudyFiles:
         """Note what a piece took, outside of the pieces, which are the same bytes however fast they were made."""
         append_line(self.out / "times.jsonl", json.dumps([name, round(cpu_s, 2), tokens]))
 
-    def times(self) -> list[tuple[str, float, int]]:
-        """What the pieces took so far, in CPU-seconds and tokens of forward passes; lines cut off are left out."""
-        path = self.out / "times.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows: list[tuple[str, float, int]] = []
-        for line in lines:
-            try:
-                name, cpu_s, tokens = json.loads(line)
-            except ValueError:
-                continue
-            rows.append((name, cpu_s, tokens))
-        return rows
-
 
 def write_answers(path: Path, by_part: Mapping[str, QuestionScores], text: Mapping[str, np.ndarray]) -> None:
     """Write the questions of each part of each task, and the judged rows of plain text."""
