@@ -101,7 +101,13 @@ _CASES = {
         checkpoint="trained_checkpoint",  # which has induction heads
     ),
     "docs/planning.md": Case(
-        {"window=1024": "window=8", "window=256": "window=8", "keep=0.25, unit": "keep=0.5, unit"},
+        {
+            "window=1024": "window=8",
+            "window=256": "window=8",
+            "window=128": "window=8",
+            "SparseAttention(block=16, n_blocks=8,": "SparseAttention(block=4, n_blocks=3,",
+            "keep=0.25, unit": "keep=0.5, unit",
+        },
         before=_MODEL + "probe = wb.probes.copy_needle(m, [16], length=48)\nprompt = probe.tokens[:1]",
     ),
     "docs/pretraining.md": Case(
