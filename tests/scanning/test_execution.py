@@ -26,7 +26,9 @@ from tests.preloaded import Preloaded, workers_forked
 from tests.series import STEPS, write_series
 from workbench import open_model, open_run, probes, scan, score
 from workbench.cli.scan_verbs import scan as scan_command
+from workbench.detectors.registry import DETECTORS, Detector
 from workbench.heads import NoCheckpoints, RunLocked, WorkbenchError
+from workbench.hooks import CellSum
 from workbench.scanning import look_ahead, read_job, run_job
 from workbench.scanning.engines import Outcome, run_inline
 from workbench.store import Store
@@ -241,6 +243,30 @@ def test_a_detector_that_fails_is_stored_with_its_traceback(series, tmp_path, mo
     run = scan(series, tmp_path / "run", ["entropy"], ["repeats:n=12"], maps=False)
     assert run.failures().empty
     assert run.status().failed == 0
+
+
+def _broken(_):
+    """Fail."""
+    raise IndexError("row 99 of 12")
+
+
+@pytest.fixture
+def broken_detector():
+    own = Detector("own", 1, frozenset({CellSum("own", _broken)}), _broken, "high", "share", False)
+    DETECTORS.add("own", own, function=_broken)
+    yield
+    DETECTORS.remove("own")
+
+
+@pytest.mark.usefixtures("broken_detector")
+def test_a_detector_whose_code_fails_is_a_failed_unit_and_the_others_of_its_probe_are_scored(series, tmp_path):
+    run = scan(series, tmp_path / "run", ["own", "entropy"], ["repeats:n=12"])
+    assert set(run.scores().detector) == {"entropy"}
+    assert run.scores().score.notna().all()
+    failures = run.failures()
+    assert failures.message.eq("IndexError in the need 'own': row 99 of 12").all()
+    assert set(failures.ckpt) == set(run.scores().ckpt)
+    assert run.status().failed == len(failures) == len(STEPS)
 
 
 def test_a_failed_map_is_a_failed_unit_that_is_told_of_and_tried_again(series, tmp_path, monkeypatch):

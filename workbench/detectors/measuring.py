@@ -18,16 +18,18 @@ from workbench.detectors.bootstrap import bootstrap
 from workbench.detectors.decoded_probes import decode, decoded
 from workbench.detectors.registry import Detector, PerHead, WeightDetector, find_detectors
 from workbench.detectors.scoring import ScoreLabel, concatenate, score_rows, table_rows
-from workbench.detectors.unscored import flag_of, warn_of_unscored, why_unscored
+from workbench.detectors.unscored import flag_of, in_flags, warn_of_unscored, why_unscored
 from workbench.emergence.right_answers import LATER, abilities
 from workbench.heads import Head, LayerInfo, Metric, Row, WorkbenchError, brief
 from workbench.hooks import HookedModel, PerSequence, Recording, open_model
-from workbench.hooks.head_weights import read_weights
+from workbench.hooks.head_weights import Weights, read_weights
 from workbench.hooks.model import DEFAULT_FAR
 from workbench.hooks.recording.batch_sizes import batch_tokens
 from workbench.hooks.recording.forward_pass import Rows
 from workbench.hooks.recording.needs import Need
+from workbench.hooks.recording.unreadable_needs import UnreadableNeed
 from workbench.kernels import Far
+from workbench.loading.pretrained import is_out_of_memory
 from workbench.probes import Probe, make_probe, one_model, split
 from workbench.probes.token_inputs import TokensLike, read_probes, token_batch
 
@@ -45,13 +47,14 @@ class Measured:
     """The scores of every head by detector name, and the model's own metrics, on one probe.
 
     `forward_s`: seconds of the model's passes, with the statistics taken inside them. `unscored`: by detector, why it
-    has no score for any head.
+    has no score for any head. `refused`: of those, the error of each that this model or probe cannot have.
     """
 
     rows: dict[str, list[Row]]
     metrics: list[Metric]
     forward_s: float = 0.0
     unscored: dict[str, str] = field(default_factory=dict[str, str])
+    refused: dict[str, Exception] = field(default_factory=dict[str, Exception])
 
     def __repr__(self) -> str:
         return brief(self)
@@ -72,48 +75,62 @@ def measure(  # noqa: PLR0913  (keywords that callers pass)
     For detectors of decoded answers the model decodes once. Each way of choosing instances then takes one more pass,
     over its decode rows.
     """
-    of_probe = [d for d in detectors if d.decoding is None]
     batches = _batches(probe, model)
     started = time.perf_counter()
     recorder = _Recorder(model, far, prefill)
-    recordings = recorder.record(batches, of_probe, rows=rows)
+    readable = _readable(recorder, batches, [d for d in detectors if d.decoding is None], rows=rows)
     forward_s = time.perf_counter() - started
-    far_flags = f"far_window={far.window};far_sink={far.sink}"
-    measured = {
-        d.name: (concatenate([d.function(r) for r in recordings]), far_flags if "far_mass" in d.needs else "")
-        for d in of_probe
-    }
+    measured = _Totals(refused=readable.refused)
+    for d in readable.detectors:
+        far_flags = f"far_window={far.window};far_sink={far.sink}" if "far_mass" in d.needs else ""
+        measured.add(d, readable.recordings, far_flags)
     started = time.perf_counter()
-    measured |= _measure_decoded(recorder, probe, [d for d in detectors if d.decoding is not None])
+    _measure_decoded(recorder, probe, [d for d in detectors if d.decoding is not None], measured)
     forward_s += time.perf_counter() - started
     scores: dict[str, list[Row]] = {}
     unscored: dict[str, str] = {}
     for d in detectors:
-        totals, flags = measured[d.name]
+        totals, flags = measured.of.get(d.name, (_no_rows(model), ""))
         if not bool((totals.rows > 0).any()):
             counted = flags.removeprefix("counted=") if d.decoding is not None else ""
-            unscored[d.name] = why_unscored(d, probe, model, far, counted=counted)
+            error = measured.refused.get(d.name)
+            reason = why_unscored(d, probe, model, far, counted=counted) if error is None else in_flags(error)
+            unscored[d.name] = reason
             if not counted:  # of replies the flags say already that none counted
-                flags = ";".join(flag for flag in (flags, flag_of(unscored[d.name])) if flag)
+                flags = ";".join(flag for flag in (flags, flag_of(reason)) if flag)
         label = ScoreLabel(d.name, d.version, probe.name)
         scores[d.name] = score_rows(totals, model.layers, label, seed=seed, flags=_with_quantisation(flags, model))
-    return Measured(scores, _metrics(probe, batches, recordings, seed=seed), forward_s, unscored)
+    metrics = _metrics(probe, batches, readable.recordings, seed=seed)
+    return Measured(scores, metrics, forward_s, unscored, measured.refused)
 
 
-def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> dict[str, list[Row]]:
+def measure_weights(m: HookedModel, detectors: Sequence[WeightDetector]) -> Measured:
     """The scores of every head by detector name; the weights are read once.
 
-    Raises:
-        WorkbenchError: if TransformerLens cannot open the model or gives no weights per head.
+    A model that TransformerLens cannot open, or that has no weights per head, refuses all of them.
     """
-    if not detectors:
-        return {}
-    weights = read_weights(m)
-    flags = _with_quantisation("", m)
-    rows = {d.name: _weight_rows(d, d.function(weights), m.layers) for d in detectors}
-    return {
-        name: [replace(row, flags=flags) for row in of_heads] if flags else of_heads for name, of_heads in rows.items()
-    }
+    totals, refused = dict[str, PerHead](), dict[str, Exception]()
+    weights: Weights | None = None
+    for d in detectors:
+        try:
+            weights = read_weights(m) if weights is None else weights
+            totals[d.name] = d.function(weights)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            refused[d.name] = error
+            if weights is None:  # no weights for any of them
+                refused |= dict.fromkeys([d.name for d in detectors], error)
+                break
+    quantised = _with_quantisation("", m)
+    scores: dict[str, list[Row]] = {}
+    for d in detectors:
+        flags = ";".join(
+            flag for flag in (quantised, flag_of(in_flags(refused[d.name])) if d.name in refused else "") if flag
+        )
+        rows = _weight_rows(d, totals.get(d.name, _no_scores(m)), m.layers)
+        scores[d.name] = [replace(row, flags=flags) for row in rows] if flags else rows
+    return Measured(scores, [], 0.0, {name: in_flags(error) for name, error in refused.items()}, refused)
 
 
 def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is documented as positional)
@@ -153,11 +170,12 @@ def score(  # noqa: PLR0913, PLR0917  (the notebook's function; `tokens` is docu
 
     Raises:
         WorkbenchError: for unknown detectors or probes, both tokens and probes, a named detector without its answers,
-            or one of weights for a model that TransformerLens cannot open.
+            or where no detector that was named can be had of the model, as one of weights that TransformerLens cannot
+            open. An error in a detector of your own is raised as it is.
 
     Warns:
-        UnscoredWarning: where a detector has no score for any head on a probe, with the reason, which is also in the
-            rows' flags as `no_rows=`.
+        UnscoredWarning: where a detector has no score for any head on a probe, or cannot be had of the model, with the
+            reason, which is also in the rows' flags as `no_rows=`. The other detectors have their scores.
     """
     with watched_bar("token", shown=progress) as show:
 
@@ -229,19 +247,31 @@ def score_and_measure(  # noqa: PLR0913, PLR0917  (the arguments of `score`)
     if detectors is None:
         of_sequences = _with_rows(of_sequences, model)
     measured: list[Measured] = []
-    unscored: dict[tuple[str, str], str] = {}
     for probe in _announced(chosen_probes if of_sequences else [], on_progress):
         fitting = _fitting(of_sequences, probe, is_by_default=detectors is None)
         of_probe = of_all or _default_far(probe)
         measured.append(measure(model, probe, fitting, far=of_probe, seed=seed, rows=rows, prefill=prefill))
-        unscored |= {(name, probe.name): why for name, why in measured[-1].unscored.items()}
+    measured.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
+    _raise_refused(measured)
+    named = [*(probe.name for probe in chosen_probes if of_sequences), WEIGHTS]
+    unscored = {
+        (name, probe): why for probe, each in zip(named, measured, strict=True) for name, why in each.unscored.items()
+    }
     warn_of_unscored(unscored, stacklevel=4)
     metrics = _table([metric for each in measured for metric in each.metrics]).reindex(columns=_METRIC_COLUMNS)
     tables = [each.rows for each in measured]
-    tables.append(measure_weights(model, [d for d in chosen if isinstance(d, WeightDetector)]))
     frame = _table([row for by_name in tables for scores in by_name.values() for row in scores])
     frame = frame.reindex(columns=_FIRST_COLUMNS + [c for c in frame.columns if c not in _FIRST_COLUMNS])
     return _named(_marked(frame, metrics, {d.name for d in of_sequences if d.needs_answers})), metrics
+
+
+def _raise_refused(measured: Sequence[Measured]) -> None:
+    """Raise an error that is no mistake of use, and any where nothing is scored; else such rows have no scores."""
+    errors = [error for each in measured for error in each.refused.values()]
+    own = [e for e in errors if not isinstance(e.__cause__ if isinstance(e, UnreadableNeed) else e, WorkbenchError)]
+    is_all = all(name in each.refused for each in measured for name in each.rows)
+    if own or (errors and is_all):
+        raise (own or errors)[0]
 
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -346,30 +376,82 @@ class _Recorder:
         return [self.model.record(batch, needs, rows=rows, far=self.far, prefill=self.prefill) for batch in batches]
 
 
-def _measure_decoded(
-    recorder: _Recorder, probe: Probe, detectors: Sequence[Detector]
-) -> dict[str, tuple[PerSequence, str]]:
-    """The measurements of detectors of decoded answers, and how many instances counted."""
+@dataclass(frozen=True, slots=True)
+class _Readable:
+    """The detectors that a model can be recorded for on a probe, the recordings, and the errors of the others."""
+
+    detectors: list[Detector]
+    recordings: list[Recording]
+    refused: dict[str, Exception]
+
+
+def _readable(recorder: _Recorder, batches: Sequence[Probe], detectors: Sequence[Detector], *, rows: Rows) -> _Readable:
+    """Record what the detectors need; where a need cannot be read, once more without the detectors that it is of."""
+    left, refused = list(detectors), dict[str, Exception]()
+    while True:
+        try:
+            return _Readable(left, recorder.record(batches, left, rows=rows), refused)
+        except UnreadableNeed as error:
+            without = {d.name: error for d in left if any(_name(need) in error.needs for need in d.needs)}
+            if not without:
+                raise
+            refused |= without
+            left = [d for d in left if d.name not in without]
+
+
+def _name(need: Need) -> str:
+    return need if isinstance(need, str) else need.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """By detector: what it measured, with flags; or the error that it ended with."""
+
+    of: dict[str, tuple[PerSequence, str]] = field(default_factory=dict[str, tuple[PerSequence, str]])
+    refused: dict[str, Exception] = field(default_factory=dict[str, Exception])
+
+    def add(self, d: Detector, recordings: Sequence[Recording], flags: str) -> None:
+        """Run a detector's function; an error of its own is its failure, and not that of the others."""
+        try:
+            self.of[d.name] = concatenate([d.function(r) for r in recordings]), flags
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.refused[d.name] = error
+
+
+def _measure_decoded(recorder: _Recorder, probe: Probe, detectors: Sequence[Detector], measured: _Totals) -> None:
+    """Add the measurements of detectors of decoded answers; their flags say how many instances counted."""
     model = recorder.model
-    instances = decode(model, probe) if detectors else []
-    measured: dict[str, tuple[PerSequence, str]] = {}
+    try:
+        instances = decode(model, probe) if detectors else []
+    except WorkbenchError as error:
+        measured.refused.update({d.name: error for d in detectors})
+        return
     for decoding in dict.fromkeys(d.decoding for d in detectors):
         of_decoding = [d for d in detectors if d.decoding == decoding]
         counted = decoded(model, probe, decoding, instances=instances)
         flags = f"counted={0 if counted is None else len(counted.tokens)}/{len(instances)}"
         if counted is None or counted.answer_rows is None:
-            measured |= {d.name: (_no_rows(model), flags) for d in of_decoding}
+            measured.of.update({d.name: (_no_rows(model), flags) for d in of_decoding})
             continue
         batches, rows = _batches(counted, model), torch.unique(counted.answer_rows[:, 1])
-        recordings = recorder.record(batches, of_decoding, rows=rows)
-        measured |= {d.name: (concatenate([d.function(r) for r in recordings]), flags) for d in of_decoding}
-    return measured
+        readable = _readable(recorder, batches, of_decoding, rows=rows)
+        measured.refused.update(readable.refused)
+        for d in readable.detectors:
+            measured.add(d, readable.recordings, flags)
 
 
 def _no_rows(model: HookedModel) -> PerSequence:
     """One sequence on which no head has a row."""
     shape = (1, len(model.layers), max(layer.n_heads for layer in model.layers))
     return PerSequence(torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.long))
+
+
+def _no_scores(model: HookedModel) -> PerHead:
+    """No score of weights for any head."""
+    shape = (len(model.layers), max(layer.n_heads for layer in model.layers))
+    return PerHead(torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.long))
 
 
 def _batches(probe: Probe, model: HookedModel) -> list[Probe]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 
 from workbench.detectors.registry import Detector
-from workbench.heads import NO_LEARNED_SINK, NO_ROWS
+from workbench.heads import NO_LEARNED_SINK, NO_ROWS, WorkbenchError
 from workbench.hooks import FarSum, HookedModel
 from workbench.hooks.recording.cells import sequences
 from workbench.hooks.recording.selected_keys import SELECTION_NEEDS
@@ -42,6 +42,12 @@ def why_unscored(d: Detector, probe: Probe, m: HookedModel, far: Far, *, counted
 def flag_of(reason: str) -> str:
     """The flag of rows without a score."""
     return f"{NO_ROWS}={reason}"
+
+
+def in_flags(error: Exception) -> str:
+    """The message of an error as a reason: no semicolon, which flags are joined by, and one line."""
+    message = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+    return " ".join(message.replace(";", ",").split())
 
 
 def warn_of_unscored(reasons: Mapping[tuple[str, str], str], *, stacklevel: int) -> None:

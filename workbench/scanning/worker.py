@@ -290,15 +290,19 @@ class ScanWorker:
             self._fail(ckpt, [u.key for u in units], error, channel)
             return
         opened.require_unchanged()
+        scored = [unit for unit in units if unit.name not in measured.refused]
         with stopwatch.during("write"):
-            self._commit(opened, probe, units, measured)
-        self._store.add_timing(_timing(ckpt, name, len(units), stopwatch, forward_s=measured.forward_s))
-        channel.send(Event(ckpt, name, committed=len(units), tokens=0 if probe is None else probe.tokens.numel()))
+            self._commit(opened, probe, scored, measured)
+        self._store.add_timing(_timing(ckpt, name, len(scored), stopwatch, forward_s=measured.forward_s))
+        channel.send(Event(ckpt, name, committed=len(scored), tokens=0 if probe is None else probe.tokens.numel()))
+        for unit in units:
+            if unit.name in measured.refused:
+                self._fail(ckpt, [unit.key], measured.refused[unit.name], channel)
 
     def _measure(self, model: HookedModel, probe: Probe | None, units: Sequence[Unit]) -> Measured:
         if probe is None:
             of_weights = [u.detector for u in units if isinstance(u.detector, WeightDetector)]
-            return Measured(measure_weights(model, of_weights), [])
+            return measure_weights(model, of_weights)
         job = self._job
         window = series_far(model, probe).window if job.far_window is None else job.far_window
         detectors = [u.detector for u in units if isinstance(u.detector, Detector)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.heads import LayerInfo
 from workbench.hooks.recording.cells import (
+    CellSum,
     Sequences,
     counted_cells,
     merge,
@@ -40,6 +41,7 @@ from workbench.hooks.recording.needs import (
 from workbench.hooks.recording.row_readings import Reading
 from workbench.hooks.recording.seen_cells import Sees
 from workbench.hooks.recording.selected_keys import PERSISTENCE, SELECTION_NEEDS, PickedRows, RowValues
+from workbench.hooks.recording.unreadable_needs import reading
 from workbench.kernels import Cells, Far, Request, RowStatistics
 
 # From the number of a cell sum, and the rows of it that each head sees (None: all), to their number by document.
@@ -127,10 +129,7 @@ class Reduction:
         self._picked = self._sampled
         if batch.targets is not None:
             self._picked = torch.unique(torch.cat([self._sampled, batch.targets[:, 1]]))
-        all_cells = [
-            within_documents(counted_cells(c.cells(batch), batch.tokens, source=f"the CellSum {c.name!r}"), batch)
-            for c in self._cell_sums
-        ]
+        all_cells = [_cells_of(cell_sum, batch) for cell_sum in self._cell_sums]
         self._sets = [
             on_rows(cells, self._sampled) if self._is_thinned and not _is_whole(c.name) else cells
             for c, cells in zip(self._cell_sums, all_cells, strict=True)
@@ -160,8 +159,12 @@ class Reduction:
         self._per_row = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_ROW_NEEDS}
         self._per_key = {name: torch.full(row_shape, torch.nan) for name in self._names if name in PER_KEY_NEEDS}
         self._windows = self._all_windows()
-        self._features = [need.features(batch).float() for need in self._needs.features]
-        self._readouts = [need.readout(batch).float() for need in self._needs.features]
+        self._features: list[Float[Tensor, "b t f"]] = []
+        self._readouts: list[Float[Tensor, "b t f"]] = []
+        for need in self._needs.features:
+            with reading(need.name):
+                self._features.append(need.features(batch).float())
+                self._readouts.append(need.readout(batch).float())
 
     def request_rows(self, queries: slice) -> RowRequest:
         """The rows and cells to reduce among the queries from `queries.start` to `queries.stop`."""
@@ -494,6 +497,12 @@ class Reduction:
         variance = (self._squares[name] / rows - mean**2).clamp_min(0) * rows / (rows - 1)
         not_sampled = (1 - rows / in_all).clamp_min(0)  # rows are drawn without replacement
         return torch.where(rows > 1, (variance / rows * not_sampled).sqrt(), torch.nan).float()
+
+
+def _cells_of(cell_sum: CellSum, batch: Sequences) -> Int[Tensor, "n_cells 3"]:
+    with reading(cell_sum.name):
+        cells = counted_cells(cell_sum.cells(batch), batch.tokens, source=f"the CellSum {cell_sum.name!r}")
+    return within_documents(cells, batch)
 
 
 def _is_whole(need: str) -> bool:

@@ -21,6 +21,7 @@ from workbench.heads import LayerInfo, WorkbenchError, brief
 from workbench.hooks.interventions.windows import Interventions, one_head
 from workbench.hooks.recording.cells import Sequences, counted_rows
 from workbench.hooks.recording.contributions import Projection, shares
+from workbench.hooks.recording.unreadable_needs import reading
 from workbench.hooks.taps.attention_call import AttentionCall, LazyMask
 from workbench.hooks.taps.linear import LinearCall
 
@@ -120,22 +121,26 @@ class Readings:
     ):
         self._batch, self._layers = batch, layers
         self._needs = [need for need in needs if isinstance(need, RowReading)]
-        if self._needs and batch.is_packed:
-            raise WorkbenchError(f"{self._needs[0].name!r} reads rows of sequences; pass packed documents one by one")
-        self._writing = writing() if any(need.of == "logit" for need in self._needs) else None
-        is_weighted = any(need.of == "contribution" for need in self._needs)
-        self._projections = projections() if is_weighted else {}
-        self._rows = {
-            need.name: counted_rows(need.rows(batch), batch, source=f"the RowReading {need.name!r}")
-            for need in self._needs
-        }
+        self._writing: Writing | None = None
+        self._projections: Mapping[int, Projection] = {}
+        self._rows: dict[str, Int[Tensor, "n_rows 2"]] = {}
         for need in self._needs:
-            if need.of == "logit":
-                _check_next_tokens(self._rows[need.name], batch, need.name)
+            with reading(need.name):
+                self._rows[need.name] = _rows_of(need, batch)
+        if names := self._names("logit"):
+            with reading(*names):
+                self._writing = writing()
+        if names := self._names("contribution"):
+            with reading(*names):
+                self._projections = projections()
         self._queries = slice(0, 0)
         self._values: dict[tuple[str, int, int, int], Tensor] = {}
         shape = (len(batch.tokens), len(layers), max(layer.n_heads for layer in layers))
         self._n_rows = {need.name: torch.zeros(shape, dtype=torch.long) for need in self._needs}
+
+    def _names(self, of: str) -> list[str]:
+        """The needs that read rows as `of`."""
+        return [need.name for need in self._needs if need.of == of]
 
     def start(self, queries: slice) -> None:
         """Start a run of queries, which then passes through all layers."""
@@ -188,7 +193,8 @@ class Readings:
         """Add what a need reads off some rows; `key`: (sequence, layer slot, head)."""
         if len(rows) == 0:
             return
-        values = need.read(pattern, rows, self._batch).double().cpu()
+        with reading(need.name):
+            values = need.read(pattern, rows, self._batch).double().cpu()
         before = self._values.get((need.name, *key))
         self._values[need.name, *key] = values if before is None else before + values
         self._n_rows[need.name][key] += len(rows)
@@ -200,6 +206,20 @@ class Readings:
         for key, values in by_head.items():
             padded[key][: len(values)] = values.float()
         return padded
+
+
+def _rows_of(need: RowReading, batch: Sequences) -> Int[Tensor, "n_rows 2"]:
+    """The rows that a need reads.
+
+    Raises:
+        WorkbenchError: in packed documents, or for rows that it cannot have.
+    """
+    if batch.is_packed:
+        raise WorkbenchError(f"{need.name!r} reads rows of sequences; pass packed documents one by one")
+    rows = counted_rows(need.rows(batch), batch, source=f"the RowReading {need.name!r}")
+    if need.of == "logit":
+        _check_next_tokens(rows, batch, need.name)
+    return rows
 
 
 def _check_next_tokens(rows: Int[Tensor, "r 2"], batch: Sequences, name: str) -> None:
