@@ -208,6 +208,20 @@ def probed(tab):
     return tab.get_attribute("#probe-patterns canvas.map", "aria-label").removeprefix("pattern of ")
 
 
+def test_who_writes_a_text_has_that_one_run_and_a_checkpoint_is_found_by_its_name(tab, address):
+    tab.goto(f"{address.of}/probe?run=full&run=alone")
+    tab.wait_for_function("document.querySelector('#probe-checkpoint')?.value === 'alone · main'")
+    tab.click("#probe-standard")
+    tab.get_by_role("option", name="copied needles").click()
+    tab.fill("#probe-text", "5 17 4")
+    tab.wait_for_function("document.querySelector('#probe-standard').value === 'my text'")
+    tab.fill("#probe-checkpoint", "nonsense")
+    tab.get_by_role("option", name="alone").wait_for(state="hidden")
+    tab.fill("#probe-checkpoint", "alo")
+    tab.get_by_role("option", name="alone").wait_for(state="visible")
+    assert tab.complaints == []
+
+
 @pytest.mark.slow
 def test_a_text_is_run_from_a_head_kept_in_the_address_and_run_again_by_the_same_process(tab, address):
     tab.goto(f"{address.of}/head?run=alone&of=alone&head=L1H2")
