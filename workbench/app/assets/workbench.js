@@ -551,8 +551,8 @@
     const link = event.target.closest("a[data-page]");
     if (link && (hasView || embedded !== null) && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      const { page, head, run, set } = link.dataset;
-      jump({ page, ...(head ? { head, run } : {}), ...(set ? { set: JSON.parse(set) } : {}) });
+      const { page, head, run, probe, set } = link.dataset;
+      jump({ page, ...(head ? { head, run } : {}), ...(probe ? { probe } : {}), ...(set ? { set: JSON.parse(set) } : {}) });
     }
   });
 

@@ -217,7 +217,13 @@ def layout(content: Content) -> list[Any]:
         **attributes(aria_label="sequence"),
     )
     checkpoint = dmc.Select(
-        id=CHECKPOINT, data=[], size="xs", allowDeselect=False, searchable=True, w=260, **attributes(aria_label="checkpoint")
+        id=CHECKPOINT,
+        data=[],
+        size="xs",
+        allowDeselect=False,
+        searchable=True,
+        w=260,
+        **attributes(aria_label="checkpoint"),
     )
     model = dmc.TextInput(
         id=MODEL, value="", placeholder=_ID, size="xs", w=220, **attributes(aria_label="or a model's id")
