@@ -6,6 +6,7 @@ Beside them runs with other steps, a run that is not whole, and one whose folder
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from dataclasses import replace
@@ -105,7 +106,9 @@ def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, add
 def test_one_model_beside_a_run_over_training_leaves_both_their_cards(tab, address):
     arrive(tab, f"{address.of}/overview?run=alone&run=full")
     assert tab.locator(".kpi").count() == 2
-    assert "first onset" in tab.locator(".kpi").nth(1).inner_text()
+    onsets = tab.locator(".kpi").nth(1).locator(".about span")
+    assert re.fullmatch(r"first onset .* tokens · of the strongest, L\dH\d: .* tokens", onsets.inner_text())
+    assert onsets.get_attribute("title").startswith("onset: the first checkpoint")
     tab.keyboard.press("[")  # the model of one checkpoint stays beside every step of the other
     says(tab, "#checkpoint-label", "tokens")
     tab.wait_for_function("document.querySelector('#grid .js-plotly-plot').data[0].z.flat().every((z) => z !== null)")

@@ -432,12 +432,13 @@
     const reached = firstReached(run, planes.threshold);
     const ever = reached.filter((column) => column <= last).length;
     const now = countOf(run, position, planes);
-    const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
+    const strongest = run.strongest.head ? ` · of the strongest, ${run.strongest.head}: ${run.strongest.onset}` : "";
+    const onset = run.first_onset ? `first onset ${run.first_onset}${strongest}` : "no onset";
     const isOne = run.checkpoints.length === 1;
     const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
     const source = span("of", rule, `threshold ${planes.threshold}: ${planes.threshold_source}`);
     if (isOne) return [[`${now}`, source], "one checkpoint: no onset to tell"];
-    return [[`${now}`, source], `${ever} so far · ${ever - now} lost · ${onset}`];
+    return [[`${now}`, source], [`${ever} reached it so far · ${ever - now} lost · `, span("", onset, planes.onset_meaning)]];
   }
 
   // The first checkpoint at which each head reaches a threshold.

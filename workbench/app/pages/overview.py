@@ -58,6 +58,10 @@ _PANEL_PX = 210
 _WIDE_STRIPS = 4
 # A number in a cell of the grid; the ticks of a panel.
 _NUMBER_PX, _AXES_PX = 33, 70
+_PHASE = (
+    "phase change: a rise or fall of a model-level number that no straight line in ln tokens explains; the upright "
+    "dotted line and ▲ stand where half of it is over"
+)
 # A figure with its legend beside it.
 WITH_LEGEND_PX = 560
 LEFT_METRIC, RIGHT_METRIC = (ids.parameter_id(name) for name in METRICS)
@@ -399,9 +403,8 @@ def _over_training() -> list[Any]:
             card(
                 "Emergence",
                 [
-                    html.Span(
-                        "bold: mean of each run's 3 strongest heads; rings: onset; dotted: phase change", title=MEANING
-                    ),
+                    html.Span("bold: mean of each run's 3 strongest heads; rings: onset", title=MEANING),
+                    html.Span("; ▲: phase change of the first number beside", title=_PHASE),
                     choice("x", width=84, choices=("tokens", "step")),
                     choice("group", width=100, choices=("each run", "by name")),
                     choice("base", width=130),
@@ -411,7 +414,7 @@ def _over_training() -> list[Any]:
             *(
                 card(
                     _metric_select(select_id),
-                    "dotted: farthest distance",
+                    html.Span("dotted curve: farthest distance; ▲: phase change", title=_PHASE),
                     graph(figure_id, "cursor"),
                     table="metrics",
                 )
