@@ -177,7 +177,9 @@ def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab
     tab.mouse.up()
     kept_after(7)
     file = tmp_path / "plan.json"
-    downloaded(tab, "#plan-away a[download='plan.json']").save_as(file)
+    taken = downloaded(tab, "#plan-away a:has-text('⤓ Plan')")
+    assert taken.suggested_filename == "kept-edited-plan.json"
+    taken.save_as(file)
     assert {tuple(head) for head in Plan.load(file).keep} == keeps()
     tab.go_back()
     kept_after(5)
