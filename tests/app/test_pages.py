@@ -127,7 +127,7 @@ def test_jobs_show_what_the_scan_said_and_which_checkpoints_are_gone(tmp_path):
     store.write_plan({**store.plan(), "remarks": ["the tokenizer of step64 is used for all"]})
     store.write_checkpoints([record for record in store.checkpoints() if record["name"] != "step64"])
     (run,) = live_runs([path]).values()
-    assert "the tokenizer of step64 is used for all" in str(scan_card(run))
+    assert "the tokenizer of step64 is used for all" in str(scan_card(scan_state(run, 0.0)))
     labels = str(checkpoint_strips([run]))
     assert labels.count("no longer on disk") == 2  # as title and label of one box
     assert run.checkpoints()["ckpt"].tolist() == ["step0", "step64", "step256", "step1024"]

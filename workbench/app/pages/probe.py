@@ -84,7 +84,7 @@ def register(app: Dash, content: Content) -> None:
         if chosen in names and can_be_run(chosen):
             return names, no_update, no_update
         of_address = view.get("ckpt") if view.get("ckpt") in names else ""
-        readable = next((name for name in names if is_readable(name)), "")
+        readable = first_readable(view)
         value = of_address or readable or next(iter(names), None)
         if view.get("text") or view.get("standard") or not names:
             return names, value, no_update
@@ -94,11 +94,17 @@ def register(app: Dash, content: Content) -> None:
         """Whether a checkpoint is on this disk, or at a hub."""
         return not missing_folder(source) if isinstance(source := chosen_source(checkpoint, "")[0], Path) else True
 
-    def is_readable(checkpoint: str) -> bool:
-        try:
-            return reads_text(*chosen_source(checkpoint, ""))
-        except WorkbenchError:
-            return False
+    def first_readable(view: View) -> str:
+        """The first checkpoint of the chosen runs that can read text; "" where none can."""
+        if content.model is not None and reads_text(content.model.source, content.model.tokenizer):
+            return content.model.name
+        for run in view.runs:
+            series = runs[run].checkpoints().to_dict("records")
+            tokenizer = foreign_tokenizer(series, runs[run].tokenizer)
+            for ckpt in reversed(checkpoint_folders(series)):
+                if reads_text(checkpoint_source(series, ckpt), tokenizer):
+                    return f"{run} · {ckpt}"
+        return ""
 
     def chosen_source(checkpoint: str, model: str) -> tuple[Path | HubReference, str | None]:
         """What is to be run, and the tokenizer of its run."""
