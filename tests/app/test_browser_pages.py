@@ -132,6 +132,16 @@ def test_two_checkpoints_of_a_run_are_compared_and_a_choice_is_in_the_address(ta
     assert tab.complaints == []
 
 
+def test_a_slider_that_ends_at_the_name_of_a_checkpoint_fits_a_phone(tab, served):
+    examples = Path(__file__).parents[2] / "examples"
+    with served([examples / "published" / "gemma3-270m", examples / "python_source" / "full"]) as address:
+        arrive(tab, f"{address}/overview?detector=induction&probe=repeats")
+        assert tab.locator(".mantine-Slider-markLabel").last.inner_text() == "gemma3-270m"
+        fits(tab, 390)
+        assert tab.complaints == []
+        tab.goto("about:blank")
+
+
 @pytest.mark.slow
 def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab, address, tmp_path):
     on(tab, address, "plan")

@@ -321,6 +321,13 @@ def test_one_model_has_sorted_heads_and_numbers_in_the_place_of_training(tmp_pat
     assert "onset" not in str(call(app, "place.figure", ["view.data"], view=head)["head-scores"])
 
 
+def test_a_model_that_was_scored_on_another_probe_says_so_and_does_not_ask_for_a_scan(tmp_path):
+    write_run(tmp_path / "alone", replace(DEMO["full"], steps=(None,), detectors=("induction",)))
+    view = {**view_on("overview", tmp_path), "probe": "text"}
+    drawn = call(build_app([tmp_path]), "ranked.figure", ["view.data"], view=view)["ranked"]["figure"]
+    assert drawn["layout"]["annotations"][0]["text"] == "<b>alone</b>: scored on repeats, not on text"
+
+
 def test_runs_that_share_their_untrained_weights_alone_are_no_lineage(tmp_path):
     write_run(tmp_path / "a" / "one", replace(DEMO["full"], steps=(0, 64), detectors=("induction",)))
     write_run(tmp_path / "b" / "one", replace(DEMO["full"], steps=(0, 512), detectors=("induction",)))

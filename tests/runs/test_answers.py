@@ -116,3 +116,14 @@ def test_the_heads_that_are_not_named_are_a_click_away_and_what_follows_is_set_a
     assert (getattr(rest, "data-head"), getattr(rest, "data-run")) == ("L2H0", "full")
     (few,) = sentences({"full": Answer("full", heads[:1], "1 of 8 heads", "by induction > 0.4")})
     assert words(few).strip().endswith(". L2H0")
+
+
+def test_runs_without_an_answer_for_the_same_reason_share_a_sentence():
+    unknown = {name: Answer(name, (), "", "there are no scores") for name in ("b", "c")}
+    known = Answer("a", (Head(0, 1),), "1 of 8 heads", "by induction > 0.4")
+    text = [words(sentence) for sentence in sentences({"b": unknown["b"], "a": known, "c": unknown["c"]})]
+    assert [said.strip() for said in text] == [
+        "a: 1 of 8 heads look far, by induction > 0.4. L0H1",
+        "b, c: not known: there are no scores.",
+    ]
+    assert words(sentences({"b": unknown["b"]})[0]).startswith("b: not known")

@@ -16,10 +16,20 @@ _LINKED = 8
 
 
 def sentences(by_run: Mapping[str, Answer]) -> list[html.P]:
-    """The answers as sentences, one a run, with links to heads and plan; what is said of several comes last."""
+    """The answers as sentences, one a run, with links to heads and plan; what is said of several comes last.
+
+    Runs of which the answer is not known for the same reason share a sentence.
+    """
     shared = shared_remarks(by_run.values())
     last = [html.P("; ".join(shared), className="muted")] if shared else []
-    return [*(_sentence(answer, [r for r in answer.remarks if r not in shared]) for answer in by_run.values()), *last]
+    runs_of: dict[str, list[str]] = {}  # the runs that are not known, by the reason
+    for answer in by_run.values():
+        if not answer.count:
+            runs_of.setdefault(answer.basis, []).append(answer.run)
+    alone = [answer for answer in by_run.values() if answer.count or len(runs_of[answer.basis]) == 1]
+    together = [Answer(", ".join(names), (), "", basis) for basis, names in runs_of.items() if len(names) > 1]
+    each = [_sentence(answer, [r for r in answer.remarks if r not in shared]) for answer in (*alone, *together)]
+    return [*each, *last]
 
 
 def _sentence(answer: Answer, remarks: Sequence[str]) -> html.P:

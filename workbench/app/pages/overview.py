@@ -207,7 +207,8 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
     drawn = scored(view, runs)
     if not drawn:
         waiting = WAITING.format(run=runs[view.run].path.name if view.run in runs else "RUN")
-        return message(why_empty(runs[name] for name in view.runs if name in runs) or waiting, theme)
+        here = [runs[name] for name in view.runs if name in runs]
+        return message(why_empty(here) or _scored_elsewhere(view, runs) or waiting, theme)
     over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
     options = {"detector": view.detector, "probe": view.probe, "theme": theme, **over_training}
     try:
@@ -250,6 +251,13 @@ def unscored(view: View, runs: Runs) -> dict[str, str]:
             reasons[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
             reasons[name] = why_unreadable(runs[name]) or reasons[name]
     return reasons
+
+
+def _scored_elsewhere(view: View, runs: Runs) -> str:
+    """The probes that the runs were scored on where none of them is the chosen one; "" where there is no score yet."""
+    if not any(run.probes_of(view.detector) for run in runs.values() if run.name in view.runs):
+        return ""
+    return "<br>".join(f"<b>{name}</b>: {reason}, not on {view.probe}" for name, reason in unscored(view, runs).items())
 
 
 def emerged(view: View, runs: Runs) -> dict[str, pd.DataFrame]:
