@@ -77,6 +77,7 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
         assert query(tab)["detector"] == ["retrieval"]
         controls = {"compare": ["runs", "detector", "probe"], "plan": [], "jobs": ["runs"]}[page]
         assert [name for name in CONTROLS if tab.is_visible(f".control-{name} >> nth=0")] == controls
+        assert tab.is_visible(".controls") == bool(controls)
         assert [title for title in titles_of_figure_buttons(tab) if re.search("cloud|share|edit", title, re.I)] == []
     tab.set_viewport_size({"width": 390, "height": 900})
     tab.wait_for_function(FITS)
@@ -137,6 +138,7 @@ def test_a_slider_that_ends_at_the_name_of_a_checkpoint_fits_a_phone(tab, served
     with served([examples / "published" / "gemma3-270m", examples / "python_source" / "full"]) as address:
         arrive(tab, f"{address}/overview?detector=induction&probe=repeats")
         assert tab.locator(".mantine-Slider-markLabel").last.inner_text() == "gemma3-270m"
+        assert tab.inner_text("#checkpoint-label") == "the last of each run"
         fits(tab, 390)
         assert tab.complaints == []
         tab.goto("about:blank")

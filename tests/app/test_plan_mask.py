@@ -208,6 +208,6 @@ def test_the_edited_plan_is_exported_as_a_plan(folder, plan, tmp_path):
 def test_what_a_plan_knows_of_its_evidence_is_said_in_words(plan):
     known = {"lost_nats": 0.114, "enough": 25.0, "of_another_method": 2.0}
     labels = about(replace(plan, evidence=known))
-    assert "nats lost by the plan 0.114" in labels
-    assert labels["heads for 95 % 25"].startswith("the fewest of the curve")
-    assert labels["of_another_method 2"] == "evidence of the method"
+    assert "nats lost by the plan: 0.114" in labels
+    assert labels["heads for 95 %: 25"].startswith("the fewest of the curve")
+    assert labels["of_another_method: 2"] == "evidence of the method"

@@ -254,7 +254,11 @@
     }
     const labels = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
     const same = labels.every((text) => text === labels[0]);
-    return (same && labels[0]) || planes.stops[position].label;
+    const stop = planes.stops[position];
+    // A stop of a model without steps bears its name, which is not what the other runs show there.
+    const isNamed = Object.values(planes.runs).some((run) => run.steps[0] === null && run.checkpoints.includes(stop.label));
+    const isLast = position === planes.stops.length - 1;
+    return (same && labels[0]) || (isNamed && isLast ? "the last of each run" : stop.label);
   }
 
   function watchFigures() {

@@ -261,7 +261,7 @@ def _zipped(folder: Path) -> bytes:
 def about(plan: Plan) -> dict[str, str]:
     """The plan's model, method and evidence, as short labels with their meaning."""
     named = {name: EVIDENCE.get(name, (name, "evidence of the method")) for name in plan.evidence}
-    evidence = {f"{label} {plan.evidence[name]:.3g}": meaning for name, (label, meaning) in named.items()}
+    evidence = {f"{label}: {plan.evidence[name]:.3g}": meaning for name, (label, meaning) in named.items()}
     return {
         plan.model or "model not named": "the model it was made for",
         f"window {plan.window} · sink {plan.sink}": "what the other heads see: so many last and first tokens",
