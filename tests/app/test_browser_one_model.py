@@ -6,6 +6,7 @@ Beside them runs with other steps, a run that is not whole, and one whose folder
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from dataclasses import replace
@@ -105,7 +106,9 @@ def test_one_model_has_an_overview_and_a_click_on_a_cell_opens_the_head(tab, add
 def test_one_model_beside_a_run_over_training_leaves_both_their_cards(tab, address):
     arrive(tab, f"{address.of}/overview?run=alone&run=full")
     assert tab.locator(".kpi").count() == 2
-    assert "first onset" in tab.locator(".kpi").nth(1).inner_text()
+    onsets = tab.locator(".kpi").nth(1).locator(".about span")
+    assert re.fullmatch(r"first onset .* tokens · of the strongest, L\dH\d: .* tokens", onsets.inner_text())
+    assert onsets.get_attribute("title").startswith("onset: the first checkpoint")
     tab.keyboard.press("[")  # the model of one checkpoint stays beside every step of the other
     says(tab, "#checkpoint-label", "tokens")
     tab.wait_for_function("document.querySelector('#grid .js-plotly-plot').data[0].z.flat().every((z) => z !== null)")
@@ -206,6 +209,20 @@ def probed(tab):
     says(tab, "#probe-said", "done in")
     tab.wait_for_selector("#probe-patterns canvas.far")
     return tab.get_attribute("#probe-patterns canvas.map", "aria-label").removeprefix("pattern of ")
+
+
+def test_who_writes_a_text_has_that_one_run_and_a_checkpoint_is_found_by_its_name(tab, address):
+    tab.goto(f"{address.of}/probe?run=full&run=alone")
+    tab.wait_for_function("document.querySelector('#probe-checkpoint')?.value === 'alone · main'")
+    tab.click("#probe-standard")
+    tab.get_by_role("option", name="copied needles").click()
+    tab.fill("#probe-text", "5 17 4")
+    tab.wait_for_function("document.querySelector('#probe-standard').value === 'my text'")
+    tab.fill("#probe-checkpoint", "nonsense")
+    tab.get_by_role("option", name="alone").wait_for(state="hidden")
+    tab.fill("#probe-checkpoint", "alo")
+    tab.get_by_role("option", name="alone").wait_for(state="visible")
+    assert tab.complaints == []
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def test_every_page_has_an_address_and_back_returns_through_them(tab, address):
         assert query(tab)["detector"] == ["retrieval"]
         controls = {"compare": ["runs", "detector", "probe"], "plan": [], "jobs": ["runs"]}[page]
         assert [name for name in CONTROLS if tab.is_visible(f".control-{name} >> nth=0")] == controls
+        assert tab.is_visible(".controls") == bool(controls)
         assert [title for title in titles_of_figure_buttons(tab) if re.search("cloud|share|edit", title, re.I)] == []
     tab.set_viewport_size({"width": 390, "height": 900})
     tab.wait_for_function(FITS)
@@ -132,6 +133,17 @@ def test_two_checkpoints_of_a_run_are_compared_and_a_choice_is_in_the_address(ta
     assert tab.complaints == []
 
 
+def test_a_slider_that_ends_at_the_name_of_a_checkpoint_fits_a_phone(tab, served):
+    examples = Path(__file__).parents[2] / "examples"
+    with served([examples / "published" / "gemma3-270m", examples / "python_source" / "full"]) as address:
+        arrive(tab, f"{address}/overview?detector=induction&probe=repeats")
+        assert tab.locator(".mantine-Slider-markLabel").last.inner_text() == "gemma3-270m"
+        assert tab.inner_text("#checkpoint-label") == "the last of each run"
+        fits(tab, 390)
+        assert tab.complaints == []
+        tab.goto("about:blank")
+
+
 @pytest.mark.slow
 def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab, address, tmp_path):
     on(tab, address, "plan")
@@ -177,7 +189,9 @@ def test_a_mask_is_edited_by_click_shift_click_lasso_and_budget_and_exported(tab
     tab.mouse.up()
     kept_after(7)
     file = tmp_path / "plan.json"
-    downloaded(tab, "#plan-away a[download='plan.json']").save_as(file)
+    taken = downloaded(tab, "#plan-away a:has-text('⤓ Plan')")
+    assert taken.suggested_filename == "kept-edited-plan.json"
+    taken.save_as(file)
     assert {tuple(head) for head in Plan.load(file).keep} == keeps()
     tab.go_back()
     kept_after(5)

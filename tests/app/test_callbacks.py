@@ -248,6 +248,28 @@ def test_a_models_id_on_the_probe_page_is_answered_with_what_run_would_fetch(app
     assert hub.requests == []
 
 
+def test_my_text_leaves_a_checkpoint_that_is_not_on_this_disk_for_one_that_reads_text(tmp_path):
+    folders = {"gone": tmp_path / "elsewhere" / "main", "here": tmp_path / "main"}
+    folders["here"].mkdir()
+    (folders["here"] / "tokenizer.json").write_text("{}")
+    paths = [write_run(tmp_path / name, replace(FEW, steps=(None,))) for name in folders]
+    for path in paths:
+        series = json.loads((path / "checkpoints.json").read_text())
+        (path / "checkpoints.json").write_text(json.dumps([{**series[0], "path": str(folders[path.name])}]))
+    app = build_app(paths)
+
+    def offered(*names, chosen=None):
+        shown = view(page="probe", runs=names)
+        answer = call(app, "probe-checkpoint.data", ["view.data"], view=shown, probe_checkpoint=chosen)
+        return {part: answer[part].get("value") for part in ("probe-checkpoint", "probe-standard") if part in answer}
+
+    first = offered("gone")
+    assert first == {"probe-checkpoint": "gone · main", "probe-standard": "repeated random tokens"}
+    both = {"probe-checkpoint": "here · main", "probe-standard": "my text"}
+    assert offered("gone", "here", chosen="gone · main") == both
+    assert offered("gone", "here", chosen="here · main")["probe-checkpoint"] is None  # the reader's choice stays
+
+
 def test_the_history_is_drawn_under_the_chosen_detector_first_and_then_under_all(path):
     app = build_app([path])
     head = view(page="head", head="L0H1")

@@ -48,8 +48,8 @@ def test_header_and_jobs_page_use_the_same_words(runs):
         "torn": "cannot be read",
         "writing": "writing",
     }
-    for name, run in runs.items():
-        assert words[name] in json.dumps(scan_card(run), default=lambda part: part.to_plotly_json())
+    for name in runs:
+        assert words[name] in json.dumps(scan_card(states[name]), default=lambda part: part.to_plotly_json())
         line = json.dumps(status_line([states[name]]), default=lambda part: part.to_plotly_json())
         assert ("scan complete" in line) == (name == "complete")
         assert ("scan 50 %" in line) == (name == "writing")

@@ -127,7 +127,7 @@ def test_jobs_show_what_the_scan_said_and_which_checkpoints_are_gone(tmp_path):
     store.write_plan({**store.plan(), "remarks": ["the tokenizer of step64 is used for all"]})
     store.write_checkpoints([record for record in store.checkpoints() if record["name"] != "step64"])
     (run,) = live_runs([path]).values()
-    assert "the tokenizer of step64 is used for all" in str(scan_card(run))
+    assert "the tokenizer of step64 is used for all" in str(scan_card(scan_state(run, 0.0)))
     labels = str(checkpoint_strips([run]))
     assert labels.count("no longer on disk") == 2  # as title and label of one box
     assert run.checkpoints()["ckpt"].tolist() == ["step0", "step64", "step256", "step1024"]
@@ -319,6 +319,13 @@ def test_one_model_has_sorted_heads_and_numbers_in_the_place_of_training(tmp_pat
     assert "one-checkpoint" in answer["head-lines"]["className"]
     assert "history" not in answer
     assert "onset" not in str(call(app, "place.figure", ["view.data"], view=head)["head-scores"])
+
+
+def test_a_model_that_was_scored_on_another_probe_says_so_and_does_not_ask_for_a_scan(tmp_path):
+    write_run(tmp_path / "alone", replace(DEMO["full"], steps=(None,), detectors=("induction",)))
+    view = {**view_on("overview", tmp_path), "probe": "text"}
+    drawn = call(build_app([tmp_path]), "ranked.figure", ["view.data"], view=view)["ranked"]["figure"]
+    assert drawn["layout"]["annotations"][0]["text"] == "<b>alone</b>: scored on repeats, not on text"
 
 
 def test_runs_that_share_their_untrained_weights_alone_are_no_lineage(tmp_path):

@@ -14,6 +14,7 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.app import build_app
 from workbench.app.pages.plan import (
     FORMS,
+    about,
     away,
     facts,
     kv_head_of,
@@ -141,6 +142,10 @@ def test_a_plan_is_taken_away_in_every_form_that_can_say_it(folder, plan, mixed)
     query = {"page": "plan", "plan": "kept", "keep": "n3"}
     there = {name: client.get(f"/export/{name}", query_string=query, headers={"Host": "localhost"}) for name in FORMS}
     assert Plan.load(_saved(folder, there["plan.json"].data)).keep == edited(plan, "n3").keep
+    names = {answer.headers["Content-Disposition"] for answer in there.values() if answer.status_code == 200}
+    assert 'attachment; filename="kept-edited-spec.json"' in names
+    own = client.get("/export/plan.json", query_string={**query, "keep": ""}, headers={"Host": "localhost"})
+    assert own.headers["Content-Disposition"] == 'attachment; filename="kept-plan.json"'
     with zipfile.ZipFile(io.BytesIO(there["duo-attention.zip"].data)) as duo:
         rows = [line.split("\t") for line in duo.read("full_attention_heads.tsv").decode().splitlines()]
         assert json.loads(duo.read("config.json")) == {"sink_size": 1, "recent_size": 8}
@@ -198,3 +203,11 @@ def test_the_edited_plan_is_exported_as_a_plan(folder, plan, tmp_path):
     loaded = Plan.load(file)
     assert set(loaded.keep) == {KVHead(0, 0), KVHead(1, 3)}
     assert replace(loaded, keep=plan.keep) == plan
+
+
+def test_what_a_plan_knows_of_its_evidence_is_said_in_words(plan):
+    known = {"lost_nats": 0.114, "enough": 25.0, "of_another_method": 2.0}
+    labels = about(replace(plan, evidence=known))
+    assert "nats lost by the plan: 0.114" in labels
+    assert labels["heads for 95 %: 25"].startswith("the fewest of the curve")
+    assert labels["of_another_method: 2"] == "evidence of the method"

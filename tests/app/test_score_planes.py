@@ -12,6 +12,7 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.app.score_planes import planes
 from workbench.app.state.slider_stops import stop_of
 from workbench.emergence.head_trajectories import short_count
+from workbench.heads import Head
 from workbench.runs import open_run
 
 
@@ -85,6 +86,16 @@ def test_a_run_says_its_layers_and_first_onset(runs):
     assert sent["linear"]["first_onset"] == f"{' – '.join(ends)} tokens"
 
 
+def test_the_strongest_head_has_an_onset_of_its_own_beside_the_first_of_any(runs):
+    sent = planes(runs, "induction", "repeats")["runs"]["linear"]
+    best = runs[0].scores(detector="induction", step="last").sort_values("score").iloc[-1]
+    head = Head(int(best["layer"]), int(best["head"]))
+    row = runs[0].onsets("induction", head=head).iloc[0]
+    ends = (short_count(float(row[name])) for name in ("previous_tokens", "onset_tokens"))
+    assert sent["strongest"] == {"head": str(head), "onset": f"{' – '.join(ends)} tokens"}
+    assert planes(runs, "entropy", "text")["onset_meaning"].startswith("onset: the first checkpoint from which")
+
+
 def test_of_very_many_scores_eight_bits_come_back_within_a_five_hundredth_and_no_intervals(runs, monkeypatch):
     monkeypatch.setattr("workbench.app.score_planes.MANY", 10)
     sent = planes(runs, "learned_sink", "text")["runs"]["hybrid"]
@@ -126,4 +137,5 @@ def test_a_model_without_a_step_is_shown_at_every_stop_of_the_others(runs, tmp_p
     assert sent["runs"]["alone"]["columns"] == [0] * len(sent["stops"])
     assert sent["runs"]["linear"]["columns"][-1] == 3
     assert (sent["runs"]["alone"]["steps"], sent["runs"]["alone"]["first_onset"]) == ([None], "")
+    assert sent["runs"]["alone"]["strongest"] == {}
     assert stop_of(sent, {"step": "64"}) == len(sent["stops"]) - 1  # the first run has no such step

@@ -11,7 +11,7 @@ from tests.synthetic_run import DEMO, write_run
 from workbench.app.answer_card import sentences
 from workbench.app.server.serving import open_content
 from workbench.heads import Head
-from workbench.runs.answers import answer_of, query_heads
+from workbench.runs.answers import Answer, answer_of, query_heads
 from workbench.runs.plans_of_runs import plan_of_run, run_of_plan
 from workbench.store.plan_file import Plan
 
@@ -105,3 +105,25 @@ def test_heads_of_layers_that_select_from_their_whole_past_may_look_far(tmp_path
     write_run(tmp_path / "sparse", replace(DEMO["full"], steps=(0, 64), kinds=("sparse",), detectors=("induction",)))
     content = open_content([tmp_path], [])
     assert answer_of(content.runs["sparse"], content.plans).count.endswith("heads that see the whole context")
+
+
+def test_the_heads_that_are_not_named_are_a_click_away_and_what_follows_is_set_apart():
+    heads = tuple(Head(2, number) for number in range(10))
+    answer = Answer("full", heads, "5 of 8 key/value heads", "by the plan kept", plan="kept", remarks=("seen too",))
+    (sentence,) = sentences({"full": answer})
+    assert words(sentence).endswith("L2H7 and 2 more query heads · the plan, its costs and its verdict · seen too")
+    rest = next(part for part in sentence.children if getattr(part, "href", "") == "head_table")
+    assert (getattr(rest, "data-head"), getattr(rest, "data-run")) == ("L2H0", "full")
+    (few,) = sentences({"full": Answer("full", heads[:1], "1 of 8 heads", "by induction > 0.4")})
+    assert words(few).strip().endswith(". L2H0")
+
+
+def test_runs_without_an_answer_for_the_same_reason_share_a_sentence():
+    unknown = {name: Answer(name, (), "", "there are no scores") for name in ("b", "c")}
+    known = Answer("a", (Head(0, 1),), "1 of 8 heads", "by induction > 0.4")
+    text = [words(sentence) for sentence in sentences({"b": unknown["b"], "a": known, "c": unknown["c"]})]
+    assert [said.strip() for said in text] == [
+        "a: 1 of 8 heads look far, by induction > 0.4. L0H1",
+        "b, c: not known: there are no scores.",
+    ]
+    assert words(sentences({"b": unknown["b"]})[0]).startswith("b: not known")

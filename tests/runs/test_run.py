@@ -331,6 +331,12 @@ def test_a_detector_without_any_score_is_a_remark_where_its_question_arises(tmp_
     store.commit_scores(origin, canonical_digest(["sink"]), [scored], probe_digest="text", seq_len=64)
     sentence = f"learned_sink has no score on repeats, text (all NaN): {why}"
     assert open_run(tmp_path / "run").remarks == ((sentence,) if is_said else ())
+    kept = open_run(tmp_path / "run").with_cache(2**20)
+    assert kept.remarks == kept.remarks == ((sentence,) if is_said else ())
+    later = replace(row, probe="zeros")
+    store.commit_scores(origin, canonical_digest(["zeros"]), [later], probe_digest="zeros", seq_len=64)
+    kept.refresh()
+    assert kept.remarks == ((sentence.replace("text", "text, zeros"),) if is_said else ())
 
 
 def test_a_folder_that_is_gone_is_refused_and_not_taken_for_a_run_without_scores(tmp_path):

@@ -37,11 +37,19 @@ def register(app: Dash) -> None:
     def define(view_json: Any) -> Any:
         view = View.from_json(view_json)
         lines = {name: definition(name) for name in (view.detector, view.probe) if name}
-        return [html.Span([html.B(name), f": {line}"]) for name, line in lines.items() if line]
+        return [html.Span([html.B(name), ": ", *_with_code(line)]) for name, line in lines.items() if line]
+
+
+def _with_code(line: str) -> list[Any]:
+    """A line with what stands between backticks, the arguments of a probe, as code."""
+    return [html.Code(part) if i % 2 else part for i, part in enumerate(line.split("`")) if part]
 
 
 def definition(name: str) -> str:
-    """What the detector or probe of this name is, or of the longest name that it begins with; "" for unknown ones."""
+    """What the detector or probe of this name is, or of the longest name that it begins with; "" for unknown ones.
+
+    Names of arguments stand between backticks.
+    """
     known = _definitions()
     if name.endswith(WITHOUT_ANSWERS):
         return f"the control of {name.removesuffix(WITHOUT_ANSWERS)}: the same tokens, their answers gone"
@@ -65,7 +73,4 @@ def _defined_in(path: Path, decorators: set[str]) -> Iterator[tuple[str, str]]:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in decorators:
                 first = call.args[0] if call.args else None
                 if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    yield (
-                        first.value,
-                        (ast.get_docstring(node) or "").splitlines()[0].removesuffix(".").replace("`", ""),
-                    )
+                    yield first.value, (ast.get_docstring(node) or "").splitlines()[0].removesuffix(".")

@@ -107,9 +107,11 @@ def graph_ids(page: Page, content: Content) -> list[str]:
 
 def page_styles() -> str:
     """The style element that shows the current page's frame and the controls it follows, and marks its link."""
-    hidden = ", ".join(
+    unused = [f".wb.on-{page.name} .controls" for page in pages() if not page.controls]
+    unused += [
         f".wb.on-{page.name} .control-{name}" for page in pages() for name in CONTROLS if name not in page.controls
-    )
+    ]
+    hidden = ", ".join(unused)
     frames = ", ".join(f".wb.on-{page.name} #{page.frame_id}" for page in pages())
     links = ", ".join(f".wb.on-{page.name} #nav-{page.name}" for page in pages())
     mark = "color: var(--accent); background: color-mix(in srgb, var(--accent) 12%, transparent); font-weight: 600;"

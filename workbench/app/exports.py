@@ -14,6 +14,7 @@ from workbench.app.slider_scores import seen_checkpoint
 from workbench.app.state.address import place_in, settled, view_of
 from workbench.app.state.asked_view import NotThere, refuse_other
 from workbench.app.state.content import Content
+from workbench.app.state.plan_mask import name_taken_away
 from workbench.app.state.view import View
 from workbench.heads import WorkbenchError
 
@@ -38,7 +39,7 @@ def register(app: Dash, content: Content) -> None:
             return flask.Response(f"{error}\n", status=409, mimetype="text/plain")
         body = exported if isinstance(exported, bytes) else as_file(exported, extension)
         mime_type = _MIME_TYPES.get(extension) or mimetypes.guess_type(file_name)[0]
-        disposition = {"Content-Disposition": f'attachment; filename="{file_name}"'}
+        disposition = {"Content-Disposition": f'attachment; filename="{name_taken_away(view, file_name)}"'}
         return flask.Response(body, mimetype=mime_type, headers=disposition)
 
     app.server.add_url_rule("/export/<name>.<extension>", "workbench_export", export)

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from workbench.app.state.slider_stops import places_of
 from workbench.emergence.head_trajectories import Trajectories
-from workbench.emergence.onset_words import first_onset_words
+from workbench.emergence.onset_words import MEANING, first_onset_words, in_order_of_onset, onset_words
 from workbench.emergence.thresholds import threshold_of
 from workbench.figures.axis import AxisUnit, TrainingAxis, training_axis
 from workbench.figures.style import LETTERS
 from workbench.figures.trajectories import RunLike, score_scale, trajectories
+from workbench.heads import Head
 
 # More scores than this are sent in 8 bits and without intervals, so that a page stays below 1 MB.
 MANY = 150_000
@@ -27,6 +29,7 @@ def planes(runs: Sequence[RunLike], detector: str, probe: str, *, x: AxisUnit = 
     Scores and intervals are unsigned integers of `bits` over their range; the highest integer stands for no score. The
     error is below 1e-5 of the range with 16 bits and below 0.2 % with 8, where intervals are left out (""). `threshold`
     is null for detectors with a unit of their own, whose heads are not counted; `threshold_source` says whose it is.
+    `onset_meaning` says what an onset is, which needs no threshold.
     """
     courses = [trajectories(run, detector, probe) for run in runs]
     axis = training_axis([course.checkpoints for course in courses], x)
@@ -43,6 +46,7 @@ def planes(runs: Sequence[RunLike], detector: str, probe: str, *, x: AxisUnit = 
         "unit": scale.unit,
         "threshold": None if scale.unit else threshold_of(detector).value,
         "threshold_source": threshold_of(detector).source,
+        "onset_meaning": MEANING,
         "stops": [{**_stop(amount, axis), "place": place} for amount, place in zip(stops, places, strict=True)],
         "runs": packed,
     }
@@ -88,7 +92,18 @@ def _plane(
         "steps": [point.step if point.step_total is None else point.step_total for point in course.checkpoints],
         "columns": _columns(amounts, stops, is_placed=not np.isin(amounts, list(axis.unplaced.values())).all()),
         "first_onset": first_onset_words(onsets, unit=axis.unit),
+        "strongest": _strongest(course, onsets, axis.unit),
     }
+
+
+def _strongest(course: Trajectories, onsets: pd.DataFrame, unit: AxisUnit) -> dict[str, str]:
+    """The query head with the highest last score, and its onset in words; empty where there is none."""
+    last = course.score[:, -1]
+    head = course.heads[int(np.nanargmax(last))] if not np.isnan(last).all() else None
+    if not isinstance(head, Head):
+        return {}
+    ordered = in_order_of_onset(onsets.loc[(onsets["layer"] == head.layer) & (onsets["head"] == head.head)])
+    return {"head": str(head), "onset": onset_words(ordered[0], unit=unit)} if ordered else {}
 
 
 def _columns(amounts: Float[np.ndarray, " ckpts"], stops: Sequence[float], *, is_placed: bool) -> list[int]:

@@ -163,15 +163,20 @@ class Run:
     def remarks(self) -> tuple[str, ...]:
         """What a reader should know: of the series and its probes' words, `left_out`, and detectors without a score."""
         with self._lock:
-            return (*map(str, self._store.plan().get("remarks", ())), *self.left_out, *self._unscored())
+            return (*map(str, self._store.plan().get("remarks", ())), *self.left_out, *self._unscored_remarks())
 
-    def _unscored(self) -> list[str]:
-        """Which detectors have no score for any head at the last checkpoint, and why, as their flags say.
-
-        Learned sinks are remarked on where the job names their detector: most models have none.
-        """
+    def _unscored_remarks(self) -> list[str]:
         if not self.detectors:
             return []
+        named = tuple(self.last_job().detectors or ())
+        table = self._cached("scores", ("unscored", named), lambda: pd.DataFrame({"remark": self._unscored(named)}))
+        return table["remark"].tolist()
+
+    def _unscored(self, named: Sequence[str]) -> list[str]:
+        """Which detectors have no score for any head at the last checkpoint, and why, as their flags say.
+
+        Learned sinks are remarked on where the job names their detector (`named`): most models have none.
+        """
         rows: Any = self.scores(step="last", columns=("detector", "probe", "n", "flags"))
         probes_of: dict[tuple[str, str], list[str]] = {}
         for detector, probe in sorted(set(zip(rows["detector"], rows["probe"], strict=True))):
@@ -180,7 +185,7 @@ class Run:
             values = {name: value for name, _, value in flags}
             counted = f"{values['counted']} replies counted" if "counted" in values else ""
             reason = values.get(NO_ROWS, counted)
-            is_no_lack = reason == NO_LEARNED_SINK and detector not in (self.last_job().detectors or ())
+            is_no_lack = reason == NO_LEARNED_SINK and detector not in named
             if reason and not is_no_lack and int(group["n"].sum()) == 0:
                 probes_of.setdefault((str(detector), reason), []).append(str(probe))
         return [

@@ -53,7 +53,8 @@
     const about = best.length
       ? `share of each head's attention that lies ${far.from} or more tokens back, sink excluded, mean over the rows that have such a token · colours from 0 to 1 · click opens the head`
       : `the text is too short: no row looks ${far.from} tokens back`;
-    const section = parts.card("Which heads look far on this text", about, parts.make("div", "far-row", canvas, parts.make("div", "choices", parts.make("span", "muted", "farthest:"), ...buttons)));
+    const [probe] = view.file.probe.split(":");
+    const section = parts.card(`Which heads look far on ${probe === "text" ? "this text" : probe}`, about, parts.make("div", "far-row", canvas, parts.make("div", "choices", parts.make("span", "muted", "farthest:"), ...buttons)));
     parts.offer(section, { PNG: parts.asImage(canvas), CSV: parts.asTable(["layer", "head", "kind", "far_mass"], far.heads) });
     return section;
   }

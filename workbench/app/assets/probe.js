@@ -171,5 +171,10 @@
     setTimeout(window.workbenchPatterns.redraw, 0);
   }
 
+  // Who writes a text wants that one run, not the standard probe that was chosen before.
+  document.addEventListener("input", (event) => {
+    if (event.target.id === "probe-text") window.dash_clientside.set_props("probe-standard", { value: OWN_TEXT });
+  });
+
   window.dash_clientside.workbench = Object.assign(window.dash_clientside.workbench || {}, { runProbe });
 })();

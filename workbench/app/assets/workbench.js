@@ -254,7 +254,11 @@
     }
     const labels = Object.values(planes.runs).map((run) => run.checkpoints[run.columns[position]]);
     const same = labels.every((text) => text === labels[0]);
-    return (same && labels[0]) || planes.stops[position].label;
+    const stop = planes.stops[position];
+    // A stop of a model without steps bears its name, which is not what the other runs show there.
+    const isNamed = Object.values(planes.runs).some((run) => run.steps[0] === null && run.checkpoints.includes(stop.label));
+    const isLast = position === planes.stops.length - 1;
+    return (same && labels[0]) || (isNamed && isLast ? "the last of each run" : stop.label);
   }
 
   function watchFigures() {
@@ -432,12 +436,13 @@
     const reached = firstReached(run, planes.threshold);
     const ever = reached.filter((column) => column <= last).length;
     const now = countOf(run, position, planes);
-    const onset = run.first_onset ? `first onset ${run.first_onset}` : "no onset";
+    const strongest = run.strongest.head ? ` · of the strongest, ${run.strongest.head}: ${run.strongest.onset}` : "";
+    const onset = run.first_onset ? `first onset ${run.first_onset}${strongest}` : "no onset";
     const isOne = run.checkpoints.length === 1;
     const rule = ` of ${n} heads at ${planes.detector} ≥ ${planes.threshold}`;
     const source = span("of", rule, `threshold ${planes.threshold}: ${planes.threshold_source}`);
     if (isOne) return [[`${now}`, source], "one checkpoint: no onset to tell"];
-    return [[`${now}`, source], `${ever} so far · ${ever - now} lost · ${onset}`];
+    return [[`${now}`, source], [`${ever} reached it so far · ${ever - now} lost · `, span("", onset, planes.onset_meaning)]];
   }
 
   // The first checkpoint at which each head reaches a threshold.
@@ -551,8 +556,8 @@
     const link = event.target.closest("a[data-page]");
     if (link && (hasView || embedded !== null) && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      const { page, head, run, set } = link.dataset;
-      jump({ page, ...(head ? { head, run } : {}), ...(set ? { set: JSON.parse(set) } : {}) });
+      const { page, head, run, probe, set } = link.dataset;
+      jump({ page, ...(head ? { head, run } : {}), ...(probe ? { probe } : {}), ...(set ? { set: JSON.parse(set) } : {}) });
     }
   });
 

@@ -13,7 +13,7 @@ from workbench import emergence, figures
 from workbench.app import ids
 from workbench.app.components import ABSENT, attributes, card, choice, graph, message, text_table, theme_of
 from workbench.app.onset_tables import class_onsets, onset_table
-from workbench.app.pages.overview import emerged, scored
+from workbench.app.pages.overview import emerged, scored, unscored
 from workbench.app.registry import page
 from workbench.app.state.content import Content, Runs
 from workbench.app.state.scan_states import why_empty
@@ -25,17 +25,19 @@ from workbench.figures.trajectories import records
 from workbench.heads import WorkbenchError
 from workbench.runs import Run
 
-MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, PAIRING, LOCK_IN, LOCK_IN_SENTENCE = (
+MATRICES, SCATTER, MOVED, CLASSES, CLASS_TABLE, PAIRING, LEFT_OUT, LOCK_IN, LOCK_IN_SENTENCE = (
     "matrices",
     "against",
     "moved",
     "classes",
     "class-table",
     "compare-how",
+    "compare-left-out",
     "lock-in",
     "lock-in-said",
 )
 SCATTER_ABOUT, MOVED_TITLE, MOVED_ABOUT, TRAINING = "against-about", "moved-title", "moved-about", "compare-training"
+_SIDES = ("a", "b", "at_a", "at_b")
 _MOVED_ROWS = 40
 _SAME = "A and B are the same checkpoint: choose another run or checkpoint above"
 _MATRIX_PX = 220  # of one of two or four
@@ -99,8 +101,10 @@ class Pairs:
 def settle(view: View, content: Content) -> View:
     """Two sides that can be compared: two runs if several are chosen, else two checkpoints of one.
 
-    Of several runs the first two that share trained weights, a run and its branch, where there are such.
+    Of several runs the first two that share trained weights, a run and its branch, where there are such. What was set
+    by default follows the other choices, as a run that another probe has scores of; what a reader chose stays.
     """
+    view = view.having({name: "" for name in _SIDES if view.get(name) == view.get(f"default_{name}")})
     names = [name for name in view.runs if view.probe in content.runs[name].probes_of(view.detector)]
     if not names:
         return view
@@ -120,7 +124,8 @@ def settle(view: View, content: Content) -> View:
         default = len(labels) // 2 if parameter == "at_a" and a == b else len(labels) - 1
         name = view.get(parameter)
         chosen[parameter] = name if name in labels else list(labels)[default]
-    return view.having(chosen)
+    by_default = {f"default_{name}": "" if view.get(name) == side else side for name, side in chosen.items()}
+    return view.having(chosen | by_default)
 
 
 def checkpoint_labels(run: Run, view: View) -> dict[str, str]:
@@ -177,23 +182,23 @@ def register(app: Dash, content: Content) -> None:
     changes = [Input(ids.VIEW, "data"), Input(ids.SCORES_CHANGED, "data"), State(ids.THEME, "data")]
 
     @app.callback(
-        *(Output(ids.parameter_id(name), key) for name in ("a", "at_a", "b", "at_b") for key in ("data", "value")),
+        *(Output(ids.parameter_id(name), key) for name in _SIDES for key in ("data", "value")),
         Output(TRAINING, "className"),
+        Output(LEFT_OUT, "children"),
         *changes[:2],
     )
     def offer_sides(view_json: Any, _: Any) -> Any:
         view = View.of_page("compare", view_json)
         if view is None:
-            return (no_update,) * 9
+            return (no_update,) * 10
         names = [name for name in view.runs if view.probe in runs[name].probes_of(view.detector)]
         if not names:
-            return (no_update,) * 9
-        choices: list[Any] = []
+            return (no_update,) * 10
+        sides: list[Any] = [part for name in ("a", "b") for part in (names, view.get(name))]
         for run, checkpoint in (("a", "at_a"), ("b", "at_b")):
             labels = checkpoint_labels(runs[view.get(run)], view).items()
-            choices += [names, view.get(run), [{"value": name, "label": label} for name, label in labels]]
-            choices.append(view.get(checkpoint))
-        return *choices, "stack" if sides_of(view, runs).has_training else ABSENT
+            sides += [[{"value": name, "label": label} for name, label in labels], view.get(checkpoint)]
+        return *sides, "stack" if sides_of(view, runs).has_training else ABSENT, left_out(view, runs)
 
     @app.callback(
         Output(SCATTER, "figure"),
@@ -251,17 +256,35 @@ def register(app: Dash, content: Content) -> None:
 def pairing(sides: Sides, pairs: Pairs) -> str:
     """Which heads are compared with which, and why."""
     if pairs.by == "head":
-        return "one lineage: heads of the same name are compared"
+        of_one = "two checkpoints of one run" if sides.runs[0] is sides.runs[1] else "two runs"
+        return f"{of_one}, one lineage: heads of the same name are the same heads, and are compared"
     n, n_other = pairs.n_heads
     why = "they share their untrained weights alone, and no trained checkpoint" if sides.shares_start else ""
     why = why or "they have no checkpoint in common"
     if pairs.by == "rank":
-        return f"{why}: heads are compared by rank, the strongest with the strongest, not by name"
+        return (
+            f"{why}: no head of A is a head of B; heads are compared by rank, the strongest with the strongest, not by "
+            "name"
+        )
     few, many = min(n, n_other), max(n, n_other)
     return (
         f"{why}, and A has {n} heads, B {n_other}: each of the {few} stands beside the one at the same share of the "
         f"ranking of the {many}, in the middle of every {many / few:.3g}; never by name or by rank"
     )
+
+
+def left_out(view: View, runs: Runs) -> list[Any]:
+    """The chosen runs that cannot be a side, and why; with links to the probes that all chosen runs were scored on."""
+    reasons = unscored(view, runs)
+    if not reasons:
+        return []
+    named = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    probes = [set(runs[name].probes_of(view.detector)) for name in view.runs if name in runs]
+    links = [
+        html.A(f"compare on {probe}", href="compare", **attributes(data_page="compare", data_probe=probe))
+        for probe in sorted(set.intersection(*probes))
+    ]
+    return [f"without scores of {view.detector} on {view.probe}, so not offered: {named} ", *links]
 
 
 def _draw_lock_in(view: View, runs: Runs, theme: Theme) -> tuple[go.Figure, str]:
@@ -330,7 +353,7 @@ def _compare(view: View, content: Content, _: int | None) -> pd.DataFrame:
     "compare",
     register=register,
     controls=("runs", "detector", "probe"),
-    parameters=("x", "a", "b", "at_a", "at_b"),
+    parameters=("x", *_SIDES),
     settle=settle,
     exports={
         "moved": _moved,
@@ -348,7 +371,7 @@ def layout(_: Content) -> list[Any]:
         choice("b", label="Run B"),
     ]
     title = html.Section(
-        [*sides, choice("at_b", label="at"), html.Div(id=PAIRING, className="muted")],
+        [*sides, choice("at_b", label="at"), *(html.Div(id=name, className="muted") for name in (PAIRING, LEFT_OUT))],
         className="card head-title",
     )
     pairs = html.Div(

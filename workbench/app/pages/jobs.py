@@ -15,7 +15,7 @@ from workbench.app import ids
 from workbench.app.components import attributes, card, text_table
 from workbench.app.registry import page
 from workbench.app.state.content import Content
-from workbench.app.state.scan_states import scan_state, unread_state
+from workbench.app.state.scan_states import ScanState, scan_state, unread_state
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.emergence.head_trajectories import checkpoint_of
@@ -57,8 +57,9 @@ def register(app: Dash, content: Content) -> None:
             return (no_update,) * 5
         chosen = _chosen(view, content)
         unread = [run for run in content.runs.values() if run not in chosen and unread_state(run).reason]
-        scans = [scan_card(run) for run in (*chosen, *unread)]
-        readable = [run for run in chosen if not scan_state(run, time.time()).reason]
+        states = [scan_state(run, time.time()) for run in (*chosen, *unread)]
+        scans = [scan_card(state) for state in states]
+        readable = [state.run for state in states if not state.reason and state.run in chosen]
         state = " ".join(f"{run.name}: {run.fingerprint('scores')} {run.failures_changed_ns()}" for run in readable)
         if state == last_state:  # tracebacks that the reader unfolded stay open
             return scans, no_update, no_update, no_update, no_update
@@ -106,17 +107,15 @@ def scans_table(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scan_card(run: Run) -> html.Div:
+def scan_card(state: ScanState) -> html.Div:
     """One run's progress, or which of its files cannot be read."""
-    now = time.time()
-    state = scan_state(run, now)
-    status = state.status
+    run, status = state.run, state.status
     if status is None:
         words = html.Span(state.in_words, className="badge failed")
         return html.Div([html.Div([html.B(run.name), words]), html.Div(state.reason)], className="scan")
     command, written = resume_command(run), run.last_written()
     share = status.done / status.planned if status.planned else 0.0
-    ago = "" if written is None else f" · last part {_ago(now - written)} ago"
+    ago = "" if written is None else f" · last part {_ago(time.time() - written)} ago"
     checkpoints = f"{status.checkpoints_done} of {status.checkpoints} checkpoints{ago}"
     units = f"{status.done:,} of {status.planned:,} units" if status.planned else status.in_words
     progress = f"{units} · {checkpoints}"

@@ -58,6 +58,10 @@ _PANEL_PX = 210
 _WIDE_STRIPS = 4
 # A number in a cell of the grid; the ticks of a panel.
 _NUMBER_PX, _AXES_PX = 33, 70
+_PHASE = (
+    "phase change: a rise or fall of a model-level number that no straight line in ln tokens explains; the upright "
+    "dotted line and ▲ stand where half of it is over"
+)
 # A figure with its legend beside it.
 WITH_LEGEND_PX = 560
 LEFT_METRIC, RIGHT_METRIC = (ids.parameter_id(name) for name in METRICS)
@@ -203,7 +207,8 @@ def overview_figure(draw: Callable[..., go.Figure], view: View, runs: Runs, *, t
     drawn = scored(view, runs)
     if not drawn:
         waiting = WAITING.format(run=runs[view.run].path.name if view.run in runs else "RUN")
-        return message(why_empty(runs[name] for name in view.runs if name in runs) or waiting, theme)
+        here = [runs[name] for name in view.runs if name in runs]
+        return message(why_empty(here) or _scored_elsewhere(view, runs) or waiting, theme)
     over_training = {"x": view.x} if draw in (figures.emergence, figures.strips) else {}
     options = {"detector": view.detector, "probe": view.probe, "theme": theme, **over_training}
     try:
@@ -246,6 +251,13 @@ def unscored(view: View, runs: Runs) -> dict[str, str]:
             reasons[name] = f"scored on {', '.join(probes)}" if probes else f"no scores of {view.detector}"
             reasons[name] = why_unreadable(runs[name]) or reasons[name]
     return reasons
+
+
+def _scored_elsewhere(view: View, runs: Runs) -> str:
+    """The probes that the runs were scored on where none of them is the chosen one; "" where there is no score yet."""
+    if not any(run.probes_of(view.detector) for run in runs.values() if run.name in view.runs):
+        return ""
+    return "<br>".join(f"<b>{name}</b>: {reason}, not on {view.probe}" for name, reason in unscored(view, runs).items())
 
 
 def emerged(view: View, runs: Runs) -> dict[str, pd.DataFrame]:
@@ -399,9 +411,8 @@ def _over_training() -> list[Any]:
             card(
                 "Emergence",
                 [
-                    html.Span(
-                        "bold: mean of each run's 3 strongest heads; rings: onset; dotted: phase change", title=MEANING
-                    ),
+                    html.Span("bold: mean of each run's 3 strongest heads; rings: onset", title=MEANING),
+                    html.Span("; ▲: phase change of the first number beside", title=_PHASE),
                     choice("x", width=84, choices=("tokens", "step")),
                     choice("group", width=100, choices=("each run", "by name")),
                     choice("base", width=130),
@@ -411,7 +422,7 @@ def _over_training() -> list[Any]:
             *(
                 card(
                     _metric_select(select_id),
-                    "dotted: farthest distance",
+                    html.Span("dotted curve: farthest distance; ▲: phase change", title=_PHASE),
                     graph(figure_id, "cursor"),
                     table="metrics",
                 )

@@ -23,7 +23,7 @@ from workbench.app.components import attributes, badges, card, choice, graph, me
 from workbench.app.registry import Export, page
 from workbench.app.state.address import address_of
 from workbench.app.state.content import Content
-from workbench.app.state.plan_mask import Prediction, bytes_of, edited, mask_of, predictions, text_of
+from workbench.app.state.plan_mask import Prediction, bytes_of, edited, mask_of, name_taken_away, predictions, text_of
 from workbench.app.state.view import View
 from workbench.console import fixed
 from workbench.figures.style import Theme
@@ -191,6 +191,22 @@ def links_to_plans(view: View, content: Content) -> list[html.A]:
     return links
 
 
+# What a plan knows of its evidence, by the name in its file: in words, and what the number means.
+EVIDENCE = {
+    "completeness_error": (
+        "completeness error",
+        "by how much the scores of all heads together miss what it costs to window all, as a share of that",
+    ),
+    "full": ("loss of the model", "in nats, on the probe of the ranking"),
+    "windowed": ("loss with all windowed", "in nats, on the probe of the ranking"),
+    "nodes": ("nodes", "so many steps from all windowed to full at which gradients were taken"),
+    "lost_nats": ("nats lost by the plan", "on the held-out probe where it does worst"),
+    "recovered": (
+        "share recovered",
+        "of what windows cost, what the plan brings back on the held-out probe where it does worst",
+    ),
+    "enough": ("heads for 95 %", "the fewest of the curve that bring back 95 % on every held-out probe"),
+}
 # The forms in which a plan is taken away: the file, its words, and what it is for.
 FORMS = {
     "plan.json": ("Plan", "this mask as a plan file, which Plan.load and every verb read"),
@@ -207,11 +223,12 @@ def away(plan: Plan, view: View) -> list[Any]:
         try:
             file_of(plan, file)
         except WorkbenchError as error:
-            links.append(html.Span(f"{title}: {error}", className="muted"))
+            links.append(html.Span(f"not as {title}: {error}", className="muted"))
             continue
         query = address_of(view).partition("?")[2]
         href = f"export/{file}?{query}&page=plan"
-        links.append(html.A(f"⤓ {title}", href=href, download=file, title=meaning, className="button quiet"))
+        name = name_taken_away(view, file)
+        links.append(html.A(f"⤓ {title}", href=href, download=name, title=meaning, className="button quiet"))
     return links
 
 
@@ -243,7 +260,8 @@ def _zipped(folder: Path) -> bytes:
 
 def about(plan: Plan) -> dict[str, str]:
     """The plan's model, method and evidence, as short labels with their meaning."""
-    evidence = {f"{name} {value:.3g}": "evidence of the method" for name, value in plan.evidence.items()}
+    named = {name: EVIDENCE.get(name, (name, "evidence of the method")) for name in plan.evidence}
+    evidence = {f"{label}: {plan.evidence[name]:.3g}": meaning for name, (label, meaning) in named.items()}
     return {
         plan.model or "model not named": "the model it was made for",
         f"window {plan.window} · sink {plan.sink}": "what the other heads see: so many last and first tokens",

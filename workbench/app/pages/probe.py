@@ -21,6 +21,7 @@ from workbench.app.probe_sources import (
     checkpoint_folders,
     checkpoint_source,
     foreign_tokenizer,
+    missing_folder,
     named_model,
     note_on,
     reads_text,
@@ -80,19 +81,30 @@ def register(app: Dash, content: Content) -> None:
         if view is None:
             return (no_update,) * 3
         names = checkpoint_names(view, content)
-        if chosen in names:
+        if chosen in names and can_be_run(chosen):
             return names, no_update, no_update
         of_address = view.get("ckpt") if view.get("ckpt") in names else ""
-        readable = [name for name in names if is_readable(name)]
-        is_text = bool(view.get("text") or view.get("standard") or readable or not names)
-        value = of_address or next(iter(readable), names[0] if names else None)
-        return names, value, no_update if is_text else next(iter(STANDARD_PROBES))
+        readable = first_readable(view)
+        value = of_address or readable or next(iter(names), None)
+        if view.get("text") or view.get("standard") or not names:
+            return names, value, no_update
+        return names, value, _OWN_TEXT if readable else next(iter(STANDARD_PROBES))
 
-    def is_readable(checkpoint: str) -> bool:
-        try:
-            return reads_text(*chosen_source(checkpoint, ""))
-        except WorkbenchError:
-            return False
+    def can_be_run(checkpoint: str) -> bool:
+        """Whether a checkpoint is on this disk, or at a hub."""
+        return not missing_folder(source) if isinstance(source := chosen_source(checkpoint, "")[0], Path) else True
+
+    def first_readable(view: View) -> str:
+        """The first checkpoint of the chosen runs that can read text; "" where none can."""
+        if content.model is not None and reads_text(content.model.source, content.model.tokenizer):
+            return content.model.name
+        for run in view.runs:
+            series = runs[run].checkpoints().to_dict("records")
+            tokenizer = foreign_tokenizer(series, runs[run].tokenizer)
+            for ckpt in reversed(checkpoint_folders(series)):
+                if reads_text(checkpoint_source(series, ckpt), tokenizer):
+                    return f"{run} · {ckpt}"
+        return ""
 
     def chosen_source(checkpoint: str, model: str) -> tuple[Path | HubReference, str | None]:
         """What is to be run, and the tokenizer of its run."""
@@ -211,7 +223,13 @@ def layout(content: Content) -> list[Any]:
         **attributes(aria_label="sequence"),
     )
     checkpoint = dmc.Select(
-        id=CHECKPOINT, data=[], size="xs", allowDeselect=False, w=260, **attributes(aria_label="checkpoint")
+        id=CHECKPOINT,
+        data=[],
+        size="xs",
+        allowDeselect=False,
+        searchable=True,
+        w=260,
+        **attributes(aria_label="checkpoint"),
     )
     model = dmc.TextInput(
         id=MODEL, value="", placeholder=_ID, size="xs", w=220, **attributes(aria_label="or a model's id")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.app.state.view import View
 from workbench.heads import KVHead
 from workbench.store.cache_sizes import bytes_under
 from workbench.store.plan_file import Plan
@@ -94,3 +95,11 @@ def predictions(plan: Plan) -> list[Prediction]:
 def bytes_of(plan: Plan) -> tuple[int, int]:
     """Bytes of cache at the plan's context: with its mask, and with every head full."""
     return plan.kv_bytes, bytes_under(plan.layers, {}, context=plan.context)
+
+
+def name_taken_away(view: View, file: str) -> str:
+    """The name of a file of the Plan page: after the plan, and whether its mask was edited; of other pages the same."""
+    if view.page != "plan":
+        return file
+    plan = re.sub(r"[^\w.-]+", "-", view.get("plan"), flags=re.ASCII).strip("-")
+    return "-".join(part for part in (plan, "edited" * bool(view.get("keep")), file) if part)
