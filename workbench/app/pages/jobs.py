@@ -179,7 +179,7 @@ def slowest_table(runs: list[Run]) -> Any:
     """The checkpoints and probes that took longest, with the time of each step."""
     table = timings_table(runs)
     if table.empty:
-        return html.P("no timings: these scores were not made by a scan", className="muted")
+        return html.P("no timings: a scan keeps them beside its scores, and these runs have none", className="muted")
     slowest = table.sort_values("total_s", ascending=False).head(_SLOWEST_ROWS)
     titles = ("run", "checkpoint", "probe", "units", *(name for name in _SECONDS))
     rows = [
