@@ -15,7 +15,6 @@ from workbench.loading.refusals import refuse_other_models
 
 REASONS = {
     "hrm_text": r"runs its layers several times a pass \(HrmTextAttention of layer 0 ran \d times\)",
-    "diffllama": r"attend more than once per pass: its heads have several softmaxes",
     "reformer": r"LocalSelfAttention attends inside of chunks of tokens",
     "xlnet": r"not multiplied with the values in one product",
     "prophetnet": r"not multiplied with the values in one product",
@@ -33,7 +32,7 @@ def test_the_sentence_says_what_the_model_does_and_the_next_step(model_type):
     assert len(str(refused.value)) < 700
 
 
-@pytest.mark.parametrize("model_type", ["cpmant", "diffllama", "hrm_text", "prophetnet", "xlnet"])
+@pytest.mark.parametrize("model_type", ["cpmant", "hrm_text", "prophetnet", "xlnet"])
 def test_a_refused_model_returns_the_probabilities_that_its_sentence_names(model_type):
     model = causal_types.tiny(model_type)
     with pytest.raises(WorkbenchError, match="attn_implementation='eager' and output_attentions=True"):
@@ -45,6 +44,16 @@ def test_a_refused_model_returns_the_probabilities_that_its_sentence_names(model
     assert len(attentions) >= 2
     for probabilities in attentions:
         assert probabilities.shape == (1, 4, 6, 6)
+
+
+def test_attention_of_several_softmaxes_that_no_reader_knows_is_refused():
+    model = causal_types.tiny("diffllama")
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = type("OtherDifference", (type(layer.self_attn),), {})
+    with pytest.raises(
+        WorkbenchError, match=r"OtherDifference\) attend more than once per pass: its heads have several"
+    ):
+        open_model(model)
 
 
 def test_a_model_of_several_transformers_is_refused_by_its_parts():

@@ -1,5 +1,6 @@
 """Implied rows of linear layers, made block by block, against the recurrence in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from workbench.kernels import (
     Cells,
     DecayRows,
     DeltaRows,
+    DifferenceRows,
     Far,
     MlstmRows,
     Request,
@@ -19,7 +21,7 @@ from workbench.kernels import (
 from workbench.kernels.softmax.reference import linear_pattern, reference_signed_statistics
 
 MAKERS = ["decay", "delta", "delta by channel"]
-ALL_MAKERS = [*MAKERS, "band", "mlstm"]
+ALL_MAKERS = [*MAKERS, "band", "mlstm", "difference"]
 FAR = Far(window=6, sink=2)
 
 
@@ -37,6 +39,9 @@ def problem(maker, n_tokens, *, padding=(0, 0), heads=(4, 2), d=8, steep=1.0):
             normal(2, n_heads, n_tokens, d), normal(2, n_heads, n_tokens, d), normal(n_heads, d, 5), valid
         )
         return source, band_by_channels(source).mean(2)
+    if maker == "difference":
+        source = DifferenceRows(normal(2, 2, n_heads, n_tokens, d), normal(2, 2, n_kv, n_tokens, d), 0.7, 0.5, valid)
+        return source, difference_by_rows(source)
     if maker == "mlstm":
         # Keys and queries above 0 do not cancel, and gates of some heads leave the divisor at its least.
         q, k = normal(2, n_heads, n_tokens, d).abs(), normal(2, n_heads, n_tokens, d).abs() / d
@@ -55,6 +60,18 @@ def problem(maker, n_tokens, *, padding=(0, 0), heads=(4, 2), d=8, steep=1.0):
     exact = linear_pattern(q, k, log_decay, written, erases=False)
     exact += torch.diag_embed(skip[None, :, None].double() * valid[:, None])
     return DecayRows(q, k, log_decay[..., 0], strength, skip, valid), exact
+
+
+def difference_by_rows(source):
+    """The difference of two softmaxes, row by row over the keys that the row sees."""
+    _, b, h, t, _ = source.q.shape
+    exact = torch.zeros(b, h, t, t, dtype=torch.float64)
+    for sequence, head, i in itertools.product(range(b), range(h), range(t)):
+        seen = torch.arange(i + 1)[source.valid[sequence, : i + 1]]
+        q, k = source.q[:, sequence, head, i].double(), source.k[:, sequence, head * source.k.shape[2] // h].double()
+        first, second = (torch.softmax(k[which, seen] @ q[which] * source.scale, -1) for which in (0, 1))
+        exact[sequence, head, i, seen] = first - source.lam * second
+    return exact
 
 
 def mlstm_by_steps(q, k, forget, given, eps):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers as tf
 
+from tests import causal_types
 from tests.families import random_tokens, tiny
 from workbench import WorkbenchError, open_model, open_run
 from workbench.cli.main import main
@@ -163,10 +164,7 @@ def test_a_scan_of_such_a_directory_stores_the_reason(llama, tmp_path, what, mon
 
 def test_a_scan_scores_the_checkpoints_of_an_older_family(tmp_path, monkeypatch, capsys):
     tiny("gptj").save_pretrained(tmp_path / "series" / "step1")
-    several_softmaxes = tf.DiffLlamaForCausalLM(
-        tf.DiffLlamaConfig(**_STATE, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)
-    )
-    several_softmaxes.save_pretrained(tmp_path / "other" / "step1")
+    causal_types.tiny("hrm_text").save_pretrained(tmp_path / "other" / "step1")
     for name, code in (("series", 0), ("other", 1)):
         argv = ["workbench", "scan", str(tmp_path / name), "--out", str(tmp_path / "run" / name), "--json"]
         monkeypatch.setattr("sys.argv", [*argv, "--detector", "induction"])
@@ -175,5 +173,5 @@ def test_a_scan_scores_the_checkpoints_of_an_older_family(tmp_path, monkeypatch,
         assert ended.value.code == code
     assert len(open_run(tmp_path / "run" / "series").scores(detector="induction")) > 0
     (failure,) = open_run(tmp_path / "run" / "other").failures().to_dict("records")
-    assert "attend more than once per pass" in failure["message"]
+    assert "runs its layers several times a pass" in failure["message"]
     assert "Traceback" not in "".join(capsys.readouterr())

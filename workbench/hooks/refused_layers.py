@@ -21,7 +21,8 @@ from workbench.hooks.taps.layer_lists import blocks, numbered
 _EXPECTED = (
     "Expected, in every layer that mixes tokens, causal softmax attention (through transformers' AttentionInterface, "
     "or one softmax and one product with the values), lightning attention, a gated delta net, Kimi delta attention, "
-    "Mamba-1 or 2, RG-LRU, RWKV-4, a gated short convolution or mLSTM; the README lists the families"
+    "Mamba-1 or 2, RG-LRU, RWKV-4, a gated short convolution, mLSTM or differential attention; the README lists the "
+    "families"
 )
 _N_NAMED = 3
 # What a layer holds, and what it does with it; the first that is there is said.
@@ -77,8 +78,8 @@ def why_refused(model: PreTrainedModel, faults: Mapping[str, Sequence[int]], run
     if twice == at_fault and all(runs.get(i) == 1 for i in twice) and not _share_numbers(model):
         return (
             f"{name} cannot be recorded exactly: {_names(twice, classes)} attend more than once per pass: its heads "
-            "have several softmaxes, as in differential attention, and their pattern is none of them. Expected one "
-            f"softmax a head. Leave this model out; {OWN_PROBABILITIES}"
+            "have several softmaxes, and their pattern is none of them. Expected one softmax a head, or the differential "
+            f"attention of DiffLlama. Leave this model out; {OWN_PROBABILITIES}"
         )
     reasons = "; ".join(fault.format(_names(layers, classes)) for fault, layers in faults.items() if layers)
     return (

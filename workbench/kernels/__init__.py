@@ -4,6 +4,7 @@ from workbench.kernels.linear.band_rows import BandRows
 from workbench.kernels.linear.channel_decay_rows import ChannelDecayRows
 from workbench.kernels.linear.decay_rows import DecayRows
 from workbench.kernels.linear.delta_rows import DeltaRows
+from workbench.kernels.linear.difference_rows import DifferenceRows
 from workbench.kernels.linear.mlstm_rows import MlstmRows
 from workbench.kernels.linear.signed_rows import ChannelRows, SignedRows, signed_crop, signed_pattern, signed_statistics
 from workbench.kernels.masks import CausalMask, Hidden, SelectedMask, TileMask, hidden_runs
@@ -20,6 +21,7 @@ __all__ = [
     "ChannelRows",
     "DecayRows",
     "DeltaRows",
+    "DifferenceRows",
     "Far",
     "Hidden",
     "MlstmRows",

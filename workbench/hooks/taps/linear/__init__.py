@@ -1,6 +1,7 @@
 """Linear and recurrent layers of every family behind one interface; the import registers the built-in mixers."""
 
 from workbench.hooks.taps.linear import (
+    difference,
     gated_delta,
     kimi_delta,
     lightning,
@@ -22,6 +23,7 @@ __all__ = [
     "LinearLayer",
     "Reach",
     "decay_reach",
+    "difference",
     "gated_delta",
     "head_outputs",
     "kimi_delta",

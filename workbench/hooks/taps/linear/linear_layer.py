@@ -29,10 +29,11 @@ class LinearLayer:
     """One linear token mixer of a model.
 
     `index`: WITHOUT_NUMBER of a module that does not know its own, which then follows from its place in the model.
-    `mixer`: "lightning", "gdn", "kda", "ssm", "mamba1", "rg_lru", "rwkv4", "conv", "mlstm", or the name of a registered
-    one. `n_kv_heads` counts the key heads that the heads share in groups; `d_head` is the width of queries and keys, or
-    of the head where it has none. `has_conv`: a short convolution over the last few tokens, or a mixture with the token
-    before, comes before q, k and v, so that what a head does to the previous token is partly not in its pattern.
+    `mixer`: "lightning", "gdn", "kda", "ssm", "mamba1", "rg_lru", "rwkv4", "conv", "mlstm", "diff", or the name of a
+    registered one. `n_kv_heads` counts the key heads that the heads share in groups; `d_head` is the width of queries
+    and keys, or of the head where it has none. `has_conv`: a short convolution over the last few tokens, or a mixture
+    with the token before, comes before q, k and v, so that what a head does to the previous token is partly not in its
+    pattern.
     `slopes`: decay per token in nats, in float32, where it does not depend on the tokens; else None. `n_taps`: of a
     layer that is a short convolution and has no decay, how many tokens it sees, the own one counted; else None.
     `reads_padding`: the model does not hide padding from the layer, which reads it as tokens.
@@ -74,9 +75,9 @@ class LinearCall:
     `v`: so that the heads' outputs are the implied rows times v; where `rows` are `ChannelRows`, the outputs of every
     channel are its own rows times v. `log_decay`: per token and head, and per key channel where the layer has a rate
     for each (KDA), or per channel of v (of Mamba-1 the slowest of its states); None where it has none, as a short
-    convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`, `ChannelDecayRows`, `BandRows` or `MlstmRows` of
-    `workbench.kernels`. `gate`: by which the outputs are multiplied before they are handed on, where no norm comes
-    between.
+    convolution. `rows`: the implied rows, `DecayRows`, `DeltaRows`, `ChannelDecayRows`, `BandRows`, `MlstmRows` or
+    `DifferenceRows` of `workbench.kernels`. `gate`: by which the outputs are multiplied before they are handed on,
+    where no norm comes between.
     """
 
     layer: int

@@ -49,6 +49,9 @@ def reading_linear(model: PreTrainedModel, valid: Bool[Tensor, "b t"], reader: L
         outputs: dict[str, Tensor] = {}
         tapped = [(name, x) for name, x in adapted.module.named_modules() if name in adapted.adapter.taps]
         handles += [x.register_forward_hook(_keep(outputs, name)) for name, x in tapped]
+        if adapted.adapter.keywords:
+            keep = _keep_keywords(outputs, adapted.adapter.keywords)
+            handles.append(adapted.module.register_forward_pre_hook(keep, with_kwargs=True))
         before_projection = _hand_over(adapted, outputs, valid=valid, reader=reader)
         handles.append(adapted.projection.register_forward_pre_hook(before_projection))
     try:
@@ -149,6 +152,20 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[A
     def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         if threading.get_ident() == thread:
             outputs[name] = output.detach()
+
+    return keep
+
+
+def _keep_keywords(
+    outputs: dict[str, Tensor], names: tuple[str, ...]
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    thread = threading.get_ident()
+
+    def keep(_: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            for name in names:
+                value = keywords[name]
+                outputs[name] = (torch.stack(value) if isinstance(value, tuple) else value).detach()
 
     return keep
 

@@ -29,6 +29,7 @@ class Adapter:
     read: LayerReader
     norm: str
     projection: str
+    keywords: tuple[str, ...] = ()
 
 
 # By class name of the module.
@@ -42,6 +43,7 @@ def mixer(
     taps: Iterable[str],
     norm: str,
     projection: str,
+    keywords: Iterable[str] = (),
 ) -> Callable[[LayerReader], LayerReader]:
     """Register the decorated function as the reader of linear layers whose module has this class name.
 
@@ -56,13 +58,22 @@ def mixer(
             have are left out.
         norm: the submodule that takes the heads' outputs first; `projection` again where there is no norm.
         projection: the submodule that is the output projection.
+        keywords: arguments of the module itself, passed by name, that are kept beside the outputs of the taps: a
+            tensor, or a tuple of tensors of one shape, which are stacked.
 
     Raises:
         WorkbenchError: for a function without a docstring, or a class name that another function holds.
     """
 
     def register(read: LayerReader) -> LayerReader:
-        adapter = Adapter(describe=describe, taps=tuple(taps), read=read, norm=norm, projection=projection)
+        adapter = Adapter(
+            describe=describe,
+            taps=tuple(taps),
+            read=read,
+            norm=norm,
+            projection=projection,
+            keywords=tuple(keywords),
+        )
         for name in (class_name, *more_class_names):
             MIXERS.add(name, adapter, function=read)
         return read
