@@ -12,6 +12,7 @@ from tests.families import CONFIGS, SOFTMAX, WINDOW, random_tokens, tiny
 from workbench import probes
 from workbench.heads import WorkbenchError
 from workbench.hooks import CellSum, open_model
+from workbench.hooks.recording.unreadable_needs import UnreadableNeed
 from workbench.probes.token_ids import BeyondContext
 
 KINDS = {
@@ -103,8 +104,9 @@ def test_an_error_inside_the_pass_leaves_no_trace():
     def broken(_):
         raise RuntimeError("a detector's own mistake")
 
-    with pytest.raises(RuntimeError, match="own mistake"):
+    with pytest.raises(UnreadableNeed, match="RuntimeError in the need 'broken': a detector's own mistake") as raised:
         m.record(random_tokens(1, 9), {CellSum("broken", broken)})
+    assert isinstance(raised.value.__cause__, RuntimeError)
     assert model.config._attn_implementation == "sdpa"
 
 
