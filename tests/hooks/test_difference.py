@@ -156,7 +156,7 @@ def test_an_ablated_head_hands_on_nothing_and_generation_under_it_is_that_of_pas
 def test_windows_are_refused_with_a_sentence():
     m = open_model(tiny())
     with (
-        pytest.raises(WorkbenchError, match="layer 0 is diff attention, which has no window to set"),
+        pytest.raises(WorkbenchError, match="diff attention, which has no window to set"),
         m.restrict([KVHead(0, 0)], window=4),
     ):
         pass

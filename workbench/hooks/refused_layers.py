@@ -78,8 +78,8 @@ def why_refused(model: PreTrainedModel, faults: Mapping[str, Sequence[int]], run
     if twice == at_fault and all(runs.get(i) == 1 for i in twice) and not _share_numbers(model):
         return (
             f"{name} cannot be recorded exactly: {_names(twice, classes)} attend more than once per pass: its heads "
-            "have several softmaxes, and their pattern is none of them. Expected one softmax a head, or the differential "
-            f"attention of DiffLlama. Leave this model out; {OWN_PROBABILITIES}"
+            "have several softmaxes, and their pattern is none of them. Expected one softmax a head, or differential "
+            f"attention as DiffLlama has it. Leave this model out; {OWN_PROBABILITIES}"
         )
     reasons = "; ".join(fault.format(_names(layers, classes)) for fault, layers in faults.items() if layers)
     return (
